@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * libpostcopy: by which a virtual machine monitor (VMM) hands its guest's memory
+ * to postcopyd.
+ *
+ * Theory of operation
+ * -------------------
+ * In postcopy the guest is paused on the source, its small device state (vmstate)
+ * moves, it resumes on the destination at once, and its memory follows while it
+ * runs. postcopyd moves the memory; the VMM only
+ *
+ *   on the source:       attaches with the guest running; on POSTCOPY_EVENT_PAUSE
+ *                        stops its vCPUs and calls postcopy_source_paused() with
+ *                        its vmstate; on POSTCOPY_EVENT_COMPLETE it may exit. On
+ *                        POSTCOPY_EVENT_RESUME the migration was cancelled in
+ *                        time: the guest runs on here.
+ *   on the destination:  creates empty guest memory of the same shape, attaches
+ *                        before any vCPU exists or touches it; on
+ *                        POSTCOPY_EVENT_VMSTATE loads the vmstate, calls
+ *                        postcopy_destination_loaded(), starts its vCPUs, calls
+ *                        postcopy_destination_resumed(); on
+ *                        POSTCOPY_EVENT_COMPLETE every page is there.
+ *
+ * The library creates the userfaultfd, registers the regions in the mode their
+ * memory needs, and keeps its own copy of it open: closing the last reference
+ * would let absent pages read as zeroes. Absent pages may be touched by any thread
+ * of the VMM, from attach on; it sleeps until the page is there (before
+ * POSTCOPY_EVENT_VMSTATE nobody delivers pages, so don't wait for such a thread).
+ *
+ * While attached on the destination:
+ *   - madvise(MADV_DONTNEED, MADV_REMOVE) on a region discards: a page that had not
+ *     arrived yet is zero from then on and is never fetched.
+ *   - munmap() and mremap() of whole or partial regions are followed.
+ *   - the regions are set MADV_DONTFORK: a child does not see guest memory.
+ *   - never fallocate() or KVM_PRE_FAULT_MEMORY a page that has not arrived.
+ *
+ * Threads: a `struct postcopy` may be used by one thread at a time; different
+ * ones are independent. No call runs callbacks or starts threads.
+ *
+ * Errors: each call returns 0 or a negative errno; where it takes an `err`, a
+ * line of text says what failed, on what, and what to do. @err may be NULL.
+ */
+#ifndef POSTCOPY_POSTCOPY_H
+#define POSTCOPY_POSTCOPY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define POSTCOPY_API __attribute__((visibility("default")))
+
+#define POSTCOPY_REGIONS_MAX 64 /* regions of one guest */
+#define POSTCOPY_ID_MAX 64      /* bytes of a migration id, without its NUL */
+#define POSTCOPY_DEFAULT_SOCKET "/run/postcopyd/vmm.sock"
+
+struct postcopy; /* one attachment of one guest to the daemon */
+
+struct postcopy_error {
+	int code;       /* negative errno, 0 while nothing failed */
+	char text[320]; /* one line, without newline */
+};
+
+/** What a region's memory is. The two sides may differ. */
+enum postcopy_memory {
+	/** memfd_create() without huge pages. Sealed F_SEAL_SHRINK by the daemon. */
+	POSTCOPY_MEMORY_MEMFD = 1,
+	/** memfd_create(MFD_HUGETLB). Page sizes 2 MiB and 1 GiB. */
+	POSTCOPY_MEMORY_HUGETLB = 2,
+	/** KVM_CREATE_GUEST_MEMFD with GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED. */
+	POSTCOPY_MEMORY_GUEST_MEMFD = 3,
+	/** Private anonymous memory: no descriptor, the source is read through /proc/self/mem. */
+	POSTCOPY_MEMORY_ANONYMOUS = 4,
+};
+
+/** One contiguous range of guest memory. */
+struct postcopy_region {
+	enum postcopy_memory memory;
+	uint32_t flags;           /**< 0; bits are reserved */
+	uint64_t guest_phys_addr; /**< bytes, multiple of page_size; regions may not overlap */
+	uint64_t size;            /**< bytes, multiple of page_size, above 0 */
+	uint64_t page_size;       /**< bytes: 4096, 2 MiB or 1 GiB, what the mapping is made of */
+	void *host_addr;          /**< where it is mapped in this process, aligned to page_size */
+	int fd;             /**< the memory's descriptor; -1 for anonymous memory. Borrowed. */
+	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size */
+};
+
+enum postcopy_event_type {
+	POSTCOPY_EVENT_NONE = 0, /**< the timeout passed */
+	POSTCOPY_EVENT_PAUSE,    /**< source: stop the vCPUs, then postcopy_source_paused() */
+	POSTCOPY_EVENT_RESUME,   /**< source: cancelled before the point of no return, run on */
+	POSTCOPY_EVENT_VMSTATE,  /**< destination: load it, then _loaded() and _resumed() */
+	POSTCOPY_EVENT_COMPLETE, /**< both: every page is at the destination */
+	POSTCOPY_EVENT_FAILED,   /**< the migration failed or was cancelled; see @reason */
+};
+
+struct postcopy_event {
+	enum postcopy_event_type type;
+	int vmstate_fd;       /**< VMSTATE: a sealed memfd, owned by the caller; else -1 */
+	uint64_t vmstate_len; /**< VMSTATE: bytes */
+	char reason[320];     /**< FAILED and RESUME: one line */
+};
+
+/**
+ * postcopy_source_attach() - hand over a running guest's memory for reading
+ * @socket_path: the daemon's VMM socket, NULL for POSTCOPY_DEFAULT_SOCKET
+ * @migration_id: as the control plane prepared it; 1..POSTCOPY_ID_MAX of [A-Za-z0-9._-]
+ * @regions: the guest's memory; copied, the descriptors are borrowed for the call
+ * @n_regions: 1..POSTCOPY_REGIONS_MAX
+ * @ret: the attachment, for postcopy_detach(); untouched on failure
+ *
+ * Blocks until the daemon has accepted or refused, 10 s at most.
+ *
+ * Return: 0, or a negative errno: -EINVAL for a table the library or the daemon
+ * refuses, -ENOENT where the daemon knows no such migration, -EBUSY where one is
+ * attached already, -ECONNREFUSED / -ENOENT where no daemon listens, -ETIMEDOUT.
+ */
+POSTCOPY_API int postcopy_source_attach(const char *socket_path, const char *migration_id,
+                                        const struct postcopy_region *regions, size_t n_regions,
+                                        struct postcopy **ret, struct postcopy_error *err);
+
+/**
+ * postcopy_destination_attach() - register empty guest memory and hand it over
+ *
+ * Arguments and errors as postcopy_source_attach(). Also -EPERM where this process may
+ * not create a userfaultfd (needs CAP_SYS_PTRACE or access to /dev/userfaultfd), and
+ * -EOPNOTSUPP where the kernel can't trap this kind of memory. On failure nothing stays
+ * registered.
+ */
+POSTCOPY_API int postcopy_destination_attach(const char *socket_path, const char *migration_id,
+                                             const struct postcopy_region *regions,
+                                             size_t n_regions, struct postcopy **ret,
+                                             struct postcopy_error *err);
+
+/** A descriptor that polls readable when postcopy_next_event() has one. Owned by @p. */
+POSTCOPY_API int postcopy_fd(const struct postcopy *p);
+
+/**
+ * postcopy_next_event() - what the daemon wants
+ * @timeout_ms: 0 to look, -1 to wait for good
+ * @ret_event: written on success
+ *
+ * Return: 0 (type NONE where nothing came in time), -EPIPE where the daemon is gone,
+ * -EPROTO where it said something impossible.
+ */
+POSTCOPY_API int postcopy_next_event(struct postcopy *p, int timeout_ms,
+                                     struct postcopy_event *ret_event, struct postcopy_error *err);
+
+/**
+ * postcopy_source_paused() - answer to POSTCOPY_EVENT_PAUSE
+ * @vmstate: device and vCPU state, opaque to the daemons; copied
+ * @len: bytes; the daemon's limit is 64 MiB unless configured
+ *
+ * From here until POSTCOPY_EVENT_RESUME, guest memory must not change: no vCPU,
+ * device or vhost worker may write it.
+ */
+POSTCOPY_API int postcopy_source_paused(struct postcopy *p, const void *vmstate, size_t len,
+                                        struct postcopy_error *err);
+
+/** The other answer to POSTCOPY_EVENT_PAUSE: it can't. The guest runs on here. */
+POSTCOPY_API int postcopy_source_pause_failed(struct postcopy *p, const char *reason,
+                                              struct postcopy_error *err);
+
+/** The vmstate is loaded; vCPUs are about to run. */
+POSTCOPY_API int postcopy_destination_loaded(struct postcopy *p, struct postcopy_error *err);
+
+/** The guest runs here. Ends the downtime. */
+POSTCOPY_API int postcopy_destination_resumed(struct postcopy *p, struct postcopy_error *err);
+
+/** The vmstate can't be loaded: no vCPU has run, so the source may resume the guest. */
+POSTCOPY_API int postcopy_destination_load_failed(struct postcopy *p, const char *reason,
+                                                  struct postcopy_error *err);
+
+/**
+ * postcopy_detach() - give the attachment back
+ *
+ * On the destination before POSTCOPY_EVENT_COMPLETE this gives up the guest: its
+ * missing pages would read as zeroes. NULL is allowed.
+ *
+ * Return: NULL
+ */
+POSTCOPY_API struct postcopy *postcopy_detach(struct postcopy *p);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

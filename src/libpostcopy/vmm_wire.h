@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What libpostcopy and the daemon say to each other.
+ *
+ * A unix SEQPACKET socket; each packet is one message: a header of 8 bytes
+ * (u16 type, u16 version, u32 payload length), then the payload, all
+ * little-endian; descriptors travel beside it by SCM_RIGHTS. Both ends use
+ * this codec and check every field, for neither trusts the other.
+ *
+ *   VMM                          daemon
+ *   ATTACH (table, fds)     ->
+ *                           <-   ATTACHED, or ERROR and the socket closes
+ *   source:                 <-   PAUSE
+ *   PAUSED (vmstate) / ERROR ->
+ *                           <-   RESUME (cancelled in time) or COMPLETE
+ *   destination:            <-   VMSTATE (fd)
+ *   LOADED / ERROR, RESUMED ->
+ *                           <-   COMPLETE
+ *   either:                 <-   ERROR: the migration failed
+ */
+#ifndef LIBPOSTCOPY_VMM_WIRE_H
+#define LIBPOSTCOPY_VMM_WIRE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "postcopy/postcopy.h"
+#include "util/error.h"
+
+#define VMM_WIRE_VERSION 1
+#define VMM_WIRE_HEADER_BYTES 8
+#define VMM_WIRE_PACKET_MAX 8192
+/* The userfaultfd and one descriptor a region. */
+#define VMM_WIRE_FDS_MAX (1 + POSTCOPY_REGIONS_MAX)
+#define VMM_WIRE_NO_FD UINT32_MAX
+
+enum vmm_wire_type {
+	VMM_WIRE_ATTACH = 1,
+	VMM_WIRE_ATTACHED = 2,
+	VMM_WIRE_ERROR = 3,
+	VMM_WIRE_PAUSE = 4,
+	VMM_WIRE_PAUSED = 5,
+	VMM_WIRE_RESUME = 6,
+	VMM_WIRE_VMSTATE = 7,
+	VMM_WIRE_LOADED = 8,
+	VMM_WIRE_RESUMED = 9,
+	VMM_WIRE_COMPLETE = 10,
+};
+
+enum vmm_wire_role {
+	VMM_WIRE_SOURCE = 1,
+	VMM_WIRE_DESTINATION = 2,
+};
+
+/* One region as it travels. @memory is an enum postcopy_memory, unchecked. */
+struct vmm_wire_region {
+	uint32_t memory;
+	uint32_t flags;
+	uint64_t guest_phys_addr;
+	uint64_t size;
+	uint64_t page_size;
+	uint64_t host_addr;
+	uint64_t fd_offset;
+	uint32_t fd_index;  /* into the packet's descriptors, or VMM_WIRE_NO_FD */
+	uint32_t uffd_mode; /* destination: UFFDIO_REGISTER_MODE_* it is registered with */
+};
+
+/*
+ * A decoded message. Which members hold something depends on the type:
+ *   ATTACH:   role, id, uffd_features, regions. Descriptors: on the destination the
+ *             userfaultfd first; then the memory, by fd_index (the index counts
+ *             all of the packet's descriptors). For an anonymous region the source
+ *             passes /proc/self/mem and fd_offset is the host address; the destination
+ *             passes none.
+ *   PAUSED:   vmstate_len, pause_ns (what stopping the vCPUs and saving took); one fd
+ *   VMSTATE:  vmstate_len; one fd
+ *   ERROR:    code (positive errno), text
+ */
+struct vmm_wire_msg {
+	enum vmm_wire_type type;
+	enum vmm_wire_role role;
+	char id[POSTCOPY_ID_MAX + 1];
+	uint64_t uffd_features;
+	uint32_t n_regions;
+	struct vmm_wire_region regions[POSTCOPY_REGIONS_MAX];
+	uint64_t vmstate_len;
+	uint64_t pause_ns;
+	uint32_t code;
+	char text[ERROR_TEXT_MAX];
+};
+
+/*
+ * vmm_wire_encode() - one packet
+ * @buf: VMM_WIRE_PACKET_MAX bytes
+ *
+ * Return: the packet's length. Text too long is cut; there is no other failure, for
+ * the struct's arrays bound the rest.
+ */
+size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf);
+
+/*
+ * vmm_wire_decode() - check and take a packet apart
+ *
+ * Structure only: lengths, known type, version, known role, id's characters, count of
+ * regions, fd_index below @n_fds, the number of descriptors the type carries. Whether
+ * the table makes sense is the region table's business.
+ *
+ * Return: 0 or -EPROTO / -EINVAL with @err set; @ret_msg is undefined on failure.
+ */
+int vmm_wire_decode(const void *buf, size_t len, size_t n_fds, struct vmm_wire_msg *ret_msg,
+                    struct error *err);
+
+/* 1..POSTCOPY_ID_MAX characters of [A-Za-z0-9._-], not starting with '.' */
+int vmm_wire_id_check(const char *id, struct error *err);
+
+/* Send one message with its descriptors (borrowed). Return: 0 or -errno. */
+int vmm_wire_send(int sock, const struct vmm_wire_msg *msg, const int *fds, size_t n_fds);
+
+/*
+ * vmm_wire_recv() - one message and its descriptors
+ * @flags: of recvmsg(), e.g. MSG_DONTWAIT
+ * @fds: VMM_WIRE_FDS_MAX entries; on success the first *@ret_n_fds are the caller's,
+ *       O_CLOEXEC. On failure none is left open.
+ *
+ * Return: 0; -EAGAIN; -EPIPE at end of file; -EPROTO (truncated packet or descriptors
+ * too) / -EINVAL with @err set; or the errno of recvmsg().
+ */
+int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, size_t *ret_n_fds,
+                  struct error *err);
+
+#endif
