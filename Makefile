@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# The front door; everything behind it is meson (build/) and tests/run-suites.
+BUILD ?= build
+BUILDTYPE ?= debugoptimized
+# One migration as `make demo` shows it; give others to the bench in DEMO.
+DEMO ?= --memory 1G --workload random --vcpus 2
+REPORT ?= demo-report.html
+
+C_FILES = $(shell find src include tests bpf -name '*.[ch]' | LC_ALL=C sort)
+
+.PHONY: all deps demo test test-vm asan tsan lint install clean
+
+all: $(BUILD)/build.ninja
+	ninja -C $(BUILD)
+
+$(BUILD)/build.ninja:
+	tests/install-deps --check build
+	meson setup --buildtype=$(BUILDTYPE) $(BUILD)
+
+deps:
+	tests/install-deps build run test
+
+demo:
+	tests/install-deps build run
+	$(MAKE) all
+	$(BUILD)/src/ctl/postcopyctl bench $(DEMO) --report $(REPORT)
+	@echo "The report with the timeline and the histograms: $(abspath $(REPORT))"
+
+test: deps
+	tests/run-suites --build $(BUILD)
+
+# In QEMU; POSTCOPYD_TEST_KERNEL_DIR names the directory of a kernel that can do guest_memfd
+# with userfaultfd.
+test-vm: deps
+	tests/run-suites --build $(BUILD) vm
+
+asan: deps
+	tests/run-suites --build $(BUILD) unit-asan integration-asan
+
+tsan: deps
+	tests/run-suites --build $(BUILD) unit-tsan
+
+lint: $(BUILD)/build.ninja
+	tests/install-deps lint
+	tests/check-includes
+	clang-format --dry-run -Werror $(C_FILES)
+	ninja -C $(BUILD)
+	clang-tidy -p $(BUILD) --quiet $(filter src/%.c,$(C_FILES))
+
+install: all
+	meson install -C $(BUILD) --no-rebuild
+
+clean:
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(REPORT)

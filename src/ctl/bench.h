@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The benchmark: two daemons and two VMMs on this host, a real guest migrated from
+ * one to the other, which then checks each of its pages.
+ *
+ * bench.c        the command: options, what the host must have, set-up and clean-up
+ * bench_run.c    one migration
+ * bench_result.c the figures: what JSON has, medians of several runs
+ * bench_print.c  the figures for people
+ *
+ * One thread; it waits in poll() only, on the daemons' answers and the VMMs' status
+ * lines, and each of these waits ends when a signal wants the benchmark to end
+ * (cancel_fd), so that all ways out pass the clean-up.
+ */
+#ifndef CTL_BENCH_H
+#define CTL_BENCH_H
+
+#include <json-c/json.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ctl/bench_host.h"
+#include "ctl/bench_process.h"
+#include "util/error.h"
+
+struct bench_options {
+	const char *backend;
+	const char *workload;
+	const char *map;
+	const char *report;    /* HTML file, or NULL */
+	const char *keep_logs; /* directory, or NULL */
+	uint64_t memory_bytes;
+	uint64_t vcpus;
+	uint64_t streams;
+	uint64_t write_percent;
+	uint64_t zero_percent;
+	uint64_t seed;
+	uint64_t vmstate_pad_bytes;
+	uint64_t runs;
+	uint64_t idle_faults; /* UINT64_MAX: not given */
+	bool floors;
+	bool hugepages;
+};
+
+struct client;
+
+struct bench {
+	const struct bench_options *options;
+	int cancel_fd;
+	bool quiet; /* no progress on stderr */
+	char dir[64];
+	char log_dir[PATH_MAX];
+	char daemon_path[PATH_MAX];
+	char vmm_path[PATH_MAX];
+	struct process source_daemon;
+	struct process destination_daemon;
+	unsigned int port; /* of the source's page server */
+	struct client *source;
+	struct client *destination;
+	struct client *watcher; /* a second connection to the destination */
+	struct hugepages hugepages;
+};
+
+/* The two daemons, and connections to them. bench_stop() also after failure. */
+int bench_start(struct bench *b, struct error *err);
+void bench_stop(struct bench *b);
+
+/*
+ * bench_migrate() - one migration from fresh VMMs to the guest's own verdict
+ * @n: which run it is, from 0 on
+ * @ret: the result with the series of the report ("timeline", "fault_dots", "fault_histogram")
+ */
+int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, struct error *err);
+
+/*
+ * bench_result_new() - the benchmark's contract
+ * @report: the destination's Report
+ * @source: the source's Get
+ * @verdict: the guest's result line
+ */
+struct json_object *bench_result_new(const struct bench_options *o, struct json_object *report,
+                                     struct json_object *source, struct json_object *verdict);
+
+/* Adds "floors" and the "ratios" of this result to them. */
+void bench_result_add_floors(struct json_object *result, struct json_object *floors);
+
+/* Whether every page was checked and is right; if not, @err says what is wrong. */
+bool bench_result_good(struct json_object *result, struct error *err);
+
+/* Takes the series out, which are for the HTML page only. */
+void bench_result_drop_series(struct json_object *result);
+
+/*
+ * bench_result_median() - @results (an array of at least one) as one
+ *
+ * Each number is the median of its peers; the integrity counts are sums.
+ */
+struct json_object *bench_result_median(struct json_object *results);
+
+/* For people. @runs: how many it is the median of. */
+void bench_print(struct json_object *result, size_t runs);
+
+/* One line for one of several runs. */
+void bench_print_run(struct json_object *result, size_t n);
+
+#endif

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/bench.h"
+
+#include <stdio.h>
+
+#include "ctl/json.h"
+#include "ctl/units.h"
+
+static struct text duration_at(struct json_object *r, const char *path)
+{
+	struct text unknown = { "?" };
+	double us;
+
+	return json_number(r, path, &us) ? text_duration(us) : unknown;
+}
+
+static struct text count_at(struct json_object *r, const char *path)
+{
+	struct text unknown = { "?" };
+	uint64_t n;
+
+	return json_count(r, path, &n) ? text_count(n) : unknown;
+}
+
+static struct text bytes_at(struct json_object *r, const char *path)
+{
+	struct text unknown = { "?" };
+	double v;
+
+	return json_number(r, path, &v) ? text_bytes(v) : unknown;
+}
+
+static void print_setting(struct json_object *r, size_t runs)
+{
+	printf("  guest      %s of %s in pages of %s, %s vCPUs, %s workload, %s %% writes\n",
+	       bytes_at(r, "memory_bytes").s, json_string_or(r, "backend", "?"),
+	       bytes_at(r, "page_bytes").s, count_at(r, "vcpus").s,
+	       json_string_or(r, "workload", "?"), count_at(r, "write_percent").s);
+	printf("  stream     %s bulk connections and an urgent one, %s, map %s\n",
+	       count_at(r, "streams").s, json_string_or(r, "tls", "?"),
+	       json_string_or(r, "map", "?"));
+	printf("  host       Linux %s, %s CPUs, %s\n", json_string_or(r, "host.kernel", "?"),
+	       count_at(r, "host.cpus").s, json_string_or(r, "host.cpu_model", "?"));
+	if (runs > 1)
+		printf("  runs       %zu: medians follow, integrity is the sum\n", runs);
+	putchar('\n');
+}
+
+static void print_course(struct json_object *r)
+{
+	double total_ms = json_number_or(r, "total_ms", 0) * 1000;
+
+	printf("  downtime   %s = pause %s + send %s + load %s + resume %s\n",
+	       duration_at(r, "downtime_us.total").s, duration_at(r, "downtime_us.pause").s,
+	       duration_at(r, "downtime_us.send").s, duration_at(r, "downtime_us.load").s,
+	       duration_at(r, "downtime_us.resume").s);
+	printf("  total      %s, bulk %s/s, %s moved\n", text_duration(total_ms).s,
+	       bytes_at(r, "bulk_bytes_per_s").s, bytes_at(r, "bulk_bytes").s);
+	printf("  pages      %s, filled by write %s, memcpy %s, copy %s, zero %s\n",
+	       count_at(r, "pages_total").s, count_at(r, "fill.write").s,
+	       count_at(r, "fill.memcpy").s, count_at(r, "fill.copy").s,
+	       count_at(r, "fill.zero").s);
+	printf("  faults     %s: %s remote, %s minor, %s coalesced\n",
+	       count_at(r, "faults.total").s, count_at(r, "faults.remote").s,
+	       count_at(r, "faults.minor").s, count_at(r, "faults.coalesced").s);
+	printf("  prefetch   %s hit, %s late, %s wasted\n\n", count_at(r, "prefetch.hit").s,
+	       count_at(r, "prefetch.late").s, count_at(r, "prefetch.wasted").s);
+}
+
+static void print_latency(struct json_object *r, const char *label, const char *path)
+{
+	static const char *const columns[] = { "p50", "p90", "p99", "p999", "max" };
+	struct json_object *o = json_find(r, path);
+	uint64_t count;
+	double us;
+
+	if (!o)
+		return;
+	printf("  %-24s %12s", label, json_count(o, "count", &count) ? text_count(count).s : "");
+	for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
+		printf(" %9s", json_number(o, columns[i], &us) ? text_number(us).s : "-");
+	putchar('\n');
+}
+
+static void print_latencies(struct json_object *r)
+{
+	printf("  %-24s %12s %9s %9s %9s %9s %9s\n", "latency in us", "count", "p50", "p90", "p99",
+	       "p99.9", "max");
+	print_latency(r, "remote fault", "fault_us");
+	print_latency(r, "  no bulk in flight", "fault_idle_us");
+	print_latency(r, "  beside bulk", "fault_bulk_us");
+	print_latency(r, "stall of a vCPU", "guest_stall_us");
+	print_latency(r, "access, by the guest", "vmm.guest_access_us");
+	putchar('\n');
+}
+
+static void print_ratio(struct json_object *r, const char *path, const char *what)
+{
+	double v;
+
+	if (json_number(r, path, &v))
+		printf(": %s is %.2f of it", what, v);
+	putchar('\n');
+}
+
+static void print_floors(struct json_object *r)
+{
+	double fault, v;
+
+	if (!json_find(r, "floors"))
+		return;
+	fault = json_number_or(r, "floors.tls_pingpong_us.p50", 0) +
+	        json_number_or(r, "floors.uffd_resolve_us.p50", 0);
+	printf("  floor      TLS with as many connections %s/s",
+	       bytes_at(r, "floors.tls_bytes_per_s").s);
+	print_ratio(r, "ratios.bulk_to_tls", "bulk");
+	printf("  floor      ping-pong %s + local fault %s = %s",
+	       duration_at(r, "floors.tls_pingpong_us.p50").s,
+	       duration_at(r, "floors.uffd_resolve_us.p50").s, text_duration(fault).s);
+	print_ratio(r, "ratios.idle_fault_to_floor", "fault p50 without bulk");
+	if (json_number(r, "ratios.busy_fault_p99_to_floor", &v))
+		printf("  floor      the same against fault p99 beside bulk: %.2f of it\n", v);
+	printf("  floor      filling memory: pwrite %s/s, memcpy %s/s\n",
+	       bytes_at(r, "floors.pwrite_bytes_per_s").s,
+	       bytes_at(r, "floors.memcpy_bytes_per_s").s);
+}
+
+static void print_verdict(struct json_object *r)
+{
+	struct error err = ERROR_INIT;
+
+	printf("  daemons    peak memory %s source, %s destination\n",
+	       bytes_at(r, "rss_bytes.source").s, bytes_at(r, "rss_bytes.destination").s);
+	if (bench_result_good(r, &err))
+		printf("  integrity  %s pages checked by the guest itself: all right\n",
+		       count_at(r, "integrity.pages_checked").s);
+	else
+		printf("  integrity  BAD: %s, first %s\n", err.text,
+		       count_at(r, "integrity.first_bad").s);
+}
+
+void bench_print(struct json_object *r, size_t runs)
+{
+	printf("postcopy migration of a running guest on this host\n\n");
+	print_setting(r, runs);
+	print_course(r);
+	print_latencies(r);
+	print_floors(r);
+	print_verdict(r);
+}
+
+void bench_print_run(struct json_object *r, size_t n)
+{
+	printf("run %-4zu downtime %s total %s bulk %s/s, fault p50 %s p99 %s bad pages %s\n",
+	       n + 1, text_pad(duration_at(r, "downtime_us.total"), 8).s,
+	       text_pad(text_duration(json_number_or(r, "total_ms", 0) * 1000), 8).s,
+	       bytes_at(r, "bulk_bytes_per_s").s, text_pad(duration_at(r, "fault_us.p50"), 7).s,
+	       text_pad(duration_at(r, "fault_us.p99"), 8).s, count_at(r, "integrity.pages_bad").s);
+	fflush(stdout);
+}

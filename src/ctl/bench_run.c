@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/bench.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "ctl/client.h"
+#include "ctl/json.h"
+#include "ctl/pki.h"
+#include "ctl/progress.h"
+#include "util/clock.h"
+
+#define READY_TIMEOUT_MS 10000
+/* The guest writes or checks all of its memory in this time, and much to spare. */
+#define GUEST_TIMEOUT_MS(bytes) (60000 + (int)((bytes) >> 20) * 20)
+#define WATCH_INTERVAL_MS 50
+#define STALL_TIMEOUT_NS (60 * NSEC_PER_SEC)
+/* An idle guest takes no faults: don't wait for the asked number for ever. */
+#define IDLE_PHASE_MAX_NS (3 * NSEC_PER_SEC)
+/* The guest goes on for so long after the last page came, so that it meets them all. */
+#define RUN_AFTER_COMPLETE_MS "200"
+
+struct paths {
+	char control[128], vmm[128], cert[128], key[128], ca[128], log[PATH_MAX];
+};
+
+static void paths_init(struct paths *p, const struct bench *b, const char *side, const char *cert,
+                       const char *key)
+{
+	snprintf(p->control, sizeof p->control, "%s/%s.control", b->dir, side);
+	snprintf(p->vmm, sizeof p->vmm, "%s/%s.vmm", b->dir, side);
+	snprintf(p->cert, sizeof p->cert, "%s/%s", b->dir, cert);
+	snprintf(p->key, sizeof p->key, "%s/%s", b->dir, key);
+	snprintf(p->ca, sizeof p->ca, "%s/%s", b->dir, PKI_CA);
+	snprintf(p->log, sizeof p->log, "%.*s/%s-postcopyd.log", PATH_MAX - 64, b->log_dir, side);
+}
+
+/* Waits for "READY port=N". */
+static int wait_daemon(struct bench *b, struct process *p, unsigned int *ret_port,
+                       struct error *err)
+{
+	char *line;
+	int r = process_read_line(p, READY_TIMEOUT_MS, b->cancel_fd, &line, err);
+
+	if (r < 0)
+		return r;
+	if (sscanf(line, "READY port=%u", ret_port) != 1)
+		return error_set(err, -EPROTO, "%s said \"%.80s\" instead of READY", p->name, line);
+	return 0;
+}
+
+static int start_source(struct bench *b, struct error *err)
+{
+	struct paths p;
+	/* clang-format off */
+	char *const argv[] = {
+		b->daemon_path,
+		"--control", p.control, "--vmm", p.vmm, "--listen", "127.0.0.1:0",
+		"--cert", p.cert, "--key", p.key, "--ca", p.ca,
+		"--allow-peer", PKI_DESTINATION_NAME,
+		"--ready-fd", PROCESS_STATUS_FD_TEXT,
+		NULL,
+	};
+	/* clang-format on */
+	int r;
+
+	paths_init(&p, b, "source", PKI_SOURCE_CERT, PKI_SOURCE_KEY);
+	r = process_start(&b->source_daemon, "the source's postcopyd", argv, p.log, err);
+	if (!r)
+		r = wait_daemon(b, &b->source_daemon, &b->port, err);
+	return r < 0 ? r : client_new(p.control, b->cancel_fd, &b->source, err);
+}
+
+static int start_destination(struct bench *b, struct error *err)
+{
+	struct paths p;
+	/* clang-format off */
+	char *const argv[] = {
+		b->daemon_path,
+		"--control", p.control, "--vmm", p.vmm, "--cert", p.cert, "--key", p.key,
+		"--ca", p.ca, "--allow-peer", PKI_SOURCE_NAME,
+		"--ready-fd", PROCESS_STATUS_FD_TEXT,
+		NULL,
+	};
+	/* clang-format on */
+	unsigned int port;
+	int r;
+
+	paths_init(&p, b, "destination", PKI_DESTINATION_CERT, PKI_DESTINATION_KEY);
+	r = process_start(&b->destination_daemon, "the destination's postcopyd", argv, p.log, err);
+	if (!r)
+		r = wait_daemon(b, &b->destination_daemon, &port, err);
+	if (!r)
+		r = client_new(p.control, b->cancel_fd, &b->destination, err);
+	return r < 0 ? r : client_new(p.control, b->cancel_fd, &b->watcher, err);
+}
+
+int bench_start(struct bench *b, struct error *err)
+{
+	int r = pki_make(b->dir, err);
+
+	if (!r)
+		r = start_source(b, err);
+	return r < 0 ? r : start_destination(b, err);
+}
+
+void bench_stop(struct bench *b)
+{
+	b->watcher = client_free(b->watcher);
+	b->destination = client_free(b->destination);
+	b->source = client_free(b->source);
+	process_stop(&b->destination_daemon);
+	process_stop(&b->source_daemon);
+}
+
+/* One run's own things. */
+struct run {
+	struct bench *b;
+	char id[32];
+	char token[65];
+	struct process source_vmm;
+	struct process destination_vmm;
+	/* Following it: */
+	bool bulk_on;
+	uint64_t postcopy_since_ns; /* 0 before */
+	uint64_t moved_ns;          /* when something changed last */
+	uint64_t last_present;
+	char last_state[16];
+	struct progress progress;
+};
+
+static int token_make(char *ret, struct error *err)
+{
+	uint8_t bytes[32];
+
+	if (getrandom(bytes, sizeof bytes, 0) != sizeof bytes)
+		return error_errno(err, -errno, "random bytes for a token");
+	for (size_t i = 0; i < sizeof bytes; i++)
+		snprintf(ret + 2 * i, 3, "%02x", bytes[i]);
+	return 0;
+}
+
+static struct json_object *id_params(const struct run *run)
+{
+	struct json_object *params = json_object_new_object();
+
+	json_set_string(params, "id", run->id);
+	return params;
+}
+
+static int prepare(struct run *run, struct error *err)
+{
+	const struct bench_options *o = run->b->options;
+	_cleanup_json_ struct json_object *source = id_params(run);
+	_cleanup_json_ struct json_object *destination = id_params(run);
+	char address[32];
+	int r;
+
+	json_set_string(source, "role", "source");
+	json_set_string(source, "token", run->token);
+	r = client_call(run->b->source, "Prepare", source, NULL, err);
+	if (r < 0)
+		return error_prefix(err, "preparing the source");
+	snprintf(address, sizeof address, "127.0.0.1:%u", run->b->port);
+	json_set_string(destination, "role", "destination");
+	json_set_string(destination, "token", run->token);
+	json_set_string(destination, "source", address);
+	json_set_count(destination, "streams", o->streams);
+	json_set_string(destination, "map", o->map);
+	json_set_bool(destination, "bulk", run->bulk_on);
+	json_set_bool(destination, "prefetch", run->bulk_on);
+	r = client_call(run->b->destination, "Prepare", destination, NULL, err);
+	return r < 0 ? error_prefix(err, "preparing the destination") : 0;
+}
+
+static int start_vmm(struct run *run, bool source, struct error *err)
+{
+	const struct bench_options *o = run->b->options;
+	const char *side = source ? "source" : "destination";
+	char memory[24], vcpus[24], writes[24], zeroes[24], seed[24], pad[24];
+	char socket[128], log[PATH_MAX], name[48];
+	/* clang-format off */
+	char *const argv[] = {
+		run->b->vmm_path,
+		"--role", (char *)side, "--socket", socket, "--id", run->id,
+		"--memory", memory, "--backend", (char *)o->backend, "--vcpus", vcpus,
+		"--workload", (char *)o->workload, "--write-percent", writes,
+		"--zero-percent", zeroes, "--run-after-complete", RUN_AFTER_COMPLETE_MS,
+		"--seed", seed, "--vmstate-pad", pad,
+		"--status-fd", PROCESS_STATUS_FD_TEXT,
+		NULL,
+	};
+	/* clang-format on */
+
+	snprintf(memory, sizeof memory, "%" PRIu64, o->memory_bytes);
+	snprintf(vcpus, sizeof vcpus, "%" PRIu64, o->vcpus);
+	snprintf(writes, sizeof writes, "%" PRIu64, o->write_percent);
+	snprintf(zeroes, sizeof zeroes, "%" PRIu64, o->zero_percent);
+	snprintf(seed, sizeof seed, "%" PRIu64, o->seed);
+	snprintf(pad, sizeof pad, "%" PRIu64, o->vmstate_pad_bytes);
+	snprintf(socket, sizeof socket, "%s/%s.vmm", run->b->dir, side);
+	snprintf(log, sizeof log, "%.*s/%s-minivmm.log", PATH_MAX - 64, run->b->log_dir, side);
+	snprintf(name, sizeof name, "the %s's minivmm", side);
+	return process_start(source ? &run->source_vmm : &run->destination_vmm, name, argv, log,
+	                     err);
+}
+
+/* Reads status lines until @event. @ret may be NULL. */
+static int wait_event(struct run *run, struct process *vmm, const char *event,
+                      struct json_object **ret, struct error *err)
+{
+	int timeout_ms = GUEST_TIMEOUT_MS(run->b->options->memory_bytes);
+
+	for (;;) {
+		_cleanup_json_ struct json_object *status = NULL;
+		const char *name;
+		char *line;
+		int r = process_read_line(vmm, timeout_ms, run->b->cancel_fd, &line, err);
+
+		if (r < 0)
+			return error_prefix(err, "waiting for \"%s\"", event);
+		status = json_tokener_parse(line);
+		name = json_string_or(status, "event", NULL);
+		if (!name)
+			return error_set(err, -EPROTO, "%s: status line \"%.80s\" is not JSON",
+			                 vmm->name, line);
+		if (!strcmp(name, "failed"))
+			return error_set(
+			        err, -EIO, "%s: %s", vmm->name,
+			        json_string_or(status, "reason", "failed without a reason"));
+		if (strcmp(name, event))
+			continue;
+		if (ret)
+			*ret = steal_ptr(&status);
+		return 0;
+	}
+}
+
+static int attach_vmms(struct run *run, struct error *err)
+{
+	int r = start_vmm(run, true, err);
+
+	if (!r)
+		r = start_vmm(run, false, err);
+	if (!r)
+		r = wait_event(run, &run->source_vmm, "attached", NULL, err);
+	if (!r)
+		r = wait_event(run, &run->destination_vmm, "attached", NULL, err);
+	return r;
+}
+
+/* Ends the phase of idle faults: from here on bulk runs beside them. */
+static int switch_bulk_on(struct run *run, struct error *err)
+{
+	_cleanup_json_ struct json_object *params = id_params(run);
+
+	json_set_bool(params, "bulk", true);
+	json_set_bool(params, "prefetch", true);
+	run->bulk_on = true;
+	return client_call(run->b->destination, "SetLimits", params, NULL, err);
+}
+
+static int check_moving(struct run *run, struct json_object *migration, uint64_t now,
+                        struct error *err)
+{
+	uint64_t present = json_count_or(migration, "pages_present", 0);
+	const char *state = json_string_or(migration, "state", "");
+
+	if (present != run->last_present || strcmp(state, run->last_state)) {
+		run->last_present = present;
+		snprintf(run->last_state, sizeof run->last_state, "%s", state);
+		run->moved_ns = now;
+	}
+	if (now - run->moved_ns < STALL_TIMEOUT_NS)
+		return 0;
+	return error_set(err, -ETIMEDOUT, "state \"%s\", and nothing has moved for %llu s", state,
+	                 STALL_TIMEOUT_NS / NSEC_PER_SEC);
+}
+
+static int check_processes(struct run *run, struct error *err)
+{
+	struct process *const all[] = { &run->b->source_daemon, &run->b->destination_daemon,
+		                        &run->source_vmm, &run->destination_vmm };
+	int r = 0;
+
+	for (size_t i = 0; !r && i < sizeof all / sizeof *all; i++)
+		r = process_check(all[i], err);
+	return r;
+}
+
+static int follow(struct json_object *migration, void *userdata, struct error *err)
+{
+	struct run *run = userdata;
+	uint64_t now = clock_now_ns();
+	bool running = !strcmp(json_string_or(migration, "state", ""), "postcopy");
+	int r = check_processes(run, err);
+
+	if (!r)
+		r = check_moving(run, migration, now, err);
+	if (!r && running && !run->bulk_on) {
+		run->postcopy_since_ns = run->postcopy_since_ns ? run->postcopy_since_ns : now;
+		if (json_count_or(migration, "faults.remote", 0) >= run->b->options->idle_faults ||
+		    now - run->postcopy_since_ns >= IDLE_PHASE_MAX_NS)
+			r = switch_bulk_on(run, err);
+	}
+	progress_update(&run->progress, migration, now);
+	if (!r && !run->b->quiet) {
+		char line[512];
+
+		progress_format(&run->progress, migration, 30, line, sizeof line);
+		fprintf(stderr, "\r%s\033[K", line);
+	}
+	return r;
+}
+
+static int migrate(struct run *run, struct error *err)
+{
+	_cleanup_json_ struct json_object *params = id_params(run);
+	_cleanup_json_ struct json_object *last = NULL;
+	int r = client_call(run->b->destination, "Start", params, NULL, err);
+
+	if (r < 0)
+		return error_prefix(err, "starting");
+	run->moved_ns = clock_now_ns();
+	r = client_watch(run->b->watcher, run->id, WATCH_INTERVAL_MS, follow, run, &last, err);
+	if (!run->b->quiet)
+		fprintf(stderr, "\r\033[K");
+	if (r < 0)
+		return r;
+	if (strcmp(json_string_or(last, "state", ""), "complete"))
+		return error_set(err, -EIO, "the migration ended %s: %s",
+		                 json_string_or(last, "state", "without a state"),
+		                 json_string_or(last, "reason", "no reason given"));
+	return 0;
+}
+
+static int collect(struct run *run, struct json_object **ret, struct error *err)
+{
+	_cleanup_json_ struct json_object *params = id_params(run);
+	_cleanup_json_ struct json_object *report = NULL;
+	_cleanup_json_ struct json_object *source = NULL;
+	_cleanup_json_ struct json_object *verdict = NULL;
+	struct json_object *result, *rss;
+	int r = wait_event(run, &run->destination_vmm, "result", &verdict, err);
+
+	if (!r)
+		r = client_call(run->b->destination, "Report", params, &report, err);
+	if (!r)
+		r = client_call(run->b->source, "Get", params, &source, err);
+	if (r < 0)
+		return r;
+	result = bench_result_new(run->b->options, report, source, verdict);
+	rss = json_object_new_object();
+	json_set_count(rss, "source", process_peak_rss_bytes(&run->b->source_daemon));
+	json_set_count(rss, "destination", process_peak_rss_bytes(&run->b->destination_daemon));
+	json_object_object_add(result, "rss_bytes", rss);
+	*ret = result;
+	return 0;
+}
+
+/* Both VMMs end by themselves; one that finds bad pages may say so by its status too. */
+static int finish(struct run *run, struct error *err)
+{
+	int timeout_ms = GUEST_TIMEOUT_MS(run->b->options->memory_bytes);
+	int r = process_wait(&run->source_vmm, timeout_ms, run->b->cancel_fd, err);
+
+	return r < 0 ? r : process_wait(&run->destination_vmm, timeout_ms, run->b->cancel_fd, err);
+}
+
+int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, struct error *err)
+{
+	_cleanup_json_ struct json_object *result = NULL;
+	struct run run = {
+		.b = b,
+		.source_vmm = PROCESS_INIT,
+		.destination_vmm = PROCESS_INIT,
+		.bulk_on = !b->options->idle_faults,
+	};
+	int r = token_make(run.token, err);
+
+	snprintf(run.id, sizeof run.id, "bench-%d-%u", (int)getpid(), n);
+	if (!r)
+		r = prepare(&run, err);
+	if (!r)
+		r = attach_vmms(&run, err);
+	if (!r)
+		r = migrate(&run, err);
+	if (!r)
+		r = collect(&run, &result, err);
+	/* Where pages are bad that is the news, not how the VMM ended. */
+	if (!r && bench_result_good(result, NULL))
+		r = finish(&run, err);
+	process_stop(&run.destination_vmm);
+	process_stop(&run.source_vmm);
+	if (!r)
+		*ret = steal_ptr(&result);
+	return r;
+}

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ctl/commands.h"
+#include "util/cleanup.h"
+
+static const struct command *const commands[] = {
+	&check_command,  &prepare_command, &start_command, &switchover_command,
+	&watch_command,  &status_command,  &list_command,  &limits_command,
+	&cancel_command, &report_command,  &bench_command,
+};
+
+#define N_COMMANDS (sizeof commands / sizeof *commands)
+
+static void print_usage(FILE *to)
+{
+	fprintf(to, "usage: postcopyctl COMMAND [options]\n\n"
+	            "Live migration by postcopy: drive postcopyd, and measure it.\n\n");
+	for (size_t i = 0; i < N_COMMANDS; i++)
+		fprintf(to, "  %-10s %-3s %s\n", commands[i]->name,
+		        commands[i]->operand ? commands[i]->operand : "", commands[i]->summary);
+	fprintf(to,
+	        "\npostcopyctl COMMAND --help says more. Exit status: 0 done, 1 failed, 2 wrong\n"
+	        "usage or something that this host can't do.\n");
+}
+
+static int command_run(const struct command *cmd, int argc, char **argv)
+{
+	_cleanup_free_ void *args = malloc(cmd->args_size + 1);
+	struct ctl_common common;
+	const char *operand;
+	int r;
+
+	if (!args) {
+		perror("postcopyctl");
+		return CTL_FAILED;
+	}
+	r = options_parse(cmd, argc, argv, &common, &operand, args);
+	if (r)
+		return r < 0 ? CTL_USAGE : CTL_OK;
+	r = cmd->run(&common, operand, args);
+	if (fflush(stdout) == EOF) {
+		perror("postcopyctl: stdout");
+		return CTL_FAILED;
+	}
+	return r;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc < 2) {
+		print_usage(stderr);
+		return CTL_USAGE;
+	}
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+		print_usage(stdout);
+		return CTL_OK;
+	}
+	if (!strcmp(argv[1], "--version")) {
+		puts("postcopyctl " CTL_VERSION);
+		return CTL_OK;
+	}
+	for (size_t i = 0; i < N_COMMANDS; i++)
+		if (!strcmp(argv[1], commands[i]->name))
+			return command_run(commands[i], argc - 1, argv + 1);
+	fprintf(stderr, "postcopyctl: no command \"%s\" (see postcopyctl --help)\n", argv[1]);
+	return CTL_USAGE;
+}

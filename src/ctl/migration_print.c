@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/commands.h"
+
+#include <stdio.h>
+
+#include "ctl/json.h"
+#include "ctl/units.h"
+
+static void print_string(struct json_object *m, const char *label, const char *path)
+{
+	const char *s = json_string_or(m, path, "");
+
+	if (*s)
+		printf("  %-12s %s\n", label, s);
+}
+
+static void print_memory(struct json_object *m)
+{
+	uint64_t bytes, page;
+
+	if (!json_count(m, "memory_bytes", &bytes))
+		return;
+	printf("  %-12s %s %s", "memory", text_bytes((double)bytes).s,
+	       json_string_or(m, "backend", ""));
+	if (json_count(m, "page_bytes", &page))
+		printf(" in pages of %s", text_bytes((double)page).s);
+	putchar('\n');
+}
+
+static void print_pages(struct json_object *m)
+{
+	uint64_t present, total, zero;
+
+	if (!json_count(m, "pages_present", &present) || !json_count(m, "pages_total", &total))
+		return;
+	printf("  %-12s %s of %s", "pages", text_count(present).s, text_count(total).s);
+	if (total)
+		printf(" (%.1f %%)", 100.0 * (double)present / (double)total);
+	if (json_count(m, "pages_zero", &zero))
+		printf(", %s of them zero", text_count(zero).s);
+	putchar('\n');
+}
+
+static void print_downtime(struct json_object *m)
+{
+	static const char *const parts[] = { "pause", "send", "load", "resume" };
+	double us;
+
+	if (!json_number(m, "downtime_us.total", &us))
+		return;
+	printf("  %-12s %s =", "downtime", text_duration(us).s);
+	for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+		char path[32];
+
+		snprintf(path, sizeof path, "downtime_us.%s", parts[i]);
+		if (json_number(m, path, &us))
+			printf("%s %s %s", i ? " +" : "", parts[i], text_duration(us).s);
+	}
+	putchar('\n');
+}
+
+static void print_speed(struct json_object *m)
+{
+	double ms, rate;
+
+	if (json_number(m, "total_ms", &ms))
+		printf("  %-12s %s\n", "total", text_duration(ms * 1000).s);
+	if (json_number(m, "bulk_bytes_per_s", &rate))
+		printf("  %-12s %s/s\n", "bulk", text_bytes(rate).s);
+}
+
+static void print_faults(struct json_object *m)
+{
+	uint64_t total;
+	double p50, p99, max;
+
+	if (!json_count(m, "faults.total", &total))
+		return;
+	printf("  %-12s %s, %s of them remote", "faults", text_count(total).s,
+	       text_count(json_count_or(m, "faults.remote", 0)).s);
+	if (json_number(m, "fault_us.p50", &p50) && json_number(m, "fault_us.p99", &p99) &&
+	    json_number(m, "fault_us.max", &max))
+		printf(": p50 %s, p99 %s, max %s", text_duration(p50).s, text_duration(p99).s,
+		       text_duration(max).s);
+	putchar('\n');
+}
+
+static void print_served(struct json_object *m)
+{
+	uint64_t requests;
+
+	if (json_count(m, "served.requests", &requests))
+		printf("  %-12s %s in %s pages for %s requests\n", "served",
+		       text_bytes(json_number_or(m, "served.bytes", 0)).s,
+		       text_count(json_count_or(m, "served.pages", 0)).s, text_count(requests).s);
+}
+
+void migration_print(struct json_object *m)
+{
+	printf("%s: %s, %s\n", json_string_or(m, "id", "?"), json_string_or(m, "role", "?"),
+	       json_string_or(m, "state", "?"));
+	print_string(m, "reason", "reason");
+	print_string(m, "token", "token");
+	print_memory(m);
+	print_string(m, "TLS", "tls");
+	print_pages(m);
+	print_downtime(m);
+	print_speed(m);
+	print_faults(m);
+	print_served(m);
+}

@@ -1,0 +1,292 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/report_charts.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "ctl/chart.h"
+#include "ctl/json.h"
+#include "ctl/units.h"
+
+/* All figures are as wide; the viewer scales them. */
+#define WIDTH 920.0
+#define LEFT 70.0
+#define RIGHT 885.0
+
+/* A plot's rectangle, in SVG's coordinates: y grows downwards. */
+struct plot {
+	double top, bottom;
+	double x_max; /* the value at RIGHT; at LEFT it is 0 */
+};
+
+static double plot_x(const struct plot *p, double v)
+{
+	return LEFT + (RIGHT - LEFT) * v / p->x_max;
+}
+
+static double plot_y(const struct plot *p, double share)
+{
+	return p->bottom - (p->bottom - p->top) * share;
+}
+
+/* Both numbers of element @i of an array of pairs. */
+static bool pair_at(struct json_object *array, size_t i, double *a, double *b)
+{
+	struct json_object *pair = json_object_array_get_idx(array, i);
+
+	if (!json_object_is_type(pair, json_type_array) || json_object_array_length(pair) < 2)
+		return false;
+	*a = json_object_get_double(json_object_array_get_idx(pair, 0));
+	*b = json_object_get_double(json_object_array_get_idx(pair, 1));
+	return isfinite(*a) && isfinite(*b);
+}
+
+static size_t series_length(struct json_object *report, const char *path, struct json_object **ret)
+{
+	*ret = json_find(report, path);
+	return json_object_is_type(*ret, json_type_array) ? json_object_array_length(*ret) : 0;
+}
+
+static double series_x_max(struct json_object *array, size_t n, double x_max)
+{
+	for (size_t i = 0; i < n; i++) {
+		double x, y;
+
+		if (pair_at(array, i, &x, &y) && x > x_max)
+			x_max = x;
+	}
+	return x_max;
+}
+
+static void svg_open(FILE *f, double height, const char *label)
+{
+	fprintf(f, "<svg viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"%s\">\n", WIDTH,
+	        height, label);
+}
+
+static void grid_line(FILE *f, double y, const char *label)
+{
+	fprintf(f,
+	        "<line class=\"grid\" x1=\"%.0f\" x2=\"%.0f\" y1=\"%.1f\" y2=\"%.1f\"/>"
+	        "<text class=\"tick\" text-anchor=\"end\" x=\"%.0f\" y=\"%.1f\">%s</text>\n",
+	        LEFT, RIGHT, y, y, LEFT - 8, y + 4, label);
+}
+
+static void plot_title(FILE *f, const struct plot *p, const char *title)
+{
+	fprintf(f, "<text class=\"axis\" x=\"%.0f\" y=\"%.1f\">%s</text>\n", LEFT, p->top - 10,
+	        title);
+}
+
+/* Ticks of time in ms below a plot. */
+static void time_axis(FILE *f, const struct plot *p)
+{
+	double step = chart_step(p->x_max, 8);
+
+	for (unsigned int i = 0; i * step <= p->x_max * 1.0001; i++) {
+		double ms = i * step;
+
+		fprintf(f,
+		        "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>"
+		        "<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" "
+		        "y=\"%.1f\">%s</text>\n",
+		        plot_x(p, ms), plot_x(p, ms), p->top, p->bottom, plot_x(p, ms),
+		        p->bottom + 17, ms > 0 ? text_duration(ms * 1000).s : "0");
+	}
+}
+
+static void draw_pages(FILE *f, const struct plot *p, struct json_object *array, size_t n,
+                       double pages_total)
+{
+	double x = 0, y = 0, last_x = 0;
+
+	plot_title(f, p, "pages present at the destination");
+	for (int percent = 0; percent <= 100; percent += 25) {
+		char label[16];
+
+		snprintf(label, sizeof label, "%d %%", percent);
+		grid_line(f, plot_y(p, percent / 100.0), label);
+	}
+	time_axis(f, p);
+	fprintf(f, "<path class=\"area\" d=\"M%.1f %.1f", plot_x(p, 0), p->bottom);
+	for (size_t i = 0; i < n; i++) {
+		if (!pair_at(array, i, &x, &y))
+			continue;
+		y = pages_total > 0 ? y / pages_total : 0;
+		fprintf(f, "L%.1f %.1f", plot_x(p, x), plot_y(p, y < 1 ? y : 1));
+		last_x = x;
+	}
+	fprintf(f, "L%.1f %.1fZ\"/>\n", plot_x(p, last_x), p->bottom);
+}
+
+static struct log_scale latency_scale(struct json_object *dots, size_t n)
+{
+	double min = INFINITY, max = 0, x, us;
+
+	for (size_t i = 0; i < n; i++) {
+		if (!pair_at(dots, i, &x, &us) || us <= 0)
+			continue;
+		min = us < min ? us : min;
+		max = us > max ? us : max;
+	}
+	return log_scale_init(isfinite(min) ? min : 1, max);
+}
+
+static void draw_faults(FILE *f, const struct plot *p, struct json_object *dots, size_t n)
+{
+	struct log_scale scale = latency_scale(dots, n);
+	double x, us;
+
+	plot_title(f, p, "remote faults: each dot is one, the higher the longer the guest waited");
+	for (unsigned int i = 0; i < log_scale_ticks(&scale); i++) {
+		double v = log_scale_tick(&scale, i);
+
+		grid_line(f, plot_y(p, log_scale_at(&scale, v)), text_duration(v).s);
+	}
+	time_axis(f, p);
+	fprintf(f, "<g class=\"dots\">\n");
+	for (size_t i = 0; i < n; i++)
+		if (pair_at(dots, i, &x, &us) && us > 0 && x >= 0)
+			fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.2\"/>\n", plot_x(p, x),
+			        plot_y(p, log_scale_at(&scale, us)));
+	fprintf(f, "</g>\n");
+}
+
+void chart_timeline(FILE *f, struct json_object *report)
+{
+	struct json_object *timeline, *dots;
+	size_t n_timeline = series_length(report, "timeline", &timeline);
+	size_t n_dots = series_length(report, "fault_dots", &dots);
+	double x_max = series_x_max(dots, n_dots, series_x_max(timeline, n_timeline, 0));
+	struct plot pages = { .top = 30, .bottom = 190, .x_max = x_max };
+	struct plot faults = { .top = 250, .bottom = 470, .x_max = x_max };
+
+	if (x_max <= 0) {
+		fprintf(f, "<p class=\"note\">The daemon recorded no timeline.</p>\n");
+		return;
+	}
+	svg_open(f, n_dots ? 500 : 220, "pages present and faults over time");
+	draw_pages(f, &pages, timeline, n_timeline, json_number_or(report, "pages_total", 0));
+	if (n_dots)
+		draw_faults(f, &faults, dots, n_dots);
+	fprintf(f, "</svg>\n");
+	if (!n_dots)
+		fprintf(f, "<p class=\"note\">No fault had to wait for the source.</p>\n");
+}
+
+static void draw_bins(FILE *f, const struct plot *p, const struct log_bins *bins,
+                      const struct log_scale *scale)
+{
+	for (size_t i = bins->first; i < bins->end; i++) {
+		double x0 = plot_x(p, log_scale_at(scale, log_bins_lower(i)));
+		double x1 = plot_x(p, log_scale_at(scale, log_bins_lower(i + 1)));
+		double y = plot_y(p, bins->count[i] / bins->max_count);
+
+		if (bins->count[i] > 0)
+			fprintf(f,
+			        "<rect class=\"bar\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" "
+			        "height=\"%.1f\"><title>%s to %s: %s faults</title></rect>\n",
+			        x0 + 0.5, y, x1 - x0 > 2 ? x1 - x0 - 1 : 1, p->bottom - y,
+			        text_duration(log_bins_lower(i)).s,
+			        text_duration(log_bins_lower(i + 1)).s,
+			        text_count((uint64_t)bins->count[i]).s);
+	}
+}
+
+static void draw_bins_axes(FILE *f, const struct plot *p, const struct log_bins *bins,
+                           const struct log_scale *scale)
+{
+	double step = chart_step(bins->max_count, 4);
+
+	step = step < 1 ? 1 : step;
+	for (unsigned int i = 0; i * step <= bins->max_count; i++)
+		grid_line(f, plot_y(p, i * step / bins->max_count),
+		          text_count((uint64_t)(i * step)).s);
+	for (unsigned int i = 0; i < log_scale_ticks(scale); i++) {
+		double v = log_scale_tick(scale, i);
+
+		fprintf(f,
+		        "<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" "
+		        "y=\"%.1f\">%s</text>\n",
+		        plot_x(p, log_scale_at(scale, v)), p->bottom + 17, text_duration(v).s);
+	}
+}
+
+static void draw_quantile(FILE *f, const struct plot *p, const struct log_scale *scale,
+                          struct json_object *report, const char *name, double label_y)
+{
+	char path[32];
+	double us, x;
+
+	snprintf(path, sizeof path, "fault_us.%s", name);
+	if (!json_number(report, path, &us))
+		return;
+	x = plot_x(p, log_scale_at(scale, us));
+	fprintf(f,
+	        "<line class=\"mark\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>"
+	        "<text class=\"axis\" x=\"%.1f\" y=\"%.1f\">%s %s</text>\n",
+	        x, x, label_y - 8, p->bottom, x + 5, label_y, name, text_duration(us).s);
+}
+
+void chart_histogram(FILE *f, struct json_object *report)
+{
+	struct plot p = { .top = 50, .bottom = 230, .x_max = 1 };
+	struct log_bins bins = { .max_count = 0 };
+	struct log_scale scale;
+	struct json_object *array;
+	size_t n = series_length(report, "fault_histogram", &array);
+	double upper, count;
+
+	for (size_t i = 0; i < n; i++)
+		if (pair_at(array, i, &upper, &count))
+			log_bins_add(&bins, upper, count);
+	if (bins.first == bins.end) {
+		fprintf(f, "<p class=\"note\">No fault had to wait for the source.</p>\n");
+		return;
+	}
+	scale = log_scale_init(log_bins_lower(bins.first), log_bins_lower(bins.end));
+	svg_open(f, 260, "how often which fault latency was seen");
+	draw_bins_axes(f, &p, &bins, &scale);
+	draw_bins(f, &p, &bins, &scale);
+	draw_quantile(f, &p, &scale, report, "p50", 14);
+	draw_quantile(f, &p, &scale, report, "p99", 28);
+	fprintf(f, "</svg>\n");
+}
+
+void chart_downtime(FILE *f, struct json_object *report)
+{
+	static const struct {
+		const char *path, *text;
+	} parts[] = {
+		{ "downtime_us.pause", "pause: stop the vCPUs, save their state" },
+		{ "downtime_us.send", "send the state" },
+		{ "downtime_us.load", "load it" },
+		{ "downtime_us.resume", "start the vCPUs" },
+	};
+	double total = 0, us[4], x = 0;
+
+	for (size_t i = 0; i < 4; i++) {
+		us[i] = json_number_or(report, parts[i].path, 0);
+		us[i] = us[i] > 0 ? us[i] : 0;
+		total += us[i];
+	}
+	if (total <= 0) {
+		fprintf(f, "<p class=\"note\">The downtime is not known.</p>\n");
+		return;
+	}
+	svg_open(f, 40, "downtime in parts");
+	for (size_t i = 0; i < 4; i++) {
+		double width = WIDTH * us[i] / total;
+
+		fprintf(f,
+		        "<rect class=\"part%zu\" x=\"%.1f\" y=\"4\" width=\"%.1f\" "
+		        "height=\"32\"/>\n",
+		        i, x, width > 1 ? width - 1 : width);
+		x += width;
+	}
+	fprintf(f, "</svg>\n<ul class=\"legend\">\n");
+	for (size_t i = 0; i < 4; i++)
+		fprintf(f, "<li><i class=\"part%zu\"></i>%s <b>%s</b></li>\n", i, parts[i].text,
+		        text_duration(us[i]).s);
+	fprintf(f, "</ul>\n");
+}

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/units.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct text text_count(uint64_t n)
+{
+	struct text t = { "" };
+	char digits[24];
+	size_t len = (size_t)snprintf(digits, sizeof digits, "%" PRIu64, n);
+	char *out = t.s;
+
+	for (size_t i = 0; i < len; i++) {
+		if (i && (len - i) % 3 == 0)
+			*out++ = ',';
+		*out++ = digits[i];
+	}
+	*out = 0;
+	return t;
+}
+
+struct text text_number(double v)
+{
+	struct text t = { "" };
+
+	if (v >= 99.95)
+		return text_count((uint64_t)(v + 0.5));
+	snprintf(t.s, sizeof t.s, v == floor(v) ? "%.0f" : "%.1f", v);
+	return t;
+}
+
+struct text text_bytes(double bytes)
+{
+	static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB", "PiB" };
+	struct text t = { "" };
+	size_t i = 0;
+
+	/* What would print as 1024.0 belongs to the next unit already. */
+	while (bytes >= 1023.95 && i < sizeof units / sizeof *units - 1) {
+		bytes /= 1024;
+		i++;
+	}
+	snprintf(t.s, sizeof t.s, i && bytes != floor(bytes) ? "%.1f %s" : "%.0f %s", bytes,
+	         units[i]);
+	return t;
+}
+
+/* Three digits that mean something; a whole number has no others. */
+static void print_scaled(struct text *t, double v, const char *unit)
+{
+	int decimals = v == floor(v) || v >= 99.95 ? 0 : v >= 9.995 ? 1 : 2;
+
+	snprintf(t->s, sizeof t->s, "%.*f %s", decimals, v, unit);
+}
+
+struct text text_duration(double us)
+{
+	struct text t = { "" };
+
+	if (us < 9.95 && us != floor(us))
+		snprintf(t.s, sizeof t.s, "%.1f µs", us);
+	else if (us < 999.5)
+		snprintf(t.s, sizeof t.s, "%.0f µs", us);
+	else if (us < 999.5e3)
+		print_scaled(&t, us / 1e3, "ms");
+	else
+		print_scaled(&t, us / 1e6, "s");
+	return t;
+}
+
+struct text text_pad(struct text t, unsigned int columns)
+{
+	size_t len = strlen(t.s), seen = 0;
+
+	/* The bytes of a character after its first begin with the bits 10. */
+	for (const char *p = t.s; *p; p++)
+		seen += (*p & 0xc0) != 0x80;
+	for (; seen < columns && len < sizeof t.s - 1; seen++)
+		t.s[len++] = ' ';
+	t.s[len] = 0;
+	return t;
+}
+
+static int suffix_shift(const char *suffix)
+{
+	static const char letters[] = "KMGT";
+	const char *found;
+
+	if (!*suffix)
+		return 0;
+	found = strchr(letters, toupper((unsigned char)*suffix));
+	if (!found || (suffix[1] && strcasecmp(suffix + 1, "iB") && strcasecmp(suffix + 1, "B")))
+		return -1;
+	return 10 * (int)(found - letters + 1);
+}
+
+int parse_size(const char *text, uint64_t *ret, struct error *err)
+{
+	unsigned long long n;
+	int shift;
+	char *end;
+
+	errno = 0;
+	n = isdigit((unsigned char)*text) ? strtoull(text, &end, 10) : 0;
+	shift = isdigit((unsigned char)*text) && !errno ? suffix_shift(end) : -1;
+	if (shift < 0)
+		return error_set(err, -EINVAL,
+		                 "\"%s\" is not a size: write bytes, or e.g. 512M or 4G", text);
+	if (n > UINT64_MAX >> shift)
+		return error_set(err, -EINVAL, "size \"%s\" does not fit in 64 bits", text);
+	*ret = (uint64_t)n << shift;
+	return 0;
+}
+
+int parse_uint(const char *text, uint64_t min, uint64_t max, uint64_t *ret, struct error *err)
+{
+	unsigned long long n;
+	char *end;
+
+	errno = 0;
+	n = isdigit((unsigned char)*text) ? strtoull(text, &end, 10) : 0;
+	if (!isdigit((unsigned char)*text) || *end)
+		return error_set(err, -EINVAL, "\"%s\" is not a number", text);
+	if (errno || n < min || n > max)
+		return error_set(err, -ERANGE, "%s is not within %" PRIu64 "..%" PRIu64, text, min,
+		                 max);
+	*ret = n;
+	return 0;
+}

@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The fault thread: from an event of the userfaultfd to the vCPU running again.
+ *
+ * One round: wait for an event, an answer, or news from the pull; read all events into
+ * the fault table; ask for what is new; take all answers that are there. Events come
+ * before answers, so that a request is on its way while answers are being filled in.
+ */
+#include "fault/pull_internal.h"
+
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "util/clock.h"
+#include "util/log.h"
+#include "util/thread.h"
+
+/* Events a read() takes. */
+#define EVENTS_MAX 32
+/* GETs one fault may have in flight: more would put a 1 GiB page in front of a 4 KiB one. */
+#define GETS_PER_FAULT 8u
+/* Between two tries to fill where the memory could not be had. */
+#define REFILL_MS 100
+
+static const struct region *region_of(const struct fault_thread *ft, const struct fault *f)
+{
+	return &ft->pull->config.table.regions[f->region];
+}
+
+static void on_pagefault(struct fault_thread *ft, uint64_t addr, uint64_t now_ns)
+{
+	struct pull *p = ft->pull;
+	const struct addrmap_piece *piece = addrmap_find(&p->resolver.addrmap, addr);
+	struct fault *f;
+	uint64_t unit;
+
+	stat_add(&p->stats.faults, 1);
+	if (!piece) {
+		/* Unmapped between the fault and here: nobody waits for it any more. */
+		log_debug("migration %s: fault outside of guest memory", p->config.id);
+		return;
+	}
+	unit = (piece->offset + (addr - piece->host_addr)) >> UNIT_SHIFT;
+	unit -= unit % region_units_per_page(&p->config.table.regions[piece->region]);
+	if (fault_table_find(&ft->table, piece->region, unit)) {
+		stat_add(&p->stats.faults_coalesced, 1);
+		return;
+	}
+	f = fault_table_add(&ft->table, piece->region, unit);
+	f->read_ns = now_ns;
+	f->idle = !stat_get(&p->stats.bulk_in_flight);
+}
+
+static void on_event(struct fault_thread *ft, const struct uffd_msg *msg, uint64_t now_ns)
+{
+	struct pull *p = ft->pull;
+	struct resolver *r = &p->resolver;
+	int rc = 0;
+
+	switch (msg->event) {
+	case UFFD_EVENT_PAGEFAULT:
+		on_pagefault(ft, msg->arg.pagefault.address, now_ns);
+		return;
+	case UFFD_EVENT_REMOVE:
+		resolver_discard(r, msg->arg.remove.start, msg->arg.remove.end);
+		pull_check_complete(p);
+		return;
+	case UFFD_EVENT_UNMAP:
+		pthread_rwlock_wrlock(&r->map_lock);
+		rc = addrmap_unmap(&r->addrmap, msg->arg.remove.start, msg->arg.remove.end);
+		pthread_rwlock_unlock(&r->map_lock);
+		break;
+	case UFFD_EVENT_REMAP:
+		pthread_rwlock_wrlock(&r->map_lock);
+		rc = addrmap_move(&r->addrmap, msg->arg.remap.from, msg->arg.remap.to,
+				  msg->arg.remap.len);
+		pthread_rwlock_unlock(&r->map_lock);
+		break;
+	case UFFD_EVENT_FORK:
+		/* The child is not the guest. Without this copy its memory is unwatched. */
+		log_warning("migration %s: the VMM forked; the child does not see absent pages",
+			    p->config.id);
+		close((int)msg->arg.fork.ufd);
+		return;
+	default:
+		log_warning("migration %s: userfaultfd event %u is unknown", p->config.id,
+			    msg->event);
+		return;
+	}
+	if (rc)
+		log_error("migration %s: guest memory is mapped in more than %d pieces: some "
+			  "faults can't be served",
+			  p->config.id, ADDRMAP_PIECES_MAX);
+}
+
+/* Read what events there are, as far as there is room for faults. */
+static void read_events(struct fault_thread *ft)
+{
+	struct uffd_msg msgs[EVENTS_MAX];
+
+	while (ft->table.n + EVENTS_MAX <= FAULT_TABLE_MAX) {
+		ssize_t len = read(ft->pull->config.uffd, msgs, sizeof msgs);
+		uint64_t now_ns;
+
+		if (len <= 0)
+			return;
+		now_ns = clock_now_ns();
+		for (size_t i = 0; i < (size_t)len / sizeof *msgs; i++)
+			on_event(ft, &msgs[i], now_ns);
+		if ((size_t)len < sizeof msgs)
+			return;
+	}
+}
+
+static void on_again(void *arg)
+{
+	read_events(arg);
+}
+
+static void lose_connection(struct fault_thread *ft, const char *why)
+{
+	struct pull *p = ft->pull;
+	struct scheduler_item item;
+	struct conn *c = ft->conn;
+
+	while (window_drop(&ft->window, &item))
+		;
+	for (unsigned int i = 0; i < ft->table.n; i++) {
+		ft->table.faults[i].next_unit = ft->table.faults[i].first_unit;
+		ft->table.faults[i].asked = 0;
+	}
+	pthread_mutex_lock(&p->lock);
+	ft->conn = NULL;
+	p->urgent_lost = true;
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+	conn_free(c);
+	if (atomic_load(&p->stopping))
+		return;
+	log_warning("migration %s: urgent connection lost: %s", p->config.id, why);
+	p->config.stalled(p->config.arg, why);
+}
+
+static void note_latency(struct fault_thread *ft, const struct fault *f)
+{
+	struct pull_stats *stats = &ft->pull->stats;
+	uint64_t now_ns = clock_now_ns();
+	uint64_t latency_ns = now_ns - f->read_ns;
+	uint64_t n = atomic_load_explicit(&stats->n_dots, memory_order_relaxed);
+	struct pull_dot *dot = &stats->dots[n % PULL_DOTS_MAX];
+
+	histogram_add(f->idle ? &stats->fault_idle_ns : &stats->fault_bulk_ns, latency_ns);
+	atomic_store_explicit(&dot->at_ns, now_ns, memory_order_relaxed);
+	atomic_store_explicit(&dot->latency_ns, latency_ns, memory_order_relaxed);
+	atomic_store_explicit(&stats->n_dots, n + 1, memory_order_release);
+}
+
+/* The page is all there: have its vCPUs run again and forget the fault. */
+static void resolve(struct fault_thread *ft, struct fault *f)
+{
+	int rc = resolver_map_page(&ft->caller, f->region, f->first_unit);
+
+	if (rc && rc != -ESRCH)
+		log_error("migration %s: UFFDIO_CONTINUE of region %u, unit %llu: %s",
+			  ft->pull->config.id, f->region, (unsigned long long)f->first_unit,
+			  strerror(-rc));
+	if (!f->counted)
+		stat_add(&ft->pull->stats.faults_minor, 1);
+	else
+		note_latency(ft, f);
+	fault_table_remove(&ft->table, f);
+}
+
+static void count_remote(struct fault_thread *ft, struct fault *f)
+{
+	struct pull *p = ft->pull;
+	uint64_t word = f->first_unit / WORD_UNITS;
+
+	if (f->counted)
+		return;
+	f->counted = true;
+	stat_add(&p->stats.faults_remote, 1);
+	if (scheduler_is_asked(p->scheduler, f->region, word))
+		stat_add(&p->stats.prefetch_late, 1);
+	scheduler_note_fault(p->scheduler, f->region, word);
+}
+
+/* The units of a fault's page in the word of its next_unit. */
+static uint64_t page_units_in_word(const struct fault *f, uint64_t per_page)
+{
+	return per_page >= WORD_UNITS ? UINT64_MAX : 1ull << (f->first_unit % WORD_UNITS);
+}
+
+/*
+ * Encode the GETs that a fault still needs, as far as the window takes them. A unit that
+ * bulk has asked for, or even claimed, is asked for all the same: its answer may
+ * be far behind.
+ */
+static size_t ask_for(struct fault_thread *ft, struct fault *f, uint8_t *tx)
+{
+	struct page_state *state = ft->pull->state;
+	uint64_t per_page = region_units_per_page(region_of(ft, f));
+	uint64_t end = f->first_unit + per_page;
+	size_t len = 0;
+
+	count_remote(ft, f);
+	while (f->next_unit < end && f->asked < GETS_PER_FAULT && !window_full(&ft->window)) {
+		struct scheduler_item item = {
+			.region = f->region,
+			.word = f->next_unit / WORD_UNITS,
+		};
+
+		item.want_mask = page_units_in_word(f, per_page) &
+				 ~page_state_present(state, item.region, item.word);
+		f->next_unit = per_page >= WORD_UNITS ? f->next_unit + WORD_UNITS : end;
+		if (!item.want_mask)
+			continue;
+		len += window_ask(&ft->window, &item, tx + len);
+		f->asked++;
+	}
+	return len;
+}
+
+/* Look at each fault that has something to do: resolve it, or ask for more of it. */
+static void serve_faults(struct fault_thread *ft)
+{
+	uint8_t tx[WINDOW_MAX * (FRAME_HEADER_BYTES + FRAME_GET_BYTES)];
+	struct pull *p = ft->pull;
+	size_t len = 0;
+	int rc;
+
+	for (unsigned int i = 0; i < ft->table.n;) {
+		struct fault *f = &ft->table.faults[i];
+
+		if (!f->asked && page_state_want(p->state, f->region, f->first_unit)) {
+			/* Moves another fault to this place. */
+			resolve(ft, f);
+			continue;
+		}
+		if (ft->conn && !window_full(&ft->window))
+			len += ask_for(ft, f, tx + len);
+		/* All of it arrived while it was being asked for: look at it again. */
+		if (f->asked || f->next_unit == f->first_unit)
+			i++;
+	}
+	if (!len)
+		return;
+	rc = conn_send(ft->conn, tx, len);
+	if (rc)
+		lose_connection(ft, strerror(-rc));
+}
+
+/* One answer: fill it, and where that makes its page whole the vCPUs run. */
+static void take_answer(struct fault_thread *ft, const struct frame_pages *pages,
+			const struct scheduler_item *item, const uint8_t *data)
+{
+	struct pull *p = ft->pull;
+	uint64_t per_page = region_units_per_page(&p->config.table.regions[item->region]);
+	uint64_t unit = item->word * WORD_UNITS + (uint64_t)__builtin_ctzll(item->want_mask);
+	struct resolver_batch batch = {
+		.region = item->region,
+		.word = item->word,
+		.data_mask = pages->data_mask,
+		.zero_mask = pages->zero_mask,
+		.data = data,
+		.for_fault = true,
+	};
+	uint64_t filled;
+	struct fault *f;
+	int rc = resolver_fill(&ft->caller, &batch, &filled);
+
+	if (rc && rc != -ESRCH)
+		log_error("migration %s: filling region %u at %#llx: %s; trying again",
+			  p->config.id, item->region, (unsigned long long)unit << UNIT_SHIFT,
+			  strerror(-rc));
+	f = fault_table_find(&ft->table, item->region, unit - unit % per_page);
+	if (!f)
+		return;
+	f->asked--;
+	if (rc) {
+		f->next_unit = f->first_unit;
+		ft->fill_failed = clock_now_ns();
+		return;
+	}
+	if (f->asked || !page_state_page_present(p->state, f->region, f->first_unit))
+		return;
+	if (filled) {
+		/* resolver_fill() has mapped it: it was wanted. */
+		note_latency(ft, f);
+		fault_table_remove(&ft->table, f);
+	} else {
+		resolve(ft, f);
+	}
+}
+
+static void read_answers(struct fault_thread *ft)
+{
+	struct error err = ERROR_INIT;
+	int rc = 0;
+
+	while (ft->conn && !rc) {
+		struct scheduler_item item;
+		struct frame_pages pages;
+		struct frame_header h;
+		const void *payload;
+
+		rc = conn_next_frame(ft->conn, &h, &payload, &err);
+		if (!rc)
+			rc = window_answer(&ft->window, &h, payload, &pages, &item, &err);
+		if (!rc)
+			take_answer(ft, &pages, &item, (const uint8_t *)payload + FRAME_PAGES_BYTES);
+	}
+	if (ft->conn && rc != -EAGAIN)
+		lose_connection(ft, err.text);
+	pull_check_complete(ft->pull);
+}
+
+static void take_new_connection(struct fault_thread *ft)
+{
+	struct pull *p = ft->pull;
+
+	pthread_mutex_lock(&p->lock);
+	if (!ft->conn && p->urgent_ready) {
+		ft->conn = p->urgent_ready;
+		p->urgent_ready = NULL;
+	}
+	pthread_mutex_unlock(&p->lock);
+}
+
+/* Wait for something to do. */
+static void wait_for_news(struct fault_thread *ft)
+{
+	struct pull *p = ft->pull;
+	bool room = ft->table.n + EVENTS_MAX <= FAULT_TABLE_MAX;
+	struct pollfd fds[] = {
+		{ .fd = room ? p->config.uffd : -1, .events = POLLIN },
+		{ .fd = ft->conn ? ft->conn->fd : -1, .events = POLLIN },
+		{ .fd = p->wake_fd, .events = POLLIN },
+	};
+	uint64_t drained;
+
+	if (ft->conn && tls_pending(ft->conn->tls))
+		return;
+	poll(fds, sizeof fds / sizeof *fds, ft->fill_failed ? REFILL_MS : -1);
+	ft->fill_failed = 0;
+	if (fds[2].revents)
+		(void)!read(p->wake_fd, &drained, sizeof drained);
+}
+
+void *fault_thread_main(void *arg)
+{
+	struct fault_thread *ft = arg;
+	struct pull *p = ft->pull;
+
+	thread_set_name("fault");
+	thread_prefer_latency();
+	ft->caller = (struct resolver_caller){
+		.resolver = &p->resolver, .again = on_again, .arg = ft
+	};
+	while (!atomic_load(&p->stopping)) {
+		wait_for_news(ft);
+		if (!ft->conn)
+			take_new_connection(ft);
+		read_events(ft);
+		if (ft->table.n)
+			serve_faults(ft);
+		read_answers(ft);
+	}
+	return NULL;
+}

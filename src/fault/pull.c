@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fault/pull_internal.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "util/cleanup.h"
+#include "util/clock.h"
+#include "util/log.h"
+#include "util/thread.h"
+
+int pull_new(const struct pull_config *config, struct pull **ret, struct error *err)
+{
+	struct pull *p = calloc(1, sizeof *p);
+	int rc;
+
+	if (!p)
+		return error_set(err, -ENOMEM, "pull: out of memory");
+	p->config = *config;
+	/* Until all is well the descriptors are the caller's. */
+	p->config.uffd = -1;
+	memset(p->config.memories, 0, sizeof p->config.memories);
+	p->wake_fd = -1;
+	atomic_init(&p->bulk_on, config->bulk);
+	pthread_mutex_init(&p->lock, NULL);
+	pthread_cond_init(&p->changed, NULL);
+	p->resolver = (struct resolver){
+		.table = &p->config.table,
+		.memories = p->config.memories,
+		.uffd = config->uffd,
+		.map = config->map,
+		.stats = &p->stats,
+	};
+	rc = resolver_init(&p->resolver);
+	if (rc)
+		error_errno(err, rc, "pull: lock");
+	if (!rc)
+		rc = page_state_new(&p->config.table, &p->state, err);
+	if (!rc)
+		rc = scheduler_new(&p->config.table, p->state, &p->scheduler, err);
+	if (!rc) {
+		p->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		if (p->wake_fd < 0)
+			rc = error_errno(err, -errno, "pull: eventfd");
+	}
+	if (rc) {
+		pull_free(p);
+		return rc;
+	}
+	p->resolver.state = p->state;
+	p->config.uffd = config->uffd;
+	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
+	scheduler_set_prefetch(p->scheduler, config->prefetch);
+	*ret = p;
+	return 0;
+}
+
+static void shutdown_all(struct pull *p)
+{
+	pthread_mutex_lock(&p->lock);
+	if (p->fault.conn)
+		conn_shutdown(p->fault.conn);
+	for (unsigned int i = 0; i < p->config.streams; i++)
+		if (p->bulks[i].conn)
+			conn_shutdown(p->bulks[i].conn);
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+}
+
+void pull_cancel(struct pull *p)
+{
+	atomic_store(&p->stopping, true);
+	shutdown_all(p);
+	pull_wake_fault_thread(p);
+}
+
+static void join_all(struct pull *p)
+{
+	if (p->fault.runs)
+		pthread_join(p->fault.thread, NULL);
+	if (p->keeper_runs)
+		pthread_join(p->keeper, NULL);
+	for (unsigned int i = 0; i < p->config.streams; i++)
+		if (p->bulks[i].runs)
+			pthread_join(p->bulks[i].thread, NULL);
+	p->fault.runs = p->keeper_runs = false;
+	for (unsigned int i = 0; i < p->config.streams; i++)
+		p->bulks[i].runs = false;
+}
+
+void pull_release(struct pull *p)
+{
+	pull_cancel(p);
+	join_all(p);
+	p->missing_at_release = pull_missing(p);
+	p->fault.conn = conn_free(p->fault.conn);
+	p->urgent_ready = conn_free(p->urgent_ready);
+	for (unsigned int i = 0; i < p->config.streams; i++)
+		p->bulks[i].conn = conn_free(p->bulks[i].conn);
+	for (uint32_t i = 0; i < p->config.table.n; i++)
+		p->config.memories[i] = memory_free(p->config.memories[i]);
+	p->scheduler = scheduler_free(p->scheduler);
+	p->state = page_state_free(p->state);
+	close_fd(&p->config.uffd);
+	close_fd(&p->wake_fd);
+}
+
+struct pull *pull_free(struct pull *p)
+{
+	if (!p)
+		return NULL;
+	pull_release(p);
+	resolver_deinit(&p->resolver);
+	pthread_cond_destroy(&p->changed);
+	pthread_mutex_destroy(&p->lock);
+	free(p);
+	return NULL;
+}
+
+int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct error *err)
+{
+	struct hello_reply *reply = malloc(sizeof *reply);
+	struct hello hello = p->hello;
+	int rc;
+
+	if (!reply)
+		return error_set(err, -ENOMEM, "connection: out of memory");
+	hello.role = role;
+	hello.regions.n = 0;
+	rc = conn_dial(p->target, p->tls, &hello, ret, reply, err);
+	free(reply);
+	if (!rc && role == STREAM_URGENT) {
+		rc = conn_set_blocking(*ret, false);
+		if (rc) {
+			*ret = conn_free(*ret);
+			error_errno(err, rc, "urgent connection");
+		}
+	}
+	return rc;
+}
+
+/* Dial, and show the connection to pull_cancel(). */
+static int connect_to(struct pull *p, enum stream_role role, struct conn **slot,
+		      struct error *err)
+{
+	struct conn *c;
+	int rc = atomic_load(&p->stopping) ? error_set(err, -ECANCELED, "cancelled") :
+					     pull_dial(p, role, &c, err);
+
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&p->lock);
+	*slot = c;
+	pthread_mutex_unlock(&p->lock);
+	return 0;
+}
+
+int pull_connect(struct pull *p, const struct conn_target *target, struct tls_context *tls,
+		 const struct hello *hello, uint64_t epoch, struct error *err)
+{
+	int rc;
+
+	p->target = target;
+	p->tls = tls;
+	p->hello = *hello;
+	p->hello.epoch = epoch;
+	rc = connect_to(p, STREAM_URGENT, &p->fault.conn, err);
+	if (rc)
+		return rc;
+	snprintf(p->tls_description, sizeof p->tls_description, "%s",
+		 tls_description(p->fault.conn->tls));
+	for (unsigned int i = 0; i < p->config.streams && !rc; i++)
+		rc = connect_to(p, STREAM_BULK, &p->bulks[i].conn, err);
+	return rc;
+}
+
+void pull_wait_locked(struct pull *p, unsigned int timeout_ms)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_nsec += (long)(timeout_ms % 1000) * (long)NSEC_PER_MSEC;
+	until.tv_sec += timeout_ms / 1000 + until.tv_nsec / (long)NSEC_PER_SEC;
+	until.tv_nsec %= (long)NSEC_PER_SEC;
+	while (!atomic_load(&p->stopping) &&
+	       pthread_cond_timedwait(&p->changed, &p->lock, &until) != ETIMEDOUT)
+		;
+}
+
+void pull_work_changed(struct pull *p)
+{
+	pthread_mutex_lock(&p->lock);
+	p->work++;
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+}
+
+void pull_wake_fault_thread(struct pull *p)
+{
+	(void)!write(p->wake_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
+}
+
+void pull_check_complete(struct pull *p)
+{
+	if (!page_state_missing(p->state) && !atomic_exchange(&p->completed, true))
+		p->config.complete(p->config.arg);
+}
+
+/* Dial a new urgent connection whenever the fault thread has lost its own. */
+static void *keeper_main(void *arg)
+{
+	struct pull *p = arg;
+	unsigned int retry_ms = PULL_RETRY_MIN_MS;
+
+	thread_set_name("keeper");
+	pthread_mutex_lock(&p->lock);
+	while (!atomic_load(&p->stopping)) {
+		struct error err = ERROR_INIT;
+		struct conn *c = NULL;
+		int rc;
+
+		if (!p->urgent_lost) {
+			pthread_cond_wait(&p->changed, &p->lock);
+			continue;
+		}
+		pthread_mutex_unlock(&p->lock);
+		rc = pull_dial(p, STREAM_URGENT, &c, &err);
+		p->config.stalled(p->config.arg, err.text);
+		pthread_mutex_lock(&p->lock);
+		if (rc) {
+			pull_wait_locked(p, retry_ms);
+			retry_ms = retry_ms * 2 < PULL_RETRY_MAX_MS ? retry_ms * 2 :
+								      PULL_RETRY_MAX_MS;
+			continue;
+		}
+		retry_ms = PULL_RETRY_MIN_MS;
+		p->urgent_lost = false;
+		p->urgent_ready = c;
+		stat_add(&p->stats.reconnects, 1);
+		pull_wake_fault_thread(p);
+	}
+	pthread_mutex_unlock(&p->lock);
+	return NULL;
+}
+
+int pull_start(struct pull *p)
+{
+	int rc;
+
+	p->fault.pull = p;
+	rc = thread_start(&p->fault.thread, fault_thread_main, &p->fault);
+	p->fault.runs = !rc;
+	if (!rc) {
+		rc = thread_start(&p->keeper, keeper_main, p);
+		p->keeper_runs = !rc;
+	}
+	return rc;
+}
+
+int pull_start_bulk(struct pull *p)
+{
+	int rc = 0;
+
+	for (unsigned int i = 0; i < p->config.streams && !rc; i++) {
+		p->bulks[i].pull = p;
+		rc = thread_start(&p->bulks[i].thread, bulk_main, &p->bulks[i]);
+		p->bulks[i].runs = !rc;
+	}
+	return rc;
+}
+
+int pull_finish(struct pull *p, struct error *err)
+{
+	int rc = resolver_unregister(&p->resolver);
+
+	if (rc)
+		return error_errno(err, rc, "UFFDIO_UNREGISTER");
+	pull_cancel(p);
+	join_all(p);
+	return 0;
+}
+
+void pull_set_bulk(struct pull *p, bool on)
+{
+	atomic_store(&p->bulk_on, on);
+	pull_work_changed(p);
+}
+
+void pull_set_prefetch(struct pull *p, bool on)
+{
+	if (p->scheduler)
+		scheduler_set_prefetch(p->scheduler, on);
+}
+
+const struct pull_stats *pull_stats(const struct pull *p)
+{
+	return &p->stats;
+}
+
+uint64_t pull_missing(const struct pull *p)
+{
+	return p->state ? page_state_missing(p->state) : p->missing_at_release;
+}
+
+const char *pull_tls(const struct pull *p)
+{
+	return p->tls_description;
+}

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The pull: how a destination gets its memory.
+ *
+ * Theory of operation
+ * -------------------
+ * One pull serves one migration. It owns the destination's memory (userfaultfd,
+ * memories, page state) and these threads:
+ *
+ *   fault thread   reads the userfaultfd, asks over the urgent connection, fills and
+ *                  maps what comes back. One thread does all of it, so that a fault costs two
+ *                  wake-ups: its event and its answer. It never does anything for bulk.
+ *   bulk threads   1..16, each with its connection: ask for what the scheduler says, with a
+ *                  window of requests in flight, fill, map ahead.
+ *   keeper         opens the urgent connection again when it is lost, so that the fault
+ *                  thread never blocks on a dial and goes on resolving what is here.
+ *
+ * They meet in the page state (atomics) and the scheduler only. A lost connection is
+ * dialled again by itself with growing pauses, and what it had asked for is asked again.
+ *
+ * pull_new() -> pull_connect() (warming) -> pull_start() (the source is paused, faults are
+ * served) -> pull_start_bulk() -> complete is signalled -> pull_finish() -> pull_free().
+ *
+ * Threads: one owner, but for pull_set_*(), pull_stats() and pull_missing(), which may be
+ * called from any. Lock order: pull->lock alone.
+ */
+#ifndef FAULT_PULL_H
+#define FAULT_PULL_H
+
+#include "fault/resolver.h"
+#include "stream/conn.h"
+
+#define PULL_STREAMS_MAX 16u
+
+struct pull;
+
+struct pull_config {
+	const char *id;                  /* of the migration, for the log */
+	struct region_table table;
+	struct memory *memories[REGIONS_MAX];
+	int uffd;
+	enum resolver_map map;
+	unsigned int streams;            /* 1..PULL_STREAMS_MAX */
+	bool bulk;                       /* whether bulk runs from the start */
+	bool prefetch;                   /* whether faults steer it */
+	/* Called from the pull's threads; must only pass the news on. */
+	void (*complete)(void *arg);     /* every page is present */
+	void (*stalled)(void *arg, const char *why); /* a connection is lost, or "" when back */
+	void *arg;
+};
+
+/*
+ * pull_new() - take over a destination's memory
+ * @config: copied; on success uffd and memories are the pull's
+ *
+ * Return: 0, -ENOMEM or the errno of what failed, with @err set.
+ */
+int pull_new(const struct pull_config *config, struct pull **ret, struct error *err);
+
+/*
+ * pull_release() - stop all threads and close everything but the statistics
+ *
+ * The userfaultfd's last copy is then the VMM's. No other call but pull_stats(),
+ * pull_missing(), pull_tls() and pull_free() may follow.
+ */
+void pull_release(struct pull *p);
+struct pull *pull_free(struct pull *p);
+
+/*
+ * pull_connect() - open the urgent and the bulk connections
+ * @hello: as the control connection used it; token and id are taken from it
+ * @epoch: from its reply
+ * @target, @tls: must outlive the pull
+ *
+ * Blocking. Return: as conn_dial().
+ */
+int pull_connect(struct pull *p, const struct conn_target *target, struct tls_context *tls,
+		 const struct hello *hello, uint64_t epoch, struct error *err);
+
+/* Have conn_dial() and all waiting in pull_connect() return soon. From any thread. */
+void pull_cancel(struct pull *p);
+
+/* The source guest is paused: serve faults. Return: 0 or -errno. */
+int pull_start(struct pull *p);
+
+/* The guest runs (or will soon): fetch the rest. Return: 0 or -errno. */
+int pull_start_bulk(struct pull *p);
+
+/*
+ * pull_finish() - after complete: stop watching the guest's memory
+ *
+ * Return: 0 or -errno with @err set; every page was present before and still is.
+ */
+int pull_finish(struct pull *p, struct error *err);
+
+/* Switch bulk, or its steering by faults, on or off while it runs. */
+void pull_set_bulk(struct pull *p, bool on);
+void pull_set_prefetch(struct pull *p, bool on);
+
+const struct pull_stats *pull_stats(const struct pull *p);
+
+/* Units that are not present yet. */
+uint64_t pull_missing(const struct pull *p);
+
+/* What TLS the urgent connection speaks; empty before pull_connect(). */
+const char *pull_tls(const struct pull *p);
+
+#endif

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the pull's threads share; inside of the fault subsystem. */
+#ifndef FAULT_PULL_INTERNAL_H
+#define FAULT_PULL_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "fault/fault_table.h"
+#include "fault/pull.h"
+#include "stream/scheduler.h"
+#include "stream/window.h"
+
+/* Between two tries to dial: doubled from the first to the last. */
+#define PULL_RETRY_MIN_MS 50u
+#define PULL_RETRY_MAX_MS 2000u
+
+struct bulk {
+	struct pull *pull;
+	pthread_t thread;
+	bool runs;
+	struct conn *conn; /* changed under pull->lock */
+	struct window window;
+	struct resolver_caller caller;
+};
+
+struct fault_thread {
+	struct pull *pull;
+	pthread_t thread;
+	bool runs;
+	struct conn *conn; /* changed under pull->lock */
+	struct window window;
+	struct fault_table table;
+	struct resolver_caller caller;
+	uint64_t fill_failed;  /* since when the memory could not be had, 0 otherwise */
+};
+
+struct pull {
+	/* Set before the threads start. */
+	struct pull_config config;
+	struct page_state *state;
+	struct scheduler *scheduler;
+	struct resolver resolver;
+	const struct conn_target *target;
+	struct tls_context *tls;
+	struct hello hello;
+	char tls_description[64];
+	uint64_t missing_at_release;
+
+	atomic_bool stopping;
+	atomic_bool completed;
+	atomic_bool bulk_on;
+	int wake_fd; /* eventfd: the fault thread looks around */
+
+	/* Under the lock. */
+	pthread_mutex_t lock;
+	pthread_cond_t changed; /* broadcast when any of these, stopping, or the work changes */
+	uint64_t work;          /* bumped where bulk may find something to do again */
+	struct conn *urgent_ready; /* dialled by the keeper for the fault thread */
+	bool urgent_lost;
+	pthread_t keeper;
+	bool keeper_runs;
+
+	struct fault_thread fault;
+	struct bulk bulks[PULL_STREAMS_MAX];
+	struct pull_stats stats;
+};
+
+void *fault_thread_main(void *arg);
+void *bulk_main(void *arg);
+
+/* Open one connection of the pull. Return: as conn_dial(). */
+int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct error *err);
+
+/* Wait on the condition for at most @timeout_ms, or until stopping. The lock is held. */
+void pull_wait_locked(struct pull *p, unsigned int timeout_ms);
+
+/* Bulk may find something to do again. */
+void pull_work_changed(struct pull *p);
+
+/* Have the fault thread look around. */
+void pull_wake_fault_thread(struct pull *p);
+
+/* Call after each fill: signals completion, once. */
+void pull_check_complete(struct pull *p);
+
+#endif

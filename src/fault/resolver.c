@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fault/resolver.h"
+
+#include <errno.h>
+
+#include "fault/uffd.h"
+
+int resolver_init(struct resolver *r)
+{
+	addrmap_init(&r->addrmap, r->table);
+	return -pthread_rwlock_init(&r->map_lock, NULL);
+}
+
+void resolver_deinit(struct resolver *r)
+{
+	pthread_rwlock_destroy(&r->map_lock);
+}
+
+/* One run of set bits, taken off the bottom of a mask. */
+struct run {
+	unsigned int first;
+	unsigned int n;
+};
+
+static struct run next_run(uint64_t *mask)
+{
+	struct run run = { .first = (unsigned int)__builtin_ctzll(*mask) };
+	uint64_t above = ~(*mask >> run.first);
+
+	run.n = above ? (unsigned int)__builtin_ctzll(above) : WORD_UNITS;
+	if (run.first + run.n >= WORD_UNITS) {
+		run.n = WORD_UNITS - run.first;
+		*mask = 0;
+	} else {
+		*mask &= UINT64_MAX << (run.first + run.n);
+	}
+	return run;
+}
+
+/*
+ * Have the kernel make the absent page at @addr, zeroed. A page that turns out to be there
+ * is left alone. Return: UFFD_DONE where it is mapped as well, UFFD_EXISTS where it has to be
+ * mapped still, or as uffd_zeropage().
+ */
+static int make_zero_page(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
+			  uint64_t len)
+{
+	int rc = memory_touch(r->memories[region], offset);
+	uint64_t done;
+
+	if (rc == -EOPNOTSUPP)
+		return uffd_zeropage(r->uffd, addr, len, &done);
+	return rc ? rc : UFFD_EXISTS;
+}
+
+/* One try at one mapped page. Return: as the ioctls. */
+static int map_once(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
+		    uint64_t len)
+{
+	bool anonymous = r->table->regions[region].memory == POSTCOPY_MEMORY_ANONYMOUS;
+	uint64_t done;
+	int rc;
+
+	/* Anonymous memory has no page cache: what is present is mapped, or zero. */
+	if (anonymous) {
+		rc = uffd_zeropage(r->uffd, addr, len, &done);
+		return rc == UFFD_EXISTS ? uffd_wake(r->uffd, addr, len) : rc;
+	}
+	rc = uffd_continue(r->uffd, addr, len, &done);
+	if (rc == UFFD_ABSENT) {
+		rc = make_zero_page(r, region, offset, addr, len);
+		if (rc == UFFD_EXISTS)
+			rc = uffd_continue(r->uffd, addr, len, &done);
+	}
+	return rc == UFFD_EXISTS ? uffd_wake(r->uffd, addr, len) : rc;
+}
+
+int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uint64_t first_unit)
+{
+	struct resolver *r = caller->resolver;
+	uint64_t len = r->table->regions[region].page_size;
+	uint64_t offset = first_unit << UNIT_SHIFT;
+	uint64_t addr, skip;
+	int rc;
+
+	for (;;) {
+		pthread_rwlock_rdlock(&r->map_lock);
+		rc = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip) == len ?
+			     map_once(r, region, offset, addr, len) :
+			     UFFD_UNMAPPED;
+		pthread_rwlock_unlock(&r->map_lock);
+		if (rc != UFFD_AGAIN)
+			break;
+		caller->again(caller->arg);
+	}
+	if (rc == UFFD_VMM_GONE)
+		return -ESRCH;
+	return rc < 0 ? rc : 0;
+}
+
+/*
+ * Map ahead: one CONTINUE over as much as it takes, going around what is mapped already.
+ * What can't be mapped now is left for its fault.
+ */
+static int map_run(const struct resolver_caller *caller, uint32_t region, uint64_t offset,
+		   uint64_t len)
+{
+	struct resolver *r = caller->resolver;
+	int rc = UFFD_DONE;
+
+	while (len && rc >= 0 && rc != UFFD_VMM_GONE) {
+		uint64_t addr, skip, done = 0, mapped;
+
+		pthread_rwlock_rdlock(&r->map_lock);
+		mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
+		rc = mapped ? uffd_continue(r->uffd, addr, mapped, &done) : UFFD_DONE;
+		pthread_rwlock_unlock(&r->map_lock);
+		if (!mapped)
+			break;
+		done += skip;
+		if (rc == UFFD_EXISTS || rc == UFFD_ABSENT || rc == UFFD_UNMAPPED)
+			done += UNIT_BYTES;
+		else if (rc == UFFD_AGAIN && done == skip)
+			caller->again(caller->arg);
+		offset += done;
+		len -= done < len ? done : len;
+	}
+	if (rc == UFFD_VMM_GONE)
+		return -ESRCH;
+	return rc < 0 ? rc : 0;
+}
+
+/* UFFDIO_COPY fills and maps in one. Units that the VMM has unmapped are done with. */
+static int copy_run(const struct resolver_caller *caller, uint32_t region, uint64_t offset,
+		    const uint8_t *data, uint64_t len)
+{
+	struct resolver *r = caller->resolver;
+	int rc = UFFD_DONE;
+
+	while (len && rc >= 0 && rc != UFFD_VMM_GONE) {
+		uint64_t addr, skip, done = 0, mapped;
+
+		pthread_rwlock_rdlock(&r->map_lock);
+		mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
+		if (mapped)
+			rc = uffd_copy(r->uffd, addr, data + skip, mapped, &done);
+		pthread_rwlock_unlock(&r->map_lock);
+		if (!mapped)
+			break;
+		stat_add(&r->stats->fill_copy, done >> UNIT_SHIFT);
+		done += skip;
+		if (rc == UFFD_EXISTS || rc == UFFD_UNMAPPED)
+			done += UNIT_BYTES;
+		else if (rc == UFFD_AGAIN && done == skip)
+			caller->again(caller->arg);
+		offset += done;
+		data += done;
+		len -= done < len ? done : len;
+	}
+	if (rc == UFFD_VMM_GONE)
+		return -ESRCH;
+	return rc < 0 ? rc : 0;
+}
+
+static int fill_run(const struct resolver_caller *caller, const struct resolver_batch *b,
+		    struct run run, struct memory_filled *filled)
+{
+	struct memory *m = caller->resolver->memories[b->region];
+	uint64_t offset = (b->word * WORD_UNITS + run.first) << UNIT_SHIFT;
+	uint64_t below = b->data_mask & ((1ull << run.first) - 1);
+	const uint8_t *data = b->data + (size_t)__builtin_popcountll(below) * UNIT_BYTES;
+	size_t len = (size_t)run.n * UNIT_BYTES;
+
+	if (memory_fill_method(m, b->for_fault) == MEMORY_FILL_COPY)
+		return copy_run(caller, b->region, offset, data, len);
+	return memory_fill(m, offset, data, len, b->for_fault, filled);
+}
+
+static uint64_t run_mask(struct run run)
+{
+	return (run.n == WORD_UNITS ? UINT64_MAX : (1ull << run.n) - 1) << run.first;
+}
+
+/*
+ * Fill the claimed units that have data. On failure gives back the claims of what was not
+ * filled. Return: 0 or -errno; *@ret_done is what is filled.
+ */
+static int fill_claimed(const struct resolver_caller *caller, const struct resolver_batch *b,
+			uint64_t claimed, uint64_t *ret_done)
+{
+	struct resolver *r = caller->resolver;
+	struct memory_filled filled = { 0 };
+	uint64_t left = claimed & b->data_mask, done = 0;
+	int rc = 0;
+
+	while (left && !rc) {
+		struct run run = next_run(&left);
+
+		rc = fill_run(caller, b, run, &filled);
+		if (!rc)
+			done |= run_mask(run);
+	}
+	if (rc)
+		page_state_unclaim(r->state, b->region, b->word, claimed & b->data_mask & ~done);
+	stat_add(&r->stats->fill_write, filled.write);
+	stat_add(&r->stats->fill_memcpy, filled.memcpy);
+	*ret_done = done;
+	return rc;
+}
+
+/* The host pages that have units in @mask of a word, as the units they begin with: in turn. */
+static uint64_t next_page(const struct region *region, uint64_t word, uint64_t *mask)
+{
+	uint64_t per_page = region_units_per_page(region);
+	uint64_t unit = word * WORD_UNITS + (uint64_t)__builtin_ctzll(*mask);
+
+	/* Page sizes are 1 unit or whole words of them. */
+	*mask = per_page >= WORD_UNITS ? 0 : *mask & (*mask - 1);
+	return unit - unit % per_page;
+}
+
+static int map_pages(const struct resolver_caller *caller, const struct resolver_batch *b,
+		     uint64_t mask)
+{
+	struct resolver *r = caller->resolver;
+	int rc = 0;
+
+	while (mask && !rc) {
+		uint64_t unit = next_page(&r->table->regions[b->region], b->word, &mask);
+
+		if (page_state_page_present(r->state, b->region, unit))
+			rc = resolver_map_page(caller, b->region, unit);
+	}
+	return rc;
+}
+
+static int map_filled(const struct resolver_caller *caller, const struct resolver_batch *b,
+		      uint64_t data, uint64_t wanted)
+{
+	struct resolver *r = caller->resolver;
+	const struct region *region = &r->table->regions[b->region];
+	uint64_t left = data;
+	int rc = 0;
+
+	if (region->memory == POSTCOPY_MEMORY_ANONYMOUS)
+		return map_pages(caller, b, wanted & ~data);
+	if (r->map == RESOLVER_MAP_LAZY)
+		return map_pages(caller, b, wanted);
+	if (region->page_size != UNIT_BYTES)
+		return map_pages(caller, b, data | wanted);
+	while (left && !rc) {
+		struct run run = next_run(&left);
+
+		rc = map_run(caller, b->region, (b->word * WORD_UNITS + run.first) << UNIT_SHIFT,
+			     (uint64_t)run.n << UNIT_SHIFT);
+	}
+	return rc ? rc : map_pages(caller, b, wanted & ~data);
+}
+
+int resolver_fill(const struct resolver_caller *caller, const struct resolver_batch *b,
+		  uint64_t *ret_filled)
+{
+	struct resolver *r = caller->resolver;
+	uint64_t claimed =
+		page_state_claim(r->state, b->region, b->word, b->data_mask | b->zero_mask);
+	uint64_t zero = claimed & b->zero_mask;
+	uint64_t data, wanted;
+	int rc, map_rc;
+
+	*ret_filled = 0;
+	if (!claimed)
+		return 0;
+	rc = fill_claimed(caller, b, claimed, &data);
+	wanted = page_state_publish(r->state, b->region, b->word, data | zero);
+	stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(zero));
+	*ret_filled = data | zero;
+	map_rc = map_filled(caller, b, data, wanted);
+	return rc ? rc : map_rc;
+}
+
+/* The units of a word that lie in [first, end), which touches it. */
+static uint64_t units_in_word(uint64_t word, uint64_t first, uint64_t end)
+{
+	uint64_t start = word * WORD_UNITS;
+	uint64_t mask = UINT64_MAX;
+
+	if (first > start)
+		mask &= UINT64_MAX << (first - start);
+	if (end < start + WORD_UNITS)
+		mask &= (1ull << (end - start)) - 1;
+	return mask;
+}
+
+static void discard_units(struct resolver *r, uint32_t region, uint64_t first, uint64_t end)
+{
+	for (uint64_t word = first / WORD_UNITS; word * WORD_UNITS < end; word++) {
+		uint64_t mine = page_state_claim(r->state, region, word,
+						 units_in_word(word, first, end));
+
+		page_state_publish(r->state, region, word, mine);
+		stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(mine));
+	}
+}
+
+/* Only the fault thread changes the addrmap, and this is the fault thread: no lock to read it. */
+void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
+{
+	for (uint32_t i = 0; i < r->addrmap.n; i++) {
+		const struct addrmap_piece *p = &r->addrmap.pieces[i];
+		uint64_t from = start > p->host_addr ? start : p->host_addr;
+		uint64_t to = end < p->host_addr + p->len ? end : p->host_addr + p->len;
+
+		if (from < to)
+			discard_units(r, p->region,
+				      (p->offset + (from - p->host_addr)) >> UNIT_SHIFT,
+				      (p->offset + (to - p->host_addr)) >> UNIT_SHIFT);
+	}
+}
+
+int resolver_unregister(struct resolver *r)
+{
+	int rc = 0;
+
+	pthread_rwlock_rdlock(&r->map_lock);
+	for (uint32_t i = 0; i < r->addrmap.n; i++) {
+		const struct addrmap_piece *p = &r->addrmap.pieces[i];
+		int result = uffd_unregister(r->uffd, p->host_addr, p->len);
+
+		/* Unmapped meanwhile, or the VMM gone: nothing is left to watch. */
+		if (result < 0 && !rc)
+			rc = result;
+	}
+	pthread_rwlock_unlock(&r->map_lock);
+	return rc;
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The resolver: the one place where pages are filled, mapped and their waiters woken.
+ *
+ * Theory of operation
+ * -------------------
+ * Whatever brings pages (an answer to a fault, a bulk answer, a discard) comes through
+ * resolver_fill(): claim the units, put their content in place behind the guest's back,
+ * publish them, and only then map. That order is the invariant "content before wake";
+ * the claim is "one fill". A page that somebody else claimed is dropped.
+ *
+ * Mapping is UFFDIO_CONTINUE. Eager: over each filled run at once, which spares the
+ * guest a minor fault a page. Lazy: only the pages that a fault waits for. A zero unit
+ * is not filled; its page stays a hole until it is touched, and is then made by the
+ * kernel (UFFDIO_ZEROPAGE, or a read of the alias), never by writing, for by then a
+ * guest's write may already be in it.
+ *
+ * Threads: the fault thread and the bulk threads, each with its own resolver_caller.
+ * map_lock guards the addrmap: readers hold it over one ioctl, the fault thread writes.
+ */
+#ifndef FAULT_RESOLVER_H
+#define FAULT_RESOLVER_H
+
+#include <pthread.h>
+
+#include "fault/stats.h"
+#include "mem/addrmap.h"
+#include "mem/memory.h"
+#include "mem/page_state.h"
+
+enum resolver_map {
+	RESOLVER_MAP_EAGER,
+	RESOLVER_MAP_LAZY,
+};
+
+struct resolver {
+	/* Set at birth. */
+	const struct region_table *table;
+	struct page_state *state;
+	struct memory *const *memories;
+	int uffd;
+	enum resolver_map map;
+	struct pull_stats *stats;
+
+	pthread_rwlock_t map_lock;
+	struct addrmap addrmap;
+};
+
+/*
+ * Who calls. The kernel refuses (EAGAIN) while the VMM is in munmap() and the like, until the
+ * fault thread has read the event that announces it. So the fault thread reads events
+ * in @again, and any other thread gives way to it.
+ */
+struct resolver_caller {
+	struct resolver *resolver;
+	void (*again)(void *arg);
+	void *arg;
+};
+
+/* Units of one word, as they arrived. */
+struct resolver_batch {
+	uint32_t region;
+	uint64_t word;
+	uint64_t data_mask; /* units whose bytes are in @data, lowest first */
+	uint64_t zero_mask;
+	const uint8_t *data;
+	bool for_fault; /* an answer to a fault, not ahead of it */
+};
+
+/* All but addrmap and map_lock is set by the caller. Return: 0 or -errno. */
+int resolver_init(struct resolver *r);
+void resolver_deinit(struct resolver *r);
+
+/*
+ * resolver_fill() - fill, publish, map and wake what is still missing of a batch
+ * @ret_filled: the units that this call filled; the others were there
+ *
+ * Return: 0; -ESRCH where the VMM is gone; -ENOMEM, -ENOSPC, -EFAULT where the memory
+ * can't be had: what was not filled is missing as before.
+ */
+int resolver_fill(const struct resolver_caller *caller, const struct resolver_batch *batch,
+		  uint64_t *ret_filled);
+
+/*
+ * resolver_map_page() - map a host page all of whose units are present, and wake its waiters
+ *
+ * Return: 0 (also where it was mapped, or the VMM has unmapped it), -ESRCH, or -errno.
+ */
+int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uint64_t first_unit);
+
+/* The guest has discarded a range of host addresses: what is missing of it is zero from now on. */
+void resolver_discard(struct resolver *r, uint64_t start, uint64_t end);
+
+/* Every page is present: no more watching. The rest of the holes read as zeroes. */
+int resolver_unregister(struct resolver *r);
+
+#endif

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The userfaultfd's ioctls, with their errors sorted in one place.
+ *
+ * The descriptor was made by the VMM, in whose address space the addresses are; we
+ * hold a copy.
+ */
+#ifndef FAULT_UFFD_H
+#define FAULT_UFFD_H
+
+#include <stdint.h>
+
+/* What became of a range. Negative values are unexpected errnos. */
+enum uffd_result {
+	UFFD_DONE = 0,     /* all of it */
+	UFFD_AGAIN = 1,    /* the VMM is changing its mappings: its event must be read first */
+	UFFD_EXISTS = 2,   /* a page at the front is mapped (or there) already */
+	UFFD_ABSENT = 3,   /* CONTINUE: no page at the front to map */
+	UFFD_UNMAPPED = 4, /* nothing registered at the front any more */
+	UFFD_VMM_GONE = 5, /* the process has exited */
+};
+
+/*
+ * Each works from the front; *@ret_done says how many bytes were done before it stopped.
+ * Waiting threads of what was done are woken.
+ *
+ * Return: an enum uffd_result, or a negative errno.
+ */
+int uffd_continue(int uffd, uint64_t addr, uint64_t len, uint64_t *ret_done);
+int uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t len, uint64_t *ret_done);
+int uffd_zeropage(int uffd, uint64_t addr, uint64_t len, uint64_t *ret_done);
+
+/* Have all threads that wait in a range look again. Return: as above. */
+int uffd_wake(int uffd, uint64_t addr, uint64_t len);
+
+/* Watch no longer. Return: as above. */
+int uffd_unregister(int uffd, uint64_t addr, uint64_t len);
+
+#endif

@@ -1,0 +1,579 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "postcopy/postcopy.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+
+#include "libpostcopy/table.h"
+#include "libpostcopy/uffd.h"
+#include "libpostcopy/vmm_wire.h"
+#include "util/cleanup.h"
+#include "util/clock.h"
+
+#define TIMEOUT_S 10 /* for the daemon to accept, answer an attach, or take a message */
+#define VMSTATE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL)
+
+/* Where an attachment stands. What may come or be said next depends on it. */
+enum state {
+	STATE_RUNNING,  /* source: the guest runs here */
+	STATE_STOPPING, /* source: asked to pause, has not answered */
+	STATE_PAUSED,   /* source: handed over; runs on only if told so */
+	STATE_WAITING,  /* destination: for the vmstate */
+	STATE_LOADING,  /* destination: has the vmstate, has not answered */
+	STATE_LOADED,   /* destination: has said so; the vCPUs may run */
+	STATE_RESUMED,  /* destination: the guest runs here */
+	STATE_COMPLETE, /* both: nothing more comes */
+	STATE_FAILED,
+	STATE_COUNT,
+};
+
+static const char *const state_names[STATE_COUNT] = {
+	[STATE_RUNNING] = "running", [STATE_STOPPING] = "asked to pause",
+	[STATE_PAUSED] = "paused",   [STATE_WAITING] = "waiting for the vmstate",
+	[STATE_LOADING] = "loading", [STATE_LOADED] = "loaded",
+	[STATE_RESUMED] = "resumed", [STATE_COMPLETE] = "complete",
+	[STATE_FAILED] = "failed",
+};
+
+/* What the daemon may say in which state, and what it leads to. All else is -EPROTO. */
+static const struct transition {
+	enum state from;
+	enum vmm_wire_type type;
+	enum state to;
+	enum postcopy_event_type event;
+} transitions[] = {
+	{ STATE_RUNNING, VMM_WIRE_PAUSE, STATE_STOPPING, POSTCOPY_EVENT_PAUSE },
+	{ STATE_RUNNING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+	{ STATE_STOPPING, VMM_WIRE_RESUME, STATE_RUNNING, POSTCOPY_EVENT_RESUME },
+	{ STATE_STOPPING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+	{ STATE_PAUSED, VMM_WIRE_RESUME, STATE_RUNNING, POSTCOPY_EVENT_RESUME },
+	{ STATE_PAUSED, VMM_WIRE_COMPLETE, STATE_COMPLETE, POSTCOPY_EVENT_COMPLETE },
+	{ STATE_PAUSED, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+	{ STATE_WAITING, VMM_WIRE_VMSTATE, STATE_LOADING, POSTCOPY_EVENT_VMSTATE },
+	{ STATE_WAITING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+	{ STATE_LOADING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+	/* A small guest can be whole before its VMM has said that it runs. */
+	{ STATE_LOADED, VMM_WIRE_COMPLETE, STATE_COMPLETE, POSTCOPY_EVENT_COMPLETE },
+	{ STATE_LOADED, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+	{ STATE_RESUMED, VMM_WIRE_COMPLETE, STATE_COMPLETE, POSTCOPY_EVENT_COMPLETE },
+	{ STATE_RESUMED, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+	/* These cross what the VMM has just said: that it can't pause, that it can't load. */
+	{ STATE_RUNNING, VMM_WIRE_RESUME, STATE_RUNNING, POSTCOPY_EVENT_RESUME },
+	{ STATE_FAILED, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+};
+
+struct postcopy {
+	int sock;
+	enum vmm_wire_role role;
+	enum state state;
+	uint64_t pause_asked_ns;
+	/* destination: our own copy. Were the daemon's the last one, its death would let
+	   absent pages read as zeroes. */
+	int uffd;
+	size_t n_registered;
+	struct {
+		void *addr;
+		uint64_t size;
+	} registered[POSTCOPY_REGIONS_MAX];
+};
+
+/* The public form of an error. Return: its code. */
+static int report(struct postcopy_error *to, int rc, const struct error *from)
+{
+	if (to && rc) {
+		to->code = rc;
+		snprintf(to->text, sizeof to->text, "%s", from->code ? from->text : strerror(-rc));
+	}
+	return rc;
+}
+
+static int daemon_gone(struct error *err)
+{
+	return error_set(err, -EPIPE, "postcopyd has closed the connection");
+}
+
+static int connect_daemon(const char *path, int *ret_sock, struct error *err)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct timeval timeout = { .tv_sec = TIMEOUT_S };
+	_cleanup_close_ int sock = -1;
+
+	if (!path)
+		path = POSTCOPY_DEFAULT_SOCKET;
+	if (!*path || strlen(path) >= sizeof addr.sun_path)
+		return error_set(err, -EINVAL, "socket path \"%s\": give 1 to %zu bytes", path,
+		                 sizeof addr.sun_path - 1);
+	memcpy(addr.sun_path, path, strlen(path) + 1);
+	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	if (sock < 0)
+		return error_errno(err, -errno, "can't create a socket");
+	if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout))
+		return error_errno(err, -errno, "can't set the send timeout");
+	if (connect(sock, (struct sockaddr *)&addr, sizeof addr)) {
+		int rc = errno == EAGAIN ? -ETIMEDOUT : -errno;
+
+		return error_errno(err, rc, "can't connect to %s; is postcopyd running?", path);
+	}
+	*ret_sock = steal_fd(&sock);
+	return 0;
+}
+
+static int send_message(struct postcopy *p, const struct vmm_wire_msg *msg, const int *fds,
+                        size_t n_fds, struct error *err)
+{
+	int rc = vmm_wire_send(p->sock, msg, fds, n_fds);
+
+	if (rc == -EPIPE)
+		return daemon_gone(err);
+	if (rc == -EAGAIN)
+		return error_set(err, -ETIMEDOUT, "postcopyd has not taken a message for %d s",
+		                 TIMEOUT_S);
+	if (rc)
+		return error_errno(err, rc, "can't send to postcopyd");
+	return 0;
+}
+
+/* Wait for something to read until @deadline_ns, UINT64_MAX for good. */
+static int wait_readable(int sock, uint64_t deadline_ns)
+{
+	struct pollfd pfd = { .fd = sock, .events = POLLIN };
+
+	for (;;) {
+		uint64_t now = clock_now_ns();
+		uint64_t left = deadline_ns > now ? deadline_ns - now : 0;
+		struct timespec ts = { .tv_sec = (time_t)(left / NSEC_PER_SEC),
+			               .tv_nsec = (long)(left % NSEC_PER_SEC) };
+		int n = ppoll(&pfd, 1, deadline_ns == UINT64_MAX ? NULL : &ts, NULL);
+
+		if (n > 0)
+			return 0;
+		if (!n)
+			return -ETIMEDOUT;
+		if (errno != EINTR)
+			return -errno;
+	}
+}
+
+/*
+ * receive() - a message from the daemon, and its descriptor where the type has one
+ *
+ * The daemon's types carry one descriptor at most: the codec has checked that.
+ *
+ * Return: 0, -ETIMEDOUT without @err, -EPIPE, -EPROTO or what recvmsg() gave
+ */
+static int receive(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg, int *ret_fd,
+                   struct error *err)
+{
+	int fds[VMM_WIRE_FDS_MAX];
+	size_t n_fds = 0;
+	int rc;
+
+	do {
+		rc = wait_readable(p->sock, deadline_ns);
+		if (!rc)
+			rc = vmm_wire_recv(p->sock, MSG_DONTWAIT, msg, fds, &n_fds, err);
+	} while (rc == -EAGAIN);
+	if (rc == -EPIPE)
+		return daemon_gone(err);
+	if (rc == -EPROTO || rc == -EINVAL) {
+		error_prefix(err, "message from postcopyd");
+		return -EPROTO;
+	}
+	if (rc == -ETIMEDOUT)
+		return rc;
+	if (rc)
+		return error_errno(err, rc, "can't receive from postcopyd");
+	if (msg->type == VMM_WIRE_ATTACH) {
+		for (size_t i = 0; i < n_fds; i++)
+			close(fds[i]);
+		return error_set(err, -EPROTO, "postcopyd said ATTACH, which is the VMM's to say");
+	}
+	*ret_fd = n_fds ? fds[0] : -1;
+	return 0;
+}
+
+static void fill_region(const struct postcopy_region *r, struct vmm_wire_region *w)
+{
+	*w = (struct vmm_wire_region){
+		.memory = r->memory,
+		.flags = r->flags,
+		.guest_phys_addr = r->guest_phys_addr,
+		.size = r->size,
+		.page_size = r->page_size,
+		.host_addr = (uintptr_t)r->host_addr,
+		.fd_offset = r->fd_offset,
+		.fd_index = VMM_WIRE_NO_FD,
+	};
+}
+
+/* One place in the packet for each descriptor, however many regions lie in it. */
+static uint32_t fd_place(int fd, int *fds, size_t *n_fds, size_t first)
+{
+	for (size_t i = first; i < *n_fds; i++)
+		if (fds[i] == fd)
+			return (uint32_t)i;
+	fds[*n_fds] = fd;
+	return (uint32_t)(*n_fds)++;
+}
+
+/* On the source the daemon reads private memory through our /proc/self/mem. */
+static int open_own_memory(int *fd, struct error *err)
+{
+	if (*fd >= 0)
+		return 0;
+	*fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+	if (*fd < 0)
+		return error_errno(err, -errno,
+		                   "can't open /proc/self/mem, by which postcopyd reads anonymous "
+		                   "memory; use memfd memory instead");
+	return 0;
+}
+
+static int send_attach(struct postcopy *p, struct vmm_wire_msg *msg,
+                       const struct postcopy_region *regions, size_t n_regions, struct error *err)
+{
+	_cleanup_close_ int own_memory = -1;
+	int fds[VMM_WIRE_FDS_MAX];
+	size_t n_fds = 0, first;
+
+	if (p->role == VMM_WIRE_DESTINATION)
+		fds[n_fds++] = p->uffd;
+	first = n_fds;
+	for (size_t i = 0; i < n_regions; i++) {
+		struct vmm_wire_region *w = &msg->regions[i];
+		int fd = regions[i].fd;
+
+		if (regions[i].memory == POSTCOPY_MEMORY_ANONYMOUS) {
+			int rc;
+
+			if (p->role == VMM_WIRE_DESTINATION)
+				continue;
+			rc = open_own_memory(&own_memory, err);
+			if (rc)
+				return rc;
+			fd = own_memory;
+			w->fd_offset = w->host_addr;
+		}
+		w->fd_index = fd_place(fd, fds, &n_fds, first);
+	}
+	return send_message(p, msg, fds, n_fds, err);
+}
+
+static int await_attached(struct postcopy *p, const char *id, struct error *err)
+{
+	struct vmm_wire_msg msg;
+	_cleanup_close_ int fd = -1;
+	int rc = receive(p, clock_now_ns() + TIMEOUT_S * NSEC_PER_SEC, &msg, &fd, err);
+
+	if (rc == -ETIMEDOUT)
+		return error_set(err, rc,
+		                 "postcopyd has not answered the attach of \"%s\" for %d s", id,
+		                 TIMEOUT_S);
+	if (rc)
+		return rc;
+	if (msg.type == VMM_WIRE_ERROR)
+		return error_set(err, -(int)msg.code, "postcopyd refuses to attach \"%s\": %s", id,
+		                 msg.text);
+	if (msg.type != VMM_WIRE_ATTACHED)
+		return error_set(err, -EPROTO, "postcopyd answers the attach with message type %d",
+		                 (int)msg.type);
+	return 0;
+}
+
+static int register_regions(struct postcopy *p, struct vmm_wire_msg *msg,
+                            const struct postcopy_region *regions, struct error *err)
+{
+	int rc = uffd_open(&p->uffd, &msg->uffd_features, err);
+
+	for (uint32_t i = 0; !rc && i < msg->n_regions; i++) {
+		rc = uffd_register(p->uffd, &regions[i], i, &msg->regions[i].uffd_mode, err);
+		if (rc)
+			break;
+		p->registered[i].addr = regions[i].host_addr;
+		p->registered[i].size = regions[i].size;
+		p->n_registered = i + 1;
+	}
+	return rc;
+}
+
+static void postcopy_freep(struct postcopy **p)
+{
+	postcopy_detach(*p);
+}
+
+static int attach(enum vmm_wire_role role, const char *path, const char *id,
+                  const struct postcopy_region *regions, size_t n_regions, struct postcopy **ret,
+                  struct error *err)
+{
+	_cleanup_(postcopy_freep) struct postcopy *p = NULL;
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_ATTACH, .role = role };
+	int rc;
+
+	if (!id)
+		return error_set(err, -EINVAL, "migration_id is NULL");
+	rc = vmm_wire_id_check(id, err);
+	if (!rc)
+		rc = table_check(regions, n_regions, err);
+	if (rc)
+		return rc;
+	memcpy(msg.id, id, strlen(id));
+	msg.n_regions = (uint32_t)n_regions;
+	for (size_t i = 0; i < n_regions; i++)
+		fill_region(&regions[i], &msg.regions[i]);
+
+	p = calloc(1, sizeof *p);
+	if (!p)
+		return error_set(err, -ENOMEM, "out of memory");
+	p->role = role;
+	p->state = role == VMM_WIRE_SOURCE ? STATE_RUNNING : STATE_WAITING;
+	p->sock = p->uffd = -1;
+	rc = connect_daemon(path, &p->sock, err);
+	if (!rc && role == VMM_WIRE_DESTINATION)
+		rc = register_regions(p, &msg, regions, err);
+	if (!rc)
+		rc = send_attach(p, &msg, regions, n_regions, err);
+	if (!rc)
+		rc = await_attached(p, id, err);
+	if (rc)
+		return rc;
+	*ret = steal_ptr(&p);
+	return 0;
+}
+
+int postcopy_source_attach(const char *socket_path, const char *migration_id,
+                           const struct postcopy_region *regions, size_t n_regions,
+                           struct postcopy **ret, struct postcopy_error *err)
+{
+	struct error e = ERROR_INIT;
+
+	return report(
+	        err,
+	        attach(VMM_WIRE_SOURCE, socket_path, migration_id, regions, n_regions, ret, &e),
+	        &e);
+}
+
+int postcopy_destination_attach(const char *socket_path, const char *migration_id,
+                                const struct postcopy_region *regions, size_t n_regions,
+                                struct postcopy **ret, struct postcopy_error *err)
+{
+	struct error e = ERROR_INIT;
+
+	return report(err,
+	              attach(VMM_WIRE_DESTINATION, socket_path, migration_id, regions, n_regions,
+	                     ret, &e),
+	              &e);
+}
+
+int postcopy_fd(const struct postcopy *p)
+{
+	return p->sock;
+}
+
+/* The VMM will map or read it while others hold it: it must be whole and stay so. */
+static int check_vmstate(int fd, uint64_t len, struct error *err)
+{
+	struct stat st;
+	int seals = fcntl(fd, F_GET_SEALS);
+
+	if (seals < 0 || (seals & VMSTATE_SEALS) != VMSTATE_SEALS)
+		return error_set(err, -EPROTO, "the vmstate from postcopyd is not a sealed memfd");
+	if (fstat(fd, &st))
+		return error_errno(err, -errno, "can't stat the vmstate from postcopyd");
+	if ((uint64_t)st.st_size != len)
+		return error_set(err, -EPROTO,
+		                 "the vmstate from postcopyd is said to be of %llu bytes, but has "
+		                 "%lld",
+		                 (unsigned long long)len, (long long)st.st_size);
+	return 0;
+}
+
+static const struct transition *find_transition(enum state from, enum vmm_wire_type type)
+{
+	for (size_t i = 0; i < sizeof transitions / sizeof *transitions; i++)
+		if (transitions[i].from == from && transitions[i].type == type)
+			return &transitions[i];
+	return NULL;
+}
+
+static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event *ret_event,
+                      struct error *err)
+{
+	struct vmm_wire_msg msg;
+	_cleanup_close_ int fd = -1;
+	const struct transition *t;
+	uint64_t deadline_ns = UINT64_MAX;
+	int rc;
+
+	if (timeout_ms >= 0)
+		deadline_ns = clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
+	rc = receive(p, deadline_ns, &msg, &fd, err);
+	if (rc == -ETIMEDOUT) {
+		*ret_event = (struct postcopy_event){ .vmstate_fd = -1 };
+		return 0;
+	}
+	if (rc)
+		return rc;
+	t = find_transition(p->state, msg.type);
+	if (!t)
+		return error_set(err, -EPROTO, "postcopyd sent message type %d to a VMM that is %s",
+		                 (int)msg.type, state_names[p->state]);
+	if (msg.type == VMM_WIRE_VMSTATE) {
+		rc = check_vmstate(fd, msg.vmstate_len, err);
+		if (rc)
+			return rc;
+	}
+	if (t->to == STATE_STOPPING)
+		p->pause_asked_ns = clock_now_ns();
+	p->state = t->to;
+	*ret_event = (struct postcopy_event){ .type = t->event,
+		                              .vmstate_fd = steal_fd(&fd),
+		                              .vmstate_len = msg.vmstate_len };
+	if (t->event == POSTCOPY_EVENT_RESUME)
+		snprintf(ret_event->reason, sizeof ret_event->reason,
+		         "the migration was cancelled before the guest ran at the destination");
+	else
+		snprintf(ret_event->reason, sizeof ret_event->reason, "%s", msg.text);
+	return 0;
+}
+
+int postcopy_next_event(struct postcopy *p, int timeout_ms, struct postcopy_event *ret_event,
+                        struct postcopy_error *err)
+{
+	struct error e = ERROR_INIT;
+
+	return report(err, next_event(p, timeout_ms, ret_event, &e), &e);
+}
+
+static int write_all(int fd, const char *data, size_t len)
+{
+	while (len) {
+		ssize_t n = write(fd, data, len);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		data += n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+static int make_vmstate(const void *vmstate, size_t len, int *ret_fd, struct error *err)
+{
+	_cleanup_close_ int fd = memfd_create("postcopy-vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int rc;
+
+	if (fd < 0)
+		return error_errno(err, -errno, "can't create a memfd for the vmstate");
+	rc = write_all(fd, vmstate, len);
+	if (rc)
+		return error_errno(err, rc, "can't write a vmstate of %zu bytes", len);
+	if (fcntl(fd, F_ADD_SEALS, VMSTATE_SEALS))
+		return error_errno(err, -errno, "can't seal the vmstate");
+	*ret_fd = steal_fd(&fd);
+	return 0;
+}
+
+/* A call of the VMM that does not fit is its bug, and sends nothing. */
+static int require_state(const struct postcopy *p, enum state state, const char *call,
+                         struct error *err)
+{
+	if (p->state == state)
+		return 0;
+	return error_set(err, -EINVAL, "%s() is for a VMM that is %s; this one is %s", call,
+	                 state_names[state], state_names[p->state]);
+}
+
+static int source_paused(struct postcopy *p, const void *vmstate, size_t len, struct error *err)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_PAUSED, .vmstate_len = len };
+	_cleanup_close_ int fd = -1;
+	int rc = require_state(p, STATE_STOPPING, "postcopy_source_paused", err);
+
+	if (!rc && !vmstate && len)
+		rc = error_set(err, -EINVAL, "vmstate is NULL");
+	if (!rc)
+		rc = make_vmstate(vmstate, len, &fd, err);
+	if (rc)
+		return rc;
+	msg.pause_ns = clock_now_ns() - p->pause_asked_ns;
+	rc = send_message(p, &msg, &fd, 1, err);
+	if (!rc)
+		p->state = STATE_PAUSED;
+	return rc;
+}
+
+int postcopy_source_paused(struct postcopy *p, const void *vmstate, size_t len,
+                           struct postcopy_error *err)
+{
+	struct error e = ERROR_INIT;
+
+	return report(err, source_paused(p, vmstate, len, &e), &e);
+}
+
+/* Says @type, which is for a VMM in state @from only; from then on it is in @to. */
+static int say(struct postcopy *p, enum vmm_wire_type type, const char *reason, enum state from,
+               enum state to, const char *call, struct postcopy_error *err)
+{
+	struct vmm_wire_msg msg = { .type = type };
+	struct error e = ERROR_INIT;
+	int rc = require_state(p, from, call, &e);
+
+	if (type == VMM_WIRE_ERROR) {
+		msg.code = ECANCELED;
+		snprintf(msg.text, sizeof msg.text, "%s", reason ? reason : "no reason given");
+	}
+	if (!rc)
+		rc = send_message(p, &msg, NULL, 0, &e);
+	if (!rc)
+		p->state = to;
+	return report(err, rc, &e);
+}
+
+int postcopy_source_pause_failed(struct postcopy *p, const char *reason, struct postcopy_error *err)
+{
+	return say(p, VMM_WIRE_ERROR, reason, STATE_STOPPING, STATE_RUNNING, __func__, err);
+}
+
+int postcopy_destination_loaded(struct postcopy *p, struct postcopy_error *err)
+{
+	return say(p, VMM_WIRE_LOADED, NULL, STATE_LOADING, STATE_LOADED, __func__, err);
+}
+
+int postcopy_destination_resumed(struct postcopy *p, struct postcopy_error *err)
+{
+	/* All pages were there before the VMM came to say it, and the daemon said so first. */
+	if (p->role == VMM_WIRE_DESTINATION && p->state == STATE_COMPLETE)
+		return say(p, VMM_WIRE_RESUMED, NULL, STATE_COMPLETE, STATE_COMPLETE, __func__,
+		           err);
+	return say(p, VMM_WIRE_RESUMED, NULL, STATE_LOADED, STATE_RESUMED, __func__, err);
+}
+
+int postcopy_destination_load_failed(struct postcopy *p, const char *reason,
+                                     struct postcopy_error *err)
+{
+	return say(p, VMM_WIRE_ERROR, reason, STATE_LOADING, STATE_FAILED, __func__, err);
+}
+
+struct postcopy *postcopy_detach(struct postcopy *p)
+{
+	if (!p)
+		return NULL;
+	/* The daemon may still hold its copies, so closing ours would not unregister. */
+	for (size_t i = 0; i < p->n_registered; i++)
+		uffd_unregister(p->uffd, p->registered[i].addr, p->registered[i].size);
+	close_fd(&p->uffd);
+	close_fd(&p->sock);
+	free(p);
+	return NULL;
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "libpostcopy/uffd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "libpostcopy/table.h"
+#include "util/cleanup.h"
+#include "util/kernel_abi.h"
+
+/*
+ * Asked for where the kernel offers them. FORK is not: the regions are MADV_DONTFORK.
+ * guest_memfd has no bit to ask for; whether it registers says what the kernel can do.
+ */
+#define FEATURES_WANTED                                                                            \
+	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |         \
+	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_SHMEM |  \
+	 UFFD_FEATURE_MINOR_HUGETLBFS)
+
+/*
+ * Not UFFD_USER_MODE_ONLY: vCPUs fault inside KVM_RUN, and with that flag they would
+ * get EFAULT. The device needs only access to itself, the syscall a capability.
+ */
+static int create(int *ret_fd, struct error *err)
+{
+	_cleanup_close_ int dev = -1;
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	int rc = -errno;
+
+	if (fd < 0) {
+		dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+		if (dev >= 0)
+			fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	}
+	if (fd < 0)
+		return error_errno(err, rc,
+		                   "can't create a userfaultfd that traps KVM's accesses; give "
+		                   "this process CAP_SYS_PTRACE or access to /dev/userfaultfd");
+	*ret_fd = fd;
+	return 0;
+}
+
+static int handshake(int fd, uint64_t features, uint64_t *ret_offered, struct error *err)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+
+	if (ioctl(fd, UFFDIO_API, &api))
+		return error_errno(err, -errno, "UFFDIO_API with features %#llx",
+		                   (unsigned long long)features);
+	*ret_offered = api.features;
+	return 0;
+}
+
+int uffd_open(int *ret_fd, uint64_t *ret_features, struct error *err)
+{
+	_cleanup_close_ int scratch = -1, fd = -1;
+	uint64_t offered, features;
+	int rc;
+
+	/* A userfaultfd takes one handshake only, so what is on offer is asked on another. */
+	rc = create(&scratch, err);
+	if (!rc)
+		rc = handshake(scratch, 0, &offered, err);
+	if (!rc)
+		rc = create(&fd, err);
+	if (rc)
+		return rc;
+	features = offered & FEATURES_WANTED;
+	rc = handshake(fd, features, &offered, err);
+	if (rc)
+		return rc;
+	*ret_features = features;
+	*ret_fd = steal_fd(&fd);
+	return 0;
+}
+
+static int try_register(int fd, const struct postcopy_region *r, uint64_t mode)
+{
+	struct uffdio_register reg = {
+		.range = { .start = (uintptr_t)r->host_addr, .len = r->size },
+		.mode = mode,
+	};
+
+	return ioctl(fd, UFFDIO_REGISTER, &reg) ? -errno : 0;
+}
+
+int uffd_register(int fd, const struct postcopy_region *r, size_t index, uint32_t *ret_mode,
+                  struct error *err)
+{
+	uint64_t mode = UFFDIO_REGISTER_MODE_MISSING;
+	int rc;
+
+	if (r->memory != POSTCOPY_MEMORY_ANONYMOUS)
+		mode |= UFFDIO_REGISTER_MODE_MINOR;
+	rc = try_register(fd, r, mode);
+	/*
+	 * Both first: of the guest_memfd kernels some offer MINOR alone, and some let the
+	 * guest read zeroes where MISSING is not registered too. The daemon knows which by
+	 * trying, and refuses.
+	 */
+	if (rc == -EINVAL && r->memory == POSTCOPY_MEMORY_GUEST_MEMFD) {
+		mode = UFFDIO_REGISTER_MODE_MINOR;
+		rc = try_register(fd, r, mode);
+	}
+	if (rc == -EINVAL)
+		return error_set(err, -EOPNOTSUPP,
+		                 "region %zu: this kernel's userfaultfd can't trap %s memory%s, or "
+		                 "host_addr is not a mapping of it",
+		                 index, table_memory_name(r->memory),
+		                 mode & UFFDIO_REGISTER_MODE_MINOR ? " in MINOR mode" : "");
+	if (rc)
+		return error_errno(err, rc, "region %zu: UFFDIO_REGISTER of %s memory at %p", index,
+		                   table_memory_name(r->memory), r->host_addr);
+	if (madvise(r->host_addr, r->size, MADV_DONTFORK)) {
+		rc = error_errno(err, -errno, "region %zu: MADV_DONTFORK at %p", index,
+		                 r->host_addr);
+		uffd_unregister(fd, r->host_addr, r->size);
+		return rc;
+	}
+	*ret_mode = (uint32_t)mode;
+	return 0;
+}
+
+void uffd_unregister(int fd, const void *addr, uint64_t size)
+{
+	struct uffdio_range range = { .start = (uintptr_t)addr, .len = size };
+
+	/* Part of it may be unmapped by now; closing the descriptor takes the rest. */
+	ioctl(fd, UFFDIO_UNREGISTER, &range);
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The destination's userfaultfd: created in the VMM's process (it traps the memory
+ * of the process that created it), then shared with the daemon.
+ */
+#ifndef LIBPOSTCOPY_UFFD_H
+#define LIBPOSTCOPY_UFFD_H
+
+#include <stdint.h>
+
+#include "postcopy/postcopy.h"
+#include "util/error.h"
+
+/*
+ * uffd_open() - a userfaultfd that traps the kernel's own accesses (KVM's) too
+ * @ret_features: what the kernel has granted of what postcopy can use
+ *
+ * Return: 0, or -EPERM and others with what to do in @err.
+ */
+int uffd_open(int *ret_fd, uint64_t *ret_features, struct error *err);
+
+/*
+ * uffd_register() - trap absent pages of a region, and keep it from children
+ * @index: of the region, for the error
+ * @ret_mode: the UFFDIO_REGISTER_MODE_* that the kernel took
+ *
+ * Return: 0, or -EOPNOTSUPP where this kernel can't trap this kind of memory.
+ */
+int uffd_register(int fd, const struct postcopy_region *region, size_t index, uint32_t *ret_mode,
+                  struct error *err);
+
+void uffd_unregister(int fd, const void *addr, uint64_t size);
+
+#endif

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The memory behind a region.
+ *
+ * On the source it is only read. On the destination it is filled, behind the back of
+ * the guest's registered mapping, through the descriptor or through a mapping of the
+ * daemon's own (the alias), which no userfaultfd watches:
+ *
+ *   memory       source reads by      fill                            make a zero page
+ *   memfd        pread()              pwrite()                        UFFDIO_ZEROPAGE
+ *   hugetlb      pread()              memcpy to the alias             touch the alias
+ *   guest_memfd  memcpy from alias    bulk: pwrite() where the        touch the alias
+ *                                     kernel has it, else memcpy;
+ *                                     fault: memcpy to the alias
+ *   anonymous    pread() of the       UFFDIO_COPY, by the resolver    UFFDIO_ZEROPAGE
+ *                VMM's /proc/PID/mem
+ *
+ * pread() rather than a mapping on the source: a hole is read as zeroes without being
+ * allocated, a truncated file is an error and not a signal, and the daemon's resident
+ * size does not grow with the guest.
+ *
+ * Threads: after opening, all calls are safe from any thread; who may fill what is
+ * page_state's business.
+ */
+#ifndef MEM_MEMORY_H
+#define MEM_MEMORY_H
+
+#include "mem/region.h"
+
+struct memory;
+
+/* What put the bytes in place. */
+enum memory_fill {
+	MEMORY_FILL_WRITE,  /* pwrite() */
+	MEMORY_FILL_MEMCPY, /* through the alias */
+	MEMORY_FILL_COPY,   /* UFFDIO_COPY: not here, the resolver does it */
+};
+
+/* Units filled, by what did it. */
+struct memory_filled {
+	uint64_t write;
+	uint64_t memcpy;
+};
+
+/*
+ * memory_open_source() - check a descriptor against its region and make it readable
+ * @index: of the region, for messages
+ * @fd: taken over on success only. memfd: sealed F_SEAL_SHRINK here. anonymous: an open
+ *      /proc/PID/mem, with region->fd_offset the address in that process.
+ *
+ * Return: 0; -EINVAL, -EBADF, -EPERM with @err saying what is wrong with the descriptor;
+ * or the errno of what failed.
+ */
+int memory_open_source(const struct region *region, uint32_t index, int fd, struct memory **ret,
+                       struct error *err);
+
+/*
+ * memory_open_destination() - the same, for filling
+ * @fd: -1 for anonymous memory; else taken over on success only
+ */
+int memory_open_destination(const struct region *region, uint32_t index, int fd,
+                            struct memory **ret, struct error *err);
+
+struct memory *memory_free(struct memory *m);
+
+/*
+ * memory_read() - read guest memory on the source
+ * @offset: bytes into the region; @offset + @len lies within it
+ *
+ * Return: 0; -EFAULT where the memory can't be had (gone, poisoned, private); -EIO.
+ */
+int memory_read(struct memory *m, uint64_t offset, void *buf, size_t len);
+
+/*
+ * memory_fill() - put content in place, invisible until UFFDIO_CONTINUE
+ * @for_fault: the guest waits for this unit (else: ahead of the guest)
+ * @filled: what was done is added here
+ *
+ * Return: 0; -ENOSPC, -ENOMEM, -EFAULT where the memory can't be had.
+ */
+int memory_fill(struct memory *m, uint64_t offset, const void *buf, size_t len, bool for_fault,
+                struct memory_filled *filled);
+
+/*
+ * memory_touch() - have the host page at @offset exist, zeroed where it did not
+ *
+ * Never changes a page that exists. Return: 0; -EOPNOTSUPP where only the userfaultfd can
+ * (memfd, anonymous: UFFDIO_ZEROPAGE); -EFAULT.
+ */
+int memory_touch(struct memory *m, uint64_t offset);
+
+/* How memory_fill() would fill: MEMORY_FILL_COPY means that it can't. */
+enum memory_fill memory_fill_method(const struct memory *m, bool for_fault);
+
+/* The descriptor, -1 for none; borrowed. */
+int memory_fd(const struct memory *m);
+
+#endif

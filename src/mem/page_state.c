@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "mem/page_state.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "util/cleanup.h"
+
+/* Bumped with each change of what lies in the memfd. */
+#define STATE_MAGIC 0x3130737063747370ull /* "pstcps01" */
+#define STATE_HEADER_BYTES 4096
+
+/* At the start of the memfd. */
+struct state_header {
+	uint64_t magic;
+	uint64_t units;
+	uint64_t words;
+	_Atomic uint64_t missing;
+};
+
+struct region_state {
+	uint64_t units;
+	uint64_t units_per_page;
+	_Atomic uint64_t *claimed;
+	_Atomic uint64_t *present;
+	_Atomic uint64_t *wanted;
+};
+
+struct page_state {
+	int fd;
+	size_t map_bytes;
+	struct state_header *header;
+	uint32_t n_regions;
+	struct region_state regions[REGIONS_MAX];
+};
+
+struct page_state *page_state_free(struct page_state *ps)
+{
+	if (!ps)
+		return NULL;
+	if (ps->header)
+		munmap(ps->header, ps->map_bytes);
+	close_fd(&ps->fd);
+	free(ps);
+	return NULL;
+}
+DEFINE_CLEANUP(struct page_state *, page_state_free);
+
+static void lay_out(struct page_state *ps, const struct region_table *table, uint64_t words)
+{
+	_Atomic uint64_t *bits = (_Atomic uint64_t *)((char *)ps->header + STATE_HEADER_BYTES);
+
+	for (uint32_t i = 0; i < table->n; i++) {
+		const struct region *r = &table->regions[i];
+
+		ps->regions[i] = (struct region_state){
+			.units = r->units,
+			.units_per_page = region_units_per_page(r),
+			.claimed = bits,
+			.present = bits + words,
+			.wanted = bits + 2 * words,
+		};
+		bits += r->words;
+	}
+	ps->n_regions = table->n;
+}
+
+int page_state_new(const struct region_table *table, struct page_state **ret, struct error *err)
+{
+	_cleanup_(page_state_free_p) struct page_state *ps = calloc(1, sizeof *ps);
+	uint64_t words = 0;
+
+	if (!ps)
+		return error_set(err, -ENOMEM, "page state: out of memory");
+	for (uint32_t i = 0; i < table->n; i++)
+		words += table->regions[i].words;
+	ps->map_bytes = STATE_HEADER_BYTES + 3 * words * sizeof(uint64_t);
+	ps->fd = memfd_create("postcopy-page-state", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (ps->fd < 0)
+		return error_errno(err, -errno, "page state: memfd_create");
+	if (ftruncate(ps->fd, (off_t)ps->map_bytes))
+		return error_errno(err, -errno, "page state: %zu bytes", ps->map_bytes);
+	ps->header = mmap(NULL, ps->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ps->fd, 0);
+	if (ps->header == MAP_FAILED) {
+		ps->header = NULL;
+		return error_errno(err, -errno, "page state: mmap of %zu bytes", ps->map_bytes);
+	}
+	ps->header->magic = STATE_MAGIC;
+	ps->header->units = table->units;
+	ps->header->words = words;
+	atomic_store(&ps->header->missing, table->units);
+	lay_out(ps, table, words);
+	*ret = steal_ptr(&ps);
+	return 0;
+}
+
+int page_state_fd(const struct page_state *ps)
+{
+	return ps->fd;
+}
+
+uint64_t page_state_claim(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
+{
+	return mask & ~atomic_fetch_or(&ps->regions[region].claimed[word], mask);
+}
+
+void page_state_unclaim(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
+{
+	atomic_fetch_and(&ps->regions[region].claimed[word], ~mask);
+}
+
+uint64_t page_state_publish(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
+{
+	struct region_state *r = &ps->regions[region];
+	uint64_t before = atomic_fetch_or(&r->present[word], mask);
+
+	atomic_fetch_sub(&ps->header->missing, (uint64_t)__builtin_popcountll(mask & ~before));
+	return mask & atomic_load(&r->wanted[word]);
+}
+
+/* The bits that the host page at @unit has in the word it lies in. */
+static uint64_t page_mask(const struct region_state *r, uint64_t unit)
+{
+	if (r->units_per_page >= WORD_UNITS)
+		return UINT64_MAX;
+	return ((1ull << r->units_per_page) - 1) << (unit % WORD_UNITS);
+}
+
+bool page_state_page_present(const struct page_state *ps, uint32_t region, uint64_t first_unit)
+{
+	const struct region_state *r = &ps->regions[region];
+	uint64_t mask = page_mask(r, first_unit);
+
+	for (uint64_t unit = first_unit; unit < first_unit + r->units_per_page; unit += WORD_UNITS)
+		if (mask & ~atomic_load(&r->present[unit / WORD_UNITS]))
+			return false;
+	return true;
+}
+
+bool page_state_want(struct page_state *ps, uint32_t region, uint64_t first_unit)
+{
+	struct region_state *r = &ps->regions[region];
+	uint64_t mask = page_mask(r, first_unit);
+
+	for (uint64_t unit = first_unit; unit < first_unit + r->units_per_page; unit += WORD_UNITS)
+		atomic_fetch_or(&r->wanted[unit / WORD_UNITS], mask);
+	return page_state_page_present(ps, region, first_unit);
+}
+
+uint64_t page_state_claimed(const struct page_state *ps, uint32_t region, uint64_t word)
+{
+	return atomic_load(&ps->regions[region].claimed[word]);
+}
+
+uint64_t page_state_present(const struct page_state *ps, uint32_t region, uint64_t word)
+{
+	return atomic_load(&ps->regions[region].present[word]);
+}
+
+uint64_t page_state_wanted(const struct page_state *ps, uint32_t region, uint64_t word)
+{
+	return atomic_load(&ps->regions[region].wanted[word]);
+}
+
+uint64_t page_state_missing(const struct page_state *ps)
+{
+	return atomic_load(&ps->header->missing);
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What has arrived, unit by unit.
+ *
+ * Theory of operation
+ * -------------------
+ * Three bitmaps a region, in one memfd, so that a process that takes over finds
+ * them:
+ *
+ *   claimed   somebody fills this unit, or has: the one atomic bit that makes sure of
+ *             one fill. Who sets it fills; everyone else drops the data.
+ *   present   its whole content is in place. Only the claimer sets it, afterwards.
+ *   wanted    a fault waits (or waited) for it.
+ *
+ * missing -> claimed -> present, never back, but for a claim that its owner gives up
+ * before a byte of it could be visible.
+ *
+ * Who wakes the guest: a fault first sets wanted, then looks at present; a filler first
+ * sets present, then looks at wanted. Both orders are sequentially consistent, so at
+ * least one of the two sees the other and issues UFFDIO_CONTINUE; a second one is
+ * harmless (EEXIST).
+ *
+ * Threads: everything here is lock-free and may be called from any thread.
+ */
+#ifndef MEM_PAGE_STATE_H
+#define MEM_PAGE_STATE_H
+
+#include "mem/region.h"
+
+struct page_state;
+
+/*
+ * page_state_new() - all units missing
+ * @table: copied
+ *
+ * Return: 0, -ENOMEM or the errno of memfd_create(), with @err set.
+ */
+int page_state_new(const struct region_table *table, struct page_state **ret, struct error *err);
+struct page_state *page_state_free(struct page_state *ps);
+
+/* The memfd with the bitmaps; borrowed. */
+int page_state_fd(const struct page_state *ps);
+
+/* Return: the units of @mask that are now the caller's to fill. */
+uint64_t page_state_claim(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+
+/* Give back claims of the caller's that are not visible to anybody yet. */
+void page_state_unclaim(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+
+/*
+ * page_state_publish() - units that the caller claimed are filled
+ *
+ * Return: those of @mask that a fault waits for: the caller must resolve their pages,
+ * as far as all their units are present.
+ */
+uint64_t page_state_publish(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+
+/*
+ * page_state_want() - a fault waits for a host page
+ * @first_unit: of the page
+ *
+ * Return: true where all its units are present: the caller must resolve it.
+ */
+bool page_state_want(struct page_state *ps, uint32_t region, uint64_t first_unit);
+
+/* Are all units of the host page that begins at @first_unit present? */
+bool page_state_page_present(const struct page_state *ps, uint32_t region, uint64_t first_unit);
+
+uint64_t page_state_claimed(const struct page_state *ps, uint32_t region, uint64_t word);
+uint64_t page_state_present(const struct page_state *ps, uint32_t region, uint64_t word);
+uint64_t page_state_wanted(const struct page_state *ps, uint32_t region, uint64_t word);
+
+/* Units not present yet, over all regions. */
+uint64_t page_state_missing(const struct page_state *ps);
+
+#endif

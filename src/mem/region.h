@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Guest memory, as the daemon sees it.
+ *
+ * Theory of operation
+ * -------------------
+ * A guest is a table of regions: contiguous ranges of guest physical memory, each
+ * of one kind of memory and one page size. All state and all traffic count in units
+ * of 4 KiB whatever the page size is; a host page is resolved when all of its units
+ * are there. 64 units in a row, aligned, are a word: one uint64_t of each bitmap.
+ *
+ *   region.h      the table and its checks: nothing from outside is used before it
+ *   page_state.h  what has arrived: claimed, present, wanted
+ *   memory.h      the memory behind a region: reading it and filling it
+ *   addrmap.h     where a region is mapped in the VMM, as it moves
+ *   probe.h       what this kernel can do, found by doing it
+ */
+#ifndef MEM_REGION_H
+#define MEM_REGION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "postcopy/postcopy.h"
+#include "util/error.h"
+
+#define UNIT_SHIFT 12
+#define UNIT_BYTES (1u << UNIT_SHIFT)
+#define WORD_UNITS 64u
+#define WORD_BYTES ((uint64_t)WORD_UNITS * UNIT_BYTES)
+
+#define REGIONS_MAX POSTCOPY_REGIONS_MAX
+/* No guest is larger: 52 bits of physical address. */
+#define GUEST_BYTES_MAX (1ull << 52)
+
+struct region {
+	enum postcopy_memory memory;
+	uint32_t flags;           /* 0 */
+	uint64_t guest_phys_addr; /* bytes */
+	uint64_t size;            /* bytes, multiple of page_size */
+	uint64_t page_size;       /* bytes */
+	uint64_t host_addr;       /* in the VMM; 0 in a table that a peer sent */
+	uint64_t fd_offset;       /* bytes */
+	uint32_t uffd_mode;       /* UFFDIO_REGISTER_MODE_*, destination only */
+	uint64_t units;           /* derived: size / UNIT_BYTES */
+	uint64_t words;           /* derived: units / WORD_UNITS, rounded up */
+};
+
+struct region_table {
+	uint32_t n;
+	struct region regions[REGIONS_MAX];
+	uint64_t units;      /* of all regions */
+	uint64_t size_bytes; /* of all regions */
+};
+
+/*
+ * region_table_add() - check a region and append it
+ * @region: all but the derived members; @region->host_addr may be 0 (not mapped)
+ *
+ * Return: 0; -EINVAL with @err naming the region by its index and the member that is
+ * wrong; -E2BIG where the table is full. The table is unchanged on failure.
+ */
+int region_table_add(struct region_table *table, const struct region *region, struct error *err);
+
+/*
+ * region_table_same_guest() - do two tables describe the same guest memory?
+ *
+ * Kind, page size and host address may differ; number, order, guest physical address
+ * and size may not.
+ *
+ * Return: 0 or -EINVAL with @err naming the first difference ("here" is @ours).
+ */
+int region_table_same_guest(const struct region_table *ours, const struct region_table *theirs,
+                            struct error *err);
+
+/* The units that exist in a word of a region: all ones but for a last, partial word. */
+uint64_t region_word_mask(const struct region *region, uint64_t word);
+
+static inline uint64_t region_units_per_page(const struct region *region)
+{
+	return region->page_size >> UNIT_SHIFT;
+}
+
+const char *memory_name(enum postcopy_memory memory);
+
+#endif

@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The destination's half: on the loop's thread. What takes time is the conductor's. */
+#include "migrate/migration.h"
+
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+
+#include "util/cleanup.h"
+#include "util/clock.h"
+#include "util/log.h"
+#include "util/thread.h"
+
+/* The modes a region must be registered with, or its faults would not be seen. */
+static int check_uffd_mode(const struct region *r, uint32_t index, struct error *err)
+{
+	bool missing = r->uffd_mode & UFFDIO_REGISTER_MODE_MISSING;
+	bool minor = r->uffd_mode & UFFDIO_REGISTER_MODE_MINOR;
+	/* One guest_memfd ABI has MINOR alone and traps absent pages by it. */
+	bool enough = r->memory == POSTCOPY_MEMORY_ANONYMOUS   ? missing :
+		      r->memory == POSTCOPY_MEMORY_GUEST_MEMFD ? minor :
+								 missing && minor;
+
+	if (enough)
+		return 0;
+	return error_set(err, -EINVAL,
+			 "region %u: %s registered with userfaultfd mode %#x, which does not trap "
+			 "every absent page",
+			 index, memory_name(r->memory), r->uffd_mode);
+}
+
+static int open_memories(struct vmm_attach *attach, const struct region_table *table,
+			 struct memory **memories, struct error *err)
+{
+	int rc = 0;
+
+	for (uint32_t i = 0; i < table->n && !rc; i++) {
+		uint32_t index = attach->msg->regions[i].fd_index;
+		bool anonymous = table->regions[i].memory == POSTCOPY_MEMORY_ANONYMOUS;
+		int fd = index == VMM_WIRE_NO_FD ? -1 : attach->fds[index];
+
+		rc = check_uffd_mode(&table->regions[i], i, err);
+		if (!rc && anonymous != (fd < 0))
+			rc = error_set(err, -EINVAL, "region %u: %s %s a descriptor", i,
+				       memory_name(table->regions[i].memory),
+				       anonymous ? "with" : "without");
+		if (!rc)
+			rc = memory_open_destination(&table->regions[i], i, fd, &memories[i], err);
+		if (!rc && fd >= 0)
+			attach->fds[index] = -1;
+	}
+	return rc;
+}
+
+static int check_uffd(int fd, struct error *err)
+{
+	char link[64], name[64];
+	ssize_t len;
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+	len = readlink(link, name, sizeof name - 1);
+	name[len < 0 ? 0 : len] = 0;
+	if (!strstr(name, "[userfaultfd]"))
+		return error_set(err, -EINVAL, "the first descriptor (%s) is no userfaultfd", name);
+	return 0;
+}
+
+int destination_attach(struct migration *m, struct vmm_attach *attach, struct error *err)
+{
+	struct pull_config config = {
+		.id = m->params.id,
+		.uffd = attach->fds[0],
+		.map = m->params.map,
+		.streams = m->params.streams,
+		.bulk = m->params.bulk,
+		.prefetch = m->params.prefetch,
+		.complete = conductor_pull_complete,
+		.stalled = conductor_pull_stalled,
+		.arg = m,
+	};
+	int rc = check_uffd(attach->fds[0], err);
+
+	if (!rc)
+		rc = migration_read_table(attach->msg, &config.table, err);
+	if (!rc)
+		rc = open_memories(attach, &config.table, config.memories, err);
+	if (!rc)
+		rc = pull_new(&config, &m->pull, err);
+	if (rc) {
+		for (uint32_t i = 0; i < REGIONS_MAX; i++)
+			memory_free(config.memories[i]);
+		return rc;
+	}
+	attach->fds[0] = -1;
+	m->table = config.table;
+	return 0;
+}
+
+/* The VMM has not run the guest and won't: the source may go on. */
+static void fail_load(struct migration *m, const char *why)
+{
+	pthread_mutex_lock(&m->lock);
+	m->may_have_run = false;
+	pthread_mutex_unlock(&m->lock);
+	migration_order(m, ORDER_CANCEL);
+	migration_move(m, MIGRATION_FAILED, "the destination VMM can't load the vmstate: %s", why);
+}
+
+int destination_message(struct migration *m, const struct vmm_wire_msg *msg, struct error *err)
+{
+	bool has_vmstate = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED;
+	uint64_t now_ns = clock_now_ns();
+
+	if (msg->type == VMM_WIRE_LOADED && has_vmstate && !m->loaded_ns) {
+		m->loaded_ns = now_ns;
+		return 0;
+	}
+	if (msg->type == VMM_WIRE_RESUMED && has_vmstate && m->loaded_ns && !m->resumed_ns) {
+		m->resumed_ns = now_ns;
+		m->downtime = (struct migration_downtime){
+			.known = true,
+			.total_ns = now_ns - m->switch_sent_ns,
+			.pause_ns = m->source_pause_ns,
+			.send_ns = m->vmstate_received_ns - m->switch_sent_ns - m->source_pause_ns,
+			.load_ns = m->loaded_ns - m->vmstate_received_ns,
+			.resume_ns = now_ns - m->loaded_ns,
+		};
+		log_info("migration %s: the guest runs here after %llu us of downtime",
+			 m->params.id,
+			 (unsigned long long)(m->downtime.total_ns / NSEC_PER_USEC));
+		migration_order(m, ORDER_RESUMED);
+		return 0;
+	}
+	if (msg->type == VMM_WIRE_ERROR && has_vmstate && !m->resumed_ns) {
+		fail_load(m, msg->text);
+		return 0;
+	}
+	return error_set(err, -EPROTO, "message %u is not for a destination that is %s", msg->type,
+			 migration_state_name(m->state));
+}
+
+/* The pull and what it holds go, unless the conductor still needs it; then with its end. */
+static void release(struct migration *m)
+{
+	if (m->pull && !m->conductor_runs)
+		pull_release(m->pull);
+}
+
+/* Give the conductor an order that it has to see even where it waits for the network. */
+static void interrupt(struct migration *m, enum conductor_order order)
+{
+	migration_order(m, order);
+	pull_cancel(m->pull);
+	pthread_mutex_lock(&m->lock);
+	if (m->control)
+		conn_shutdown(m->control);
+	pthread_mutex_unlock(&m->lock);
+}
+
+void destination_vmm_closed(struct migration *m)
+{
+	switch (m->state) {
+	case MIGRATION_ATTACHED:
+		m->pull = pull_free(m->pull);
+		migration_move(m, MIGRATION_PREPARED, "the VMM has detached");
+		return;
+	case MIGRATION_WARMING:
+	case MIGRATION_SWITCHING:
+		interrupt(m, ORDER_CANCEL);
+		migration_move(m, MIGRATION_FAILED, "the destination VMM is gone");
+		return;
+	case MIGRATION_POSTCOPY:
+	case MIGRATION_PAUSED:
+		interrupt(m, ORDER_STOP);
+		migration_move(m, MIGRATION_FAILED,
+			       "the destination VMM is gone, and the guest with it; its memory is "
+			       "at the source still");
+		return;
+	default:
+		return;
+	}
+}
+
+/* The point of no return: from here on the guest may run here. */
+static void give_vmstate(struct migration *m)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_VMSTATE };
+	_cleanup_close_ int fd = -1;
+	int rc;
+
+	pthread_mutex_lock(&m->lock);
+	fd = steal_fd(&m->vmstate_fd);
+	msg.vmstate_len = m->vmstate_len;
+	m->may_have_run = !m->given_up && !(m->orders & (ORDER_CANCEL | ORDER_STOP));
+	rc = m->may_have_run ? 0 : -ECANCELED;
+	pthread_mutex_unlock(&m->lock);
+	if (rc)
+		return;
+	migration_move(m, MIGRATION_POSTCOPY, "%s", "");
+	rc = m->vmm ? vmm_conn_send(m->vmm, &msg, fd) : -ESRCH;
+	if (rc)
+		fail_load(m, strerror(-rc));
+}
+
+static void tell_vmm_failed(struct migration *m, const struct error *why)
+{
+	struct vmm_conn *vmm = m->vmm;
+
+	if (vmm)
+		vmm_conn_send_error(vmm, why);
+}
+
+static void on_failed(struct migration *m)
+{
+	struct error why;
+
+	pthread_mutex_lock(&m->lock);
+	why = m->error;
+	pthread_mutex_unlock(&m->lock);
+	tell_vmm_failed(m, &why);
+	migration_move(m,
+		       why.code == -ECANCELED && m->state != MIGRATION_POSTCOPY ?
+			       MIGRATION_CANCELLED :
+			       MIGRATION_FAILED,
+		       "%s", why.text);
+}
+
+static void on_stall(struct migration *m)
+{
+	char why[ERROR_TEXT_MAX];
+
+	pthread_mutex_lock(&m->lock);
+	memcpy(why, m->stall, sizeof why);
+	pthread_mutex_unlock(&m->lock);
+	if (*why && m->state == MIGRATION_POSTCOPY)
+		migration_move(m, MIGRATION_PAUSED, "%s", why);
+	else if (!*why && m->state == MIGRATION_PAUSED)
+		migration_move(m, MIGRATION_POSTCOPY, "connected again");
+}
+
+void destination_news(struct migration *m, unsigned int news)
+{
+	bool over = migration_state_is_final(m->state);
+
+	if ((news & NEWS_WARM) && m->state == MIGRATION_WARMING)
+		log_info("migration %s: connected, %s", m->params.id, pull_tls(m->pull));
+	if ((news & NEWS_SWITCHOVER) && m->state == MIGRATION_WARMING)
+		migration_move(m, MIGRATION_SWITCHING, "%s", "");
+	if ((news & NEWS_VMSTATE) && m->state == MIGRATION_SWITCHING)
+		give_vmstate(m);
+	if ((news & NEWS_FAILED) && !over)
+		on_failed(m);
+	if (news & NEWS_STALL)
+		on_stall(m);
+	if ((news & NEWS_COMPLETE) && !over) {
+		migration_move(m, MIGRATION_COMPLETE, "%s", "");
+		if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
+			log_warning("migration %s: the VMM could not be told", m->params.id);
+	}
+	if (news & NEWS_ENDED) {
+		pthread_join(m->conductor, NULL);
+		m->conductor_runs = false;
+		release(m);
+	}
+}
+
+int destination_start(struct migration *m, bool switchover, struct error *err)
+{
+	int rc;
+
+	if (m->started_ns && m->state != MIGRATION_FAILED && m->state != MIGRATION_CANCELLED)
+		return switchover && m->state == MIGRATION_WARMING ? destination_switchover(m, err) :
+								     0;
+	if (m->state != MIGRATION_ATTACHED)
+		return migration_refuse_now(m, "starting (the VMM must be attached)", err);
+	rc = thread_start(&m->conductor, conductor_main, m);
+	if (rc)
+		return error_errno(err, rc, "migration \"%s\": thread", m->params.id);
+	m->conductor_runs = true;
+	m->started_ns = clock_now_ns();
+	migration_move(m, MIGRATION_WARMING, "%s", "");
+	if (switchover)
+		migration_order(m, ORDER_SWITCHOVER);
+	return 0;
+}
+
+int destination_switchover(struct migration *m, struct error *err)
+{
+	if (m->state == MIGRATION_ATTACHED || m->state == MIGRATION_PREPARED ||
+	    m->state == MIGRATION_FAILED || m->state == MIGRATION_CANCELLED)
+		return migration_refuse_now(m, "switchover (start it first)", err);
+	migration_order(m, ORDER_SWITCHOVER);
+	return 0;
+}
+
+int destination_cancel(struct migration *m, struct error *err)
+{
+	struct error why = { .code = -ECANCELED };
+
+	switch (m->state) {
+	case MIGRATION_PREPARED:
+	case MIGRATION_ATTACHED:
+		snprintf(why.text, sizeof why.text, "cancelled by command");
+		tell_vmm_failed(m, &why);
+		release(m);
+		migration_move(m, MIGRATION_CANCELLED, "by command");
+		return 0;
+	case MIGRATION_WARMING:
+	case MIGRATION_SWITCHING:
+		interrupt(m, ORDER_CANCEL);
+		return 0;
+	default:
+		return error_set(err, -EBUSY,
+				 "migration \"%s\" is %s, beyond the point of no return: the guest "
+				 "runs here and can't be cancelled",
+				 m->params.id, migration_state_name(m->state));
+	}
+}
+
+void destination_stop(struct migration *m)
+{
+	if (m->conductor_runs) {
+		interrupt(m, ORDER_STOP);
+		pthread_join(m->conductor, NULL);
+		m->conductor_runs = false;
+	}
+	release(m);
+}

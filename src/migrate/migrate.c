@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrate/migration.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <openssl/crypto.h>
+
+#include "util/clock.h"
+#include "util/log.h"
+
+/* Ended migrations that are kept for whoever asks how they went. */
+#define ENDED_MAX 64u
+
+void migration_post(struct migration *m, enum migration_news news)
+{
+	pthread_mutex_lock(&m->lock);
+	m->news |= news;
+	pthread_mutex_unlock(&m->lock);
+	uv_async_send(&m->owner->news);
+}
+
+void migration_order(struct migration *m, enum conductor_order order)
+{
+	pthread_mutex_lock(&m->lock);
+	m->orders |= order;
+	pthread_cond_broadcast(&m->ordered);
+	pthread_mutex_unlock(&m->lock);
+}
+
+void migration_move(struct migration *m, enum migration_state to, const char *reason_fmt, ...)
+{
+	struct error reason = ERROR_INIT;
+	va_list ap;
+
+	va_start(ap, reason_fmt);
+	error_setv(&reason, 0, reason_fmt, ap);
+	va_end(ap);
+	if (!migration_state_allows(m->state, to)) {
+		log_error("migration %s: bug: %s -> %s is no transition (%s)", m->params.id,
+			  migration_state_name(m->state), migration_state_name(to), reason.text);
+		return;
+	}
+	log_info("migration %s: %s -> %s%s%s", m->params.id, migration_state_name(m->state),
+		 migration_state_name(to), *reason.text ? ": " : "", reason.text);
+	m->state = to;
+	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
+	if (migration_state_is_final(to))
+		m->ended_ns = clock_now_ns();
+	for (struct migration_watcher *w = m->watchers, *next; w; w = next) {
+		next = w->next;
+		w->changed(w, m);
+	}
+}
+
+int migration_refuse_now(const struct migration *m, const char *what, struct error *err)
+{
+	return error_set(err, -EBUSY, "migration \"%s\" is %s: %s is not possible now",
+			 m->params.id, migration_state_name(m->state), what);
+}
+
+int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *ret,
+			 struct error *err)
+{
+	memset(ret, 0, sizeof *ret);
+	if (!msg->n_regions)
+		return error_set(err, -EINVAL, "the region table is empty");
+	for (uint32_t i = 0; i < msg->n_regions; i++) {
+		const struct vmm_wire_region *w = &msg->regions[i];
+		struct region r = {
+			.memory = (enum postcopy_memory)w->memory,
+			.flags = w->flags,
+			.guest_phys_addr = w->guest_phys_addr,
+			.size = w->size,
+			.page_size = w->page_size,
+			.host_addr = w->host_addr,
+			.fd_offset = w->fd_offset,
+			.uffd_mode = w->uffd_mode,
+		};
+		int rc = region_table_add(ret, &r, err);
+
+		if (rc)
+			return rc;
+		if (!r.host_addr)
+			return error_set(err, -EINVAL, "region %u: no host address", i);
+	}
+	return 0;
+}
+
+/* The VMM socket's calls. */
+
+static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
+		     struct error *err)
+{
+	struct migrations *ms = arg;
+	struct migration *m = migrations_find(ms, attach->msg->id, err);
+	int rc;
+
+	if (!m)
+		return err->code;
+	if ((unsigned int)m->params.role != (unsigned int)attach->msg->role)
+		return error_set(err, -EINVAL, "migration \"%s\" is prepared as %s here",
+				 m->params.id,
+				 m->params.role == MIGRATION_SOURCE ? "source" : "destination");
+	if (m->vmm)
+		return error_set(err, -EBUSY, "migration \"%s\": a VMM is attached already",
+				 m->params.id);
+	if (m->state != MIGRATION_PREPARED)
+		return migration_refuse_now(m, "attaching", err);
+	rc = m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err) :
+						  destination_attach(m, attach, err);
+	if (rc)
+		return error_prefix(err, "migration \"%s\"", m->params.id);
+	m->vmm = conn;
+	*ret_owner = m;
+	migration_move(m, MIGRATION_ATTACHED, "%s", "");
+	return 0;
+}
+
+static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, struct error *err)
+{
+	struct migration *m = owner;
+
+	return m->params.role == MIGRATION_SOURCE ? source_message(m, msg, fd, err) :
+						    destination_message(m, msg, err);
+}
+
+static void on_closed(void *owner)
+{
+	struct migration *m = owner;
+
+	m->vmm = NULL;
+	if (m->params.role == MIGRATION_SOURCE)
+		source_vmm_closed(m);
+	else
+		destination_vmm_closed(m);
+}
+
+static void on_news(uv_async_t *async)
+{
+	struct migrations *ms = async->data;
+
+	for (struct migration *m = ms->list; m; m = m->next) {
+		unsigned int news;
+
+		pthread_mutex_lock(&m->lock);
+		news = m->news;
+		m->news = 0;
+		pthread_mutex_unlock(&m->lock);
+		if (!news)
+			continue;
+		if (m->params.role == MIGRATION_SOURCE)
+			source_news(m, news);
+		else
+			destination_news(m, news);
+	}
+}
+
+static const struct vmm_server_ops vmm_ops = {
+	.attach = on_attach,
+	.message = on_message,
+	.closed = on_closed,
+};
+
+int migrations_new(uv_loop_t *loop, const struct migrations_config *config,
+		   struct migrations **ret, struct error *err)
+{
+	struct migrations *ms = calloc(1, sizeof *ms);
+	int rc;
+
+	if (!ms)
+		return error_set(err, -ENOMEM, "out of memory");
+	ms->loop = loop;
+	ms->config = *config;
+	rc = vmm_server_new(loop, config->vmm_socket, &vmm_ops, ms, &ms->vmm_server, err);
+	if (rc) {
+		free(ms);
+		return rc;
+	}
+	uv_async_init(loop, &ms->news, on_news);
+	ms->news.data = ms;
+	*ret = ms;
+	return 0;
+}
+
+static void stop(struct migration *m)
+{
+	if (m->params.role == MIGRATION_SOURCE)
+		source_stop(m);
+	else
+		destination_stop(m);
+}
+
+void migrations_close(struct migrations *ms)
+{
+	for (struct migration *m = ms->list; m; m = m->next)
+		stop(m);
+	vmm_server_close(ms->vmm_server);
+	uv_close((uv_handle_t *)&ms->news, NULL);
+}
+
+static void migration_free(struct migration *m)
+{
+	pull_free(m->pull);
+	page_source_unref(m->source);
+	if (m->vmstate_fd >= 0)
+		close(m->vmstate_fd);
+	pthread_cond_destroy(&m->ordered);
+	pthread_mutex_destroy(&m->lock);
+	OPENSSL_cleanse(m->params.token, sizeof m->params.token);
+	free(m);
+}
+
+struct migrations *migrations_free(struct migrations *ms)
+{
+	if (!ms)
+		return NULL;
+	for (struct migration *m = ms->list, *next; m; m = next) {
+		next = m->next;
+		migration_free(m);
+	}
+	free(ms);
+	return NULL;
+}
+
+/* Nothing of it is in anybody's hands: no thread, no connection, no watcher. */
+static bool may_forget(const struct migration *m)
+{
+	return migration_state_is_final(m->state) && !m->watchers && !m->vmm &&
+	       !m->conductor_runs && !m->source;
+}
+
+/* Keep ENDED_MAX of them: forget the oldest, which are last in the list. */
+static void forget_ended(struct migrations *ms)
+{
+	unsigned int kept = 0;
+
+	for (struct migration **p = &ms->list; *p;) {
+		struct migration *m = *p;
+
+		if (may_forget(m) && ++kept > ENDED_MAX) {
+			*p = m->next;
+			migration_free(m);
+		} else {
+			p = &m->next;
+		}
+	}
+}
+
+static bool same_params(const struct migration_params *a, const struct migration_params *b)
+{
+	return a->role == b->role && !CRYPTO_memcmp(a->token, b->token, TOKEN_BYTES) &&
+	       !strcmp(a->source.host, b->source.host) &&
+	       !strcmp(a->source.port, b->source.port) && a->streams == b->streams &&
+	       a->map_given == b->map_given && a->map == b->map;
+}
+
+static int check_params(struct migrations *ms, const struct migration_params *params,
+			struct error *err)
+{
+	int rc = vmm_wire_id_check(params->id, err);
+
+	if (rc)
+		return rc;
+	if (params->role == MIGRATION_SOURCE && !ms->config.page_server)
+		return error_set(err, -EBUSY,
+				 "this daemon can't be a source: it does not listen for page "
+				 "streams (start it with --listen)");
+	if (params->role == MIGRATION_DESTINATION &&
+	    (!params->streams || params->streams > PULL_STREAMS_MAX))
+		return error_set(err, -EINVAL, "streams: %u, must be 1..%u", params->streams,
+				 PULL_STREAMS_MAX);
+	return 0;
+}
+
+int migrations_prepare(struct migrations *ms, const struct migration_params *params,
+		       struct migration **ret, struct error *err)
+{
+	int rc = check_params(ms, params, err);
+	struct migration *m;
+
+	if (rc)
+		return rc;
+	m = migrations_find(ms, params->id, NULL);
+	if (m && !same_params(&m->params, params))
+		return error_set(err, -EEXIST,
+				 "migration \"%s\" exists already, with other parameters",
+				 params->id);
+	if (m) {
+		*ret = m;
+		return 0;
+	}
+	forget_ended(ms);
+	m = calloc(1, sizeof *m);
+	if (!m)
+		return error_set(err, -ENOMEM, "out of memory");
+	m->owner = ms;
+	m->params = *params;
+	m->vmstate_fd = -1;
+	pthread_mutex_init(&m->lock, NULL);
+	pthread_cond_init(&m->ordered, NULL);
+	m->next = ms->list;
+	ms->list = m;
+	log_info("migration %s: prepared as %s", m->params.id,
+		 m->params.role == MIGRATION_SOURCE ? "source" : "destination");
+	*ret = m;
+	return 0;
+}
+
+struct migration *migrations_find(struct migrations *ms, const char *id, struct error *err)
+{
+	for (struct migration *m = ms->list; m; m = m->next)
+		if (!strcmp(m->params.id, id))
+			return m;
+	error_set(err, -ENOENT, "no migration \"%s\" here: prepare it first", id);
+	return NULL;
+}
+
+struct migration *migrations_next(struct migrations *ms, struct migration *m)
+{
+	return m ? m->next : ms->list;
+}
+
+int migration_start(struct migration *m, bool switchover, struct error *err)
+{
+	if (m->params.role != MIGRATION_DESTINATION)
+		return error_set(err, -EBUSY, "migration \"%s\": start it at its destination",
+				 m->params.id);
+	return destination_start(m, switchover, err);
+}
+
+int migration_switchover(struct migration *m, struct error *err)
+{
+	if (m->params.role != MIGRATION_DESTINATION)
+		return error_set(err, -EBUSY, "migration \"%s\": switch it over at its destination",
+				 m->params.id);
+	return destination_switchover(m, err);
+}
+
+int migration_cancel(struct migration *m, struct error *err)
+{
+	if (m->state == MIGRATION_CANCELLED)
+		return 0;
+	if (migration_state_is_final(m->state))
+		return migration_refuse_now(m, "cancelling", err);
+	return m->params.role == MIGRATION_SOURCE ? source_cancel(m, err) :
+						    destination_cancel(m, err);
+}
+
+int migration_set_limits(struct migration *m, int bulk, int prefetch, struct error *err)
+{
+	if (m->params.role != MIGRATION_DESTINATION)
+		return error_set(err, -EBUSY, "migration \"%s\": its limits are its destination's",
+				 m->params.id);
+	if (bulk >= 0)
+		m->params.bulk = bulk;
+	if (prefetch >= 0)
+		m->params.prefetch = prefetch;
+	if (m->pull) {
+		pull_set_bulk(m->pull, m->params.bulk);
+		pull_set_prefetch(m->pull, m->params.prefetch);
+	}
+	return 0;
+}
+
+static struct migration_served served(const struct migration *m)
+{
+	const struct page_source_stats *stats;
+
+	if (!m->source)
+		return m->served;
+	stats = page_source_stats(m->source);
+	return (struct migration_served){
+		.requests = atomic_load(&stats->requests),
+		.pages = atomic_load(&stats->pages),
+		.zero_pages = atomic_load(&stats->zero_pages),
+		.bytes = atomic_load(&stats->bytes),
+	};
+}
+
+void migration_get_info(struct migration *m, struct migration_info *ret)
+{
+	*ret = (struct migration_info){
+		.id = m->params.id,
+		.role = m->params.role,
+		.state = m->state,
+		.reason = m->reason,
+		.memory_bytes = m->table.size_bytes,
+		.page_bytes = m->table.n ? m->table.regions[0].page_size : 0,
+		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",
+		.pull = m->pull ? pull_stats(m->pull) : NULL,
+		.tls = m->pull ? pull_tls(m->pull) : "",
+		.streams = m->params.streams,
+		.map_eager = m->params.map == RESOLVER_MAP_EAGER,
+		.downtime = m->downtime,
+		.started_ns = m->started_ns,
+		.resumed_ns = m->resumed_ns,
+		.ended_ns = m->ended_ns,
+		.pages_total = m->table.units,
+		.pages_present = m->pull ? m->table.units - pull_missing(m->pull) : 0,
+		.served = served(m),
+	};
+}
+
+size_t migration_get_timeline(struct migration *m,
+			      struct migration_point ret[MIGRATION_TIMELINE_MAX])
+{
+	size_t n;
+
+	pthread_mutex_lock(&m->lock);
+	n = m->timeline_n;
+	memcpy(ret, m->timeline, n * sizeof *ret);
+	pthread_mutex_unlock(&m->lock);
+	return n;
+}
+
+void migration_watch(struct migration *m, struct migration_watcher *w)
+{
+	w->next = m->watchers;
+	m->watchers = w;
+}
+
+void migration_unwatch(struct migration *m, struct migration_watcher *w)
+{
+	for (struct migration_watcher **p = &m->watchers; *p; p = &(*p)->next)
+		if (*p == w) {
+			*p = w->next;
+			return;
+		}
+}

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Migrations: what the control plane starts, watches and ends.
+ *
+ * Theory of operation
+ * -------------------
+ * A daemon holds any number of migrations, each one half of a migration: source or
+ * destination, with the same id on both hosts. A migration's state is owned by the
+ * loop's thread. Everything that happens elsewhere (connections of the page server, the
+ * conductor thread of a destination, the pull) posts news to it: a bit, or'ed into the
+ * migration under its lock, and one uv_async for all. So no thread but the loop's ever
+ * takes a decision, and news can't be lost or queue up.
+ *
+ *   source:       VMM attaches -> its memory is offered to the page server -> a destination
+ *                 connects (warming) -> asks for switchover: the VMM is told to pause, its
+ *                 vmstate goes over -> the destination has all: the VMM is told.
+ *   destination:  VMM attaches -> start: the conductor dials (warming) -> switchover: asks,
+ *                 gets the vmstate, starts serving faults, the VMM is given the vmstate
+ *                 (point of no return) -> it resumes, bulk starts -> every page present.
+ *
+ * Threads: all calls on the loop's thread.
+ */
+#ifndef MIGRATE_MIGRATE_H
+#define MIGRATE_MIGRATE_H
+
+#include <uv.h>
+
+#include "fault/pull.h"
+#include "migrate/state.h"
+#include "stream/page_server.h"
+
+struct migrations;
+struct migration;
+
+enum migration_role {
+	MIGRATION_SOURCE = 1,
+	MIGRATION_DESTINATION = 2,
+};
+
+struct migrations_config {
+	struct tls_context *tls;
+	struct page_server *page_server; /* NULL: this daemon can be no source */
+	const char *vmm_socket;
+	uint64_t max_vmstate_bytes;
+};
+
+/* What Prepare carries. */
+struct migration_params {
+	char id[MIGRATION_ID_MAX + 1];
+	enum migration_role role;
+	uint8_t token[TOKEN_BYTES];
+	/* Destination only: */
+	struct conn_target source;
+	unsigned int streams;
+	bool map_given; /* else by backend */
+	enum resolver_map map;
+	bool bulk;
+	bool prefetch;
+};
+
+/* Where the downtime went; nanoseconds, valid once known. They add up to total. */
+struct migration_downtime {
+	bool known;
+	uint64_t total_ns;
+	uint64_t pause_ns;  /* the source VMM stops its vCPUs and saves its state */
+	uint64_t send_ns;   /* request, vmstate over the wire */
+	uint64_t load_ns;   /* the destination VMM loads it */
+	uint64_t resume_ns; /* its vCPUs start */
+};
+
+/* What a source has served. */
+struct migration_served {
+	uint64_t requests;
+	uint64_t pages; /* with their bytes */
+	uint64_t zero_pages;
+	uint64_t bytes;
+};
+
+/* A snapshot; strings belong to the migration and are valid until the loop goes on. */
+struct migration_info {
+	const char *id;
+	enum migration_role role;
+	enum migration_state state;
+	const char *reason; /* why failed, cancelled or paused; else empty */
+	uint64_t memory_bytes;
+	uint64_t page_bytes; /* 0 before attach */
+	const char *backend; /* of the first region; empty before attach */
+
+	/* Destination; NULL before attach or after the pull is gone. */
+	const struct pull_stats *pull;
+	const char *tls;
+	unsigned int streams;
+	bool map_eager;
+	struct migration_downtime downtime;
+	uint64_t started_ns; /* Start was called; 0: not yet */
+	uint64_t resumed_ns; /* the guest runs here; bulk starts */
+	uint64_t ended_ns;   /* the state became final */
+	uint64_t pages_total;
+	uint64_t pages_present;
+
+	/* Source. */
+	struct migration_served served;
+};
+
+/* Pages present over time, at most this many points. */
+#define MIGRATION_TIMELINE_MAX 1024u
+
+struct migration_point {
+	uint64_t at_ns;
+	uint64_t present;
+};
+
+/* Called on the loop's thread with each change of state. */
+struct migration_watcher {
+	struct migration_watcher *next;
+	void (*changed)(struct migration_watcher *w, struct migration *m);
+};
+
+/*
+ * migrations_new() - with the VMM socket listening
+ * @config: copied; what it points to must outlive it
+ */
+int migrations_new(uv_loop_t *loop, const struct migrations_config *config,
+		   struct migrations **ret, struct error *err);
+
+/* Ends all threads and closes all handles; the loop must run once more before _free(). */
+void migrations_close(struct migrations *ms);
+struct migrations *migrations_free(struct migrations *ms);
+
+/*
+ * migrations_prepare() - announce a migration
+ *
+ * Idempotent: the same parameters again find the same migration.
+ *
+ * Return: 0; -EEXIST where the id is taken by different ones; -EINVAL; -EBUSY where this
+ * daemon can't be that; with @err set.
+ */
+int migrations_prepare(struct migrations *ms, const struct migration_params *params,
+		       struct migration **ret, struct error *err);
+
+/* By id; NULL with @err set (-ENOENT) where there is none. */
+struct migration *migrations_find(struct migrations *ms, const char *id, struct error *err);
+
+/* The next after @m, or the first for NULL; NULL at the end. */
+struct migration *migrations_next(struct migrations *ms, struct migration *m);
+
+/*
+ * migration_start(), _switchover(), _cancel() - destination; cancel: both
+ *
+ * Start dials; with @switchover it goes on by itself. Starting what is started changes nothing.
+ *
+ * Return: 0; -EBUSY (the state does not allow it, @err says what would) with @err set.
+ */
+int migration_start(struct migration *m, bool switchover, struct error *err);
+int migration_switchover(struct migration *m, struct error *err);
+int migration_cancel(struct migration *m, struct error *err);
+
+/* Limits that may change at any time: negative leaves one as it is. Return: as above. */
+int migration_set_limits(struct migration *m, int bulk, int prefetch, struct error *err);
+
+void migration_get_info(struct migration *m, struct migration_info *ret);
+
+/* The timeline so far. Return: how many points were written to @ret. */
+size_t migration_get_timeline(struct migration *m,
+			      struct migration_point ret[MIGRATION_TIMELINE_MAX]);
+
+void migration_watch(struct migration *m, struct migration_watcher *w);
+void migration_unwatch(struct migration *m, struct migration_watcher *w);
+
+#endif

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A migration's inside, shared by the files of this directory. */
+#ifndef MIGRATE_MIGRATION_H
+#define MIGRATE_MIGRATION_H
+
+#include <pthread.h>
+
+#include "migrate/migrate.h"
+#include "vmm/vmm_server.h"
+
+/* What other threads have to say. */
+enum migration_news {
+	/* source, from connections */
+	NEWS_CONNECTED = 1 << 0,
+	NEWS_SWITCHOVER = 1 << 1,
+	NEWS_RESUMED = 1 << 2,
+	NEWS_COMPLETE = 1 << 3, /* also the destination's conductor */
+	NEWS_ABORTED = 1 << 4,
+	NEWS_DISCONNECTED = 1 << 9,
+	/* destination, from the conductor and the pull */
+	NEWS_WARM = 1 << 5,
+	NEWS_VMSTATE = 1 << 6,
+	NEWS_FAILED = 1 << 7, /* error says why */
+	NEWS_STALL = 1 << 8,  /* stall says why, empty when it is over */
+	NEWS_ENDED = 1 << 10, /* the conductor has returned */
+};
+
+/* What the loop asks of the conductor. */
+enum conductor_order {
+	ORDER_SWITCHOVER = 1 << 0,
+	ORDER_RESUMED = 1 << 1, /* the VMM says that the guest runs */
+	ORDER_CANCEL = 1 << 2,  /* before the point of no return */
+	ORDER_STOP = 1 << 3,    /* the daemon ends */
+	ORDER_PULL_COMPLETE = 1 << 4, /* from the pull: every page is present */
+};
+
+struct migration {
+	/* Set at birth. */
+	struct migrations *owner;
+	struct migration *next;
+	struct migration_params params;
+
+	/* The loop's. */
+	enum migration_state state;
+	char reason[ERROR_TEXT_MAX];
+	struct migration_watcher *watchers;
+	struct vmm_conn *vmm; /* NULL while none is attached */
+	struct region_table table;
+	uint64_t started_ns, resumed_ns, ended_ns;
+	/* source */
+	struct page_source *source;
+	uint64_t pause_sent_ns;
+	bool paused; /* the vmstate is ours: only an abort lets the guest run on here */
+	struct migration_served served; /* once source is gone */
+	/* destination */
+	struct pull *pull;
+	struct migration_downtime downtime;
+	uint64_t loaded_ns;
+	bool conductor_runs;
+	pthread_t conductor;
+
+	/* Under the lock. */
+	pthread_mutex_t lock;
+	pthread_cond_t ordered;
+	unsigned int news;   /* enum migration_news, for the loop */
+	unsigned int orders; /* enum conductor_order, for the conductor */
+	struct error error;
+	char stall[ERROR_TEXT_MAX];
+	/*
+	 * The point of no return. Whoever is first wins: the loop, giving the vmstate to the VMM,
+	 * or the conductor, giving up and telling the source to run on.
+	 */
+	bool may_have_run;
+	bool given_up;
+	int vmstate_fd; /* for the VMM, with NEWS_VMSTATE; and what belongs to it */
+	uint64_t vmstate_len;
+	uint64_t switch_sent_ns, vmstate_received_ns, source_pause_ns;
+	struct migration_point timeline[MIGRATION_TIMELINE_MAX];
+	size_t timeline_n;
+	struct conn *control; /* the conductor's, to cut it */
+};
+
+struct migrations {
+	uv_loop_t *loop;
+	struct migrations_config config;
+	struct vmm_server *vmm_server;
+	uv_async_t news;
+	struct migration *list;
+};
+
+/* From any thread. */
+void migration_post(struct migration *m, enum migration_news news);
+void migration_order(struct migration *m, enum conductor_order order);
+
+/*
+ * Move to a state, log it, tell the watchers. A transition that the table does not have is a
+ * bug of ours: it is logged and not made.
+ */
+void migration_move(struct migration *m, enum migration_state to, const char *reason_fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+/* What each role does with: an attached VMM, its messages, its end; news; a cancel. */
+int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
+int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
+		   struct error *err);
+void source_vmm_closed(struct migration *m);
+void source_news(struct migration *m, unsigned int news);
+int source_cancel(struct migration *m, struct error *err);
+
+int destination_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
+int destination_message(struct migration *m, const struct vmm_wire_msg *msg, struct error *err);
+void destination_vmm_closed(struct migration *m);
+void destination_news(struct migration *m, unsigned int news);
+int destination_start(struct migration *m, bool switchover, struct error *err);
+int destination_switchover(struct migration *m, struct error *err);
+int destination_cancel(struct migration *m, struct error *err);
+
+/* The conductor's thread; @arg is the migration. */
+void *conductor_main(void *arg);
+
+/* The pull's callbacks; @arg is the migration. */
+void conductor_pull_complete(void *arg);
+void conductor_pull_stalled(void *arg, const char *why);
+
+/* Have the conductor end and wait for it; release what the destination holds. */
+void destination_stop(struct migration *m);
+
+/* Take what the source holds away from the page server, and release it. */
+void source_stop(struct migration *m);
+
+/*
+ * migration_read_table() - the region table of an ATTACH, checked
+ * @fds: what each region is to be opened with is found by its fd_index
+ */
+int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *ret,
+			 struct error *err);
+
+/* The state forbids what was asked for. Return: -EBUSY with @err saying so. */
+int migration_refuse_now(const struct migration *m, const char *what, struct error *err);
+
+#endif

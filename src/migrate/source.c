@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The source's half: on the loop's thread. */
+#include "migrate/migration.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "util/cleanup.h"
+#include "util/clock.h"
+#include "util/log.h"
+
+/* Called by connections' threads: pass the news on. */
+
+static void on_connected(void *arg)
+{
+	migration_post(arg, NEWS_CONNECTED);
+}
+
+static void on_disconnected(void *arg)
+{
+	migration_post(arg, NEWS_DISCONNECTED);
+}
+
+static void on_switchover(void *arg)
+{
+	migration_post(arg, NEWS_SWITCHOVER);
+}
+
+static void on_resumed(void *arg)
+{
+	migration_post(arg, NEWS_RESUMED);
+}
+
+static void on_complete(void *arg)
+{
+	migration_post(arg, NEWS_COMPLETE);
+}
+
+static void on_aborted(void *arg)
+{
+	migration_post(arg, NEWS_ABORTED);
+}
+
+static const struct page_source_ops source_ops = {
+	.connected = on_connected,
+	.disconnected = on_disconnected,
+	.switchover = on_switchover,
+	.resumed = on_resumed,
+	.complete = on_complete,
+	.aborted = on_aborted,
+};
+
+static void free_memories(struct memory **memories, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		memory_free(memories[i]);
+}
+
+static int open_memories(struct migration *m, struct vmm_attach *attach,
+			 const struct region_table *table, struct memory **memories,
+			 struct error *err)
+{
+	for (uint32_t i = 0; i < table->n; i++) {
+		uint32_t index = attach->msg->regions[i].fd_index;
+		int rc = index == VMM_WIRE_NO_FD ?
+				 error_set(err, -EINVAL, "region %u: no descriptor", i) :
+				 memory_open_source(&table->regions[i], i, attach->fds[index],
+						    &memories[i], err);
+
+		if (rc) {
+			free_memories(memories, i);
+			return rc;
+		}
+		attach->fds[index] = -1;
+	}
+	log_debug("migration %s: %u regions, %llu MiB", m->params.id, table->n,
+		  (unsigned long long)(table->size_bytes >> 20));
+	return 0;
+}
+
+int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err)
+{
+	struct memory *memories[REGIONS_MAX] = { 0 };
+	struct region_table table;
+	struct page_source *source;
+	int rc = migration_read_table(attach->msg, &table, err);
+
+	if (!rc)
+		rc = open_memories(m, attach, &table, memories, err);
+	if (rc)
+		return rc;
+	rc = page_source_new(m->params.id, m->params.token, &table, memories, &source_ops, m,
+			     &source, err);
+	if (rc) {
+		free_memories(memories, table.n);
+		return rc;
+	}
+	rc = page_server_add(m->owner->config.page_server, source);
+	if (rc) {
+		page_source_unref(source);
+		return error_errno(err, rc, "page server");
+	}
+	m->table = table;
+	m->source = source;
+	return 0;
+}
+
+void source_stop(struct migration *m)
+{
+	struct migration_info info;
+
+	if (!m->source)
+		return;
+	migration_get_info(m, &info);
+	m->served = info.served;
+	page_source_withdraw(m->source);
+	page_server_remove(m->owner->config.page_server, m->source, false);
+	m->source = page_source_unref(m->source);
+}
+
+/* The guest runs on here: nobody may read its memory, and its VMM is told. */
+static void run_on(struct migration *m, const char *why)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_RESUME };
+
+	source_stop(m);
+	snprintf(msg.text, sizeof msg.text, "%s", why);
+	if (m->vmm && vmm_conn_send(m->vmm, &msg, -1))
+		log_warning("migration %s: the VMM could not be told to run on", m->params.id);
+}
+
+/* A vmstate must be what it says, and stay so while it is sent. */
+static int check_vmstate(const struct migration *m, int fd, uint64_t len, struct error *err)
+{
+	const int needed = F_SEAL_WRITE | F_SEAL_SHRINK;
+	int seals = fcntl(fd, F_GET_SEALS);
+	struct stat st;
+
+	if (!len || len > m->owner->config.max_vmstate_bytes)
+		return error_set(err, -EFBIG,
+				 "vmstate of %llu bytes, must be 1..%llu (--max-vmstate)",
+				 (unsigned long long)len,
+				 (unsigned long long)m->owner->config.max_vmstate_bytes);
+	if (seals < 0 || (seals & needed) != needed)
+		return error_set(err, -EINVAL,
+				 "vmstate is not a memfd sealed against writing and shrinking");
+	if (fstat(fd, &st) || (uint64_t)st.st_size < len)
+		return error_set(err, -EINVAL, "vmstate of %llu bytes in a smaller memfd",
+				 (unsigned long long)len);
+	return 0;
+}
+
+/* The guest was not paused, or not well: it runs on, and the destination reads why. */
+static void fail_pause(struct migration *m, const struct error *why)
+{
+	migration_move(m, MIGRATION_WARMING, "%s", why->text);
+	page_source_refuse(m->source, why);
+}
+
+static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
+		     struct error *err)
+{
+	int rc = check_vmstate(m, *fd, msg->vmstate_len, err);
+
+	if (rc) {
+		vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
+		fail_pause(m, err);
+		return rc;
+	}
+	m->paused = true;
+	page_source_set_vmstate(m->source, steal_fd(fd), msg->vmstate_len,
+				clock_now_ns() - m->pause_sent_ns);
+	return 0;
+}
+
+int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd, struct error *err)
+{
+	bool asked = m->state == MIGRATION_SWITCHING && !m->paused;
+
+	if (msg->type == VMM_WIRE_PAUSED && asked)
+		return on_paused(m, msg, fd, err);
+	if (msg->type == VMM_WIRE_ERROR && asked) {
+		struct error why = ERROR_INIT;
+
+		error_set(&why, -(int)msg->code, "the source VMM can't pause: %s", msg->text);
+		fail_pause(m, &why);
+		return 0;
+	}
+	return error_set(err, -EPROTO, "message %u is not for a source that is %s", msg->type,
+			 migration_state_name(m->state));
+}
+
+void source_vmm_closed(struct migration *m)
+{
+	struct error why = ERROR_INIT;
+
+	switch (m->state) {
+	case MIGRATION_ATTACHED:
+		source_stop(m);
+		migration_move(m, MIGRATION_PREPARED, "the VMM has detached");
+		return;
+	case MIGRATION_SWITCHING:
+		if (m->paused)
+			break;
+		error_set(&why, -ESRCH, "the source VMM is gone");
+		page_source_refuse(m->source, &why);
+		/* fall through */
+	case MIGRATION_WARMING:
+		source_stop(m);
+		migration_move(m, MIGRATION_FAILED, "the source VMM is gone");
+		return;
+	default:
+		break;
+	}
+	if (!migration_state_is_final(m->state))
+		log_info("migration %s: the source VMM is gone; its memory is served on",
+			 m->params.id);
+}
+
+/* The point of no return lies behind the vmstate: it is given to the destination or not at all. */
+static void pause_guest(struct migration *m)
+{
+	struct error why = ERROR_INIT;
+
+	if (m->state == MIGRATION_ATTACHED)
+		migration_move(m, MIGRATION_WARMING, "%s", "");
+	if (m->state != MIGRATION_WARMING)
+		return;
+	migration_move(m, MIGRATION_SWITCHING, "%s", "");
+	m->pause_sent_ns = clock_now_ns();
+	if (!m->vmm || vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE)) {
+		error_set(&why, -ESRCH, "the source VMM can't be reached");
+		fail_pause(m, &why);
+	}
+}
+
+static void finish(struct migration *m)
+{
+	migration_move(m, MIGRATION_COMPLETE, "%s", "");
+	source_stop(m);
+	if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
+		log_warning("migration %s: the VMM could not be told", m->params.id);
+}
+
+void source_news(struct migration *m, unsigned int news)
+{
+	if (migration_state_is_final(m->state) || !m->source)
+		return;
+	/* A loss that is older than the connection that followed it is no news. */
+	if ((news & NEWS_DISCONNECTED) && !(news & NEWS_CONNECTED) &&
+	    m->state == MIGRATION_WARMING)
+		migration_move(m, MIGRATION_ATTACHED, "the destination has disconnected");
+	if ((news & NEWS_CONNECTED) && m->state == MIGRATION_ATTACHED)
+		migration_move(m, MIGRATION_WARMING, "%s", "");
+	if (news & NEWS_SWITCHOVER)
+		pause_guest(m);
+	if ((news & (NEWS_RESUMED | NEWS_COMPLETE)) && m->state == MIGRATION_SWITCHING && m->paused)
+		migration_move(m, MIGRATION_POSTCOPY, "%s", "");
+	if ((news & NEWS_COMPLETE) && m->state == MIGRATION_POSTCOPY)
+		finish(m);
+	if ((news & NEWS_ABORTED) && m->state != MIGRATION_POSTCOPY) {
+		run_on(m, "the destination has given up before it ran");
+		migration_move(m, MIGRATION_CANCELLED,
+			       "the destination has given up before it ran");
+	}
+}
+
+int source_cancel(struct migration *m, struct error *err)
+{
+	if (m->paused)
+		return error_set(err, -EBUSY,
+				 "migration \"%s\": the destination has the guest's state and may "
+				 "be running it: cancel it there",
+				 m->params.id);
+	if (m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED)
+		return migration_refuse_now(m, "cancelling", err);
+	run_on(m, "cancelled at the source");
+	migration_move(m, MIGRATION_CANCELLED, "by command");
+	return 0;
+}

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The destination: empty memory, a guest that comes into it. */
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "minivmm/fail.h"
+#include "minivmm/image.h"
+#include "minivmm/session.h"
+#include "minivmm/vmstate.h"
+
+struct destination {
+	struct session *session;
+	struct vmstate state;
+	bool running;
+	bool complete;
+};
+
+/*
+ * Attach first, then make the vCPUs: nothing may touch guest memory that is not yet
+ * registered, and the vCPUs are ready before the downtime begins.
+ */
+static int prepare(struct session *s, struct postcopy_error *err)
+{
+	struct postcopy_region region = memory_region(&s->vm.memory);
+	int rc = postcopy_destination_attach(s->options.socket, s->options.id, &region, 1,
+	                                     &s->postcopy, err);
+
+	if (!rc)
+		rc = vm_add_vcpus(&s->vm, s->boot.vcpus, err);
+	if (!rc)
+		rc = session_report(s, "attached", NULL, err);
+	return rc;
+}
+
+static int decode(const struct postcopy_event *event, struct vmstate *ret,
+                  struct postcopy_error *err)
+{
+	size_t len = event->vmstate_len;
+	void *data = mmap(NULL, len, PROT_READ, MAP_PRIVATE, event->vmstate_fd, 0);
+	int rc;
+
+	if (data == MAP_FAILED)
+		return fail_errno(err, -errno, "can't map a vmstate of %zu bytes", len);
+	rc = vmstate_decode(data, len, ret, err);
+	munmap(data, len);
+	return rc;
+}
+
+static int check_shape(const struct session *s, const struct vmstate *state,
+                       struct postcopy_error *err)
+{
+	if (state->boot.vcpus != s->vm.n_vcpus)
+		return fail(err, -EINVAL, "the guest has %u vCPUs, but --vcpus is %u",
+		            state->boot.vcpus, s->vm.n_vcpus);
+	if (state->boot.memory_bytes != s->vm.memory.size)
+		return fail(err, -EINVAL,
+		            "the guest has %llu bytes of memory, but --memory is %llu",
+		            (unsigned long long)state->boot.memory_bytes,
+		            (unsigned long long)s->vm.memory.size);
+	return 0;
+}
+
+static int load(struct destination *dst, const struct postcopy_event *event,
+                struct postcopy_error *err)
+{
+	struct session *s = dst->session;
+	int rc = decode(event, &dst->state, err);
+
+	if (!rc)
+		rc = check_shape(s, &dst->state, err);
+	for (unsigned int i = 0; !rc && i < s->vm.n_vcpus; i++)
+		rc = vcpu_load(&s->vm.vcpus[i], &dst->state.vcpus[i], err);
+	if (!rc)
+		s->boot = dst->state.boot;
+	return rc;
+}
+
+static int resume(struct destination *dst, const struct postcopy_event *event,
+                  struct postcopy_error *err)
+{
+	struct session *s = dst->session;
+	int rc = load(dst, event, err);
+
+	close(event->vmstate_fd);
+	if (rc) { /* no vCPU has run: the source may go on */
+		postcopy_destination_load_failed(s->postcopy, err->text, NULL);
+		return rc;
+	}
+	rc = postcopy_destination_loaded(s->postcopy, err);
+	dst->running = !rc;
+	if (!rc)
+		rc = vm_run(&s->vm, err);
+	if (!rc)
+		rc = postcopy_destination_resumed(s->postcopy, err);
+	if (!rc)
+		rc = session_report(s, "resumed", NULL, err);
+	return rc;
+}
+
+/*
+ * Pages are missing and nobody brings them. The attachment stays, for with it absent
+ * pages block their reader; without it they would read as zeroes.
+ */
+static int daemon_gone(struct destination *dst, const char *reason, struct postcopy_error *err)
+{
+	dst->session->daemon_gone = true;
+	return session_report(dst->session, "daemon-gone", reason, err);
+}
+
+static int handle_event(struct destination *dst, struct postcopy_error *err)
+{
+	struct session *s = dst->session;
+	struct postcopy_error why;
+	struct postcopy_event event;
+	int rc = postcopy_next_event(s->postcopy, 0, &event, &why);
+
+	if (rc == -EPIPE || (rc && dst->running))
+		return daemon_gone(dst, why.text, err);
+	if (rc) /* the guest has not run here, so it is not lost */
+		return fail(err, rc, "%.300s", why.text);
+	switch (event.type) {
+	case POSTCOPY_EVENT_VMSTATE:
+		rc = resume(dst, &event, err);
+		return rc == -EPIPE ? daemon_gone(dst, err->text, err) : rc;
+	case POSTCOPY_EVENT_COMPLETE:
+		dst->complete = true;
+		session_detach(s);
+		return session_report(s, "complete", NULL, err);
+	case POSTCOPY_EVENT_FAILED:
+		return fail(err, -ECANCELED, "the migration failed: %.200s", event.reason);
+	case POSTCOPY_EVENT_NONE:
+	case POSTCOPY_EVENT_PAUSE:
+	case POSTCOPY_EVENT_RESUME:
+		break;
+	}
+	return 0;
+}
+
+/* The control blocks came as the source left them at the pause, not as they were before. */
+static uint64_t check_control_blocks(const struct destination *dst, uint64_t *ret_first)
+{
+	uint64_t bad = 0;
+
+	for (unsigned int i = 0; i < dst->session->vm.n_vcpus; i++) {
+		const struct guest_vcpu *v = image_vcpu(&dst->session->vm.memory, i);
+
+		if (v->phase == 1 && v->digest_at_pause == dst->state.digests[i])
+			continue;
+		if (!bad++)
+			*ret_first = (GUEST_VCPU + i * GUEST_VCPU_STRIDE) / GUEST_PAGE_BYTES;
+	}
+	return bad;
+}
+
+static int finish(struct destination *dst, struct postcopy_error *err)
+{
+	struct session *s = dst->session;
+	uint64_t deadline_ms = session_now_ms() + s->options.run_after_complete_ms;
+	uint64_t bad, first_bad = GUEST_NO_PAGE;
+	struct wake wake = { 0 };
+	int rc = 0;
+
+	while (!rc && !wake.timeout && !wake.stop)
+		rc = session_wait(s, deadline_ms, &wake, err);
+	if (!rc)
+		rc = session_verify(s, err);
+	if (rc)
+		return rc;
+	bad = check_control_blocks(dst, &first_bad);
+	return session_finish(s, "destination", 1, bad, first_bad, err);
+}
+
+int destination_run(struct session *s, struct postcopy_error *err)
+{
+	struct destination dst = { .session = s };
+	int rc = prepare(s, err);
+
+	while (!rc && !dst.complete) {
+		struct wake wake;
+
+		rc = session_wait(s, SESSION_FOREVER, &wake, err);
+		if (!rc && wake.stop)
+			rc = fail(err, -EINTR, "ended before all of the guest's memory was here");
+		if (!rc && wake.daemon)
+			rc = handle_event(&dst, err);
+	}
+	return rc ? rc : finish(&dst, err);
+}

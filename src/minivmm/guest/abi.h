@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What minivmm and the code that runs in its guest agree on: where things lie in
+ * guest memory, and the blocks by which they talk. All of it is guest memory, so all
+ * of it migrates.
+ *
+ *   0x1000      page tables: identity, 2 MiB pages
+ *   0x100000    code
+ *   0x180000    struct guest_boot
+ *   0x200000    struct guest_vcpu, one each vCPU
+ *   0x300000    stacks
+ *   0x400000    generation table, u32 a data page
+ *   data_start  data pages to the end of memory, shared out between the vCPUs
+ *
+ * A data page holds its frame number, its generation, words that mix frame,
+ * generation, index and seed, and a checksum. Its generation grows with each write and is
+ * also noted in the table, so that a page that is stale, torn or another's is told
+ * from the right one. Some pages, chosen by a hash, are never written and stay zero.
+ */
+#ifndef MINIVMM_GUEST_ABI_H
+#define MINIVMM_GUEST_ABI_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define GUEST_PAGE_BYTES 4096ull
+#define GUEST_PAGE_WORDS 512u
+#define GUEST_VCPUS_MAX 8u
+#define GUEST_MEMORY_MIN (16ull << 20)
+#define GUEST_MEMORY_MAX (64ull << 30)
+
+#define GUEST_PML4 0x1000ull
+#define GUEST_PDPT 0x2000ull
+#define GUEST_PD 0x3000ull /* one page a GiB */
+#define GUEST_CODE 0x100000ull
+#define GUEST_CODE_MAX 0x80000ull
+#define GUEST_BOOT 0x180000ull
+#define GUEST_VCPU 0x200000ull
+#define GUEST_VCPU_STRIDE 0x10000ull
+#define GUEST_STACK 0x300000ull
+#define GUEST_STACK_STRIDE 0x10000ull
+#define GUEST_GENERATIONS 0x400000ull
+#define GUEST_DATA_ALIGN (2ull << 20)
+
+/* Written to GUEST_PORT with `out`, which ends KVM_RUN. */
+#define GUEST_PORT 0x510
+#define GUEST_OUT_READY 1u /* the vCPU's pages are initialised */
+#define GUEST_OUT_TICK 2u  /* an idle one is alive */
+#define GUEST_OUT_DONE 3u  /* told to stop: the vCPU's pages are verified */
+
+enum guest_workload {
+	GUEST_SEQUENTIAL,
+	GUEST_RANDOM,
+	GUEST_HOTCOLD, /* 80 % of the accesses to 20 % of the pages */
+	GUEST_IDLE,
+	GUEST_WORKLOADS,
+};
+
+/* Written by the host before the guest starts; never again. */
+struct guest_boot {
+	uint64_t memory_bytes;
+	uint64_t data_start;
+	uint64_t data_pages;
+	uint64_t seed;
+	uint32_t workload;
+	uint32_t write_percent;
+	uint32_t zero_percent;
+	uint32_t vcpus;
+};
+
+/* A log-linear histogram of TSC ticks: 16 buckets to each power of two. */
+#define GUEST_HIST_SUB_BITS 4
+#define GUEST_HIST_SUB (1u << GUEST_HIST_SUB_BITS)
+#define GUEST_HIST_BUCKETS (42u * GUEST_HIST_SUB)
+
+struct guest_stats {
+	uint64_t accesses;
+	uint64_t writes;
+	uint64_t timed; /* accesses in the buckets */
+	uint64_t max_ticks;
+	uint64_t buckets[GUEST_HIST_BUCKETS];
+};
+
+#define GUEST_NO_PAGE UINT64_MAX
+
+/*
+ * A vCPU's control block. Its first page is host and guest talking; the host writes
+ * @stop at any time, @phase and @digest_at_pause while the vCPU does not run.
+ */
+struct guest_vcpu {
+	uint32_t index;
+	volatile uint32_t stop;
+	volatile uint32_t phase; /* which of @stats counts: 0 at the source, 1 once paused there */
+	uint64_t first;          /* this vCPU's data pages */
+	uint64_t pages;
+	uint64_t digest;          /* over all generations: a stale table does not match it */
+	uint64_t digest_at_pause; /* by which the host knows a stale control block */
+	uint64_t pages_checked;
+	uint64_t pages_bad;
+	uint64_t first_bad; /* frame number, or GUEST_NO_PAGE */
+	_Alignas(4096) struct guest_stats stats[2];
+};
+
+_Static_assert(sizeof(struct guest_vcpu) <= GUEST_VCPU_STRIDE, "a control block fits its place");
+
+/* A generation with this bit: the workload found the page bad and let it be. */
+#define GUEST_GENERATION_BAD (1u << 31)
+
+static inline uint64_t guest_mix(uint64_t x)
+{
+	x ^= x >> 30;
+	x *= 0xbf58476d1ce4e5b9ull;
+	x ^= x >> 27;
+	x *= 0x94d049bb133111ebull;
+	return x ^ (x >> 31);
+}
+
+#endif

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The status lines: one JSON object a line, each written in one piece. */
+#ifndef MINIVMM_REPORT_H
+#define MINIVMM_REPORT_H
+
+#include <postcopy/postcopy.h>
+
+#include "minivmm/guest/abi.h"
+#include "minivmm/options.h"
+#include "minivmm/vm.h"
+
+/* {"event": "..."}; with the reason where there is one. */
+int report_event(int fd, const char *event, const char *reason, struct postcopy_error *err);
+
+/* What the guest has found, and how its accesses went. */
+struct result {
+	const char *role;
+	unsigned int vcpus;
+	uint64_t memory_bytes;
+	uint64_t pages_checked;
+	uint64_t pages_bad;
+	uint64_t first_bad; /* frame number, or GUEST_NO_PAGE */
+	unsigned int tsc_khz;
+	struct guest_stats stats; /* of all vCPUs */
+};
+
+/* Adds up the vCPUs' control blocks. @phase: which of their statistics. */
+void result_collect(const struct vm *vm, unsigned int phase, struct result *ret);
+
+/* Counts pages that the host found bad. */
+void result_add_bad(struct result *r, uint64_t pages, uint64_t first);
+
+int report_result(int fd, const struct result *r, struct postcopy_error *err);
+
+#endif

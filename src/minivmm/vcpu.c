@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "minivmm/vcpu.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "minivmm/fail.h"
+#include "minivmm/guest/abi.h"
+#include "minivmm/vm.h"
+
+#define KICK_SIGNAL SIGUSR1
+#define MSR_TSC 0x10
+#define MSR_EFER_LME (1ull << 8)
+#define MSR_EFER_LMA (1ull << 10)
+#define CR0_PE (1ull << 0)
+#define CR0_PG (1ull << 31)
+#define CR4_PAE (1ull << 5)
+#define RFLAGS_RESERVED (1ull << 1)
+#define RFLAGS_IOPL_3 (3ull << 12)
+#define CPUID_ENTRIES 256
+
+static int set_cpuid(struct vcpu *v, struct postcopy_error *err)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entries[CPUID_ENTRIES];
+	} cpuid = { .head.nent = CPUID_ENTRIES };
+
+	if (ioctl(v->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, &cpuid) ||
+	    ioctl(v->fd, KVM_SET_CPUID2, &cpuid))
+		return fail_errno(err, -errno, "vCPU %u: can't set CPUID", v->index);
+	return 0;
+}
+
+int vcpu_new(struct vm *vm, unsigned int index, struct vcpu *ret, struct postcopy_error *err)
+{
+	int size = ioctl(vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+	struct vcpu v = { .vm = vm, .index = index };
+
+	if (size < 0)
+		return fail_errno(err, -errno, "KVM_GET_VCPU_MMAP_SIZE");
+	v.run_bytes = (size_t)size;
+	v.fd = ioctl(vm->vm_fd, KVM_CREATE_VCPU, (unsigned long)index);
+	if (v.fd < 0)
+		return fail_errno(err, -errno, "can't create vCPU %u", index);
+	v.run = mmap(NULL, v.run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, v.fd, 0);
+	if (v.run == MAP_FAILED) {
+		int rc = fail_errno(err, -errno, "can't map vCPU %u", index);
+
+		close(v.fd);
+		return rc;
+	}
+	*ret = v;
+	return set_cpuid(ret, err);
+}
+
+static void on_kick(int sig)
+{
+	(void)sig; /* its work is done: KVM_RUN returns EINTR */
+}
+
+/* What the guest says with `out`. Return: whether it has anything more to do. */
+static bool handle_out(struct vcpu *v)
+{
+	const struct kvm_run *run = v->run;
+	uint32_t what;
+
+	if (run->io.direction != KVM_EXIT_IO_OUT || run->io.port != GUEST_PORT ||
+	    run->io.size != sizeof what || run->io.count != 1) {
+		fail(&v->error, -EIO, "vCPU %u: the guest used port %#x", v->index, run->io.port);
+		return false;
+	}
+	memcpy(&what, (const char *)run + run->io.data_offset, sizeof what);
+	if (what == GUEST_OUT_TICK)
+		return true;
+	if (what == GUEST_OUT_READY) {
+		vm_lock(v->vm);
+		v->ready = true;
+		vm_unlock_and_tell(v->vm);
+		return true;
+	}
+	if (what != GUEST_OUT_DONE)
+		fail(&v->error, -EIO, "vCPU %u: the guest said %u", v->index, what);
+	return false;
+}
+
+static int exit_failed(struct vcpu *v)
+{
+	struct kvm_regs regs = { 0 };
+
+	ioctl(v->fd, KVM_GET_REGS, &regs);
+	return fail(&v->error, -EIO, "vCPU %u: unexpected KVM exit %u at rip %#llx", v->index,
+	            v->run->exit_reason, (unsigned long long)regs.rip);
+}
+
+/*
+ * An `out` ends with the guest's next entry: only then has its rip moved on. Enter
+ * with immediate_exit set (vm_pause() did) to complete it without running the guest.
+ */
+static void complete_out(struct vcpu *v)
+{
+	if (!ioctl(v->fd, KVM_RUN, 0) || errno != EINTR)
+		fail(&v->error, -EIO, "vCPU %u: can't complete its last exit", v->index);
+}
+
+static void park(struct vcpu *v, bool out_pending)
+{
+	if (out_pending)
+		complete_out(v);
+	vm_lock(v->vm);
+	vm_park(v->vm, v);
+	vm_unlock(v->vm);
+}
+
+static void *vcpu_main(void *arg)
+{
+	struct vcpu *v = arg;
+	bool out_pending = false, going = true;
+
+	while (going && !v->error.code) {
+		if (!vm_running(v->vm)) {
+			park(v, out_pending);
+			out_pending = false;
+			continue;
+		}
+		out_pending = false;
+		if (ioctl(v->fd, KVM_RUN, 0)) {
+			if (errno != EINTR && errno != EAGAIN)
+				fail_errno(&v->error, -errno, "vCPU %u: KVM_RUN", v->index);
+		} else if (v->run->exit_reason != KVM_EXIT_IO) {
+			exit_failed(v);
+		} else {
+			out_pending = true;
+			going = handle_out(v);
+		}
+	}
+	vm_lock(v->vm);
+	v->done = true;
+	v->parked = true;
+	vm_unlock_and_tell(v->vm);
+	return NULL;
+}
+
+int vcpu_start(struct vcpu *v, struct postcopy_error *err)
+{
+	struct sigaction action = { .sa_handler = on_kick }; /* no SA_RESTART */
+	int rc;
+
+	sigaction(KICK_SIGNAL, &action, NULL);
+	rc = pthread_create(&v->thread, NULL, vcpu_main, v);
+	if (rc)
+		return fail_errno(err, -rc, "can't start the thread of vCPU %u", v->index);
+	v->started = true;
+	return 0;
+}
+
+void vcpu_kick(struct vcpu *v)
+{
+	if (v->started)
+		pthread_kill(v->thread, KICK_SIGNAL);
+}
+
+static struct kvm_segment flat_segment(uint8_t type, uint16_t selector)
+{
+	return (struct kvm_segment){ .limit = UINT32_MAX,
+		                     .selector = selector | 3,
+		                     .type = type,
+		                     .present = 1,
+		                     .dpl = 3,
+		                     .s = 1,
+		                     .g = 1 };
+}
+
+/*
+ * Ring 3, where no hypervisor has to emulate the guest, with I/O privilege level 3, so
+ * that `out` exits to us. There is no descriptor table: any exception shuts it down.
+ */
+int vcpu_initial_state(struct vcpu *v, struct vcpu_state *ret, struct postcopy_error *err)
+{
+	struct kvm_sregs *s = &ret->sregs;
+	int rc = vcpu_save(v, ret, err);
+
+	if (rc)
+		return rc;
+	s->cs = flat_segment(0xb, 0x08); /* code, execute and read, accessed */
+	s->cs.l = 1;
+	s->ss = s->ds = s->es = s->fs = s->gs = flat_segment(0x3, 0x10); /* data, write */
+	s->ss.db = 1;
+	s->cr0 = CR0_PE | CR0_PG;
+	s->cr3 = GUEST_PML4;
+	s->cr4 = CR4_PAE;
+	s->efer = MSR_EFER_LME | MSR_EFER_LMA;
+	s->idt.limit = s->gdt.limit = 0;
+	memset(&ret->regs, 0, sizeof ret->regs);
+	ret->regs.rip = GUEST_CODE;
+	ret->regs.rsp = GUEST_STACK + (v->index + 1) * GUEST_STACK_STRIDE;
+	ret->regs.rdi = GUEST_VCPU + v->index * GUEST_VCPU_STRIDE;
+	ret->regs.rflags = RFLAGS_RESERVED | RFLAGS_IOPL_3;
+	return 0;
+}
+
+struct one_msr {
+	struct kvm_msrs head;
+	struct kvm_msr_entry entry;
+};
+
+int vcpu_save(struct vcpu *v, struct vcpu_state *ret, struct postcopy_error *err)
+{
+	struct one_msr tsc = { .head.nmsrs = 1, .entry.index = MSR_TSC };
+
+	if (ioctl(v->fd, KVM_GET_REGS, &ret->regs) || ioctl(v->fd, KVM_GET_SREGS, &ret->sregs) ||
+	    ioctl(v->fd, KVM_GET_MSRS, &tsc) != 1)
+		return fail_errno(err, -errno, "vCPU %u: can't save its registers", v->index);
+	ret->tsc = tsc.entry.data;
+	return 0;
+}
+
+int vcpu_load(struct vcpu *v, const struct vcpu_state *state, struct postcopy_error *err)
+{
+	struct one_msr tsc = {
+		.head.nmsrs = 1,
+		.entry = { .index = MSR_TSC, .data = state->tsc },
+	};
+
+	if (ioctl(v->fd, KVM_SET_SREGS, &state->sregs) ||
+	    ioctl(v->fd, KVM_SET_REGS, &state->regs) || ioctl(v->fd, KVM_SET_MSRS, &tsc) != 1)
+		return fail_errno(err, -errno, "vCPU %u: can't load its registers", v->index);
+	return 0;
+}

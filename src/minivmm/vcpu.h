@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One vCPU: a thread around KVM_RUN, and the registers that make up its state.
+ *
+ * A vCPU thread either runs the guest or is parked on the VM's condition. Its
+ * registers may be read and written (vcpu_save(), vcpu_load()) only while it is
+ * parked or before it has started.
+ */
+#ifndef MINIVMM_VCPU_H
+#define MINIVMM_VCPU_H
+
+#include <linux/kvm.h>
+#include <postcopy/postcopy.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct vm;
+
+/* The guest uses general registers alone: no FPU state. */
+struct vcpu_state {
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	uint64_t tsc;
+};
+
+struct vcpu {
+	struct vm *vm;
+	unsigned int index;
+	int fd;
+	struct kvm_run *run;
+	size_t run_bytes;
+	pthread_t thread;
+	bool started;
+	/* Under the VM's lock: */
+	bool parked;
+	bool ready; /* the guest has initialised its pages */
+	bool done;  /* the guest has verified its pages */
+	struct postcopy_error error;
+};
+
+int vcpu_new(struct vm *vm, unsigned int index, struct vcpu *ret, struct postcopy_error *err);
+
+/* Starts the thread; it runs the guest as soon as the VM does. */
+int vcpu_start(struct vcpu *v, struct postcopy_error *err);
+
+/* Out of KVM_RUN, now or at its next entry. */
+void vcpu_kick(struct vcpu *v);
+
+/* At the guest's entry, in ring 3 of long mode. */
+int vcpu_initial_state(struct vcpu *v, struct vcpu_state *ret, struct postcopy_error *err);
+
+int vcpu_save(struct vcpu *v, struct vcpu_state *ret, struct postcopy_error *err);
+int vcpu_load(struct vcpu *v, const struct vcpu_state *state, struct postcopy_error *err);
+
+#endif

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "stream/conn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "util/cleanup.h"
+
+/* A peer that acknowledges nothing for this long is dead. */
+#define PEER_TIMEOUT_MS 10000
+#define KEEPALIVE_IDLE_S 5
+#define KEEPALIVE_INTERVAL_S 2
+#define KEEPALIVE_COUNT 3
+/* Expedited forwarding: a vCPU stands still for what goes over the urgent connection. */
+#define URGENT_TOS (46 << 2)
+
+DEFINE_CLEANUP(struct conn *, conn_free);
+DEFINE_CLEANUP(struct addrinfo *, freeaddrinfo);
+
+int conn_target_parse(const char *text, struct conn_target *ret, struct error *err)
+{
+	const char *colon = strrchr(text, ':');
+	const char *host = text;
+	size_t host_len;
+
+	if (!colon || colon == text || !colon[1] || strlen(colon + 1) >= sizeof ret->port)
+		return error_set(err, -EINVAL, "\"%s\" is not HOST:PORT", text);
+	host_len = (size_t)(colon - text);
+	if (host[0] == '[' && host[host_len - 1] == ']') {
+		host++;
+		host_len -= 2;
+	}
+	if (!host_len || host_len >= sizeof ret->host)
+		return error_set(err, -EINVAL, "\"%s\" is not HOST:PORT", text);
+	memcpy(ret->host, host, host_len);
+	ret->host[host_len] = 0;
+	strcpy(ret->port, colon + 1);
+	return 0;
+}
+
+static void set_option(int fd, int level, int option, int value)
+{
+	/* Each of these makes things better and none makes them right: ignore a refusal. */
+	(void)!setsockopt(fd, level, option, &value, sizeof value);
+}
+
+static void tune_socket(int fd, enum stream_role role)
+{
+	set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+	set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, PEER_TIMEOUT_MS);
+	set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+	set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
+	set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
+	set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_COUNT);
+	if (role == STREAM_URGENT) {
+		set_option(fd, IPPROTO_IP, IP_TOS, URGENT_TOS);
+		set_option(fd, IPPROTO_IPV6, IPV6_TCLASS, URGENT_TOS);
+	}
+}
+
+static void set_timeouts(int fd, unsigned int timeout_ms)
+{
+	struct timeval t = { timeout_ms / 1000, (timeout_ms % 1000) * 1000 };
+
+	(void)!setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t);
+	(void)!setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t);
+}
+
+int conn_set_blocking(struct conn *c, bool blocking)
+{
+	int flags = fcntl(c->fd, F_GETFL);
+
+	if (flags < 0)
+		return -errno;
+	set_timeouts(c->fd, 0);
+	flags = blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK;
+	return fcntl(c->fd, F_SETFL, flags) ? -errno : 0;
+}
+
+/* One address: connect() with a time limit. Return: the socket or -errno. */
+static int connect_one(const struct addrinfo *ai)
+{
+	_cleanup_close_ int fd =
+		socket(ai->ai_family, ai->ai_socktype | SOCK_CLOEXEC, ai->ai_protocol);
+
+	if (fd < 0)
+		return -errno;
+	/* A send timeout bounds connect() as well. */
+	set_timeouts(fd, CONN_OPEN_TIMEOUT_MS);
+	if (connect(fd, ai->ai_addr, ai->ai_addrlen))
+		return errno == EINPROGRESS ? -ETIMEDOUT : -errno;
+	return steal_fd(&fd);
+}
+
+static int connect_target(const struct conn_target *target, struct error *err)
+{
+	_cleanup_(freeaddrinfo_p) struct addrinfo *list = NULL;
+	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG };
+	int rc = getaddrinfo(target->host, target->port, &hints, &list);
+	int fd = -EHOSTUNREACH;
+
+	if (rc)
+		return error_set(err, -EHOSTUNREACH, "source %s:%s: %s", target->host,
+				 target->port, gai_strerror(rc));
+	for (const struct addrinfo *ai = list; ai && fd < 0; ai = ai->ai_next)
+		fd = connect_one(ai);
+	if (fd < 0)
+		return error_errno(err, fd, "source %s:%s", target->host, target->port);
+	return fd;
+}
+
+/* @fd is taken over in any case. */
+static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **ret,
+		    struct error *err)
+{
+	_cleanup_(conn_free_p) struct conn *c = calloc(1, sizeof *c);
+	int rc;
+
+	if (!c) {
+		close(fd);
+		return error_set(err, -ENOMEM, "connection: out of memory");
+	}
+	c->fd = fd;
+	c->rx = malloc(FRAME_PAGES_MAX);
+	if (!c->rx)
+		return error_set(err, -ENOMEM, "connection: out of memory");
+	set_timeouts(fd, CONN_OPEN_TIMEOUT_MS);
+	rc = tls_handshake(tls, fd, server, &c->tls, err);
+	if (rc)
+		return rc;
+	*ret = steal_ptr(&c);
+	return 0;
+}
+
+struct conn *conn_free(struct conn *c)
+{
+	if (!c)
+		return NULL;
+	tls_free(c->tls);
+	free(c->rx);
+	close_fd(&c->fd);
+	free(c);
+	return NULL;
+}
+
+void conn_shutdown(const struct conn *c)
+{
+	shutdown(c->fd, SHUT_RDWR);
+}
+
+static int silent_peer(int rc, const char *what, struct error *err)
+{
+	if (rc == -EAGAIN)
+		return error_set(err, -ETIMEDOUT, "no %s from the peer for %d ms", what,
+				 CONN_OPEN_TIMEOUT_MS);
+	return rc;
+}
+
+int conn_dial(const struct conn_target *target, struct tls_context *tls,
+	      const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,
+	      struct error *err)
+{
+	uint8_t frame[FRAME_HEADER_BYTES + FRAME_HELLO_MAX];
+	_cleanup_(conn_free_p) struct conn *c = NULL;
+	struct frame_header h;
+	const void *payload;
+	int rc, fd;
+
+	fd = connect_target(target, err);
+	if (fd < 0)
+		return fd;
+	tune_socket(fd, hello->role);
+	rc = conn_new(fd, tls, false, &c, err);
+	if (rc) {
+		error_prefix(err, "source %s:%s", target->host, target->port);
+		return rc;
+	}
+	rc = conn_send(c, frame, hello_encode(hello, frame));
+	if (rc)
+		return error_errno(err, rc, "source %s:%s: HELLO", target->host, target->port);
+	rc = conn_expect_frame(c, FRAME_HELLO_REPLY, &h, &payload, err);
+	if (!rc)
+		rc = hello_reply_decode(payload, h.payload_len, ret_reply, err);
+	if (rc) {
+		silent_peer(rc, "HELLO_REPLY", err);
+		error_prefix(err, "source %s:%s", target->host, target->port);
+		return rc == -EAGAIN ? -ETIMEDOUT : rc;
+	}
+	set_timeouts(c->fd, 0);
+	*ret = steal_ptr(&c);
+	return 0;
+}
+
+int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
+		struct error *err)
+{
+	_cleanup_(conn_free_p) struct conn *c = NULL;
+	struct frame_header h;
+	const void *payload;
+	int rc = conn_new(fd, tls, true, &c, err);
+
+	if (rc)
+		return rc;
+	rc = conn_expect_frame(c, FRAME_HELLO, &h, &payload, err);
+	if (!rc)
+		rc = hello_decode(payload, h.payload_len, ret_hello, err);
+	if (rc) {
+		rc = silent_peer(rc, "HELLO", err);
+		conn_send_error(c, err);
+		return rc;
+	}
+	tune_socket(c->fd, ret_hello->role);
+	set_timeouts(c->fd, 0);
+	*ret = steal_ptr(&c);
+	return 0;
+}
+
+int conn_send_plain(struct conn *c, enum frame_type type)
+{
+	struct frame_header h = { .type = (uint16_t)type };
+	uint8_t buf[FRAME_HEADER_BYTES];
+
+	frame_header_encode(&h, buf);
+	return conn_send(c, buf, sizeof buf);
+}
+
+void conn_send_error(struct conn *c, const struct error *error)
+{
+	uint8_t buf[FRAME_HEADER_BYTES + FRAME_ERROR_MAX];
+
+	/* The peer may be gone, which is no news to a connection that ends anyway. */
+	(void)conn_send(c, buf, frame_error_encode(error->code, error->text, buf));
+}
+
+/* Have @want bytes of the current frame. */
+static int receive(struct conn *c, size_t want, struct error *err)
+{
+	while (c->rx_have < want) {
+		ssize_t n = tls_read(c->tls, c->rx + c->rx_have, want - c->rx_have);
+
+		if (n == -EAGAIN)
+			return -EAGAIN;
+		if (n == 0)
+			return error_set(err, -ECONNRESET, "the peer closed the connection%s",
+					 c->rx_have ? " in the middle of a frame" : "");
+		if (n < 0)
+			return error_errno(err, (int)n, "connection");
+		c->rx_have += (size_t)n;
+	}
+	return 0;
+}
+
+int conn_next_frame(struct conn *c, struct frame_header *ret_header, const void **ret_payload,
+		    struct error *err)
+{
+	struct frame_header h;
+	int rc = receive(c, FRAME_HEADER_BYTES, err);
+
+	if (rc)
+		return rc;
+	rc = frame_header_decode(c->rx, &h, err);
+	if (rc)
+		return rc;
+	rc = receive(c, FRAME_HEADER_BYTES + h.payload_len, err);
+	if (rc)
+		return rc;
+	c->rx_have = 0;
+	*ret_header = h;
+	*ret_payload = c->rx + FRAME_HEADER_BYTES;
+	return 0;
+}
+
+int conn_expect_frame(struct conn *c, enum frame_type type, struct frame_header *ret_header,
+		      const void **ret_payload, struct error *err)
+{
+	struct frame_header h;
+	int rc = conn_next_frame(c, &h, ret_payload, err);
+
+	if (rc)
+		return rc;
+	if (h.type == FRAME_ERROR)
+		return frame_error_decode(&h, *ret_payload, err);
+	if (h.type != type)
+		return error_set(err, -EPROTO, "frame of type %u where %u must come", h.type, type);
+	*ret_header = h;
+	return 0;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One connection of the page stream: TCP, TLS, and whole frames in and out.
+ *
+ * A connection belongs to one thread; only conn_shutdown() may be called from another,
+ * to have whatever blocks on it return.
+ */
+#ifndef STREAM_CONN_H
+#define STREAM_CONN_H
+
+#include "stream/frame.h"
+#include "stream/hello.h"
+#include "stream/tls.h"
+
+/* How long the peer may take for the TCP connect, the TLS handshake and the HELLO, each. */
+#define CONN_OPEN_TIMEOUT_MS 5000
+
+struct conn {
+	int fd;
+	struct tls *tls;
+	/* The frame that is being received: FRAME_PAGES_MAX bytes. */
+	uint8_t *rx;
+	size_t rx_have;
+};
+
+/* Where a source listens. */
+struct conn_target {
+	char host[256];
+	char port[16];
+};
+
+/* "host:port", "[v6]:port". Return: 0 or -EINVAL with @err set. */
+int conn_target_parse(const char *text, struct conn_target *ret, struct error *err);
+
+/*
+ * conn_dial() - open a connection to the source, up to its HELLO_REPLY
+ * @hello: what this connection is for
+ *
+ * Blocks, at most about three times CONN_OPEN_TIMEOUT_MS. The socket is blocking.
+ *
+ * Return: 0; -ECONNREFUSED, -ETIMEDOUT and other errnos of the network (worth another
+ * try); -EACCES (certificate, name); what the source's ERROR said; each with @err set.
+ */
+int conn_dial(const struct conn_target *target, struct tls_context *tls,
+	      const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,
+	      struct error *err);
+
+/*
+ * conn_accept() - TLS on an accepted socket, and its HELLO
+ * @fd: taken over in any case
+ *
+ * Return: as conn_dial(). On -EPROTO, -EINVAL after TLS the peer was told why.
+ */
+int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
+		struct error *err);
+
+struct conn *conn_free(struct conn *c);
+
+/* From any thread: both directions end. */
+void conn_shutdown(const struct conn *c);
+
+/* No more timeouts (blocking), or no blocking at all. */
+int conn_set_blocking(struct conn *c, bool blocking);
+
+static inline int conn_send(struct conn *c, const void *frame, size_t len)
+{
+	return tls_write(c->tls, frame, len);
+}
+
+/* A frame without payload. */
+int conn_send_plain(struct conn *c, enum frame_type type);
+
+/* An ERROR frame, so that the peer's operator can read why. */
+void conn_send_error(struct conn *c, const struct error *error);
+
+/*
+ * conn_next_frame() - receive one whole frame
+ * @ret_payload: valid until the next call
+ *
+ * On a non-blocking socket -EAGAIN means that the frame isn't whole yet; what came
+ * is kept. An ERROR frame is returned like any other.
+ *
+ * Return: 0; -EAGAIN; -ECONNRESET (closed, too) and other errnos of the connection;
+ * -EPROTO with @err set.
+ */
+int conn_next_frame(struct conn *c, struct frame_header *ret_header, const void **ret_payload,
+		    struct error *err);
+
+/* As conn_next_frame(), but an ERROR or any type other than @type is a failure with @err set. */
+int conn_expect_frame(struct conn *c, enum frame_type type, struct frame_header *ret_header,
+		      const void **ret_payload, struct error *err);
+
+#endif

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The page stream's frames.
+ *
+ * Theory of operation
+ * -------------------
+ * The destination pulls: it dials the source over TLS 1.3 (ALPN "postcopy/1") and
+ * sends HELLO (protobuf, proto/postcopy/v1/stream.proto); the source answers
+ * HELLO_REPLY or ERROR. From then on the connection carries frames of a fixed
+ * header and, by type, a fixed payload, all little-endian:
+ *
+ *   u16 type, u16 flags (0), u32 payload_len (without this header), u64 request_id
+ *
+ * Memory is counted in units of 4 KiB whatever the host pages are, so that 4 KiB,
+ * 2 MiB and 1 GiB pages share one page state, one wire and one source. 64 units in a
+ * row, aligned, are a word: a GET asks for some units of one word by a 64-bit mask,
+ * and one PAGES answers one GET with two masks, the units whose bytes follow and the
+ * units that are zero; together they are exactly what was asked. So the largest
+ * answer is 256 KiB and no field needs a length that could lie. Many GETs may be in
+ * flight; answers keep their order.
+ *
+ *   CONTROL:  SWITCHOVER -> ; <- VMSTATE, VMSTATE_DATA... ; RESUMED -> ;
+ *             COMPLETE -> ; <- COMPLETE_ACK        or    ABORT -> ; <- ABORT_ACK
+ *   URGENT, BULK:  GET -> ; <- PAGES
+ *   any:      <- ERROR, then the source closes
+ */
+#ifndef STREAM_FRAME_H
+#define STREAM_FRAME_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mem/region.h"
+#include "util/error.h"
+
+#define STREAM_VERSION 1
+#define STREAM_ALPN "postcopy/1"
+
+#define FRAME_HEADER_BYTES 16
+#define FRAME_GET_BYTES 24
+#define FRAME_PAGES_BYTES 32
+#define FRAME_VMSTATE_BYTES 24
+#define FRAME_HELLO_MAX 16384                 /* payload of HELLO and HELLO_REPLY */
+#define FRAME_ERROR_MAX 512                   /* payload of ERROR */
+#define FRAME_VMSTATE_DATA_MAX (256u * 1024u) /* payload of VMSTATE_DATA */
+#define FRAME_PAGES_MAX (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES + WORD_UNITS * UNIT_BYTES)
+
+enum frame_type {
+	FRAME_HELLO = 1,
+	FRAME_HELLO_REPLY = 2,
+	FRAME_ERROR = 3,        /* u32 code (positive errno), then text */
+	FRAME_GET = 4,          /* struct frame_get */
+	FRAME_PAGES = 5,        /* struct frame_pages, then the bytes of each unit in data_mask */
+	FRAME_SWITCHOVER = 6,   /* no payload: pause the guest. Sent again after a lost connection
+	                         * it asks for the same vmstate again. */
+	FRAME_VMSTATE = 7,      /* struct frame_vmstate; VMSTATE_DATA frames of that total follow */
+	FRAME_VMSTATE_DATA = 8, /* bytes */
+	FRAME_RESUMED = 9,      /* no payload: the guest runs at the destination */
+	FRAME_COMPLETE = 10,    /* no payload: every page is there */
+	FRAME_COMPLETE_ACK = 11, /* no payload: the source lets go */
+	FRAME_ABORT = 12,     /* no payload: the destination has not run the guest and never will */
+	FRAME_ABORT_ACK = 13, /* no payload: the guest runs on at the source */
+};
+
+struct frame_header {
+	uint16_t type;
+	uint32_t payload_len; /* bytes */
+	uint64_t request_id;  /* of a GET, echoed by its PAGES; else 0 */
+};
+
+struct frame_get {
+	uint32_t region;
+	uint64_t first_unit; /* multiple of WORD_UNITS */
+	uint64_t want_mask;  /* bit i: unit first_unit + i; not 0 */
+};
+
+struct frame_pages {
+	uint32_t region;
+	uint64_t first_unit;
+	uint64_t data_mask; /* units whose bytes follow, lowest first */
+	uint64_t zero_mask; /* units that are all zero; data | zero == want, data & zero == 0 */
+};
+
+struct frame_vmstate {
+	uint64_t len;      /* bytes in the VMSTATE_DATA frames that follow */
+	uint64_t pause_ns; /* PAUSE sent to the VMM -> its vmstate received; part of the downtime */
+	uint64_t held_ns;  /* SWITCHOVER received -> this frame sent; the source's whole share */
+};
+
+void frame_header_encode(const struct frame_header *h, void *buf);
+
+/*
+ * frame_header_decode() - check and read a header
+ * @buf: FRAME_HEADER_BYTES
+ *
+ * Checks that the type is known and that the length is one this type can have.
+ *
+ * Return: 0 or -EPROTO with @err set.
+ */
+int frame_header_decode(const void *buf, struct frame_header *ret, struct error *err);
+
+/* Header and payload. Return: the frame's length. */
+size_t frame_get_encode(const struct frame_get *get, uint64_t request_id, void *buf);
+size_t frame_pages_encode(const struct frame_pages *pages, uint64_t request_id, void *buf);
+size_t frame_vmstate_encode(const struct frame_vmstate *vmstate, void *buf);
+/* @buf: FRAME_HEADER_BYTES + FRAME_ERROR_MAX. Text too long is cut. */
+size_t frame_error_encode(int code, const char *text, void *buf);
+
+/*
+ * Payloads. @payload holds exactly the header's payload_len bytes, but for PAGES, of
+ * which it holds the first FRAME_PAGES_BYTES, and whose payload_len must be what the
+ * data mask says.
+ *
+ * Return: 0 or -EPROTO with @err set.
+ */
+int frame_get_decode(const void *payload, struct frame_get *ret, struct error *err);
+int frame_pages_decode(const struct frame_header *h, const void *payload, struct frame_pages *ret,
+                       struct error *err);
+int frame_vmstate_decode(const void *payload, struct frame_vmstate *ret, struct error *err);
+
+/* The peer's ERROR as ours: always negative, text prefixed "the source says". */
+int frame_error_decode(const struct frame_header *h, const void *payload, struct error *err);
+
+#endif

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "stream/hello.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "stream.pb-c.h"
+#include "util/cleanup.h"
+
+static void hello_message_free(Postcopy__V1__StreamHello *m)
+{
+	postcopy__v1__stream_hello__free_unpacked(m, NULL);
+}
+DEFINE_CLEANUP(Postcopy__V1__StreamHello *, hello_message_free);
+
+static void reply_message_free(Postcopy__V1__StreamHelloReply *m)
+{
+	postcopy__v1__stream_hello_reply__free_unpacked(m, NULL);
+}
+DEFINE_CLEANUP(Postcopy__V1__StreamHelloReply *, reply_message_free);
+
+const char *stream_role_name(enum stream_role role)
+{
+	switch (role) {
+	case STREAM_CONTROL:
+		return "control";
+	case STREAM_URGENT:
+		return "urgent";
+	case STREAM_BULK:
+		return "bulk";
+	}
+	return "unknown";
+}
+
+/* The table as messages: @list points into @messages. */
+static void table_to_messages(const struct region_table *table,
+			      Postcopy__V1__StreamRegion *messages,
+			      Postcopy__V1__StreamRegion **list)
+{
+	for (uint32_t i = 0; i < table->n; i++) {
+		const struct region *r = &table->regions[i];
+
+		messages[i] = (Postcopy__V1__StreamRegion)POSTCOPY__V1__STREAM_REGION__INIT;
+		messages[i].guest_phys_addr = r->guest_phys_addr;
+		messages[i].size = r->size;
+		messages[i].page_size = r->page_size;
+		messages[i].memory = r->memory;
+		messages[i].flags = r->flags;
+		list[i] = &messages[i];
+	}
+}
+
+static int table_from_messages(size_t n, Postcopy__V1__StreamRegion *const *list,
+			       struct region_table *ret, struct error *err)
+{
+	memset(ret, 0, sizeof *ret);
+	for (size_t i = 0; i < n; i++) {
+		struct region r = {
+			.memory = (enum postcopy_memory)list[i]->memory,
+			.flags = list[i]->flags,
+			.guest_phys_addr = list[i]->guest_phys_addr,
+			.size = list[i]->size,
+			.page_size = list[i]->page_size,
+		};
+		int rc = region_table_add(ret, &r, err);
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static size_t put_frame_header(uint16_t type, size_t payload_len, void *buf)
+{
+	struct frame_header h = { .type = type, .payload_len = (uint32_t)payload_len };
+
+	frame_header_encode(&h, buf);
+	return FRAME_HEADER_BYTES + payload_len;
+}
+
+size_t hello_encode(const struct hello *hello, void *buf)
+{
+	Postcopy__V1__StreamRegion regions[REGIONS_MAX], *list[REGIONS_MAX];
+	Postcopy__V1__StreamHello m = POSTCOPY__V1__STREAM_HELLO__INIT;
+	size_t len;
+
+	table_to_messages(&hello->regions, regions, list);
+	m.version = STREAM_VERSION;
+	m.role = (Postcopy__V1__StreamRole)hello->role;
+	m.migration_id = (char *)hello->migration_id;
+	m.token.data = (uint8_t *)hello->token;
+	m.token.len = sizeof hello->token;
+	m.epoch = hello->epoch;
+	m.n_regions = hello->regions.n;
+	m.regions = list;
+	len = postcopy__v1__stream_hello__pack(&m, (uint8_t *)buf + FRAME_HEADER_BYTES);
+	return put_frame_header(FRAME_HELLO, len, buf);
+}
+
+size_t hello_reply_encode(const struct hello_reply *reply, void *buf)
+{
+	Postcopy__V1__StreamRegion regions[REGIONS_MAX], *list[REGIONS_MAX];
+	Postcopy__V1__StreamHelloReply m = POSTCOPY__V1__STREAM_HELLO_REPLY__INIT;
+	size_t len;
+
+	table_to_messages(&reply->regions, regions, list);
+	m.version = STREAM_VERSION;
+	m.epoch = reply->epoch;
+	m.n_regions = reply->regions.n;
+	m.regions = list;
+	len = postcopy__v1__stream_hello_reply__pack(&m, (uint8_t *)buf + FRAME_HEADER_BYTES);
+	return put_frame_header(FRAME_HELLO_REPLY, len, buf);
+}
+
+static int check_version(uint32_t version, struct error *err)
+{
+	if (version != STREAM_VERSION)
+		return error_set(err, -EPROTO, "page stream version %u, this daemon speaks %u",
+				 version, STREAM_VERSION);
+	return 0;
+}
+
+static int check_hello(const Postcopy__V1__StreamHello *m, struct error *err)
+{
+	size_t id_len = strlen(m->migration_id);
+
+	if (check_version(m->version, err))
+		return -EPROTO;
+	if ((int)m->role < STREAM_CONTROL || (int)m->role > STREAM_BULK)
+		return error_set(err, -EPROTO, "HELLO with unknown role %d", (int)m->role);
+	if (!id_len || id_len > MIGRATION_ID_MAX)
+		return error_set(err, -EPROTO, "HELLO with a migration id of %zu bytes", id_len);
+	if (m->token.len != TOKEN_BYTES)
+		return error_set(err, -EPROTO, "HELLO with a token of %zu bytes, not %d",
+				 m->token.len, TOKEN_BYTES);
+	return 0;
+}
+
+int hello_decode(const void *payload, size_t len, struct hello *ret, struct error *err)
+{
+	_cleanup_(hello_message_free_p) Postcopy__V1__StreamHello *m =
+		postcopy__v1__stream_hello__unpack(NULL, len, payload);
+	int rc;
+
+	if (!m)
+		return error_set(err, -EPROTO, "HELLO of %zu bytes is not the message it should be",
+				 len);
+	rc = check_hello(m, err);
+	if (rc)
+		return rc;
+	ret->role = (enum stream_role)m->role;
+	strcpy(ret->migration_id, m->migration_id);
+	memcpy(ret->token, m->token.data, TOKEN_BYTES);
+	ret->epoch = m->epoch;
+	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
+}
+
+int hello_reply_decode(const void *payload, size_t len, struct hello_reply *ret, struct error *err)
+{
+	_cleanup_(reply_message_free_p) Postcopy__V1__StreamHelloReply *m =
+		postcopy__v1__stream_hello_reply__unpack(NULL, len, payload);
+
+	if (!m)
+		return error_set(err, -EPROTO,
+				 "HELLO_REPLY of %zu bytes is not the message it should be", len);
+	if (check_version(m->version, err))
+		return -EPROTO;
+	ret->epoch = m->epoch;
+	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
+}

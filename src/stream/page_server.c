@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "stream/page_server.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <poll.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+#include "stream/page_source.h"
+#include "util/cleanup.h"
+#include "util/log.h"
+#include "util/thread.h"
+
+#define LISTEN_BACKLOG 128
+
+DEFINE_CLEANUP(struct addrinfo *, freeaddrinfo);
+
+/* One accepted connection; in the server's list until its thread ends. */
+struct server_conn {
+	struct page_server *server;
+	struct server_conn *next;
+	int fd;                     /* before TLS, to cut it; then c's */
+	struct conn *c;             /* under the server's lock */
+	struct page_source *source; /* under the server's lock; a reference */
+};
+
+struct page_server {
+	struct tls_context *tls;
+	int listen_fd;
+	int stop_fd;
+	unsigned int port;
+	pthread_t accepter;
+	bool accepter_runs;
+
+	pthread_mutex_t lock;
+	pthread_cond_t idle; /* the list of connections became empty */
+	struct server_conn *conns;
+	unsigned int n_conns;
+	bool stopping;
+	struct page_source **sources; /* a reference each */
+	size_t n_sources;
+};
+
+static struct page_source *find_source(struct page_server *server, const char *id)
+{
+	for (size_t i = 0; i < server->n_sources; i++)
+		if (!strcmp(page_source_id(server->sources[i]), id))
+			return page_source_ref(server->sources[i]);
+	return NULL;
+}
+
+/* The TLS and HELLO part of a connection's life. */
+static int open_conn(struct server_conn *sc, struct hello *hello, struct error *err)
+{
+	uint8_t frame[FRAME_HEADER_BYTES + FRAME_HELLO_MAX];
+	struct page_server *server = sc->server;
+	struct page_source *source;
+	struct hello_reply reply;
+	struct conn *c;
+	int rc = conn_accept(sc->fd, server->tls, &c, hello, err);
+
+	pthread_mutex_lock(&server->lock);
+	sc->fd = -1;
+	sc->c = rc ? NULL : c;
+	source = rc ? NULL : find_source(server, hello->migration_id);
+	sc->source = source;
+	pthread_mutex_unlock(&server->lock);
+	if (rc)
+		return rc;
+	/* A wrong id and a wrong token look the same to somebody who guesses. */
+	if (!source)
+		rc = error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
+			       hello->migration_id);
+	else
+		rc = page_source_open(source, hello, &reply, err);
+	if (rc) {
+		conn_send_error(c, err);
+		return rc;
+	}
+	rc = conn_send(c, frame, hello_reply_encode(&reply, frame));
+	return rc ? error_errno(err, rc, "connection: HELLO_REPLY") : 0;
+}
+
+static void remove_conn(struct server_conn *sc)
+{
+	struct page_server *server = sc->server;
+	struct page_source *source;
+	struct conn *c;
+
+	pthread_mutex_lock(&server->lock);
+	for (struct server_conn **p = &server->conns; *p; p = &(*p)->next)
+		if (*p == sc) {
+			*p = sc->next;
+			break;
+		}
+	c = sc->c;
+	source = sc->source;
+	pthread_mutex_unlock(&server->lock);
+	conn_free(c);
+	page_source_unref(source);
+	free(sc);
+	/* Last: from here on the server may be freed. */
+	pthread_mutex_lock(&server->lock);
+	if (!--server->n_conns)
+		pthread_cond_broadcast(&server->idle);
+	pthread_mutex_unlock(&server->lock);
+}
+
+static void *conn_main(void *arg)
+{
+	struct server_conn *sc = arg;
+	struct error err = ERROR_INIT;
+	struct hello *hello = malloc(sizeof *hello);
+	int rc = hello ? open_conn(sc, hello, &err) : -ENOMEM;
+
+	if (rc) {
+		log_warning("page server: connection refused: %s", err.text);
+	} else {
+		thread_set_name(hello->role == STREAM_URGENT ? "serve-urgent" : "serve-bulk");
+		if (hello->role == STREAM_URGENT)
+			thread_prefer_latency();
+		else if (hello->role == STREAM_BULK)
+			thread_prefer_throughput();
+		rc = page_source_serve(sc->source, sc->c, hello->role, &err);
+		if (rc == -ECONNRESET || rc == -EPIPE) {
+			log_debug("migration %s: %s connection ended", hello->migration_id,
+				  stream_role_name(hello->role));
+		} else {
+			conn_send_error(sc->c, &err);
+			log_warning("migration %s: %s connection from \"%s\": %s",
+				    hello->migration_id, stream_role_name(hello->role),
+				    tls_peer_name(sc->c->tls), err.text);
+		}
+	}
+	free(hello);
+	remove_conn(sc);
+	return NULL;
+}
+
+static void start_conn(struct page_server *server, int fd)
+{
+	struct server_conn *sc = calloc(1, sizeof *sc);
+	int rc = 0;
+
+	if (!sc) {
+		close(fd);
+		return;
+	}
+	sc->server = server;
+	sc->fd = fd;
+	pthread_mutex_lock(&server->lock);
+	if (server->stopping || server->n_conns >= PAGE_SERVER_CONNS_MAX) {
+		rc = -EMFILE;
+	} else {
+		sc->next = server->conns;
+		server->conns = sc;
+		server->n_conns++;
+	}
+	pthread_mutex_unlock(&server->lock);
+	if (rc) {
+		log_warning("page server: connection refused: %u are open",
+			    PAGE_SERVER_CONNS_MAX);
+		close(fd);
+		free(sc);
+		return;
+	}
+	rc = thread_start_detached(conn_main, sc);
+	if (rc) {
+		log_error("page server: no thread for a connection: %s", strerror(-rc));
+		close_fd(&sc->fd);
+		remove_conn(sc);
+	}
+}
+
+static void *accept_main(void *arg)
+{
+	struct page_server *server = arg;
+	struct pollfd fds[] = {
+		{ .fd = server->listen_fd, .events = POLLIN },
+		{ .fd = server->stop_fd, .events = POLLIN },
+	};
+
+	thread_set_name("accept");
+	for (;;) {
+		int fd;
+
+		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+			break;
+		if (fds[1].revents)
+			break;
+		fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+		if (fd >= 0) {
+			start_conn(server, fd);
+		} else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
+			log_error("page server: accept: %s", strerror(errno));
+			/* The connection stays in the backlog: don't spin on it. */
+			poll(&fds[1], 1, 100);
+		}
+	}
+	return NULL;
+}
+
+/* Return: a listening socket, or -errno with @err set. */
+static int listen_on(const char *address, unsigned int *ret_port, struct error *err)
+{
+	_cleanup_(freeaddrinfo_p) struct addrinfo *list = NULL;
+	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
+	struct sockaddr_storage bound;
+	socklen_t bound_len = sizeof bound;
+	_cleanup_close_ int fd = -1;
+	struct conn_target target;
+	char service[16];
+	int rc = conn_target_parse(address, &target, err);
+
+	if (rc)
+		return error_prefix(err, "page stream address");
+	rc = getaddrinfo(target.host, target.port, &hints, &list);
+	if (rc)
+		return error_set(err, -EINVAL, "page stream address \"%s\": %s", address,
+				 gai_strerror(rc));
+	fd = socket(list->ai_family, list->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK,
+		    list->ai_protocol);
+	if (fd < 0)
+		return error_errno(err, -errno, "page stream address \"%s\"", address);
+	(void)!setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){ 1 }, sizeof(int));
+	if (bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, LISTEN_BACKLOG))
+		return error_errno(err, -errno, "page stream address \"%s\"", address);
+	if (getsockname(fd, (struct sockaddr *)&bound, &bound_len) ||
+	    getnameinfo((struct sockaddr *)&bound, bound_len, NULL, 0, service, sizeof service,
+			NI_NUMERICSERV))
+		return error_set(err, -EINVAL, "page stream address \"%s\": no port", address);
+	*ret_port = (unsigned int)strtoul(service, NULL, 10);
+	return steal_fd(&fd);
+}
+
+int page_server_new(const char *address, struct tls_context *tls, struct page_server **ret,
+		    struct error *err)
+{
+	struct page_server *server = calloc(1, sizeof *server);
+	int rc;
+
+	if (!server)
+		return error_set(err, -ENOMEM, "page server: out of memory");
+	server->tls = tls;
+	server->stop_fd = -1;
+	pthread_mutex_init(&server->lock, NULL);
+	pthread_cond_init(&server->idle, NULL);
+	rc = server->listen_fd = listen_on(address, &server->port, err);
+	if (rc >= 0)
+		rc = server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (rc >= 0) {
+		rc = -pthread_create(&server->accepter, NULL, accept_main, server);
+		server->accepter_runs = !rc;
+		if (rc)
+			error_errno(err, rc, "page server: thread");
+	}
+	if (rc) {
+		page_server_free(server);
+		return rc;
+	}
+	*ret = server;
+	return 0;
+}
+
+static void shut_all(struct page_server *server, const struct page_source *only)
+{
+	for (struct server_conn *sc = server->conns; sc; sc = sc->next) {
+		if (only && sc->source != only)
+			continue;
+		if (sc->c)
+			conn_shutdown(sc->c);
+		else if (sc->fd >= 0)
+			shutdown(sc->fd, SHUT_RDWR);
+	}
+}
+
+struct page_server *page_server_free(struct page_server *server)
+{
+	if (!server)
+		return NULL;
+	if (server->accepter_runs) {
+		(void)!write(server->stop_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
+		pthread_join(server->accepter, NULL);
+	}
+	pthread_mutex_lock(&server->lock);
+	server->stopping = true;
+	for (size_t i = 0; i < server->n_sources; i++)
+		page_source_withdraw(server->sources[i]);
+	shut_all(server, NULL);
+	while (server->n_conns)
+		pthread_cond_wait(&server->idle, &server->lock);
+	pthread_mutex_unlock(&server->lock);
+	for (size_t i = 0; i < server->n_sources; i++)
+		page_source_unref(server->sources[i]);
+	free(server->sources);
+	close_fd(&server->stop_fd);
+	close_fd(&server->listen_fd);
+	pthread_cond_destroy(&server->idle);
+	pthread_mutex_destroy(&server->lock);
+	free(server);
+	return NULL;
+}
+
+unsigned int page_server_port(const struct page_server *server)
+{
+	return server->port;
+}
+
+int page_server_add(struct page_server *server, struct page_source *source)
+{
+	struct page_source *known, **grown;
+	int rc = 0;
+
+	pthread_mutex_lock(&server->lock);
+	known = find_source(server, page_source_id(source));
+	grown = known ? NULL
+		      : reallocarray(server->sources, server->n_sources + 1,
+				     sizeof *server->sources);
+	if (known) {
+		rc = -EEXIST;
+	} else if (!grown) {
+		rc = -ENOMEM;
+	} else {
+		server->sources = grown;
+		server->sources[server->n_sources++] = page_source_ref(source);
+	}
+	pthread_mutex_unlock(&server->lock);
+	page_source_unref(known);
+	return rc;
+}
+
+void page_server_remove(struct page_server *server, struct page_source *source,
+			bool end_connections)
+{
+	bool found = false;
+
+	pthread_mutex_lock(&server->lock);
+	for (size_t i = 0; i < server->n_sources && !found; i++) {
+		found = server->sources[i] == source;
+		if (found)
+			server->sources[i] = server->sources[--server->n_sources];
+	}
+	if (end_connections)
+		shut_all(server, source);
+	pthread_mutex_unlock(&server->lock);
+	if (found)
+		page_source_unref(source);
+}

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The source's page server.
+ *
+ * It listens on TCP and serves any number of migrations at once. Each connection has a
+ * thread of its own, so that one migration's bulk never stands in front of another's
+ * fault. What it may serve is a set of page_sources, one for each attached source guest,
+ * found by migration id and proven by token.
+ *
+ * A page_source is shared: the migration that owns it and each of its connections hold a
+ * reference. It only ever reads guest memory, and only after the guest is paused.
+ *
+ * Threads: page_source_new(), _set_vmstate() and so on are called by the owner's thread;
+ * the ops are called from connection threads and must only pass the news on.
+ * Lock order: server->lock, then source->lock.
+ */
+#ifndef STREAM_PAGE_SERVER_H
+#define STREAM_PAGE_SERVER_H
+
+#include <stdatomic.h>
+
+#include "mem/memory.h"
+#include "stream/conn.h"
+
+/* Connections at a time; one more is refused. */
+#define PAGE_SERVER_CONNS_MAX 1024
+
+struct page_source;
+struct page_server;
+
+/* What connections tell the owner of a page_source. @arg is the owner's. */
+struct page_source_ops {
+	/* A control connection of the destination is open; and has ended. */
+	void (*connected)(void *arg);
+	void (*disconnected)(void *arg);
+	/* Pause the guest; then page_source_set_vmstate() or page_source_refuse(). Once. */
+	void (*switchover)(void *arg);
+	/* The guest runs at the destination. */
+	void (*resumed)(void *arg);
+	/* The destination has every page. The source keeps everything until this. */
+	void (*complete)(void *arg);
+	/* The destination has not run the guest and never will. */
+	void (*aborted)(void *arg);
+};
+
+/* What it did so far; counted by all connections. */
+struct page_source_stats {
+	_Atomic uint64_t requests;
+	_Atomic uint64_t pages;
+	_Atomic uint64_t zero_pages;
+	_Atomic uint64_t bytes;
+};
+
+/*
+ * page_source_new() - a source guest that can be served
+ * @id, @token: of the migration; copied
+ * @table: copied
+ * @memories: one for each region; taken over on success
+ */
+int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
+		    const struct region_table *table, struct memory **memories,
+		    const struct page_source_ops *ops, void *arg, struct page_source **ret,
+		    struct error *err);
+struct page_source *page_source_unref(struct page_source *s);
+
+/*
+ * page_source_set_vmstate() - the guest is paused: its memory may be read from now on
+ * @fd: a memfd that can't change any more; taken over
+ */
+void page_source_set_vmstate(struct page_source *s, int fd, uint64_t len, uint64_t pause_ns);
+
+/* The guest can't be paused: tell the destination why. It may ask again. */
+void page_source_refuse(struct page_source *s, const struct error *why);
+
+/* The guest runs on here: reading is over. */
+void page_source_withdraw(struct page_source *s);
+
+const struct page_source_stats *page_source_stats(const struct page_source *s);
+
+/* Whether the caller's reference is the last: no connection will call the ops any more. */
+bool page_source_is_idle(const struct page_source *s);
+
+/*
+ * page_server_new() - listen on @address ("host:port"; port 0: any free one)
+ * @tls: must outlive the server
+ */
+int page_server_new(const char *address, struct tls_context *tls, struct page_server **ret,
+		    struct error *err);
+
+/* Ends all connections and waits for their threads. NULL is allowed. */
+struct page_server *page_server_free(struct page_server *server);
+
+/* The port it listens on. */
+unsigned int page_server_port(const struct page_server *server);
+
+/* Have a source be found by its id. Return: 0 or -EEXIST. */
+int page_server_add(struct page_server *server, struct page_source *source);
+
+/*
+ * page_server_remove() - no new connections for it
+ * @end_connections: cut those that are there, too (they drop their references soon)
+ */
+void page_server_remove(struct page_server *server, struct page_source *source,
+			bool end_connections);
+
+#endif

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * TLS 1.3, mutual, over a connected TCP socket. The only file that knows OpenSSL.
+ *
+ * A context holds this host's certificate and key, the authority that peers must be
+ * signed by, and the names (SAN: URI or DNS) that may speak to us; it serves both
+ * directions. A connection belongs to one thread. On a blocking socket calls block;
+ * on a non-blocking one they return -EAGAIN and are to be called again after poll().
+ */
+#ifndef STREAM_TLS_H
+#define STREAM_TLS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "util/error.h"
+
+#define TLS_NAMES_MAX 64
+
+struct tls_config {
+	const char *cert_path; /* PEM, this host's certificate and its chain */
+	const char *key_path;  /* PEM, its private key */
+	const char *ca_path;   /* PEM, the authorities of the peers */
+	const char *allowed_names[TLS_NAMES_MAX]; /* SANs; none: any peer of the authority */
+	size_t n_allowed_names;
+};
+
+struct tls_context;
+struct tls;
+
+/*
+ * tls_context_new() - load and check the files
+ * @config: borrowed, also the strings; must outlive the context
+ *
+ * Return: 0, or a negative errno with @err naming the file.
+ */
+int tls_context_new(const struct tls_config *config, struct tls_context **ret, struct error *err);
+struct tls_context *tls_context_free(struct tls_context *ctx);
+
+/*
+ * tls_handshake() - open TLS on a connected socket, and check who the peer is
+ * @fd: stays the caller's; blocking, with a receive timeout to bound the handshake
+ * @server: accept rather than connect
+ *
+ * Return: 0; -EPROTO, -EACCES (certificate or name refused), -ETIMEDOUT with @err set.
+ */
+int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret,
+		  struct error *err);
+struct tls *tls_free(struct tls *tls);
+
+/*
+ * tls_read() - some bytes
+ *
+ * Return: how many (at least 1); 0 at the end of the stream; -EAGAIN; -ECONNRESET and
+ * other errnos of the socket; -EPROTO for broken TLS.
+ */
+ssize_t tls_read(struct tls *tls, void *buf, size_t len);
+
+/* Whether tls_read() has bytes that poll() doesn't know of. */
+bool tls_pending(const struct tls *tls);
+
+/*
+ * tls_write() - all bytes, in records of up to 16 KiB
+ *
+ * A non-blocking socket is waited for: what this process sends without being asked is small.
+ *
+ * Return: 0 or a negative errno, as tls_read().
+ */
+int tls_write(struct tls *tls, const void *buf, size_t len);
+
+/* "TLSv1.3 TLS_AES_128_GCM_SHA256"; and the peer's name that was allowed. Owned by @tls. */
+const char *tls_description(const struct tls *tls);
+const char *tls_peer_name(const struct tls *tls);
+
+#endif

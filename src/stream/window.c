@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "stream/window.h"
+
+#include <errno.h>
+
+size_t window_ask(struct window *w, const struct scheduler_item *item, void *buf)
+{
+	struct frame_get get = {
+		.region = item->region,
+		.first_unit = item->word * WORD_UNITS,
+		.want_mask = item->want_mask,
+	};
+
+	w->items[(w->head + w->n++) % WINDOW_MAX] = *item;
+	return frame_get_encode(&get, w->next_id++, buf);
+}
+
+int window_answer(struct window *w, const struct frame_header *h, const void *payload,
+		  struct frame_pages *ret_pages, struct scheduler_item *ret_item, struct error *err)
+{
+	const struct scheduler_item *asked = &w->items[w->head];
+	int rc;
+
+	if (h->type == FRAME_ERROR)
+		return frame_error_decode(h, payload, err);
+	if (h->type != FRAME_PAGES)
+		return error_set(err, -EPROTO, "frame of type %u where PAGES must come", h->type);
+	if (!w->n)
+		return error_set(err, -EPROTO, "PAGES that nobody asked for");
+	rc = frame_pages_decode(h, payload, ret_pages, err);
+	if (rc)
+		return rc;
+	if (h->request_id != w->next_id - w->n || ret_pages->region != asked->region ||
+	    ret_pages->first_unit != asked->word * WORD_UNITS ||
+	    (ret_pages->data_mask | ret_pages->zero_mask) != asked->want_mask)
+		return error_set(err, -EPROTO,
+				 "PAGES for request %llu (region %u, unit %llu) are not what "
+				 "request %llu (region %u, unit %llu) asked for",
+				 (unsigned long long)h->request_id, ret_pages->region,
+				 (unsigned long long)ret_pages->first_unit,
+				 (unsigned long long)(w->next_id - w->n), asked->region,
+				 (unsigned long long)(asked->word * WORD_UNITS));
+	return window_drop(w, ret_item) ? 0 : -EPROTO;
+}
+
+bool window_drop(struct window *w, struct scheduler_item *ret_item)
+{
+	if (!w->n)
+		return false;
+	*ret_item = w->items[w->head];
+	w->head = (w->head + 1) % WINDOW_MAX;
+	w->n--;
+	return true;
+}

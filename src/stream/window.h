@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The GETs of one connection that are not answered yet.
+ *
+ * Answers keep the order of their GETs, so what comes next is known, and whatever else a
+ * peer sends (never asked for, twice, too much, another region) is refused here before a
+ * byte of it is looked at.
+ *
+ * Owned by the connection's thread.
+ */
+#ifndef STREAM_WINDOW_H
+#define STREAM_WINDOW_H
+
+#include "stream/scheduler.h"
+#include "stream/frame.h"
+
+#define WINDOW_MAX 64u
+
+struct window {
+	uint64_t next_id;
+	unsigned int head;
+	unsigned int n;
+	struct scheduler_item items[WINDOW_MAX]; /* ring, oldest at head */
+};
+
+static inline bool window_full(const struct window *w)
+{
+	return w->n == WINDOW_MAX;
+}
+
+/* Note a GET and encode it into @buf. Return: its length. The window must not be full. */
+size_t window_ask(struct window *w, const struct scheduler_item *item, void *buf);
+
+/*
+ * window_answer() - check a PAGES frame against the oldest GET, which it then takes out
+ *
+ * Return: 0; -EPROTO with @err set.
+ */
+int window_answer(struct window *w, const struct frame_header *h, const void *payload,
+		  struct frame_pages *ret_pages, struct scheduler_item *ret_item,
+		  struct error *err);
+
+/* Take out the oldest GET, unanswered. Return: false where there is none. */
+bool window_drop(struct window *w, struct scheduler_item *ret_item);
+
+#endif

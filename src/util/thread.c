@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "util/thread.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define STACK_BYTES (512 * 1024)
+#define LATENCY_NICE (-15)
+
+static int start(pthread_t *ret, int detach_state, void *(*main)(void *), void *arg)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int rc;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK_BYTES);
+	pthread_attr_setdetachstate(&attr, detach_state);
+	sigfillset(&all);
+	/* The guard's own signal: blocked, it would kill. */
+	sigdelset(&all, SIGBUS);
+	pthread_sigmask(SIG_BLOCK, &all, &old);
+	rc = pthread_create(ret, &attr, main, arg);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	return -rc;
+}
+
+int thread_start(pthread_t *ret, void *(*main)(void *), void *arg)
+{
+	return start(ret, PTHREAD_CREATE_JOINABLE, main, arg);
+}
+
+int thread_start_detached(void *(*main)(void *), void *arg)
+{
+	pthread_t thread;
+
+	return start(&thread, PTHREAD_CREATE_DETACHED, main, arg);
+}
+
+void thread_set_name(const char *name)
+{
+	pthread_setname_np(pthread_self(), name);
+}
+
+void thread_prefer_latency(void)
+{
+	(void)!setpriority(PRIO_PROCESS, (id_t)gettid(), LATENCY_NICE);
+}
+
+void thread_prefer_throughput(void)
+{
+	struct sched_param param = { 0 };
+
+	(void)!pthread_setschedparam(pthread_self(), SCHED_BATCH, &param);
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The VMM socket, the daemon's side.
+ *
+ * Theory of operation
+ * -------------------
+ * VMMs connect to a unix SEQPACKET socket and say ATTACH (libpostcopy/vmm_wire.h);
+ * the owner looks at the table and descriptors and takes or refuses them. After that each
+ * message goes to the owner, and the end of the connection too. A VMM that says
+ * something impossible is told so and cut off; the others never notice.
+ *
+ * Threads: all of it runs on the loop's thread.
+ */
+#ifndef VMM_VMM_SERVER_H
+#define VMM_VMM_SERVER_H
+
+#include <uv.h>
+
+#include "libpostcopy/vmm_wire.h"
+
+/* VMMs connected at a time; one more is refused. */
+#define VMM_CONNS_MAX 256
+
+struct vmm_conn;
+struct vmm_server;
+
+/* An ATTACH with its descriptors: whom they go to takes them by setting entries to -1. */
+struct vmm_attach {
+	const struct vmm_wire_msg *msg;
+	int *fds;
+	size_t n_fds;
+};
+
+struct vmm_server_ops {
+	/*
+	 * A VMM wants in. Return: 0, and the owner for the calls below in *@ret_owner; or
+	 * a negative errno with @err set, which the VMM is told.
+	 */
+	int (*attach)(void *arg, struct vmm_conn *conn, struct vmm_attach *attach,
+		      void **ret_owner, struct error *err);
+	/*
+	 * A message after ATTACH. @fd is its descriptor, -1 for none; the owner takes it by
+	 * setting it to -1. Return: 0, or -errno with @err set: the VMM is told and cut off.
+	 */
+	int (*message)(void *owner, const struct vmm_wire_msg *msg, int *fd, struct error *err);
+	/* The VMM is gone; @conn is void after this. */
+	void (*closed)(void *owner);
+};
+
+/*
+ * vmm_server_new() - listen
+ * @path: a stale socket is replaced, one in use is refused
+ * @arg: for ops->attach
+ */
+int vmm_server_new(uv_loop_t *loop, const char *path, const struct vmm_server_ops *ops, void *arg,
+		   struct vmm_server **ret, struct error *err);
+
+/* Cuts all VMMs off, without telling their owners. Memory goes when the loop has run on. */
+void vmm_server_close(struct vmm_server *server);
+
+/* Send a message; @fd is borrowed, -1 for none. Return: 0 or -errno (the VMM will be gone soon). */
+int vmm_conn_send(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int fd);
+
+/* A message with nothing but its type. */
+int vmm_conn_send_type(struct vmm_conn *conn, enum vmm_wire_type type);
+
+/* ERROR: the migration failed; the VMM reads why. */
+void vmm_conn_send_error(struct vmm_conn *conn, const struct error *why);
+
+/* The owner wants to hear no more of it; closed() will not be called. */
+void vmm_conn_disown(struct vmm_conn *conn);
+
+#endif

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real processes for the tests: postcopyd, minivmm, and the control socket's client.
+
+Everything waits for what the processes say, with a deadline; nothing sleeps and hopes.
+"""
+import json
+import os
+import pathlib
+import select
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+
+BUILD = pathlib.Path(os.environ.get("POSTCOPYD_BUILD", "build")).resolve()
+TOKEN = "5a" * 32
+SANITIZER_REPORTS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "runtime error:",
+                     "WARNING: ThreadSanitizer")
+
+
+def sanitizer():
+    options = json.loads((BUILD / "meson-info/intro-buildoptions.json").read_text())
+    value = next(o["value"] for o in options if o["name"] == "b_sanitize")
+    return "" if value == "none" else value
+
+
+# How long a step may take before a test calls it hung: generous, and no test waits so long
+# unless it fails.
+DEADLINE_S = 60 if sanitizer() else 20
+
+
+class Failure(Exception):
+    """A process did not do what the test needs; the text says which and what."""
+
+
+class ControlError(Exception):
+    """The daemon's refusal: a gRPC status name and a line of text."""
+
+    def __init__(self, code, message):
+        super().__init__("%s: %s" % (code, message))
+        self.code = code
+        self.message = message
+
+
+class Lines:
+    """Lines from a descriptor, each waited for until a deadline."""
+
+    def __init__(self, fd, what):
+        self.fd = fd
+        self.what = what
+        self.rest = b""
+
+    def next(self, deadline):
+        """One line without its newline; None at end of file."""
+        while b"\n" not in self.rest:
+            ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                raise Failure("%s said nothing in time" % self.what)
+            data = os.read(self.fd, 65536)
+            if not data:
+                return None
+            self.rest += data
+        line, _, self.rest = self.rest.partition(b"\n")
+        return line.decode()
+
+
+def eventually(condition, what, deadline_s=None):
+    """Asks again until it holds: for what the kernel counts and nobody announces."""
+    deadline = time.monotonic() + (deadline_s or DEADLINE_S)
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise Failure("not in time: %s" % what)
+        select.select([], [], [], 0.01)
+
+
+class Process:
+    """A child with its log in a file; ended by its own pid, never by name."""
+
+    def __init__(self, name, command, log, pass_fds=()):
+        self.name = name
+        self.log_path = log
+        with open(log, "wb") as out:
+            self.popen = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL,
+                                          stdout=out, stderr=subprocess.STDOUT, pass_fds=pass_fds)
+
+    @property
+    def pid(self):
+        return self.popen.pid
+
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def wait(self):
+        try:
+            return self.popen.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            raise Failure("%s does not end" % self.name) from None
+
+    def kill(self):
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+
+
+class Control:
+    """One connection to a control socket."""
+
+    def __init__(self, path):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(DEADLINE_S)
+        self.sock.connect(str(path))
+        self.lines = Lines(self.sock.fileno(), "the control socket")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.sock.close()
+
+    def send(self, method, **params):
+        self.sock.sendall(json.dumps({"method": method, "params": params}).encode() + b"\n")
+
+    def receive(self):
+        line = self.lines.next(time.monotonic() + DEADLINE_S)
+        if line is None:
+            raise Failure("the daemon closed the control connection")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ControlError(answer["error"]["code"], answer["error"]["message"])
+        return answer
+
+    def call(self, method, **params):
+        self.send(method, **params)
+        return self.receive()["result"]
+
+
+class Daemon(Process):
+    """postcopyd, waited for until it serves."""
+
+    def __init__(self, directory, name, identity, allow, listen="127.0.0.1:0", extra=()):
+        self.control_path = directory / (name + ".control")
+        self.vmm_path = directory / (name + ".vmm")
+        ready, ready_child = os.pipe()
+        command = [BUILD / "src/postcopyd/postcopyd", "--control", self.control_path,
+                   "--vmm", self.vmm_path, "--listen", listen, "--cert", identity.cert,
+                   "--key", identity.key, "--ca", identity.ca, "--ready-fd", ready_child]
+        for san in allow:
+            command += ["--allow-peer", san]
+        super().__init__(name, command + list(extra), directory / (name + ".log"), (ready_child,))
+        os.close(ready_child)
+        try:
+            self.port = self._wait_until_ready(Lines(ready, name))
+        except Failure:
+            self.kill()
+            raise
+        finally:
+            os.close(ready)
+
+    def _wait_until_ready(self, lines):
+        line = lines.next(time.monotonic() + DEADLINE_S)
+        if line is None:
+            raise Failure("%s ended with status %d: %s" % (self.name, self.wait(), self.log()))
+        if not line.startswith("READY port="):
+            raise Failure("%s said \"%s\" where READY port=N was due" % (self.name, line))
+        return int(line.partition("=")[2].split()[0])
+
+    @property
+    def address(self):
+        return "127.0.0.1:%d" % self.port
+
+    def control(self):
+        return Control(self.control_path)
+
+    def call(self, method, **params):
+        with self.control() as control:
+            return control.call(method, **params)
+
+    def prepare_source(self, migration_id, token=TOKEN):
+        return self.call("Prepare", id=migration_id, role="source", token=token)
+
+    def prepare_destination(self, migration_id, source, token=TOKEN, **options):
+        return self.call("Prepare", id=migration_id, role="destination", token=token,
+                         source=source, **options)
+
+    def state(self, migration_id):
+        return self.call("Get", id=migration_id)["state"]
+
+    def wait_for_state(self, migration_id, *states, deadline_s=None):
+        """Watches until one of the states is there; fails on another last state."""
+        deadline = time.monotonic() + (deadline_s or DEADLINE_S)
+        with self.control() as control:
+            control.send("Watch", id=migration_id, interval_ms=200)
+            while True:
+                answer = control.receive()
+                migration = answer.get("event") or answer["result"]
+                if migration["state"] in states:
+                    return migration
+                if "result" in answer or time.monotonic() > deadline:
+                    raise Failure("%s: %s is %s (%s), waited for %s" % (
+                        self.name, migration_id, migration["state"], migration["reason"],
+                        " or ".join(states)))
+
+    def resources(self):
+        """What a leak would raise: descriptors, threads, mappings' resident KiB."""
+        status = dict(line.split(":", 1) for line in
+                      pathlib.Path("/proc/%d/status" % self.pid).read_text().splitlines())
+        return {"fds": len(os.listdir("/proc/%d/fd" % self.pid)),
+                "threads": int(status["Threads"]),
+                "rss_kib": int(status["VmRSS"].split()[0])}
+
+    def wait_for_log(self, text):
+        eventually(lambda: text in self.log(), "\"%s\" in the log of %s" % (text, self.name))
+
+    def shut_down(self):
+        """Ends it as a service manager would, and sees that it ends well."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        status = self.wait()
+        reports = [text for text in SANITIZER_REPORTS if text in self.log()]
+        if status or reports:
+            raise Failure("%s ended with status %d %s" % (self.name, status, reports))
+
+
+class MiniVmm(Process):
+    """minivmm with its status lines."""
+
+    def __init__(self, directory, name, role, daemon, migration_id, **options):
+        self.events = []
+        self.status, status_child = os.pipe()
+        command = [BUILD / "src/minivmm/minivmm", "--role", role, "--socket", daemon.vmm_path,
+                   "--id", migration_id, "--status-fd", status_child]
+        for option, value in options.items():
+            command += ["--" + option.replace("_", "-"), value]
+        super().__init__(name, command, directory / (name + ".log"), (status_child,))
+        os.close(status_child)
+        self.lines = Lines(self.status, name)
+
+    def wait_for_event(self, *events, deadline_s=None):
+        """The next status line of one of these kinds; those before it are kept in .events."""
+        deadline = time.monotonic() + (deadline_s or DEADLINE_S)
+        while True:
+            line = self.lines.next(deadline)
+            if line is None:
+                raise Failure("%s ended with status %d without \"%s\": %s" % (
+                    self.name, self.wait(), " or ".join(events), self.log()))
+            status = json.loads(line)
+            self.events.append(status)
+            if status["event"] in events:
+                return status
+
+    def kill(self):
+        super().kill()
+        if self.status >= 0:
+            os.close(self.status)
+            self.status = -1
+
+
+class Host:
+    """What one test starts, in a directory short enough for socket paths."""
+
+    def __init__(self, pki):
+        self.pki = pki
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="postcopyd-test-"))
+        self.processes = []
+        self.closers = []
+        self.count = 0
+
+    def _name(self, stem):
+        self.count += 1
+        return "%s%d" % (stem, self.count)
+
+    def _started(self, process):
+        self.processes.append(process)
+        return process
+
+    def daemon(self, name, identity=None, allow=None, **options):
+        identity = identity or getattr(self.pki, name)
+        allow = allow or ["postcopy:source", "postcopy:destination"]
+        return self._started(Daemon(self.dir, self._name(name), identity, allow, **options))
+
+    def minivmm(self, role, daemon, migration_id, **options):
+        name = self._name("vmm-" + role)
+        return self._started(MiniVmm(self.dir, name, role, daemon, migration_id, **options))
+
+    def later(self, close):
+        """Called at the end of the test, last come first."""
+        self.closers.append(close)
+
+    def logs(self):
+        return [(process.name, process.log()) for process in self.processes]
+
+    def close(self):
+        """VMMs first: a daemon that ends under a guest is another test's business."""
+        problems = []
+        for close in reversed(self.closers):
+            close()
+        for process in self.processes:
+            if not isinstance(process, Daemon):
+                process.kill()
+        for process in self.processes:
+            if isinstance(process, Daemon):
+                try:
+                    process.shut_down()
+                except Failure as failure:
+                    problems.append(str(failure))
+                process.kill()
+        shutil.rmtree(self.dir)
+        return problems

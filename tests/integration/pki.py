@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys and certificates for the tests, made by the openssl program."""
+import dataclasses
+import pathlib
+import subprocess
+
+
+@dataclasses.dataclass
+class Identity:
+    """A certificate with its key, and the CA that its owner trusts."""
+
+    cert: pathlib.Path
+    key: pathlib.Path
+    ca: pathlib.Path
+
+
+def openssl(*args):
+    subprocess.run(["openssl", *map(str, args)], check=True, stdin=subprocess.DEVNULL,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+NEW_KEY = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+
+
+class Pki:
+    """One CA that the daemons trust, one that they don't, and certificates of both."""
+
+    def __init__(self, directory):
+        self.dir = directory
+        self.ca = self._authority("ca")
+        self.other_ca = self._authority("other-ca")
+        self.source = self._identity("source", "URI:postcopy:source")
+        self.destination = self._identity("destination", "URI:postcopy:destination")
+        self.stranger = self._identity("stranger", "URI:postcopy:stranger")
+        self.nameless = self._identity("nameless", None)
+        self.expired = self._identity("expired", "URI:postcopy:destination", days=0)
+        self.forged = self._identity("forged", "URI:postcopy:destination", signer="other-ca")
+        self.forged_source = self._identity("forged-source", "URI:postcopy:source",
+                                            signer="other-ca")
+
+    def _authority(self, name):
+        cert = self.dir / (name + ".pem")
+        openssl(*NEW_KEY, "-x509", "-days", 2, "-subj", "/CN=" + name,
+                "-keyout", self.dir / (name + ".key"), "-out", cert)
+        return cert
+
+    def _identity(self, name, san, signer="ca", days=2):
+        base = self.dir / name
+        request, ext = base.with_suffix(".csr"), base.with_suffix(".ext")
+        names = "subjectAltName=%s\n" % san if san else ""
+        ext.write_text(names + "extendedKeyUsage=serverAuth,clientAuth\n")
+        openssl(*NEW_KEY, "-subj", "/CN=" + name, "-keyout", base.with_suffix(".key"),
+                "-out", request)
+        openssl("x509", "-req", "-in", request, "-days", days, "-extfile", ext,
+                "-CA", self.dir / (signer + ".pem"), "-CAkey", self.dir / (signer + ".key"),
+                "-CAcreateserial", "-out", base.with_suffix(".pem"))
+        return Identity(base.with_suffix(".pem"), base.with_suffix(".key"), self.ca)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VMM in Python that speaks the daemon's VMM socket (src/libpostcopy/vmm_wire.h) byte by
+byte, so that it can speak it wrongly, too. It has guest memory but no vCPUs."""
+import array
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import mmap
+import os
+import random
+import socket
+import struct
+import threading
+
+from harness import DEADLINE_S, Failure
+
+PAGE = 4096
+ATTACH, ATTACHED, ERROR, PAUSE, PAUSED, RESUME, VMSTATE, LOADED, RESUMED, COMPLETE = range(1, 11)
+NAMES = ["", "ATTACH", "ATTACHED", "ERROR", "PAUSE", "PAUSED", "RESUME", "VMSTATE", "LOADED",
+         "RESUMED", "COMPLETE"]
+SOURCE, DESTINATION = 1, 2
+MEMFD, HUGETLB, GUEST_MEMFD, ANONYMOUS = 1, 2, 3, 4
+NO_FD = 0xFFFFFFFF
+PACKET_MAX = 8192
+
+SYS_USERFAULTFD = 323
+UFFDIO_API = 0xC018AA3F
+UFFDIO_REGISTER = 0xC020AA00
+UFFD_API = 0xAA
+UFFD_MODE_MISSING, UFFD_MODE_MINOR = 1, 4
+# What libpostcopy asks for: the events REMAP, REMOVE, UNMAP; MISSING and MINOR on shmem and hugetlb.
+UFFD_FEATURES = 1 << 2 | 1 << 3 | 1 << 6 | 1 << 4 | 1 << 5 | 1 << 9 | 1 << 10
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                      ctypes.c_long]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+
+
+@dataclasses.dataclass
+class Region:
+    """One row of the table as it travels; the defaults make a good source's one."""
+
+    size: int
+    guest_phys_addr: int = 0
+    memory: int = MEMFD
+    flags: int = 0
+    page_size: int = PAGE
+    host_addr: int = 0x10000000
+    fd_offset: int = 0
+    fd_index: int = 0
+    uffd_mode: int = 0
+
+    def encode(self):
+        return struct.pack("<IIQQQQQII", self.memory, self.flags, self.guest_phys_addr, self.size,
+                           self.page_size, self.host_addr, self.fd_offset, self.fd_index,
+                           self.uffd_mode)
+
+
+def packet(kind, payload=b"", version=1, length=None):
+    return struct.pack("<HHI", kind, version, len(payload) if length is None else length) + payload
+
+
+def attach(role, migration_id, regions, uffd_features=0):
+    name = migration_id.encode()
+    return packet(ATTACH, struct.pack("<IIQI", role, len(regions), uffd_features, len(name)) +
+                  name + b"".join(region.encode() for region in regions))
+
+
+def paused(vmstate_len, pause_ns=1000):
+    return packet(PAUSED, struct.pack("<QQ", vmstate_len, pause_ns))
+
+
+def memfd(content=b"", size=None):
+    """A memfd with the content, or of the size, that the daemon may seal."""
+    fd = os.memfd_create("test-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.truncate(fd, len(content) if size is None else size)
+    if content:
+        os.pwrite(fd, content, 0)
+    return fd
+
+
+def sealed_memfd(content=b"", size=None):
+    """A vmstate as it must be: nobody can change it while it is sent."""
+    fd = memfd(content, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK |
+                fcntl.F_SEAL_GROW)
+    return fd
+
+
+def guest_content(size, seed=1):
+    """Pages that tell each other apart, so that one in another's place is seen."""
+    return random.Random(seed).randbytes(size)
+
+
+def map_shared(fd, size):
+    """Maps guest memory. It stays mapped: munmap() would wait for the daemon to hear of it."""
+    addr = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    if addr == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "mmap of guest memory")
+    libc.madvise(addr, size, mmap.MADV_DONTFORK)
+    return addr
+
+
+def userfaultfd(addr, size, mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR, features=UFFD_FEATURES):
+    fd = libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "userfaultfd")
+    fcntl.ioctl(fd, UFFDIO_API, struct.pack("<QQQ", UFFD_API, features, 0))
+    fcntl.ioctl(fd, UFFDIO_REGISTER, struct.pack("<QQQQ", addr, size, mode, 0))
+    return fd
+
+
+class Socket:
+    """A raw connection to a daemon's VMM socket."""
+
+    def __init__(self, path):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(DEADLINE_S)
+        self.sock.connect(str(path))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def send(self, data, fds=()):
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        self.sock.sendmsg([data], rights)
+
+    def receive(self):
+        """(type, payload, descriptors); type 0 at end of file."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.sock, PACKET_MAX, 8)
+        except ConnectionResetError:
+            return 0, b"", []
+        except TimeoutError:
+            raise Failure("the daemon said nothing on the VMM socket in time") from None
+        if not data:
+            return 0, b"", []
+        return struct.unpack_from("<H", data)[0], data[8:], fds
+
+    def expect(self, kind):
+        """The next message, which must be of this type. Returns payload and descriptors."""
+        got, payload, fds = self.receive()
+        if got != kind:
+            text = payload[8:].decode() if got == ERROR else ""
+            raise Failure("%s where %s was due: %s" % (NAMES[got] or "end of file", NAMES[kind],
+                                                       text))
+        return payload, fds
+
+    def expect_error(self):
+        """The ERROR that must come next, and then the end. Returns (errno, text)."""
+        payload, _ = self.expect(ERROR)
+        code, length = struct.unpack_from("<II", payload)
+        text = payload[8:8 + length].decode()
+        assert text and "\n" not in text, "not one line: %r" % text
+        self.expect(0)
+        return code, text
+
+    def close(self):
+        self.sock.close()
+
+
+class SourceVmm(Socket):
+    """A source guest that stands still: its content is known."""
+
+    def __init__(self, daemon, migration_id, content, vmstate=b"the vmstate"):
+        super().__init__(daemon.vmm_path)
+        self.vmstate = vmstate
+        self.memory_fd = memfd(content)
+        self.send(attach(SOURCE, migration_id, [Region(len(content))]), [self.memory_fd])
+        self.expect(ATTACHED)
+
+    def pause(self):
+        """Waits for PAUSE and answers it."""
+        self.expect(PAUSE)
+        fd = sealed_memfd(self.vmstate)
+        self.send(paused(len(self.vmstate)), [fd])
+        os.close(fd)
+
+    def close(self):
+        super().close()
+        os.close(self.memory_fd)
+
+
+class DestinationVmm(Socket):
+    """Empty guest memory, registered; what arrives is looked at through its descriptor."""
+
+    def __init__(self, daemon, migration_id, size):
+        super().__init__(daemon.vmm_path)
+        self.size = size
+        self.memory_fd = memfd(size=size)
+        self.addr = map_shared(self.memory_fd, size)
+        self.uffd = userfaultfd(self.addr, size)
+        region = Region(size, host_addr=self.addr, fd_index=1,
+                        uffd_mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR)
+        self.send(attach(DESTINATION, migration_id, [region], UFFD_FEATURES),
+                  [self.uffd, self.memory_fd])
+        self.expect(ATTACHED)
+
+    def load(self):
+        """Takes the VMSTATE and says LOADED and RESUMED. Returns the vmstate."""
+        payload, fds = self.expect(VMSTATE)
+        length = struct.unpack("<Q", payload)[0]
+        vmstate = os.pread(fds[0], length, 0)
+        os.close(fds[0])
+        self.send(packet(LOADED))
+        self.send(packet(RESUMED))
+        return vmstate
+
+    def touch(self, unit):
+        """Reads a page in a thread, as a vCPU would. Returns [the thread, its page]."""
+        page = ctypes.create_string_buffer(PAGE)
+        # libc's memcpy() runs without the interpreter's lock: the fault stops only this thread.
+        thread = threading.Thread(target=libc.memcpy, daemon=True,
+                                  args=(page, self.addr + unit * PAGE, PAGE))
+        thread.start()
+        return thread, page
+
+    def wrong_pages(self, content):
+        """Pages that are neither absent (a hole reads as zeroes) nor what they must be."""
+        here = os.pread(self.memory_fd, self.size, 0)
+        return [at // PAGE for at in range(0, self.size, PAGE)
+                if here[at:at + PAGE] not in (content[at:at + PAGE], bytes(PAGE))]
+
+    def close(self):
+        super().close()
+        if self.uffd >= 0:
+            os.close(self.uffd)
+            os.close(self.memory_fd)
+            self.uffd = -1
+
+
+def can_userfault():
+    """Whether this process may create a userfaultfd; the reason why not, or None."""
+    fd = libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        return "userfaultfd: %s" % errno.errorcode[ctypes.get_errno()]
+    os.close(fd)
+    return None

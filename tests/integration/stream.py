@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page stream spoken from Python, rightly or wrongly: a destination's client and a
+source's server. The frames are those of src/stream/frame.h, the two protobuf messages
+those of proto/postcopy/v1/stream.proto, encoded by hand so that they can be wrong too."""
+import socket
+import ssl
+import struct
+import threading
+
+from harness import DEADLINE_S, TOKEN
+
+UNIT = 4096
+WORD_UNITS = 64
+ALPN = "postcopy/1"
+
+HELLO, HELLO_REPLY, ERROR, GET, PAGES, SWITCHOVER, VMSTATE, VMSTATE_DATA = range(1, 9)
+RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK = range(9, 14)
+CONTROL, URGENT, BULK = 1, 2, 3
+
+FULL_MASK = (1 << WORD_UNITS) - 1
+
+
+def varint(value):
+    out = b""
+    while value > 0x7F:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def field(number, value):
+    """One protobuf field: an int as varint, bytes length-delimited, None left out."""
+    if value is None:
+        return b""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def fixed64(number, value):
+    return varint(number << 3 | 1) + struct.pack("<Q", value)
+
+
+def region(guest_phys_addr, size, page_size=UNIT, memory=1):
+    return field(1, guest_phys_addr) + field(2, size) + field(3, page_size) + field(4, memory)
+
+
+def hello(role, migration_id, token=TOKEN, epoch=0, regions=(), version=1):
+    return (field(1, version) + field(2, role) + field(3, migration_id.encode()) +
+            field(4, bytes.fromhex(token)) + fixed64(5, epoch) +
+            b"".join(field(6, r) for r in regions))
+
+
+def hello_reply(epoch, regions=(), version=1):
+    return field(1, version) + fixed64(2, epoch) + b"".join(field(3, r) for r in regions)
+
+
+def read_fields(message):
+    """A protobuf message as {number: [values]}."""
+    fields, at = {}, 0
+
+    def read_varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        key = read_varint()
+        if key & 7 == 0:
+            value = read_varint()
+        elif key & 7 == 1:
+            value = struct.unpack_from("<Q", message, at)[0]
+            at += 8
+        else:
+            length = read_varint()
+            value = message[at:at + length]
+            at += length
+        fields.setdefault(key >> 3, []).append(value)
+    return fields
+
+
+def frame(kind, payload=b"", request_id=0, flags=0, length=None):
+    length = len(payload) if length is None else length
+    return struct.pack("<HHIQ", kind, flags, length, request_id) + payload
+
+
+def get(region_index, first_unit, mask, request_id=1):
+    return frame(GET, struct.pack("<IIQQ", region_index, 0, first_unit, mask), request_id)
+
+
+def pages(region_index, first_unit, data_mask, zero_mask, data, request_id=1):
+    return frame(PAGES, struct.pack("<IIQQQ", region_index, 0, first_unit, data_mask, zero_mask)
+                 + data, request_id)
+
+
+class Connection:
+    """Frames over a TLS socket."""
+
+    def __init__(self, sock):
+        self.sock = sock
+
+    def send(self, data):
+        self.sock.sendall(data)
+
+    def _exactly(self, length):
+        data = b""
+        while len(data) < length:
+            more = self.sock.recv(length - len(data))
+            if not more:
+                raise EOFError("the peer closed the connection")
+            data += more
+        return data
+
+    def receive(self):
+        """(type, payload, request id)"""
+        kind, _, length, request_id = struct.unpack("<HHIQ", self._exactly(16))
+        return kind, self._exactly(length), request_id
+
+    def receive_error(self):
+        """The text of the ERROR that must come next, and then the end."""
+        kind, payload, _ = self.receive()
+        assert kind == ERROR, "frame of type %d where an ERROR was due" % kind
+        try:
+            self.receive()
+        except (EOFError, OSError):
+            return payload[4:].decode()
+        raise AssertionError("the connection goes on after its ERROR")
+
+    def close(self):
+        self.sock.close()
+
+
+def tls_context(side, identity):
+    context = ssl.SSLContext(side)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(identity.ca)
+    context.load_cert_chain(identity.cert, identity.key)
+    context.set_alpn_protocols([ALPN])
+    return context
+
+
+def dial(port, identity):
+    """As a destination; with no identity, a client without a certificate."""
+    if identity:
+        context = tls_context(ssl.PROTOCOL_TLS_CLIENT, identity)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols([ALPN])
+    raw = socket.create_connection(("127.0.0.1", port), DEADLINE_S)
+    try:
+        return Connection(context.wrap_socket(raw))
+    except BaseException:
+        raw.close()
+        raise
+
+
+def dial_stream(port, identity, role, migration_id, **fields):
+    """Dials and says HELLO. Returns the connection and the reply's fields."""
+    connection = dial(port, identity)
+    connection.send(frame(HELLO, hello(role, migration_id, **fields)))
+    kind, payload, _ = connection.receive()
+    if kind != HELLO_REPLY:
+        connection.close()
+        raise AssertionError("HELLO was answered by type %d: %s" % (kind, payload[4:]))
+    return connection, read_fields(payload)
+
+
+class FakeSource:
+    """A source daemon that serves one region of @content, and answers GETs as told.
+
+    @answer_get(source, region, first_unit, mask, request_id) returns the bytes to send for
+    one GET; by default the right ones. What it is asked is kept in .asked.
+    """
+
+    EPOCH = 77
+
+    def __init__(self, identity, content, answer_get=None, vmstate=b"vmstate", reply_regions=None):
+        self.content = content
+        self.answer_get = answer_get or FakeSource.right_answer
+        self.vmstate = vmstate
+        self.regions = reply_regions or [region(0, len(content))]
+        self.asked = []
+        self.completed = threading.Event()
+        self.context = tls_context(ssl.PROTOCOL_TLS_SERVER, identity)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.connections = []
+        self.closed = False
+        self.threads = [threading.Thread(target=self._accept, daemon=True)]
+        self.threads[0].start()
+
+    @property
+    def address(self):
+        return "127.0.0.1:%d" % self.listener.getsockname()[1]
+
+    def right_answer(self, region_index, first_unit, mask, request_id):
+        units = [first_unit + bit for bit in range(WORD_UNITS) if mask >> bit & 1]
+        data = b"".join(self.content[unit * UNIT:(unit + 1) * UNIT] for unit in units)
+        return pages(region_index, first_unit, mask, 0, data, request_id)
+
+    def close(self):
+        self.closed = True
+        # A blocked accept() is not woken by close(), but by shutdown().
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.threads[0].join(DEADLINE_S)
+        self.listener.close()
+        for raw in self.connections:
+            try:
+                raw.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        for thread in self.threads[1:]:
+            thread.join(DEADLINE_S)
+
+    def _accept(self):
+        while not self.closed:
+            try:
+                raw, _ = self.listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(raw,), daemon=True)
+            # The socket object is detached by wrap_socket(); a duplicate can still be shut down.
+            self.connections.append(raw.dup())
+            self.threads.append(thread)
+            thread.start()
+
+    def _serve(self, raw):
+        try:
+            with raw, self.context.wrap_socket(raw, server_side=True) as sock:
+                connection = Connection(sock)
+                while True:
+                    self._answer(connection, *connection.receive())
+        except (EOFError, OSError):
+            pass
+
+    def _answer(self, connection, kind, payload, request_id):
+        if kind == HELLO:
+            role = read_fields(payload)[2][0]
+            connection.send(frame(HELLO_REPLY, hello_reply(
+                self.EPOCH, self.regions if role == CONTROL else ())))
+        elif kind == SWITCHOVER:
+            connection.send(frame(VMSTATE, struct.pack("<QQQ", len(self.vmstate), 1000, 2000)))
+            connection.send(frame(VMSTATE_DATA, self.vmstate))
+        elif kind == GET:
+            region_index, _, first_unit, mask = struct.unpack("<IIQQ", payload)
+            self.asked.append((region_index, first_unit, mask))
+            connection.send(self.answer_get(self, region_index, first_unit, mask, request_id))
+        elif kind == COMPLETE:
+            connection.send(frame(COMPLETE_ACK))
+            self.completed.set()
+        elif kind == ABORT:
+            connection.send(frame(ABORT_ACK))

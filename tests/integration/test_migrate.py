@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole migrations: real daemons, real vCPUs, and the guest's own word that each page is
+right."""
+import itertools
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+import harness
+from harness import ControlError
+
+MIB = 1 << 20
+HUGE_PAGES = pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+
+pytestmark = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK),
+                                reason="/dev/kvm can't be opened: no vCPUs here")
+
+
+@pytest.fixture(scope="module")
+def huge_pages():
+    """Reserves what two guests of 64 MiB need, and gives it back."""
+    needed = 2 * 64 // 2 + 2
+    before = HUGE_PAGES.read_text() if HUGE_PAGES.exists() else ""
+    try:
+        HUGE_PAGES.write_text(str(int(before or 0) + needed))
+    except OSError as error:
+        pytest.skip("huge pages can't be reserved: %s" % error)
+    if int(HUGE_PAGES.read_text()) < int(before) + needed:
+        HUGE_PAGES.write_text(before)
+        pytest.skip("%d huge pages of 2 MiB can't be reserved: memory is fragmented" % needed)
+    yield
+    HUGE_PAGES.write_text(before)
+
+
+class Pair:
+    """A source daemon and a destination daemon, and guests that move between them."""
+
+    def __init__(self, host):
+        self.host = host
+        self.source = host.daemon("source", allow=["postcopy:destination"])
+        self.destination = host.daemon("destination", allow=["postcopy:source"])
+
+    def attach(self, migration_id, prepare=None, **vmm):
+        """Prepares both sides and starts both VMMs. Returns (source VMM, destination VMM)."""
+        return attach(self.host, self.source, self.destination, migration_id, prepare, **vmm)
+
+    def start(self, migration_id, **params):
+        return self.destination.call("Start", id=migration_id, **params)
+
+    def finish(self, migration_id, source_vmm, destination_vmm):
+        """Waits for the end on all four, and that no page is bad. Returns the migration."""
+        migration = self.destination.wait_for_state(migration_id, "complete")
+        self.source.wait_for_state(migration_id, "complete")
+        source_vmm.wait_for_event("complete")
+        assert_guest_is_whole(destination_vmm)
+        return migration
+
+
+def attach(host, source, destination, migration_id, prepare=None, **vmm):
+    source.prepare_source(migration_id)
+    destination.prepare_destination(migration_id, source.address, **(prepare or {}))
+    options = {"memory": "64M", "backend": "memfd", "vcpus": 1, "workload": "random",
+               "write_percent": 30, "run_after_complete": 50, **vmm}
+    source_vmm = host.minivmm("source", source, migration_id, **options)
+    destination_vmm = host.minivmm("destination", destination, migration_id, **options)
+    source_vmm.wait_for_event("attached")
+    destination_vmm.wait_for_event("attached")
+    return source_vmm, destination_vmm
+
+
+def assert_guest_is_whole(destination_vmm):
+    result = destination_vmm.wait_for_event("result")
+    assert result["pages_checked"] > 0
+    assert result["pages_bad"] == 0, result
+    assert destination_vmm.wait() == 0
+
+
+def assert_guest_runs_on(source_vmm):
+    """The source guest was not lost: it works on where it was until it is stopped."""
+    source_vmm.wait_for_event("running-on", "failed")
+    source_vmm.popen.terminate()
+    result = source_vmm.wait_for_event("result")
+    assert result["pages_checked"] > 0
+    assert result["pages_bad"] == 0, result
+    assert source_vmm.wait() == 0
+
+
+@pytest.fixture
+def pair(host):
+    return Pair(host)
+
+
+def migrate(pair, prepare=None, **vmm):
+    vmms = pair.attach("vm1", prepare, **vmm)
+    pair.start("vm1")
+    return pair.finish("vm1", *vmms)
+
+
+WORKLOADS = ["sequential", "random", "hotcold", "idle"]
+SHAPES = list(itertools.product(WORKLOADS, [1, 2], [1, 4]))
+
+
+def assert_told_in_full(migration, memory_bytes, page_bytes):
+    assert migration["memory_bytes"] == memory_bytes
+    assert migration["page_bytes"] == page_bytes
+    assert migration["pages_present"] == migration["pages_total"] == memory_bytes // page_bytes
+    downtime = migration["downtime_us"]
+    assert set(downtime) == {"total", "pause", "send", "load", "resume"}
+    assert all(part is not None and part >= 0 for part in downtime.values()), downtime
+    assert 0 < max(downtime[part] for part in ("pause", "send", "load", "resume")) \
+        <= downtime["total"]
+    assert migration["tls"].startswith("TLSv1.3")
+
+
+@pytest.mark.parametrize("workload, vcpus, streams", SHAPES)
+@pytest.mark.parametrize("backend", ["memfd", "anon"])
+def test_every_page_is_right(pair, backend, workload, vcpus, streams):
+    migration = migrate(pair, {"streams": streams}, backend=backend, memory="32M",
+                        workload=workload, vcpus=vcpus)
+    assert migration["streams"] == streams
+    assert migration["backend"] == backend
+    assert_told_in_full(migration, 32 * MIB, 4096)
+
+
+@pytest.mark.parametrize("workload, vcpus, streams", SHAPES)
+def test_every_page_is_right_on_hugetlb(pair, huge_pages, workload, vcpus, streams):
+    migration = migrate(pair, {"streams": streams}, backend="hugetlb", workload=workload,
+                        vcpus=vcpus)
+    assert migration["backend"] == "hugetlb"
+    assert_told_in_full(migration, 64 * MIB, 2 * MIB)
+
+
+def test_guest_memfd_works_or_what_is_missing_is_named(pair):
+    pair.source.prepare_source("vm1")
+    pair.destination.prepare_destination("vm1", pair.source.address)
+    options = {"memory": "32M", "backend": "guest_memfd", "workload": "random",
+               "run_after_complete": 50}
+    source = pair.host.minivmm("source", pair.source, "vm1", **options)
+    destination = pair.host.minivmm("destination", pair.destination, "vm1", **options)
+    try:
+        destination.wait_for_event("attached")
+    except harness.Failure:
+        assert destination.wait() != 0
+        assert re.search("guest_memfd|userfaultfd", destination.log())
+        pytest.skip("no guest_memfd with userfaultfd here: " +
+                    destination.log().strip().splitlines()[-1])
+    source.wait_for_event("attached")
+    pair.start("vm1")
+    pair.finish("vm1", source, destination)
+
+
+@pytest.mark.parametrize("map_policy", ["eager", "lazy"])
+def test_every_page_is_right_with_map_policy(pair, map_policy):
+    migration = migrate(pair, {"map": map_policy}, vcpus=2)
+    assert migration["pages_present"] == migration["pages_total"]
+
+
+def test_guest_that_only_writes_during_the_stream_is_whole(pair):
+    migrate(pair, {"streams": 4}, memory="128M", vcpus=2, write_percent=100)
+
+
+def test_backends_of_the_two_sides_may_differ(host):
+    pair = Pair(host)
+    pair.source.prepare_source("vm1")
+    pair.destination.prepare_destination("vm1", pair.source.address)
+    options = {"memory": "32M", "workload": "random", "run_after_complete": 50}
+    source = host.minivmm("source", pair.source, "vm1", backend="anon", **options)
+    destination = host.minivmm("destination", pair.destination, "vm1", backend="memfd", **options)
+    source.wait_for_event("attached")
+    destination.wait_for_event("attached")
+    pair.start("vm1")
+    pair.finish("vm1", source, destination)
+
+
+@pytest.mark.parametrize("zero_percent", [0, 90])
+def test_zero_pages_are_counted_and_stay_zero(pair, zero_percent):
+    migration = migrate(pair, zero_percent=zero_percent, workload="idle")
+    share = migration["pages_zero"] / migration["pages_total"]
+    assert share > 0.5 if zero_percent else share < 0.5
+
+
+def test_faults_alone_bring_the_guest_over_until_bulk_is_switched_on(pair):
+    source, destination = pair.attach("vm1", {"bulk": False, "prefetch": False})
+    pair.start("vm1")
+    with pair.destination.control() as control:
+        control.send("Watch", id="vm1", interval_ms=50)
+        while True:
+            migration = control.receive()["event"]
+            if migration["state"] == "postcopy" and migration["faults"]["remote"] > 100:
+                break
+    assert migration["pages_present"] < migration["pages_total"]
+    pair.destination.call("SetLimits", id="vm1", bulk=True, prefetch=True)
+    migration = pair.finish("vm1", source, destination)
+    assert migration["fault_idle_us"]["count"] >= 100
+    assert migration["fault_us"]["p50"] <= migration["fault_us"]["max"]
+
+
+def test_two_migrations_at_the_same_time_on_one_pair(pair):
+    first = pair.attach("vm1", memory="64M")
+    second = pair.attach("vm2", memory="64M", seed=2)
+    pair.start("vm1")
+    pair.start("vm2")
+    pair.finish("vm1", *first)
+    pair.finish("vm2", *second)
+
+
+def test_a_daemon_is_source_and_destination_at_the_same_time(host):
+    """Two guests change places."""
+    a, b = host.daemon("source"), host.daemon("destination")
+    there = attach(host, a, b, "there")
+    back = attach(host, b, a, "back")
+    b.call("Start", id="there")
+    a.call("Start", id="back")
+    for daemon in (a, b):
+        daemon.wait_for_state("there", "complete")
+        daemon.wait_for_state("back", "complete")
+    assert_guest_is_whole(there[1])
+    assert_guest_is_whole(back[1])
+
+
+def test_ten_guests_one_after_the_other_leave_nothing_in_the_daemons(pair):
+    def one(name):
+        vmms = pair.attach(name, memory="16M")
+        pair.start(name)
+        pair.finish(name, *vmms)
+        for vmm in vmms:
+            vmm.wait()
+
+    one("first")
+    daemons = (pair.source, pair.destination)
+    before = [daemon.resources() for daemon in daemons]
+    for number in range(10):
+        one("vm%d" % number)
+    for daemon, was in zip(daemons, before):
+        harness.eventually(lambda: all(daemon.resources()[what] <= was[what]
+                                       for what in ("fds", "threads")),
+                           "%s is back at %s" % (daemon.name, was))
+        if not harness.sanitizer():
+            assert daemon.resources()["rss_kib"] < was["rss_kib"] + 10 * 256
+
+
+def test_large_vmstate_arrives_whole(pair):
+    """minivmm checks its padding when it loads."""
+    migrate(pair, memory="16M", vmstate_pad=40 * MIB)
+
+
+def test_vmstate_beyond_the_daemon_s_limit_lets_the_guest_run_on(host):
+    source = host.daemon("source", extra=["--max-vmstate", str(1 << 20)])
+    destination = host.daemon("destination")
+    source_vmm, _ = attach(host, source, destination, "vm1", memory="16M", vmstate_pad=2 * MIB)
+    destination.call("Start", id="vm1")
+    assert "vmstate" in destination.wait_for_state("vm1", "failed")["reason"]
+    assert_guest_runs_on(source_vmm)
+
+
+def test_warm_migration_waits_for_switchover(pair):
+    vmms = pair.attach("vm1")
+    pair.start("vm1", switchover=False)
+    assert pair.destination.wait_for_state("vm1", "warming")
+    pair.destination.call("Switchover", id="vm1")
+    pair.finish("vm1", *vmms)
+
+
+def test_cancel_before_switchover_lets_the_source_guest_run_on(pair):
+    source, destination = pair.attach("vm1")
+    pair.start("vm1", switchover=False)
+    pair.destination.wait_for_state("vm1", "warming")
+    pair.destination.call("Cancel", id="vm1")
+    pair.destination.wait_for_state("vm1", "cancelled")
+    assert_guest_runs_on(source)
+    assert destination.wait() != 0
+    assert not [event for event in destination.events if event["event"] == "resumed"]
+
+
+def test_cancel_on_the_source_before_switchover_lets_its_guest_run_on(pair):
+    source, _ = pair.attach("vm1")
+    pair.start("vm1", switchover=False)
+    pair.destination.wait_for_state("vm1", "warming")
+    assert pair.source.call("Cancel", id="vm1")["state"] == "cancelled"
+    assert_guest_runs_on(source)
+    pair.destination.wait_for_state("vm1", "failed")
+
+
+def test_cancel_after_switchover_is_refused_and_the_migration_completes(pair):
+    vmms = pair.attach("vm1", {"bulk": False, "prefetch": False})
+    pair.start("vm1")
+    pair.destination.wait_for_state("vm1", "postcopy")
+    for daemon in (pair.source, pair.destination):
+        with pytest.raises(ControlError) as caught:
+            daemon.call("Cancel", id="vm1")
+        assert caught.value.code == "FAILED_PRECONDITION"
+    pair.destination.call("SetLimits", id="vm1", bulk=True, prefetch=True)
+    pair.finish("vm1", *vmms)
+
+
+def test_start_twice_changes_nothing(pair):
+    vmms = pair.attach("vm1")
+    pair.start("vm1")
+    pair.start("vm1")
+    pair.finish("vm1", *vmms)
+    assert pair.start("vm1")["state"] == "complete"
+
+
+def test_report_tells_the_course_of_the_migration(pair):
+    migrate(pair, memory="64M", vcpus=2)
+    report = pair.destination.call("Report", id="vm1")
+    timeline = report["timeline"]
+    assert timeline == sorted(timeline)
+    assert timeline[-1][1] == report["pages_total"]
+    assert sum(count for _, count in report["fault_histogram"]) == report["fault_us"]["count"]
+    assert len(report["fault_dots"]) <= report["fault_us"]["count"]
+
+
+def test_token_of_another_migration_fails_with_the_reason(pair):
+    pair.source.prepare_source("vm1", token="11" * 32)
+    pair.destination.prepare_destination("vm1", pair.source.address, token="22" * 32)
+    source = pair.host.minivmm("source", pair.source, "vm1", memory="16M")
+    destination = pair.host.minivmm("destination", pair.destination, "vm1", memory="16M")
+    source.wait_for_event("attached")
+    destination.wait_for_event("attached")
+    pair.start("vm1")
+    assert "token" in pair.destination.wait_for_state("vm1", "failed")["reason"]
+    assert pair.source.state("vm1") == "attached"
+
+
+def test_guests_of_different_size_fail_before_switchover(pair):
+    pair.source.prepare_source("vm1")
+    pair.destination.prepare_destination("vm1", pair.source.address)
+    source = pair.host.minivmm("source", pair.source, "vm1", memory="32M")
+    destination = pair.host.minivmm("destination", pair.destination, "vm1", memory="16M")
+    source.wait_for_event("attached")
+    destination.wait_for_event("attached")
+    pair.start("vm1")
+    assert "region" in pair.destination.wait_for_state("vm1", "failed")["reason"]
+    assert pair.source.state("vm1") == "attached"
+    assert source.popen.poll() is None
+
+
+@pytest.mark.parametrize("arguments", [["--backend", "paper"], ["--workload", "none"],
+                                       ["--vcpus", "0"], ["--memory", "lots"], ["--no-such"]])
+def test_minivmm_names_its_wrong_arguments(arguments):
+    done = subprocess.run([harness.BUILD / "src/minivmm/minivmm", *arguments],
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=harness.DEADLINE_S)
+    assert done.returncode != 0
+    assert arguments[0].lstrip("-") in done.stderr

@@ -1,0 +1,351 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ctl/bench.h"
+#include "ctl/chart.h"
+#include "ctl/json.h"
+#include "ctl/progress.h"
+#include "ctl/report_html.h"
+#include "ctl/units.h"
+#include "util/clock.h"
+
+static void test_units_read_as_people_write(void **state)
+{
+	(void)state;
+	assert_string_equal(text_count(0).s, "0");
+	assert_string_equal(text_count(999).s, "999");
+	assert_string_equal(text_count(262144).s, "262,144");
+	assert_string_equal(text_count(UINT64_MAX).s, "18,446,744,073,709,551,615");
+	assert_string_equal(text_bytes(1023).s, "1023 B");
+	assert_string_equal(text_bytes(4096).s, "4 KiB");
+	assert_string_equal(text_bytes(1.5 * (1 << 30)).s, "1.5 GiB");
+	assert_string_equal(text_bytes(1024 * 1024 - 1).s, "1.0 MiB");
+	assert_string_equal(text_duration(83.2).s, "83 µs");
+	assert_string_equal(text_duration(1.7).s, "1.7 µs");
+	assert_string_equal(text_duration(1000).s, "1 ms");
+	assert_string_equal(text_duration(2450).s, "2.45 ms");
+	assert_string_equal(text_duration(999.7).s, "1.00 ms");
+	assert_string_equal(text_duration(1530200).s, "1.53 s");
+	assert_string_equal(text_pad(text_duration(83), 8).s, "83 µs   ");
+	assert_string_equal(text_pad(text_duration(2000), 2).s, "2 ms");
+	assert_string_equal(text_number(1234.4).s, "1,234");
+	assert_string_equal(text_number(0.1).s, "0.1");
+}
+
+static void check_size(const char *text, int want, uint64_t want_bytes)
+{
+	uint64_t bytes = 42;
+	struct error err = ERROR_INIT;
+
+	assert_int_equal(parse_size(text, &bytes, &err), want);
+	assert_int_equal(bytes, want ? 42 : want_bytes);
+	assert_true(!want || *err.text);
+}
+
+static void test_sizes_are_parsed_or_refused(void **state)
+{
+	uint64_t n;
+
+	(void)state;
+	check_size("4096", 0, 4096);
+	check_size("512M", 0, 512ull << 20);
+	check_size("1g", 0, 1ull << 30);
+	check_size("2GiB", 0, 2ull << 30);
+	check_size("16383P", -EINVAL, 0);
+	check_size("16777215T", 0, 16777215ull << 40);
+	check_size("16777216T", -EINVAL, 0);
+	check_size("99999999999999999999", -EINVAL, 0);
+	check_size("", -EINVAL, 0);
+	check_size("-1", -EINVAL, 0);
+	check_size(" 1", -EINVAL, 0);
+	check_size("1 G", -EINVAL, 0);
+	check_size("1Gx", -EINVAL, 0);
+	assert_int_equal(parse_uint("16", 1, 16, &n, NULL), 0);
+	assert_int_equal(n, 16);
+	assert_int_equal(parse_uint("17", 1, 16, &n, NULL), -ERANGE);
+	assert_int_equal(parse_uint("0", 1, 16, &n, NULL), -ERANGE);
+	assert_int_equal(parse_uint("4x", 1, 16, &n, NULL), -EINVAL);
+}
+
+static void test_chart_scales(void **state)
+{
+	struct log_scale s = log_scale_init(83, 5400);
+	struct log_bins bins = { .max_count = 0 };
+
+	(void)state;
+	assert_true(fabs(chart_step(1530, 8) - 200) < 1e-9);
+	assert_true(fabs(chart_step(0.8, 8) - 0.1) < 1e-9);
+	assert_true(chart_step(0, 8) > 0);
+	assert_true(fabs(s.min - 10) < 1e-9 && fabs(s.max - 10000) < 1e-9);
+	assert_true(fabs(log_scale_at(&s, 100) - 1.0 / 3) < 1e-9);
+	assert_true(log_scale_at(&s, 1) == 0 && log_scale_at(&s, 1e9) == 1);
+	s = log_scale_init(0, 0);
+	assert_true(s.min > 0 && s.max > s.min);
+	log_bins_add(&bins, 100, 3);
+	log_bins_add(&bins, 101, 2);
+	log_bins_add(&bins, 0, 1);
+	log_bins_add(&bins, 1e300, 1);
+	log_bins_add(&bins, 50, 0);
+	assert_int_equal(bins.first, 0);
+	assert_int_equal(bins.end, LOG_BINS_MAX);
+	assert_true(bins.max_count == 5);
+	assert_true(log_bins_lower(26) <= 100 && log_bins_lower(27) > 101);
+	assert_true(bins.count[26] == 5);
+}
+
+static void test_json_members_may_be_missing(void **state)
+{
+	_cleanup_json_ struct json_object *o = json_tokener_parse(
+	        "{\"a\": {\"b\": 3, \"n\": null, \"neg\": -1, \"d\": 2.6}, \"s\": \"x\"}");
+	uint64_t n = 7;
+	double d = 7;
+
+	(void)state;
+	assert_true(json_count(o, "a.b", &n));
+	assert_int_equal(n, 3);
+	assert_int_equal(json_count_or(o, "a.d", 0), 3);
+	assert_false(json_count(o, "a.neg", &n));
+	assert_false(json_number(o, "a.n", &d));
+	assert_false(json_number(o, "s", &d));
+	assert_null(json_find(o, "s.b"));
+	assert_null(json_find(o, "a.b.c"));
+	assert_null(json_find(NULL, "a"));
+	assert_true(d == 7);
+	assert_string_equal(json_string_or(o, "s", "-"), "x");
+	assert_string_equal(json_string_or(o, "a", "-"), "-");
+}
+
+static struct json_object *update(const char *state, uint64_t present)
+{
+	struct json_object *m = json_object_new_object();
+
+	json_set_string(m, "id", "vm7");
+	json_set_string(m, "state", state);
+	json_set_count(m, "page_bytes", 4096);
+	json_set_count(m, "pages_total", 262144);
+	json_set_count(m, "pages_present", present);
+	return m;
+}
+
+static void test_progress_says_rate_and_time_left(void **state)
+{
+	_cleanup_json_ struct json_object *start = update("postcopy", 0);
+	_cleanup_json_ struct json_object *middle = update("postcopy", 65536);
+	_cleanup_json_ struct json_object *almost = update("postcopy", 262143);
+	struct progress p = { .first_ns = 0 };
+	char line[512];
+
+	(void)state;
+	progress_update(&p, start, NSEC_PER_SEC);
+	progress_format(&p, start, 10, line, sizeof line);
+	assert_string_equal(line, "vm7 postcopy [..........]   0.0 %");
+	progress_update(&p, middle, 2 * NSEC_PER_SEC);
+	progress_format(&p, middle, 8, line, sizeof line);
+	assert_string_equal(line, "vm7 postcopy [##......]  25.0 %  256 MiB/s  ETA 3 s");
+	progress_format(&p, almost, 0, line, sizeof line);
+	assert_non_null(strstr(line, " 99.9 %"));
+	progress_format(&p, middle, 30, line, 20);
+	assert_int_equal(strlen(line), 19);
+}
+
+/* What a peer could have put into a name must not become markup. */
+static void test_text_is_escaped(void **state)
+{
+	char *text = NULL;
+	size_t len;
+	FILE *f = open_memstream(&text, &len);
+
+	(void)state;
+	html_text(f, "<script>\"a\"&'b'");
+	fclose(f);
+	assert_string_equal(text, "&lt;script&gt;&quot;a&quot;&amp;'b'");
+	free(text);
+}
+
+static char *page_of(const char *json)
+{
+	_cleanup_json_ struct json_object *report = json_tokener_parse(json);
+	char *page = NULL;
+	size_t len;
+	FILE *f = open_memstream(&page, &len);
+
+	assert_non_null(report);
+	report_html_write(f, report);
+	assert_false(ferror(f));
+	fclose(f);
+	return page;
+}
+
+/* Each tag that opens must close, in order; returns the number of elements. */
+static size_t assert_well_formed(const char *page)
+{
+	char open[32][16];
+	size_t depth = 0, n = 0;
+
+	for (const char *p = page; (p = strchr(p, '<')); p++) {
+		const char *end = strchr(p, '>');
+		char name[16] = "";
+
+		assert_non_null(end);
+		if (p[1] == '!')
+			continue;
+		sscanf(p + 1 + (p[1] == '/'), "%15[a-z0-9]", name);
+		assert_true(*name);
+		if (p[1] == '/') {
+			assert_true(depth > 0);
+			assert_string_equal(open[--depth], name);
+		} else if (end[-1] != '/') {
+			assert_true(depth < 32);
+			strcpy(open[depth++], name);
+			n++;
+		}
+	}
+	assert_int_equal(depth, 0);
+	return n;
+}
+
+static const char full_report[] =
+        "{\"id\": \"vm<7>\", \"state\": \"complete\", \"memory_bytes\": 1073741824,"
+        "\"downtime_us\": {\"total\": 2450, \"pause\": 350, \"send\": 1100, \"load\": 620,"
+        "\"resume\": 380}, \"total_ms\": 1530.2, \"bulk_bytes\": 1040000000,"
+        "\"bulk_bytes_per_s\": 860000000, \"pages_total\": 262144,"
+        "\"fault_us\": {\"count\": 3, \"p50\": 83, \"p90\": 90, \"p99\": 290, \"max\": 5400},"
+        "\"integrity\": {\"pages_checked\": 262144, \"pages_bad\": 0},"
+        "\"timeline\": [[0, 0], [700, 131072], [1530.2, 262144]],"
+        "\"fault_dots\": [[10, 83], [11.5, 290], [900, 5400]],"
+        "\"fault_histogram\": [[83, 1], [290, 1], [5400, 1]],"
+        "\"floors\": {\"tls_bytes_per_s\": 1e9}, \"ratios\": {\"bulk_to_tls\": 0.86}}";
+
+static void test_page_tells_all(void **state)
+{
+	char *page = page_of(full_report);
+
+	(void)state;
+	assert_true(assert_well_formed(page) > 50);
+	assert_non_null(strstr(page, "262,144 pages checked by the guest itself: all right"));
+	assert_non_null(strstr(page, "2.45 ms"));
+	assert_non_null(strstr(page, "vm&lt;7&gt;"));
+	assert_null(strstr(page, "vm<7>"));
+	assert_null(strstr(page, "nan"));
+	assert_null(strstr(page, "inf"));
+	free(page);
+}
+
+static void test_bad_pages_cannot_be_overlooked(void **state)
+{
+	char *page = page_of("{\"integrity\": {\"pages_checked\": 262144, \"pages_bad\": 7}}");
+
+	(void)state;
+	assert_non_null(strstr(page, "<b>7 are wrong</b>"));
+	assert_null(strstr(page, "all right"));
+	free(page);
+}
+
+static void test_page_survives_absent_and_odd_members(void **state)
+{
+	static const char *const reports[] = {
+		"{}",
+		"{\"downtime_us\": null, \"fault_us\": null, \"timeline\": [], \"fault_dots\": []}",
+		"{\"timeline\": [[0, 0]], \"fault_dots\": [[0, 0]], \"fault_histogram\": [[0, 0]]}",
+		"{\"timeline\": [1, [2], \"x\", [5, 5], [6, NaN], [NaN, 6]], \"fault_dots\": "
+		"{\"a\": 1},"
+		"\"fault_histogram\": [[-3, 4], [NaN, 1], [Infinity, 2]], \"pages_total\": 0}",
+		"{\"downtime_us\": {\"pause\": -5, \"send\": \"x\"}, \"integrity\": 3,"
+		"\"memory_bytes\": \"much\", \"id\": 4}",
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof reports / sizeof *reports; i++) {
+		char *page = page_of(reports[i]);
+
+		assert_well_formed(page);
+		assert_null(strstr(page, "nan"));
+		assert_null(strstr(page, "=\"inf"));
+		free(page);
+	}
+}
+
+static void test_median_of_runs_sums_the_integrity(void **state)
+{
+	_cleanup_json_ struct json_object *runs = json_tokener_parse(
+	        "[{\"backend\": \"memfd\", \"total_ms\": 10.5, \"faults\": {\"total\": 5},"
+	        "  \"integrity\": {\"pages_checked\": 100, \"pages_bad\": 0}},"
+	        " {\"backend\": \"memfd\", \"total_ms\": 900.5, \"faults\": {\"total\": 7},"
+	        "  \"integrity\": {\"pages_checked\": 100, \"pages_bad\": 3}},"
+	        " {\"backend\": \"memfd\", \"total_ms\": 11.5, \"faults\": {\"total\": 6},"
+	        "  \"integrity\": {\"pages_checked\": 100, \"pages_bad\": 0}}]");
+	_cleanup_json_ struct json_object *m = bench_result_median(runs);
+
+	(void)state;
+	assert_true(json_number_or(m, "total_ms", 0) == 11.5);
+	assert_int_equal(json_count_or(m, "faults.total", 0), 6);
+	assert_string_equal(json_string_or(m, "backend", ""), "memfd");
+	assert_int_equal(json_count_or(m, "integrity.pages_checked", 0), 300);
+	assert_int_equal(json_count_or(m, "integrity.pages_bad", 0), 3);
+	assert_false(bench_result_good(m, NULL));
+}
+
+static bool good(const char *json)
+{
+	_cleanup_json_ struct json_object *o = json_tokener_parse(json);
+
+	return bench_result_good(o, NULL);
+}
+
+static void test_no_verdict_is_no_success(void **state)
+{
+	(void)state;
+	assert_true(good("{\"integrity\": {\"pages_checked\": 5, \"pages_bad\": 0}}"));
+	assert_false(good("{\"integrity\": {\"pages_checked\": 5, \"pages_bad\": 1}}"));
+	assert_false(good("{\"integrity\": {\"pages_checked\": 0, \"pages_bad\": 0}}"));
+	assert_false(good("{\"integrity\": {\"pages_checked\": 5, \"pages_bad\": null}}"));
+	assert_false(good("{}"));
+}
+
+static void test_ratios_need_their_faults(void **state)
+{
+	_cleanup_json_ struct json_object *r = json_tokener_parse(
+	        "{\"bulk_bytes_per_s\": 800, \"fault_idle_us\": {\"count\": 9, \"p50\": 120},"
+	        "\"fault_bulk_us\": {\"count\": 0, \"p99\": 0}}");
+	_cleanup_json_ struct json_object *floors =
+	        json_tokener_parse("{\"tls_bytes_per_s\": 1000, \"tls_pingpong_us\": {\"p50\": 40},"
+	                           "\"uffd_resolve_us\": {\"p50\": 20}}");
+	double v;
+
+	(void)state;
+	bench_result_add_floors(r, floors);
+	assert_true(fabs(json_number_or(r, "ratios.bulk_to_tls", 0) - 0.8) < 1e-9);
+	assert_true(fabs(json_number_or(r, "ratios.idle_fault_to_floor", 0) - 2) < 1e-9);
+	assert_false(json_number(r, "ratios.busy_fault_p99_to_floor", &v));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_units_read_as_people_write),
+		cmocka_unit_test(test_sizes_are_parsed_or_refused),
+		cmocka_unit_test(test_chart_scales),
+		cmocka_unit_test(test_json_members_may_be_missing),
+		cmocka_unit_test(test_progress_says_rate_and_time_left),
+		cmocka_unit_test(test_text_is_escaped),
+		cmocka_unit_test(test_page_tells_all),
+		cmocka_unit_test(test_bad_pages_cannot_be_overlooked),
+		cmocka_unit_test(test_page_survives_absent_and_odd_members),
+		cmocka_unit_test(test_median_of_runs_sums_the_integrity),
+		cmocka_unit_test(test_no_verdict_is_no_success),
+		cmocka_unit_test(test_ratios_need_their_faults),
+	};
+
+	return cmocka_run_group_tests_name("report", tests, NULL, NULL);
+}

@@ -1,0 +1,787 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The VMM socket's protocol: the codec, and libpostcopy against a scripted daemon. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <threads.h>
+#include <unistd.h>
+
+#include "libpostcopy/vmm_wire.h"
+#include "util/bytes.h"
+
+#define MIB (1ull << 20)
+
+static const enum vmm_wire_type all_types[] = {
+	VMM_WIRE_ATTACH, VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,  VMM_WIRE_PAUSE,   VMM_WIRE_PAUSED,
+	VMM_WIRE_RESUME, VMM_WIRE_VMSTATE,  VMM_WIRE_LOADED, VMM_WIRE_RESUMED, VMM_WIRE_COMPLETE,
+};
+#define N_TYPES (sizeof all_types / sizeof *all_types)
+
+/*
+ * A message of the type with every one of its fields set, and all other bytes zero.
+ *
+ * Return: how many descriptors it travels with.
+ */
+static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
+{
+	size_t n_fds = 0;
+
+	memset(m, 0, sizeof *m);
+	m->type = type;
+	if (type == VMM_WIRE_ATTACH) {
+		m->role = VMM_WIRE_DESTINATION;
+		strcpy(m->id, "vm-7.a_B");
+		m->uffd_features = 0x123456789abcdef0;
+		m->n_regions = 3;
+		for (uint32_t i = 0; i < m->n_regions; i++)
+			m->regions[i] = (struct vmm_wire_region){
+				.memory = i + 1,
+				.flags = 0xf0 + i,
+				.guest_phys_addr = 0x1122334455667788 + i,
+				.size = 0x2233445566778899 + i,
+				.page_size = 4096 + i,
+				.host_addr = 0x33445566778899aa + i,
+				.fd_offset = 0x445566778899aabb + i,
+				.fd_index = i < 2 ? i + 1 : VMM_WIRE_NO_FD,
+				.uffd_mode = 5 + i,
+			};
+		n_fds = 3;
+	} else if (type == VMM_WIRE_ERROR) {
+		m->code = EBUSY;
+		strcpy(m->text, "one is attached already");
+	} else if (type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE) {
+		m->vmstate_len = 0x8877665544332211;
+		m->pause_ns = type == VMM_WIRE_PAUSED ? 0x99aabbccddeeff00 : 0;
+		n_fds = 1;
+	}
+	return n_fds;
+}
+
+static int decode(const void *buf, size_t len, size_t n_fds)
+{
+	struct vmm_wire_msg out;
+	struct error err = ERROR_INIT;
+	int rc = vmm_wire_decode(buf, len, n_fds, &out, &err);
+
+	assert_true(rc == 0 || rc == -EPROTO || rc == -EINVAL);
+	assert_int_equal(err.code, rc); /* each refusal says why */
+	assert_true(!rc == !err.text[0]);
+	return rc;
+}
+
+static void test_each_type_round_trips(void **state)
+{
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+
+	(void)state;
+	for (size_t i = 0; i < N_TYPES; i++) {
+		struct vmm_wire_msg in, out;
+		struct error err = ERROR_INIT;
+		size_t n_fds, len;
+
+		n_fds = sample(all_types[i], &in);
+		len = vmm_wire_encode(&in, buf);
+		memset(&out, 0xa5, sizeof out);
+		assert_int_equal(vmm_wire_decode(buf, len, n_fds, &out, &err), 0);
+		assert_memory_equal(&in, &out, sizeof in);
+	}
+}
+
+static void test_wire_format_is_fixed(void **state)
+{
+	static const uint8_t want[] = { 5,    0,    1,    0,    16,   0,    0,    0,
+		                        0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88,
+		                        0x00, 0xff, 0xee, 0xdd, 0xcc, 0xbb, 0xaa, 0x99 };
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+	struct vmm_wire_msg m;
+	size_t n_fds;
+
+	(void)state;
+	n_fds = sample(VMM_WIRE_PAUSED, &m);
+	assert_int_equal(vmm_wire_encode(&m, buf), sizeof want);
+	assert_memory_equal(buf, want, sizeof want);
+}
+
+static void test_largest_messages_fit(void **state)
+{
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+	struct vmm_wire_msg m = { .type = VMM_WIRE_ATTACH, .role = VMM_WIRE_SOURCE };
+	struct vmm_wire_msg out;
+	size_t len;
+
+	(void)state;
+	memset(m.id, 'x', POSTCOPY_ID_MAX);
+	m.n_regions = POSTCOPY_REGIONS_MAX;
+	for (uint32_t i = 0; i < m.n_regions; i++)
+		m.regions[i].fd_index = i;
+	len = vmm_wire_encode(&m, buf);
+	assert_in_range(len, 1, sizeof buf);
+	assert_int_equal(vmm_wire_decode(buf, len, POSTCOPY_REGIONS_MAX, &out, NULL), 0);
+	assert_memory_equal(&m, &out, sizeof m);
+
+	/* Text that fills its array to the last byte is cut, not run over. */
+	m = (struct vmm_wire_msg){ .type = VMM_WIRE_ERROR, .code = EIO };
+	memset(m.text, 'y', sizeof m.text);
+	len = vmm_wire_encode(&m, buf);
+	assert_int_equal(vmm_wire_decode(buf, len, 0, &out, NULL), 0);
+	assert_int_equal(strlen(out.text), ERROR_TEXT_MAX - 1);
+}
+
+/* Cut, with the header saying so or not; and with bytes behind its end. */
+static void test_truncation_at_every_length(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < N_TYPES; i++) {
+		uint8_t buf[VMM_WIRE_PACKET_MAX];
+		struct vmm_wire_msg m;
+		size_t n_fds, len;
+
+		n_fds = sample(all_types[i], &m);
+		len = vmm_wire_encode(&m, buf);
+		for (size_t cut = 0; cut < len; cut++) {
+			/* Of its own size, so that a sanitizer sees a read beyond the end. */
+			uint8_t *copy = malloc(cut ? cut : 1);
+
+			memcpy(copy, buf, cut);
+			assert_int_equal(decode(copy, cut, n_fds), -EPROTO);
+			if (cut >= VMM_WIRE_HEADER_BYTES) {
+				put_u32(copy + 4, (uint32_t)(cut - VMM_WIRE_HEADER_BYTES));
+				assert_int_not_equal(decode(copy, cut, n_fds), 0);
+			}
+			free(copy);
+		}
+		buf[len] = 0;
+		put_u32(buf + 4, (uint32_t)(len + 1 - VMM_WIRE_HEADER_BYTES));
+		assert_int_equal(decode(buf, len + 1, n_fds), -EPROTO);
+	}
+}
+
+static void test_wrong_descriptor_counts(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < N_TYPES; i++) {
+		uint8_t buf[VMM_WIRE_PACKET_MAX];
+		struct vmm_wire_msg m;
+		size_t n_fds, len;
+
+		n_fds = sample(all_types[i], &m);
+		len = vmm_wire_encode(&m, buf);
+		for (size_t n = 0; n <= VMM_WIRE_FDS_MAX + 1; n++)
+			assert_int_equal(decode(buf, len, n), n == n_fds ? 0 : -EPROTO);
+	}
+}
+
+static int decode_message(const struct vmm_wire_msg *m, size_t n_fds)
+{
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+
+	return decode(buf, vmm_wire_encode(m, buf), n_fds);
+}
+
+static void test_header_bounds(void **state)
+{
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+	struct vmm_wire_msg m = { .type = VMM_WIRE_PAUSE };
+	size_t len = vmm_wire_encode(&m, buf);
+
+	(void)state;
+	for (unsigned int type = 0; type <= UINT16_MAX; type++) {
+		put_u16(buf, (uint16_t)type);
+		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_COMPLETE)
+			assert_int_equal(decode(buf, len, 0), -EPROTO);
+	}
+	put_u16(buf, VMM_WIRE_PAUSE);
+	assert_int_equal(decode(buf, len, 0), 0);
+	put_u16(buf + 2, VMM_WIRE_VERSION + 1);
+	assert_int_equal(decode(buf, len, 0), -EPROTO);
+	put_u16(buf + 2, VMM_WIRE_VERSION);
+	put_u32(buf + 4, UINT32_MAX);
+	assert_int_equal(decode(buf, len, 0), -EPROTO);
+}
+
+static void test_attach_bounds(void **state)
+{
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+	struct vmm_wire_msg m;
+	size_t n_fds, len;
+
+	(void)state;
+	n_fds = sample(VMM_WIRE_ATTACH, &m);
+	m.role = 0;
+	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
+	m.role = VMM_WIRE_DESTINATION + 1;
+	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
+
+	n_fds = sample(VMM_WIRE_ATTACH, &m);
+	m.n_regions = 0;
+	assert_int_equal(decode_message(&m, 1), -EINVAL);
+	n_fds = sample(VMM_WIRE_ATTACH, &m);
+	len = vmm_wire_encode(&m, buf);
+	put_u32(buf + VMM_WIRE_HEADER_BYTES + 4, POSTCOPY_REGIONS_MAX + 1);
+	assert_int_equal(decode(buf, len, n_fds), -EINVAL);
+	put_u32(buf + VMM_WIRE_HEADER_BYTES + 4, UINT32_MAX);
+	assert_int_equal(decode(buf, len, n_fds), -EINVAL);
+	put_u32(buf + VMM_WIRE_HEADER_BYTES + 4, m.n_regions);
+	put_u32(buf + VMM_WIRE_HEADER_BYTES + 16, POSTCOPY_ID_MAX + 1); /* the id's length */
+	assert_int_equal(decode(buf, len, n_fds), -EPROTO);
+	put_u32(buf + VMM_WIRE_HEADER_BYTES + 16, UINT32_MAX);
+	assert_int_equal(decode(buf, len, n_fds), -EPROTO);
+}
+
+static void test_descriptor_indexes(void **state)
+{
+	struct vmm_wire_msg m;
+	size_t n_fds;
+
+	(void)state;
+	n_fds = sample(VMM_WIRE_ATTACH, &m);
+	m.regions[0].fd_index = 0; /* the userfaultfd is nobody's memory */
+	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
+	m.regions[0].fd_index = 3;
+	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
+	m.regions[0].fd_index = UINT32_MAX - 1;
+	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
+	m.regions[0].fd_index = 2; /* then nobody refers to descriptor 1 */
+	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
+	m.regions[2].fd_index = 1;
+	assert_int_equal(decode_message(&m, n_fds), 0);
+	m.role = VMM_WIRE_SOURCE; /* without a userfaultfd descriptor 0 must be used too */
+	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
+	m.regions[1].fd_index = 0;
+	assert_int_equal(decode_message(&m, n_fds), 0);
+}
+
+static void test_error_bounds(void **state)
+{
+	struct vmm_wire_msg m = { .type = VMM_WIRE_ERROR, .text = "a\nb\x1b[2J" }, out;
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+	size_t len;
+
+	(void)state;
+	assert_int_equal(decode_message(&m, 0), -EPROTO); /* errno 0 */
+	m.code = 4096;
+	assert_int_equal(decode_message(&m, 0), -EPROTO);
+	m.code = UINT32_MAX;
+	assert_int_equal(decode_message(&m, 0), -EPROTO);
+	m.code = 4095;
+	len = vmm_wire_encode(&m, buf);
+	assert_int_equal(vmm_wire_decode(buf, len, 0, &out, NULL), 0);
+	assert_string_equal(out.text, "a?b?[2J");
+	buf[VMM_WIRE_HEADER_BYTES + 8 + 1] = '\0';
+	assert_int_equal(decode(buf, len, 0), -EPROTO);
+	put_u32(buf + VMM_WIRE_HEADER_BYTES + 4, ERROR_TEXT_MAX);
+	assert_int_equal(decode(buf, len, 0), -EPROTO);
+}
+
+static void test_id_characters(void **state)
+{
+	char id[POSTCOPY_ID_MAX + 2];
+	struct vmm_wire_msg m;
+	size_t n_fds;
+
+	(void)state;
+	assert_int_equal(vmm_wire_id_check("a", NULL), 0);
+	assert_int_equal(vmm_wire_id_check("-A.9_z", NULL), 0);
+	assert_int_equal(vmm_wire_id_check("", NULL), -EINVAL);
+	assert_int_equal(vmm_wire_id_check(".", NULL), -EINVAL);
+	assert_int_equal(vmm_wire_id_check("..", NULL), -EINVAL);
+	memset(id, 'a', sizeof id);
+	id[POSTCOPY_ID_MAX] = '\0';
+	assert_int_equal(vmm_wire_id_check(id, NULL), 0);
+	id[POSTCOPY_ID_MAX] = 'a';
+	id[POSTCOPY_ID_MAX + 1] = '\0';
+	assert_int_equal(vmm_wire_id_check(id, NULL), -EINVAL);
+	for (int c = 1; c < 256; c++) {
+		int valid = strchr("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+		                   "-_.",
+		                   c) != NULL;
+
+		id[0] = 'a';
+		id[1] = (char)c;
+		id[2] = '\0';
+		assert_int_equal(vmm_wire_id_check(id, NULL), valid ? 0 : -EINVAL);
+	}
+	n_fds = sample(VMM_WIRE_ATTACH, &m);
+	strcpy(m.id, "../etc");
+	assert_int_equal(decode_message(&m, n_fds), -EINVAL);
+	m.id[0] = '\0';
+	assert_int_equal(decode_message(&m, n_fds), -EINVAL);
+}
+
+static size_t open_fds(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	size_t n = 0;
+
+	assert_non_null(dir);
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+struct pair {
+	int a, b;
+};
+
+static struct pair make_pair(void)
+{
+	int fds[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	return (struct pair){ fds[0], fds[1] };
+}
+
+/* As a sender that does not use the codec may do. */
+static void send_raw(int sock, const void *buf, size_t len, size_t n_fds)
+{
+	static _Alignas(struct cmsghdr) char control[CMSG_SPACE(253 * sizeof(int))];
+	struct iovec iov = { .iov_base = (void *)buf, .iov_len = len };
+	struct msghdr hdr = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+	if (n_fds) {
+		struct cmsghdr *c;
+
+		hdr.msg_control = control;
+		hdr.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+		c = CMSG_FIRSTHDR(&hdr);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+		for (size_t i = 0; i < n_fds; i++)
+			memcpy(CMSG_DATA(c) + i * sizeof(int), &sock, sizeof(int));
+	}
+	assert_int_equal(sendmsg(sock, &hdr, 0), len);
+}
+
+static void test_socket_round_trip_with_descriptors(void **state)
+{
+	struct pair p = make_pair();
+	struct vmm_wire_msg m, out;
+	int fds[VMM_WIRE_FDS_MAX], sent[3];
+	size_t n_fds, n = 0;
+
+	(void)state;
+	n_fds = sample(VMM_WIRE_ATTACH, &m);
+	for (size_t i = 0; i < n_fds; i++)
+		sent[i] = memfd_create("sent", MFD_CLOEXEC);
+	assert_int_equal(vmm_wire_recv(p.b, MSG_DONTWAIT, &out, fds, &n, NULL), -EAGAIN);
+	assert_int_equal(vmm_wire_send(p.a, &m, sent, n_fds), 0);
+	assert_int_equal(vmm_wire_recv(p.b, 0, &out, fds, &n, NULL), 0);
+	assert_memory_equal(&m, &out, sizeof m);
+	assert_int_equal(n, n_fds);
+	for (size_t i = 0; i < n; i++) {
+		assert_true(fcntl(fds[i], F_GETFD) & FD_CLOEXEC);
+		close(fds[i]);
+		close(sent[i]);
+	}
+	close(p.a);
+	assert_int_equal(vmm_wire_recv(p.b, 0, &out, fds, &n, NULL), -EPIPE);
+	assert_int_equal(vmm_wire_send(p.b, &m, NULL, 0), -EPIPE);
+	close(p.b);
+}
+
+/* One failing receive: it must leave no descriptor open. */
+static void recv_fails(const void *buf, size_t len, size_t n_fds, int want)
+{
+	struct pair p = make_pair();
+	struct vmm_wire_msg out;
+	struct error err = ERROR_INIT;
+	int fds[VMM_WIRE_FDS_MAX];
+	size_t n = 77, before;
+
+	send_raw(p.a, buf, len, n_fds);
+	before = open_fds();
+	assert_int_equal(vmm_wire_recv(p.b, 0, &out, fds, &n, &err), want);
+	assert_int_equal(open_fds(), before);
+	assert_int_equal(n, 77);
+	close(p.a);
+	close(p.b);
+}
+
+static void test_failed_receive_leaks_nothing(void **state)
+{
+	static uint8_t large[VMM_WIRE_PACKET_MAX + 1];
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+	struct vmm_wire_msg m;
+	size_t n_fds, len;
+
+	(void)state;
+	n_fds = sample(VMM_WIRE_PAUSED, &m);
+	len = vmm_wire_encode(&m, buf);
+	recv_fails(buf, len, 0, -EPROTO);
+	recv_fails(buf, len, 2, -EPROTO);
+	recv_fails(buf, len - 1, 1, -EPROTO);
+	recv_fails("x", 1, 3, -EPROTO);
+	recv_fails("", 0, 3, -EPIPE); /* an empty packet reads as the end, but has descriptors */
+	recv_fails(large, sizeof large, 5, -EPROTO);
+	/* Past the limit, within the room that is there for credentials, and past that. */
+	for (size_t n = VMM_WIRE_FDS_MAX; n < VMM_WIRE_FDS_MAX + 12; n++)
+		recv_fails(buf, len, n, -EPROTO);
+	recv_fails(buf, len, 253, -EPROTO);
+}
+
+static void test_credentials_do_not_crowd_out_descriptors(void **state)
+{
+	struct pair p = make_pair();
+	struct vmm_wire_msg m = { .type = VMM_WIRE_ATTACH, .role = VMM_WIRE_DESTINATION }, out;
+	int fds[VMM_WIRE_FDS_MAX], sent[VMM_WIRE_FDS_MAX], on = 1;
+	size_t n = 0;
+
+	(void)state;
+	assert_int_equal(setsockopt(p.b, SOL_SOCKET, SO_PASSCRED, &on, sizeof on), 0);
+	strcpy(m.id, "a");
+	m.n_regions = POSTCOPY_REGIONS_MAX;
+	for (uint32_t i = 0; i < m.n_regions; i++)
+		m.regions[i].fd_index = i + 1;
+	for (size_t i = 0; i < VMM_WIRE_FDS_MAX; i++)
+		sent[i] = p.a;
+	assert_int_equal(vmm_wire_send(p.a, &m, sent, VMM_WIRE_FDS_MAX), 0);
+	assert_int_equal(vmm_wire_recv(p.b, 0, &out, fds, &n, NULL), 0);
+	assert_int_equal(n, VMM_WIRE_FDS_MAX);
+	for (size_t i = 0; i < n; i++)
+		close(fds[i]);
+	assert_int_equal(vmm_wire_send(p.a, &m, sent, VMM_WIRE_FDS_MAX + 1), -EINVAL);
+	close(p.a);
+	close(p.b);
+}
+
+/* libpostcopy's side */
+
+static struct postcopy_region memfd_region(void)
+{
+	int fd = memfd_create("guest", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	void *addr;
+
+	assert_int_equal(ftruncate(fd, (off_t)MIB), 0);
+	addr = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_ptr_not_equal(addr, MAP_FAILED);
+	return (struct postcopy_region){ .memory = POSTCOPY_MEMORY_MEMFD,
+		                         .size = MIB,
+		                         .page_size = 4096,
+		                         .host_addr = addr,
+		                         .fd = fd };
+}
+
+static void region_deinit(struct postcopy_region *r)
+{
+	munmap(r->host_addr, MIB);
+	close(r->fd);
+}
+
+static int try_table(const struct postcopy_region *regions, size_t n)
+{
+	struct postcopy_error err = { 0 };
+	struct postcopy *p = NULL;
+	int rc = postcopy_source_attach("/nonexistent/socket", "a", regions, n, &p, &err);
+
+	assert_null(p);
+	assert_int_equal(err.code, rc);
+	assert_true(err.text[0]);
+	return rc;
+}
+
+/* A table that passes gets as far as the socket, which is not there. */
+#define TABLE_PASSES (-ENOENT)
+
+static void test_region_table_is_checked(void **state)
+{
+	struct postcopy_region good = memfd_region(), r[2];
+
+	(void)state;
+	assert_int_equal(try_table(&good, 1), TABLE_PASSES);
+	assert_int_equal(try_table(&good, 0), -EINVAL);
+	assert_int_equal(try_table(NULL, 1), -EINVAL);
+	assert_int_equal(try_table(&good, POSTCOPY_REGIONS_MAX + 1), -EINVAL);
+#define BAD(change)                                                                                \
+	do {                                                                                       \
+		r[0] = good;                                                                       \
+		change;                                                                            \
+		assert_int_equal(try_table(r, 1), -EINVAL);                                        \
+	} while (0)
+	BAD(r[0].memory = 0);
+	BAD(r[0].memory = 5);
+	BAD(r[0].flags = 1);
+	BAD(r[0].page_size = 0);
+	BAD(r[0].page_size = 8192);
+	BAD(r[0].page_size = 2 * MIB);
+	BAD(r[0].memory = POSTCOPY_MEMORY_HUGETLB);
+	BAD(r[0].size = 0);
+	BAD(r[0].size = 4097);
+	BAD(r[0].host_addr = NULL);
+	BAD(r[0].host_addr = (char *)good.host_addr + 8);
+	BAD(r[0].guest_phys_addr = 512);
+	BAD(r[0].guest_phys_addr = -4096ull);
+	BAD(r[0].fd_offset = 1);
+	BAD(r[0].fd_offset = -4096ull);
+	BAD(r[0].fd = -1);
+	BAD(r[0].memory = POSTCOPY_MEMORY_ANONYMOUS);
+	BAD(r[0].size = -4096ull);
+#undef BAD
+	r[0] = r[1] = good;
+	r[1].host_addr = (char *)good.host_addr + MIB;
+	r[1].guest_phys_addr = MIB - 4096;
+	assert_int_equal(try_table(r, 2), -EINVAL);
+	r[1].guest_phys_addr = MIB;
+	assert_int_equal(try_table(r, 2), TABLE_PASSES);
+	r[1].host_addr = (char *)good.host_addr + MIB - 4096;
+	assert_int_equal(try_table(r, 2), -EINVAL);
+	region_deinit(&good);
+}
+
+/* A daemon that accepts one VMM. */
+struct fake_daemon {
+	char path[64];
+	int listener;
+	int sock;
+	struct vmm_wire_msg attach;
+	struct vmm_wire_msg answer;
+	int fds[VMM_WIRE_FDS_MAX];
+	size_t n_fds;
+};
+
+static void fake_listen(struct fake_daemon *d)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+	*d = (struct fake_daemon){ .sock = -1, .answer = { .type = VMM_WIRE_ATTACHED } };
+	snprintf(d->path, sizeof d->path, "/tmp/test-vmm-wire-%d.sock", getpid());
+	strcpy(addr.sun_path, d->path);
+	unlink(d->path);
+	d->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(d->listener, (struct sockaddr *)&addr, sizeof addr), 0);
+	assert_int_equal(listen(d->listener, 1), 0);
+}
+
+static int fake_accept(void *arg)
+{
+	struct fake_daemon *d = arg;
+
+	d->sock = accept4(d->listener, NULL, NULL, SOCK_CLOEXEC);
+	if (vmm_wire_recv(d->sock, 0, &d->attach, d->fds, &d->n_fds, NULL))
+		return -1;
+	return vmm_wire_send(d->sock, &d->answer, NULL, 0);
+}
+
+static int fake_attach(struct fake_daemon *d, const struct postcopy_region *r,
+                       struct postcopy **ret, struct postcopy_error *err)
+{
+	thrd_t thread;
+	int rc, accepted;
+
+	assert_int_equal(thrd_create(&thread, fake_accept, d), thrd_success);
+	rc = postcopy_source_attach(d->path, "vm7", r, 1, ret, err);
+	thrd_join(thread, &accepted);
+	assert_int_equal(accepted, 0);
+	return rc;
+}
+
+static void fake_deinit(struct fake_daemon *d)
+{
+	for (size_t i = 0; i < d->n_fds; i++)
+		close(d->fds[i]);
+	close(d->sock);
+	close(d->listener);
+	unlink(d->path);
+}
+
+static void fake_say(struct fake_daemon *d, enum vmm_wire_type type)
+{
+	struct vmm_wire_msg m = { .type = type, .code = type == VMM_WIRE_ERROR ? EIO : 0 };
+	int fd = -1;
+
+	if (type == VMM_WIRE_VMSTATE)
+		fd = memfd_create("vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	assert_int_equal(vmm_wire_send(d->sock, &m, &fd, fd >= 0), 0);
+	if (fd >= 0)
+		close(fd);
+}
+
+/* What the VMM has said; its descriptor, or -1. */
+static int fake_hear(struct fake_daemon *d, enum vmm_wire_type type, struct vmm_wire_msg *m)
+{
+	int fds[VMM_WIRE_FDS_MAX];
+	size_t n = 0;
+
+	assert_int_equal(vmm_wire_recv(d->sock, 0, m, fds, &n, NULL), 0);
+	assert_int_equal(m->type, type);
+	return n ? fds[0] : -1;
+}
+
+static void test_source_life(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	struct fake_daemon d;
+	struct postcopy *p = NULL;
+	struct postcopy_event e;
+	struct postcopy_error err;
+	struct vmm_wire_msg m;
+	char text[8] = "";
+	int fd, seals;
+
+	(void)state;
+	fake_listen(&d);
+	assert_int_equal(fake_attach(&d, &r, &p, &err), 0);
+	assert_string_equal(d.attach.id, "vm7");
+	assert_int_equal(d.attach.role, VMM_WIRE_SOURCE);
+	assert_int_equal(d.attach.regions[0].host_addr, (uintptr_t)r.host_addr);
+	assert_int_equal(d.n_fds, 1);
+	assert_int_equal(postcopy_next_event(p, 0, &e, &err), 0);
+	assert_int_equal(e.type, POSTCOPY_EVENT_NONE);
+	assert_int_equal(postcopy_source_paused(p, "abc", 3, &err), -EINVAL); /* not asked */
+
+	fake_say(&d, VMM_WIRE_PAUSE);
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), 0);
+	assert_int_equal(e.type, POSTCOPY_EVENT_PAUSE);
+	assert_int_equal(postcopy_source_paused(p, "abc", 3, &err), 0);
+	fd = fake_hear(&d, VMM_WIRE_PAUSED, &m);
+	assert_int_equal(m.vmstate_len, 3);
+	assert_true(m.pause_ns > 0);
+	assert_int_equal(pread(fd, text, sizeof text, 0), 3);
+	assert_string_equal(text, "abc");
+	seals = fcntl(fd, F_GET_SEALS);
+	assert_int_equal(seals & 0xf, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+	close(fd);
+
+	fake_say(&d, VMM_WIRE_RESUME);
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), 0);
+	assert_int_equal(e.type, POSTCOPY_EVENT_RESUME);
+	fake_say(&d, VMM_WIRE_PAUSE);
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), 0);
+	assert_int_equal(postcopy_source_pause_failed(p, "busy", &err), 0);
+	fake_hear(&d, VMM_WIRE_ERROR, &m);
+	assert_string_equal(m.text, "busy");
+	close(d.sock);
+	d.sock = -1;
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), -EPIPE);
+	assert_null(postcopy_detach(p));
+	fake_deinit(&d);
+	region_deinit(&r);
+}
+
+/* @type is impossible for a source that runs, or is @paused. */
+static void expect_proto(enum vmm_wire_type type, int paused)
+{
+	struct postcopy_region r = memfd_region();
+	struct fake_daemon d;
+	struct postcopy *p = NULL;
+	struct postcopy_event e = { .type = POSTCOPY_EVENT_NONE };
+	struct postcopy_error err = { 0 };
+	size_t before = open_fds();
+
+	fake_listen(&d);
+	assert_int_equal(fake_attach(&d, &r, &p, &err), 0);
+	if (paused) {
+		struct vmm_wire_msg m;
+
+		fake_say(&d, VMM_WIRE_PAUSE);
+		assert_int_equal(postcopy_next_event(p, -1, &e, &err), 0);
+		assert_int_equal(postcopy_source_paused(p, NULL, 0, &err), 0);
+		close(fake_hear(&d, VMM_WIRE_PAUSED, &m));
+	}
+	fake_say(&d, type);
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), -EPROTO);
+	assert_int_equal(err.code, -EPROTO);
+	postcopy_detach(p);
+	fake_deinit(&d);
+	assert_int_equal(open_fds(), before);
+	region_deinit(&r);
+}
+
+static void test_source_refuses_what_does_not_fit(void **state)
+{
+	(void)state;
+	expect_proto(VMM_WIRE_COMPLETE, 0);
+	expect_proto(VMM_WIRE_VMSTATE, 0);
+	expect_proto(VMM_WIRE_LOADED, 0);
+	expect_proto(VMM_WIRE_ATTACHED, 0);
+	expect_proto(VMM_WIRE_PAUSE, 1);
+	expect_proto(VMM_WIRE_VMSTATE, 1);
+}
+
+static void test_refused_attach_tells_the_reason(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	struct fake_daemon d;
+	struct postcopy *p = NULL;
+	struct postcopy_error err;
+	size_t before = open_fds();
+
+	(void)state;
+	fake_listen(&d);
+	d.answer = (struct vmm_wire_msg){ .type = VMM_WIRE_ERROR,
+		                          .code = EBUSY,
+		                          .text = "one is attached already" };
+	assert_int_equal(fake_attach(&d, &r, &p, &err), -EBUSY);
+	assert_null(p);
+	assert_non_null(strstr(err.text, "one is attached already"));
+	fake_deinit(&d);
+	assert_int_equal(open_fds(), before);
+	region_deinit(&r);
+}
+
+static void test_anonymous_source_passes_its_own_memory(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	struct fake_daemon d;
+	struct postcopy *p = NULL;
+	struct postcopy_error err;
+	uint32_t value = 0;
+
+	(void)state;
+	close(r.fd);
+	r.fd = -1;
+	r.memory = POSTCOPY_MEMORY_ANONYMOUS;
+	*(uint32_t *)r.host_addr = 0x12345678;
+	fake_listen(&d);
+	assert_int_equal(fake_attach(&d, &r, &p, &err), 0);
+	assert_int_equal(d.n_fds, 1);
+	assert_int_equal(
+	        pread(d.fds[0], &value, sizeof value, (off_t)d.attach.regions[0].fd_offset),
+	        sizeof value);
+	assert_int_equal(value, 0x12345678);
+	assert_int_equal(
+	        pwrite(d.fds[0], &value, sizeof value, (off_t)d.attach.regions[0].fd_offset),
+	        -1); /* to read only */
+	postcopy_detach(p);
+	fake_deinit(&d);
+	region_deinit(&r);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_each_type_round_trips),
+		cmocka_unit_test(test_wire_format_is_fixed),
+		cmocka_unit_test(test_largest_messages_fit),
+		cmocka_unit_test(test_truncation_at_every_length),
+		cmocka_unit_test(test_wrong_descriptor_counts),
+		cmocka_unit_test(test_header_bounds),
+		cmocka_unit_test(test_attach_bounds),
+		cmocka_unit_test(test_descriptor_indexes),
+		cmocka_unit_test(test_error_bounds),
+		cmocka_unit_test(test_id_characters),
+		cmocka_unit_test(test_socket_round_trip_with_descriptors),
+		cmocka_unit_test(test_failed_receive_leaks_nothing),
+		cmocka_unit_test(test_credentials_do_not_crowd_out_descriptors),
+		cmocka_unit_test(test_region_table_is_checked),
+		cmocka_unit_test(test_source_life),
+		cmocka_unit_test(test_source_refuses_what_does_not_fit),
+		cmocka_unit_test(test_refused_attach_tells_the_reason),
+		cmocka_unit_test(test_anonymous_source_passes_its_own_memory),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
