@@ -107,6 +107,9 @@ static int round_absent(struct round *r, struct probe_mode_result *m, struct err
 		                 "touching an absent page with %s: no event and no content: %s",
 		                 probe_mode_name(r->mode), probe_errno_name(e));
 	if (e == 0) {
+		if (touch_result(&r->touch, r->got))
+			return error_set(err, -EFAULT,
+			                 "an absent page can't be read: no memory for it?");
 		m->absent = PROBE_ABSENT_SILENT;
 		return error_set(err, -EOPNOTSUPP,
 		                 "dangerous, refused: with %s an absent page raises no event, the "

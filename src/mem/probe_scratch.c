@@ -191,6 +191,12 @@ int trap_register(const struct trap *t, uint64_t mode)
 
 void trap_release(struct trap *t)
 {
+	struct uffdio_range range = { (uintptr_t)t->map, t->len };
+
+	/* not by closing alone: a child forked at this moment would keep it open, and the
+	 * thread in its fault */
+	if (t->uffd >= 0 && t->map)
+		ioctl(t->uffd, UFFDIO_UNREGISTER, &range);
 	close_fd(&t->uffd);
 }
 
