@@ -55,10 +55,10 @@ static const struct spec {
 	const char *argument; /* for the help; NULL where the option has none */
 	const char *help;
 	enum kind kind;
+	int suffix;
 	size_t offset;
 	const struct choice *choices;
 	uint64_t min, max;
-	int suffix;
 } specs[] = {
 #define AT(member) .offset = offsetof(struct options, member)
 	{ "role", "ROLE", "source or destination", KIND_CHOICE, AT(role), .choices = roles },

@@ -153,12 +153,17 @@ class Socket:
                                                        text))
         return payload, fds
 
-    def expect_error(self):
-        """The ERROR that must come next, and then the end. Returns (errno, text)."""
+    def expect_failure(self):
+        """The ERROR that must come next: the migration failed. Returns (errno, text)."""
         payload, _ = self.expect(ERROR)
         code, length = struct.unpack_from("<II", payload)
         text = payload[8:8 + length].decode()
         assert text and "\n" not in text, "not one line: %r" % text
+        return code, text
+
+    def expect_error(self):
+        """The same, and the daemon hangs up: what was sent made no sense."""
+        code, text = self.expect_failure()
         self.expect(0)
         return code, text
 

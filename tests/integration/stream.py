@@ -237,8 +237,12 @@ class FakeSource:
         try:
             with raw, self.context.wrap_socket(raw, server_side=True) as sock:
                 connection = Connection(sock)
-                while True:
-                    self._answer(connection, *connection.receive())
+                try:
+                    while True:
+                        self._answer(connection, *connection.receive())
+                finally:
+                    # close() alone would not end it: .connections holds a duplicate.
+                    sock.shutdown(socket.SHUT_RDWR)
         except (EOFError, OSError):
             pass
 

@@ -122,7 +122,7 @@ def test_client_that_goes_away_while_watching_leaves_nothing(daemon):
     control.send("Watch", id="vm1")
     assert control.receive()["event"]["state"] == "prepared"
     control.sock.close()
-    harness.eventually(lambda: daemon.resources()["fds"] == before, "the connection is closed")
+    harness.eventually(lambda: daemon.resources()["fds"] <= before, "the connection is closed")
 
 
 def test_watch_tells_again_after_its_interval(daemon):

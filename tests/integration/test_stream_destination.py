@@ -175,7 +175,7 @@ def test_source_with_other_memory_fails_before_switchover(pulling, case):
     source = FakeSource(pulling.host.pki.source, pulling.content, reply_regions=BAD_REPLIES[case])
     vmm = pulling.start(source, loads=False)
     assert "region" in pulling.daemon.wait_for_state("vm1", "failed")["reason"]
-    _, text = vmm.expect_error()
+    _, text = vmm.expect_failure()
     assert "region" in text
     pulling.serves_another()
 
@@ -186,7 +186,7 @@ def test_source_that_is_not_who_it_should_be_fails_with_the_reason(pulling, iden
     source = FakeSource(getattr(pulling.host.pki, identity), pulling.content)
     vmm = pulling.start(source, loads=False)
     assert named in pulling.daemon.wait_for_state("vm1", "failed")["reason"]
-    vmm.expect_error()
+    vmm.expect_failure()
     pulling.serves_another()
 
 
@@ -199,7 +199,7 @@ def test_source_that_does_not_listen_fails_with_its_address(pulling):
     pulling.daemon.call("Start", id="vm1")
     reason = pulling.daemon.wait_for_state("vm1", "failed")["reason"]
     assert address in reason and "refused" in reason
-    vmm.expect_error()
+    vmm.expect_failure()
 
 
 @pytest.mark.parametrize("length", [0, 65 << 20, (1 << 64) - 1])

@@ -186,8 +186,8 @@ BAD_HELLOS = {
     "regions at another address": (dict(regions=[stream.region(SIZE, SIZE)]), "region"),
     "regions that overlap": (dict(regions=[stream.region(0, SIZE)] * 2), "region|overlap"),
     "a region that wraps": (dict(regions=[stream.region((1 << 64) - UNIT, SIZE)]), "region"),
-    "bulk with a wrong epoch": (dict(role=stream.BULK, epoch=1), "epoch"),
-    "urgent with a wrong epoch": (dict(role=stream.URGENT, epoch=1), "epoch"),
+    "bulk with a wrong epoch": (dict(role=stream.BULK, epoch=1), "anew"),
+    "urgent with a wrong epoch": (dict(role=stream.URGENT, epoch=1), "anew"),
 }
 
 

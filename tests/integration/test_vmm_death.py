@@ -73,22 +73,24 @@ def test_destination_vmm_gone_while_attached_may_come_again(pair):
 
 def test_source_vmm_gone_while_warming(pair):
     pair.start(switchover=False)
-    pair.destination.wait_for_state("vm1", "warming")
+    pair.source.wait_for_state("vm1", "warming")
     pair.source_vmm.sock.close()
     assert_reason_names_the_vmm(pair.source, "failed")
     assert pair.destination.wait_for_state("vm1", "failed")["reason"]
-    pair.destination_vmm.expect_error()
+    pair.destination_vmm.expect_failure()
+    pair.destination_vmm.close()
     pair.lets_go(pair.source)
     pair.lets_go(pair.destination)
 
 
-def test_destination_vmm_gone_while_warming(pair):
+def test_destination_vmm_gone_while_warming_lets_the_source_guest_run_on(pair):
     pair.start(switchover=False)
-    pair.destination.wait_for_state("vm1", "warming")
+    pair.source.wait_for_state("vm1", "warming")
     pair.destination_vmm.close()
     assert_reason_names_the_vmm(pair.destination, "failed")
     pair.lets_go(pair.destination)
-    pair.source.wait_for_state("vm1", "attached")
+    pair.source_vmm.expect(pyvmm.RESUME)
+    pair.source.wait_for_state("vm1", "cancelled")
 
 
 def test_source_vmm_gone_when_told_to_pause(pair):
@@ -97,7 +99,7 @@ def test_source_vmm_gone_when_told_to_pause(pair):
     pair.source_vmm.sock.close()
     assert_reason_names_the_vmm(pair.source, "failed")
     assert "VMM" in pair.destination.wait_for_state("vm1", "failed")["reason"]
-    pair.destination_vmm.expect_error()
+    pair.destination_vmm.expect_failure()
 
 
 def test_destination_vmm_gone_with_the_vmstate_leaves_the_guest_to_the_source(pair):

@@ -36,7 +36,7 @@ def refused(daemon, data, fds=()):
     with pyvmm.Socket(daemon.vmm_path) as sock:
         sock.send(data, fds)
         code, text = sock.expect_error()
-    eventually(lambda: daemon.resources()["fds"] == before, "the refused descriptors are closed")
+    eventually(lambda: daemon.resources()["fds"] <= before, "the refused descriptors are closed")
     return code, text
 
 

@@ -106,10 +106,9 @@ static void test_wire_format_is_fixed(void **state)
 		                        0x00, 0xff, 0xee, 0xdd, 0xcc, 0xbb, 0xaa, 0x99 };
 	uint8_t buf[VMM_WIRE_PACKET_MAX];
 	struct vmm_wire_msg m;
-	size_t n_fds;
 
 	(void)state;
-	n_fds = sample(VMM_WIRE_PAUSED, &m);
+	sample(VMM_WIRE_PAUSED, &m);
 	assert_int_equal(vmm_wire_encode(&m, buf), sizeof want);
 	assert_memory_equal(buf, want, sizeof want);
 }
@@ -224,7 +223,7 @@ static void test_attach_bounds(void **state)
 	m.role = VMM_WIRE_DESTINATION + 1;
 	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
 
-	n_fds = sample(VMM_WIRE_ATTACH, &m);
+	sample(VMM_WIRE_ATTACH, &m);
 	m.n_regions = 0;
 	assert_int_equal(decode_message(&m, 1), -EINVAL);
 	n_fds = sample(VMM_WIRE_ATTACH, &m);
@@ -257,6 +256,10 @@ static void test_descriptor_indexes(void **state)
 	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
 	m.regions[2].fd_index = 1;
 	assert_int_equal(decode_message(&m, n_fds), 0);
+	m.regions[0].fd_index = 0; /* all are used, but the userfaultfd as memory */
+	m.regions[1].fd_index = 2;
+	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
+	m.regions[0].fd_index = 2;
 	m.role = VMM_WIRE_SOURCE; /* without a userfaultfd descriptor 0 must be used too */
 	assert_int_equal(decode_message(&m, n_fds), -EPROTO);
 	m.regions[1].fd_index = 0;
@@ -282,7 +285,9 @@ static void test_error_bounds(void **state)
 	buf[VMM_WIRE_HEADER_BYTES + 8 + 1] = '\0';
 	assert_int_equal(decode(buf, len, 0), -EPROTO);
 	put_u32(buf + VMM_WIRE_HEADER_BYTES + 4, ERROR_TEXT_MAX);
-	assert_int_equal(decode(buf, len, 0), -EPROTO);
+	memset(buf + VMM_WIRE_HEADER_BYTES + 8, 'z', ERROR_TEXT_MAX);
+	put_u32(buf + 4, 8 + ERROR_TEXT_MAX);
+	assert_int_equal(decode(buf, VMM_WIRE_HEADER_BYTES + 8 + ERROR_TEXT_MAX, 0), -EPROTO);
 }
 
 static void test_id_characters(void **state)
@@ -394,7 +399,7 @@ static void test_socket_round_trip_with_descriptors(void **state)
 }
 
 /* One failing receive: it must leave no descriptor open. */
-static void recv_fails(const void *buf, size_t len, size_t n_fds, int want)
+static void recv_fails(const void *buf, size_t len, size_t n_fds, int want, const char *why)
 {
 	struct pair p = make_pair();
 	struct vmm_wire_msg out;
@@ -405,6 +410,7 @@ static void recv_fails(const void *buf, size_t len, size_t n_fds, int want)
 	send_raw(p.a, buf, len, n_fds);
 	before = open_fds();
 	assert_int_equal(vmm_wire_recv(p.b, 0, &out, fds, &n, &err), want);
+	assert_non_null(strstr(err.text, why));
 	assert_int_equal(open_fds(), before);
 	assert_int_equal(n, 77);
 	close(p.a);
@@ -416,21 +422,22 @@ static void test_failed_receive_leaks_nothing(void **state)
 	static uint8_t large[VMM_WIRE_PACKET_MAX + 1];
 	uint8_t buf[VMM_WIRE_PACKET_MAX];
 	struct vmm_wire_msg m;
-	size_t n_fds, len;
+	size_t len;
 
 	(void)state;
-	n_fds = sample(VMM_WIRE_PAUSED, &m);
+	sample(VMM_WIRE_PAUSED, &m);
 	len = vmm_wire_encode(&m, buf);
-	recv_fails(buf, len, 0, -EPROTO);
-	recv_fails(buf, len, 2, -EPROTO);
-	recv_fails(buf, len - 1, 1, -EPROTO);
-	recv_fails("x", 1, 3, -EPROTO);
-	recv_fails("", 0, 3, -EPIPE); /* an empty packet reads as the end, but has descriptors */
-	recv_fails(large, sizeof large, 5, -EPROTO);
+	recv_fails(buf, len, 0, -EPROTO, "0 descriptors");
+	recv_fails(buf, len, 2, -EPROTO, "2 descriptors");
+	recv_fails(buf, len - 1, 1, -EPROTO, "bytes of payload");
+	recv_fails("x", 1, 3, -EPROTO, "shorter than its header");
+	recv_fails("", 0, 3, -EPIPE,
+	           ""); /* an empty packet reads as the end, but has descriptors */
+	recv_fails(large, sizeof large, 5, -EPROTO, "packet of more than");
 	/* Past the limit, within the room that is there for credentials, and past that. */
-	for (size_t n = VMM_WIRE_FDS_MAX; n < VMM_WIRE_FDS_MAX + 12; n++)
-		recv_fails(buf, len, n, -EPROTO);
-	recv_fails(buf, len, 253, -EPROTO);
+	for (size_t n = VMM_WIRE_FDS_MAX + 1; n < VMM_WIRE_FDS_MAX + 12; n++)
+		recv_fails(buf, len, n, -EPROTO, "more than 65");
+	recv_fails(buf, len, 253, -EPROTO, "more than 65");
 }
 
 static void test_credentials_do_not_crowd_out_descriptors(void **state)
@@ -438,7 +445,8 @@ static void test_credentials_do_not_crowd_out_descriptors(void **state)
 	struct pair p = make_pair();
 	struct vmm_wire_msg m = { .type = VMM_WIRE_ATTACH, .role = VMM_WIRE_DESTINATION }, out;
 	int fds[VMM_WIRE_FDS_MAX], sent[VMM_WIRE_FDS_MAX], on = 1;
-	size_t n = 0;
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+	size_t n = 0, len, before;
 
 	(void)state;
 	assert_int_equal(setsockopt(p.b, SOL_SOCKET, SO_PASSCRED, &on, sizeof on), 0);
@@ -454,8 +462,36 @@ static void test_credentials_do_not_crowd_out_descriptors(void **state)
 	for (size_t i = 0; i < n; i++)
 		close(fds[i]);
 	assert_int_equal(vmm_wire_send(p.a, &m, sent, VMM_WIRE_FDS_MAX + 1), -EINVAL);
+
+	/* The right ones and then some: what did not fit was cut off, and that is refused. */
+	len = vmm_wire_encode(&m, buf);
+	send_raw(p.a, buf, len, VMM_WIRE_FDS_MAX + 20);
+	before = open_fds();
+	assert_int_equal(vmm_wire_recv(p.b, 0, &out, fds, &n, NULL), -EPROTO);
+	assert_int_equal(open_fds(), before);
 	close(p.a);
 	close(p.b);
+}
+
+/* A peer that goes without having read all is told as one that goes. */
+static void test_peer_that_dies_is_end_of_file(void **state)
+{
+	struct vmm_wire_msg m = { .type = VMM_WIRE_PAUSE }, out;
+	int fds[VMM_WIRE_FDS_MAX];
+	size_t n = 0;
+
+	(void)state;
+	for (int sends = 0; sends < 2; sends++) {
+		struct pair p = make_pair();
+
+		assert_int_equal(vmm_wire_send(p.b, &m, NULL, 0), 0);
+		close(p.a);
+		if (sends)
+			assert_int_equal(vmm_wire_send(p.b, &m, NULL, 0), -EPIPE);
+		else
+			assert_int_equal(vmm_wire_recv(p.b, 0, &out, fds, &n, NULL), -EPIPE);
+		close(p.b);
+	}
 }
 
 /* libpostcopy's side */
@@ -534,7 +570,10 @@ static void test_region_table_is_checked(void **state)
 	r[1].host_addr = (char *)good.host_addr + MIB;
 	r[1].guest_phys_addr = MIB - 4096;
 	assert_int_equal(try_table(r, 2), -EINVAL);
-	r[1].guest_phys_addr = MIB;
+	r[0].guest_phys_addr = MIB - 4096;
+	r[1].guest_phys_addr = 0;
+	assert_int_equal(try_table(r, 2), -EINVAL);
+	r[0].guest_phys_addr = MIB;
 	assert_int_equal(try_table(r, 2), TABLE_PASSES);
 	r[1].host_addr = (char *)good.host_addr + MIB - 4096;
 	assert_int_equal(try_table(r, 2), -EINVAL);
@@ -776,6 +815,7 @@ int main(void)
 		cmocka_unit_test(test_socket_round_trip_with_descriptors),
 		cmocka_unit_test(test_failed_receive_leaks_nothing),
 		cmocka_unit_test(test_credentials_do_not_crowd_out_descriptors),
+		cmocka_unit_test(test_peer_that_dies_is_end_of_file),
 		cmocka_unit_test(test_region_table_is_checked),
 		cmocka_unit_test(test_source_life),
 		cmocka_unit_test(test_source_refuses_what_does_not_fit),

@@ -21,6 +21,7 @@
 #define MINIVMM_GUEST_ABI_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define GUEST_PAGE_BYTES 4096ull
@@ -84,10 +85,12 @@ struct guest_stats {
 #define GUEST_NO_PAGE UINT64_MAX
 
 /*
- * A vCPU's control block. Its first page is host and guest talking; the host writes
- * @stop at any time, @phase and @digest_at_pause while the vCPU does not run.
+ * A vCPU's control block. The host writes @stop at any time, @phase and @digest_at_pause
+ * while the vCPU does not run. These two lie in one page: where one of them is as it was
+ * at the pause, so is the other, and the digest beside them.
  */
 struct guest_vcpu {
+	_Alignas(GUEST_PAGE_BYTES) struct guest_stats stats[2];
 	uint32_t index;
 	volatile uint32_t stop;
 	volatile uint32_t phase; /* which of @stats counts: 0 at the source, 1 once paused there */
@@ -98,10 +101,12 @@ struct guest_vcpu {
 	uint64_t pages_checked;
 	uint64_t pages_bad;
 	uint64_t first_bad; /* frame number, or GUEST_NO_PAGE */
-	_Alignas(4096) struct guest_stats stats[2];
 };
 
 _Static_assert(sizeof(struct guest_vcpu) <= GUEST_VCPU_STRIDE, "a control block fits its place");
+_Static_assert(offsetof(struct guest_vcpu, phase) / GUEST_PAGE_BYTES ==
+                       offsetof(struct guest_vcpu, digest_at_pause) / GUEST_PAGE_BYTES,
+               "what tells a stale control block lies in one page");
 
 /* A generation with this bit: the workload found the page bad and let it be. */
 #define GUEST_GENERATION_BAD (1u << 31)
