@@ -114,6 +114,8 @@ static void fill(struct bulk *b, const struct frame_pages *pages,
 	int rc = resolver_fill(&b->caller, &batch, &filled);
 
 	count(p, pages, item, filled);
+	if (atomic_load(&p->fetching))
+		pull_wake_fault_thread(p);
 	atomic_store_explicit(&p->stats.bulk_last_ns, clock_now_ns(), memory_order_relaxed);
 	if (!rc || rc == -ESRCH) {
 		scheduler_done(p->scheduler, item);

@@ -22,6 +22,8 @@
 #define EVENTS_MAX 32
 /* GETs one fault may have in flight: more would put a 1 GiB page in front of a 4 KiB one. */
 #define GETS_PER_FAULT 8u
+/* What is always waited for: userfaultfd, urgent connection, wake-up. */
+#define FDS_FIXED 3
 /* Between two tries to fill where the memory could not be had. */
 #define REFILL_MS 100
 
@@ -318,36 +320,67 @@ static void read_answers(struct fault_thread *ft)
 	pull_check_complete(ft->pull);
 }
 
-static void take_new_connection(struct fault_thread *ft)
+/* What others have left for this thread: a new urgent connection, a new fetch channel. */
+static void take_deliveries(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
+	int channel;
 
 	pthread_mutex_lock(&p->lock);
 	if (!ft->conn && p->urgent_ready) {
 		ft->conn = p->urgent_ready;
 		p->urgent_ready = NULL;
 	}
+	channel = p->channel_new;
+	p->channel_new = -1;
 	pthread_mutex_unlock(&p->lock);
+	if (channel >= 0 && fetch_table_add_channel(&ft->fetches, channel))
+		log_warning("migration %s: more than %u fetch channels", p->config.id,
+			    FETCH_CHANNELS_MAX);
 }
 
-/* Wait for something to do. */
-static void wait_for_news(struct fault_thread *ft)
+/* Wait for something to do. Return: whether somebody has left something for us. */
+static bool wait_for_news(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
 	bool room = ft->table.n + EVENTS_MAX <= FAULT_TABLE_MAX;
-	struct pollfd fds[] = {
+	bool fetch_room = fetch_table_has_room(&ft->fetches);
+	struct pollfd fds[FDS_FIXED + FETCH_CHANNELS_MAX] = {
 		{ .fd = room ? p->config.uffd : -1, .events = POLLIN },
 		{ .fd = ft->conn ? ft->conn->fd : -1, .events = POLLIN },
 		{ .fd = p->wake_fd, .events = POLLIN },
 	};
+	unsigned int n = ft->fetches.n_channels;
 	uint64_t drained;
 
+	for (unsigned int i = 0; i < n; i++)
+		fds[FDS_FIXED + i] = (struct pollfd){
+			.fd = fetch_room ? ft->fetches.channels[i] : -1, .events = POLLIN
+		};
 	if (ft->conn && tls_pending(ft->conn->tls))
-		return;
-	poll(fds, sizeof fds / sizeof *fds, ft->fill_failed ? REFILL_MS : -1);
+		return false;
+	poll(fds, FDS_FIXED + n, ft->fill_failed ? REFILL_MS : -1);
 	ft->fill_failed = 0;
-	if (fds[2].revents)
-		(void)!read(p->wake_fd, &drained, sizeof drained);
+	for (unsigned int i = 0; i < n; i++)
+		if (fds[FDS_FIXED + i].revents)
+			fetch_table_read(&ft->fetches, i, &p->config.table);
+	if (!fds[2].revents)
+		return false;
+	(void)!read(p->wake_fd, &drained, sizeof drained);
+	return true;
+}
+
+static void serve_fetches(struct fault_thread *ft)
+{
+	struct pull *p = ft->pull;
+
+	if (!ft->fetches.n)
+		return;
+	/* Before looking: a fill that comes after the look wakes us again. */
+	atomic_store(&p->fetching, true);
+	fetch_table_serve(&ft->fetches, &p->config.table, p->state, &ft->table, clock_now_ns());
+	if (!ft->fetches.n)
+		atomic_store(&p->fetching, false);
 }
 
 void *fault_thread_main(void *arg)
@@ -361,13 +394,18 @@ void *fault_thread_main(void *arg)
 		.resolver = &p->resolver, .again = on_again, .arg = ft
 	};
 	while (!atomic_load(&p->stopping)) {
-		wait_for_news(ft);
-		if (!ft->conn)
-			take_new_connection(ft);
+		if (wait_for_news(ft))
+			take_deliveries(ft);
 		read_events(ft);
+		serve_fetches(ft);
 		if (ft->table.n)
 			serve_faults(ft);
 		read_answers(ft);
+		serve_fetches(ft);
 	}
+	if (page_state_missing(p->state))
+		fetch_table_close(&ft->fetches);
+	else
+		fetch_table_finish(&ft->fetches);
 	return NULL;
 }

@@ -22,6 +22,7 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	p->config.uffd = -1;
 	memset(p->config.memories, 0, sizeof p->config.memories);
 	p->wake_fd = -1;
+	p->channel_new = -1;
 	atomic_init(&p->bulk_on, config->bulk);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
@@ -36,7 +37,9 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	if (rc)
 		error_errno(err, rc, "pull: lock");
 	if (!rc)
-		rc = page_state_new(&p->config.table, &p->state, err);
+		rc = config->state_fd < 0 ?
+			     page_state_new(&p->config.table, &p->state, err) :
+			     page_state_adopt(&p->config.table, config->state_fd, &p->state, err);
 	if (!rc)
 		rc = scheduler_new(&p->config.table, p->state, &p->scheduler, err);
 	if (!rc) {
@@ -104,6 +107,7 @@ void pull_release(struct pull *p)
 	p->state = page_state_free(p->state);
 	close_fd(&p->config.uffd);
 	close_fd(&p->wake_fd);
+	close_fd(&p->channel_new);
 }
 
 struct pull *pull_free(struct pull *p)
@@ -249,12 +253,15 @@ int pull_start(struct pull *p)
 	int rc;
 
 	p->fault.pull = p;
+	resolver_wake_all(&p->resolver);
 	rc = thread_start(&p->fault.thread, fault_thread_main, &p->fault);
 	p->fault.runs = !rc;
 	if (!rc) {
 		rc = thread_start(&p->keeper, keeper_main, p);
 		p->keeper_runs = !rc;
 	}
+	/* A state that was taken over may lack nothing. */
+	pull_check_complete(p);
 	return rc;
 }
 
@@ -268,6 +275,23 @@ int pull_start_bulk(struct pull *p)
 		p->bulks[i].runs = !rc;
 	}
 	return rc;
+}
+
+int pull_add_channel(struct pull *p, int fd)
+{
+	bool taken;
+
+	pthread_mutex_lock(&p->lock);
+	taken = p->channel_new < 0;
+	if (taken)
+		p->channel_new = fd;
+	pthread_mutex_unlock(&p->lock);
+	if (!taken) {
+		close(fd);
+		return -EAGAIN;
+	}
+	pull_wake_fault_thread(p);
+	return 0;
 }
 
 int pull_finish(struct pull *p, struct error *err)
@@ -296,6 +320,11 @@ void pull_set_prefetch(struct pull *p, bool on)
 const struct pull_stats *pull_stats(const struct pull *p)
 {
 	return &p->stats;
+}
+
+int pull_state_fd(const struct pull *p)
+{
+	return page_state_fd(p->state);
 }
 
 uint64_t pull_missing(const struct pull *p)

@@ -39,6 +39,7 @@ struct pull_config {
 	struct region_table table;
 	struct memory *memories[REGIONS_MAX];
 	int uffd;
+	int state_fd; /* a page state to go on from (borrowed); -1: all is missing */
 	enum resolver_map map;
 	unsigned int streams;            /* 1..PULL_STREAMS_MAX */
 	bool bulk;                       /* whether bulk runs from the start */
@@ -80,11 +81,22 @@ int pull_connect(struct pull *p, const struct conn_target *target, struct tls_co
 /* Have conn_dial() and all waiting in pull_connect() return soon. From any thread. */
 void pull_cancel(struct pull *p);
 
-/* The source guest is paused: serve faults. Return: 0 or -errno. */
+/*
+ * The source guest is paused: serve faults. Whoever waits already is woken and faults anew, for
+ * a process before this one may have taken its event with it. Return: 0 or -errno.
+ */
 int pull_start(struct pull *p);
 
 /* The guest runs (or will soon): fetch the rest. Return: 0 or -errno. */
 int pull_start_bulk(struct pull *p);
+
+/*
+ * pull_add_channel() - a fetch channel of the VMM (libpostcopy/fetch_wire.h)
+ * @fd: a non-blocking SEQPACKET socket; taken over in any case
+ *
+ * Return: 0; -EAGAIN where the one before was not taken up yet.
+ */
+int pull_add_channel(struct pull *p, int fd);
 
 /*
  * pull_finish() - after complete: stop watching the guest's memory
@@ -98,6 +110,9 @@ void pull_set_bulk(struct pull *p, bool on);
 void pull_set_prefetch(struct pull *p, bool on);
 
 const struct pull_stats *pull_stats(const struct pull *p);
+
+/* The memfd with the page state, for a process that is to go on from it; borrowed. */
+int pull_state_fd(const struct pull *p);
 
 /* Units that are not present yet. */
 uint64_t pull_missing(const struct pull *p);

@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 
 #include "fault/fault_table.h"
+#include "fault/fetch.h"
 #include "fault/pull.h"
 #include "stream/scheduler.h"
 #include "stream/window.h"
@@ -31,6 +32,7 @@ struct fault_thread {
 	struct conn *conn; /* changed under pull->lock */
 	struct window window;
 	struct fault_table table;
+	struct fetch_table fetches;
 	struct resolver_caller caller;
 	uint64_t fill_failed;  /* since when the memory could not be had, 0 otherwise */
 };
@@ -50,6 +52,7 @@ struct pull {
 	atomic_bool stopping;
 	atomic_bool completed;
 	atomic_bool bulk_on;
+	atomic_bool fetching; /* the VMM waits for a fetch: the fault thread looks after fills */
 	int wake_fd; /* eventfd: the fault thread looks around */
 
 	/* Under the lock. */
@@ -58,6 +61,7 @@ struct pull {
 	uint64_t work;          /* bumped where bulk may find something to do again */
 	struct conn *urgent_ready; /* dialled by the keeper for the fault thread */
 	bool urgent_lost;
+	int channel_new; /* a fetch channel for the fault thread, -1 for none */
 	pthread_t keeper;
 	bool keeper_runs;
 

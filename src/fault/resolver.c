@@ -317,6 +317,14 @@ void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
 	}
 }
 
+void resolver_wake_all(struct resolver *r)
+{
+	pthread_rwlock_rdlock(&r->map_lock);
+	for (uint32_t i = 0; i < r->addrmap.n; i++)
+		uffd_wake(r->uffd, r->addrmap.pieces[i].host_addr, r->addrmap.pieces[i].len);
+	pthread_rwlock_unlock(&r->map_lock);
+}
+
 int resolver_unregister(struct resolver *r)
 {
 	int rc = 0;

@@ -91,6 +91,9 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
 /* The guest has discarded a range of host addresses: what is missing of it is zero from now on. */
 void resolver_discard(struct resolver *r, uint64_t start, uint64_t end);
 
+/* Have every thread that waits look again: those whose page is missing raise a new event. */
+void resolver_wake_all(struct resolver *r);
+
 /* Every page is present: no more watching. The rest of the holes read as zeroes. */
 int resolver_unregister(struct resolver *r);
 

@@ -2,9 +2,11 @@
 #include "mem/page_state.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #include "util/cleanup.h"
 
@@ -48,6 +50,11 @@ struct page_state *page_state_free(struct page_state *ps)
 }
 DEFINE_CLEANUP(struct page_state *, page_state_free);
 
+static size_t state_bytes(uint64_t words)
+{
+	return STATE_HEADER_BYTES + 3 * words * sizeof(uint64_t);
+}
+
 static void lay_out(struct page_state *ps, const struct region_table *table, uint64_t words)
 {
 	_Atomic uint64_t *bits = (_Atomic uint64_t *)((char *)ps->header + STATE_HEADER_BYTES);
@@ -67,31 +74,96 @@ static void lay_out(struct page_state *ps, const struct region_table *table, uin
 	ps->n_regions = table->n;
 }
 
-int page_state_new(const struct region_table *table, struct page_state **ret, struct error *err)
+static uint64_t words_of(const struct region_table *table)
 {
-	_cleanup_(page_state_free_p) struct page_state *ps = calloc(1, sizeof *ps);
 	uint64_t words = 0;
 
-	if (!ps)
-		return error_set(err, -ENOMEM, "page state: out of memory");
 	for (uint32_t i = 0; i < table->n; i++)
 		words += table->regions[i].words;
-	ps->map_bytes = STATE_HEADER_BYTES + 3 * words * sizeof(uint64_t);
-	ps->fd = memfd_create("postcopy-page-state", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (ps->fd < 0)
-		return error_errno(err, -errno, "page state: memfd_create");
-	if (ftruncate(ps->fd, (off_t)ps->map_bytes))
-		return error_errno(err, -errno, "page state: %zu bytes", ps->map_bytes);
-	ps->header = mmap(NULL, ps->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ps->fd, 0);
+	return words;
+}
+
+/* Map @fd, which is taken over. */
+static int map_state(const struct region_table *table, int fd, struct page_state **ret,
+		     struct error *err)
+{
+	_cleanup_(page_state_free_p) struct page_state *ps = calloc(1, sizeof *ps);
+	uint64_t words = words_of(table);
+
+	if (!ps) {
+		close(fd);
+		return error_set(err, -ENOMEM, "page state: out of memory");
+	}
+	ps->fd = fd;
+	ps->map_bytes = state_bytes(words);
+	ps->header = mmap(NULL, ps->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (ps->header == MAP_FAILED) {
 		ps->header = NULL;
 		return error_errno(err, -errno, "page state: mmap of %zu bytes", ps->map_bytes);
 	}
-	ps->header->magic = STATE_MAGIC;
-	ps->header->units = table->units;
-	ps->header->words = words;
-	atomic_store(&ps->header->missing, table->units);
 	lay_out(ps, table, words);
+	*ret = steal_ptr(&ps);
+	return 0;
+}
+
+int page_state_new(const struct region_table *table, struct page_state **ret, struct error *err)
+{
+	_cleanup_close_ int fd =
+		memfd_create("postcopy-page-state", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	uint64_t words = words_of(table);
+	int rc;
+
+	if (fd < 0)
+		return error_errno(err, -errno, "page state: memfd_create");
+	if (ftruncate(fd, (off_t)state_bytes(words)))
+		return error_errno(err, -errno, "page state: %zu bytes", state_bytes(words));
+	rc = map_state(table, steal_fd(&fd), ret, err);
+	if (rc)
+		return rc;
+	(*ret)->header->magic = STATE_MAGIC;
+	(*ret)->header->units = table->units;
+	(*ret)->header->words = words;
+	atomic_store(&(*ret)->header->missing, table->units);
+	return 0;
+}
+
+/* What was claimed and not published is missing again; and how much is missing in all. */
+static void take_stock(struct page_state *ps, const struct region_table *table)
+{
+	uint64_t missing = table->units;
+
+	for (uint32_t i = 0; i < table->n; i++)
+		for (uint64_t word = 0; word < table->regions[i].words; word++) {
+			uint64_t present = atomic_load(&ps->regions[i].present[word]);
+
+			atomic_store(&ps->regions[i].claimed[word], present);
+			missing -= (uint64_t)__builtin_popcountll(present);
+		}
+	atomic_store(&ps->header->missing, missing);
+}
+
+int page_state_adopt(const struct region_table *table, int fd, struct page_state **ret,
+		     struct error *err)
+{
+	_cleanup_(page_state_free_p) struct page_state *ps = NULL;
+	uint64_t words = words_of(table);
+	struct stat st;
+	int copy, rc;
+
+	if (fstat(fd, &st) || (uint64_t)st.st_size != state_bytes(words))
+		return error_set(err, -EINVAL, "page state: the memfd is not of this guest's size");
+	copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (copy < 0)
+		return error_errno(err, -errno, "page state: descriptor");
+	rc = map_state(table, copy, &ps, err);
+	if (rc)
+		return rc;
+	if (ps->header->magic != STATE_MAGIC)
+		return error_set(err, -EINVAL, "page state: of another version (%#llx, not %#llx)",
+				 (unsigned long long)ps->header->magic, STATE_MAGIC);
+	if (ps->header->units != table->units || ps->header->words != words)
+		return error_set(err, -EINVAL, "page state: of another guest");
+	take_stock(ps, table);
 	*ret = steal_ptr(&ps);
 	return 0;
 }

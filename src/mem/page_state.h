@@ -36,6 +36,18 @@ struct page_state;
  * Return: 0, -ENOMEM or the errno of memfd_create(), with @err set.
  */
 int page_state_new(const struct region_table *table, struct page_state **ret, struct error *err);
+
+/*
+ * page_state_adopt() - go on where another process stopped
+ * @fd: its memfd; a copy is kept, @fd stays the caller's
+ *
+ * Claims that its owner took with it are missing again: nothing of them was visible. No
+ * other process may use the memfd any more.
+ *
+ * Return: 0; -EINVAL with @err set where @fd holds no state of this version for this table.
+ */
+int page_state_adopt(const struct region_table *table, int fd, struct page_state **ret,
+		     struct error *err);
 struct page_state *page_state_free(struct page_state *ps);
 
 /* The memfd with the bitmaps; borrowed. */

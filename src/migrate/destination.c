@@ -70,6 +70,7 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, struct er
 	struct pull_config config = {
 		.id = m->params.id,
 		.uffd = attach->fds[0],
+		.state_fd = -1,
 		.map = m->params.map,
 		.streams = m->params.streams,
 		.bulk = m->params.bulk,

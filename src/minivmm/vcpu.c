@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -25,15 +26,18 @@
 
 static int set_cpuid(struct vcpu *v, struct postcopy_error *err)
 {
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 entries[CPUID_ENTRIES];
-	} cpuid = { .head.nent = CPUID_ENTRIES };
+	struct kvm_cpuid2 *cpuid =
+	        calloc(1, sizeof *cpuid + CPUID_ENTRIES * sizeof *cpuid->entries);
+	int rc = 0;
 
-	if (ioctl(v->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, &cpuid) ||
-	    ioctl(v->fd, KVM_SET_CPUID2, &cpuid))
-		return fail_errno(err, -errno, "vCPU %u: can't set CPUID", v->index);
-	return 0;
+	if (!cpuid)
+		return fail(err, -ENOMEM, "no memory for CPUID");
+	cpuid->nent = CPUID_ENTRIES;
+	if (ioctl(v->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, cpuid) ||
+	    ioctl(v->fd, KVM_SET_CPUID2, cpuid))
+		rc = fail_errno(err, -errno, "vCPU %u: can't set CPUID", v->index);
+	free(cpuid);
+	return rc;
 }
 
 int vcpu_new(struct vm *vm, unsigned int index, struct vcpu *ret, struct postcopy_error *err)
@@ -203,31 +207,37 @@ int vcpu_initial_state(struct vcpu *v, struct vcpu_state *ret, struct postcopy_e
 	return 0;
 }
 
-struct one_msr {
-	struct kvm_msrs head;
-	struct kvm_msr_entry entry;
-};
+/* Reads or writes the guest's TSC: a list of one MSR. Return: whether KVM did. */
+static bool access_tsc(struct vcpu *v, unsigned long request, uint64_t *tsc)
+{
+	_Alignas(struct kvm_msrs) char
+	        buf[sizeof(struct kvm_msrs) + sizeof(struct kvm_msr_entry)] = { 0 };
+	struct kvm_msrs *msrs = (struct kvm_msrs *)buf;
+
+	msrs->nmsrs = 1;
+	msrs->entries[0].index = MSR_TSC;
+	msrs->entries[0].data = *tsc;
+	if (ioctl(v->fd, request, msrs) != 1)
+		return false;
+	*tsc = msrs->entries[0].data;
+	return true;
+}
 
 int vcpu_save(struct vcpu *v, struct vcpu_state *ret, struct postcopy_error *err)
 {
-	struct one_msr tsc = { .head.nmsrs = 1, .entry.index = MSR_TSC };
-
+	ret->tsc = 0;
 	if (ioctl(v->fd, KVM_GET_REGS, &ret->regs) || ioctl(v->fd, KVM_GET_SREGS, &ret->sregs) ||
-	    ioctl(v->fd, KVM_GET_MSRS, &tsc) != 1)
+	    !access_tsc(v, KVM_GET_MSRS, &ret->tsc))
 		return fail_errno(err, -errno, "vCPU %u: can't save its registers", v->index);
-	ret->tsc = tsc.entry.data;
 	return 0;
 }
 
 int vcpu_load(struct vcpu *v, const struct vcpu_state *state, struct postcopy_error *err)
 {
-	struct one_msr tsc = {
-		.head.nmsrs = 1,
-		.entry = { .index = MSR_TSC, .data = state->tsc },
-	};
+	uint64_t tsc = state->tsc;
 
 	if (ioctl(v->fd, KVM_SET_SREGS, &state->sregs) ||
-	    ioctl(v->fd, KVM_SET_REGS, &state->regs) || ioctl(v->fd, KVM_SET_MSRS, &tsc) != 1)
+	    ioctl(v->fd, KVM_SET_REGS, &state->regs) || !access_tsc(v, KVM_SET_MSRS, &tsc))
 		return fail_errno(err, -errno, "vCPU %u: can't load its registers", v->index);
 	return 0;
 }

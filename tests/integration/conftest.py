@@ -17,7 +17,6 @@ def host(request, pki):
     host = harness.Host(pki)
     request.node.host = host
     yield host
-    request.node.final_logs = host.logs()
     problems = host.close()
     assert not problems, "\n".join(problems)
 
@@ -29,9 +28,8 @@ def pytest_runtest_makereport(item, call):
     report = outcome.get_result()
     if not report.failed:
         return
-    if call.when == "teardown":
-        logs = getattr(item, "final_logs", [])
-    else:
-        logs = item.host.logs() if hasattr(item, "host") else []
-    for name, log in logs:
+    host = getattr(item, "host", None)
+    if not host:
+        return
+    for name, log in host.final_logs if call.when == "teardown" else host.logs():
         report.sections.append(("log of " + name, log[-LOG_TAIL:]))

@@ -267,6 +267,7 @@ class Host:
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="postcopyd-test-"))
         self.processes = []
         self.closers = []
+        self.final_logs = []
         self.count = 0
 
     def _name(self, stem):
@@ -308,5 +309,6 @@ class Host:
                 except Failure as failure:
                     problems.append(str(failure))
                 process.kill()
+        self.final_logs = self.logs()
         shutil.rmtree(self.dir)
         return problems

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fault/fetch.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "libpostcopy/fetch_wire.h"
+#include "util/cleanup.h"
+
+int fetch_table_add_channel(struct fetch_table *t, int fd)
+{
+	for (unsigned int i = 0; i < t->n_channels; i++)
+		if (t->channels[i] < 0) {
+			t->channels[i] = fd;
+			return 0;
+		}
+	if (t->n_channels == FETCH_CHANNELS_MAX) {
+		close(fd);
+		return -EMFILE;
+	}
+	t->channels[t->n_channels++] = fd;
+	return 0;
+}
+
+static void remove_fetch(struct fetch_table *t, unsigned int i)
+{
+	t->fetches[i] = t->fetches[--t->n];
+}
+
+static void drop_channel(struct fetch_table *t, unsigned int channel)
+{
+	close_fd(&t->channels[channel]);
+	for (unsigned int i = 0; i < t->n;) {
+		if (t->fetches[i].channel == channel)
+			remove_fetch(t, i);
+		else
+			i++;
+	}
+}
+
+/* A VMM that does not read its answers has no more than it deserves: it is cut off. */
+static void answer(struct fetch_table *t, unsigned int channel, uint64_t tag, int code)
+{
+	struct fetch_answer a = { .tag = tag, .code = (uint32_t)code };
+	uint8_t buf[FETCH_ANSWER_BYTES];
+
+	fetch_answer_encode(&a, buf);
+	if (send(t->channels[channel], buf, sizeof buf, MSG_DONTWAIT | MSG_NOSIGNAL) !=
+	    (ssize_t)sizeof buf)
+		drop_channel(t, channel);
+}
+
+/* Return: 0 with the range in units, or EINVAL. */
+static int locate(const struct region_table *regions, const struct fetch_request *q,
+		  struct fetch *ret)
+{
+	for (uint32_t i = 0; i < regions->n; i++) {
+		const struct region *r = &regions->regions[i];
+		uint64_t offset = q->guest_phys_addr - r->guest_phys_addr;
+		uint64_t first, per_page = region_units_per_page(r);
+
+		if (q->guest_phys_addr < r->guest_phys_addr || offset >= r->size)
+			continue;
+		if (!q->len || q->len > FETCH_LEN_MAX || q->len > r->size - offset ||
+		    (q->len | offset) % UNIT_BYTES)
+			return EINVAL;
+		first = offset >> UNIT_SHIFT;
+		ret->region = i;
+		ret->present_to = ret->faulted_to = first - first % per_page;
+		ret->end = first + (q->len >> UNIT_SHIFT);
+		return 0;
+	}
+	return EINVAL;
+}
+
+void fetch_table_read(struct fetch_table *t, unsigned int channel,
+		      const struct region_table *regions)
+{
+	while (t->channels[channel] >= 0 && fetch_table_has_room(t)) {
+		struct fetch *f = &t->fetches[t->n];
+		uint8_t buf[FETCH_REQUEST_BYTES + 1];
+		struct fetch_request q;
+		ssize_t len = recv(t->channels[channel], buf, sizeof buf, MSG_DONTWAIT);
+
+		if (len < 0 && (errno == EAGAIN || errno == EINTR))
+			return;
+		if (len <= 0 || !fetch_request_decode(buf, (size_t)len, &q)) {
+			drop_channel(t, channel);
+			return;
+		}
+		if (locate(regions, &q, f)) {
+			answer(t, channel, q.tag, EINVAL);
+			continue;
+		}
+		f->channel = channel;
+		f->tag = q.tag;
+		t->n++;
+	}
+}
+
+static void fault_missing(struct fetch *f, uint64_t per_page, const struct page_state *state,
+			  struct fault_table *faults, uint64_t now_ns)
+{
+	for (; f->faulted_to < f->end && !fault_table_full(faults); f->faulted_to += per_page) {
+		if (page_state_page_present(state, f->region, f->faulted_to) ||
+		    fault_table_find(faults, f->region, f->faulted_to))
+			continue;
+		fault_table_add(faults, f->region, f->faulted_to)->read_ns = now_ns;
+	}
+}
+
+void fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
+		       const struct page_state *state, struct fault_table *faults, uint64_t now_ns)
+{
+	for (unsigned int i = 0; i < t->n;) {
+		struct fetch *f = &t->fetches[i];
+		uint64_t per_page = region_units_per_page(&regions->regions[f->region]);
+
+		fault_missing(f, per_page, state, faults, now_ns);
+		while (f->present_to < f->end &&
+		       page_state_page_present(state, f->region, f->present_to))
+			f->present_to += per_page;
+		if (f->present_to < f->end) {
+			i++;
+			continue;
+		}
+		/* Out of the table first: a failed answer drops all of the channel's. */
+		unsigned int channel = f->channel;
+		uint64_t tag = f->tag;
+
+		remove_fetch(t, i);
+		answer(t, channel, tag, 0);
+	}
+}
+
+void fetch_table_finish(struct fetch_table *t)
+{
+	for (unsigned int i = 0; i < t->n_channels; i++)
+		if (t->channels[i] >= 0)
+			answer(t, i, FETCH_TAG_ALL, 0);
+	fetch_table_close(t);
+}
+
+void fetch_table_close(struct fetch_table *t)
+{
+	for (unsigned int i = 0; i < t->n_channels; i++)
+		close_fd(&t->channels[i]);
+	t->n_channels = 0;
+	t->n = 0;
+}

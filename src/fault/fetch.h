@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Pages that the VMM asks for itself (libpostcopy/fetch_wire.h).
+ *
+ * A fetch becomes a fault on each page of its range that is missing, and is answered when
+ * all of them are present. Owned by the fault thread.
+ */
+#ifndef FAULT_FETCH_H
+#define FAULT_FETCH_H
+
+#include "fault/fault_table.h"
+#include "mem/page_state.h"
+
+#define FETCH_CHANNELS_MAX 64u
+#define FETCHES_MAX 256u
+
+struct fetch {
+	unsigned int channel;
+	uint32_t region;
+	uint64_t tag;
+	uint64_t present_to; /* units: all before are present */
+	uint64_t faulted_to; /* units: all before are present or in the fault table */
+	uint64_t end;        /* units */
+};
+
+struct fetch_table {
+	unsigned int n_channels;
+	int channels[FETCH_CHANNELS_MAX]; /* -1: closed */
+	unsigned int n;
+	struct fetch fetches[FETCHES_MAX];
+};
+
+static inline bool fetch_table_has_room(const struct fetch_table *t)
+{
+	return t->n < FETCHES_MAX;
+}
+
+/* Serve one more channel; @fd is taken over. Return: 0 or -EMFILE (and @fd closed). */
+int fetch_table_add_channel(struct fetch_table *t, int fd);
+
+/*
+ * fetch_table_read() - take the requests that wait on a channel
+ *
+ * What makes no sense is answered by EINVAL; who sends no requests at all is cut off.
+ */
+void fetch_table_read(struct fetch_table *t, unsigned int channel,
+		      const struct region_table *regions);
+
+/*
+ * fetch_table_serve() - answer what is present, and fault what is missing
+ * @now_ns: when, for the new faults
+ */
+void fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
+		       const struct page_state *state, struct fault_table *faults,
+		       uint64_t now_ns);
+
+/* Everything is present: tell all channels, and close them. */
+void fetch_table_finish(struct fetch_table *t);
+
+/* Close all channels without a word: what they asked for may be missing. */
+void fetch_table_close(struct fetch_table *t);
+
+#endif

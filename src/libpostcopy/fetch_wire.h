@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The fetch channel: by which a VMM asks for pages itself, where its vCPUs' faults are not
+ * userfaultfd events (memslots bound to guest_memfd, KVM userfault).
+ *
+ * A unix SEQPACKET socket of its own, whose one end the VMM passes to the daemon with
+ * VMM_WIRE_CHANNEL. The daemon's fault thread serves it. All little-endian:
+ *
+ *   VMM -> daemon   u64 tag, u64 guest physical address, u64 length (bytes)
+ *   daemon -> VMM   u64 tag, u32 code (0 or a positive errno), u32 reserved (0)
+ *
+ * An answer says that every page of the range is in place. Answers come in any order. The
+ * tag FETCH_TAG_ALL, which no request may use, says that all of the guest is: nothing needs to
+ * be asked any more, and what was asked is there.
+ */
+#ifndef LIBPOSTCOPY_FETCH_WIRE_H
+#define LIBPOSTCOPY_FETCH_WIRE_H
+
+#include "util/bytes.h"
+
+#define FETCH_REQUEST_BYTES 24
+#define FETCH_ANSWER_BYTES 16
+#define FETCH_TAG_ALL UINT64_MAX
+/* The most that one request may ask for. */
+#define FETCH_LEN_MAX (2u << 20)
+
+struct fetch_request {
+	uint64_t tag;
+	uint64_t guest_phys_addr;
+	uint64_t len;
+};
+
+struct fetch_answer {
+	uint64_t tag;
+	uint32_t code;
+};
+
+static inline void fetch_request_encode(const struct fetch_request *q, void *buf)
+{
+	buf = put_u64(buf, q->tag);
+	buf = put_u64(buf, q->guest_phys_addr);
+	put_u64(buf, q->len);
+}
+
+/* Return: whether @buf is a request at all; what it asks for is not checked. */
+static inline bool fetch_request_decode(const void *buf, size_t len, struct fetch_request *ret)
+{
+	struct reader r = reader_init(buf, len);
+
+	ret->tag = get_u64(&r);
+	ret->guest_phys_addr = get_u64(&r);
+	ret->len = get_u64(&r);
+	return reader_done(&r) && ret->tag != FETCH_TAG_ALL;
+}
+
+static inline void fetch_answer_encode(const struct fetch_answer *a, void *buf)
+{
+	buf = put_u64(buf, a->tag);
+	buf = put_u32(buf, a->code);
+	put_u32(buf, 0);
+}
+
+static inline bool fetch_answer_decode(const void *buf, size_t len, struct fetch_answer *ret)
+{
+	struct reader r = reader_init(buf, len);
+
+	ret->tag = get_u64(&r);
+	ret->code = get_u32(&r);
+	return get_u32(&r) == 0 && reader_done(&r);
+}
+
+#endif

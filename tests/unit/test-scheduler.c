@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "stream/scheduler.h"
+
+#include "support.h"
+
+/* Words to each side of a fault that are asked for first. */
+#define AROUND 8
+
+struct fixture {
+	struct region_table table;
+	struct page_state *ps;
+	struct scheduler *s;
+};
+
+static void start(struct fixture *f, const uint64_t *units, size_t n)
+{
+	struct error err = ERROR_INIT;
+
+	memset(f, 0, sizeof *f);
+	for (size_t i = 0; i < n; i++) {
+		struct region r = {
+			.memory = POSTCOPY_MEMORY_MEMFD,
+			.guest_phys_addr = (uint64_t)i << 30,
+			.size = units[i] * UNIT_BYTES,
+			.page_size = UNIT_BYTES,
+		};
+
+		assert_int_equal(region_table_add(&f->table, &r, &err), 0);
+	}
+	assert_int_equal(page_state_new(&f->table, &f->ps, &err), 0);
+	assert_int_equal(scheduler_new(&f->table, f->ps, &f->s, &err), 0);
+}
+
+static void finish(struct fixture *f)
+{
+	assert_null(scheduler_free(f->s));
+	page_state_free(f->ps);
+}
+
+static void one_region(struct fixture *f, uint64_t words)
+{
+	start(f, (const uint64_t[]){ words * WORD_UNITS }, 1);
+}
+
+static void expect(struct fixture *f, uint32_t region, uint64_t word, uint64_t mask, bool prefetch)
+{
+	struct scheduler_item item;
+
+	assert_true(scheduler_next(f->s, &item));
+	if (item.region != region || item.word != word)
+		fail_msg("region %u, word %llu where %u, %llu was due", item.region,
+		         (unsigned long long)item.word, region, (unsigned long long)word);
+	assert_true(item.want_mask == mask);
+	assert_int_equal(item.prefetch, prefetch);
+	assert_true(scheduler_is_asked(f->s, region, word));
+}
+
+static void expect_nothing(struct fixture *f)
+{
+	struct scheduler_item item;
+
+	assert_false(scheduler_next(f->s, &item));
+}
+
+static void test_without_faults_it_goes_from_bottom_to_top(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	start(&f, (const uint64_t[]){ 3 * WORD_UNITS, 1, WORD_UNITS + 5 }, 3);
+	for (uint64_t word = 0; word < 3; word++)
+		expect(&f, 0, word, UINT64_MAX, false);
+	expect(&f, 1, 0, 1, false);
+	expect(&f, 2, 0, UINT64_MAX, false);
+	expect(&f, 2, 1, 0x1f, false);
+	expect_nothing(&f);
+	assert_false(scheduler_next(f.s, &(struct scheduler_item){ 0 }));
+	finish(&f);
+}
+
+static void test_claimed_units_are_not_asked_for(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 3);
+	page_state_claim(f.ps, 0, 0, 0xff);
+	page_state_claim(f.ps, 0, 1, UINT64_MAX);
+	expect(&f, 0, 0, ~0xffull, false);
+	expect(&f, 0, 2, UINT64_MAX, false);
+	expect_nothing(&f);
+	finish(&f);
+}
+
+static void test_given_back_it_comes_again_and_done_it_does_not(void **state)
+{
+	struct scheduler_item item;
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 2);
+	assert_true(scheduler_next(f.s, &item));
+	expect(&f, 0, 1, UINT64_MAX, false);
+	expect_nothing(&f);
+	page_state_claim(f.ps, 0, 0, 1);
+	scheduler_give_back(f.s, &item);
+	assert_false(scheduler_is_asked(f.s, 0, 0));
+	assert_true(scheduler_is_asked(f.s, 0, 1));
+	/* Without what somebody else has brought meanwhile. */
+	expect(&f, 0, 0, ~1ull, false);
+	page_state_claim(f.ps, 0, 0, UINT64_MAX);
+	scheduler_done(f.s, &item);
+	assert_false(scheduler_is_asked(f.s, 0, 0));
+	expect_nothing(&f);
+	finish(&f);
+}
+
+static void test_a_prefetched_word_given_back_comes_again(void **state)
+{
+	struct scheduler_item item;
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 1);
+	scheduler_note_fault(f.s, 0, 0);
+	assert_true(scheduler_next(f.s, &item));
+	assert_true(item.prefetch);
+	expect_nothing(&f);
+	scheduler_give_back(f.s, &item);
+	expect(&f, 0, 0, UINT64_MAX, false);
+	expect_nothing(&f);
+	finish(&f);
+}
+
+/* The fault's word, then one above, one below, two above... */
+static void test_a_fault_steers_to_both_sides(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 100);
+	expect(&f, 0, 0, UINT64_MAX, false);
+	scheduler_note_fault(f.s, 0, 50);
+	expect(&f, 0, 50, UINT64_MAX, true);
+	for (uint64_t d = 1; d <= AROUND; d++) {
+		expect(&f, 0, 50 + d, UINT64_MAX, true);
+		expect(&f, 0, 50 - d, UINT64_MAX, true);
+	}
+	for (uint64_t word = 1; word < 50 - AROUND; word++)
+		expect(&f, 0, word, UINT64_MAX, false);
+	/* Nothing twice. */
+	expect(&f, 0, 51 + AROUND, UINT64_MAX, false);
+	finish(&f);
+}
+
+static void test_neighbours_end_with_the_region(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	start(&f, (const uint64_t[]){ 4 * WORD_UNITS, 3 * WORD_UNITS, 4 * WORD_UNITS }, 3);
+	scheduler_note_fault(f.s, 1, 0);
+	expect(&f, 1, 0, UINT64_MAX, true);
+	expect(&f, 1, 1, UINT64_MAX, true);
+	expect(&f, 1, 2, UINT64_MAX, true);
+	/* The bubble is over: not into the regions to its sides. */
+	expect(&f, 0, 0, UINT64_MAX, false);
+	scheduler_note_fault(f.s, 2, 3);
+	expect(&f, 2, 3, UINT64_MAX, true);
+	expect(&f, 2, 2, UINT64_MAX, true);
+	expect(&f, 2, 1, UINT64_MAX, true);
+	expect(&f, 2, 0, UINT64_MAX, true);
+	expect(&f, 0, 1, UINT64_MAX, false);
+	finish(&f);
+}
+
+static void test_the_newest_fault_goes_first_and_older_ones_follow(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 1000);
+	scheduler_note_fault(f.s, 0, 100);
+	scheduler_note_fault(f.s, 0, 300);
+	scheduler_note_fault(f.s, 0, 500);
+	for (uint64_t center = 500; center >= 100; center -= 200) {
+		expect(&f, 0, center, UINT64_MAX, true);
+		for (uint64_t d = 1; d <= AROUND; d++) {
+			expect(&f, 0, center + d, UINT64_MAX, true);
+			expect(&f, 0, center - d, UINT64_MAX, true);
+		}
+	}
+	expect(&f, 0, 0, UINT64_MAX, false);
+	finish(&f);
+}
+
+/* A new fault goes before what is left of the bubble around an older one. */
+static void test_a_fault_interrupts_the_bubble_of_another(void **state)
+{
+	struct scheduler_item item;
+	bool seen[1000] = { false };
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 1000);
+	scheduler_note_fault(f.s, 0, 100);
+	scheduler_note_fault(f.s, 0, 300);
+	expect(&f, 0, 300, UINT64_MAX, true);
+	scheduler_note_fault(f.s, 0, 500);
+	expect(&f, 0, 500, UINT64_MAX, true);
+	seen[300] = seen[500] = true;
+	/* Soon all of the two that nobody looked around yet, and in the end everything. */
+	for (int i = 0; i < 2 * (2 * AROUND + 1) - 1; i++) {
+		assert_true(scheduler_next(f.s, &item));
+		assert_true(item.prefetch);
+		seen[item.word] = true;
+	}
+	for (uint64_t d = 0; d <= AROUND; d++)
+		assert_true(seen[100 + d] && seen[100 - d] && seen[500 + d] && seen[500 - d]);
+	while (scheduler_next(f.s, &item)) {
+		assert_false(seen[item.word]);
+		seen[item.word] = true;
+	}
+	for (int i = 0; i < 1000; i++)
+		assert_true(seen[i]);
+	finish(&f);
+}
+
+static void test_without_prefetch_faults_do_not_steer(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 100);
+	scheduler_set_prefetch(f.s, false);
+	scheduler_note_fault(f.s, 0, 50);
+	for (uint64_t word = 0; word < 60; word++)
+		expect(&f, 0, word, UINT64_MAX, false);
+	scheduler_set_prefetch(f.s, true);
+	scheduler_note_fault(f.s, 0, 90);
+	expect(&f, 0, 90, UINT64_MAX, true);
+	finish(&f);
+}
+
+/* Many more faults than are remembered, and some that lie in what is there already. */
+static void test_a_storm_of_faults_loses_no_word(void **state)
+{
+	enum { WORDS = 2000 };
+	static uint8_t handed[WORDS];
+	struct scheduler_item item;
+	struct fixture f;
+	uint64_t random = 3;
+
+	(void)state;
+	memset(handed, 0, sizeof handed);
+	one_region(&f, WORDS);
+	for (int i = 0; i < 5000; i++) {
+		for (uint64_t n = random_below(&random, 100); n; n--)
+			scheduler_note_fault(f.s, 0, random_below(&random, WORDS));
+		if (!scheduler_next(f.s, &item))
+			break;
+		assert_int_equal(handed[item.word]++, 0);
+		if (random_below(&random, 2)) {
+			page_state_claim(f.ps, 0, item.word, item.want_mask);
+			scheduler_done(f.s, &item);
+		}
+	}
+	for (int i = 0; i < WORDS; i++)
+		assert_int_equal(handed[i], 1);
+	finish(&f);
+}
+
+#define TAKERS 4
+#define TAKER_WORDS 4000u
+
+struct shared {
+	struct fixture f;
+	/* How many hold a word at the moment, and how often it was filled. */
+	_Atomic uint8_t held[TAKER_WORDS];
+	_Atomic uint8_t filled[TAKER_WORDS];
+	_Atomic unsigned int wrong;
+	_Atomic unsigned int takers;
+};
+
+struct taker {
+	pthread_t thread;
+	struct shared *sh;
+	uint64_t random;
+};
+
+static void take_one(struct taker *t, const struct scheduler_item *item)
+{
+	struct shared *sh = t->sh;
+
+	if (atomic_fetch_add(&sh->held[item->word], 1))
+		atomic_fetch_add(&sh->wrong, 1);
+	if (random_below(&t->random, 4)) {
+		if (page_state_claim(sh->f.ps, 0, item->word, item->want_mask) != item->want_mask)
+			atomic_fetch_add(&sh->wrong, 1);
+		atomic_fetch_add(&sh->filled[item->word], 1);
+		atomic_fetch_sub(&sh->held[item->word], 1);
+		scheduler_done(sh->f.s, item);
+	} else {
+		atomic_fetch_sub(&sh->held[item->word], 1);
+		scheduler_give_back(sh->f.s, item);
+	}
+}
+
+static void *taker_main(void *arg)
+{
+	struct taker *t = arg;
+	struct scheduler_item item;
+
+	while (scheduler_next(t->sh->f.s, &item))
+		take_one(t, &item);
+	atomic_fetch_sub(&t->sh->takers, 1);
+	return NULL;
+}
+
+static void test_threads_never_hold_the_same_word(void **state)
+{
+	struct shared *sh = calloc(1, sizeof *sh);
+	struct taker takers[TAKERS];
+	struct taker last = { .sh = sh, .random = 99 };
+	struct scheduler_item item;
+	uint64_t random = 5;
+
+	(void)state;
+	one_region(&sh->f, TAKER_WORDS);
+	atomic_store(&sh->takers, TAKERS);
+	for (unsigned int i = 0; i < TAKERS; i++) {
+		takers[i] = (struct taker){ .sh = sh, .random = i };
+		assert_int_equal(pthread_create(&takers[i].thread, NULL, taker_main, &takers[i]),
+		                 0);
+	}
+	/* This thread is the one that faults. */
+	while (atomic_load(&sh->takers))
+		scheduler_note_fault(sh->f.s, 0, random_below(&random, TAKER_WORDS));
+	for (int i = 0; i < TAKERS; i++)
+		pthread_join(takers[i].thread, NULL);
+	/* One may have given back what all others had passed and left. */
+	while (scheduler_next(sh->f.s, &item))
+		take_one(&last, &item);
+	assert_int_equal(atomic_load(&sh->wrong), 0);
+	for (unsigned int i = 0; i < TAKER_WORDS; i++)
+		assert_int_equal(atomic_load(&sh->filled[i]), 1);
+	finish(&sh->f);
+	free(sh);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_without_faults_it_goes_from_bottom_to_top),
+		cmocka_unit_test(test_claimed_units_are_not_asked_for),
+		cmocka_unit_test(test_given_back_it_comes_again_and_done_it_does_not),
+		cmocka_unit_test(test_a_prefetched_word_given_back_comes_again),
+		cmocka_unit_test(test_a_fault_steers_to_both_sides),
+		cmocka_unit_test(test_neighbours_end_with_the_region),
+		cmocka_unit_test(test_the_newest_fault_goes_first_and_older_ones_follow),
+		cmocka_unit_test(test_a_fault_interrupts_the_bubble_of_another),
+		cmocka_unit_test(test_without_prefetch_faults_do_not_steer),
+		cmocka_unit_test(test_a_storm_of_faults_loses_no_word),
+		cmocka_unit_test(test_threads_never_hold_the_same_word),
+	};
+
+	return cmocka_run_group_tests_name("scheduler", tests, NULL, NULL);
+}
