@@ -31,6 +31,11 @@ struct fault_table {
 	struct fault faults[FAULT_TABLE_MAX];
 };
 
+static inline bool fault_table_full(const struct fault_table *t)
+{
+	return t->n == FAULT_TABLE_MAX;
+}
+
 /* The fault on that page, or NULL. */
 static inline struct fault *fault_table_find(struct fault_table *t, uint32_t region,
 					     uint64_t first_unit)

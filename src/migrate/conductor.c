@@ -21,7 +21,7 @@
 #define GOODBYE_FOR_MS 30000u
 #define RETRY_MS 100u
 /* The first distance between two points of the timeline; doubled whenever it is full. */
-#define TIMELINE_STEP_MS 2u
+#define TIMELINE_STEP_MS 5u
 
 struct conductor {
 	struct migration *m;
@@ -340,6 +340,7 @@ static void give_up(struct conductor *k, const struct error *why)
 	struct migration *m = k->m;
 	struct error err = ERROR_INIT;
 	bool may_have_run;
+	int rc;
 
 	/* From here on the loop gives the vmstate to nobody. */
 	pthread_mutex_lock(&m->lock);
@@ -347,8 +348,12 @@ static void give_up(struct conductor *k, const struct error *why)
 	m->given_up = true;
 	may_have_run = m->may_have_run;
 	pthread_mutex_unlock(&m->lock);
-	if (!may_have_run && m->control &&
-	    say_goodbye(k, FRAME_ABORT, FRAME_ABORT_ACK, &err))
+	if (may_have_run || !m->control)
+		rc = 0;
+	else
+		rc = say_goodbye(k, FRAME_ABORT, FRAME_ABORT_ACK, &err);
+	/* A source that doesn't know the migration any more has let its guest run on. */
+	if (rc && rc != -EACCES)
 		log_error("migration %s: the source could not be told to run on: %s", m->params.id,
 			  err.text);
 	migration_post(m, NEWS_FAILED);

@@ -3,30 +3,47 @@
 #include "migrate/migration.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <string.h>
 
+#include "mem/probe.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/thread.h"
 
+/*
+ * MINOR alone on guest_memfd: one kernel interface traps absent pages by it, another lets
+ * the guest read zeroes. Only trying tells them apart.
+ */
+static int check_minor_alone(const struct region *r, uint32_t index, struct error *err)
+{
+	struct probe_backend backend;
+	int rc = probe_backend_run(PROBE_GUEST_MEMFD, &backend, err);
+
+	if (!rc)
+		rc = probe_mode_check(&backend, r->uffd_mode, err);
+	if (rc)
+		error_prefix(err, "region %u", index);
+	return rc;
+}
+
 /* The modes a region must be registered with, or its faults would not be seen. */
 static int check_uffd_mode(const struct region *r, uint32_t index, struct error *err)
 {
-	bool missing = r->uffd_mode & UFFDIO_REGISTER_MODE_MISSING;
-	bool minor = r->uffd_mode & UFFDIO_REGISTER_MODE_MINOR;
-	/* One guest_memfd ABI has MINOR alone and traps absent pages by it. */
-	bool enough = r->memory == POSTCOPY_MEMORY_ANONYMOUS   ? missing :
-		      r->memory == POSTCOPY_MEMORY_GUEST_MEMFD ? minor :
-								 missing && minor;
+	const uint32_t both = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR;
+	uint32_t needed = r->memory == POSTCOPY_MEMORY_ANONYMOUS ? UFFDIO_REGISTER_MODE_MISSING :
+								   both;
 
-	if (enough)
+	if (r->uffd_mode == needed)
 		return 0;
+	if (r->memory == POSTCOPY_MEMORY_GUEST_MEMFD && r->uffd_mode == UFFDIO_REGISTER_MODE_MINOR)
+		return check_minor_alone(r, index, err);
 	return error_set(err, -EINVAL,
-			 "region %u: %s registered with userfaultfd mode %#x, which does not trap "
-			 "every absent page",
-			 index, memory_name(r->memory), r->uffd_mode);
+			 "region %u: %s registered with userfaultfd mode %#x, not the %#x that "
+			 "traps every absent page",
+			 index, memory_name(r->memory), r->uffd_mode, needed);
 }
 
 static int open_memories(struct vmm_attach *attach, const struct region_table *table,
@@ -44,10 +61,14 @@ static int open_memories(struct vmm_attach *attach, const struct region_table *t
 			rc = error_set(err, -EINVAL, "region %u: %s %s a descriptor", i,
 				       memory_name(table->regions[i].memory),
 				       anonymous ? "with" : "without");
+		/* Regions may share one descriptor. */
+		fd = rc || anonymous ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+		if (!rc && !anonymous && fd < 0)
+			rc = error_errno(err, -errno, "region %u: descriptor", i);
 		if (!rc)
 			rc = memory_open_destination(&table->regions[i], i, fd, &memories[i], err);
-		if (!rc && fd >= 0)
-			attach->fds[index] = -1;
+		if (rc)
+			close_fd(&fd);
 	}
 	return rc;
 }
@@ -172,6 +193,10 @@ void destination_vmm_closed(struct migration *m)
 		return;
 	case MIGRATION_POSTCOPY:
 	case MIGRATION_PAUSED:
+		if (!m->loaded_ns) {
+			fail_load(m, "the destination VMM is gone");
+			return;
+		}
 		interrupt(m, ORDER_STOP);
 		migration_move(m, MIGRATION_FAILED,
 			       "the destination VMM is gone, and the guest with it; its memory is "

@@ -192,11 +192,15 @@ static void stop(struct migration *m)
 		destination_stop(m);
 }
 
-void migrations_close(struct migrations *ms)
+void migrations_stop(struct migrations *ms)
 {
 	for (struct migration *m = ms->list; m; m = m->next)
 		stop(m);
 	vmm_server_close(ms->vmm_server);
+}
+
+void migrations_close(struct migrations *ms)
+{
 	uv_close((uv_handle_t *)&ms->news, NULL);
 }
 

@@ -123,7 +123,11 @@ struct migration_watcher {
 int migrations_new(uv_loop_t *loop, const struct migrations_config *config,
 		   struct migrations **ret, struct error *err);
 
-/* Ends all threads and closes all handles; the loop must run once more before _free(). */
+/*
+ * The end, in three steps: _stop() ends all threads and lets go of the page server, which the
+ * caller can then free; _close() closes the last handle, and when the loop has run on, _free().
+ */
+void migrations_stop(struct migrations *ms);
 void migrations_close(struct migrations *ms);
 struct migrations *migrations_free(struct migrations *ms);
 

@@ -16,7 +16,6 @@ enum migration_news {
 	NEWS_RESUMED = 1 << 2,
 	NEWS_COMPLETE = 1 << 3, /* also the destination's conductor */
 	NEWS_ABORTED = 1 << 4,
-	NEWS_DISCONNECTED = 1 << 9,
 	/* destination, from the conductor and the pull */
 	NEWS_WARM = 1 << 5,
 	NEWS_VMSTATE = 1 << 6,

@@ -17,11 +17,6 @@ static void on_connected(void *arg)
 	migration_post(arg, NEWS_CONNECTED);
 }
 
-static void on_disconnected(void *arg)
-{
-	migration_post(arg, NEWS_DISCONNECTED);
-}
-
 static void on_switchover(void *arg)
 {
 	migration_post(arg, NEWS_SWITCHOVER);
@@ -44,7 +39,6 @@ static void on_aborted(void *arg)
 
 static const struct page_source_ops source_ops = {
 	.connected = on_connected,
-	.disconnected = on_disconnected,
 	.switchover = on_switchover,
 	.resumed = on_resumed,
 	.complete = on_complete,
@@ -63,16 +57,21 @@ static int open_memories(struct migration *m, struct vmm_attach *attach,
 {
 	for (uint32_t i = 0; i < table->n; i++) {
 		uint32_t index = attach->msg->regions[i].fd_index;
-		int rc = index == VMM_WIRE_NO_FD ?
-				 error_set(err, -EINVAL, "region %u: no descriptor", i) :
-				 memory_open_source(&table->regions[i], i, attach->fds[index],
-						    &memories[i], err);
+		int fd, rc = index == VMM_WIRE_NO_FD ?
+				     error_set(err, -EINVAL, "region %u: no descriptor", i) :
+				     0;
 
+		/* Regions may share one descriptor. */
+		fd = rc ? -1 : fcntl(attach->fds[index], F_DUPFD_CLOEXEC, 0);
+		if (!rc && fd < 0)
+			rc = error_errno(err, -errno, "region %u: descriptor", i);
+		if (!rc)
+			rc = memory_open_source(&table->regions[i], i, fd, &memories[i], err);
 		if (rc) {
+			close_fd(&fd);
 			free_memories(memories, i);
 			return rc;
 		}
-		attach->fds[index] = -1;
 	}
 	log_debug("migration %s: %u regions, %llu MiB", m->params.id, table->n,
 		  (unsigned long long)(table->size_bytes >> 20));
@@ -247,12 +246,10 @@ void source_news(struct migration *m, unsigned int news)
 {
 	if (migration_state_is_final(m->state) || !m->source)
 		return;
-	/* A loss that is older than the connection that followed it is no news. */
-	if ((news & NEWS_DISCONNECTED) && !(news & NEWS_CONNECTED) &&
-	    m->state == MIGRATION_WARMING)
-		migration_move(m, MIGRATION_ATTACHED, "the destination has disconnected");
-	if ((news & NEWS_CONNECTED) && m->state == MIGRATION_ATTACHED)
+	if (page_source_is_connected(m->source) && m->state == MIGRATION_ATTACHED)
 		migration_move(m, MIGRATION_WARMING, "%s", "");
+	else if (!page_source_is_connected(m->source) && m->state == MIGRATION_WARMING)
+		migration_move(m, MIGRATION_ATTACHED, "the destination has disconnected");
 	if (news & NEWS_SWITCHOVER)
 		pause_guest(m);
 	if ((news & (NEWS_RESUMED | NEWS_COMPLETE)) && m->state == MIGRATION_SWITCHING && m->paused)

@@ -34,7 +34,9 @@ static void daemon_close(struct daemon *d)
 	uv_close((uv_handle_t *)&d->sigterm, NULL);
 	uv_close((uv_handle_t *)&d->sigint, NULL);
 	control_close(d->control);
-	/* Its connections' threads post news: before the migrations that take them. */
+	if (d->migrations)
+		migrations_stop(d->migrations);
+	/* Its connections' threads post news until they end. */
 	d->page_server = page_server_free(d->page_server);
 	if (d->migrations)
 		migrations_close(d->migrations);

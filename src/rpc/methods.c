@@ -94,7 +94,8 @@ static int parse_token(const char *hex, uint8_t token[TOKEN_BYTES], struct error
 
 		if (high < 0 || low < 0)
 			len = 0;
-		token[i] = (uint8_t)(high << 4 | low);
+		else
+			token[i] = (uint8_t)(high << 4 | low);
 	}
 	if (len != 2 * TOKEN_BYTES)
 		return error_set(err, -EINVAL, "token: must be %d hex digits", 2 * TOKEN_BYTES);
@@ -238,36 +239,53 @@ static struct json_object *list(struct migrations *ms)
 	return o;
 }
 
-static struct json_object *call_on_migration(struct migrations *ms, const char *method,
-					     const char *id, struct json_object *params,
-					     struct migration **ret_watch, struct error *err)
-{
-	struct migration *m = migrations_find(ms, id, err);
+enum method_kind {
+	METHOD_UNKNOWN,
+	METHOD_LIST,
+	METHOD_PREPARE,
+	METHOD_REPORT,
+	METHOD_WATCH,
+	METHOD_ON_MIGRATION, /* one of migration_methods */
+};
 
-	if (!m)
-		return NULL;
-	if (!strcmp(method, "Report"))
-		return migration_report_json(m);
-	if (!strcmp(method, "Watch")) {
-		*ret_watch = m;
-		return NULL;
-	}
+static enum method_kind find_method(const char *method, size_t *ret_index)
+{
+	static const struct {
+		const char *name;
+		enum method_kind kind;
+	} others[] = {
+		{ "List", METHOD_LIST },
+		{ "Prepare", METHOD_PREPARE },
+		{ "Report", METHOD_REPORT },
+		{ "Watch", METHOD_WATCH },
+	};
+
+	for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+		if (!strcmp(method, others[i].name))
+			return others[i].kind;
 	for (size_t i = 0; i < sizeof migration_methods / sizeof *migration_methods; i++)
-		if (!strcmp(method, migration_methods[i].name))
-			return migration_methods[i].call(m, params, err) ? NULL :
-									   migration_json(m);
-	error_set(err, -ENOSYS, "no method \"%s\"", method);
-	return NULL;
+		if (!strcmp(method, migration_methods[i].name)) {
+			*ret_index = i;
+			return METHOD_ON_MIGRATION;
+		}
+	return METHOD_UNKNOWN;
 }
 
 struct json_object *methods_call(struct migrations *ms, const char *method,
 				 struct json_object *params, struct migration **ret_watch,
 				 struct error *err)
 {
+	size_t index = 0;
+	enum method_kind kind = find_method(method, &index);
+	struct migration *m;
 	const char *id;
 
 	*ret_watch = NULL;
-	if (!strcmp(method, "List"))
+	if (kind == METHOD_UNKNOWN) {
+		error_set(err, -ENOSYS, "no method \"%s\"", method);
+		return NULL;
+	}
+	if (kind == METHOD_LIST)
 		return list(ms);
 	if (get_string(params, "id", &id, err))
 		return NULL;
@@ -275,7 +293,16 @@ struct json_object *methods_call(struct migrations *ms, const char *method,
 		error_set(err, -EINVAL, "id: \"%s\" needs a migration's id", method);
 		return NULL;
 	}
-	if (!strcmp(method, "Prepare"))
+	if (kind == METHOD_PREPARE)
 		return prepare(ms, id, params, err);
-	return call_on_migration(ms, method, id, params, ret_watch, err);
+	m = migrations_find(ms, id, err);
+	if (!m)
+		return NULL;
+	if (kind == METHOD_REPORT)
+		return migration_report_json(m);
+	if (kind == METHOD_WATCH) {
+		*ret_watch = m;
+		return NULL;
+	}
+	return migration_methods[index].call(m, params, err) ? NULL : migration_json(m);
 }

@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 
-#include "fault/stats.h"
 #include "util/clock.h"
 
 static void put_int(struct json_object *o, const char *key, uint64_t value)

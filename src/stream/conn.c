@@ -38,6 +38,11 @@ int conn_target_parse(const char *text, struct conn_target *ret, struct error *e
 	}
 	if (!host_len || host_len >= sizeof ret->host)
 		return error_set(err, -EINVAL, "\"%s\" is not HOST:PORT", text);
+	for (const char *c = colon + 1; *c; c++)
+		if (*c < '0' || *c > '9')
+			return error_set(err, -EINVAL, "\"%s\": the port is no number", text);
+	if (strtoul(colon + 1, NULL, 10) > UINT16_MAX)
+		return error_set(err, -EINVAL, "\"%s\": the port must be 0..65535", text);
 	memcpy(ret->host, host, host_len);
 	ret->host[host_len] = 0;
 	strcpy(ret->port, colon + 1);

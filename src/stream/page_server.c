@@ -71,7 +71,7 @@ static int open_conn(struct server_conn *sc, struct hello *hello, struct error *
 	pthread_mutex_unlock(&server->lock);
 	if (rc)
 		return rc;
-	/* A wrong id and a wrong token look the same to somebody who guesses. */
+	/* A wrong id and a wrong token (page_source_open()) look the same to one who guesses. */
 	if (!source)
 		rc = error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
 			       hello->migration_id);
@@ -249,10 +249,12 @@ int page_server_new(const char *address, struct tls_context *tls, struct page_se
 	server->stop_fd = -1;
 	pthread_mutex_init(&server->lock, NULL);
 	pthread_cond_init(&server->idle, NULL);
-	rc = server->listen_fd = listen_on(address, &server->port, err);
-	if (rc >= 0)
-		rc = server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (rc >= 0) {
+	server->listen_fd = listen_on(address, &server->port, err);
+	server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	rc = server->listen_fd < 0 ? server->listen_fd : 0;
+	if (!rc && server->stop_fd < 0)
+		rc = error_errno(err, -errno, "page server: eventfd");
+	if (!rc) {
 		rc = -pthread_create(&server->accepter, NULL, accept_main, server);
 		server->accepter_runs = !rc;
 		if (rc)

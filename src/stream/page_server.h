@@ -30,9 +30,8 @@ struct page_server;
 
 /* What connections tell the owner of a page_source. @arg is the owner's. */
 struct page_source_ops {
-	/* A control connection of the destination is open; and has ended. */
+	/* A control connection has opened or ended: ask page_source_is_connected(). */
 	void (*connected)(void *arg);
-	void (*disconnected)(void *arg);
 	/* Pause the guest; then page_source_set_vmstate() or page_source_refuse(). Once. */
 	void (*switchover)(void *arg);
 	/* The guest runs at the destination. */
@@ -76,6 +75,9 @@ void page_source_refuse(struct page_source *s, const struct error *why);
 void page_source_withdraw(struct page_source *s);
 
 const struct page_source_stats *page_source_stats(const struct page_source *s);
+
+/* Whether a destination holds a control connection. */
+bool page_source_is_connected(const struct page_source *s);
 
 /* Whether the caller's reference is the last: no connection will call the ops any more. */
 bool page_source_is_idle(const struct page_source *s);

@@ -31,6 +31,7 @@ struct page_source {
 	void *arg;
 
 	atomic_uint refs;
+	atomic_uint controls; /* control connections that are open */
 	atomic_bool readable;
 	struct page_source_stats stats;
 
@@ -104,6 +105,11 @@ const struct page_source_stats *page_source_stats(const struct page_source *s)
 	return &s->stats;
 }
 
+bool page_source_is_connected(const struct page_source *s)
+{
+	return atomic_load(&s->controls);
+}
+
 bool page_source_is_idle(const struct page_source *s)
 {
 	return atomic_load(&s->refs) == 1;
@@ -145,7 +151,8 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct he
 {
 	*reply = (struct hello_reply){ .epoch = s->epoch };
 	if (CRYPTO_memcmp(hello->token, s->token, TOKEN_BYTES))
-		return error_set(err, -EACCES, "migration \"%s\": wrong token", s->id);
+		return error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
+				 s->id);
 	if (hello->role == STREAM_CONTROL) {
 		reply->regions = s->table;
 		return region_table_same_guest(&s->table, &hello->regions, err);
@@ -304,10 +311,10 @@ static int wait_vmstate(struct page_source *s, struct error *err)
 	}
 	while (s->phase == SOURCE_SWITCHING && !s->withdrawn)
 		pthread_cond_wait(&s->changed, &s->lock);
-	if (s->withdrawn)
-		rc = error_set(err, -ECANCELED, "migration \"%s\": cancelled at the source", s->id);
-	else if (s->phase == SOURCE_RUNNING)
+	if (s->refused.code)
 		rc = error_set(err, s->refused.code, "%s", s->refused.text);
+	else if (s->withdrawn)
+		rc = error_set(err, -ECANCELED, "migration \"%s\": cancelled at the source", s->id);
 	pthread_mutex_unlock(&s->lock);
 	return rc;
 }
@@ -402,13 +409,15 @@ static int serve_control(struct page_source *s, struct conn *c, struct error *er
 	const void *payload;
 	int rc;
 
+	atomic_fetch_add(&s->controls, 1);
 	s->ops->connected(s->arg);
 	do {
 		rc = conn_next_frame(c, &h, &payload, err);
 		if (!rc)
 			rc = serve_control_frame(s, c, &h, err);
 	} while (!rc);
-	s->ops->disconnected(s->arg);
+	atomic_fetch_sub(&s->controls, 1);
+	s->ops->connected(s->arg);
 	return rc;
 }
 

@@ -120,10 +120,12 @@ static void on_readable(uv_poll_t *poll, int status, int events)
 	int rc;
 
 	(void)events;
-	rc = status < 0 ? status :
-			  vmm_wire_recv(conn->fd, MSG_DONTWAIT, &msg, fds, &n_fds, &err);
-	if (rc == -EAGAIN)
+	/* A hang-up comes as an error status; what was said before it is still to be read. */
+	rc = vmm_wire_recv(conn->fd, MSG_DONTWAIT, &msg, fds, &n_fds, &err);
+	if (rc == -EAGAIN && status >= 0)
 		return;
+	if (rc == -EAGAIN)
+		rc = -EPIPE;
 	if (!rc)
 		rc = handle_message(conn, &msg, fds, n_fds, &err);
 	for (size_t i = 0; i < n_fds; i++)
