@@ -102,11 +102,24 @@ def test_source_vmm_gone_when_told_to_pause(pair):
     pair.destination_vmm.expect_failure()
 
 
-def test_destination_vmm_gone_with_the_vmstate_leaves_the_guest_to_the_source(pair):
+def test_destination_vmm_gone_before_it_loaded_resumes_the_source_guest(pair):
+    """No vCPU runs before LOADED, so the guest has not run there."""
+    pair.start()
+    pair.source_vmm.pause()
+    pair.destination_vmm.expect(pyvmm.VMSTATE)
+    pair.destination_vmm.close()
+    assert_reason_names_the_vmm(pair.destination, "failed")
+    pair.source_vmm.expect(pyvmm.RESUME)
+    pair.source.wait_for_state("vm1", "cancelled")
+    pair.lets_go(pair.destination)
+
+
+def test_destination_vmm_gone_after_it_loaded_leaves_the_guest_to_nobody(pair):
     """It may have run: the source guest must not run too, but its memory is kept."""
     pair.start()
     pair.source_vmm.pause()
     pair.destination_vmm.expect(pyvmm.VMSTATE)
+    pair.destination_vmm.send(pyvmm.packet(pyvmm.LOADED))
     pair.destination_vmm.close()
     assert_reason_names_the_vmm(pair.destination, "failed")
     pair.lets_go(pair.destination)

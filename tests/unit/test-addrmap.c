@@ -212,7 +212,8 @@ static void test_too_many_pieces_are_an_error_and_the_map_stays_good(void **stat
 		holes += !rc;
 	}
 	assert_int_equal(rc, -ENOSPC);
-	assert_int_equal(holes, ADDRMAP_PIECES_MAX - 1);
+	/* Each hole needs two cuts before it takes a piece out. */
+	assert_int_equal(holes, ADDRMAP_PIECES_MAX - 2);
 	for (uint64_t page = 0; page < 4ull * ADDRMAP_PIECES_MAX; page++) {
 		const struct addrmap_piece *p = addrmap_find(&map, addr_of(page));
 

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -17,6 +18,12 @@
 #include "util/guard.h"
 
 #define PAGE 4096
+
+/* In the test itself: cmocka catches SIGBUS around each. */
+static void guard_on(void)
+{
+	assert_int_equal(guard_init(), 0);
+}
 
 /* Two mapped pages of which the second is beyond the file's end. */
 static char *map_truncated(void)
@@ -39,6 +46,7 @@ static void test_good_memory_is_copied(void **state)
 	char from[100], to[100] = { 0 };
 
 	(void)state;
+	guard_on();
 	memset(from, 'a', sizeof from);
 	assert_int_equal(guard_copy(to, from, sizeof from), 0);
 	assert_memory_equal(to, from, sizeof from);
@@ -51,6 +59,7 @@ static void test_a_lost_page_is_an_error_and_the_next_copy_works(void **state)
 	char buf[PAGE];
 
 	(void)state;
+	guard_on();
 	/* Again and again: each signal must leave the handler and its mask as they were. */
 	for (int i = 0; i < 100; i++) {
 		assert_int_equal(guard_copy(buf, p + PAGE, sizeof buf), -EFAULT);
@@ -95,6 +104,7 @@ static void test_threads_do_not_meet_each_others_faults(void **state)
 	atomic_bool stop = false;
 
 	(void)state;
+	guard_on();
 	for (int i = 0; i < 4; i++) {
 		copiers[i].bad = i % 2 ? p + PAGE : NULL;
 		copiers[i].stop = &stop;
@@ -122,6 +132,7 @@ static void test_other_sigbus_still_kills(void **state)
 	int status;
 
 	(void)state;
+	guard_on();
 	assert_true(pid >= 0);
 	if (!pid) {
 		raise(SIGBUS);
@@ -141,7 +152,5 @@ int main(void)
 		cmocka_unit_test(test_other_sigbus_still_kills),
 	};
 
-	if (guard_init())
-		return 1;
 	return cmocka_run_group_tests_name("guard", tests, NULL, NULL);
 }

@@ -234,19 +234,48 @@ static void test_a_peers_table_is_checked(void **state)
 	free(hello);
 }
 
+static uint8_t *put_varint(uint8_t *p, uint64_t v)
+{
+	for (; v >= 0x80; v >>= 7)
+		*p++ = (uint8_t)(v | 0x80);
+	*p++ = (uint8_t)v;
+	return p;
+}
+
+/* Field 6: 1 guest_phys_addr, 2 size, 3 page_size, 4 memory. */
+static uint8_t *raw_region(uint8_t *p, uint64_t guest_phys_addr)
+{
+	uint8_t body[64], *q = body;
+
+	*q++ = 1 << 3;
+	q = put_varint(q, guest_phys_addr);
+	*q++ = 2 << 3;
+	q = put_varint(q, UNIT_BYTES);
+	*q++ = 3 << 3;
+	q = put_varint(q, UNIT_BYTES);
+	*q++ = 4 << 3;
+	q = put_varint(q, POSTCOPY_MEMORY_MEMFD);
+	*p++ = 6 << 3 | 2;
+	p = put_varint(p, (uint64_t)(q - body));
+	memcpy(p, body, (size_t)(q - body));
+	return p + (q - body);
+}
+
 static void test_more_regions_than_there_may_be_are_refused(void **state)
 {
-	/* field 6, length 0: a region whose every member is 0, and one more than fits */
-	uint8_t buf[512], *p = buf;
 	static const uint8_t control[] = { 1 };
+	struct hello *back = calloc(1, sizeof *back);
+	uint8_t buf[4096], *p = buf;
 
 	(void)state;
 	p += raw_hello(buf, 1, control, 1, 1, 32);
-	for (uint64_t i = 0; i < 2; i++) {
-		*p++ = 6 << 3 | 2;
-		*p++ = 0;
-	}
-	refuse(buf, (size_t)(p - buf), -EINVAL, "region 0");
+	for (uint64_t i = 0; i < REGIONS_MAX; i++)
+		p = raw_region(p, i << 30);
+	assert_int_equal(hello_decode(buf, (size_t)(p - buf), back, NULL), 0);
+	assert_int_equal(back->regions.n, REGIONS_MAX);
+	p = raw_region(p, 1ull << 50);
+	refuse(buf, (size_t)(p - buf), -E2BIG, "64 regions");
+	free(back);
 }
 
 static void test_roles_have_names(void **state)

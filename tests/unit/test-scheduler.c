@@ -85,7 +85,7 @@ static void test_without_faults_it_goes_from_bottom_to_top(void **state)
 	expect(&f, 2, 0, UINT64_MAX, false);
 	expect(&f, 2, 1, 0x1f, false);
 	expect_nothing(&f);
-	assert_false(scheduler_next(f.s, &(struct scheduler_item){ 0 }));
+	expect_nothing(&f);
 	finish(&f);
 }
 
@@ -194,7 +194,9 @@ static void test_the_newest_fault_goes_first_and_older_ones_follow(void **state)
 	scheduler_note_fault(f.s, 0, 100);
 	scheduler_note_fault(f.s, 0, 300);
 	scheduler_note_fault(f.s, 0, 500);
-	for (uint64_t center = 500; center >= 100; center -= 200) {
+	for (uint64_t i = 0; i < 3; i++) {
+		uint64_t center = 500 - 200 * i;
+
 		expect(&f, 0, center, UINT64_MAX, true);
 		for (uint64_t d = 1; d <= AROUND; d++) {
 			expect(&f, 0, center + d, UINT64_MAX, true);

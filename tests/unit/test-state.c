@@ -24,9 +24,10 @@ static bool arrow(enum migration_state from, enum migration_state to)
 /* Can @to be reached from @from, in any number of steps? */
 static bool reaches(enum migration_state from, enum migration_state to)
 {
-	bool seen[MIGRATION_STATES] = { [from] = true };
+	bool seen[MIGRATION_STATES] = { false };
 	bool grown = true;
 
+	seen[from] = true;
 	while (grown) {
 		grown = false;
 		for (unsigned int i = 0; i < MIGRATION_STATES; i++)

@@ -1,0 +1,835 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The resolver on a real userfaultfd, in this process: the "guest" is a mapping of ours that
+ * is registered, the daemon's side reaches the same memory behind it.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "fault/resolver.h"
+#include "util/kernel_abi.h"
+
+#define PAGES 256u
+#define SIZE (PAGES * (size_t)UNIT_BYTES)
+#define SIZE_2M (2ull << 20)
+/* How long an event may take that must come. */
+#define EVENT_MS 10000
+
+#define FEATURES                                                                                   \
+	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |         \
+	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_MINOR_HUGETLBFS |    \
+	 UFFD_FEATURE_MISSING_HUGETLBFS)
+
+struct fixture {
+	struct region_table table;
+	struct memory *memories[REGIONS_MAX];
+	struct page_state *ps;
+	struct pull_stats stats;
+	struct resolver r;
+	struct resolver_caller caller;
+	int uffd;
+	uint8_t *guest;
+	size_t size;
+	unsigned int agains;
+	unsigned int faults; /* events read */
+};
+
+static struct fixture *fixture;
+
+/* One event, taken as the fault thread would. Return: false where there is none. */
+static bool take_event(struct fixture *f, uint64_t *ret_fault_addr)
+{
+	struct uffd_msg msg;
+
+	if (read(f->uffd, &msg, sizeof msg) != sizeof msg)
+		return false;
+	switch (msg.event) {
+	case UFFD_EVENT_PAGEFAULT:
+		f->faults++;
+		if (ret_fault_addr)
+			*ret_fault_addr = msg.arg.pagefault.address & ~(uint64_t)(UNIT_BYTES - 1);
+		break;
+	case UFFD_EVENT_REMOVE:
+		resolver_discard(&f->r, msg.arg.remove.start, msg.arg.remove.end);
+		break;
+	case UFFD_EVENT_UNMAP:
+		pthread_rwlock_wrlock(&f->r.map_lock);
+		addrmap_unmap(&f->r.addrmap, msg.arg.remove.start, msg.arg.remove.end);
+		pthread_rwlock_unlock(&f->r.map_lock);
+		break;
+	case UFFD_EVENT_REMAP:
+		pthread_rwlock_wrlock(&f->r.map_lock);
+		addrmap_move(&f->r.addrmap, msg.arg.remap.from, msg.arg.remap.to,
+		             msg.arg.remap.len);
+		pthread_rwlock_unlock(&f->r.map_lock);
+		break;
+	default:
+		fail_msg("event %u", msg.event);
+	}
+	return true;
+}
+
+static void on_again(void *arg)
+{
+	struct fixture *f = arg;
+
+	f->agains++;
+	if (!take_event(f, NULL))
+		sched_yield();
+}
+
+/* Wait until an event is there, without taking it. */
+static void wait_event(struct fixture *f)
+{
+	struct pollfd fd = { .fd = f->uffd, .events = POLLIN };
+
+	assert_int_equal(poll(&fd, 1, EVENT_MS), 1);
+}
+
+static uint64_t wait_fault(struct fixture *f)
+{
+	uint64_t addr = 0;
+
+	while (!addr) {
+		wait_event(f);
+		assert_true(take_event(f, &addr));
+	}
+	return addr;
+}
+
+static int open_uffd(void)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = FEATURES };
+	int dev, fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+	if (fd < 0) {
+		dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+		if (dev >= 0)
+			fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+		if (dev >= 0)
+			close(dev);
+	}
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api)) {
+		close(fd);
+		fd = -1;
+	}
+	if (fd < 0)
+		print_message("skipped: no userfaultfd with events and minor faults: %s\n",
+		              strerror(errno));
+	return fd;
+}
+
+/* The guest's memory, mapped; its descriptor in *@ret_fd. Return: NULL with the reason printed. */
+static uint8_t *make_memory(enum postcopy_memory memory, size_t size, int *ret_fd)
+{
+	bool huge = memory == POSTCOPY_MEMORY_HUGETLB;
+	uint8_t *p;
+
+	*ret_fd = -1;
+	if (memory == POSTCOPY_MEMORY_ANONYMOUS) {
+		p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		/* A transparent huge page would make pages present that nobody filled. */
+		assert_int_equal(madvise(p, size, MADV_NOHUGEPAGE), 0);
+		return p;
+	}
+	*ret_fd = memfd_create("test-resolver", MFD_CLOEXEC | MFD_ALLOW_SEALING |
+	                                                (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
+	assert_true(*ret_fd >= 0);
+	assert_int_equal(ftruncate(*ret_fd, (off_t)size), 0);
+	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *ret_fd, 0);
+	if (p != MAP_FAILED)
+		return p;
+	print_message("skipped: no free 2 MiB pages (vm.nr_hugepages): %s\n", strerror(errno));
+	close(*ret_fd);
+	return NULL;
+}
+
+static void stop(struct fixture *f)
+{
+	if (f->ps) {
+		assert_int_equal(resolver_unregister(&f->r), 0);
+		resolver_deinit(&f->r);
+	}
+	page_state_free(f->ps);
+	memory_free(f->memories[0]);
+	if (f->guest)
+		munmap(f->guest, f->size);
+	if (f->uffd >= 0)
+		close(f->uffd);
+	free(f);
+}
+
+static void init_resolver(struct fixture *f, enum resolver_map map)
+{
+	struct error err = ERROR_INIT;
+
+	if (page_state_new(&f->table, &f->ps, &err))
+		fail_msg("%s", err.text);
+	f->r = (struct resolver){
+		.table = &f->table,
+		.state = f->ps,
+		.memories = f->memories,
+		.uffd = f->uffd,
+		.map = map,
+		.stats = &f->stats,
+	};
+	assert_int_equal(resolver_init(&f->r), 0);
+	f->caller = (struct resolver_caller){ .resolver = &f->r, .again = on_again, .arg = f };
+}
+
+/* Return: NULL where this host can't, with the reason printed. */
+static struct fixture *start_sized(enum postcopy_memory memory, size_t size, enum resolver_map map)
+{
+	struct fixture *f = calloc(1, sizeof *f);
+	bool huge = memory == POSTCOPY_MEMORY_HUGETLB;
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct region region = { .memory = memory,
+		                 .size = size,
+		                 .page_size = huge ? SIZE_2M : UNIT_BYTES };
+	struct error err = ERROR_INIT;
+	int fd = -1;
+
+	f->size = size;
+	f->uffd = open_uffd();
+	if (f->uffd >= 0)
+		f->guest = make_memory(memory, size, &fd);
+	if (!f->guest) {
+		stop(f);
+		return NULL;
+	}
+	if (memory != POSTCOPY_MEMORY_ANONYMOUS)
+		reg.mode |= UFFDIO_REGISTER_MODE_MINOR;
+	reg.range.start = region.host_addr = (uintptr_t)f->guest;
+	reg.range.len = size;
+	assert_int_equal(ioctl(f->uffd, UFFDIO_REGISTER, &reg), 0);
+	assert_int_equal(region_table_add(&f->table, &region, &err), 0);
+	if (memory_open_destination(&f->table.regions[0], 0, fd, &f->memories[0], &err))
+		fail_msg("%s", err.text);
+	init_resolver(f, map);
+	return f;
+}
+
+static struct fixture *start(enum postcopy_memory memory, enum resolver_map map)
+{
+	return start_sized(memory, SIZE, map);
+}
+
+/* Have @fixture or skip. */
+#define START_OR_SKIP(memory, map)                                                                 \
+	do {                                                                                       \
+		fixture = start(POSTCOPY_MEMORY_##memory, RESOLVER_MAP_##map);                     \
+		if (!fixture)                                                                      \
+			skip();                                                                    \
+	} while (0)
+
+static uint8_t *page_at(const struct fixture *f, uint64_t unit)
+{
+	return f->guest + unit * UNIT_BYTES;
+}
+
+/* Whether the guest's page table has it: pagemap's bit 63. */
+static bool is_mapped(const struct fixture *f, uint64_t unit)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	uint64_t entry = 0;
+
+	assert_int_equal(pread(fd, &entry, sizeof entry,
+	                       (off_t)((uintptr_t)page_at(f, unit) / UNIT_BYTES * sizeof entry)),
+	                 sizeof entry);
+	close(fd);
+	return entry >> 63;
+}
+
+/* Word @word's batch, each unit of @data full of @value + its index. */
+static uint64_t fill_as(struct fixture *f, const struct resolver_caller *caller, uint64_t word,
+                        uint64_t data, uint64_t zero, uint8_t value)
+{
+	uint8_t *bytes = malloc(WORD_BYTES);
+	struct resolver_batch b = {
+		.word = word, .data_mask = data, .zero_mask = zero, .data = bytes
+	};
+	uint64_t filled = 0;
+	size_t n = 0;
+	int rc;
+
+	(void)f;
+	for (unsigned int i = 0; i < WORD_UNITS; i++)
+		if (data >> i & 1)
+			memset(bytes + n++ * UNIT_BYTES, (uint8_t)(value + i), UNIT_BYTES);
+	rc = resolver_fill(caller, &b, &filled);
+	free(bytes);
+	if (rc)
+		fail_msg("resolver_fill: %s", strerror(-rc));
+	return filled;
+}
+
+static uint64_t fill(struct fixture *f, uint64_t word, uint64_t data, uint64_t zero, uint8_t value)
+{
+	return fill_as(f, &f->caller, word, data, zero, value);
+}
+
+/* Read from the guest. Only where it is mapped or resolved: else this thread hangs. */
+static void check_page(const struct fixture *f, uint64_t unit, uint8_t value)
+{
+	const uint8_t *p = page_at(f, unit);
+
+	for (size_t i = 0; i < UNIT_BYTES; i++)
+		if (p[i] != value)
+			fail_msg("unit %llu, byte %zu is %#x, not %#x", (unsigned long long)unit, i,
+			         p[i], value);
+}
+
+/* A vCPU that reads a page; it waits in its fault until somebody wakes it. */
+struct toucher {
+	pthread_t thread;
+	const volatile uint8_t *p;
+	uint8_t first, last;
+};
+
+static void *toucher_main(void *arg)
+{
+	struct toucher *t = arg;
+
+	t->first = t->p[0];
+	t->last = t->p[UNIT_BYTES - 1];
+	return NULL;
+}
+
+static void touch(struct fixture *f, struct toucher *t, uint64_t unit)
+{
+	t->p = page_at(f, unit);
+	assert_int_equal(pthread_create(&t->thread, NULL, toucher_main, t), 0);
+}
+
+/* It has run on, in good time, and read @value. */
+static void touched(struct toucher *t, uint8_t value)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += EVENT_MS / 1000;
+	if (pthread_timedjoin_np(t->thread, NULL, &until))
+		fail_msg("the guest still waits for its page");
+	assert_int_equal(t->first, value);
+	assert_int_equal(t->last, value);
+}
+
+/* The whole way of a fault whose page is here: event, want, map, run on. */
+static void touch_present(struct fixture *f, uint64_t unit, uint8_t value)
+{
+	struct toucher t;
+
+	touch(f, &t, unit);
+	assert_true(wait_fault(f) == (uintptr_t)page_at(f, unit));
+	assert_true(page_state_want(f->ps, 0, unit));
+	assert_int_equal(resolver_map_page(&f->caller, 0, unit), 0);
+	touched(&t, value);
+}
+
+static void no_more_events(struct fixture *f)
+{
+	struct pollfd fd = { .fd = f->uffd, .events = POLLIN };
+
+	assert_int_equal(poll(&fd, 1, 0), 0);
+}
+
+static void test_eager_maps_what_it_fills(void **state)
+{
+	(void)state;
+	START_OR_SKIP(MEMFD, EAGER);
+	assert_true(fill(fixture, 1, 0x8001ff0f, 0x70, 10) == 0x8001ff7f);
+	for (unsigned int i = 0; i < WORD_UNITS; i++)
+		assert_int_equal(is_mapped(fixture, 64 + i), 0x8001ff0full >> i & 1);
+	for (unsigned int i = 0; i < 4; i++)
+		check_page(fixture, 64 + i, (uint8_t)(10 + i));
+	check_page(fixture, 64 + 31, 10 + 31);
+	assert_int_equal(fixture->faults, 0);
+	no_more_events(fixture);
+	assert_int_equal(stat_get(&fixture->stats.fill_write), 14);
+	assert_int_equal(stat_get(&fixture->stats.fill_zero), 3);
+	assert_int_equal(page_state_missing(fixture->ps), PAGES - 17);
+	stop(fixture);
+}
+
+static void test_eager_fills_a_whole_word(void **state)
+{
+	(void)state;
+	START_OR_SKIP(MEMFD, EAGER);
+	assert_true(fill(fixture, 3, UINT64_MAX, 0, 100) == UINT64_MAX);
+	for (unsigned int i = 0; i < WORD_UNITS; i++)
+		check_page(fixture, 192 + i, (uint8_t)(100 + i));
+	no_more_events(fixture);
+	stop(fixture);
+}
+
+static void test_lazy_maps_on_the_fault(void **state)
+{
+	(void)state;
+	START_OR_SKIP(MEMFD, LAZY);
+	assert_true(fill(fixture, 0, 0xff, 0, 1) == 0xff);
+	for (unsigned int i = 0; i < 8; i++)
+		assert_false(is_mapped(fixture, i));
+	touch_present(fixture, 3, 4);
+	assert_true(is_mapped(fixture, 3));
+	assert_false(is_mapped(fixture, 4));
+	assert_int_equal(fixture->faults, 1);
+	stop(fixture);
+}
+
+/* A page that is missing when the guest touches it: it waits until the data came. */
+static void fault_first(enum postcopy_memory memory, enum resolver_map map)
+{
+	struct toucher t, zero;
+
+	fixture = start(memory, map);
+	if (!fixture)
+		skip();
+	touch(fixture, &t, 70);
+	assert_true(wait_fault(fixture) == (uintptr_t)page_at(fixture, 70));
+	assert_false(page_state_want(fixture->ps, 0, 70));
+	touch(fixture, &zero, 72);
+	assert_true(wait_fault(fixture) == (uintptr_t)page_at(fixture, 72));
+	assert_false(page_state_want(fixture->ps, 0, 72));
+	assert_true(fill(fixture, 1, 0xf3, 0x0c00, 5) == 0x0cf3);
+	touched(&t, 5 + 6);
+	assert_true(fill(fixture, 1, 0, 0x100, 0) == 0x100);
+	touched(&zero, 0);
+	stop(fixture);
+}
+
+static void test_a_waiting_guest_is_woken_by_the_fill_memfd_eager(void **state)
+{
+	(void)state;
+	fault_first(POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_EAGER);
+}
+
+static void test_a_waiting_guest_is_woken_by_the_fill_memfd_lazy(void **state)
+{
+	(void)state;
+	fault_first(POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_LAZY);
+}
+
+static void test_a_waiting_guest_is_woken_by_the_fill_anonymous(void **state)
+{
+	(void)state;
+	fault_first(POSTCOPY_MEMORY_ANONYMOUS, RESOLVER_MAP_EAGER);
+}
+
+static void test_zero_units_stay_holes_until_touched(void **state)
+{
+	(void)state;
+	START_OR_SKIP(MEMFD, EAGER);
+	assert_true(fill(fixture, 0, 0, UINT64_MAX, 0) == UINT64_MAX);
+	for (unsigned int i = 0; i < WORD_UNITS; i++)
+		assert_false(is_mapped(fixture, i));
+	touch_present(fixture, 0, 0);
+	touch_present(fixture, 63, 0);
+	assert_false(is_mapped(fixture, 1));
+	/* What the guest wrote into its zero page stays, also where its fault is looked at twice. */
+	memset(page_at(fixture, 0), 9, UNIT_BYTES);
+	assert_int_equal(resolver_map_page(&fixture->caller, 0, 0), 0);
+	check_page(fixture, 0, 9);
+	stop(fixture);
+}
+
+static void test_anonymous_memory_is_copied(void **state)
+{
+	(void)state;
+	START_OR_SKIP(ANONYMOUS, EAGER);
+	assert_true(fill(fixture, 2, 0xf0f0, 0x0f00, 20) == 0xfff0);
+	assert_int_equal(stat_get(&fixture->stats.fill_copy), 8);
+	check_page(fixture, 128 + 4, 24);
+	check_page(fixture, 128 + 15, 35);
+	assert_false(is_mapped(fixture, 128 + 8));
+	touch_present(fixture, 128 + 8, 0);
+	/* Looked at again it keeps its content. */
+	assert_int_equal(resolver_map_page(&fixture->caller, 0, 128 + 4), 0);
+	check_page(fixture, 128 + 4, 24);
+	stop(fixture);
+}
+
+static void fill_twice(enum postcopy_memory memory, enum resolver_map map)
+{
+	fixture = start(memory, map);
+	if (!fixture)
+		skip();
+	assert_true(fill(fixture, 0, 0x3, 0, 1) == 0x3);
+	if (map == RESOLVER_MAP_LAZY)
+		touch_present(fixture, 0, 1);
+	memset(page_at(fixture, 0), 0xee, UNIT_BYTES);
+	/* An answer that comes late, over what the guest has written and what it has not. */
+	assert_true(fill(fixture, 0, 0x7, 0, 50) == 0x4);
+	assert_true(fill(fixture, 0, 0, 0x7, 0) == 0);
+	check_page(fixture, 0, 0xee);
+	if (map == RESOLVER_MAP_LAZY) {
+		touch_present(fixture, 1, 2);
+		touch_present(fixture, 2, 52);
+	}
+	check_page(fixture, 1, 2);
+	check_page(fixture, 2, 52);
+	assert_int_equal(page_state_missing(fixture->ps), PAGES - 3);
+	stop(fixture);
+}
+
+static void test_the_first_fill_stays_memfd_eager(void **state)
+{
+	(void)state;
+	fill_twice(POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_EAGER);
+}
+
+static void test_the_first_fill_stays_memfd_lazy(void **state)
+{
+	(void)state;
+	fill_twice(POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_LAZY);
+}
+
+static void test_the_first_fill_stays_anonymous(void **state)
+{
+	(void)state;
+	fill_twice(POSTCOPY_MEMORY_ANONYMOUS, RESOLVER_MAP_EAGER);
+}
+
+struct racer {
+	pthread_t thread;
+	struct fixture *f;
+	uint8_t value;
+	uint64_t filled[PAGES / WORD_UNITS];
+};
+
+static void race_again(void *arg)
+{
+	(void)arg;
+	sched_yield();
+}
+
+static void *racer_main(void *arg)
+{
+	struct racer *r = arg;
+	struct resolver_caller caller = { .resolver = &r->f->r, .again = race_again };
+
+	/* In overlapping pieces, so that both win some of each word. */
+	for (unsigned int shift = 0; shift < 4; shift++)
+		for (uint64_t word = 0; word < PAGES / WORD_UNITS; word++)
+			r->filled[word] |= fill_as(r->f, &caller, word, 0x1111111111111111ull << shift,
+			                           0, r->value);
+	return NULL;
+}
+
+static void race(enum postcopy_memory memory)
+{
+	for (int round = 0; round < 10; round++) {
+		struct racer racers[2] = { { .value = 1 }, { .value = 101 } };
+
+		fixture = start(memory, RESOLVER_MAP_EAGER);
+		if (!fixture)
+			skip();
+		racers[0].f = racers[1].f = fixture;
+		for (int i = 0; i < 2; i++)
+			assert_int_equal(pthread_create(&racers[i].thread, NULL, racer_main,
+			                                &racers[i]),
+			                 0);
+		for (int i = 0; i < 2; i++)
+			pthread_join(racers[i].thread, NULL);
+		for (uint64_t unit = 0; unit < PAGES; unit++) {
+			bool a = racers[0].filled[unit / 64] >> unit % 64 & 1;
+			bool b = racers[1].filled[unit / 64] >> unit % 64 & 1;
+
+			assert_true(a != b);
+			check_page(fixture, unit, (uint8_t)(unit % 64 + (a ? 1 : 101)));
+		}
+		assert_int_equal(page_state_missing(fixture->ps), 0);
+		stop(fixture);
+	}
+}
+
+static void test_two_fillers_of_the_same_pages_memfd(void **state)
+{
+	(void)state;
+	race(POSTCOPY_MEMORY_MEMFD);
+}
+
+static void test_two_fillers_of_the_same_pages_anonymous(void **state)
+{
+	(void)state;
+	race(POSTCOPY_MEMORY_ANONYMOUS);
+}
+
+/* madvise() or munmap(), from a thread: it returns once its event has been read. */
+struct change {
+	pthread_t thread;
+	uint8_t *p;
+	size_t len;
+	int advice; /* 0: munmap() */
+	int result;
+};
+
+static void *change_main(void *arg)
+{
+	struct change *c = arg;
+
+	c->result = c->advice ? madvise(c->p, c->len, c->advice) : munmap(c->p, c->len);
+	return NULL;
+}
+
+static void change(struct fixture *f, struct change *c, uint64_t unit, uint64_t n, int advice)
+{
+	*c = (struct change){ .p = page_at(f, unit), .len = n * UNIT_BYTES, .advice = advice };
+	assert_int_equal(pthread_create(&c->thread, NULL, change_main, c), 0);
+}
+
+static void changed(struct change *c)
+{
+	pthread_join(c->thread, NULL);
+	assert_int_equal(c->result, 0);
+}
+
+static void discard(enum postcopy_memory memory, int advice)
+{
+	struct change c;
+
+	fixture = start(memory, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	assert_true(fill(fixture, 0, 0x3, 0, 1) == 0x3);
+	/* Units 60..69: across two words, none of them here yet. */
+	change(fixture, &c, 60, 10, advice);
+	wait_event(fixture);
+	assert_true(take_event(fixture, NULL));
+	changed(&c);
+	assert_true(page_state_present(fixture->ps, 0, 0) == (0xfull << 60 | 3));
+	assert_true(page_state_present(fixture->ps, 0, 1) == 0x3f);
+	assert_int_equal(page_state_missing(fixture->ps), PAGES - 12);
+	/* What comes for them now is dropped, for their neighbours it is not. */
+	assert_true(fill(fixture, 0, 0xffull << 56, 0, 100) == 0xfull << 56);
+	assert_true(fill(fixture, 1, 0xff, 0, 100) == 0xc0);
+	touch_present(fixture, 60, 0);
+	touch_present(fixture, 69, 0);
+	check_page(fixture, 59, 100 + 59);
+	check_page(fixture, 70, 100 + 6);
+	check_page(fixture, 1, 2);
+	stop(fixture);
+}
+
+static void test_discarded_pages_are_zero_memfd(void **state)
+{
+	(void)state;
+	discard(POSTCOPY_MEMORY_MEMFD, MADV_REMOVE);
+}
+
+static void test_discarded_pages_are_zero_memfd_dontneed(void **state)
+{
+	(void)state;
+	discard(POSTCOPY_MEMORY_MEMFD, MADV_DONTNEED);
+}
+
+static void test_discarded_pages_are_zero_anonymous(void **state)
+{
+	(void)state;
+	discard(POSTCOPY_MEMORY_ANONYMOUS, MADV_DONTNEED);
+}
+
+/* A page that had arrived and was removed since: zero, and not what came first. */
+static void test_a_removed_page_that_was_there_is_zero(void **state)
+{
+	struct change c;
+
+	(void)state;
+	START_OR_SKIP(MEMFD, EAGER);
+	fill(fixture, 0, 0xff, 0, 1);
+	change(fixture, &c, 2, 2, MADV_REMOVE);
+	wait_event(fixture);
+	assert_true(take_event(fixture, NULL));
+	changed(&c);
+	touch_present(fixture, 2, 0);
+	touch_present(fixture, 3, 0);
+	check_page(fixture, 4, 5);
+	stop(fixture);
+}
+
+/*
+ * While the VMM changes its mappings the kernel answers EAGAIN, until the event was read: the
+ * caller is asked to do that, and then all of the batch is there.
+ */
+static void fill_during_discard(enum postcopy_memory memory, int advice)
+{
+	struct change c;
+
+	fixture = start(memory, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	change(fixture, &c, 128, 2, advice);
+	wait_event(fixture);
+	assert_true(fill(fixture, 0, 0xffff, 0, 1) == 0xffff);
+	assert_true(fixture->agains > 0);
+	changed(&c);
+	for (unsigned int i = 0; i < 16; i++)
+		check_page(fixture, i, (uint8_t)(1 + i));
+	touch_present(fixture, 129, 0);
+	no_more_events(fixture);
+	stop(fixture);
+}
+
+static void test_a_fill_gives_way_to_a_discard_memfd(void **state)
+{
+	(void)state;
+	fill_during_discard(POSTCOPY_MEMORY_MEMFD, MADV_DONTNEED);
+}
+
+static void test_a_fill_gives_way_to_a_discard_anonymous(void **state)
+{
+	(void)state;
+	fill_during_discard(POSTCOPY_MEMORY_ANONYMOUS, MADV_DONTNEED);
+}
+
+static void unmap_between(enum postcopy_memory memory)
+{
+	struct change c;
+	struct toucher t;
+
+	fixture = start(memory, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	change(fixture, &c, 4, 4, 0);
+	wait_event(fixture);
+	touch(fixture, &t, 9);
+	wait_fault(fixture);
+	changed(&c);
+	assert_false(page_state_want(fixture->ps, 0, 9));
+	assert_null(addrmap_find(&fixture->r.addrmap, (uintptr_t)page_at(fixture, 4)));
+	assert_true(fill(fixture, 0, 0xffff, 0, 1) == 0xffff);
+	touched(&t, 10);
+	for (unsigned int i = 0; i < 16; i++) {
+		if (i >= 4 && i < 8)
+			assert_false(is_mapped(fixture, i));
+		else
+			check_page(fixture, i, (uint8_t)(1 + i));
+	}
+	assert_int_equal(resolver_map_page(&fixture->caller, 0, 5), 0);
+	stop(fixture);
+}
+
+static void test_unmapped_pages_are_gone_around_memfd(void **state)
+{
+	(void)state;
+	unmap_between(POSTCOPY_MEMORY_MEMFD);
+}
+
+static void test_unmapped_pages_are_gone_around_anonymous(void **state)
+{
+	(void)state;
+	unmap_between(POSTCOPY_MEMORY_ANONYMOUS);
+}
+
+static void test_mapped_pages_are_gone_around(void **state)
+{
+	struct toucher t;
+
+	(void)state;
+	START_OR_SKIP(MEMFD, LAZY);
+	/* Every other one is mapped; then all the rest of the run at once, one of it waited for. */
+	fill(fixture, 0, 0x00aa, 0, 1);
+	touch_present(fixture, 1, 2);
+	touch_present(fixture, 5, 6);
+	fixture->r.map = RESOLVER_MAP_EAGER;
+	touch(fixture, &t, 6);
+	wait_fault(fixture);
+	assert_false(page_state_want(fixture->ps, 0, 6));
+	assert_true(fill(fixture, 0, 0xffff, 0, 50) == 0xff55);
+	touched(&t, 56);
+	for (unsigned int i = 8; i < 16; i++)
+		check_page(fixture, i, (uint8_t)(50 + i));
+	stop(fixture);
+}
+
+static void test_a_huge_page_is_mapped_when_it_is_whole(void **state)
+{
+	struct toucher t;
+
+	(void)state;
+	fixture = start_sized(POSTCOPY_MEMORY_HUGETLB, 2 * SIZE_2M, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	touch(fixture, &t, 512 + 100);
+	wait_fault(fixture);
+	assert_false(page_state_want(fixture->ps, 0, 512));
+	for (uint64_t word = 8; word < 16; word++) {
+		assert_false(is_mapped(fixture, 512));
+		fill(fixture, word, word % 2 ? UINT64_MAX : 0xff, word % 2 ? 0 : ~0xffull, 7);
+	}
+	touched(&t, 7 + 100 % 64);
+	check_page(fixture, 512 + 2, 9);
+	check_page(fixture, 512 + 20, 0);
+	/* The other one: nothing but zeroes, nobody waits, so it stays a hole. */
+	for (uint64_t word = 0; word < 8; word++)
+		fill(fixture, word, 0, UINT64_MAX, 0);
+	assert_false(is_mapped(fixture, 0));
+	touch(fixture, &t, 5);
+	wait_fault(fixture);
+	assert_true(page_state_want(fixture->ps, 0, 0));
+	assert_int_equal(resolver_map_page(&fixture->caller, 0, 0), 0);
+	touched(&t, 0);
+	stop(fixture);
+}
+
+static void test_unregistered_holes_read_as_zeroes(void **state)
+{
+	(void)state;
+	START_OR_SKIP(MEMFD, LAZY);
+	for (uint64_t word = 0; word < PAGES / WORD_UNITS; word++)
+		fill(fixture, word, 0xff, ~0xffull, 3);
+	assert_int_equal(page_state_missing(fixture->ps), 0);
+	assert_int_equal(resolver_unregister(&fixture->r), 0);
+	check_page(fixture, 0, 3);
+	check_page(fixture, 8, 0);
+	check_page(fixture, PAGES - 1, 0);
+	no_more_events(fixture);
+	stop(fixture);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_eager_maps_what_it_fills),
+		cmocka_unit_test(test_eager_fills_a_whole_word),
+		cmocka_unit_test(test_lazy_maps_on_the_fault),
+		cmocka_unit_test(test_a_waiting_guest_is_woken_by_the_fill_memfd_eager),
+		cmocka_unit_test(test_a_waiting_guest_is_woken_by_the_fill_memfd_lazy),
+		cmocka_unit_test(test_a_waiting_guest_is_woken_by_the_fill_anonymous),
+		cmocka_unit_test(test_zero_units_stay_holes_until_touched),
+		cmocka_unit_test(test_anonymous_memory_is_copied),
+		cmocka_unit_test(test_the_first_fill_stays_memfd_eager),
+		cmocka_unit_test(test_the_first_fill_stays_memfd_lazy),
+		cmocka_unit_test(test_the_first_fill_stays_anonymous),
+		cmocka_unit_test(test_two_fillers_of_the_same_pages_memfd),
+		cmocka_unit_test(test_two_fillers_of_the_same_pages_anonymous),
+		cmocka_unit_test(test_discarded_pages_are_zero_memfd),
+		cmocka_unit_test(test_discarded_pages_are_zero_memfd_dontneed),
+		cmocka_unit_test(test_discarded_pages_are_zero_anonymous),
+		cmocka_unit_test(test_a_removed_page_that_was_there_is_zero),
+		cmocka_unit_test(test_a_fill_gives_way_to_a_discard_memfd),
+		cmocka_unit_test(test_a_fill_gives_way_to_a_discard_anonymous),
+		cmocka_unit_test(test_unmapped_pages_are_gone_around_memfd),
+		cmocka_unit_test(test_unmapped_pages_are_gone_around_anonymous),
+		cmocka_unit_test(test_mapped_pages_are_gone_around),
+		cmocka_unit_test(test_a_huge_page_is_mapped_when_it_is_whole),
+		cmocka_unit_test(test_unregistered_holes_read_as_zeroes),
+	};
+
+	return cmocka_run_group_tests_name("resolver", tests, NULL, NULL);
+}
