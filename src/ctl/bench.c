@@ -70,6 +70,9 @@ static const struct option_spec bench_specs[] = {
 	  "write a page with the timeline and the histogram\n(of several runs: the last)" },
 	{ "hugepages", OPTION_FLAG, BENCH(hugepages), NULL,
 	  "reserve the huge pages that are missing, and give them back" },
+	{ "cold", OPTION_FLAG, BENCH(cold), NULL,
+	  "don't touch this host's memory before each migration: on a VM\nthe hypervisor's page "
+	  "faults are then measured as well" },
 	{ "keep-logs", OPTION_STRING, BENCH(keep_logs), "DIR",
 	  "leave the daemons' and VMMs' logs in DIR" },
 };
@@ -110,6 +113,8 @@ static int check_host(struct bench *b, struct error *err)
 	r = huge ? hugepages_ensure(huge, 2 * o->memory_bytes / huge, o->hugepages, &b->hugepages,
 	                            err)
 	         : host_memory_check(2 * o->memory_bytes + SPARE_BYTES, err);
+	if (!r && huge && !o->cold)
+		host_memory_warm(2 * o->memory_bytes, huge);
 	if (!r)
 		r = probe_run(&probe, err);
 	if (r < 0)

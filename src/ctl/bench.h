@@ -41,6 +41,7 @@ struct bench_options {
 	uint64_t idle_faults; /* UINT64_MAX: not given */
 	bool floors;
 	bool hugepages;
+	bool cold;
 };
 
 struct client;

@@ -5,6 +5,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <linux/mman.h>
+#include <sys/mman.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -161,4 +163,14 @@ struct json_object *host_describe(void)
 	if (proc_field("/proc/cpuinfo", "model name", model, sizeof model))
 		json_set_string(host, "cpu_model", model);
 	return host;
+}
+
+void host_memory_warm(uint64_t bytes, uint64_t page_bytes)
+{
+	int huge = page_bytes ? MAP_HUGETLB | (__builtin_ctzll(page_bytes) << MAP_HUGE_SHIFT) : 0;
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+	               MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE | huge, -1, 0);
+
+	if (p != MAP_FAILED)
+		munmap(p, bytes);
 }

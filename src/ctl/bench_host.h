@@ -31,6 +31,17 @@ void hugepages_give_back(struct hugepages *h);
 /* Whether ordinary memory of @bytes is available. Return: 0 or -ENOMEM */
 int host_memory_check(uint64_t bytes, struct error *err);
 
+/*
+ * host_memory_warm() - have this host's own memory in place, ahead of a migration
+ *
+ * Touches so much of it and gives it back: what is allocated next comes from there. On a
+ * machine that is itself a VM, memory that its hypervisor has to find first costs many times
+ * what a migration does, and would be all that is measured. Best effort.
+ *
+ * @page_bytes: of huge pages that were reserved; 0: ordinary memory
+ */
+void host_memory_warm(uint64_t bytes, uint64_t page_bytes);
+
 /* {kernel, cpus, cpu_model} */
 struct json_object *host_describe(void);
 

@@ -321,8 +321,12 @@ static int migrate(struct run *run, struct error *err)
 {
 	_cleanup_json_ struct json_object *params = id_params(run);
 	_cleanup_json_ struct json_object *last = NULL;
-	int r = client_call(run->b->destination, "Start", params, NULL, err);
+	int r;
 
+	/* The source's guest has its memory by now: what this leaves is the destination's. */
+	if (!run->b->options->cold)
+		host_memory_warm(run->b->options->memory_bytes, 0);
+	r = client_call(run->b->destination, "Start", params, NULL, err);
 	if (r < 0)
 		return error_prefix(err, "starting");
 	run->moved_ns = clock_now_ns();

@@ -57,9 +57,9 @@ static int check_region(const struct postcopy_region *r, size_t i, struct error 
 	if (r->memory < POSTCOPY_MEMORY_MEMFD || r->memory > POSTCOPY_MEMORY_ANONYMOUS)
 		return error_set(err, -EINVAL, "region %zu: unknown kind of memory %d", i,
 		                 (int)r->memory);
-	if (r->flags)
-		return error_set(err, -EINVAL, "region %zu: flags %#x are not known; set 0", i,
-		                 r->flags);
+	if (r->flags & ~POSTCOPY_REGION_FLAGS)
+		return error_set(err, -EINVAL, "region %zu: flags %#x are not known", i,
+		                 r->flags & ~POSTCOPY_REGION_FLAGS);
 	rc = check_page_size(r, i, err);
 	if (rc)
 		return rc;

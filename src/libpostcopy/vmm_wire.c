@@ -25,6 +25,7 @@ static const char *type_name(enum vmm_wire_type type)
 		[VMM_WIRE_PAUSED] = "PAUSED",   [VMM_WIRE_RESUME] = "RESUME",
 		[VMM_WIRE_VMSTATE] = "VMSTATE", [VMM_WIRE_LOADED] = "LOADED",
 		[VMM_WIRE_RESUMED] = "RESUMED", [VMM_WIRE_COMPLETE] = "COMPLETE",
+		[VMM_WIRE_CHANNEL] = "CHANNEL", [VMM_WIRE_ATTRIBUTES] = "ATTRIBUTES",
 	};
 
 	return names[type];
@@ -85,6 +86,16 @@ static void *put_attach(void *p, const struct vmm_wire_msg *msg)
 	return p;
 }
 
+static void *put_attributes(void *p, const struct vmm_wire_msg *msg)
+{
+	uint32_t n = msg->n_regions < POSTCOPY_REGIONS_MAX ? msg->n_regions : POSTCOPY_REGIONS_MAX;
+
+	p = put_u32(p, n);
+	for (uint32_t i = 0; i < n; i++)
+		p = put_u32(p, msg->regions[i].flags);
+	return p;
+}
+
 size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 {
 	char *payload = (char *)buf + VMM_WIRE_HEADER_BYTES;
@@ -105,12 +116,16 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 	case VMM_WIRE_VMSTATE:
 		p = put_u64(p, msg->vmstate_len);
 		break;
+	case VMM_WIRE_ATTRIBUTES:
+		p = put_attributes(p, msg);
+		break;
 	case VMM_WIRE_ATTACHED:
 	case VMM_WIRE_PAUSE:
 	case VMM_WIRE_RESUME:
 	case VMM_WIRE_LOADED:
 	case VMM_WIRE_RESUMED:
 	case VMM_WIRE_COMPLETE:
+	case VMM_WIRE_CHANNEL:
 		break;
 	}
 	put_u32(put_u16(put_u16(buf, (uint16_t)msg->type), VMM_WIRE_VERSION),
@@ -225,10 +240,25 @@ static int get_error(struct reader *r, struct vmm_wire_msg *msg, struct error *e
 	return 0;
 }
 
+static int get_attributes(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
+{
+	uint32_t n = get_u32(r);
+
+	if (!r->failed && (!n || n > POSTCOPY_REGIONS_MAX))
+		return error_set(err, -EPROTO, "ATTRIBUTES of %u regions; 1 to %d are possible", n,
+		                 POSTCOPY_REGIONS_MAX);
+	msg->n_regions = n;
+	for (uint32_t i = 0; !r->failed && i < n; i++)
+		msg->regions[i].flags = get_u32(r);
+	return 0;
+}
+
 /* How many descriptors a type travels with; ATTACH says so itself. */
 static int check_fd_count(enum vmm_wire_type type, size_t n_fds, struct error *err)
 {
-	size_t want = type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ? 1 : 0;
+	bool has_fd = type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
+	              type == VMM_WIRE_CHANNEL;
+	size_t want = has_fd ? 1 : 0;
 
 	if (n_fds > VMM_WIRE_FDS_MAX || (type != VMM_WIRE_ATTACH && n_fds != want))
 		return error_set(err, -EPROTO, "%s came with %zu descriptors; it has %zu",
@@ -249,7 +279,7 @@ static int get_header(struct reader *r, enum vmm_wire_type *ret_type, struct err
 		                 "the other side speaks version %u of the VMM protocol, this one "
 		                 "%d: install libpostcopy and postcopyd of the same release",
 		                 version, VMM_WIRE_VERSION);
-	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_COMPLETE)
+	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_ATTRIBUTES)
 		return error_set(err, -EPROTO, "unknown message type %u", type);
 	if (len != (size_t)(r->end - r->pos))
 		return error_set(err, -EPROTO, "%s says %u bytes of payload, but has %zu",
@@ -276,6 +306,8 @@ int vmm_wire_decode(const void *buf, size_t len, size_t n_fds, struct vmm_wire_m
 		rc = get_attach(&r, n_fds, ret_msg, err);
 	else if (type == VMM_WIRE_ERROR)
 		rc = get_error(&r, ret_msg, err);
+	else if (type == VMM_WIRE_ATTRIBUTES)
+		rc = get_attributes(&r, ret_msg, err);
 	else if (type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE)
 		ret_msg->vmstate_len = get_u64(&r);
 	if (type == VMM_WIRE_PAUSED)

@@ -13,7 +13,10 @@
  *   source:                 <-   PAUSE
  *   PAUSED (vmstate) / ERROR ->
  *                           <-   RESUME (cancelled in time) or COMPLETE
- *   destination:            <-   VMSTATE (fd)
+ *   destination:
+ *   CHANNEL (fd), any time  ->
+ *                           <-   ATTRIBUTES, where the source's regions have any
+ *                           <-   VMSTATE (fd)
  *   LOADED / ERROR, RESUMED ->
  *                           <-   COMPLETE
  *   either:                 <-   ERROR: the migration failed
@@ -45,6 +48,8 @@ enum vmm_wire_type {
 	VMM_WIRE_LOADED = 8,
 	VMM_WIRE_RESUMED = 9,
 	VMM_WIRE_COMPLETE = 10,
+	VMM_WIRE_CHANNEL = 11,
+	VMM_WIRE_ATTRIBUTES = 12,
 };
 
 enum vmm_wire_role {
@@ -74,6 +79,8 @@ struct vmm_wire_region {
  *             passes none.
  *   PAUSED:   vmstate_len, pause_ns (what stopping the vCPUs and saving took); one fd
  *   VMSTATE:  vmstate_len; one fd
+ *   CHANNEL:  one fd: the daemon's end of a fetch channel (libpostcopy/fetch_wire.h)
+ *   ATTRIBUTES: n_regions, and the flags of each of regions; nothing else of them
  *   ERROR:    code (positive errno), text
  */
 struct vmm_wire_msg {

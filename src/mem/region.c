@@ -64,8 +64,9 @@ static int check_region(uint32_t index, const struct region *r, struct error *er
 		return error_set(err, -EINVAL, "region %u: memory %u (%s) with page size %llu",
 		                 index, (unsigned int)r->memory, memory_name(r->memory),
 		                 (unsigned long long)r->page_size);
-	if (r->flags)
-		return error_set(err, -EINVAL, "region %u: unknown flags %#x", index, r->flags);
+	if (r->flags & ~POSTCOPY_REGION_FLAGS)
+		return error_set(err, -EINVAL, "region %u: unknown flags %#x", index,
+		                 r->flags & ~POSTCOPY_REGION_FLAGS);
 	if (!r->size || r->size % r->page_size)
 		return error_set(
 		        err, -EINVAL,
@@ -138,6 +139,18 @@ int region_table_same_guest(const struct region_table *ours, const struct region
 			        (unsigned long long)b->guest_phys_addr,
 			        (unsigned long long)b->size);
 	}
+	return 0;
+}
+
+int region_table_check_readable(const struct region_table *table, struct error *err)
+{
+	for (uint32_t i = 0; i < table->n; i++)
+		if (table->regions[i].flags & POSTCOPY_REGION_PRIVATE)
+			return error_set(err, -EOPNOTSUPP,
+			                 "region %u is private guest memory (KVM memory "
+			                 "attributes), which the source host can't read; have the "
+			                 "guest share it, or migrate it by its platform's own means",
+			                 i);
 	return 0;
 }
 

@@ -36,7 +36,7 @@
 
 struct region {
 	enum postcopy_memory memory;
-	uint32_t flags;           /* 0 */
+	uint32_t flags;           /* POSTCOPY_REGION_* */
 	uint64_t guest_phys_addr; /* bytes */
 	uint64_t size;            /* bytes, multiple of page_size */
 	uint64_t page_size;       /* bytes */
@@ -73,6 +73,13 @@ int region_table_add(struct region_table *table, const struct region *region, st
  */
 int region_table_same_guest(const struct region_table *ours, const struct region_table *theirs,
                             struct error *err);
+
+/*
+ * region_table_check_readable() - can all of a guest's memory be copied?
+ *
+ * Return: 0, or -EOPNOTSUPP with @err naming the first region that can't.
+ */
+int region_table_check_readable(const struct region_table *table, struct error *err);
 
 /* The units that exist in a word of a region: all ones but for a last, partial word. */
 uint64_t region_word_mask(const struct region *region, uint64_t word);
