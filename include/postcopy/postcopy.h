@@ -34,8 +34,36 @@
  *   - the regions are set MADV_DONTFORK: a child does not see guest memory.
  *   - never fallocate() or KVM_PRE_FAULT_MEMORY a page that has not arrived.
  *
- * Threads: a `struct postcopy` may be used by one thread at a time; different
- * ones are independent. No call runs callbacks or starts threads.
+ * Faults that are no userfaultfd events
+ * -------------------------------------
+ * A memslot with an ordinary userspace_addr needs nothing more: its vCPUs' faults go
+ * through the registered mapping. A memslot that is bound to guest_memfd
+ * (KVM_MEM_GUEST_MEMFD) goes around it: the kernel would give its vCPUs zeroes for absent
+ * pages. There the kernel must have KVM userfault, which turns such a fault into
+ * KVM_EXIT_MEMORY_FAULT, and the VMM asks for the page itself, over a channel:
+ *
+ *   - before the vCPUs exist, set all bits of the memslot's userfault bitmap, and open a
+ *     `struct postcopy_channel` for each vCPU thread;
+ *   - on KVM_EXIT_MEMORY_FAULT with the userfault flag, postcopy_channel_fetch() the page;
+ *     when it returns 0 the page is in guest_memfd: clear its bit with a store-release (an
+ *     atomic one, the word is shared with other vCPUs), then enter the guest again;
+ *   - on POSTCOPY_EVENT_COMPLETE clear what is left of the bitmap.
+ *
+ * A fetch may also run ahead of the guest, on any kind of memory: of the pages that a vmstate
+ * says are needed first, say. KVM_PRE_FAULT_MEMORY over pages that were fetched is the VMM's
+ * option; before their answer it would make them zero pages. Channels may be opened from
+ * attach on; a fetch before POSTCOPY_EVENT_VMSTATE waits for it.
+ *
+ * Private memory
+ * --------------
+ * Regions that KVM memory attributes make private to the guest are flagged
+ * POSTCOPY_REGION_PRIVATE. The source's flags are told to the destination's VMM before
+ * anything else (POSTCOPY_EVENT_ATTRIBUTES). No host can read such memory, so a
+ * migration of it is then refused, with the guest still running on the source.
+ *
+ * Threads: a `struct postcopy` may be used by one thread at a time, and so may a `struct
+ * postcopy_channel`; different ones are independent, also a channel of what it was opened
+ * on. No call runs callbacks or starts threads.
  *
  * Errors: each call returns 0 or a negative errno; where it takes an `err`, a
  * line of text says what failed, on what, and what to do. @err may be NULL.
@@ -55,8 +83,15 @@ extern "C" {
 #define POSTCOPY_REGIONS_MAX 64 /* regions of one guest */
 #define POSTCOPY_ID_MAX 64      /* bytes of a migration id, without its NUL */
 #define POSTCOPY_DEFAULT_SOCKET "/run/postcopyd/vmm.sock"
+#define POSTCOPY_FETCH_MAX (2u << 20) /* bytes that one fetch may ask for */
+#define POSTCOPY_ASKS_MAX 64          /* requests of one channel that wait for their answer */
+
+/** A region's flags. */
+#define POSTCOPY_REGION_PRIVATE (1u << 0) /* only the guest can read it; not migrated */
+#define POSTCOPY_REGION_FLAGS POSTCOPY_REGION_PRIVATE /* all there are */
 
 struct postcopy; /* one attachment of one guest to the daemon */
+struct postcopy_channel; /* by which one thread of the VMM asks for pages */
 
 struct postcopy_error {
 	int code;       /* negative errno, 0 while nothing failed */
@@ -78,7 +113,7 @@ enum postcopy_memory {
 /** One contiguous range of guest memory. */
 struct postcopy_region {
 	enum postcopy_memory memory;
-	uint32_t flags;           /**< 0; bits are reserved */
+	uint32_t flags;           /**< POSTCOPY_REGION_*; other bits are reserved */
 	uint64_t guest_phys_addr; /**< bytes, multiple of page_size; regions may not overlap */
 	uint64_t size;            /**< bytes, multiple of page_size, above 0 */
 	uint64_t page_size;       /**< bytes: 4096, 2 MiB or 1 GiB, what the mapping is made of */
@@ -94,6 +129,8 @@ enum postcopy_event_type {
 	POSTCOPY_EVENT_VMSTATE,  /**< destination: load it, then _loaded() and _resumed() */
 	POSTCOPY_EVENT_COMPLETE, /**< both: every page is at the destination */
 	POSTCOPY_EVENT_FAILED,   /**< the migration failed or was cancelled; see @reason */
+	/** destination: what the source's regions are; only where one of them has a flag */
+	POSTCOPY_EVENT_ATTRIBUTES,
 };
 
 struct postcopy_event {
@@ -101,6 +138,8 @@ struct postcopy_event {
 	int vmstate_fd;       /**< VMSTATE: a sealed memfd, owned by the caller; else -1 */
 	uint64_t vmstate_len; /**< VMSTATE: bytes */
 	char reason[320];     /**< FAILED and RESUME: one line */
+	uint32_t n_regions;   /**< ATTRIBUTES: how many the source has */
+	uint32_t region_flags[POSTCOPY_REGIONS_MAX]; /**< ATTRIBUTES: POSTCOPY_REGION_* of each */
 };
 
 /**
@@ -172,6 +211,62 @@ POSTCOPY_API int postcopy_destination_resumed(struct postcopy *p, struct postcop
 /** The vmstate can't be loaded: no vCPU has run, so the source may resume the guest. */
 POSTCOPY_API int postcopy_destination_load_failed(struct postcopy *p, const char *reason,
                                                   struct postcopy_error *err);
+
+/**
+ * postcopy_channel_open() - a way to ask for pages
+ * @p: a destination's attachment, in any state but failed; not needed after this
+ * @ret: for postcopy_channel_close(); untouched on failure
+ *
+ * Each thread that asks needs its own; a migration has at most 64.
+ *
+ * Return: 0, -EINVAL on a source, -EPIPE where the daemon is gone.
+ */
+POSTCOPY_API int postcopy_channel_open(struct postcopy *p, struct postcopy_channel **ret,
+                                       struct postcopy_error *err);
+
+/**
+ * postcopy_channel_fetch() - have pages in place, and wait until they are
+ * @guest_phys_addr: of the first; bytes, multiple of 4096
+ * @len: bytes, multiple of 4096, at most POSTCOPY_FETCH_MAX, within one region
+ * @timeout_ms: -1 to wait for good
+ *
+ * Return: 0, at once where the page is there; -EINVAL for a range that is none; -ETIMEDOUT,
+ * with the pages still asked for: fetching them again goes on waiting; -EAGAIN where
+ * POSTCOPY_ASKS_MAX others are waited for; -EPIPE where the daemon is gone, or has refused
+ * the channel for one too many.
+ */
+POSTCOPY_API int postcopy_channel_fetch(struct postcopy_channel *ch, uint64_t guest_phys_addr,
+                                        uint64_t len, int timeout_ms, struct postcopy_error *err);
+
+/**
+ * postcopy_channel_ask() - the same without waiting
+ * @tag: comes back with the answer; the caller's to choose
+ *
+ * Return: 0, -EINVAL, -EAGAIN (take answers first), -EPIPE.
+ */
+POSTCOPY_API int postcopy_channel_ask(struct postcopy_channel *ch, uint64_t guest_phys_addr,
+                                      uint64_t len, uint64_t tag, struct postcopy_error *err);
+
+/**
+ * postcopy_channel_next() - an answer to postcopy_channel_ask(), in any order
+ * @timeout_ms: 0 to look, -1 to wait for good
+ * @ret_tag: whose answer it is
+ * @ret_result: 0 where its pages are in place, or -EINVAL where that range is none
+ *
+ * Return: 0; -ETIMEDOUT; -ENOENT where nothing is asked; -EPIPE where the daemon is gone.
+ */
+POSTCOPY_API int postcopy_channel_next(struct postcopy_channel *ch, int timeout_ms,
+                                       uint64_t *ret_tag, int *ret_result,
+                                       struct postcopy_error *err);
+
+/**
+ * A descriptor that polls readable when something has come. Owned by @ch. Take all
+ * answers there are (timeout 0) before each poll(): some may have come with another.
+ */
+POSTCOPY_API int postcopy_channel_fd(const struct postcopy_channel *ch);
+
+/** What was asked may come still, or not. NULL is allowed. Return: NULL */
+POSTCOPY_API struct postcopy_channel *postcopy_channel_close(struct postcopy_channel *ch);
 
 /**
  * postcopy_detach() - give the attachment back

@@ -24,6 +24,8 @@
 #define GETS_PER_FAULT 8u
 /* What is always waited for: userfaultfd, urgent connection, wake-up. */
 #define FDS_FIXED 3
+/* After each event or answer, how long the next is waited for awake. */
+#define SPIN_NS (50 * NSEC_PER_USEC)
 /* Between two tries to fill where the memory could not be had. */
 #define REFILL_MS 100
 
@@ -78,24 +80,24 @@ static void on_event(struct fault_thread *ft, const struct uffd_msg *msg, uint64
 	case UFFD_EVENT_REMAP:
 		pthread_rwlock_wrlock(&r->map_lock);
 		rc = addrmap_move(&r->addrmap, msg->arg.remap.from, msg->arg.remap.to,
-				  msg->arg.remap.len);
+		                  msg->arg.remap.len);
 		pthread_rwlock_unlock(&r->map_lock);
 		break;
 	case UFFD_EVENT_FORK:
 		/* The child is not the guest. Without this copy its memory is unwatched. */
 		log_warning("migration %s: the VMM forked; the child does not see absent pages",
-			    p->config.id);
+		            p->config.id);
 		close((int)msg->arg.fork.ufd);
 		return;
 	default:
 		log_warning("migration %s: userfaultfd event %u is unknown", p->config.id,
-			    msg->event);
+		            msg->event);
 		return;
 	}
 	if (rc)
 		log_error("migration %s: guest memory is mapped in more than %d pieces: some "
-			  "faults can't be served",
-			  p->config.id, ADDRMAP_PIECES_MAX);
+		          "faults can't be served",
+		          p->config.id, ADDRMAP_PIECES_MAX);
 }
 
 /* Read what events there are, as far as there is room for faults. */
@@ -167,8 +169,8 @@ static void resolve(struct fault_thread *ft, struct fault *f)
 
 	if (rc && rc != -ESRCH)
 		log_error("migration %s: UFFDIO_CONTINUE of region %u, unit %llu: %s",
-			  ft->pull->config.id, f->region, (unsigned long long)f->first_unit,
-			  strerror(-rc));
+		          ft->pull->config.id, f->region, (unsigned long long)f->first_unit,
+		          strerror(-rc));
 	if (!f->counted)
 		stat_add(&ft->pull->stats.faults_minor, 1);
 	else
@@ -216,7 +218,7 @@ static size_t ask_for(struct fault_thread *ft, struct fault *f, uint8_t *tx)
 		};
 
 		item.want_mask = page_units_in_word(f, per_page) &
-				 ~page_state_present(state, item.region, item.word);
+		                 ~page_state_present(state, item.region, item.word);
 		f->next_unit = per_page >= WORD_UNITS ? f->next_unit + WORD_UNITS : end;
 		if (!item.want_mask)
 			continue;
@@ -257,7 +259,7 @@ static void serve_faults(struct fault_thread *ft)
 
 /* One answer: fill it, and where that makes its page whole the vCPUs run. */
 static void take_answer(struct fault_thread *ft, const struct frame_pages *pages,
-			const struct scheduler_item *item, const uint8_t *data)
+                        const struct scheduler_item *item, const uint8_t *data)
 {
 	struct pull *p = ft->pull;
 	uint64_t per_page = region_units_per_page(&p->config.table.regions[item->region]);
@@ -276,8 +278,8 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 
 	if (rc && rc != -ESRCH)
 		log_error("migration %s: filling region %u at %#llx: %s; trying again",
-			  p->config.id, item->region, (unsigned long long)unit << UNIT_SHIFT,
-			  strerror(-rc));
+		          p->config.id, item->region, (unsigned long long)unit << UNIT_SHIFT,
+		          strerror(-rc));
 	f = fault_table_find(&ft->table, item->region, unit - unit % per_page);
 	if (!f)
 		return;
@@ -313,7 +315,8 @@ static void read_answers(struct fault_thread *ft)
 		if (!rc)
 			rc = window_answer(&ft->window, &h, payload, &pages, &item, &err);
 		if (!rc)
-			take_answer(ft, &pages, &item, (const uint8_t *)payload + FRAME_PAGES_BYTES);
+			take_answer(ft, &pages, &item,
+			            (const uint8_t *)payload + FRAME_PAGES_BYTES);
 	}
 	if (ft->conn && rc != -EAGAIN)
 		lose_connection(ft, err.text);
@@ -324,19 +327,22 @@ static void read_answers(struct fault_thread *ft)
 static void take_deliveries(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
-	int channel;
+	int channels[FETCH_CHANNELS_MAX];
+	unsigned int n;
 
 	pthread_mutex_lock(&p->lock);
 	if (!ft->conn && p->urgent_ready) {
 		ft->conn = p->urgent_ready;
 		p->urgent_ready = NULL;
 	}
-	channel = p->channel_new;
-	p->channel_new = -1;
+	n = p->n_channels_new;
+	memcpy(channels, p->channels_new, n * sizeof *channels);
+	p->n_channels_new = 0;
 	pthread_mutex_unlock(&p->lock);
-	if (channel >= 0 && fetch_table_add_channel(&ft->fetches, channel))
-		log_warning("migration %s: more than %u fetch channels", p->config.id,
-			    FETCH_CHANNELS_MAX);
+	for (unsigned int i = 0; i < n; i++)
+		if (fetch_table_add_channel(&ft->fetches, channels[i]))
+			log_warning("migration %s: more than %u fetch channels", p->config.id,
+			            FETCH_CHANNELS_MAX);
 }
 
 /* Wait for something to do. Return: whether somebody has left something for us. */
@@ -354,12 +360,14 @@ static bool wait_for_news(struct fault_thread *ft)
 	uint64_t drained;
 
 	for (unsigned int i = 0; i < n; i++)
-		fds[FDS_FIXED + i] = (struct pollfd){
-			.fd = fetch_room ? ft->fetches.channels[i] : -1, .events = POLLIN
-		};
+		fds[FDS_FIXED + i] =
+		        (struct pollfd){ .fd = fetch_room ? ft->fetches.channels[i] : -1,
+			                 .events = POLLIN };
 	if (ft->conn && tls_pending(ft->conn->tls))
 		return false;
-	poll(fds, FDS_FIXED + n, ft->fill_failed ? REFILL_MS : -1);
+	/* Beside bulk all cores are awake anyway, and busy. */
+	thread_spin_poll(fds, FDS_FIXED + n, stat_get(&p->stats.bulk_in_flight) ? 0 : SPIN_NS,
+	                 ft->fill_failed ? REFILL_MS : -1);
 	ft->fill_failed = 0;
 	for (unsigned int i = 0; i < n; i++)
 		if (fds[FDS_FIXED + i].revents)
@@ -390,9 +398,8 @@ void *fault_thread_main(void *arg)
 
 	thread_set_name("fault");
 	thread_prefer_latency();
-	ft->caller = (struct resolver_caller){
-		.resolver = &p->resolver, .again = on_again, .arg = ft
-	};
+	ft->caller =
+	        (struct resolver_caller){ .resolver = &p->resolver, .again = on_again, .arg = ft };
 	while (!atomic_load(&p->stopping)) {
 		if (wait_for_news(ft))
 			take_deliveries(ft);

@@ -133,11 +133,24 @@ void fetch_table_serve(struct fetch_table *t, const struct region_table *regions
 	}
 }
 
+void fetch_channel_finish(int fd)
+{
+	struct fetch_answer a = { .tag = FETCH_TAG_ALL };
+	uint8_t buf[FETCH_ANSWER_BYTES];
+
+	fetch_answer_encode(&a, buf);
+	/* Who is gone, or reads nothing, needs no answer. */
+	(void)!send(fd, buf, sizeof buf, MSG_DONTWAIT | MSG_NOSIGNAL);
+	close(fd);
+}
+
 void fetch_table_finish(struct fetch_table *t)
 {
 	for (unsigned int i = 0; i < t->n_channels; i++)
-		if (t->channels[i] >= 0)
-			answer(t, i, FETCH_TAG_ALL, 0);
+		if (t->channels[i] >= 0) {
+			fetch_channel_finish(t->channels[i]);
+			t->channels[i] = -1;
+		}
 	fetch_table_close(t);
 }
 

@@ -54,7 +54,10 @@ void fetch_table_serve(struct fetch_table *t, const struct region_table *regions
 		       const struct page_state *state, struct fault_table *faults,
 		       uint64_t now_ns);
 
-/* Everything is present: tell all channels, and close them. */
+/* Everything is present: tell one channel, which is in no table, and close it. */
+void fetch_channel_finish(int fd);
+
+/* The same for all channels. */
 void fetch_table_finish(struct fetch_table *t);
 
 /* Close all channels without a word: what they asked for may be missing. */

@@ -22,7 +22,6 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	p->config.uffd = -1;
 	memset(p->config.memories, 0, sizeof p->config.memories);
 	p->wake_fd = -1;
-	p->channel_new = -1;
 	atomic_init(&p->bulk_on, config->bulk);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
@@ -107,7 +106,15 @@ void pull_release(struct pull *p)
 	p->state = page_state_free(p->state);
 	close_fd(&p->config.uffd);
 	close_fd(&p->wake_fd);
-	close_fd(&p->channel_new);
+	/* These came when the fault thread had ended. */
+	while (p->n_channels_new) {
+		int fd = p->channels_new[--p->n_channels_new];
+
+		if (p->missing_at_release)
+			close(fd);
+		else
+			fetch_channel_finish(fd);
+	}
 }
 
 struct pull *pull_free(struct pull *p)
@@ -279,16 +286,16 @@ int pull_start_bulk(struct pull *p)
 
 int pull_add_channel(struct pull *p, int fd)
 {
-	bool taken;
+	bool room;
 
 	pthread_mutex_lock(&p->lock);
-	taken = p->channel_new < 0;
-	if (taken)
-		p->channel_new = fd;
+	room = p->n_channels_new < FETCH_CHANNELS_MAX;
+	if (room)
+		p->channels_new[p->n_channels_new++] = fd;
 	pthread_mutex_unlock(&p->lock);
-	if (!taken) {
+	if (!room) {
 		close(fd);
-		return -EAGAIN;
+		return -EMFILE;
 	}
 	pull_wake_fault_thread(p);
 	return 0;

@@ -94,7 +94,7 @@ int pull_start_bulk(struct pull *p);
  * pull_add_channel() - a fetch channel of the VMM (libpostcopy/fetch_wire.h)
  * @fd: a non-blocking SEQPACKET socket; taken over in any case
  *
- * Return: 0; -EAGAIN where the one before was not taken up yet.
+ * From pull_new() to pull_release(); served from pull_start() on. Return: 0 or -EMFILE.
  */
 int pull_add_channel(struct pull *p, int fd);
 

@@ -61,7 +61,8 @@ struct pull {
 	uint64_t work;          /* bumped where bulk may find something to do again */
 	struct conn *urgent_ready; /* dialled by the keeper for the fault thread */
 	bool urgent_lost;
-	int channel_new; /* a fetch channel for the fault thread, -1 for none */
+	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the fault thread */
+	unsigned int n_channels_new;
 	pthread_t keeper;
 	bool keeper_runs;
 

@@ -43,7 +43,7 @@ static struct run next_run(uint64_t *mask)
  * mapped still, or as uffd_zeropage().
  */
 static int make_zero_page(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
-			  uint64_t len)
+                          uint64_t len)
 {
 	int rc = memory_touch(r->memories[region], offset);
 	uint64_t done;
@@ -55,7 +55,7 @@ static int make_zero_page(struct resolver *r, uint32_t region, uint64_t offset, 
 
 /* One try at one mapped page. Return: as the ioctls. */
 static int map_once(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
-		    uint64_t len)
+                    uint64_t len)
 {
 	bool anonymous = r->table->regions[region].memory == POSTCOPY_MEMORY_ANONYMOUS;
 	uint64_t done;
@@ -85,9 +85,9 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
 
 	for (;;) {
 		pthread_rwlock_rdlock(&r->map_lock);
-		rc = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip) == len ?
-			     map_once(r, region, offset, addr, len) :
-			     UFFD_UNMAPPED;
+		rc = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip) == len
+		             ? map_once(r, region, offset, addr, len)
+		             : UFFD_UNMAPPED;
 		pthread_rwlock_unlock(&r->map_lock);
 		if (rc != UFFD_AGAIN)
 			break;
@@ -103,7 +103,7 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
  * What can't be mapped now is left for its fault.
  */
 static int map_run(const struct resolver_caller *caller, uint32_t region, uint64_t offset,
-		   uint64_t len)
+                   uint64_t len)
 {
 	struct resolver *r = caller->resolver;
 	int rc = UFFD_DONE;
@@ -130,63 +130,119 @@ static int map_run(const struct resolver_caller *caller, uint32_t region, uint64
 	return rc < 0 ? rc : 0;
 }
 
-/* UFFDIO_COPY fills and maps in one. Units that the VMM has unmapped are done with. */
+/*
+ * Whether a region's units are filled by UFFDIO_COPY, which fills, maps and wakes in one.
+ *
+ * For anonymous memory nothing else does. For memfd it is also the better way wherever the page
+ * is to be mapped at once: pwrite() holds the file's lock, so that two bulk threads would not
+ * get on side by side, and a fault would wait behind both.
+ */
+static bool fills_by_copy(const struct resolver *r, const struct resolver_batch *b)
+{
+	switch (r->table->regions[b->region].memory) {
+	case POSTCOPY_MEMORY_ANONYMOUS:
+		return true;
+	case POSTCOPY_MEMORY_MEMFD:
+		return b->for_fault || r->map == RESOLVER_MAP_EAGER;
+	default:
+		return false;
+	}
+}
+
+/*
+ * One unit that UFFDIO_COPY can't place: the VMM has unmapped it, or its file has the page
+ * already (somebody has read the hole; it is not mapped, for the claim is ours). Shared
+ * memory gets its content all the same. For anonymous memory there is no place left.
+ */
+static int fill_behind(struct resolver *r, uint32_t region, uint64_t offset, const uint8_t *data,
+                       struct memory_filled *filled)
+{
+	if (r->table->regions[region].memory == POSTCOPY_MEMORY_ANONYMOUS)
+		return 0;
+	return memory_fill(r->memories[region], offset, data, UNIT_BYTES, true, filled);
+}
+
+/* One ioctl over the front of a run. Return: as uffd_copy(), UFFD_UNMAPPED where nothing is. */
+static int copy_front(struct resolver *r, uint32_t region, uint64_t offset, const uint8_t *data,
+                      uint64_t len, uint64_t *ret_done)
+{
+	uint64_t addr, skip, mapped;
+	int rc = UFFD_UNMAPPED;
+
+	*ret_done = 0;
+	pthread_rwlock_rdlock(&r->map_lock);
+	mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
+	if (mapped && !skip)
+		rc = uffd_copy(r->uffd, addr, data, mapped, ret_done);
+	pthread_rwlock_unlock(&r->map_lock);
+	stat_add(&r->stats->fill_copy, *ret_done >> UNIT_SHIFT);
+	return rc;
+}
+
+/*
+ * Fill a run by UFFDIO_COPY. Return: 0 or -errno; *@ret_done is how many bytes are filled in any
+ * case: they may be visible, so their claims are kept.
+ */
 static int copy_run(const struct resolver_caller *caller, uint32_t region, uint64_t offset,
-		    const uint8_t *data, uint64_t len)
+                    const uint8_t *data, uint64_t len, struct memory_filled *filled,
+                    uint64_t *ret_done)
 {
 	struct resolver *r = caller->resolver;
-	int rc = UFFD_DONE;
+	int rc = 0;
 
-	while (len && rc >= 0 && rc != UFFD_VMM_GONE) {
-		uint64_t addr, skip, done = 0, mapped;
+	*ret_done = 0;
+	while (*ret_done < len) {
+		uint64_t done;
+		int result = copy_front(r, region, offset + *ret_done, data + *ret_done,
+		                        len - *ret_done, &done);
 
-		pthread_rwlock_rdlock(&r->map_lock);
-		mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
-		if (mapped)
-			rc = uffd_copy(r->uffd, addr, data + skip, mapped, &done);
-		pthread_rwlock_unlock(&r->map_lock);
-		if (!mapped)
-			break;
-		stat_add(&r->stats->fill_copy, done >> UNIT_SHIFT);
-		done += skip;
-		if (rc == UFFD_EXISTS || rc == UFFD_UNMAPPED)
-			done += UNIT_BYTES;
-		else if (rc == UFFD_AGAIN && done == skip)
+		*ret_done += done;
+		if (result == UFFD_EXISTS || result == UFFD_UNMAPPED) {
+			rc = fill_behind(r, region, offset + *ret_done, data + *ret_done, filled);
+			if (!rc)
+				*ret_done += UNIT_BYTES;
+		} else if (result == UFFD_AGAIN && !done) {
 			caller->again(caller->arg);
-		offset += done;
-		data += done;
-		len -= done < len ? done : len;
+		} else if (result == UFFD_VMM_GONE) {
+			rc = -ESRCH;
+		} else if (result < 0) {
+			rc = result;
+		}
+		if (rc)
+			return rc;
 	}
-	if (rc == UFFD_VMM_GONE)
-		return -ESRCH;
-	return rc < 0 ? rc : 0;
+	return 0;
 }
 
 static int fill_run(const struct resolver_caller *caller, const struct resolver_batch *b,
-		    struct run run, struct memory_filled *filled)
+                    struct run run, struct memory_filled *filled, uint64_t *ret_done)
 {
-	struct memory *m = caller->resolver->memories[b->region];
+	struct resolver *r = caller->resolver;
 	uint64_t offset = (b->word * WORD_UNITS + run.first) << UNIT_SHIFT;
 	uint64_t below = b->data_mask & ((1ull << run.first) - 1);
 	const uint8_t *data = b->data + (size_t)__builtin_popcountll(below) * UNIT_BYTES;
 	size_t len = (size_t)run.n * UNIT_BYTES;
+	int rc;
 
-	if (memory_fill_method(m, b->for_fault) == MEMORY_FILL_COPY)
-		return copy_run(caller, b->region, offset, data, len);
-	return memory_fill(m, offset, data, len, b->for_fault, filled);
+	if (fills_by_copy(r, b))
+		return copy_run(caller, b->region, offset, data, len, filled, ret_done);
+	rc = memory_fill(r->memories[b->region], offset, data, len, b->for_fault, filled);
+	*ret_done = rc ? 0 : len;
+	return rc;
 }
 
-static uint64_t run_mask(struct run run)
+static uint64_t run_mask(unsigned int first, uint64_t n)
 {
-	return (run.n == WORD_UNITS ? UINT64_MAX : (1ull << run.n) - 1) << run.first;
+	return (n == WORD_UNITS ? UINT64_MAX : (1ull << n) - 1) << first;
 }
 
 /*
  * Fill the claimed units that have data. On failure gives back the claims of what was not
- * filled. Return: 0 or -errno; *@ret_done is what is filled.
+ * filled. Return: 0 or -errno; *@ret_done is what is filled, *@ret_behind whether some of it by
+ * other means than UFFDIO_COPY.
  */
 static int fill_claimed(const struct resolver_caller *caller, const struct resolver_batch *b,
-			uint64_t claimed, uint64_t *ret_done)
+                        uint64_t claimed, uint64_t *ret_done, bool *ret_behind)
 {
 	struct resolver *r = caller->resolver;
 	struct memory_filled filled = { 0 };
@@ -195,16 +251,17 @@ static int fill_claimed(const struct resolver_caller *caller, const struct resol
 
 	while (left && !rc) {
 		struct run run = next_run(&left);
+		uint64_t bytes;
 
-		rc = fill_run(caller, b, run, &filled);
-		if (!rc)
-			done |= run_mask(run);
+		rc = fill_run(caller, b, run, &filled, &bytes);
+		done |= run_mask(run.first, bytes >> UNIT_SHIFT);
 	}
 	if (rc)
 		page_state_unclaim(r->state, b->region, b->word, claimed & b->data_mask & ~done);
 	stat_add(&r->stats->fill_write, filled.write);
 	stat_add(&r->stats->fill_memcpy, filled.memcpy);
 	*ret_done = done;
+	*ret_behind = filled.write || filled.memcpy;
 	return rc;
 }
 
@@ -220,7 +277,7 @@ static uint64_t next_page(const struct region *region, uint64_t word, uint64_t *
 }
 
 static int map_pages(const struct resolver_caller *caller, const struct resolver_batch *b,
-		     uint64_t mask)
+                     uint64_t mask)
 {
 	struct resolver *r = caller->resolver;
 	int rc = 0;
@@ -235,15 +292,16 @@ static int map_pages(const struct resolver_caller *caller, const struct resolver
 }
 
 static int map_filled(const struct resolver_caller *caller, const struct resolver_batch *b,
-		      uint64_t data, uint64_t wanted)
+                      uint64_t data, uint64_t wanted, bool filled_behind)
 {
 	struct resolver *r = caller->resolver;
 	const struct region *region = &r->table->regions[b->region];
 	uint64_t left = data;
 	int rc = 0;
 
-	if (region->memory == POSTCOPY_MEMORY_ANONYMOUS)
-		return map_pages(caller, b, wanted & ~data);
+	/* UFFDIO_COPY has mapped and woken; a wanted page that it could not is looked at again. */
+	if (fills_by_copy(r, b))
+		return map_pages(caller, b, filled_behind ? wanted : wanted & ~data);
 	if (r->map == RESOLVER_MAP_LAZY)
 		return map_pages(caller, b, wanted);
 	if (region->page_size != UNIT_BYTES)
@@ -252,29 +310,30 @@ static int map_filled(const struct resolver_caller *caller, const struct resolve
 		struct run run = next_run(&left);
 
 		rc = map_run(caller, b->region, (b->word * WORD_UNITS + run.first) << UNIT_SHIFT,
-			     (uint64_t)run.n << UNIT_SHIFT);
+		             (uint64_t)run.n << UNIT_SHIFT);
 	}
 	return rc ? rc : map_pages(caller, b, wanted & ~data);
 }
 
 int resolver_fill(const struct resolver_caller *caller, const struct resolver_batch *b,
-		  uint64_t *ret_filled)
+                  uint64_t *ret_filled)
 {
 	struct resolver *r = caller->resolver;
 	uint64_t claimed =
-		page_state_claim(r->state, b->region, b->word, b->data_mask | b->zero_mask);
+	        page_state_claim(r->state, b->region, b->word, b->data_mask | b->zero_mask);
 	uint64_t zero = claimed & b->zero_mask;
 	uint64_t data, wanted;
+	bool behind;
 	int rc, map_rc;
 
 	*ret_filled = 0;
 	if (!claimed)
 		return 0;
-	rc = fill_claimed(caller, b, claimed, &data);
+	rc = fill_claimed(caller, b, claimed, &data, &behind);
 	wanted = page_state_publish(r->state, b->region, b->word, data | zero);
 	stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(zero));
 	*ret_filled = data | zero;
-	map_rc = map_filled(caller, b, data, wanted);
+	map_rc = map_filled(caller, b, data, wanted, behind);
 	return rc ? rc : map_rc;
 }
 
@@ -294,8 +353,8 @@ static uint64_t units_in_word(uint64_t word, uint64_t first, uint64_t end)
 static void discard_units(struct resolver *r, uint32_t region, uint64_t first, uint64_t end)
 {
 	for (uint64_t word = first / WORD_UNITS; word * WORD_UNITS < end; word++) {
-		uint64_t mine = page_state_claim(r->state, region, word,
-						 units_in_word(word, first, end));
+		uint64_t mine =
+		        page_state_claim(r->state, region, word, units_in_word(word, first, end));
 
 		page_state_publish(r->state, region, word, mine);
 		stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(mine));
@@ -312,8 +371,8 @@ void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
 
 		if (from < to)
 			discard_units(r, p->region,
-				      (p->offset + (from - p->host_addr)) >> UNIT_SHIFT,
-				      (p->offset + (to - p->host_addr)) >> UNIT_SHIFT);
+			              (p->offset + (from - p->host_addr)) >> UNIT_SHIFT,
+			              (p->offset + (to - p->host_addr)) >> UNIT_SHIFT);
 	}
 }
 

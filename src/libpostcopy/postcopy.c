@@ -13,6 +13,7 @@
 #include <sys/time.h>
 #include <sys/un.h>
 
+#include "libpostcopy/internal.h"
 #include "libpostcopy/table.h"
 #include "libpostcopy/uffd.h"
 #include "libpostcopy/vmm_wire.h"
@@ -58,6 +59,7 @@ static const struct transition {
 	{ STATE_PAUSED, VMM_WIRE_RESUME, STATE_RUNNING, POSTCOPY_EVENT_RESUME },
 	{ STATE_PAUSED, VMM_WIRE_COMPLETE, STATE_COMPLETE, POSTCOPY_EVENT_COMPLETE },
 	{ STATE_PAUSED, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+	{ STATE_WAITING, VMM_WIRE_ATTRIBUTES, STATE_WAITING, POSTCOPY_EVENT_ATTRIBUTES },
 	{ STATE_WAITING, VMM_WIRE_VMSTATE, STATE_LOADING, POSTCOPY_EVENT_VMSTATE },
 	{ STATE_WAITING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
 	{ STATE_LOADING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
@@ -86,8 +88,7 @@ struct postcopy {
 	} registered[POSTCOPY_REGIONS_MAX];
 };
 
-/* The public form of an error. Return: its code. */
-static int report(struct postcopy_error *to, int rc, const struct error *from)
+int report_error(struct postcopy_error *to, int rc, const struct error *from)
 {
 	if (to && rc) {
 		to->code = rc;
@@ -142,8 +143,7 @@ static int send_message(struct postcopy *p, const struct vmm_wire_msg *msg, cons
 	return 0;
 }
 
-/* Wait for something to read until @deadline_ns, UINT64_MAX for good. */
-static int wait_readable(int sock, uint64_t deadline_ns)
+int wait_readable(int sock, uint64_t deadline_ns)
 {
 	struct pollfd pfd = { .fd = sock, .events = POLLIN };
 
@@ -295,12 +295,14 @@ static int register_regions(struct postcopy *p, struct vmm_wire_msg *msg,
 	int rc = uffd_open(&p->uffd, &msg->uffd_features, err);
 
 	for (uint32_t i = 0; !rc && i < msg->n_regions; i++) {
+		/* It is not migrated; its mapping, if it has one, is no way to it. */
+		if (regions[i].flags & POSTCOPY_REGION_PRIVATE)
+			continue;
 		rc = uffd_register(p->uffd, &regions[i], i, &msg->regions[i].uffd_mode, err);
 		if (rc)
 			break;
-		p->registered[i].addr = regions[i].host_addr;
-		p->registered[i].size = regions[i].size;
-		p->n_registered = i + 1;
+		p->registered[p->n_registered].addr = regions[i].host_addr;
+		p->registered[p->n_registered++].size = regions[i].size;
 	}
 	return rc;
 }
@@ -355,7 +357,7 @@ int postcopy_source_attach(const char *socket_path, const char *migration_id,
 {
 	struct error e = ERROR_INIT;
 
-	return report(
+	return report_error(
 	        err,
 	        attach(VMM_WIRE_SOURCE, socket_path, migration_id, regions, n_regions, ret, &e),
 	        &e);
@@ -367,7 +369,7 @@ int postcopy_destination_attach(const char *socket_path, const char *migration_i
 {
 	struct error e = ERROR_INIT;
 
-	return report(err,
+	return report_error(err,
 	              attach(VMM_WIRE_DESTINATION, socket_path, migration_id, regions, n_regions,
 	                     ret, &e),
 	              &e);
@@ -404,6 +406,24 @@ static const struct transition *find_transition(enum state from, enum vmm_wire_t
 	return NULL;
 }
 
+static void fill_event(const struct transition *t, const struct vmm_wire_msg *msg,
+                       struct postcopy_event *ret)
+{
+	*ret = (struct postcopy_event){ .type = t->event,
+		                        .vmstate_fd = -1,
+		                        .vmstate_len = msg->vmstate_len };
+	if (t->event == POSTCOPY_EVENT_RESUME)
+		snprintf(ret->reason, sizeof ret->reason,
+		         "the migration was cancelled before the guest ran at the destination");
+	else
+		snprintf(ret->reason, sizeof ret->reason, "%s", msg->text);
+	if (t->event != POSTCOPY_EVENT_ATTRIBUTES)
+		return;
+	ret->n_regions = msg->n_regions;
+	for (uint32_t i = 0; i < msg->n_regions; i++)
+		ret->region_flags[i] = msg->regions[i].flags;
+}
+
 static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event *ret_event,
                       struct error *err)
 {
@@ -434,14 +454,8 @@ static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event 
 	if (t->to == STATE_STOPPING)
 		p->pause_asked_ns = clock_now_ns();
 	p->state = t->to;
-	*ret_event = (struct postcopy_event){ .type = t->event,
-		                              .vmstate_fd = steal_fd(&fd),
-		                              .vmstate_len = msg.vmstate_len };
-	if (t->event == POSTCOPY_EVENT_RESUME)
-		snprintf(ret_event->reason, sizeof ret_event->reason,
-		         "the migration was cancelled before the guest ran at the destination");
-	else
-		snprintf(ret_event->reason, sizeof ret_event->reason, "%s", msg.text);
+	fill_event(t, &msg, ret_event);
+	ret_event->vmstate_fd = steal_fd(&fd);
 	return 0;
 }
 
@@ -450,7 +464,7 @@ int postcopy_next_event(struct postcopy *p, int timeout_ms, struct postcopy_even
 {
 	struct error e = ERROR_INIT;
 
-	return report(err, next_event(p, timeout_ms, ret_event, &e), &e);
+	return report_error(err, next_event(p, timeout_ms, ret_event, &e), &e);
 }
 
 static int write_all(int fd, const char *data, size_t len)
@@ -518,7 +532,7 @@ int postcopy_source_paused(struct postcopy *p, const void *vmstate, size_t len,
 {
 	struct error e = ERROR_INIT;
 
-	return report(err, source_paused(p, vmstate, len, &e), &e);
+	return report_error(err, source_paused(p, vmstate, len, &e), &e);
 }
 
 /* Says @type, which is for a VMM in state @from only; from then on it is in @to. */
@@ -537,7 +551,7 @@ static int say(struct postcopy *p, enum vmm_wire_type type, const char *reason, 
 		rc = send_message(p, &msg, NULL, 0, &e);
 	if (!rc)
 		p->state = to;
-	return report(err, rc, &e);
+	return report_error(err, rc, &e);
 }
 
 int postcopy_source_pause_failed(struct postcopy *p, const char *reason, struct postcopy_error *err)
@@ -563,6 +577,19 @@ int postcopy_destination_load_failed(struct postcopy *p, const char *reason,
                                      struct postcopy_error *err)
 {
 	return say(p, VMM_WIRE_ERROR, reason, STATE_LOADING, STATE_FAILED, __func__, err);
+}
+
+int give_channel(struct postcopy *p, int fd, struct error *err)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_CHANNEL };
+
+	if (p->role != VMM_WIRE_DESTINATION)
+		return error_set(err, -EINVAL, "a source has no pages to fetch");
+	if (p->state == STATE_FAILED)
+		return error_set(err, -EINVAL, "the migration has failed: no pages come any more");
+	if (p->state == STATE_COMPLETE)
+		return 1;
+	return send_message(p, &msg, &fd, 1, err);
 }
 
 struct postcopy *postcopy_detach(struct postcopy *p)

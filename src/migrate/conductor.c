@@ -124,6 +124,24 @@ static int dial_control(struct conductor *k, unsigned int for_ms, unsigned int e
 	}
 }
 
+/* The VMM is told what the source's regions are; then private ones are refused. */
+static int check_attributes(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+	const struct region_table *theirs = &k->reply.regions;
+	uint32_t any = 0;
+
+	pthread_mutex_lock(&m->lock);
+	for (uint32_t i = 0; i < theirs->n; i++)
+		any |= m->attributes[i] = theirs->regions[i].flags;
+	pthread_mutex_unlock(&m->lock);
+	if (any)
+		migration_post(m, NEWS_ATTRIBUTES);
+	if (region_table_check_readable(theirs, err))
+		return err->code;
+	return region_table_check_readable(&m->table, err);
+}
+
 static int connect_all(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
@@ -136,6 +154,8 @@ static int connect_all(struct conductor *k, struct error *err)
 	rc = dial_control(k, DIAL_FOR_MS, ORDER_STOP | ORDER_CANCEL, err);
 	if (!rc)
 		rc = region_table_same_guest(&m->table, &k->reply.regions, err);
+	if (!rc)
+		rc = check_attributes(k, err);
 	if (!rc)
 		rc = pull_connect(m->pull, &m->params.source, m->owner->config.tls, &k->hello,
 				  k->reply.epoch, err);

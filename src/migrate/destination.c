@@ -6,7 +6,9 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <string.h>
+#include <sys/socket.h>
 
+#include "fault/fetch.h"
 #include "mem/probe.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
@@ -56,6 +58,9 @@ static int open_memories(struct vmm_attach *attach, const struct region_table *t
 		bool anonymous = table->regions[i].memory == POSTCOPY_MEMORY_ANONYMOUS;
 		int fd = index == VMM_WIRE_NO_FD ? -1 : attach->fds[index];
 
+		/* Neither read nor written: no migration starts with it. */
+		if (table->regions[i].flags & POSTCOPY_REGION_PRIVATE)
+			continue;
 		rc = check_uffd_mode(&table->regions[i], i, err);
 		if (!rc && anonymous != (fd < 0))
 			rc = error_set(err, -EINVAL, "region %u: %s %s a descriptor", i,
@@ -128,11 +133,50 @@ static void fail_load(struct migration *m, const char *why)
 	migration_move(m, MIGRATION_FAILED, "the destination VMM can't load the vmstate: %s", why);
 }
 
-int destination_message(struct migration *m, const struct vmm_wire_msg *msg, struct error *err)
+/* A channel is a unix SEQPACKET socket: its ends are all that send and receive whole packets. */
+static int check_channel(int fd, struct error *err)
+{
+	int domain = 0, type = 0;
+	socklen_t len = sizeof(int);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) ||
+	    getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) || domain != AF_UNIX ||
+	    type != SOCK_SEQPACKET)
+		return error_set(err, -EINVAL,
+				 "the fetch channel's descriptor is no unix SEQPACKET socket");
+	if (fcntl(fd, F_SETFL, O_NONBLOCK))
+		return error_errno(err, -errno, "fetch channel: O_NONBLOCK");
+	return 0;
+}
+
+/*
+ * One channel too many is closed, which its VMM sees: no reason to end the migration, for
+ * without it the guest is lost.
+ */
+static int add_channel(struct migration *m, int *fd, struct error *err)
+{
+	int rc = check_channel(*fd, err);
+
+	if (rc)
+		return rc;
+	if (m->state == MIGRATION_COMPLETE)
+		fetch_channel_finish(steal_fd(fd));
+	else if (!migration_state_is_final(m->state))
+		rc = pull_add_channel(m->pull, steal_fd(fd));
+	if (rc)
+		log_warning("migration %s: a fetch channel is refused: %s", m->params.id,
+			    strerror(-rc));
+	return 0;
+}
+
+int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
+			struct error *err)
 {
 	bool has_vmstate = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED;
 	uint64_t now_ns = clock_now_ns();
 
+	if (msg->type == VMM_WIRE_CHANNEL)
+		return add_channel(m, fd, err);
 	if (msg->type == VMM_WIRE_LOADED && has_vmstate && !m->loaded_ns) {
 		m->loaded_ns = now_ns;
 		return 0;
@@ -228,6 +272,19 @@ static void give_vmstate(struct migration *m)
 		fail_load(m, strerror(-rc));
 }
 
+static void tell_attributes(struct migration *m)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_ATTRIBUTES, .n_regions = m->table.n };
+
+	pthread_mutex_lock(&m->lock);
+	for (uint32_t i = 0; i < m->table.n; i++)
+		msg.regions[i].flags = m->attributes[i];
+	pthread_mutex_unlock(&m->lock);
+	if (m->vmm && vmm_conn_send(m->vmm, &msg, -1))
+		log_warning("migration %s: the VMM could not be told its regions' attributes",
+			    m->params.id);
+}
+
 static void tell_vmm_failed(struct migration *m, const struct error *why)
 {
 	struct vmm_conn *vmm = m->vmm;
@@ -268,6 +325,8 @@ void destination_news(struct migration *m, unsigned int news)
 {
 	bool over = migration_state_is_final(m->state);
 
+	if ((news & NEWS_ATTRIBUTES) && !over)
+		tell_attributes(m);
 	if ((news & NEWS_WARM) && m->state == MIGRATION_WARMING)
 		log_info("migration %s: connected, %s", m->params.id, pull_tls(m->pull));
 	if ((news & NEWS_SWITCHOVER) && m->state == MIGRATION_WARMING)

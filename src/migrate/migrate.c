@@ -123,7 +123,7 @@ static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, stru
 	struct migration *m = owner;
 
 	return m->params.role == MIGRATION_SOURCE ? source_message(m, msg, fd, err) :
-						    destination_message(m, msg, err);
+						    destination_message(m, msg, fd, err);
 }
 
 static void on_closed(void *owner)

@@ -21,6 +21,7 @@ enum migration_news {
 	NEWS_VMSTATE = 1 << 6,
 	NEWS_FAILED = 1 << 7, /* error says why */
 	NEWS_STALL = 1 << 8,  /* stall says why, empty when it is over */
+	NEWS_ATTRIBUTES = 1 << 9, /* attributes are the source's */
 	NEWS_ENDED = 1 << 10, /* the conductor has returned */
 };
 
@@ -65,6 +66,7 @@ struct migration {
 	unsigned int orders; /* enum conductor_order, for the conductor */
 	struct error error;
 	char stall[ERROR_TEXT_MAX];
+	uint32_t attributes[REGIONS_MAX]; /* the source's regions' flags, by region */
 	/*
 	 * The point of no return. Whoever is first wins: the loop, giving the vmstate to the VMM,
 	 * or the conductor, giving up and telling the source to run on.
@@ -107,7 +109,8 @@ void source_news(struct migration *m, unsigned int news);
 int source_cancel(struct migration *m, struct error *err);
 
 int destination_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
-int destination_message(struct migration *m, const struct vmm_wire_msg *msg, struct error *err);
+int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
+			struct error *err);
 void destination_vmm_closed(struct migration *m);
 void destination_news(struct migration *m, unsigned int news);
 int destination_start(struct migration *m, bool switchover, struct error *err);

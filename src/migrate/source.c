@@ -61,6 +61,9 @@ static int open_memories(struct migration *m, struct vmm_attach *attach,
 				     error_set(err, -EINVAL, "region %u: no descriptor", i) :
 				     0;
 
+		/* Never read: no guest that has one is paused (pause_guest()). */
+		if (table->regions[i].flags & POSTCOPY_REGION_PRIVATE)
+			continue;
 		/* Regions may share one descriptor. */
 		fd = rc ? -1 : fcntl(attach->fds[index], F_DUPFD_CLOEXEC, 0);
 		if (!rc && fd < 0)
@@ -228,6 +231,10 @@ static void pause_guest(struct migration *m)
 		return;
 	migration_move(m, MIGRATION_SWITCHING, "%s", "");
 	m->pause_sent_ns = clock_now_ns();
+	if (region_table_check_readable(&m->table, &why)) {
+		fail_pause(m, &why);
+		return;
+	}
 	if (!m->vmm || vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE)) {
 		error_set(&why, -ESRCH, "the source VMM can't be reached");
 		fail_pause(m, &why);
@@ -240,6 +247,22 @@ static void finish(struct migration *m)
 	source_stop(m);
 	if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
 		log_warning("migration %s: the VMM could not be told", m->params.id);
+}
+
+static void on_aborted_by_destination(struct migration *m)
+{
+	struct error why = ERROR_INIT;
+
+	/* That, then, was its reason; the guest was never paused. */
+	if (region_table_check_readable(&m->table, &why)) {
+		source_stop(m);
+		if (m->vmm)
+			vmm_conn_send_error(m->vmm, &why);
+		migration_move(m, MIGRATION_FAILED, "%s", why.text);
+		return;
+	}
+	run_on(m, "the destination has given up before it ran");
+	migration_move(m, MIGRATION_CANCELLED, "the destination has given up before it ran");
 }
 
 void source_news(struct migration *m, unsigned int news)
@@ -256,11 +279,8 @@ void source_news(struct migration *m, unsigned int news)
 		migration_move(m, MIGRATION_POSTCOPY, "%s", "");
 	if ((news & NEWS_COMPLETE) && m->state == MIGRATION_POSTCOPY)
 		finish(m);
-	if ((news & NEWS_ABORTED) && m->state != MIGRATION_POSTCOPY) {
-		run_on(m, "the destination has given up before it ran");
-		migration_move(m, MIGRATION_CANCELLED,
-			       "the destination has given up before it ran");
-	}
+	if ((news & NEWS_ABORTED) && m->state != MIGRATION_POSTCOPY)
+		on_aborted_by_destination(m);
 }
 
 int source_cancel(struct migration *m, struct error *err)

@@ -10,6 +10,12 @@
 
 #include "util/cleanup.h"
 #include "util/clock.h"
+#include "util/thread.h"
+
+/* After an urgent answer, how long the next request is waited for awake. */
+#define SPIN_NS (100 * NSEC_PER_USEC)
+/* Bulk that was served so lately is still going on. */
+#define BULK_RECENT_NS (10 * NSEC_PER_MSEC)
 
 #define PAGES_HEAD (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES)
 
@@ -33,6 +39,7 @@ struct page_source {
 	atomic_uint refs;
 	atomic_uint controls; /* control connections that are open */
 	atomic_bool readable;
+	_Atomic uint64_t last_bulk_ns; /* when bulk was last answered */
 	struct page_source_stats stats;
 
 	/* Under the lock; changed is broadcast with every change. */
@@ -40,7 +47,7 @@ struct page_source {
 	pthread_cond_t changed;
 	enum source_phase phase;
 	bool withdrawn;
-	bool resumed; /* the guest has run at the destination: no way back */
+	bool resumed;         /* the guest has run at the destination: no way back */
 	struct error refused; /* code is 0 unless the last request to pause failed */
 	int vmstate_fd;
 	uint64_t vmstate_len;
@@ -48,9 +55,9 @@ struct page_source {
 };
 
 int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
-		    const struct region_table *table, struct memory **memories,
-		    const struct page_source_ops *ops, void *arg, struct page_source **ret,
-		    struct error *err)
+                    const struct region_table *table, struct memory **memories,
+                    const struct page_source_ops *ops, void *arg, struct page_source **ret,
+                    struct error *err)
 {
 	struct page_source *s = calloc(1, sizeof *s);
 
@@ -147,20 +154,20 @@ void page_source_withdraw(struct page_source *s)
 }
 
 int page_source_open(struct page_source *s, const struct hello *hello, struct hello_reply *reply,
-		     struct error *err)
+                     struct error *err)
 {
 	*reply = (struct hello_reply){ .epoch = s->epoch };
 	if (CRYPTO_memcmp(hello->token, s->token, TOKEN_BYTES))
 		return error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
-				 s->id);
+		                 s->id);
 	if (hello->role == STREAM_CONTROL) {
 		reply->regions = s->table;
 		return region_table_same_guest(&s->table, &hello->regions, err);
 	}
 	if (hello->epoch != s->epoch)
-		return error_set(err, -ESTALE,
-				 "migration \"%s\": the source guest was attached anew, start again",
-				 s->id);
+		return error_set(
+		        err, -ESTALE,
+		        "migration \"%s\": the source guest was attached anew, start again", s->id);
 	return 0;
 }
 
@@ -171,16 +178,16 @@ static int check_get(const struct page_source *s, const struct frame_get *get, s
 
 	if (!atomic_load(&s->readable))
 		return error_set(err, -EPROTO,
-				 "migration \"%s\": GET while the guest is not paused", s->id);
+		                 "migration \"%s\": GET while the guest is not paused", s->id);
 	if (get->region >= s->table.n)
 		return error_set(err, -EPROTO, "GET of region %u, there are %u", get->region,
-				 s->table.n);
+		                 s->table.n);
 	r = &s->table.regions[get->region];
 	if (word >= r->words || get->want_mask & ~region_word_mask(r, word))
 		return error_set(err, -EPROTO,
-				 "GET of region %u, units %llu, mask %#llx: beyond its %llu units",
-				 get->region, (unsigned long long)get->first_unit,
-				 (unsigned long long)get->want_mask, (unsigned long long)r->units);
+		                 "GET of region %u, units %llu, mask %#llx: beyond its %llu units",
+		                 get->region, (unsigned long long)get->first_unit,
+		                 (unsigned long long)get->want_mask, (unsigned long long)r->units);
 	return 0;
 }
 
@@ -197,7 +204,7 @@ static bool unit_is_zero(const uint8_t *unit)
 
 /* The wanted units, read run by run, at their places in @data. */
 static int read_units(struct page_source *s, const struct frame_get *get, uint8_t *data,
-		      struct error *err)
+                      struct error *err)
 {
 	uint64_t left = get->want_mask;
 
@@ -210,12 +217,12 @@ static int read_units(struct page_source *s, const struct frame_get *get, uint8_
 		if (n > WORD_UNITS - first)
 			n = WORD_UNITS - first;
 		rc = memory_read(s->memories[get->region], (get->first_unit + first) << UNIT_SHIFT,
-				 data + (size_t)first * UNIT_BYTES, (size_t)n * UNIT_BYTES);
+		                 data + (size_t)first * UNIT_BYTES, (size_t)n * UNIT_BYTES);
 		if (rc)
 			return error_errno(err, rc, "migration \"%s\": reading region %u at %#llx",
-					   s->id, get->region,
-					   (unsigned long long)(get->first_unit + first)
-						   << UNIT_SHIFT);
+			                   s->id, get->region,
+			                   (unsigned long long)(get->first_unit + first)
+			                           << UNIT_SHIFT);
 		left = n + first < WORD_UNITS ? left & (UINT64_MAX << (n + first)) : 0;
 	}
 	return 0;
@@ -247,7 +254,7 @@ static size_t pack_units(uint64_t want, uint8_t *data, struct frame_pages *pages
 
 /* @tx: PAGES_HEAD bytes, then room for a word. */
 static int answer_get(struct page_source *s, struct conn *c, uint64_t request_id,
-		      const struct frame_get *get, uint8_t *tx, struct error *err)
+                      const struct frame_get *get, uint8_t *tx, struct error *err)
 {
 	struct frame_pages pages = { .region = get->region, .first_unit = get->first_unit };
 	size_t len;
@@ -261,17 +268,30 @@ static int answer_get(struct page_source *s, struct conn *c, uint64_t request_id
 	if (rc)
 		return error_errno(err, rc, "connection");
 	atomic_fetch_add_explicit(&s->stats.requests, 1, memory_order_relaxed);
-	atomic_fetch_add_explicit(&s->stats.pages,
-				  (uint64_t)__builtin_popcountll(pages.data_mask),
-				  memory_order_relaxed);
+	atomic_fetch_add_explicit(&s->stats.pages, (uint64_t)__builtin_popcountll(pages.data_mask),
+	                          memory_order_relaxed);
 	atomic_fetch_add_explicit(&s->stats.zero_pages,
-				  (uint64_t)__builtin_popcountll(pages.zero_mask),
-				  memory_order_relaxed);
+	                          (uint64_t)__builtin_popcountll(pages.zero_mask),
+	                          memory_order_relaxed);
 	atomic_fetch_add_explicit(&s->stats.bytes, PAGES_HEAD + len, memory_order_relaxed);
 	return 0;
 }
 
-static int serve_pages(struct page_source *s, struct conn *c, struct error *err)
+/*
+ * Faults come in storms: after an urgent answer the next request is waited for awake, but not
+ * while bulk needs the cores.
+ */
+static void wait_for_fault(struct page_source *s, struct conn *c)
+{
+	uint64_t idle_ns =
+	        clock_now_ns() - atomic_load_explicit(&s->last_bulk_ns, memory_order_relaxed);
+
+	if (!tls_pending(c->tls) && idle_ns > BULK_RECENT_NS)
+		thread_spin_poll(&(struct pollfd){ .fd = c->fd, .events = POLLIN }, 1, SPIN_NS, 0);
+}
+
+static int serve_pages(struct page_source *s, struct conn *c, enum stream_role role,
+                       struct error *err)
 {
 	/* Aligned so that the data behind the header is aligned for the zero scan. */
 	_cleanup_free_ uint8_t *tx = aligned_alloc(64, (FRAME_PAGES_MAX + 63) / 64 * 64);
@@ -290,6 +310,11 @@ static int serve_pages(struct page_source *s, struct conn *c, struct error *err)
 			rc = check_get(s, &get, err);
 		if (!rc)
 			rc = answer_get(s, c, h.request_id, &get, tx, err);
+		if (!rc && role == STREAM_URGENT)
+			wait_for_fault(s, c);
+		else
+			atomic_store_explicit(&s->last_bulk_ns, clock_now_ns(),
+			                      memory_order_relaxed);
 	} while (!rc);
 	return rc;
 }
@@ -320,7 +345,7 @@ static int wait_vmstate(struct page_source *s, struct error *err)
 }
 
 static int send_vmstate(struct page_source *s, struct conn *c, uint64_t received_ns,
-			struct error *err)
+                        struct error *err)
 {
 	_cleanup_free_ uint8_t *tx = malloc(FRAME_HEADER_BYTES + FRAME_VMSTATE_DATA_MAX);
 	struct frame_vmstate head = { .len = s->vmstate_len, .pause_ns = s->pause_ns };
@@ -337,11 +362,11 @@ static int send_vmstate(struct page_source *s, struct conn *c, uint64_t received
 		ssize_t n;
 
 		h.payload_len =
-			left < FRAME_VMSTATE_DATA_MAX ? (uint32_t)left : FRAME_VMSTATE_DATA_MAX;
+		        left < FRAME_VMSTATE_DATA_MAX ? (uint32_t)left : FRAME_VMSTATE_DATA_MAX;
 		n = pread(s->vmstate_fd, tx + FRAME_HEADER_BYTES, h.payload_len, (off_t)sent);
 		if (n <= 0)
 			return error_set(err, -EIO, "vmstate: can't be read at %llu",
-					 (unsigned long long)sent);
+			                 (unsigned long long)sent);
 		h.payload_len = (uint32_t)n;
 		frame_header_encode(&h, tx);
 		rc = conn_send(c, tx, FRAME_HEADER_BYTES + (size_t)n);
@@ -362,14 +387,14 @@ static int abort_source(struct page_source *s, struct error *err)
 	pthread_mutex_unlock(&s->lock);
 	if (resumed)
 		return error_set(err, -EPROTO,
-				 "migration \"%s\": ABORT after the guest ran at the destination",
-				 s->id);
+		                 "migration \"%s\": ABORT after the guest ran at the destination",
+		                 s->id);
 	s->ops->aborted(s->arg);
 	return 0;
 }
 
 static int serve_control_frame(struct page_source *s, struct conn *c, const struct frame_header *h,
-			       struct error *err)
+                               struct error *err)
 {
 	uint64_t received_ns = clock_now_ns();
 	int rc;
@@ -400,7 +425,7 @@ static int serve_control_frame(struct page_source *s, struct conn *c, const stru
 		break;
 	}
 	return error_set(err, -EPROTO, "frame of type %u is not for a control connection now",
-			 h->type);
+	                 h->type);
 }
 
 static int serve_control(struct page_source *s, struct conn *c, struct error *err)
@@ -422,9 +447,9 @@ static int serve_control(struct page_source *s, struct conn *c, struct error *er
 }
 
 int page_source_serve(struct page_source *s, struct conn *c, enum stream_role role,
-		      struct error *err)
+                      struct error *err)
 {
 	if (role == STREAM_CONTROL)
 		return serve_control(s, c, err);
-	return serve_pages(s, c, err);
+	return serve_pages(s, c, role, err);
 }

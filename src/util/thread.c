@@ -7,6 +7,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "util/clock.h"
+
 #define STACK_BYTES (512 * 1024)
 #define LATENCY_NICE (-15)
 
@@ -56,4 +58,17 @@ void thread_prefer_throughput(void)
 	struct sched_param param = { 0 };
 
 	(void)!pthread_setschedparam(pthread_self(), SCHED_BATCH, &param);
+}
+
+int thread_spin_poll(struct pollfd *fds, nfds_t n, uint64_t spin_ns, int timeout_ms)
+{
+	uint64_t until_ns = spin_ns ? clock_now_ns() + spin_ns : 0;
+
+	while (until_ns && clock_now_ns() < until_ns) {
+		int rc = poll(fds, n, 0);
+
+		if (rc)
+			return rc;
+	}
+	return poll(fds, n, timeout_ms);
 }

@@ -3,7 +3,9 @@
 #ifndef UTIL_THREAD_H
 #define UTIL_THREAD_H
 
+#include <poll.h>
 #include <pthread.h>
+#include <stdint.h>
 
 /* A thread with all signals blocked (the loop's thread takes them). Return: 0 or -errno. */
 int thread_start(pthread_t *ret, void *(*main)(void *), void *arg);
@@ -19,5 +21,15 @@ void thread_set_name(const char *name);
  */
 void thread_prefer_latency(void);
 void thread_prefer_throughput(void);
+
+/*
+ * thread_spin_poll() - poll(), but stay awake for a while first
+ * @spin_ns: look without sleeping for so long
+ *
+ * Waking a core that has gone to sleep takes longer than all that a fault needs besides.
+ *
+ * Return: as poll() with @timeout_ms.
+ */
+int thread_spin_poll(struct pollfd *fds, nfds_t n, uint64_t spin_ns, int timeout_ms);
 
 #endif

@@ -208,7 +208,7 @@ static void test_what_is_no_memfd_is_refused(void **state)
 	refuse_fd(POSTCOPY_MEMORY_MEMFD, pipes[1], true, -EINVAL, "is no memfd");
 	dir = open("/dev/shm", O_RDONLY | O_DIRECTORY);
 	if (dir >= 0) {
-		refuse_fd(POSTCOPY_MEMORY_MEMFD, dir, true, -EINVAL, "is no memfd");
+		refuse_fd(POSTCOPY_MEMORY_MEMFD, dir, true, -EINVAL, "descriptor");
 		close(dir);
 	}
 	closed = dup(regular);

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "mem/page_state.h"
 
@@ -232,6 +233,58 @@ static void test_a_huge_page_is_present_with_its_last_unit_only(void **state)
 	page_state_free(ps);
 }
 
+/* Another process goes on: what was present is, what was only claimed is not. */
+static void test_adopting_takes_over_what_is_present(void **state)
+{
+	struct region_table table = { 0 };
+	struct page_state *ps, *heir;
+	struct error err = ERROR_INIT;
+
+	(void)state;
+	add_region(&table, POSTCOPY_MEMORY_MEMFD, 100);
+	add_region(&table, POSTCOPY_MEMORY_HUGETLB, 512);
+	ps = new_state(&table);
+	page_state_claim(ps, 0, 1, 0xff);
+	page_state_publish(ps, 0, 1, 0x0f);
+	page_state_claim(ps, 1, 7, UINT64_MAX);
+	page_state_publish(ps, 1, 7, 1ull << 63);
+	page_state_want(ps, 0, 99);
+	if (page_state_adopt(&table, page_state_fd(ps), &heir, &err))
+		fail_msg("%s", err.text);
+	page_state_free(ps);
+	assert_int_equal(page_state_missing(heir), 612 - 5);
+	assert_true(page_state_present(heir, 0, 1) == 0x0f);
+	assert_true(page_state_claimed(heir, 0, 1) == 0x0f);
+	assert_true(page_state_claim(heir, 0, 1, 0xff) == 0xf0);
+	assert_true(page_state_claim(heir, 1, 7, UINT64_MAX) == UINT64_MAX >> 1);
+	assert_true(page_state_wanted(heir, 0, 1) == 1ull << 35);
+	page_state_free(heir);
+}
+
+static void test_what_is_no_state_of_this_guest_is_not_adopted(void **state)
+{
+	struct region_table table = { 0 }, larger = { 0 }, other = { 0 };
+	struct page_state *ps, *heir = NULL;
+	struct error err = ERROR_INIT;
+	int fd;
+
+	(void)state;
+	add_region(&table, POSTCOPY_MEMORY_MEMFD, 100);
+	add_region(&larger, POSTCOPY_MEMORY_MEMFD, 200);
+	add_region(&other, POSTCOPY_MEMORY_MEMFD, 101);
+	ps = new_state(&table);
+	fd = page_state_fd(ps);
+	assert_int_equal(page_state_adopt(&larger, fd, &heir, &err), -EINVAL);
+	assert_int_equal(page_state_adopt(&other, fd, &heir, &err), -EINVAL);
+	assert_int_equal(page_state_adopt(&table, -1, &heir, &err), -EINVAL);
+	/* Another version: the first bytes say so. */
+	assert_int_equal(pwrite(fd, "x", 1, 0), 1);
+	assert_int_equal(page_state_adopt(&table, fd, &heir, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "version"));
+	assert_null(heir);
+	page_state_free(ps);
+}
+
 #define RACE_WORDS 512u
 #define RACERS 4
 
@@ -424,6 +477,8 @@ int main(void)
 		cmocka_unit_test(test_a_new_state_misses_everything),
 		cmocka_unit_test(test_publishing_twice_counts_once),
 		cmocka_unit_test(test_a_huge_page_is_present_with_its_last_unit_only),
+		cmocka_unit_test(test_adopting_takes_over_what_is_present),
+		cmocka_unit_test(test_what_is_no_state_of_this_guest_is_not_adopted),
 		cmocka_unit_test(test_each_unit_is_claimed_by_one_thread),
 		cmocka_unit_test(test_fault_and_filler_can_not_miss_each_other),
 		cmocka_unit_test(test_fault_and_two_fillers_of_a_huge_page_can_not_miss_each_other),

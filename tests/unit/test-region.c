@@ -115,7 +115,7 @@ static void test_unknown_kinds_are_refused(void **state)
 	}
 }
 
-static void test_flags_are_reserved(void **state)
+static void test_unknown_flags_are_refused(void **state)
 {
 	struct region_table table = { 0 };
 	struct region r = plain(0, UNIT_BYTES);
@@ -123,8 +123,25 @@ static void test_flags_are_reserved(void **state)
 	(void)state;
 	for (unsigned int bit = 0; bit < 32; bit++) {
 		r.flags = 1u << bit;
-		refused(&table, &r, -EINVAL, "flags");
+		if (!(r.flags & POSTCOPY_REGION_FLAGS))
+			refused(&table, &r, -EINVAL, "flags");
 	}
+}
+
+static void test_private_memory_is_in_the_table_but_not_readable(void **state)
+{
+	struct region_table table = { 0 };
+	struct region r = plain(0, UNIT_BYTES);
+	struct error err = ERROR_INIT;
+
+	(void)state;
+	accepted(&table, &r);
+	assert_int_equal(region_table_check_readable(&table, &err), 0);
+	r = plain(SIZE_1G, UNIT_BYTES);
+	r.flags = POSTCOPY_REGION_PRIVATE;
+	accepted(&table, &r);
+	assert_int_equal(region_table_check_readable(&table, &err), -EOPNOTSUPP);
+	assert_non_null(strstr(err.text, "region 1"));
 }
 
 static void test_size_must_be_whole_pages_and_some(void **state)
@@ -334,7 +351,8 @@ int main(void)
 		cmocka_unit_test(test_derived_members_of_the_caller_are_not_believed),
 		cmocka_unit_test(test_page_sizes_by_kind),
 		cmocka_unit_test(test_unknown_kinds_are_refused),
-		cmocka_unit_test(test_flags_are_reserved),
+		cmocka_unit_test(test_unknown_flags_are_refused),
+		cmocka_unit_test(test_private_memory_is_in_the_table_but_not_readable),
 		cmocka_unit_test(test_size_must_be_whole_pages_and_some),
 		cmocka_unit_test(test_each_address_must_be_aligned),
 		cmocka_unit_test(test_no_address_may_wrap_with_its_size),

@@ -1,0 +1,886 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A page server on this host's loopback, and what a destination says to it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "ctl/pki.h"
+#include "stream/page_server.h"
+#include "stream/window.h"
+
+#include "support.h"
+
+/* Two regions, of which one ends within a word. */
+static const uint64_t units[] = { 130, 64 };
+#define REGIONS 2u
+#define VMSTATE_BYTES (600u * 1024u)
+#define WAIT_S 10
+
+enum op { CONNECTED, SWITCHOVER, RESUMED, COMPLETE, ABORTED, OPS };
+
+/* A source guest and what its owner was told. */
+struct guest {
+	struct region_table table;
+	struct page_source *source;
+	uint8_t token[TOKEN_BYTES];
+	uint8_t seed;
+	char id[MIGRATION_ID_MAX + 1];
+	pthread_mutex_t lock;
+	pthread_cond_t told;
+	unsigned int ops[OPS];
+};
+
+static char dir[] = "/tmp/test-page-server-XXXXXX";
+static struct tls_config config;
+static struct tls_context *tls;
+static struct page_server *server;
+static struct conn_target target;
+
+static void note(struct guest *g, enum op op)
+{
+	pthread_mutex_lock(&g->lock);
+	g->ops[op]++;
+	pthread_cond_broadcast(&g->told);
+	pthread_mutex_unlock(&g->lock);
+}
+
+static unsigned int told(struct guest *g, enum op op)
+{
+	unsigned int n;
+
+	pthread_mutex_lock(&g->lock);
+	n = g->ops[op];
+	pthread_mutex_unlock(&g->lock);
+	return n;
+}
+
+static void wait_told(struct guest *g, enum op op, unsigned int n)
+{
+	struct timespec until;
+	int rc = 0;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += WAIT_S;
+	pthread_mutex_lock(&g->lock);
+	while (g->ops[op] < n && !rc)
+		rc = pthread_cond_timedwait(&g->told, &g->lock, &until);
+	pthread_mutex_unlock(&g->lock);
+	assert_int_equal(rc, 0);
+}
+
+static void on_connected(void *arg)
+{
+	note(arg, CONNECTED);
+}
+
+static void on_switchover(void *arg)
+{
+	note(arg, SWITCHOVER);
+}
+
+static void on_resumed(void *arg)
+{
+	note(arg, RESUMED);
+}
+
+static void on_complete(void *arg)
+{
+	note(arg, COMPLETE);
+}
+
+static void on_aborted(void *arg)
+{
+	note(arg, ABORTED);
+}
+
+static const struct page_source_ops ops = {
+	.connected = on_connected,
+	.switchover = on_switchover,
+	.resumed = on_resumed,
+	.complete = on_complete,
+	.aborted = on_aborted,
+};
+
+/* Every third unit is a hole, one of seven is written zeroes, the others have a pattern. */
+static uint8_t byte_of(const struct guest *g, uint32_t region, uint64_t unit)
+{
+	uint8_t value = (uint8_t)(g->seed + region * 50 + unit);
+
+	return unit % 3 == 0 || unit % 7 == 0 ? 0 : value | 1;
+}
+
+static struct memory *make_memory(struct guest *g, uint32_t region)
+{
+	int fd = memfd_create("test-page-server", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	struct error err = ERROR_INIT;
+	uint8_t page[UNIT_BYTES];
+	struct memory *m;
+
+	assert_int_equal(ftruncate(fd, (off_t)(units[region] * UNIT_BYTES)), 0);
+	for (uint64_t unit = 0; unit < units[region]; unit++) {
+		/* The last byte alone makes the difference. */
+		memset(page, 0, sizeof page);
+		page[UNIT_BYTES - 1] = byte_of(g, region, unit);
+		if (unit % 3)
+			assert_int_equal(
+			        pwrite(fd, page, sizeof page, (off_t)(unit * UNIT_BYTES)),
+			        sizeof page);
+	}
+	if (memory_open_source(&g->table.regions[region], region, fd, &m, &err))
+		fail_msg("%s", err.text);
+	return m;
+}
+
+static struct guest *new_guest(const char *id, uint8_t seed)
+{
+	struct guest *g = calloc(1, sizeof *g);
+	struct memory *memories[REGIONS];
+	struct error err = ERROR_INIT;
+
+	g->seed = seed;
+	strcpy(g->id, id);
+	memset(g->token, seed, sizeof g->token);
+	pthread_mutex_init(&g->lock, NULL);
+	pthread_cond_init(&g->told, NULL);
+	for (uint32_t i = 0; i < REGIONS; i++) {
+		struct region r = {
+			.memory = POSTCOPY_MEMORY_MEMFD,
+			.guest_phys_addr = (uint64_t)i << 30,
+			.size = units[i] * UNIT_BYTES,
+			.page_size = UNIT_BYTES,
+		};
+
+		assert_int_equal(region_table_add(&g->table, &r, &err), 0);
+		memories[i] = make_memory(g, i);
+	}
+	if (page_source_new(id, g->token, &g->table, memories, &ops, g, &g->source, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(page_server_add(server, g->source), 0);
+	return g;
+}
+
+/* After page_server_free(), or where no connection of it is left. */
+static void free_guest(struct guest *g)
+{
+	assert_true(page_source_is_idle(g->source));
+	page_source_unref(g->source);
+	pthread_cond_destroy(&g->told);
+	pthread_mutex_destroy(&g->lock);
+	free(g);
+}
+
+static int make_vmstate(void)
+{
+	int fd = memfd_create("test-vmstate", MFD_CLOEXEC);
+	uint8_t *bytes = malloc(VMSTATE_BYTES);
+
+	for (size_t i = 0; i < VMSTATE_BYTES; i++)
+		bytes[i] = (uint8_t)(i * 7 + i / 4096);
+	assert_int_equal(write(fd, bytes, VMSTATE_BYTES), VMSTATE_BYTES);
+	free(bytes);
+	return fd;
+}
+
+static void pause_guest(struct guest *g)
+{
+	page_source_set_vmstate(g->source, make_vmstate(), VMSTATE_BYTES, 1234);
+}
+
+static int setup(void **state)
+{
+	char address[] = "127.0.0.1:0";
+	struct error err = ERROR_INIT;
+
+	(void)state;
+	if (page_server_new(address, tls, &server, &err))
+		fail_msg("%s", err.text);
+	strcpy(target.host, "127.0.0.1");
+	snprintf(target.port, sizeof target.port, "%u", page_server_port(server));
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	server = page_server_free(server);
+	return 0;
+}
+
+static struct hello *new_hello(const struct guest *g, enum stream_role role, uint64_t epoch)
+{
+	struct hello *h = calloc(1, sizeof *h);
+
+	h->role = role;
+	strcpy(h->migration_id, g->id);
+	memcpy(h->token, g->token, TOKEN_BYTES);
+	h->epoch = epoch;
+	if (role == STREAM_CONTROL)
+		h->regions = g->table;
+	return h;
+}
+
+/* Takes over @hello. */
+static int dial(struct hello *hello, struct conn **ret, uint64_t *ret_epoch, struct error *err)
+{
+	struct hello_reply *reply = calloc(1, sizeof *reply);
+	int rc = conn_dial(&target, tls, hello, ret, reply, err);
+
+	if (!rc && hello->role == STREAM_CONTROL)
+		assert_int_equal(reply->regions.n, REGIONS);
+	if (!rc)
+		*ret_epoch = reply->epoch;
+	free(reply);
+	free(hello);
+	return rc;
+}
+
+static struct conn *open_control(const struct guest *g, uint64_t *ret_epoch)
+{
+	struct error err = ERROR_INIT;
+	struct conn *c;
+
+	if (dial(new_hello(g, STREAM_CONTROL, 0), &c, ret_epoch, &err))
+		fail_msg("%s", err.text);
+	return c;
+}
+
+static struct conn *open_pages(const struct guest *g, enum stream_role role, uint64_t epoch)
+{
+	struct error err = ERROR_INIT;
+	struct conn *c;
+
+	if (dial(new_hello(g, role, epoch), &c, &epoch, &err))
+		fail_msg("%s", err.text);
+	return c;
+}
+
+/* The server's last word is an ERROR with @needle, then it hangs up. */
+static void expect_error(struct conn *c, int code, const char *needle)
+{
+	struct error err = ERROR_INIT;
+	struct frame_header h;
+	const void *payload;
+
+	assert_int_equal(conn_expect_frame(c, FRAME_PAGES, &h, &payload, &err), code);
+	if (!strstr(err.text, needle))
+		fail_msg("\"%s\" does not say \"%s\"", err.text, needle);
+	assert_int_equal(conn_next_frame(c, &h, &payload, &err), -ECONNRESET);
+}
+
+static void ask(struct conn *c, struct window *w, uint32_t region, uint64_t word, uint64_t mask)
+{
+	struct scheduler_item item = { .region = region, .word = word, .want_mask = mask };
+	uint8_t buf[FRAME_HEADER_BYTES + FRAME_GET_BYTES];
+
+	assert_int_equal(conn_send(c, buf, window_ask(w, &item, buf)), 0);
+}
+
+/* The next answer: data and zero masks as the guest has it, and the very bytes. */
+static void check_answer(const struct guest *g, struct conn *c, struct window *w)
+{
+	struct error err = ERROR_INIT;
+	struct scheduler_item item;
+	struct frame_pages pages;
+	struct frame_header h;
+	const uint8_t *data;
+	const void *payload;
+
+	if (conn_next_frame(c, &h, &payload, &err) ||
+	    window_answer(w, &h, payload, &pages, &item, &err))
+		fail_msg("%s", err.text);
+	data = (const uint8_t *)payload + FRAME_PAGES_BYTES;
+	for (unsigned int i = 0; i < WORD_UNITS; i++) {
+		uint8_t value = byte_of(g, item.region, item.word * WORD_UNITS + i);
+
+		if (!(item.want_mask >> i & 1))
+			continue;
+		assert_int_equal(pages.zero_mask >> i & 1, value == 0);
+		assert_int_equal(pages.data_mask >> i & 1, value != 0);
+		if (!value)
+			continue;
+		assert_int_equal(data[0], 0);
+		assert_int_equal(data[UNIT_BYTES - 1], value);
+		data += UNIT_BYTES;
+	}
+}
+
+static void fetch_everything(const struct guest *g, struct conn *c)
+{
+	struct window w = { 0 };
+	uint64_t random = 4;
+
+	for (uint32_t r = 0; r < REGIONS; r++)
+		for (uint64_t word = 0; word < g->table.regions[r].words; word++) {
+			uint64_t all = region_word_mask(&g->table.regions[r], word);
+
+			ask(c, &w, r, word, all);
+			ask(c, &w, r, word, (random_next(&random) & all) | 1);
+		}
+	while (w.n)
+		check_answer(g, c, &w);
+}
+
+static void check_vmstate(struct conn *c)
+{
+	struct error err = ERROR_INIT;
+	struct frame_vmstate v;
+	struct frame_header h;
+	const void *payload;
+
+	if (conn_expect_frame(c, FRAME_VMSTATE, &h, &payload, &err) ||
+	    frame_vmstate_decode(payload, &v, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(v.len, VMSTATE_BYTES);
+	assert_int_equal(v.pause_ns, 1234);
+	for (size_t at = 0; at < VMSTATE_BYTES; at += h.payload_len) {
+		if (conn_expect_frame(c, FRAME_VMSTATE_DATA, &h, &payload, &err))
+			fail_msg("%s", err.text);
+		for (size_t i = at; i < at + h.payload_len; i++)
+			assert_int_equal(((const uint8_t *)payload)[i - at],
+			                 (uint8_t)(i * 7 + i / 4096));
+	}
+}
+
+static void switch_over(struct guest *g, struct conn *control)
+{
+	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
+	wait_told(g, SWITCHOVER, 1);
+	pause_guest(g);
+	check_vmstate(control);
+}
+
+static void expect_plain(struct conn *c, enum frame_type type)
+{
+	struct error err = ERROR_INIT;
+	struct frame_header h;
+	const void *payload;
+
+	if (conn_expect_frame(c, type, &h, &payload, &err))
+		fail_msg("%s", err.text);
+}
+
+/* Ends the server, with everything that was connected, and the guest. */
+static void end(struct guest *g)
+{
+	server = page_server_free(server);
+	free_guest(g);
+}
+
+static void test_a_whole_migration(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	const struct page_source_stats *stats = page_source_stats(g->source);
+	struct conn *control, *urgent, *bulk;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	wait_told(g, CONNECTED, 1);
+	assert_true(page_source_is_connected(g->source));
+	urgent = open_pages(g, STREAM_URGENT, epoch);
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	switch_over(g, control);
+	fetch_everything(g, urgent);
+	fetch_everything(g, bulk);
+	assert_int_equal(conn_send_plain(control, FRAME_RESUMED), 0);
+	wait_told(g, RESUMED, 1);
+	assert_int_equal(conn_send_plain(control, FRAME_COMPLETE), 0);
+	expect_plain(control, FRAME_COMPLETE_ACK);
+	wait_told(g, COMPLETE, 1);
+	assert_int_equal(told(g, SWITCHOVER), 1);
+	assert_int_equal(told(g, ABORTED), 0);
+	assert_int_equal(atomic_load(&stats->requests), 16);
+	assert_true(atomic_load(&stats->pages) > 0 && atomic_load(&stats->zero_pages) > 0);
+	conn_free(control);
+	wait_told(g, CONNECTED, 2);
+	assert_false(page_source_is_connected(g->source));
+	conn_free(urgent);
+	conn_free(bulk);
+	end(g);
+}
+
+static void test_a_lost_control_connection_gets_the_same_vmstate_again(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *control;
+	uint64_t epoch, again;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	switch_over(g, control);
+	conn_free(control);
+	wait_told(g, CONNECTED, 2);
+	assert_false(page_source_is_connected(g->source));
+	control = open_control(g, &again);
+	assert_true(epoch == again);
+	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
+	check_vmstate(control);
+	assert_int_equal(told(g, SWITCHOVER), 1);
+	conn_free(control);
+	end(g);
+}
+
+static void test_nothing_is_read_while_the_guest_runs(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct window w = { 0 };
+	struct conn *control, *bulk;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	ask(bulk, &w, 0, 0, 1);
+	expect_error(bulk, -EPROTO, "not paused");
+	conn_free(bulk);
+	/* Nor can it be complete. */
+	assert_int_equal(conn_send_plain(control, FRAME_COMPLETE), 0);
+	expect_error(control, -EPROTO, "not for a control connection now");
+	assert_int_equal(told(g, COMPLETE), 0);
+	conn_free(control);
+	end(g);
+}
+
+static void test_requests_beyond_the_table_are_refused(void **state)
+{
+	static const struct scheduler_item bad[] = {
+		{ .region = REGIONS, .word = 0, .want_mask = 1 },
+		{ .region = UINT32_MAX, .word = 0, .want_mask = 1 },
+		{ .region = 1, .word = 1, .want_mask = 1 },
+		{ .region = 0, .word = 3, .want_mask = 1 },
+		{ .region = 0, .word = UINT64_MAX / WORD_UNITS, .want_mask = 1 },
+		/* The last word has two units. */
+		{ .region = 0, .word = 2, .want_mask = 4 },
+		{ .region = 0, .word = 2, .want_mask = UINT64_MAX },
+	};
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *control;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	switch_over(g, control);
+	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+		struct conn *c = open_pages(g, STREAM_URGENT, epoch);
+		struct window w = { 0 };
+
+		ask(c, &w, 0, 2, 3);
+		check_answer(g, c, &w);
+		ask(c, &w, bad[i].region, bad[i].word, bad[i].want_mask);
+		expect_error(c, -EPROTO, "GET of region");
+		conn_free(c);
+	}
+	conn_free(control);
+	end(g);
+}
+
+static void refused_hello(struct hello *hello, int code, const char *needle)
+{
+	struct error err = ERROR_INIT;
+	struct conn *c;
+	uint64_t epoch;
+
+	assert_int_equal(dial(hello, &c, &epoch, &err), code);
+	if (!strstr(err.text, needle))
+		fail_msg("\"%s\" does not say \"%s\"", err.text, needle);
+}
+
+/* Somebody who guesses must not learn which ids there are. */
+static void test_wrong_id_and_wrong_token_look_the_same(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct error id_err = ERROR_INIT, token_err = ERROR_INIT;
+	struct hello *hello = new_hello(g, STREAM_CONTROL, 0);
+	struct conn *c;
+	uint64_t epoch;
+	char *id;
+
+	(void)state;
+	hello->token[0] ^= 1;
+	assert_int_equal(dial(hello, &c, &epoch, &token_err), -EACCES);
+	hello = new_hello(g, STREAM_CONTROL, 0);
+	strcpy(hello->migration_id, "vm2");
+	assert_int_equal(dial(hello, &c, &epoch, &id_err), -EACCES);
+	id = strstr(id_err.text, "vm2");
+	assert_non_null(id);
+	id[2] = '1';
+	assert_string_equal(id_err.text, token_err.text);
+	end(g);
+}
+
+static void test_only_who_knows_the_secret_gets_in(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct hello *hello;
+	uint64_t epoch;
+
+	(void)state;
+	for (size_t i = 0; i < TOKEN_BYTES; i += TOKEN_BYTES - 1)
+		for (int role = STREAM_CONTROL; role <= STREAM_BULK; role++) {
+			hello = new_hello(g, (enum stream_role)role, 0);
+			hello->token[i] ^= 0x80;
+			refused_hello(hello, -EACCES, "wrong token");
+		}
+	hello = new_hello(g, STREAM_CONTROL, 0);
+	strcpy(hello->migration_id, "vm2");
+	refused_hello(hello, -EACCES, "unknown here");
+	assert_int_equal(told(g, CONNECTED), 0);
+	/* And right after them who does. */
+	conn_free(open_control(g, &epoch));
+	end(g);
+}
+
+static void test_another_epoch_is_refused(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *control;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	refused_hello(new_hello(g, STREAM_URGENT, epoch + 1), -ESTALE, "attached anew");
+	refused_hello(new_hello(g, STREAM_BULK, 0), -ESTALE, "attached anew");
+	conn_free(control);
+	end(g);
+}
+
+static void test_another_guests_shape_is_refused(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct hello *hello = new_hello(g, STREAM_CONTROL, 0);
+
+	(void)state;
+	hello->regions.regions[1].size -= UNIT_BYTES;
+	refused_hello(hello, -EINVAL, "region 1");
+	hello = new_hello(g, STREAM_CONTROL, 0);
+	hello->regions.n = 1;
+	refused_hello(hello, -EINVAL, "2 regions here, 1 on the other side");
+	end(g);
+}
+
+static void test_two_migrations_at_once_do_not_mix(void **state)
+{
+	struct guest *a = new_guest("vm-a", 1), *b = new_guest("vm-b", 77);
+	struct conn *control_a, *control_b, *bulk_a, *bulk_b;
+	uint64_t epoch_a, epoch_b;
+
+	(void)state;
+	assert_int_equal(page_server_add(server, a->source), -EEXIST);
+	control_a = open_control(a, &epoch_a);
+	control_b = open_control(b, &epoch_b);
+	assert_true(epoch_a != epoch_b);
+	/* The token of one opens the other to nobody. */
+	refused_hello(new_hello(a, STREAM_BULK, epoch_b), -ESTALE, "attached anew");
+	switch_over(a, control_a);
+	bulk_a = open_pages(a, STREAM_BULK, epoch_a);
+	bulk_b = open_pages(b, STREAM_BULK, epoch_b);
+	/* One that waits for its vmstate holds nobody up. */
+	assert_int_equal(conn_send_plain(control_b, FRAME_SWITCHOVER), 0);
+	wait_told(b, SWITCHOVER, 1);
+	fetch_everything(a, bulk_a);
+	pause_guest(b);
+	check_vmstate(control_b);
+	fetch_everything(b, bulk_b);
+	fetch_everything(a, bulk_a);
+	/* Taking one away leaves the other. */
+	page_server_remove(server, a->source, true);
+	assert_int_equal(conn_next_frame(bulk_a, &(struct frame_header){ 0 }, &(const void *){ 0 },
+	                                 NULL),
+	                 -ECONNRESET);
+	refused_hello(new_hello(a, STREAM_CONTROL, 0), -EACCES, "unknown here");
+	fetch_everything(b, bulk_b);
+	conn_free(control_a);
+	conn_free(control_b);
+	conn_free(bulk_a);
+	conn_free(bulk_b);
+	server = page_server_free(server);
+	free_guest(a);
+	free_guest(b);
+}
+
+static void test_abort_before_the_guest_ran_is_acknowledged(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct window w = { 0 };
+	struct conn *control, *bulk;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	switch_over(g, control);
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	assert_int_equal(conn_send_plain(control, FRAME_ABORT), 0);
+	expect_plain(control, FRAME_ABORT_ACK);
+	assert_int_equal(told(g, ABORTED), 1);
+	/* The guest may run here again: its memory is no longer to be had. */
+	ask(bulk, &w, 0, 0, 1);
+	expect_error(bulk, -EPROTO, "not paused");
+	conn_free(bulk);
+	conn_free(control);
+	end(g);
+}
+
+/* The fence: a guest that ran at the destination must never run here as well. */
+static void test_abort_after_the_guest_ran_is_refused(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *control, *bulk;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	switch_over(g, control);
+	assert_int_equal(conn_send_plain(control, FRAME_RESUMED), 0);
+	assert_int_equal(conn_send_plain(control, FRAME_ABORT), 0);
+	expect_error(control, -EPROTO, "ABORT after the guest ran");
+	conn_free(control);
+	/* Nor over another connection. */
+	control = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(control, FRAME_ABORT), 0);
+	expect_error(control, -EPROTO, "ABORT after the guest ran");
+	conn_free(control);
+	assert_int_equal(told(g, ABORTED), 0);
+	/* It serves on. */
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	fetch_everything(g, bulk);
+	conn_free(bulk);
+	end(g);
+}
+
+static void test_a_guest_that_can_not_be_paused(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct error why = ERROR_INIT;
+	struct conn *control;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
+	wait_told(g, SWITCHOVER, 1);
+	error_set(&why, -EIO, "a vCPU does not stop");
+	page_source_refuse(g->source, &why);
+	expect_error(control, -EIO, "the source says: a vCPU does not stop");
+	conn_free(control);
+	/* It may be asked again. */
+	control = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
+	wait_told(g, SWITCHOVER, 2);
+	pause_guest(g);
+	check_vmstate(control);
+	conn_free(control);
+	end(g);
+}
+
+static void test_cancelled_at_the_source_while_it_is_waited_for(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *control;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
+	wait_told(g, SWITCHOVER, 1);
+	page_source_withdraw(g->source);
+	expect_error(control, -ECANCELED, "cancelled at the source");
+	conn_free(control);
+	end(g);
+}
+
+static void test_frames_of_the_wrong_connection_are_refused(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct window w = { 0 };
+	struct conn *control, *bulk;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	assert_int_equal(conn_send_plain(bulk, FRAME_COMPLETE), 0);
+	expect_error(bulk, -EPROTO, "must come");
+	ask(control, &w, 0, 0, 1);
+	expect_error(control, -EPROTO, "not for a control connection");
+	assert_int_equal(told(g, COMPLETE), 0);
+	conn_free(bulk);
+	conn_free(control);
+	end(g);
+}
+
+static unsigned int count_fds(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	unsigned int n = 0;
+
+	assert_non_null(d);
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+static int connect_silently(void)
+{
+	struct sockaddr_in addr = {
+		.sin_family = AF_INET,
+		.sin_port = htons((uint16_t)page_server_port(server)),
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+	};
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(connect(fd, (struct sockaddr *)&addr, sizeof addr), 0);
+	return fd;
+}
+
+static void test_free_ends_everything_that_is_connected(void **state)
+{
+	struct guest *g;
+	struct conn *conns[4];
+	unsigned int before;
+	uint64_t epoch;
+	int silent;
+
+	(void)state;
+	page_server_free(server);
+	before = count_fds();
+	setup(NULL);
+	g = new_guest("vm1", 1);
+	conns[0] = open_control(g, &epoch);
+	conns[1] = open_pages(g, STREAM_URGENT, epoch);
+	conns[2] = open_pages(g, STREAM_BULK, epoch);
+	/* Waits for a vmstate that will not come. */
+	conns[3] = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(conns[3], FRAME_SWITCHOVER), 0);
+	wait_told(g, SWITCHOVER, 1);
+	/* In the middle of a frame, and one that says nothing at all. */
+	assert_int_equal(conn_send(conns[2], "\x04", 1), 0);
+	silent = connect_silently();
+	server = page_server_free(server);
+	assert_true(page_source_is_idle(g->source));
+	for (int i = 0; i < 3; i++) {
+		struct error err = ERROR_INIT;
+		struct frame_header h;
+		const void *payload;
+
+		assert_true(conn_next_frame(conns[i], &h, &payload, &err) < 0);
+		conn_free(conns[i]);
+	}
+	conn_free(conns[3]);
+	close(silent);
+	free_guest(g);
+	assert_int_equal(count_fds(), before);
+}
+
+static void test_garbage_instead_of_tls_harms_nobody(void **state)
+{
+	static const char garbage[] = "GET / HTTP/1.0\r\n\r\n";
+	struct guest *g = new_guest("vm1", 1);
+	int fd = connect_silently();
+	uint64_t epoch;
+	char byte;
+
+	(void)state;
+	assert_int_equal(send(fd, garbage, sizeof garbage - 1, MSG_NOSIGNAL), sizeof garbage - 1);
+	/* Answered by an alert or not: in the end it hangs up. */
+	while (recv(fd, &byte, 1, 0) > 0)
+		;
+	close(fd);
+	conn_free(open_control(g, &epoch));
+	end(g);
+}
+
+static void test_an_address_in_use_is_an_error(void **state)
+{
+	struct error err = ERROR_INIT;
+	struct page_server *second = NULL;
+	char address[32];
+
+	(void)state;
+	snprintf(address, sizeof address, "127.0.0.1:%u", page_server_port(server));
+	assert_int_equal(page_server_new(address, tls, &second, &err), -EADDRINUSE);
+	assert_non_null(strstr(err.text, address));
+	assert_int_equal(page_server_new("nonsense", tls, &second, &err), -EINVAL);
+	assert_null(second);
+}
+
+/* Certificates of a throw-away authority, for both ends. */
+static int group_setup(void **state)
+{
+	static char cert[64], key[64], ca[64];
+	struct error err = ERROR_INIT;
+
+	(void)state;
+	/* As the daemon does: a peer that hangs up is an error code. */
+	signal(SIGPIPE, SIG_IGN);
+	if (!mkdtemp(dir) || pki_make(dir, &err)) {
+		print_message("certificates: %s\n", err.text);
+		return -1;
+	}
+	snprintf(cert, sizeof cert, "%s/%s", dir, PKI_SOURCE_CERT);
+	snprintf(key, sizeof key, "%s/%s", dir, PKI_SOURCE_KEY);
+	snprintf(ca, sizeof ca, "%s/%s", dir, PKI_CA);
+	config = (struct tls_config){ .cert_path = cert, .key_path = key, .ca_path = ca };
+	if (tls_context_new(&config, &tls, &err)) {
+		print_message("TLS: %s\n", err.text);
+		return -1;
+	}
+	return 0;
+}
+
+static int group_teardown(void **state)
+{
+	static const char *const names[] = { PKI_CA, PKI_SOURCE_CERT, PKI_SOURCE_KEY,
+		                             PKI_DESTINATION_CERT, PKI_DESTINATION_KEY };
+	char path[96];
+
+	(void)state;
+	tls_context_free(tls);
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+		snprintf(path, sizeof path, "%s/%s", dir, names[i]);
+		unlink(path);
+	}
+	return rmdir(dir);
+}
+
+#define SERVER_TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		SERVER_TEST(test_a_whole_migration),
+		SERVER_TEST(test_a_lost_control_connection_gets_the_same_vmstate_again),
+		SERVER_TEST(test_nothing_is_read_while_the_guest_runs),
+		SERVER_TEST(test_requests_beyond_the_table_are_refused),
+		SERVER_TEST(test_wrong_id_and_wrong_token_look_the_same),
+		SERVER_TEST(test_only_who_knows_the_secret_gets_in),
+		SERVER_TEST(test_another_epoch_is_refused),
+		SERVER_TEST(test_another_guests_shape_is_refused),
+		SERVER_TEST(test_two_migrations_at_once_do_not_mix),
+		SERVER_TEST(test_abort_before_the_guest_ran_is_acknowledged),
+		SERVER_TEST(test_abort_after_the_guest_ran_is_refused),
+		SERVER_TEST(test_a_guest_that_can_not_be_paused),
+		SERVER_TEST(test_cancelled_at_the_source_while_it_is_waited_for),
+		SERVER_TEST(test_frames_of_the_wrong_connection_are_refused),
+		SERVER_TEST(test_free_ends_everything_that_is_connected),
+		SERVER_TEST(test_garbage_instead_of_tls_harms_nobody),
+		SERVER_TEST(test_an_address_in_use_is_an_error),
+	};
+
+	return cmocka_run_group_tests_name("page-server", tests, group_setup, group_teardown);
+}
