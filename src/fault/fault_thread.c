@@ -363,8 +363,6 @@ static bool wait_for_news(struct fault_thread *ft)
 		fds[FDS_FIXED + i] =
 		        (struct pollfd){ .fd = fetch_room ? ft->fetches.channels[i] : -1,
 			                 .events = POLLIN };
-	if (ft->conn && tls_pending(ft->conn->tls))
-		return false;
 	/* Beside bulk all cores are awake anyway, and busy. */
 	thread_spin_poll(fds, FDS_FIXED + n, stat_get(&p->stats.bulk_in_flight) ? 0 : SPIN_NS,
 	                 ft->fill_failed ? REFILL_MS : -1);

@@ -180,6 +180,9 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 {
 	bool asked = m->state == MIGRATION_SWITCHING && !m->paused;
 
+	/* It crossed our own last word. */
+	if (migration_state_is_final(m->state))
+		return 0;
 	if (msg->type == VMM_WIRE_PAUSED && asked)
 		return on_paused(m, msg, fd, err);
 	if (msg->type == VMM_WIRE_ERROR && asked) {

@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The destination: empty memory, a guest that comes into it. */
 #include <errno.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "minivmm/fail.h"
+#include "minivmm/fetch.h"
 #include "minivmm/image.h"
 #include "minivmm/session.h"
+#include "minivmm/userfault.h"
 #include "minivmm/vmstate.h"
 
 struct destination {
 	struct session *session;
 	struct vmstate state;
+	struct postcopy_channel *channel; /* to fetch ahead; NULL where nothing is */
 	bool running;
 	bool complete;
 };
@@ -20,14 +24,20 @@ struct destination {
  * Attach first, then make the vCPUs: nothing may touch guest memory that is not yet
  * registered, and the vCPUs are ready before the downtime begins.
  */
-static int prepare(struct session *s, struct postcopy_error *err)
+static int prepare(struct destination *dst, struct postcopy_error *err)
 {
-	struct postcopy_region region = memory_region(&s->vm.memory);
-	int rc = postcopy_destination_attach(s->options.socket, s->options.id, &region, 1,
+	struct session *s = dst->session;
+	struct postcopy_region regions[2];
+	size_t n = session_regions(s, regions);
+	int rc = postcopy_destination_attach(s->options.socket, s->options.id, regions, n,
 	                                     &s->postcopy, err);
 
 	if (!rc)
 		rc = vm_add_vcpus(&s->vm, s->boot.vcpus, err);
+	for (unsigned int i = 0; !rc && s->options.userfault && i < s->vm.n_vcpus; i++)
+		rc = postcopy_channel_open(s->postcopy, &s->vm.vcpus[i].channel, err);
+	if (!rc && s->options.fetch_pages)
+		rc = postcopy_channel_open(s->postcopy, &dst->channel, err);
 	if (!rc)
 		rc = session_report(s, "attached", NULL, err);
 	return rc;
@@ -83,6 +93,9 @@ static int resume(struct destination *dst, const struct postcopy_event *event,
 	int rc = load(dst, event, err);
 
 	close(event->vmstate_fd);
+	if (!rc && dst->channel)
+		rc = fetch_ahead(s, dst->channel, err);
+	dst->channel = postcopy_channel_close(dst->channel);
 	if (rc) { /* no vCPU has run: the source may go on */
 		postcopy_destination_load_failed(s->postcopy, err->text, NULL);
 		return rc;
@@ -108,6 +121,19 @@ static int daemon_gone(struct destination *dst, const char *reason, struct postc
 	return session_report(dst->session, "daemon-gone", reason, err);
 }
 
+/* What a VMM with private memory would set up; this one only tells of it. */
+static int report_attributes(struct session *s, const struct postcopy_event *event,
+                             struct postcopy_error *err)
+{
+	char text[POSTCOPY_REGIONS_MAX * 3 + 1];
+	size_t len = 0;
+
+	for (uint32_t i = 0; i < event->n_regions; i++)
+		len += (size_t)snprintf(text + len, sizeof text - len, "%s%x", i ? " " : "",
+		                        event->region_flags[i] & 0xffu);
+	return session_report(s, "attributes", text, err);
+}
+
 static int handle_event(struct destination *dst, struct postcopy_error *err)
 {
 	struct session *s = dst->session;
@@ -125,10 +151,13 @@ static int handle_event(struct destination *dst, struct postcopy_error *err)
 		return rc == -EPIPE ? daemon_gone(dst, err->text, err) : rc;
 	case POSTCOPY_EVENT_COMPLETE:
 		dst->complete = true;
+		userfault_all_present(&s->vm);
 		session_detach(s);
 		return session_report(s, "complete", NULL, err);
 	case POSTCOPY_EVENT_FAILED:
 		return fail(err, -ECANCELED, "the migration failed: %.200s", event.reason);
+	case POSTCOPY_EVENT_ATTRIBUTES:
+		return report_attributes(s, &event, err);
 	case POSTCOPY_EVENT_NONE:
 	case POSTCOPY_EVENT_PAUSE:
 	case POSTCOPY_EVENT_RESUME:
@@ -174,7 +203,7 @@ static int finish(struct destination *dst, struct postcopy_error *err)
 int destination_run(struct session *s, struct postcopy_error *err)
 {
 	struct destination dst = { .session = s };
-	int rc = prepare(s, err);
+	int rc = prepare(&dst, err);
 
 	while (!rc && !dst.complete) {
 		struct wake wake;

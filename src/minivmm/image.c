@@ -47,15 +47,18 @@ static void fill_tables(const struct guest_boot *boot, uint64_t addr, uint64_t *
 	}
 }
 
+static uint64_t tables_end(const struct guest_boot *boot)
+{
+	return GUEST_PD + round_up(boot->memory_bytes, BYTES_1G) / BYTES_1G * GUEST_PAGE_BYTES;
+}
+
 /* What belongs at @addr, which is one of the host's pages. */
 static void fill_page(const struct guest_boot *boot, uint64_t addr, void *page)
 {
 	uint64_t code_bytes = (uint64_t)(guest_code_end - guest_code);
-	uint64_t tables_end =
-	        GUEST_PD + round_up(boot->memory_bytes, BYTES_1G) / BYTES_1G * GUEST_PAGE_BYTES;
 
 	memset(page, 0, GUEST_PAGE_BYTES);
-	if (addr >= GUEST_PML4 && addr < tables_end) {
+	if (addr >= GUEST_PML4 && addr < tables_end(boot)) {
 		fill_tables(boot, addr, page);
 	} else if (addr >= GUEST_CODE && addr < GUEST_CODE + code_bytes) {
 		uint64_t left = GUEST_CODE + code_bytes - addr;
@@ -98,6 +101,28 @@ uint64_t image_check(const struct memory *m, const struct guest_boot *boot, uint
 			*ret_first_bad = addr / GUEST_PAGE_BYTES;
 	}
 	return bad;
+}
+
+unsigned int image_needed(const struct guest_boot *boot, struct image_range ret[IMAGE_NEEDED_MAX])
+{
+	uint64_t code_bytes = (uint64_t)(guest_code_end - guest_code);
+	unsigned int n = 0;
+
+	ret[n++] = (struct image_range){ GUEST_PML4, tables_end(boot) - GUEST_PML4 };
+	ret[n++] = (struct image_range){ GUEST_CODE, round_up(code_bytes, GUEST_PAGE_BYTES) };
+	ret[n++] = (struct image_range){ GUEST_BOOT, GUEST_PAGE_BYTES };
+	for (unsigned int i = 0; i < boot->vcpus; i++) {
+		ret[n++] = (struct image_range){
+			GUEST_VCPU + i * GUEST_VCPU_STRIDE,
+			round_up(sizeof(struct guest_vcpu), GUEST_PAGE_BYTES),
+		};
+		/* A stack grows down from the end of its place. */
+		ret[n++] = (struct image_range){
+			GUEST_STACK + (i + 1) * GUEST_STACK_STRIDE - GUEST_PAGE_BYTES,
+			GUEST_PAGE_BYTES,
+		};
+	}
+	return n;
 }
 
 struct guest_vcpu *image_vcpu(const struct memory *m, unsigned int index)

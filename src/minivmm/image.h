@@ -20,6 +20,16 @@ void image_load(const struct memory *m, const struct guest_boot *boot);
 uint64_t image_check(const struct memory *m, const struct guest_boot *boot,
                      uint64_t *ret_first_bad);
 
+/* A piece of guest memory, in bytes, both multiples of a page. */
+struct image_range {
+	uint64_t start;
+	uint64_t len;
+};
+#define IMAGE_NEEDED_MAX (3 + 2 * GUEST_VCPUS_MAX)
+
+/* What the vCPUs touch before anything else. Return: how many pieces. */
+unsigned int image_needed(const struct guest_boot *boot, struct image_range ret[IMAGE_NEEDED_MAX]);
+
 struct guest_vcpu *image_vcpu(const struct memory *m, unsigned int index);
 
 #endif

@@ -104,7 +104,8 @@ struct postcopy_region memory_region(const struct memory *m)
 {
 	return (struct postcopy_region){
 		.memory = m->kind,
-		.guest_phys_addr = 0,
+		.flags = m->flags,
+		.guest_phys_addr = m->guest_phys_addr,
 		.size = m->size,
 		.page_size = m->page_size,
 		.host_addr = m->addr,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Guest memory: one region at guest physical address 0, of any kind that postcopy moves. */
+/* Guest memory: one region of it, of any kind that postcopy moves. */
 #ifndef MINIVMM_MEMORY_H
 #define MINIVMM_MEMORY_H
 
@@ -11,6 +11,8 @@ struct memory {
 	void *addr;
 	uint64_t size;
 	uint64_t page_size;
+	uint64_t guest_phys_addr; /* 0 and ... */
+	uint32_t flags;           /* ... none, unless the owner says otherwise */
 	int fd; /* -1 for anonymous memory */
 };
 

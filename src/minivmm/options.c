@@ -46,6 +46,7 @@ enum kind {
 	KIND_TEXT,
 	KIND_NUMBER, /* min to max; with a suffix K, M or G where suffix is set */
 	KIND_CHOICE,
+	KIND_FLAG,
 	KIND_ALONE,
 	KIND_HELP,
 };
@@ -85,6 +86,13 @@ static const struct spec {
 	  .max = UINT64_MAX },
 	{ "vmstate-pad", "BYTES", "source: make the vmstate larger (0)", KIND_NUMBER,
 	  AT(vmstate_pad_bytes), .max = 1ull << 30, .suffix = 1 },
+	{ "fetch", "N",
+	  "destination: before the guest runs, ask for what it needs first and N more pages",
+	  KIND_NUMBER, AT(fetch_pages), .max = 1u << 20 },
+	{ "userfault", NULL, "destination: vCPU faults as KVM exits (needs KVM userfault)",
+	  KIND_FLAG, AT(userfault) },
+	{ "private-region", NULL, "say that the guest has private memory, too: it can't migrate",
+	  KIND_FLAG, AT(private_region) },
 	{ "status-fd", "N", "where the status lines go (1)", KIND_NUMBER, AT(status_fd),
 	  .max = INT_MAX },
 	{ "help", NULL, "this", KIND_HELP },
@@ -162,6 +170,9 @@ static int parse_one(const struct spec *s, const char *text, struct options *o,
 		return parse_number(s, text, (uint64_t *)field, err);
 	case KIND_CHOICE:
 		return parse_choice(s, text, (uint64_t *)field, err);
+	case KIND_FLAG:
+		*(uint64_t *)field = 1;
+		return 0;
 	case KIND_ALONE:
 		o->role = ROLE_ALONE;
 		return 0;
@@ -182,6 +193,10 @@ static int check(struct options *o, struct postcopy_error *err)
 		return fail(err, -EINVAL, "--memory is not a multiple of 4K");
 	o->page_size = o->backend >> 8;
 	o->backend &= 0xff;
+	if (o->userfault && o->backend != POSTCOPY_MEMORY_GUEST_MEMFD)
+		return fail(err, -EINVAL, "--userfault is for --backend guest_memfd");
+	if ((o->userfault || o->fetch_pages) && o->role != ROLE_DESTINATION)
+		return fail(err, -EINVAL, "--userfault and --fetch are for --role destination");
 	return 0;
 }
 

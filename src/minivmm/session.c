@@ -13,6 +13,9 @@
 #include "minivmm/fail.h"
 #include "minivmm/image.h"
 #include "minivmm/report.h"
+#include "minivmm/userfault.h"
+
+#define PRIVATE_BYTES (2ull << 20)
 
 static int catch_signals(int *ret_fd, struct postcopy_error *err)
 {
@@ -27,6 +30,18 @@ static int catch_signals(int *ret_fd, struct postcopy_error *err)
 	if (*ret_fd < 0)
 		return fail_errno(err, -errno, "can't create a signalfd");
 	return 0;
+}
+
+/* A region above the guest's memory, of its kind. It is only ever talked about. */
+static int add_private(struct session *s, struct postcopy_error *err)
+{
+	const struct memory *m = &s->vm.memory;
+	uint64_t size = m->page_size > PRIVATE_BYTES ? m->page_size : PRIVATE_BYTES;
+	int rc = memory_new(m->kind, size, m->page_size, s->vm.vm_fd, &s->private_memory, err);
+
+	s->private_memory.guest_phys_addr = m->size;
+	s->private_memory.flags = POSTCOPY_REGION_PRIVATE;
+	return rc;
 }
 
 int session_init(struct session *s, const struct options *o, struct postcopy_error *err)
@@ -51,8 +66,19 @@ int session_init(struct session *s, const struct options *o, struct postcopy_err
 		rc = memory_new((enum postcopy_memory)o->backend, o->memory_bytes, o->page_size,
 		                s->vm.vm_fd, &s->vm.memory, err);
 	if (!rc)
-		rc = vm_add_memory(&s->vm, err);
+		rc = o->userfault ? userfault_add_memory(&s->vm, err) : vm_add_memory(&s->vm, err);
+	if (!rc && o->private_region)
+		rc = add_private(s, err);
 	return rc;
+}
+
+size_t session_regions(const struct session *s, struct postcopy_region ret[2])
+{
+	ret[0] = memory_region(&s->vm.memory);
+	if (!s->options.private_region)
+		return 1;
+	ret[1] = memory_region(&s->private_memory);
+	return 2;
 }
 
 static int load_initial(struct vm *vm, struct postcopy_error *err)
@@ -175,6 +201,8 @@ int session_finish(struct session *s, const char *role, unsigned int phase, uint
 
 	result_collect(&s->vm, phase, &result);
 	result.role = role;
+	result.fetched = s->fetched;
+	result.prefaulted = s->prefaulted;
 	image_bad = image_check(&s->vm.memory, &s->boot, &image_first);
 	result_add_bad(&result, image_bad, image_first);
 	result_add_bad(&result, bad, first_bad);

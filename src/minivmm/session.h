@@ -17,14 +17,20 @@
 struct session {
 	struct options options;
 	struct vm vm;
+	struct memory private_memory; /* where the options want it; no vCPU sees it */
 	struct guest_boot boot;
 	struct postcopy *postcopy; /* NULL: not attached */
 	bool daemon_gone;          /* attached, but nobody answers any more */
 	int signal_fd;             /* SIGTERM and SIGINT */
+	uint64_t fetched;          /* pages asked for before the guest ran, ... */
+	uint64_t prefaulted;       /* ... and those of them that KVM has mapped ahead */
 };
 
 /* The VM with empty memory and no vCPU. */
 int session_init(struct session *s, const struct options *options, struct postcopy_error *err);
+
+/* The guest's memory, as libpostcopy wants it. Return: how many regions, 1 or 2. */
+size_t session_regions(const struct session *s, struct postcopy_region ret[2]);
 
 /* Loads the guest, lets it run, and returns when it has initialised its pages. */
 int session_start_guest(struct session *s, struct postcopy_error *err);

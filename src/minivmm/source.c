@@ -16,9 +16,10 @@ struct source {
 
 static int source_attach(struct session *s, struct postcopy_error *err)
 {
-	struct postcopy_region region = memory_region(&s->vm.memory);
+	struct postcopy_region regions[2];
+	size_t n = session_regions(s, regions);
 
-	return postcopy_source_attach(s->options.socket, s->options.id, &region, 1, &s->postcopy,
+	return postcopy_source_attach(s->options.socket, s->options.id, regions, n, &s->postcopy,
 	                              err);
 }
 
@@ -119,6 +120,7 @@ static int handle_event(struct source *src, struct postcopy_error *err)
 		return part_from_daemon(src, "failed", event.reason, err);
 	case POSTCOPY_EVENT_NONE:
 	case POSTCOPY_EVENT_VMSTATE:
+	case POSTCOPY_EVENT_ATTRIBUTES:
 		break;
 	}
 	return 0;

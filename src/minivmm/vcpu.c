@@ -11,9 +11,11 @@
 
 #include "minivmm/fail.h"
 #include "minivmm/guest/abi.h"
+#include "minivmm/userfault.h"
 #include "minivmm/vm.h"
 
 #define KICK_SIGNAL SIGUSR1
+#define IDLE_MS 10
 #define MSR_TSC 0x10
 #define MSR_EFER_LME (1ull << 8)
 #define MSR_EFER_LMA (1ull << 10)
@@ -79,8 +81,10 @@ static bool handle_out(struct vcpu *v)
 		return false;
 	}
 	memcpy(&what, (const char *)run + run->io.data_offset, sizeof what);
-	if (what == GUEST_OUT_TICK)
+	if (what == GUEST_OUT_TICK) {
+		vm_idle(v->vm, IDLE_MS);
 		return true;
+	}
 	if (what == GUEST_OUT_READY) {
 		vm_lock(v->vm);
 		v->ready = true;
@@ -133,8 +137,12 @@ static void *vcpu_main(void *arg)
 		}
 		out_pending = false;
 		if (ioctl(v->fd, KVM_RUN, 0)) {
-			if (errno != EINTR && errno != EAGAIN)
-				fail_errno(&v->error, -errno, "vCPU %u: KVM_RUN", v->index);
+			int rc = -errno;
+
+			if (rc == -EFAULT && userfault_is_exit(v))
+				userfault_resolve(v, &v->error);
+			else if (rc != -EINTR && rc != -EAGAIN)
+				fail_errno(&v->error, rc, "vCPU %u: KVM_RUN", v->index);
 		} else if (v->run->exit_reason != KVM_EXIT_IO) {
 			exit_failed(v);
 		} else {

@@ -30,6 +30,7 @@ struct vcpu {
 	int fd;
 	struct kvm_run *run;
 	size_t run_bytes;
+	struct postcopy_channel *channel; /* for faults that are KVM exits; else NULL */
 	pthread_t thread;
 	bool started;
 	/* Under the VM's lock: */

@@ -6,6 +6,7 @@
 #include <linux/kvm.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "minivmm/fail.h"
@@ -90,6 +91,21 @@ bool vm_running(struct vm *vm)
 	return running;
 }
 
+void vm_idle(struct vm *vm, unsigned int ms)
+{
+	struct timespec until;
+	int rc = 0;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_nsec += ms * 1000000l;
+	until.tv_sec += until.tv_nsec / 1000000000l;
+	until.tv_nsec %= 1000000000l;
+	vm_lock(vm);
+	while (vm->running && !vm->stopping && !rc)
+		rc = pthread_cond_clockwait(&vm->changed, &vm->lock, CLOCK_MONOTONIC, &until);
+	vm_unlock(vm);
+}
+
 void vm_park(struct vm *vm, struct vcpu *v)
 {
 	v->parked = true;
@@ -130,6 +146,7 @@ int vm_pause(struct vm *vm, struct postcopy_error *err)
 
 	vm_lock(vm);
 	vm->running = false;
+	pthread_cond_broadcast(&vm->changed);
 	set_immediate_exit(vm, 1);
 	for (unsigned int i = 0; i < vm->n_vcpus; i++)
 		if (!vm->vcpus[i].parked)
@@ -167,4 +184,8 @@ void vm_stop_workload(struct vm *vm)
 {
 	for (unsigned int i = 0; i < vm->n_vcpus; i++)
 		image_vcpu(&vm->memory, i)->stop = 1;
+	vm_lock(vm);
+	vm->stopping = true;
+	pthread_cond_broadcast(&vm->changed);
+	vm_unlock(vm);
 }

@@ -23,7 +23,11 @@ struct vm {
 	struct vcpu vcpus[GUEST_VCPUS_MAX];
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	bool running; /* under lock */
+	bool running;  /* under lock */
+	bool stopping; /* under lock: the workload is told to stop */
+	/* One bit a page that is not here yet; NULL where faults are no KVM exits. */
+	uint64_t *userfault_bitmap;
+	size_t userfault_words;
 };
 
 /* Opens KVM; no memory and no vCPU yet. */
@@ -56,5 +60,6 @@ void vm_unlock(struct vm *vm);
 void vm_unlock_and_tell(struct vm *vm);
 bool vm_running(struct vm *vm);
 void vm_park(struct vm *vm, struct vcpu *v); /* with the lock held; returns when it runs */
+void vm_idle(struct vm *vm, unsigned int ms); /* sleep; a pause or stop ends it at once */
 
 #endif

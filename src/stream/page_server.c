@@ -74,7 +74,7 @@ static int open_conn(struct server_conn *sc, struct hello *hello, struct error *
 	/* A wrong id and a wrong token (page_source_open()) look the same to one who guesses. */
 	if (!source)
 		rc = error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
-			       hello->migration_id);
+		               hello->migration_id);
 	else
 		rc = page_source_open(source, hello, &reply, err);
 	if (rc) {
@@ -128,12 +128,12 @@ static void *conn_main(void *arg)
 		rc = page_source_serve(sc->source, sc->c, hello->role, &err);
 		if (rc == -ECONNRESET || rc == -EPIPE) {
 			log_debug("migration %s: %s connection ended", hello->migration_id,
-				  stream_role_name(hello->role));
+			          stream_role_name(hello->role));
 		} else {
 			conn_send_error(sc->c, &err);
 			log_warning("migration %s: %s connection from \"%s\": %s",
-				    hello->migration_id, stream_role_name(hello->role),
-				    tls_peer_name(sc->c->tls), err.text);
+			            hello->migration_id, stream_role_name(hello->role),
+			            tls_peer_name(sc->c->tls), err.text);
 		}
 	}
 	free(hello);
@@ -162,8 +162,7 @@ static void start_conn(struct page_server *server, int fd)
 	}
 	pthread_mutex_unlock(&server->lock);
 	if (rc) {
-		log_warning("page server: connection refused: %u are open",
-			    PAGE_SERVER_CONNS_MAX);
+		log_warning("page server: connection refused: %u are open", PAGE_SERVER_CONNS_MAX);
 		close(fd);
 		free(sc);
 		return;
@@ -221,9 +220,9 @@ static int listen_on(const char *address, unsigned int *ret_port, struct error *
 	rc = getaddrinfo(target.host, target.port, &hints, &list);
 	if (rc)
 		return error_set(err, -EINVAL, "page stream address \"%s\": %s", address,
-				 gai_strerror(rc));
+		                 gai_strerror(rc));
 	fd = socket(list->ai_family, list->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK,
-		    list->ai_protocol);
+	            list->ai_protocol);
 	if (fd < 0)
 		return error_errno(err, -errno, "page stream address \"%s\"", address);
 	(void)!setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){ 1 }, sizeof(int));
@@ -231,14 +230,14 @@ static int listen_on(const char *address, unsigned int *ret_port, struct error *
 		return error_errno(err, -errno, "page stream address \"%s\"", address);
 	if (getsockname(fd, (struct sockaddr *)&bound, &bound_len) ||
 	    getnameinfo((struct sockaddr *)&bound, bound_len, NULL, 0, service, sizeof service,
-			NI_NUMERICSERV))
+	                NI_NUMERICSERV))
 		return error_set(err, -EINVAL, "page stream address \"%s\": no port", address);
 	*ret_port = (unsigned int)strtoul(service, NULL, 10);
 	return steal_fd(&fd);
 }
 
 int page_server_new(const char *address, struct tls_context *tls, struct page_server **ret,
-		    struct error *err)
+                    struct error *err)
 {
 	struct page_server *server = calloc(1, sizeof *server);
 	int rc;
@@ -320,8 +319,8 @@ int page_server_add(struct page_server *server, struct page_source *source)
 	pthread_mutex_lock(&server->lock);
 	known = find_source(server, page_source_id(source));
 	grown = known ? NULL
-		      : reallocarray(server->sources, server->n_sources + 1,
-				     sizeof *server->sources);
+	              : reallocarray(server->sources, server->n_sources + 1,
+	                             sizeof *server->sources);
 	if (known) {
 		rc = -EEXIST;
 	} else if (!grown) {
@@ -336,7 +335,7 @@ int page_server_add(struct page_server *server, struct page_source *source)
 }
 
 void page_server_remove(struct page_server *server, struct page_source *source,
-			bool end_connections)
+                        bool end_connections)
 {
 	bool found = false;
 

@@ -44,6 +44,7 @@ static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
+	migrations_stop(f->ms);
 	migrations_close(f->ms);
 	uv_run(&f->loop, UV_RUN_DEFAULT);
 	migrations_free(f->ms);
@@ -301,7 +302,7 @@ static void test_limits_take_booleans(void **state)
 
 static void test_a_report_of_nothing_is_whole(void **state)
 {
-	static const char *const keys[] = { "id", "timeline", "fault_dots", "fault_histogram" };
+	static const char *const keys[] = { "id", "state", "timeline" };
 	struct json_object *m;
 
 	accept_and_drop(*state, "Prepare", DESTINATION(""));

@@ -46,7 +46,7 @@
 /* Written to GUEST_PORT with `out`, which ends KVM_RUN. */
 #define GUEST_PORT 0x510
 #define GUEST_OUT_READY 1u /* the vCPU's pages are initialised */
-#define GUEST_OUT_TICK 2u  /* an idle one is alive */
+#define GUEST_OUT_TICK 2u  /* an idle one has nothing to do: it may sleep */
 #define GUEST_OUT_DONE 3u  /* told to stop: the vCPU's pages are verified */
 
 enum guest_workload {

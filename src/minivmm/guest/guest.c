@@ -13,7 +13,6 @@
 #define HOT_EVERY 5u /* ... each fifth run */
 #define HOT_ACCESS_PERCENT 80u
 #define READ_WORDS 4u /* of a page that is read, beside its first two */
-#define IDLE_PAUSES 20000u
 
 struct guest {
 	const struct guest_boot *boot;
@@ -260,8 +259,6 @@ static void work(struct guest *g)
 		access_page(g, first + hotcold_page(g));
 		break;
 	default:
-		for (uint32_t i = 0; i < IDLE_PAUSES && !g->vcpu->stop; i++)
-			__asm__ volatile("pause");
 		host_call(GUEST_OUT_TICK);
 	}
 }

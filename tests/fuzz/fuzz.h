@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Fuzzing what comes from outside.
+ *
+ * Each fuzz_*.c is one parser under libFuzzer's interface. Built twice: by clang with
+ * libFuzzer (meson option "fuzz"), to run for as long as one likes; and always with
+ * standalone.c, which feeds it a fixed set of random inputs and mutated good ones, so
+ * that each run of the tests fuzzes a little, and the same each time.
+ *
+ * A harness does not only wait for the sanitizers: what a decoder has accepted must keep its
+ * promises, which it checks with FUZZ_CHECK().
+ */
+#ifndef TESTS_FUZZ_FUZZ_H
+#define TESTS_FUZZ_FUZZ_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define FUZZ_INPUT_MAX 16384u
+
+/* Inputs that standalone.c tries; defined by each harness. */
+extern const unsigned int fuzz_rounds;
+
+/* Where a promise is broken. */
+#define FUZZ_CHECK(condition)                                                                      \
+	do {                                                                                       \
+		if (!(condition)) {                                                                \
+			fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #condition);    \
+			abort();                                                                   \
+		}                                                                                  \
+	} while (0)
+
+/* One input. Return: 0. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/*
+ * fuzz_seed() - a good input to begin mutations with
+ * @buf: FUZZ_INPUT_MAX bytes
+ *
+ * Return: its length; 0 where there is no seed @i.
+ */
+size_t fuzz_seed(unsigned int i, uint8_t *buf);
+
+#endif
