@@ -23,6 +23,7 @@ DEFINE_CLEANUP(struct addrinfo *, freeaddrinfo);
 struct server_conn {
 	struct page_server *server;
 	struct server_conn *next;
+	char peer[64];              /* its address, for the log */
 	int fd;                     /* before TLS, to cut it; then c's */
 	struct conn *c;             /* under the server's lock */
 	struct page_source *source; /* under the server's lock; a reference */
@@ -110,6 +111,18 @@ static void remove_conn(struct server_conn *sc)
 	pthread_mutex_unlock(&server->lock);
 }
 
+static void settle_thread(enum stream_role role)
+{
+	char name[16];
+
+	snprintf(name, sizeof name, "serve-%s", stream_role_name(role));
+	thread_set_name(name);
+	if (role == STREAM_URGENT)
+		thread_prefer_latency();
+	else if (role == STREAM_BULK)
+		thread_prefer_throughput();
+}
+
 static void *conn_main(void *arg)
 {
 	struct server_conn *sc = arg;
@@ -118,13 +131,9 @@ static void *conn_main(void *arg)
 	int rc = hello ? open_conn(sc, hello, &err) : -ENOMEM;
 
 	if (rc) {
-		log_warning("page server: connection refused: %s", err.text);
+		log_warning("page server: connection from %s refused: %s", sc->peer, err.text);
 	} else {
-		thread_set_name(hello->role == STREAM_URGENT ? "serve-urgent" : "serve-bulk");
-		if (hello->role == STREAM_URGENT)
-			thread_prefer_latency();
-		else if (hello->role == STREAM_BULK)
-			thread_prefer_throughput();
+		settle_thread(hello->role);
 		rc = page_source_serve(sc->source, sc->c, hello->role, &err);
 		if (rc == -ECONNRESET || rc == -EPIPE) {
 			log_debug("migration %s: %s connection ended", hello->migration_id,
@@ -141,6 +150,20 @@ static void *conn_main(void *arg)
 	return NULL;
 }
 
+static void name_peer(int fd, char *buf, size_t size)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof addr;
+	char host[48], port[8];
+
+	if (getpeername(fd, (struct sockaddr *)&addr, &len) ||
+	    getnameinfo((struct sockaddr *)&addr, len, host, sizeof host, port, sizeof port,
+	                NI_NUMERICHOST | NI_NUMERICSERV))
+		snprintf(buf, size, "(gone)");
+	else
+		snprintf(buf, size, "%s port %s", host, port);
+}
+
 static void start_conn(struct page_server *server, int fd)
 {
 	struct server_conn *sc = calloc(1, sizeof *sc);
@@ -152,6 +175,7 @@ static void start_conn(struct page_server *server, int fd)
 	}
 	sc->server = server;
 	sc->fd = fd;
+	name_peer(fd, sc->peer, sizeof sc->peer);
 	pthread_mutex_lock(&server->lock);
 	if (server->stopping || server->n_conns >= PAGE_SERVER_CONNS_MAX) {
 		rc = -EMFILE;

@@ -18,49 +18,56 @@
 #include "migrate/migrate.h"
 
 /* Of the socket and the loop; what inputs have prepared is forgotten with them. */
-#define ROUNDS_PER_DAEMON 500u
+#define ROUNDS_PER_HOST 500u
 #define TURNS_MAX 1000u
 #define TOKEN "00112233445566778899aabbccddeeff0123456789abcdef0123456789ABCDEF"
 
-const unsigned int fuzz_rounds = 10000;
+const unsigned int fuzz_rounds = 20000;
 
 static struct {
-	unsigned int rounds;
+	unsigned int rounds; /* 0: not running */
 	char dir[40];
 	char vmm_path[64];
 	char control_path[64];
 	uv_loop_t loop;
 	struct migrations *migrations;
 	struct control *control;
-} daemon_;
+} host;
 
-static void daemon_start(void)
+static void host_start(void)
 {
 	struct migrations_config config = { .max_vmstate_bytes = 1 << 20 };
 	struct error err = ERROR_INIT;
 
-	strcpy(daemon_.dir, "/tmp/fuzz-control-XXXXXX");
-	FUZZ_CHECK(mkdtemp(daemon_.dir));
-	snprintf(daemon_.vmm_path, sizeof daemon_.vmm_path, "%s/vmm", daemon_.dir);
-	snprintf(daemon_.control_path, sizeof daemon_.control_path, "%s/control", daemon_.dir);
-	config.vmm_socket = daemon_.vmm_path;
-	uv_loop_init(&daemon_.loop);
-	FUZZ_CHECK(!migrations_new(&daemon_.loop, &config, &daemon_.migrations, &err));
-	FUZZ_CHECK(!control_new(&daemon_.loop, daemon_.control_path, daemon_.migrations,
-	                        &daemon_.control, &err));
+	strcpy(host.dir, "/tmp/fuzz-control-XXXXXX");
+	FUZZ_CHECK(mkdtemp(host.dir));
+	snprintf(host.vmm_path, sizeof host.vmm_path, "%s/vmm", host.dir);
+	snprintf(host.control_path, sizeof host.control_path, "%s/control", host.dir);
+	config.vmm_socket = host.vmm_path;
+	uv_loop_init(&host.loop);
+	FUZZ_CHECK(!migrations_new(&host.loop, &config, &host.migrations, &err));
+	FUZZ_CHECK(
+	        !control_new(&host.loop, host.control_path, host.migrations, &host.control, &err));
 }
 
-static void daemon_stop(void)
+static void host_stop(void)
 {
-	control_close(daemon_.control);
-	migrations_stop(daemon_.migrations);
-	migrations_close(daemon_.migrations);
-	uv_run(&daemon_.loop, UV_RUN_DEFAULT);
-	migrations_free(daemon_.migrations);
-	FUZZ_CHECK(!uv_loop_close(&daemon_.loop));
-	unlink(daemon_.control_path);
-	unlink(daemon_.vmm_path);
-	rmdir(daemon_.dir);
+	control_close(host.control);
+	migrations_stop(host.migrations);
+	migrations_close(host.migrations);
+	uv_run(&host.loop, UV_RUN_DEFAULT);
+	migrations_free(host.migrations);
+	FUZZ_CHECK(!uv_loop_close(&host.loop));
+	unlink(host.control_path);
+	unlink(host.vmm_path);
+	rmdir(host.dir);
+	host.rounds = 0;
+}
+
+static void at_exit(void)
+{
+	if (host.rounds)
+		host_stop();
 }
 
 static int dial(void)
@@ -68,7 +75,7 @@ static int dial(void)
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
-	strcpy(addr.sun_path, daemon_.control_path);
+	strcpy(addr.sun_path, host.control_path);
 	FUZZ_CHECK(fd >= 0 && !connect(fd, (struct sockaddr *)&addr, sizeof addr));
 	return fd;
 }
@@ -104,7 +111,7 @@ static unsigned int talk(const uint8_t *data, size_t size)
 	(void)!send(fd, data, size, MSG_NOSIGNAL);
 	shutdown(fd, SHUT_WR);
 	for (unsigned int turn = 0; got && turn < TURNS_MAX; turn++) {
-		uv_run(&daemon_.loop, UV_RUN_NOWAIT);
+		uv_run(&host.loop, UV_RUN_NOWAIT);
 		got = recv(fd, answers + have, sizeof answers - 1 - have, 0);
 		if (got < 0 && errno != EAGAIN)
 			break;
@@ -117,16 +124,18 @@ static unsigned int talk(const uint8_t *data, size_t size)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static const char list[] = "{\"method\": \"List\"}\n";
+	static bool registered;
 
 	if (size > FUZZ_INPUT_MAX)
 		return 0;
-	if (!daemon_.rounds++)
-		daemon_start();
+	if (!registered)
+		registered = !atexit(at_exit);
+	if (!host.rounds++)
+		host_start();
 	talk(data, size);
-	if (daemon_.rounds == ROUNDS_PER_DAEMON) {
+	if (host.rounds == ROUNDS_PER_HOST) {
 		FUZZ_CHECK(talk((const uint8_t *)list, sizeof list - 1) == 1);
-		daemon_stop();
-		daemon_.rounds = 0;
+		host_stop();
 	}
 	return 0;
 }
@@ -134,7 +143,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 size_t fuzz_seed(unsigned int i, uint8_t *buf)
 {
 	static const char *const lines[] = {
-		"{\"method\": \"Prepare\", \"params\": {\"id\": \"vm7\", \"role\": \"destination\", "
+		"{\"method\": \"Prepare\", \"params\": {\"id\": \"vm7\", \"role\": "
+		"\"destination\", "
 		"\"token\": \"" TOKEN "\", \"source\": \"host:1\", \"streams\": 4, "
 		"\"map\": \"eager\", \"bulk\": true, \"prefetch\": false}}\n",
 		"{\"method\": \"Prepare\", \"params\": {\"id\": \"vm8\", \"role\": \"source\", "

@@ -8,7 +8,7 @@
 #include "stream/frame.h"
 #include "stream/window.h"
 
-const unsigned int fuzz_rounds = 60000;
+const unsigned int fuzz_rounds = 300000;
 
 static void check_get(const uint8_t *data, const struct frame_header *h)
 {

@@ -6,7 +6,7 @@
 
 #include "stream/hello.h"
 
-const unsigned int fuzz_rounds = 60000;
+const unsigned int fuzz_rounds = 100000;
 
 static void check_table(const struct region_table *t)
 {
@@ -36,8 +36,8 @@ static void check_hello(struct hello *hello)
 	check_table(&hello->regions);
 	len = hello_encode(hello, frame);
 	FUZZ_CHECK(len <= sizeof frame);
-	FUZZ_CHECK(!hello_decode(frame + FRAME_HEADER_BYTES, len - FRAME_HEADER_BYTES, &back,
-	                         NULL));
+	FUZZ_CHECK(
+	        !hello_decode(frame + FRAME_HEADER_BYTES, len - FRAME_HEADER_BYTES, &back, NULL));
 	FUZZ_CHECK(back.role == hello->role && back.epoch == hello->epoch);
 	FUZZ_CHECK(!strcmp(back.migration_id, hello->migration_id));
 	FUZZ_CHECK(!memcmp(back.token, hello->token, TOKEN_BYTES));

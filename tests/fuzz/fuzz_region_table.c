@@ -38,8 +38,8 @@ static void check_table(const struct region_table *t)
 		for (uint32_t j = 0; j < i; j++) {
 			const struct region *b = &t->regions[j];
 
-			FUZZ_CHECK(!overlap(a->guest_phys_addr, b->guest_phys_addr, a->size,
-			                    b->size));
+			FUZZ_CHECK(
+			        !overlap(a->guest_phys_addr, b->guest_phys_addr, a->size, b->size));
 			FUZZ_CHECK(!a->host_addr || !b->host_addr ||
 			           !overlap(a->host_addr, b->host_addr, a->size, b->size));
 		}

@@ -6,7 +6,7 @@
 
 #include "libpostcopy/vmm_wire.h"
 
-const unsigned int fuzz_rounds = 60000;
+const unsigned int fuzz_rounds = 300000;
 
 static void check_msg(const struct vmm_wire_msg *msg, size_t n_fds)
 {
@@ -19,8 +19,7 @@ static void check_msg(const struct vmm_wire_msg *msg, size_t n_fds)
 			           msg->regions[i].fd_index < n_fds);
 	}
 	if (msg->type == VMM_WIRE_ERROR)
-		FUZZ_CHECK(strlen(msg->text) < sizeof msg->text &&
-		           !strpbrk(msg->text, "\n\r\x1b"));
+		FUZZ_CHECK(strlen(msg->text) < sizeof msg->text && !strpbrk(msg->text, "\n\r\x1b"));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

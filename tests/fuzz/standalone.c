@@ -39,10 +39,9 @@ static int try_file(const char *path)
 static uint64_t interesting(uint64_t *random)
 {
 	static const uint64_t numbers[] = {
-		0,          1,          63,        64,         65,         4095,
-		4096,       4097,       1u << 21,  1u << 31,   UINT32_MAX, 1ull << 52,
-		1ull << 63, INT64_MAX,  INT32_MAX, UINT16_MAX, 127,        128,
-		255,        UINT64_MAX,
+		0,         1,          63,       64,         65,         4095,       4096,
+		4097,      1u << 21,   1u << 31, UINT32_MAX, 1ull << 52, 1ull << 63, INT64_MAX,
+		INT32_MAX, UINT16_MAX, 127,      128,        255,        UINT64_MAX,
 	};
 
 	return numbers[random_below(random, sizeof numbers / sizeof *numbers)];

@@ -228,11 +228,12 @@ class Daemon(Process):
 class MiniVmm(Process):
     """minivmm with its status lines."""
 
-    def __init__(self, directory, name, role, daemon, migration_id, **options):
+    def __init__(self, directory, name, role, daemon, migration_id, flags=(), **options):
         self.events = []
         self.status, status_child = os.pipe()
         command = [BUILD / "src/minivmm/minivmm", "--role", role, "--socket", daemon.vmm_path,
                    "--id", migration_id, "--status-fd", status_child]
+        command += ["--" + flag for flag in flags]
         for option, value in options.items():
             command += ["--" + option.replace("_", "-"), value]
         super().__init__(name, command, directory / (name + ".log"), (status_child,))

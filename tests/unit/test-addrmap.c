@@ -138,9 +138,8 @@ static void random_change(struct addrmap *map, struct model *m, uint64_t *random
 		model_unmap(m, from, n);
 	} else if (to + n <= from || from + n <= to) {
 		/* mremap() refuses ranges that overlap. */
-		assert_int_equal(addrmap_move(map, addr_of(from), addr_of(to),
-		                              (uint64_t)n * UNIT_BYTES),
-		                 0);
+		assert_int_equal(
+		        addrmap_move(map, addr_of(from), addr_of(to), (uint64_t)n * UNIT_BYTES), 0);
 		model_move(m, from, to, n);
 	}
 }

@@ -181,9 +181,8 @@ static void test_pages_come_back_with_the_length_of_their_data(void **state)
 		assert_int_equal(frame_header_decode(buf, &h, NULL), 0);
 		assert_int_equal(h.type, FRAME_PAGES);
 		assert_int_equal(h.request_id, 9);
-		assert_int_equal(h.payload_len,
-		                 FRAME_PAGES_BYTES +
-		                         __builtin_popcountll(masks[i]) * (int)UNIT_BYTES);
+		assert_int_equal(h.payload_len, FRAME_PAGES_BYTES + __builtin_popcountll(masks[i]) *
+		                                                            (int)UNIT_BYTES);
 		assert_int_equal(frame_pages_decode(&h, buf + FRAME_HEADER_BYTES, &back, NULL), 0);
 		assert_int_equal(back.region, 7);
 		assert_int_equal(back.first_unit, 128);

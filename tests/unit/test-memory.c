@@ -317,8 +317,8 @@ static void test_what_is_no_proc_mem_is_refused(void **state)
 /* A memfd of two huge pages, or -1 and the reason printed. */
 static int huge_memfd(void)
 {
-	int fd = memfd_create("test-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB |
-	                                             MFD_HUGE_2MB);
+	int fd = memfd_create("test-memory",
+	                      MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB | MFD_HUGE_2MB);
 	void *p = MAP_FAILED;
 
 	/* mmap() reserves the pages or says that there are none. */
@@ -366,9 +366,8 @@ static void test_hugetlb_is_filled_by_memcpy_and_touched(void **state)
 	m = open_destination(&r, fd);
 	assert_int_equal(memory_fill_method(m, false), MEMORY_FILL_MEMCPY);
 	memset(page, 0x42, sizeof page);
-	assert_int_equal(memory_fill(m, SIZE_2M + 3 * UNIT_BYTES, page, sizeof page, false,
-	                             &filled),
-	                 0);
+	assert_int_equal(
+	        memory_fill(m, SIZE_2M + 3 * UNIT_BYTES, page, sizeof page, false, &filled), 0);
 	assert_int_equal(filled.memcpy, 1);
 	assert_int_equal(blocks(fd), SIZE_2M / 512);
 	/* What is there stays, what is not is made. */

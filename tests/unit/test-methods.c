@@ -212,15 +212,15 @@ static void test_each_bad_parameter_is_refused_by_its_name(void **state)
 
 static void test_the_bounds_themselves_are_accepted(void **state)
 {
-	static const char id[] =
-	        "0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz";
+	static const char id[] = "0123456789.ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz";
 	char params[512];
 
 	assert_int_equal(strlen(id), MIGRATION_ID_MAX);
 	snprintf(params, sizeof params, WITH("\"%s\"", ROLE, SECRET, "\"[::1]:65535\""), id);
 	accept_and_drop(*state, "Prepare", params);
-	accept_and_drop(*state, "Prepare", DESTINATION(", \"streams\": 16, \"map\": \"lazy\", "
-	                                               "\"bulk\": false, \"prefetch\": null"));
+	accept_and_drop(*state, "Prepare",
+	                DESTINATION(", \"streams\": 16, \"map\": \"lazy\", "
+	                            "\"bulk\": false, \"prefetch\": null"));
 	assert_int_equal(count_migrations(*state), 2);
 }
 
@@ -253,7 +253,7 @@ static void test_a_daemon_that_does_not_listen_is_no_source(void **state)
 
 static void test_unknown_ids_and_methods(void **state)
 {
-	static const char *const methods[] = { "Start",  "Switchover", "Get",   "Cancel",
+	static const char *const methods[] = { "Start",  "Switchover", "Get",  "Cancel",
 		                               "Report", "SetLimits",  "Watch" };
 
 	accept_and_drop(*state, "Prepare", DESTINATION(""));
@@ -296,8 +296,8 @@ static void test_limits_take_booleans(void **state)
 	accept_and_drop(*state, "SetLimits", "{\"id\": \"vm7\", \"bulk\": false}");
 	accept_and_drop(*state, "SetLimits", "{\"id\": \"vm7\"}");
 	refused(*state, "SetLimits", "{\"id\": \"vm7\", \"bulk\": 0}", "INVALID_ARGUMENT", "bulk");
-	refused(*state, "SetLimits", "{\"id\": \"vm7\", \"prefetch\": \"off\"}",
-	        "INVALID_ARGUMENT", "prefetch");
+	refused(*state, "SetLimits", "{\"id\": \"vm7\", \"prefetch\": \"off\"}", "INVALID_ARGUMENT",
+	        "prefetch");
 }
 
 static void test_a_report_of_nothing_is_whole(void **state)

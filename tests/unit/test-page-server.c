@@ -137,9 +137,8 @@ static struct memory *make_memory(struct guest *g, uint32_t region)
 		memset(page, 0, sizeof page);
 		page[UNIT_BYTES - 1] = byte_of(g, region, unit);
 		if (unit % 3)
-			assert_int_equal(
-			        pwrite(fd, page, sizeof page, (off_t)(unit * UNIT_BYTES)),
-			        sizeof page);
+			assert_int_equal(pwrite(fd, page, sizeof page, (off_t)(unit * UNIT_BYTES)),
+			                 sizeof page);
 	}
 	if (memory_open_source(&g->table.regions[region], region, fd, &m, &err))
 		fail_msg("%s", err.text);
@@ -599,9 +598,9 @@ static void test_two_migrations_at_once_do_not_mix(void **state)
 	fetch_everything(a, bulk_a);
 	/* Taking one away leaves the other. */
 	page_server_remove(server, a->source, true);
-	assert_int_equal(conn_next_frame(bulk_a, &(struct frame_header){ 0 }, &(const void *){ 0 },
-	                                 NULL),
-	                 -ECONNRESET);
+	assert_int_equal(
+	        conn_next_frame(bulk_a, &(struct frame_header){ 0 }, &(const void *){ 0 }, NULL),
+	        -ECONNRESET);
 	refused_hello(new_hello(a, STREAM_CONTROL, 0), -EACCES, "unknown here");
 	fetch_everything(b, bulk_b);
 	conn_free(control_a);

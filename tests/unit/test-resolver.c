@@ -441,7 +441,8 @@ static void test_zero_units_stay_holes_until_touched(void **state)
 	touch_present(fixture, 0, 0);
 	touch_present(fixture, 63, 0);
 	assert_false(is_mapped(fixture, 1));
-	/* What the guest wrote into its zero page stays, also where its fault is looked at twice. */
+	/* What the guest wrote into its zero page stays, also where its fault is looked at twice.
+	 */
 	memset(page_at(fixture, 0), 9, UNIT_BYTES);
 	assert_int_equal(resolver_map_page(&fixture->caller, 0, 0), 0);
 	check_page(fixture, 0, 9);
@@ -526,8 +527,8 @@ static void *racer_main(void *arg)
 	/* In overlapping pieces, so that both win some of each word. */
 	for (unsigned int shift = 0; shift < 4; shift++)
 		for (uint64_t word = 0; word < PAGES / WORD_UNITS; word++)
-			r->filled[word] |= fill_as(r->f, &caller, word, 0x1111111111111111ull << shift,
-			                           0, r->value);
+			r->filled[word] |= fill_as(r->f, &caller, word,
+			                           0x1111111111111111ull << shift, 0, r->value);
 	return NULL;
 }
 
@@ -541,9 +542,8 @@ static void race(enum postcopy_memory memory)
 			skip();
 		racers[0].f = racers[1].f = fixture;
 		for (int i = 0; i < 2; i++)
-			assert_int_equal(pthread_create(&racers[i].thread, NULL, racer_main,
-			                                &racers[i]),
-			                 0);
+			assert_int_equal(
+			        pthread_create(&racers[i].thread, NULL, racer_main, &racers[i]), 0);
 		for (int i = 0; i < 2; i++)
 			pthread_join(racers[i].thread, NULL);
 		for (uint64_t unit = 0; unit < PAGES; unit++) {
