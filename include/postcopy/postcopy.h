@@ -87,10 +87,10 @@ extern "C" {
 #define POSTCOPY_ASKS_MAX 64          /* requests of one channel that wait for their answer */
 
 /** A region's flags. */
-#define POSTCOPY_REGION_PRIVATE (1u << 0) /* only the guest can read it; not migrated */
+#define POSTCOPY_REGION_PRIVATE (1u << 0)             /* only the guest can read it; not migrated */
 #define POSTCOPY_REGION_FLAGS POSTCOPY_REGION_PRIVATE /* all there are */
 
-struct postcopy; /* one attachment of one guest to the daemon */
+struct postcopy;         /* one attachment of one guest to the daemon */
 struct postcopy_channel; /* by which one thread of the VMM asks for pages */
 
 struct postcopy_error {

@@ -20,6 +20,7 @@ struct fault {
 	uint32_t region;
 	bool idle;           /* no bulk was in flight when its event was read */
 	bool counted;        /* as remote */
+	bool fetched;        /* the VMM asked for it (fault/fetch.h): no vCPU is at the mapping */
 	uint64_t first_unit; /* of the host page */
 	uint64_t read_ns;    /* when its event was read */
 	uint64_t next_unit;  /* what to ask for next; the page's end when all is asked */

@@ -264,23 +264,22 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	struct pull *p = ft->pull;
 	uint64_t per_page = region_units_per_page(&p->config.table.regions[item->region]);
 	uint64_t unit = item->word * WORD_UNITS + (uint64_t)__builtin_ctzll(item->want_mask);
+	struct fault *f = fault_table_find(&ft->table, item->region, unit - unit % per_page);
 	struct resolver_batch batch = {
 		.region = item->region,
 		.word = item->word,
 		.data_mask = pages->data_mask,
 		.zero_mask = pages->zero_mask,
 		.data = data,
-		.for_fault = true,
+		.for_fault = !f || !f->fetched,
 	};
 	uint64_t filled;
-	struct fault *f;
 	int rc = resolver_fill(&ft->caller, &batch, &filled);
 
 	if (rc && rc != -ESRCH)
 		log_error("migration %s: filling region %u at %#llx: %s; trying again",
 		          p->config.id, item->region, (unsigned long long)unit << UNIT_SHIFT,
 		          strerror(-rc));
-	f = fault_table_find(&ft->table, item->region, unit - unit % per_page);
 	if (!f)
 		return;
 	f->asked--;

@@ -102,10 +102,14 @@ static void fault_missing(struct fetch *f, uint64_t per_page, const struct page_
 			  struct fault_table *faults, uint64_t now_ns)
 {
 	for (; f->faulted_to < f->end && !fault_table_full(faults); f->faulted_to += per_page) {
+		struct fault *fault;
+
 		if (page_state_page_present(state, f->region, f->faulted_to) ||
 		    fault_table_find(faults, f->region, f->faulted_to))
 			continue;
-		fault_table_add(faults, f->region, f->faulted_to)->read_ns = now_ns;
+		fault = fault_table_add(faults, f->region, f->faulted_to);
+		fault->read_ns = now_ns;
+		fault->fetched = true;
 	}
 }
 

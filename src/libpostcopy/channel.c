@@ -225,8 +225,7 @@ static struct ask *find_abandoned(struct postcopy_channel *ch, uint64_t guest_ph
 
 static uint64_t deadline_of(int timeout_ms)
 {
-	return timeout_ms < 0 ? UINT64_MAX
-	                      : clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
+	return timeout_ms < 0 ? UINT64_MAX : clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
 }
 
 static int refused_range(uint64_t guest_phys_addr, uint64_t len, struct error *err)
@@ -276,10 +275,9 @@ int postcopy_channel_fetch(struct postcopy_channel *ch, uint64_t guest_phys_addr
 static int ask(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t len, uint64_t tag,
                struct error *err)
 {
-	struct ask what = { .state = ASK_SENT,
-		            .tag = tag,
-		            .guest_phys_addr = guest_phys_addr,
-		            .len = len };
+	struct ask what = {
+		.state = ASK_SENT, .tag = tag, .guest_phys_addr = guest_phys_addr, .len = len
+	};
 	struct ask *a;
 	int rc = check_range(guest_phys_addr, len, err);
 

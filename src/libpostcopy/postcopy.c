@@ -370,9 +370,9 @@ int postcopy_destination_attach(const char *socket_path, const char *migration_i
 	struct error e = ERROR_INIT;
 
 	return report_error(err,
-	              attach(VMM_WIRE_DESTINATION, socket_path, migration_id, regions, n_regions,
-	                     ret, &e),
-	              &e);
+	                    attach(VMM_WIRE_DESTINATION, socket_path, migration_id, regions,
+	                           n_regions, ret, &e),
+	                    &e);
 }
 
 int postcopy_fd(const struct postcopy *p)

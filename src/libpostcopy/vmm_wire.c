@@ -256,8 +256,8 @@ static int get_attributes(struct reader *r, struct vmm_wire_msg *msg, struct err
 /* How many descriptors a type travels with; ATTACH says so itself. */
 static int check_fd_count(enum vmm_wire_type type, size_t n_fds, struct error *err)
 {
-	bool has_fd = type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
-	              type == VMM_WIRE_CHANNEL;
+	bool has_fd =
+	        type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE || type == VMM_WIRE_CHANNEL;
 	size_t want = has_fd ? 1 : 0;
 
 	if (n_fds > VMM_WIRE_FDS_MAX || (type != VMM_WIRE_ATTACH && n_fds != want))

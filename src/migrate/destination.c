@@ -175,11 +175,11 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 	bool has_vmstate = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED;
 	uint64_t now_ns = clock_now_ns();
 
+	if (msg->type == VMM_WIRE_CHANNEL)
+		return add_channel(m, fd, err);
 	/* It crossed our own last word. */
 	if (migration_state_is_final(m->state))
 		return 0;
-	if (msg->type == VMM_WIRE_CHANNEL)
-		return add_channel(m, fd, err);
 	if (msg->type == VMM_WIRE_LOADED && has_vmstate && !m->loaded_ns) {
 		m->loaded_ns = now_ns;
 		return 0;

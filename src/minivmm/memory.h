@@ -13,7 +13,7 @@ struct memory {
 	uint64_t page_size;
 	uint64_t guest_phys_addr; /* 0 and ... */
 	uint32_t flags;           /* ... none, unless the owner says otherwise */
-	int fd; /* -1 for anonymous memory */
+	int fd;                   /* -1 for anonymous memory */
 };
 
 /*

@@ -137,12 +137,11 @@ int report_result(int fd, const struct result *r, struct postcopy_error *err)
 	         "{\"event\":\"result\",\"role\":\"%s\",\"vcpus\":%u,\"memory_bytes\":%" PRIu64
 	         ",\"pages_checked\":%" PRIu64 ",\"pages_bad\":%" PRIu64 ",\"first_bad\":%s"
 	         ",\"fetched\":%" PRIu64 ",\"prefaulted\":%" PRIu64 ",\"accesses\":%" PRIu64
-	         ",\"writes\":%" PRIu64
-	         ",\"guest_access_us\":{\"count\":%" PRIu64
+	         ",\"writes\":%" PRIu64 ",\"guest_access_us\":{\"count\":%" PRIu64
 	         ",\"p50\":%.3f,\"p90\":%.3f,\"p99\":%.3f,\"p999\":%.3f,\"max\":%.3f}}\n",
 	         r->role, r->vcpus, r->memory_bytes, r->pages_checked, r->pages_bad, first_bad,
-	         r->fetched, r->prefaulted, r->stats.accesses, r->stats.writes, r->stats.timed, quantile_us(r, 500),
-	         quantile_us(r, 900), quantile_us(r, 990), quantile_us(r, 999),
+	         r->fetched, r->prefaulted, r->stats.accesses, r->stats.writes, r->stats.timed,
+	         quantile_us(r, 500), quantile_us(r, 900), quantile_us(r, 990), quantile_us(r, 999),
 	         ticks_us(r, r->stats.max_ticks));
 	return write_line(fd, line, err);
 }

@@ -19,7 +19,7 @@ struct result {
 	uint64_t memory_bytes;
 	uint64_t pages_checked;
 	uint64_t pages_bad;
-	uint64_t first_bad; /* frame number, or GUEST_NO_PAGE */
+	uint64_t first_bad;  /* frame number, or GUEST_NO_PAGE */
 	uint64_t fetched;    /* pages that were asked for before the guest ran */
 	uint64_t prefaulted; /* those of them that KVM has mapped ahead */
 	unsigned int tsc_khz;

@@ -61,8 +61,8 @@ bool userfault_is_exit(const struct vcpu *v)
  */
 static void clear_bit(struct vm *vm, uint64_t page)
 {
-	__atomic_fetch_and(&vm->userfault_bitmap[page / WORD_BITS],
-	                   ~(1ull << (page % WORD_BITS)), __ATOMIC_RELEASE);
+	__atomic_fetch_and(&vm->userfault_bitmap[page / WORD_BITS], ~(1ull << (page % WORD_BITS)),
+	                   __ATOMIC_RELEASE);
 }
 
 int userfault_resolve(struct vcpu *v, struct postcopy_error *err)

@@ -59,7 +59,7 @@ void vm_lock(struct vm *vm);
 void vm_unlock(struct vm *vm);
 void vm_unlock_and_tell(struct vm *vm);
 bool vm_running(struct vm *vm);
-void vm_park(struct vm *vm, struct vcpu *v); /* with the lock held; returns when it runs */
+void vm_park(struct vm *vm, struct vcpu *v);  /* with the lock held; returns when it runs */
 void vm_idle(struct vm *vm, unsigned int ms); /* sleep; a pause or stop ends it at once */
 
 #endif

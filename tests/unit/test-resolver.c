@@ -361,7 +361,8 @@ static void test_eager_maps_what_it_fills(void **state)
 	check_page(fixture, 64 + 31, 10 + 31);
 	assert_int_equal(fixture->faults, 0);
 	no_more_events(fixture);
-	assert_int_equal(stat_get(&fixture->stats.fill_write), 14);
+	assert_int_equal(stat_get(&fixture->stats.fill_write) + stat_get(&fixture->stats.fill_copy),
+	                 14);
 	assert_int_equal(stat_get(&fixture->stats.fill_zero), 3);
 	assert_int_equal(page_state_missing(fixture->ps), PAGES - 17);
 	stop(fixture);
@@ -787,6 +788,37 @@ static void test_a_huge_page_is_mapped_when_it_is_whole(void **state)
 	stop(fixture);
 }
 
+/*
+ * The VMM has told the kernel something about part of a region (madvise(), mprotect()), which no
+ * event announces: the region is several VMAs now, and no ioctl reaches across them.
+ */
+static void several_vmas(enum postcopy_memory memory)
+{
+	struct toucher t;
+
+	fixture = start(memory, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	assert_int_equal(madvise(page_at(fixture, 4), 4 * UNIT_BYTES, MADV_DONTDUMP), 0);
+	touch(fixture, &t, 1);
+	wait_fault(fixture);
+	assert_false(page_state_want(fixture->ps, 0, 1));
+	assert_true(fill(fixture, 0, 0xffff, 0, 1) == 0xffff);
+	touched(&t, 2);
+	for (unsigned int i = 0; i < 16; i++)
+		if (is_mapped(fixture, i))
+			check_page(fixture, i, (uint8_t)(1 + i));
+		else
+			touch_present(fixture, i, (uint8_t)(1 + i));
+	stop(fixture);
+}
+
+static void test_a_region_of_several_vmas_memfd(void **state)
+{
+	(void)state;
+	several_vmas(POSTCOPY_MEMORY_MEMFD);
+}
+
 static void test_unregistered_holes_read_as_zeroes(void **state)
 {
 	(void)state;
@@ -828,6 +860,7 @@ int main(void)
 		cmocka_unit_test(test_unmapped_pages_are_gone_around_anonymous),
 		cmocka_unit_test(test_mapped_pages_are_gone_around),
 		cmocka_unit_test(test_a_huge_page_is_mapped_when_it_is_whole),
+		cmocka_unit_test(test_a_region_of_several_vmas_memfd),
 		cmocka_unit_test(test_unregistered_holes_read_as_zeroes),
 	};
 

@@ -24,8 +24,9 @@
 #define MIB (1ull << 20)
 
 static const enum vmm_wire_type all_types[] = {
-	VMM_WIRE_ATTACH, VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,  VMM_WIRE_PAUSE,   VMM_WIRE_PAUSED,
-	VMM_WIRE_RESUME, VMM_WIRE_VMSTATE,  VMM_WIRE_LOADED, VMM_WIRE_RESUMED, VMM_WIRE_COMPLETE,
+	VMM_WIRE_ATTACH,  VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,   VMM_WIRE_PAUSE,
+	VMM_WIRE_PAUSED,  VMM_WIRE_RESUME,   VMM_WIRE_VMSTATE, VMM_WIRE_LOADED,
+	VMM_WIRE_RESUMED, VMM_WIRE_COMPLETE, VMM_WIRE_CHANNEL, VMM_WIRE_ATTRIBUTES,
 };
 #define N_TYPES (sizeof all_types / sizeof *all_types)
 
@@ -65,6 +66,12 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 		m->vmstate_len = 0x8877665544332211;
 		m->pause_ns = type == VMM_WIRE_PAUSED ? 0x99aabbccddeeff00 : 0;
 		n_fds = 1;
+	} else if (type == VMM_WIRE_CHANNEL) {
+		n_fds = 1;
+	} else if (type == VMM_WIRE_ATTRIBUTES) {
+		m->n_regions = 3;
+		for (uint32_t i = 0; i < m->n_regions; i++)
+			m->regions[i].flags = 0xf00 + i;
 	}
 	return n_fds;
 }
@@ -198,7 +205,7 @@ static void test_header_bounds(void **state)
 	(void)state;
 	for (unsigned int type = 0; type <= UINT16_MAX; type++) {
 		put_u16(buf, (uint16_t)type);
-		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_COMPLETE)
+		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_ATTRIBUTES)
 			assert_int_equal(decode(buf, len, 0), -EPROTO);
 	}
 	put_u16(buf, VMM_WIRE_PAUSE);
@@ -549,7 +556,7 @@ static void test_region_table_is_checked(void **state)
 	} while (0)
 	BAD(r[0].memory = 0);
 	BAD(r[0].memory = 5);
-	BAD(r[0].flags = 1);
+	BAD(r[0].flags = 2);
 	BAD(r[0].page_size = 0);
 	BAD(r[0].page_size = 8192);
 	BAD(r[0].page_size = 2 * MIB);
