@@ -7,86 +7,10 @@
 
 #include <openssl/crypto.h>
 
-#include "util/clock.h"
 #include "util/log.h"
 
 /* Ended migrations that are kept for whoever asks how they went. */
 #define ENDED_MAX 64u
-
-void migration_post(struct migration *m, enum migration_news news)
-{
-	pthread_mutex_lock(&m->lock);
-	m->news |= news;
-	pthread_mutex_unlock(&m->lock);
-	uv_async_send(&m->owner->news);
-}
-
-void migration_order(struct migration *m, enum conductor_order order)
-{
-	pthread_mutex_lock(&m->lock);
-	m->orders |= order;
-	pthread_cond_broadcast(&m->ordered);
-	pthread_mutex_unlock(&m->lock);
-}
-
-void migration_move(struct migration *m, enum migration_state to, const char *reason_fmt, ...)
-{
-	struct error reason = ERROR_INIT;
-	va_list ap;
-
-	va_start(ap, reason_fmt);
-	error_setv(&reason, 0, reason_fmt, ap);
-	va_end(ap);
-	if (!migration_state_allows(m->state, to)) {
-		log_error("migration %s: bug: %s -> %s is no transition (%s)", m->params.id,
-			  migration_state_name(m->state), migration_state_name(to), reason.text);
-		return;
-	}
-	log_info("migration %s: %s -> %s%s%s", m->params.id, migration_state_name(m->state),
-		 migration_state_name(to), *reason.text ? ": " : "", reason.text);
-	m->state = to;
-	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
-	if (migration_state_is_final(to))
-		m->ended_ns = clock_now_ns();
-	for (struct migration_watcher *w = m->watchers, *next; w; w = next) {
-		next = w->next;
-		w->changed(w, m);
-	}
-}
-
-int migration_refuse_now(const struct migration *m, const char *what, struct error *err)
-{
-	return error_set(err, -EBUSY, "migration \"%s\" is %s: %s is not possible now",
-			 m->params.id, migration_state_name(m->state), what);
-}
-
-int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *ret,
-			 struct error *err)
-{
-	memset(ret, 0, sizeof *ret);
-	if (!msg->n_regions)
-		return error_set(err, -EINVAL, "the region table is empty");
-	for (uint32_t i = 0; i < msg->n_regions; i++) {
-		const struct vmm_wire_region *w = &msg->regions[i];
-		struct region r = {
-			.memory = (enum postcopy_memory)w->memory,
-			.flags = w->flags,
-			.guest_phys_addr = w->guest_phys_addr,
-			.size = w->size,
-			.page_size = w->page_size,
-			.host_addr = w->host_addr,
-			.fd_offset = w->fd_offset,
-			.uffd_mode = w->uffd_mode,
-		};
-		int rc = region_table_add(ret, &r, err);
-
-		if (rc)
-			return rc;
-		if (!r.host_addr)
-			return error_set(err, -EINVAL, "region %u: no host address", i);
-	}
-	return 0;
-}
 
 /* The VMM socket's calls. */
 
