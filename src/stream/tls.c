@@ -16,6 +16,10 @@
 
 /* Four records at a time: one read() then serves several SSL_read(). */
 #define READ_BUFFER_BYTES (64 * 1024)
+/* What goes out in one write(): more than the largest answer with the overhead of its records; and
+ * a window of requests. */
+#define ANSWER_BUFFER_BYTES (320 * 1024)
+#define REQUEST_BUFFER_BYTES (16 * 1024)
 /* AES-128 first: the cheapest of the three on anything with AES instructions. */
 #define CIPHERSUITES "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
 
@@ -46,7 +50,7 @@ static const char *ssl_reason(void)
 }
 
 static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *outlen,
-		       const unsigned char *in, unsigned int inlen, void *arg)
+                       const unsigned char *in, unsigned int inlen, void *arg)
 {
 	unsigned char *selected;
 
@@ -71,20 +75,19 @@ static int load_files(SSL_CTX *ctx, const struct tls_config *config, struct erro
 	};
 
 	for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-		const char *path =
-			*(const char *const *)((const char *)config + files[i].offset);
+		const char *path = *(const char *const *)((const char *)config + files[i].offset);
 
 		if (access(path, R_OK))
 			return error_errno(err, -errno, "%s \"%s\"", files[i].what, path);
 	}
 	if (SSL_CTX_use_certificate_chain_file(ctx, config->cert_path) != 1)
 		return error_set(err, -EINVAL, "certificate \"%s\": %s", config->cert_path,
-				 ssl_reason());
+		                 ssl_reason());
 	if (SSL_CTX_use_PrivateKey_file(ctx, config->key_path, SSL_FILETYPE_PEM) != 1)
 		return error_set(err, -EINVAL, "key \"%s\": %s", config->key_path, ssl_reason());
 	if (SSL_CTX_check_private_key(ctx) != 1)
 		return error_set(err, -EINVAL, "key \"%s\" does not belong to certificate \"%s\"",
-				 config->key_path, config->cert_path);
+		                 config->key_path, config->cert_path);
 	if (SSL_CTX_load_verify_locations(ctx, config->ca_path, NULL) != 1)
 		return error_set(err, -EINVAL, "CA \"%s\": %s", config->ca_path, ssl_reason());
 	return 0;
@@ -200,8 +203,8 @@ static int check_peer(const struct tls_config *config, struct tls *tls, struct e
 	X509_free(cert);
 	if (!allowed)
 		return error_set(err, -EACCES,
-				 "TLS: peer \"%s\" is not among the allowed names (--allow-peer)",
-				 tls->peer_name);
+		                 "TLS: peer \"%s\" is not among the allowed names (--allow-peer)",
+		                 tls->peer_name);
 	SSL_get0_alpn_selected(tls->ssl, &alpn, &alpn_len);
 	if (alpn_len != sizeof STREAM_ALPN - 1 || memcmp(alpn, STREAM_ALPN, alpn_len))
 		return error_set(err, -EPROTO, "TLS: the peer does not speak \"%s\"", STREAM_ALPN);
@@ -223,9 +226,31 @@ static int handshake_error(struct tls *tls, int ret, int saved_errno, struct err
 	if (verify != X509_V_OK) {
 		ERR_clear_error();
 		return error_set(err, -EACCES, "TLS: the peer's certificate is refused: %s",
-				 X509_verify_cert_error_string(verify));
+		                 X509_verify_cert_error_string(verify));
 	}
 	return error_set(err, -EPROTO, "TLS handshake: %s", ssl_reason());
+}
+
+/*
+ * Records are gathered and go to the socket in one write(): an answer of 256 KiB has 16 of them,
+ * and each write() would wake the whole network stack anew.
+ */
+static bool attach_socket(SSL *ssl, int fd, bool server)
+{
+	BIO *socket = BIO_new_socket(fd, BIO_NOCLOSE);
+	BIO *gather = BIO_new(BIO_f_buffer());
+
+	if (!socket || !gather ||
+	    BIO_set_write_buffer_size(gather,
+	                              server ? ANSWER_BUFFER_BYTES : REQUEST_BUFFER_BYTES) != 1) {
+		BIO_free(socket);
+		BIO_free(gather);
+		return false;
+	}
+	SSL_set0_rbio(ssl, socket);
+	BIO_up_ref(socket);
+	SSL_set0_wbio(ssl, BIO_push(gather, socket));
+	return true;
 }
 
 int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret, struct error *err)
@@ -237,7 +262,7 @@ int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret
 		return error_set(err, -ENOMEM, "TLS: out of memory");
 	tls->fd = fd;
 	tls->ssl = SSL_new(server ? ctx->server : ctx->client);
-	if (!tls->ssl || SSL_set_fd(tls->ssl, fd) != 1) {
+	if (!tls->ssl || !attach_socket(tls->ssl, fd, server)) {
 		rc = error_set(err, -ENOMEM, "TLS: %s", ssl_reason());
 		goto fail;
 	}
@@ -251,7 +276,7 @@ int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret
 	if (rc)
 		goto fail;
 	snprintf(tls->description, sizeof tls->description, "%s %s", SSL_get_version(tls->ssl),
-		 SSL_get_cipher_name(tls->ssl));
+	         SSL_get_cipher_name(tls->ssl));
 	*ret = tls;
 	return 0;
 fail:
@@ -298,6 +323,32 @@ bool tls_pending(const struct tls *tls)
 	return SSL_has_pending(tls->ssl);
 }
 
+static int wait_writable(const struct tls *tls)
+{
+	struct pollfd fd = { .fd = tls->fd, .events = POLLOUT };
+
+	return poll(&fd, 1, -1) < 0 && errno != EINTR ? -errno : 0;
+}
+
+/* Have what was gathered go out. */
+static int flush(struct tls *tls)
+{
+	BIO *gather = SSL_get_wbio(tls->ssl);
+
+	for (;;) {
+		int rc;
+
+		errno = 0;
+		if (BIO_flush(gather) > 0)
+			return 0;
+		if (!BIO_should_retry(gather))
+			return errno ? -errno : -EPIPE;
+		rc = wait_writable(tls);
+		if (rc)
+			return rc;
+	}
+}
+
 int tls_write(struct tls *tls, const void *buf, size_t len)
 {
 	const char *from = buf;
@@ -314,13 +365,14 @@ int tls_write(struct tls *tls, const void *buf, size_t len)
 			continue;
 		}
 		rc = io_error(tls, ret, errno);
-		if (rc != -EAGAIN)
-			return rc ? rc : -EPIPE;
-		if (poll(&(struct pollfd){ .fd = tls->fd, .events = POLLOUT }, 1, -1) < 0 &&
-		    errno != EINTR)
-			return -errno;
+		if (rc == -EAGAIN)
+			rc = wait_writable(tls);
+		else if (!rc)
+			rc = -EPIPE;
+		if (rc)
+			return rc;
 	}
-	return 0;
+	return flush(tls);
 }
 
 const char *tls_description(const struct tls *tls)
