@@ -52,7 +52,7 @@ static void answer(struct fetch_table *t, unsigned int channel, uint64_t tag, in
 
 /* Return: 0 with the range in units, or EINVAL. */
 static int locate(const struct region_table *regions, const struct fetch_request *q,
-		  struct fetch *ret)
+                  struct fetch *ret)
 {
 	for (uint32_t i = 0; i < regions->n; i++) {
 		const struct region *r = &regions->regions[i];
@@ -74,7 +74,7 @@ static int locate(const struct region_table *regions, const struct fetch_request
 }
 
 void fetch_table_read(struct fetch_table *t, unsigned int channel,
-		      const struct region_table *regions)
+                      const struct region_table *regions)
 {
 	while (t->channels[channel] >= 0 && fetch_table_has_room(t)) {
 		struct fetch *f = &t->fetches[t->n];
@@ -99,7 +99,7 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 }
 
 static void fault_missing(struct fetch *f, uint64_t per_page, const struct page_state *state,
-			  struct fault_table *faults, uint64_t now_ns)
+                          struct fault_table *faults, uint64_t now_ns)
 {
 	for (; f->faulted_to < f->end && !fault_table_full(faults); f->faulted_to += per_page) {
 		struct fault *fault;
@@ -114,7 +114,7 @@ static void fault_missing(struct fetch *f, uint64_t per_page, const struct page_
 }
 
 void fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
-		       const struct page_state *state, struct fault_table *faults, uint64_t now_ns)
+                       const struct page_state *state, struct fault_table *faults, uint64_t now_ns)
 {
 	for (unsigned int i = 0; i < t->n;) {
 		struct fetch *f = &t->fetches[i];

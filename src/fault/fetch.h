@@ -44,15 +44,14 @@ int fetch_table_add_channel(struct fetch_table *t, int fd);
  * What makes no sense is answered by EINVAL; who sends no requests at all is cut off.
  */
 void fetch_table_read(struct fetch_table *t, unsigned int channel,
-		      const struct region_table *regions);
+                      const struct region_table *regions);
 
 /*
  * fetch_table_serve() - answer what is present, and fault what is missing
  * @now_ns: when, for the new faults
  */
 void fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
-		       const struct page_state *state, struct fault_table *faults,
-		       uint64_t now_ns);
+                       const struct page_state *state, struct fault_table *faults, uint64_t now_ns);
 
 /* Everything is present: tell one channel, which is in no table, and close it. */
 void fetch_channel_finish(int fd);

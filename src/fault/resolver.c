@@ -114,6 +114,8 @@ static int map_run(const struct resolver_caller *caller, uint32_t region, uint64
 		pthread_rwlock_rdlock(&r->map_lock);
 		mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
 		rc = mapped ? uffd_continue(r->uffd, addr, mapped, &done) : UFFD_DONE;
+		if (rc == UFFD_UNMAPPED && mapped > UNIT_BYTES)
+			rc = uffd_continue(r->uffd, addr, UNIT_BYTES, &done);
 		pthread_rwlock_unlock(&r->map_lock);
 		if (!mapped)
 			break;
@@ -174,6 +176,9 @@ static int copy_front(struct resolver *r, uint32_t region, uint64_t offset, cons
 	mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
 	if (mapped && !skip)
 		rc = uffd_copy(r->uffd, addr, data, mapped, ret_done);
+	/* The kernel takes no range that two VMAs share (madvise() on a part makes them two). */
+	if (rc == UFFD_UNMAPPED && !skip && mapped > UNIT_BYTES)
+		rc = uffd_copy(r->uffd, addr, data, UNIT_BYTES, ret_done);
 	pthread_rwlock_unlock(&r->map_lock);
 	stat_add(&r->stats->fill_copy, *ret_done >> UNIT_SHIFT);
 	return rc;

@@ -37,8 +37,6 @@ struct memory *memory_free(struct memory *m)
 	free(m);
 	return NULL;
 }
-DEFINE_CLEANUP(struct memory *, memory_free);
-
 /* Where the descriptor leads, as the kernel names it; empty where it can't tell. */
 static void fd_name(int fd, char *buf, size_t size)
 {
@@ -132,6 +130,8 @@ static int check_fd(const struct memory *m, uint32_t index, bool writable, struc
 		return error_errno(err, -errno, "region %u: descriptor", index);
 	if (writable && (flags & O_ACCMODE) != O_RDWR)
 		return refuse(index, m->kind, m->fd, "not open for reading and writing", err);
+	if ((flags & O_ACCMODE) == O_WRONLY)
+		return refuse(index, m->kind, m->fd, "not open for reading", err);
 	switch (m->kind) {
 	case POSTCOPY_MEMORY_MEMFD:
 	case POSTCOPY_MEMORY_HUGETLB:

@@ -72,7 +72,7 @@ static int check_region(uint32_t index, const struct region *r, struct error *er
 		        err, -EINVAL,
 		        "region %u: size %#llx is not a positive multiple of its page size %llu",
 		        index, (unsigned long long)r->size, (unsigned long long)r->page_size);
-	if (r->size > GUEST_BYTES_MAX || r->guest_phys_addr > GUEST_BYTES_MAX)
+	if (r->size > GUEST_BYTES_MAX || r->guest_phys_addr > GUEST_BYTES_MAX - r->size)
 		return error_set(
 		        err, -EINVAL,
 		        "region %u: guest physical address %#llx, size %#llx beyond 52 bits", index,
@@ -146,11 +146,12 @@ int region_table_check_readable(const struct region_table *table, struct error *
 {
 	for (uint32_t i = 0; i < table->n; i++)
 		if (table->regions[i].flags & POSTCOPY_REGION_PRIVATE)
-			return error_set(err, -EOPNOTSUPP,
-			                 "region %u is private guest memory (KVM memory "
-			                 "attributes), which the source host can't read; have the "
-			                 "guest share it, or migrate it by its platform's own means",
-			                 i);
+			return error_set(
+			        err, -EOPNOTSUPP,
+			        "region %u is private guest memory (KVM memory "
+			        "attributes), which the source host can't read; have the "
+			        "guest share it, or migrate it by its platform's own means",
+			        i);
 	return 0;
 }
 

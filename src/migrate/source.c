@@ -210,7 +210,7 @@ void source_vmm_closed(struct migration *m)
 			break;
 		error_set(&why, -ESRCH, "the source VMM is gone");
 		page_source_refuse(m->source, &why);
-		/* fall through */
+		__attribute__((fallthrough));
 	case MIGRATION_WARMING:
 		source_stop(m);
 		migration_move(m, MIGRATION_FAILED, "the source VMM is gone");

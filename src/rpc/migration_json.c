@@ -196,10 +196,11 @@ static void put_timeline(struct json_object *o, struct migration *m, uint64_t or
 	json_object_object_add(o, "timeline", array);
 }
 
+/* @s may be NULL: nothing has happened yet. */
 static void put_dots(struct json_object *o, const struct pull_stats *s, uint64_t origin_ns)
 {
 	struct json_object *array = json_object_new_array();
-	uint64_t n = atomic_load(&s->n_dots);
+	uint64_t n = s ? atomic_load(&s->n_dots) : 0;
 
 	for (uint64_t i = n > PULL_DOTS_MAX ? n - PULL_DOTS_MAX : 0; i < n; i++) {
 		const struct pull_dot *dot = &s->dots[i % PULL_DOTS_MAX];
@@ -214,7 +215,7 @@ static void put_dots(struct json_object *o, const struct pull_stats *s, uint64_t
 static void put_histogram(struct json_object *o, const struct pull_stats *s)
 {
 	struct json_object *array = json_object_new_array();
-	struct histogram *all = all_faults(s);
+	struct histogram *all = s ? all_faults(s) : NULL;
 
 	for (unsigned int i = 0; all && i < HISTOGRAM_BUCKETS; i++) {
 		uint64_t count = atomic_load(&all->buckets[i]);
@@ -234,9 +235,7 @@ struct json_object *migration_report_json(struct migration *m)
 
 	migration_get_info(m, &info);
 	put_timeline(o, m, info.resumed_ns);
-	if (info.pull) {
-		put_dots(o, info.pull, info.resumed_ns);
-		put_histogram(o, info.pull);
-	}
+	put_dots(o, info.pull, info.resumed_ns);
+	put_histogram(o, info.pull);
 	return o;
 }

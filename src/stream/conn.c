@@ -120,27 +120,27 @@ static int connect_target(const struct conn_target *target, struct error *err)
 	return fd;
 }
 
-/* @fd is taken over in any case. */
+/* @fd is taken over on success only. */
 static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **ret,
 		    struct error *err)
 {
-	_cleanup_(conn_free_p) struct conn *c = calloc(1, sizeof *c);
+	struct conn *c = calloc(1, sizeof *c);
 	int rc;
 
-	if (!c) {
-		close(fd);
+	if (c)
+		c->rx = malloc(FRAME_PAGES_MAX);
+	if (!c || !c->rx) {
+		free(c);
 		return error_set(err, -ENOMEM, "connection: out of memory");
 	}
-	c->fd = fd;
-	c->rx = malloc(FRAME_PAGES_MAX);
-	if (!c->rx)
-		return error_set(err, -ENOMEM, "connection: out of memory");
 	set_timeouts(fd, CONN_OPEN_TIMEOUT_MS);
 	rc = tls_handshake(tls, fd, server, &c->tls, err);
+	c->fd = rc ? -1 : fd;
 	if (rc)
-		return rc;
-	*ret = steal_ptr(&c);
-	return 0;
+		conn_free(c);
+	else
+		*ret = c;
+	return rc;
 }
 
 struct conn *conn_free(struct conn *c)
@@ -183,6 +183,7 @@ int conn_dial(const struct conn_target *target, struct tls_context *tls,
 	tune_socket(fd, hello->role);
 	rc = conn_new(fd, tls, false, &c, err);
 	if (rc) {
+		close(fd);
 		error_prefix(err, "source %s:%s", target->host, target->port);
 		return rc;
 	}
@@ -218,6 +219,7 @@ int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello
 	if (rc) {
 		rc = silent_peer(rc, "HELLO", err);
 		conn_send_error(c, err);
+		c->fd = -1;
 		return rc;
 	}
 	tune_socket(c->fd, ret_hello->role);

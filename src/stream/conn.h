@@ -47,7 +47,7 @@ int conn_dial(const struct conn_target *target, struct tls_context *tls,
 
 /*
  * conn_accept() - TLS on an accepted socket, and its HELLO
- * @fd: taken over in any case
+ * @fd: taken over on success only
  *
  * Return: as conn_dial(). On -EPROTO, -EINVAL after TLS the peer was told why.
  */

@@ -65,6 +65,9 @@ static int open_conn(struct server_conn *sc, struct hello *hello, struct error *
 	int rc = conn_accept(sc->fd, server->tls, &c, hello, err);
 
 	pthread_mutex_lock(&server->lock);
+	/* Under the lock: shut_all() must not meet a number that is somebody else's by now. */
+	if (rc)
+		close_fd(&sc->fd);
 	sc->fd = -1;
 	sc->c = rc ? NULL : c;
 	source = rc ? NULL : find_source(server, hello->migration_id);

@@ -12,8 +12,15 @@ static _Thread_local volatile sig_atomic_t guard_armed;
 
 static void on_sigbus(int sig)
 {
-	if (guard_armed)
+	sigset_t set;
+
+	if (guard_armed) {
+		/* For runtimes that deliver signals with all others blocked (TSan's). */
+		sigemptyset(&set);
+		sigaddset(&set, SIGBUS);
+		pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 		siglongjmp(guard_env, 1);
+	}
 	signal(sig, SIG_DFL);
 	raise(sig);
 }

@@ -25,20 +25,6 @@ static void guard_on(void)
 	assert_int_equal(guard_init(), 0);
 }
 
-/*
- * gcc's TSan runs handlers with all signals blocked, whatever sigaction() said, and a handler that
- * jumps out leaves them so: the second SIGBUS would kill.
- */
-#ifdef __SANITIZE_THREAD__
-#define SKIP_UNDER_TSAN()                                                                          \
-	do {                                                                                       \
-		print_message("skipped: TSan keeps SIGBUS blocked after the first\n");             \
-		skip();                                                                            \
-	} while (0)
-#else
-#define SKIP_UNDER_TSAN() (void)0
-#endif
-
 /* Two mapped pages of which the second is beyond the file's end. */
 static char *map_truncated(void)
 {
@@ -73,7 +59,6 @@ static void test_a_lost_page_is_an_error_and_the_next_copy_works(void **state)
 	char buf[PAGE];
 
 	(void)state;
-	SKIP_UNDER_TSAN();
 	guard_on();
 	/* Again and again: each signal must leave the handler and its mask as they were. */
 	for (int i = 0; i < 100; i++) {
@@ -119,7 +104,6 @@ static void test_threads_do_not_meet_each_others_faults(void **state)
 	atomic_bool stop = false;
 
 	(void)state;
-	SKIP_UNDER_TSAN();
 	guard_on();
 	for (int i = 0; i < 4; i++) {
 		copiers[i].bad = i % 2 ? p + PAGE : NULL;

@@ -352,7 +352,9 @@ static void test_each_unit_is_claimed_by_one_thread(void **state)
  * The handshake between one that faults and those who fill. All start each page at the same
  * moment, by an atomic that each spins on: a barrier's wake-up would keep them apart.
  */
-#define MEETINGS 20000u
+#define MEETINGS 50000u
+/* Before giving the CPU to somebody else. */
+#define SPINS 2000u
 #define FILLERS_MAX 2
 
 struct meeting {
@@ -372,13 +374,17 @@ struct filler {
 	unsigned int index;
 };
 
-static void meet(struct meeting *m, unsigned int turn)
+static void meet(struct meeting *m, unsigned int turn, uint64_t *random)
 {
 	unsigned int all = (turn + 1) * (m->fillers + 1);
 
 	atomic_fetch_add(&m->arrived, 1);
-	while (atomic_load(&m->arrived) < all)
-		sched_yield();
+	for (unsigned int i = 0; atomic_load(&m->arrived) < all; i++)
+		if (i > SPINS)
+			sched_yield();
+	/* A few nanoseconds more or less, so that each order of their steps comes up. */
+	for (volatile uint64_t n = random_below(random, 40); n; n--)
+		;
 }
 
 static void *filler_main(void *arg)
@@ -387,13 +393,14 @@ static void *filler_main(void *arg)
 	struct meeting *m = f->m;
 	uint64_t words = (m->units_per_page + WORD_UNITS - 1) / WORD_UNITS;
 	uint64_t share = words / m->fillers;
+	uint64_t random = f->index + 1;
 
 	for (unsigned int page = 0; page < MEETINGS; page++) {
 		uint64_t unit = page * m->units_per_page;
 		uint64_t mask = words > 1 ? UINT64_MAX : 1ull << unit % WORD_UNITS;
 		uint64_t first = unit / WORD_UNITS + f->index * share, wanted = 0;
 
-		meet(m, page);
+		meet(m, page, &random);
 		if (!f->index)
 			m->content[page] = page;
 		for (uint64_t word = first; word < first + share; word++) {
@@ -410,9 +417,10 @@ static void *filler_main(void *arg)
 static void *fault_main(void *arg)
 {
 	struct meeting *m = arg;
+	uint64_t random = 77;
 
 	for (unsigned int page = 0; page < MEETINGS; page++) {
-		meet(m, page);
+		meet(m, page, &random);
 		m->seen_by_fault[page] = page_state_want(m->ps, 0, page * m->units_per_page);
 		if (m->seen_by_fault[page])
 			m->wrong += m->content[page] != page;

@@ -707,10 +707,12 @@ static void unmap_between(enum postcopy_memory memory)
 	if (!fixture)
 		skip();
 	change(fixture, &c, 4, 4, 0);
+	/* Read before anything faults: faults overtake other events. */
 	wait_event(fixture);
+	assert_true(take_event(fixture, NULL));
+	changed(&c);
 	touch(fixture, &t, 9);
 	wait_fault(fixture);
-	changed(&c);
 	assert_false(page_state_want(fixture->ps, 0, 9));
 	assert_null(addrmap_find(&fixture->r.addrmap, (uintptr_t)page_at(fixture, 4)));
 	assert_true(fill(fixture, 0, 0xffff, 0, 1) == 0xffff);
@@ -813,6 +815,12 @@ static void several_vmas(enum postcopy_memory memory)
 	stop(fixture);
 }
 
+static void test_a_region_of_several_vmas_anonymous(void **state)
+{
+	(void)state;
+	several_vmas(POSTCOPY_MEMORY_ANONYMOUS);
+}
+
 static void test_a_region_of_several_vmas_memfd(void **state)
 {
 	(void)state;
@@ -861,6 +869,7 @@ int main(void)
 		cmocka_unit_test(test_mapped_pages_are_gone_around),
 		cmocka_unit_test(test_a_huge_page_is_mapped_when_it_is_whole),
 		cmocka_unit_test(test_a_region_of_several_vmas_memfd),
+		cmocka_unit_test(test_a_region_of_several_vmas_anonymous),
 		cmocka_unit_test(test_unregistered_holes_read_as_zeroes),
 	};
 
