@@ -107,6 +107,7 @@ static void remove_conn(struct server_conn *sc)
 	conn_free(c);
 	page_source_unref(source);
 	free(sc);
+	tls_thread_end();
 	/* Last: from here on the server may be freed. */
 	pthread_mutex_lock(&server->lock);
 	if (!--server->n_conns)

@@ -375,6 +375,11 @@ int tls_write(struct tls *tls, const void *buf, size_t len)
 	return flush(tls);
 }
 
+void tls_thread_end(void)
+{
+	OPENSSL_thread_stop();
+}
+
 const char *tls_description(const struct tls *tls)
 {
 	return tls->description;

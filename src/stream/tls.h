@@ -69,6 +69,14 @@ bool tls_pending(const struct tls *tls);
  */
 int tls_write(struct tls *tls, const void *buf, size_t len);
 
+/*
+ * tls_thread_end() - give back what OpenSSL holds for the calling thread
+ *
+ * For a thread that nobody joins, before it says that it is gone: the library must not be
+ * taken down under it.
+ */
+void tls_thread_end(void);
+
 /* "TLSv1.3 TLS_AES_128_GCM_SHA256"; and the peer's name that was allowed. Owned by @tls. */
 const char *tls_description(const struct tls *tls);
 const char *tls_peer_name(const struct tls *tls);

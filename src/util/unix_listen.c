@@ -9,7 +9,8 @@
 
 #include "util/cleanup.h"
 
-#define BACKLOG 64
+/* A non-blocking connect() beyond it fails at once. */
+#define BACKLOG SOMAXCONN
 #define SOCKET_MODE 0660
 
 /* Remove a socket that a dead process left behind. Return: 0, or why it must stay. */
