@@ -62,7 +62,7 @@ static const struct option_spec bench_specs[] = {
 	  "make the device state so much larger (0)", 0, 1ull << 30 },
 	{ "runs", OPTION_UINT, BENCH(runs), "N", "migrations, back to back (1)", 1, 10000 },
 	{ "idle-faults", OPTION_UINT, BENCH(idle_faults), "N",
-	  "keep bulk off until N remote faults were seen, or for 3 s\n(0; 500 with --floors)", 0,
+	  "keep bulk off until N remote faults were seen, or for 1 s\n(0; 500 with --floors)", 0,
 	  1000000 },
 	{ "floors", OPTION_FLAG, BENCH(floors), NULL,
 	  "also measure what this host can do at best, and the ratios to it" },

@@ -10,6 +10,9 @@
 
 static const char *const series[] = { "timeline", "fault_dots", "fault_histogram" };
 
+/* Of fewer faults than this a quantile says nothing, and its ratio less. */
+#define FAULTS_MIN 100
+
 #define N_SERIES (sizeof series / sizeof *series)
 
 static void add_options(struct json_object *result, const struct bench_options *o,
@@ -90,11 +93,10 @@ void bench_result_add_floors(struct json_object *result, struct json_object *flo
 	json_object_object_add(result, "floors", json_object_get(floors));
 	known = json_number(result, "bulk_bytes_per_s", &bulk);
 	set_ratio(ratios, "bulk_to_tls", known, bulk, json_number_or(floors, "tls_bytes_per_s", 0));
-	/* A phase without a fault has no latency, not one of 0. */
-	known = json_count_or(result, "fault_idle_us.count", 0) &&
+	known = json_count_or(result, "fault_idle_us.count", 0) >= FAULTS_MIN &&
 	        json_number(result, "fault_idle_us.p50", &idle);
 	set_ratio(ratios, "idle_fault_to_floor", known, idle, fault);
-	known = json_count_or(result, "fault_bulk_us.count", 0) &&
+	known = json_count_or(result, "fault_bulk_us.count", 0) >= FAULTS_MIN &&
 	        json_number(result, "fault_bulk_us.p99", &busy);
 	set_ratio(ratios, "busy_fault_p99_to_floor", known, busy, fault);
 	json_object_object_add(result, "ratios", ratios);

@@ -316,8 +316,8 @@ static void test_no_verdict_is_no_success(void **state)
 static void test_ratios_need_their_faults(void **state)
 {
 	_cleanup_json_ struct json_object *r = json_tokener_parse(
-	        "{\"bulk_bytes_per_s\": 800, \"fault_idle_us\": {\"count\": 9, \"p50\": 120},"
-	        "\"fault_bulk_us\": {\"count\": 0, \"p99\": 0}}");
+	        "{\"bulk_bytes_per_s\": 800, \"fault_idle_us\": {\"count\": 100, \"p50\": 120},"
+	        "\"fault_bulk_us\": {\"count\": 99, \"p99\": 500}}");
 	_cleanup_json_ struct json_object *floors =
 	        json_tokener_parse("{\"tls_bytes_per_s\": 1000, \"tls_pingpong_us\": {\"p50\": 40},"
 	                           "\"uffd_resolve_us\": {\"p50\": 20}}");
