@@ -88,19 +88,19 @@ static int ask(struct bulk *b)
 }
 
 static void count(struct pull *p, const struct frame_pages *pages,
-		  const struct scheduler_item *item, uint64_t filled)
+                  const struct scheduler_item *item, uint64_t filled)
 {
 	uint64_t wasted = pages->data_mask & ~filled;
 
 	stat_add(&p->stats.bulk_bytes,
-		 (uint64_t)__builtin_popcountll(pages->data_mask) * UNIT_BYTES);
+	         (uint64_t)__builtin_popcountll(pages->data_mask) * UNIT_BYTES);
 	stat_add(&p->stats.prefetch_wasted, (uint64_t)__builtin_popcountll(wasted));
 	if (item->prefetch)
 		stat_add(&p->stats.prefetch_hit, (uint64_t)__builtin_popcountll(filled));
 }
 
-static void fill(struct bulk *b, const struct frame_pages *pages,
-		 const struct scheduler_item *item, const uint8_t *data)
+static void fill(struct bulk *b, const struct frame_pages *pages, const struct scheduler_item *item,
+                 const uint8_t *data)
 {
 	struct pull *p = b->pull;
 	struct resolver_batch batch = {
@@ -124,7 +124,7 @@ static void fill(struct bulk *b, const struct frame_pages *pages,
 	}
 	scheduler_give_back(p->scheduler, item);
 	log_error("migration %s: filling region %u, word %llu: %s; trying again", p->config.id,
-		  item->region, (unsigned long long)item->word, strerror(-rc));
+	          item->region, (unsigned long long)item->word, strerror(-rc));
 	pthread_mutex_lock(&p->lock);
 	pull_wait_locked(p, REFILL_MS);
 	pthread_mutex_unlock(&p->lock);
@@ -175,9 +175,8 @@ void *bulk_main(void *arg)
 
 	thread_set_name("bulk");
 	thread_prefer_throughput();
-	b->caller = (struct resolver_caller){
-		.resolver = &p->resolver, .again = on_again, .arg = b
-	};
+	b->caller =
+	        (struct resolver_caller){ .resolver = &p->resolver, .again = on_again, .arg = b };
 	while (!atomic_load(&p->stopping)) {
 		struct error err = ERROR_INIT;
 		uint64_t seen = work_seen(p);

@@ -406,7 +406,8 @@ void *fault_thread_main(void *arg)
 			serve_faults(ft);
 		read_answers(ft);
 		serve_fetches(ft);
-		/* The answers have made room in the window: nothing else would wake us to use it. */
+		/* The answers have made room in the window: nothing else would wake us to use it.
+		 */
 		if (ft->table.n)
 			serve_faults(ft);
 	}

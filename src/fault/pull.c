@@ -36,9 +36,9 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	if (rc)
 		error_errno(err, rc, "pull: lock");
 	if (!rc)
-		rc = config->state_fd < 0 ?
-			     page_state_new(&p->config.table, &p->state, err) :
-			     page_state_adopt(&p->config.table, config->state_fd, &p->state, err);
+		rc = config->state_fd < 0
+		             ? page_state_new(&p->config.table, &p->state, err)
+		             : page_state_adopt(&p->config.table, config->state_fd, &p->state, err);
 	if (!rc)
 		rc = scheduler_new(&p->config.table, p->state, &p->scheduler, err);
 	if (!rc) {
@@ -152,12 +152,11 @@ int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct e
 }
 
 /* Dial, and show the connection to pull_cancel(). */
-static int connect_to(struct pull *p, enum stream_role role, struct conn **slot,
-		      struct error *err)
+static int connect_to(struct pull *p, enum stream_role role, struct conn **slot, struct error *err)
 {
 	struct conn *c;
-	int rc = atomic_load(&p->stopping) ? error_set(err, -ECANCELED, "cancelled") :
-					     pull_dial(p, role, &c, err);
+	int rc = atomic_load(&p->stopping) ? error_set(err, -ECANCELED, "cancelled")
+	                                   : pull_dial(p, role, &c, err);
 
 	if (rc)
 		return rc;
@@ -168,7 +167,7 @@ static int connect_to(struct pull *p, enum stream_role role, struct conn **slot,
 }
 
 int pull_connect(struct pull *p, const struct conn_target *target, struct tls_context *tls,
-		 const struct hello *hello, uint64_t epoch, struct error *err)
+                 const struct hello *hello, uint64_t epoch, struct error *err)
 {
 	int rc;
 
@@ -180,7 +179,7 @@ int pull_connect(struct pull *p, const struct conn_target *target, struct tls_co
 	if (rc)
 		return rc;
 	snprintf(p->tls_description, sizeof p->tls_description, "%s",
-		 tls_description(p->fault.conn->tls));
+	         tls_description(p->fault.conn->tls));
 	for (unsigned int i = 0; i < p->config.streams && !rc; i++)
 		rc = connect_to(p, STREAM_BULK, &p->bulks[i].conn, err);
 	return rc;
@@ -241,8 +240,8 @@ static void *keeper_main(void *arg)
 		pthread_mutex_lock(&p->lock);
 		if (rc) {
 			pull_wait_locked(p, retry_ms);
-			retry_ms = retry_ms * 2 < PULL_RETRY_MAX_MS ? retry_ms * 2 :
-								      PULL_RETRY_MAX_MS;
+			retry_ms =
+			        retry_ms * 2 < PULL_RETRY_MAX_MS ? retry_ms * 2 : PULL_RETRY_MAX_MS;
 			continue;
 		}
 		retry_ms = PULL_RETRY_MIN_MS;

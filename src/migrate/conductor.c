@@ -60,8 +60,8 @@ static unsigned int wait_order(struct migration *m, unsigned int orders, uint64_
 
 	pthread_mutex_lock(&m->lock);
 	while (!(m->orders & orders) && rc != ETIMEDOUT)
-		rc = until_ns ? pthread_cond_clockwait(&m->ordered, &m->lock, CLOCK_MONOTONIC, &at) :
-				pthread_cond_wait(&m->ordered, &m->lock);
+		rc = until_ns ? pthread_cond_clockwait(&m->ordered, &m->lock, CLOCK_MONOTONIC, &at)
+		              : pthread_cond_wait(&m->ordered, &m->lock);
 	given = m->orders & orders;
 	pthread_mutex_unlock(&m->lock);
 	return given;
@@ -104,7 +104,7 @@ static bool is_network_error(int rc)
  * Return: 0; or why not, with @err set.
  */
 static int dial_control(struct conductor *k, unsigned int for_ms, unsigned int end_orders,
-			struct error *err)
+                        struct error *err)
 {
 	struct migration *m = k->m;
 	uint64_t until_ns = clock_now_ns() + for_ms * NSEC_PER_MSEC;
@@ -112,7 +112,7 @@ static int dial_control(struct conductor *k, unsigned int for_ms, unsigned int e
 	for (;;) {
 		struct conn *c;
 		int rc = conn_dial(&m->params.source, m->owner->config.tls, &k->hello, &c,
-				   &k->reply, err);
+		                   &k->reply, err);
 
 		if (!rc) {
 			set_control(m, c);
@@ -158,7 +158,7 @@ static int connect_all(struct conductor *k, struct error *err)
 		rc = check_attributes(k, err);
 	if (!rc)
 		rc = pull_connect(m->pull, &m->params.source, m->owner->config.tls, &k->hello,
-				  k->reply.epoch, err);
+		                  k->reply.epoch, err);
 	return rc;
 }
 
@@ -180,7 +180,7 @@ static int receive_vmstate(struct conn *c, uint64_t len, struct error *err)
 			return rc;
 		if (h.payload_len > len - have)
 			return error_set(err, -EPROTO, "vmstate: more than its %llu bytes",
-					 (unsigned long long)len);
+			                 (unsigned long long)len);
 		n = write(fd, payload, h.payload_len);
 		if (n != (ssize_t)h.payload_len)
 			return error_errno(err, n < 0 ? -errno : -ENOSPC, "vmstate: memfd");
@@ -209,8 +209,8 @@ static int ask_vmstate(struct conductor *k, struct error *err)
 		return rc;
 	if (vmstate.len > m->owner->config.max_vmstate_bytes)
 		return error_set(err, -EFBIG, "vmstate of %llu bytes, at most %llu (--max-vmstate)",
-				 (unsigned long long)vmstate.len,
-				 (unsigned long long)m->owner->config.max_vmstate_bytes);
+		                 (unsigned long long)vmstate.len,
+		                 (unsigned long long)m->owner->config.max_vmstate_bytes);
 	fd = receive_vmstate(m->control, vmstate.len, err);
 	if (fd < 0)
 		return fd;
@@ -244,7 +244,7 @@ static int switch_over(struct conductor *k, struct error *err)
 		if (check_stopped(m, err))
 			return -ECANCELED;
 		log_warning("migration %s: switchover: %s; connecting again", m->params.id,
-			    err->text);
+		            err->text);
 		rc = dial_control(k, GOODBYE_FOR_MS, ORDER_STOP | ORDER_CANCEL, err);
 		if (rc)
 			return rc;
@@ -268,7 +268,7 @@ static void note_point(struct conductor *k)
 		k->timeline_step_ns *= 2;
 	}
 	m->timeline[m->timeline_n++] =
-		(struct migration_point){ .at_ns = clock_now_ns(), .present = present };
+	        (struct migration_point){ .at_ns = clock_now_ns(), .present = present };
 	pthread_mutex_unlock(&m->lock);
 }
 
@@ -290,7 +290,7 @@ static int fetch_all(struct conductor *k, struct error *err)
 		return error_errno(err, rc, "bulk threads");
 	do {
 		given = wait_order(m, ORDER_PULL_COMPLETE | ORDER_STOP,
-				   clock_now_ns() + k->timeline_step_ns);
+		                   clock_now_ns() + k->timeline_step_ns);
 		note_point(k);
 		if (given & ORDER_STOP)
 			return check_stopped(m, err);
@@ -300,7 +300,7 @@ static int fetch_all(struct conductor *k, struct error *err)
 
 /* One exchange over the control connection: @say, and wait for @answer. */
 static int exchange(struct conductor *k, enum frame_type say, enum frame_type answer,
-		    struct error *err)
+                    struct error *err)
 {
 	struct frame_header h;
 	const void *payload;
@@ -316,7 +316,7 @@ static int exchange(struct conductor *k, enum frame_type say, enum frame_type an
  * takes, for GOODBYE_FOR_MS; where the daemon ends, one more at the most.
  */
 static int say_goodbye(struct conductor *k, enum frame_type say, enum frame_type answer,
-		       struct error *err)
+                       struct error *err)
 {
 	uint64_t until_ns = clock_now_ns() + GOODBYE_FOR_MS * NSEC_PER_MSEC;
 	int rc = k->m->control ? exchange(k, say, answer, err) : -ECONNRESET;
@@ -375,7 +375,7 @@ static void give_up(struct conductor *k, const struct error *why)
 	/* A source that doesn't know the migration any more has let its guest run on. */
 	if (rc && rc != -EACCES)
 		log_error("migration %s: the source could not be told to run on: %s", m->params.id,
-			  err.text);
+		          err.text);
 	migration_post(m, NEWS_FAILED);
 }
 
@@ -387,6 +387,7 @@ void *conductor_main(void *arg)
 	int rc;
 
 	thread_set_name("conductor");
+	thread_prefer_promptness();
 	if (!k) {
 		error_set(&m->error, -ENOMEM, "out of memory");
 		migration_post(m, NEWS_FAILED | NEWS_ENDED);
@@ -402,8 +403,8 @@ void *conductor_main(void *arg)
 	} else {
 		if (say_goodbye(k, FRAME_COMPLETE, FRAME_COMPLETE_ACK, &err))
 			log_warning("migration %s: complete, but the source has not acknowledged "
-				    "and may keep its copy: %s",
-				    m->params.id, err.text);
+			            "and may keep its copy: %s",
+			            m->params.id, err.text);
 		migration_post(m, NEWS_COMPLETE);
 	}
 	set_control(m, NULL);

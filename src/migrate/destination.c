@@ -35,21 +35,21 @@ static int check_minor_alone(const struct region *r, uint32_t index, struct erro
 static int check_uffd_mode(const struct region *r, uint32_t index, struct error *err)
 {
 	const uint32_t both = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR;
-	uint32_t needed = r->memory == POSTCOPY_MEMORY_ANONYMOUS ? UFFDIO_REGISTER_MODE_MISSING :
-								   both;
+	uint32_t needed =
+	        r->memory == POSTCOPY_MEMORY_ANONYMOUS ? UFFDIO_REGISTER_MODE_MISSING : both;
 
 	if (r->uffd_mode == needed)
 		return 0;
 	if (r->memory == POSTCOPY_MEMORY_GUEST_MEMFD && r->uffd_mode == UFFDIO_REGISTER_MODE_MINOR)
 		return check_minor_alone(r, index, err);
 	return error_set(err, -EINVAL,
-			 "region %u: %s registered with userfaultfd mode %#x, not the %#x that "
-			 "traps every absent page",
-			 index, memory_name(r->memory), r->uffd_mode, needed);
+	                 "region %u: %s registered with userfaultfd mode %#x, not the %#x that "
+	                 "traps every absent page",
+	                 index, memory_name(r->memory), r->uffd_mode, needed);
 }
 
 static int open_memories(struct vmm_attach *attach, const struct region_table *table,
-			 struct memory **memories, struct error *err)
+                         struct memory **memories, struct error *err)
 {
 	int rc = 0;
 
@@ -64,8 +64,8 @@ static int open_memories(struct vmm_attach *attach, const struct region_table *t
 		rc = check_uffd_mode(&table->regions[i], i, err);
 		if (!rc && anonymous != (fd < 0))
 			rc = error_set(err, -EINVAL, "region %u: %s %s a descriptor", i,
-				       memory_name(table->regions[i].memory),
-				       anonymous ? "with" : "without");
+			               memory_name(table->regions[i].memory),
+			               anonymous ? "with" : "without");
 		/* Regions may share one descriptor. */
 		fd = rc || anonymous ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
 		if (!rc && !anonymous && fd < 0)
@@ -143,7 +143,7 @@ static int check_channel(int fd, struct error *err)
 	    getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) || domain != AF_UNIX ||
 	    type != SOCK_SEQPACKET)
 		return error_set(err, -EINVAL,
-				 "the fetch channel's descriptor is no unix SEQPACKET socket");
+		                 "the fetch channel's descriptor is no unix SEQPACKET socket");
 	if (fcntl(fd, F_SETFL, O_NONBLOCK))
 		return error_errno(err, -errno, "fetch channel: O_NONBLOCK");
 	return 0;
@@ -165,12 +165,12 @@ static int add_channel(struct migration *m, int *fd, struct error *err)
 		rc = pull_add_channel(m->pull, steal_fd(fd));
 	if (rc)
 		log_warning("migration %s: a fetch channel is refused: %s", m->params.id,
-			    strerror(-rc));
+		            strerror(-rc));
 	return 0;
 }
 
 int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
-			struct error *err)
+                        struct error *err)
 {
 	bool has_vmstate = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED;
 	uint64_t now_ns = clock_now_ns();
@@ -195,8 +195,7 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 			.resume_ns = now_ns - m->loaded_ns,
 		};
 		log_info("migration %s: the guest runs here after %llu us of downtime",
-			 m->params.id,
-			 (unsigned long long)(m->downtime.total_ns / NSEC_PER_USEC));
+		         m->params.id, (unsigned long long)(m->downtime.total_ns / NSEC_PER_USEC));
 		migration_order(m, ORDER_RESUMED);
 		return 0;
 	}
@@ -205,7 +204,7 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 		return 0;
 	}
 	return error_set(err, -EPROTO, "message %u is not for a destination that is %s", msg->type,
-			 migration_state_name(m->state));
+	                 migration_state_name(m->state));
 }
 
 /* The pull and what it holds go, unless the conductor still needs it; then with its end. */
@@ -246,8 +245,8 @@ void destination_vmm_closed(struct migration *m)
 		}
 		interrupt(m, ORDER_STOP);
 		migration_move(m, MIGRATION_FAILED,
-			       "the destination VMM is gone, and the guest with it; its memory is "
-			       "at the source still");
+		               "the destination VMM is gone, and the guest with it; its memory is "
+		               "at the source still");
 		return;
 	default:
 		return;
@@ -285,7 +284,7 @@ static void tell_attributes(struct migration *m)
 	pthread_mutex_unlock(&m->lock);
 	if (m->vmm && vmm_conn_send(m->vmm, &msg, -1))
 		log_warning("migration %s: the VMM could not be told its regions' attributes",
-			    m->params.id);
+		            m->params.id);
 }
 
 static void tell_vmm_failed(struct migration *m, const struct error *why)
@@ -305,10 +304,10 @@ static void on_failed(struct migration *m)
 	pthread_mutex_unlock(&m->lock);
 	tell_vmm_failed(m, &why);
 	migration_move(m,
-		       why.code == -ECANCELED && m->state != MIGRATION_POSTCOPY ?
-			       MIGRATION_CANCELLED :
-			       MIGRATION_FAILED,
-		       "%s", why.text);
+	               why.code == -ECANCELED && m->state != MIGRATION_POSTCOPY
+	                       ? MIGRATION_CANCELLED
+	                       : MIGRATION_FAILED,
+	               "%s", why.text);
 }
 
 static void on_stall(struct migration *m)
@@ -357,8 +356,8 @@ int destination_start(struct migration *m, bool switchover, struct error *err)
 	int rc;
 
 	if (m->started_ns && m->state != MIGRATION_FAILED && m->state != MIGRATION_CANCELLED)
-		return switchover && m->state == MIGRATION_WARMING ? destination_switchover(m, err) :
-								     0;
+		return switchover && m->state == MIGRATION_WARMING ? destination_switchover(m, err)
+		                                                   : 0;
 	if (m->state != MIGRATION_ATTACHED)
 		return migration_refuse_now(m, "starting (the VMM must be attached)", err);
 	rc = thread_start(&m->conductor, conductor_main, m);
@@ -399,9 +398,9 @@ int destination_cancel(struct migration *m, struct error *err)
 		return 0;
 	default:
 		return error_set(err, -EBUSY,
-				 "migration \"%s\" is %s, beyond the point of no return: the guest "
-				 "runs here and can't be cancelled",
-				 m->params.id, migration_state_name(m->state));
+		                 "migration \"%s\" is %s, beyond the point of no return: the guest "
+		                 "runs here and can't be cancelled",
+		                 m->params.id, migration_state_name(m->state));
 	}
 }
 

@@ -15,7 +15,7 @@
 /* The VMM socket's calls. */
 
 static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
-		     struct error *err)
+                     struct error *err)
 {
 	struct migrations *ms = arg;
 	struct migration *m = migrations_find(ms, attach->msg->id, err);
@@ -25,15 +25,15 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 		return err->code;
 	if ((unsigned int)m->params.role != (unsigned int)attach->msg->role)
 		return error_set(err, -EINVAL, "migration \"%s\" is prepared as %s here",
-				 m->params.id,
-				 m->params.role == MIGRATION_SOURCE ? "source" : "destination");
+		                 m->params.id,
+		                 m->params.role == MIGRATION_SOURCE ? "source" : "destination");
 	if (m->vmm)
 		return error_set(err, -EBUSY, "migration \"%s\": a VMM is attached already",
-				 m->params.id);
+		                 m->params.id);
 	if (m->state != MIGRATION_PREPARED)
 		return migration_refuse_now(m, "attaching", err);
-	rc = m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err) :
-						  destination_attach(m, attach, err);
+	rc = m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err)
+	                                        : destination_attach(m, attach, err);
 	if (rc)
 		return error_prefix(err, "migration \"%s\"", m->params.id);
 	m->vmm = conn;
@@ -46,8 +46,8 @@ static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, stru
 {
 	struct migration *m = owner;
 
-	return m->params.role == MIGRATION_SOURCE ? source_message(m, msg, fd, err) :
-						    destination_message(m, msg, fd, err);
+	return m->params.role == MIGRATION_SOURCE ? source_message(m, msg, fd, err)
+	                                          : destination_message(m, msg, fd, err);
 }
 
 static void on_closed(void *owner)
@@ -87,8 +87,8 @@ static const struct vmm_server_ops vmm_ops = {
 	.closed = on_closed,
 };
 
-int migrations_new(uv_loop_t *loop, const struct migrations_config *config,
-		   struct migrations **ret, struct error *err)
+int migrations_new(uv_loop_t *loop, const struct migrations_config *config, struct migrations **ret,
+                   struct error *err)
 {
 	struct migrations *ms = calloc(1, sizeof *ms);
 	int rc;
@@ -179,13 +179,12 @@ static void forget_ended(struct migrations *ms)
 static bool same_params(const struct migration_params *a, const struct migration_params *b)
 {
 	return a->role == b->role && !CRYPTO_memcmp(a->token, b->token, TOKEN_BYTES) &&
-	       !strcmp(a->source.host, b->source.host) &&
-	       !strcmp(a->source.port, b->source.port) && a->streams == b->streams &&
-	       a->map_given == b->map_given && a->map == b->map;
+	       !strcmp(a->source.host, b->source.host) && !strcmp(a->source.port, b->source.port) &&
+	       a->streams == b->streams && a->map_given == b->map_given && a->map == b->map;
 }
 
 static int check_params(struct migrations *ms, const struct migration_params *params,
-			struct error *err)
+                        struct error *err)
 {
 	int rc = vmm_wire_id_check(params->id, err);
 
@@ -193,17 +192,17 @@ static int check_params(struct migrations *ms, const struct migration_params *pa
 		return rc;
 	if (params->role == MIGRATION_SOURCE && !ms->config.page_server)
 		return error_set(err, -EBUSY,
-				 "this daemon can't be a source: it does not listen for page "
-				 "streams (start it with --listen)");
+		                 "this daemon can't be a source: it does not listen for page "
+		                 "streams (start it with --listen)");
 	if (params->role == MIGRATION_DESTINATION &&
 	    (!params->streams || params->streams > PULL_STREAMS_MAX))
 		return error_set(err, -EINVAL, "streams: %u, must be 1..%u", params->streams,
-				 PULL_STREAMS_MAX);
+		                 PULL_STREAMS_MAX);
 	return 0;
 }
 
 int migrations_prepare(struct migrations *ms, const struct migration_params *params,
-		       struct migration **ret, struct error *err)
+                       struct migration **ret, struct error *err)
 {
 	int rc = check_params(ms, params, err);
 	struct migration *m;
@@ -213,8 +212,8 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 	m = migrations_find(ms, params->id, NULL);
 	if (m && !same_params(&m->params, params))
 		return error_set(err, -EEXIST,
-				 "migration \"%s\" exists already, with other parameters",
-				 params->id);
+		                 "migration \"%s\" exists already, with other parameters",
+		                 params->id);
 	if (m) {
 		*ret = m;
 		return 0;
@@ -231,7 +230,7 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 	m->next = ms->list;
 	ms->list = m;
 	log_info("migration %s: prepared as %s", m->params.id,
-		 m->params.role == MIGRATION_SOURCE ? "source" : "destination");
+	         m->params.role == MIGRATION_SOURCE ? "source" : "destination");
 	*ret = m;
 	return 0;
 }
@@ -254,7 +253,7 @@ int migration_start(struct migration *m, bool switchover, struct error *err)
 {
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": start it at its destination",
-				 m->params.id);
+		                 m->params.id);
 	return destination_start(m, switchover, err);
 }
 
@@ -262,7 +261,7 @@ int migration_switchover(struct migration *m, struct error *err)
 {
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": switch it over at its destination",
-				 m->params.id);
+		                 m->params.id);
 	return destination_switchover(m, err);
 }
 
@@ -272,15 +271,15 @@ int migration_cancel(struct migration *m, struct error *err)
 		return 0;
 	if (migration_state_is_final(m->state))
 		return migration_refuse_now(m, "cancelling", err);
-	return m->params.role == MIGRATION_SOURCE ? source_cancel(m, err) :
-						    destination_cancel(m, err);
+	return m->params.role == MIGRATION_SOURCE ? source_cancel(m, err)
+	                                          : destination_cancel(m, err);
 }
 
 int migration_set_limits(struct migration *m, int bulk, int prefetch, struct error *err)
 {
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": its limits are its destination's",
-				 m->params.id);
+		                 m->params.id);
 	if (bulk >= 0)
 		m->params.bulk = bulk;
 	if (prefetch >= 0)
@@ -332,7 +331,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 }
 
 size_t migration_get_timeline(struct migration *m,
-			      struct migration_point ret[MIGRATION_TIMELINE_MAX])
+                              struct migration_point ret[MIGRATION_TIMELINE_MAX])
 {
 	size_t n;
 

@@ -35,11 +35,11 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	va_end(ap);
 	if (!migration_state_allows(m->state, to)) {
 		log_error("migration %s: bug: %s -> %s is no transition (%s)", m->params.id,
-			  migration_state_name(m->state), migration_state_name(to), reason.text);
+		          migration_state_name(m->state), migration_state_name(to), reason.text);
 		return;
 	}
 	log_info("migration %s: %s -> %s%s%s", m->params.id, migration_state_name(m->state),
-		 migration_state_name(to), *reason.text ? ": " : "", reason.text);
+	         migration_state_name(to), *reason.text ? ": " : "", reason.text);
 	m->state = to;
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
 	if (migration_state_is_final(to))
@@ -53,11 +53,11 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 int migration_refuse_now(const struct migration *m, const char *what, struct error *err)
 {
 	return error_set(err, -EBUSY, "migration \"%s\" is %s: %s is not possible now",
-			 m->params.id, migration_state_name(m->state), what);
+	                 m->params.id, migration_state_name(m->state), what);
 }
 
 int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *ret,
-			 struct error *err)
+                         struct error *err)
 {
 	memset(ret, 0, sizeof *ret);
 	if (!msg->n_regions)

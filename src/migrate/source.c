@@ -52,14 +52,14 @@ static void free_memories(struct memory **memories, uint32_t n)
 }
 
 static int open_memories(struct migration *m, struct vmm_attach *attach,
-			 const struct region_table *table, struct memory **memories,
-			 struct error *err)
+                         const struct region_table *table, struct memory **memories,
+                         struct error *err)
 {
 	for (uint32_t i = 0; i < table->n; i++) {
 		uint32_t index = attach->msg->regions[i].fd_index;
-		int fd, rc = index == VMM_WIRE_NO_FD ?
-				     error_set(err, -EINVAL, "region %u: no descriptor", i) :
-				     0;
+		int fd, rc = index == VMM_WIRE_NO_FD
+		                     ? error_set(err, -EINVAL, "region %u: no descriptor", i)
+		                     : 0;
 
 		/* Never read: no guest that has one is paused (pause_guest()). */
 		if (table->regions[i].flags & POSTCOPY_REGION_PRIVATE)
@@ -77,7 +77,7 @@ static int open_memories(struct migration *m, struct vmm_attach *attach,
 		}
 	}
 	log_debug("migration %s: %u regions, %llu MiB", m->params.id, table->n,
-		  (unsigned long long)(table->size_bytes >> 20));
+	          (unsigned long long)(table->size_bytes >> 20));
 	return 0;
 }
 
@@ -93,7 +93,7 @@ int source_attach(struct migration *m, struct vmm_attach *attach, struct error *
 	if (rc)
 		return rc;
 	rc = page_source_new(m->params.id, m->params.token, &table, memories, &source_ops, m,
-			     &source, err);
+	                     &source, err);
 	if (rc) {
 		free_memories(memories, table.n);
 		return rc;
@@ -141,15 +141,15 @@ static int check_vmstate(const struct migration *m, int fd, uint64_t len, struct
 
 	if (!len || len > m->owner->config.max_vmstate_bytes)
 		return error_set(err, -EFBIG,
-				 "vmstate of %llu bytes, must be 1..%llu (--max-vmstate)",
-				 (unsigned long long)len,
-				 (unsigned long long)m->owner->config.max_vmstate_bytes);
+		                 "vmstate of %llu bytes, must be 1..%llu (--max-vmstate)",
+		                 (unsigned long long)len,
+		                 (unsigned long long)m->owner->config.max_vmstate_bytes);
 	if (seals < 0 || (seals & needed) != needed)
 		return error_set(err, -EINVAL,
-				 "vmstate is not a memfd sealed against writing and shrinking");
+		                 "vmstate is not a memfd sealed against writing and shrinking");
 	if (fstat(fd, &st) || (uint64_t)st.st_size < len)
 		return error_set(err, -EINVAL, "vmstate of %llu bytes in a smaller memfd",
-				 (unsigned long long)len);
+		                 (unsigned long long)len);
 	return 0;
 }
 
@@ -161,7 +161,7 @@ static void fail_pause(struct migration *m, const struct error *why)
 }
 
 static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
-		     struct error *err)
+                     struct error *err)
 {
 	int rc = check_vmstate(m, *fd, msg->vmstate_len, err);
 
@@ -172,7 +172,7 @@ static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *f
 	}
 	m->paused = true;
 	page_source_set_vmstate(m->source, steal_fd(fd), msg->vmstate_len,
-				clock_now_ns() - m->pause_sent_ns);
+	                        clock_now_ns() - m->pause_sent_ns);
 	return 0;
 }
 
@@ -193,7 +193,7 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 		return 0;
 	}
 	return error_set(err, -EPROTO, "message %u is not for a source that is %s", msg->type,
-			 migration_state_name(m->state));
+	                 migration_state_name(m->state));
 }
 
 void source_vmm_closed(struct migration *m)
@@ -220,7 +220,7 @@ void source_vmm_closed(struct migration *m)
 	}
 	if (!migration_state_is_final(m->state))
 		log_info("migration %s: the source VMM is gone; its memory is served on",
-			 m->params.id);
+		         m->params.id);
 }
 
 /* The point of no return lies behind the vmstate: it is given to the destination or not at all. */
@@ -290,9 +290,9 @@ int source_cancel(struct migration *m, struct error *err)
 {
 	if (m->paused)
 		return error_set(err, -EBUSY,
-				 "migration \"%s\": the destination has the guest's state and may "
-				 "be running it: cancel it there",
-				 m->params.id);
+		                 "migration \"%s\": the destination has the guest's state and may "
+		                 "be running it: cancel it there",
+		                 m->params.id);
 	if (m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED)
 		return migration_refuse_now(m, "cancelling", err);
 	run_on(m, "cancelled at the source");

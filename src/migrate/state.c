@@ -12,13 +12,13 @@ static const struct {
 	[MIGRATION_PREPARED] = { "prepared", TO(ATTACHED) | TO(FAILED) | TO(CANCELLED) },
 	/* Back to prepared: the VMM went away before anything had begun. */
 	[MIGRATION_ATTACHED] = { "attached",
-				 TO(PREPARED) | TO(WARMING) | TO(FAILED) | TO(CANCELLED) },
+	                         TO(PREPARED) | TO(WARMING) | TO(FAILED) | TO(CANCELLED) },
 	/* Back to attached, on a source: the destination went away. */
 	[MIGRATION_WARMING] = { "warming",
-				TO(ATTACHED) | TO(SWITCHING) | TO(FAILED) | TO(CANCELLED) },
+	                        TO(ATTACHED) | TO(SWITCHING) | TO(FAILED) | TO(CANCELLED) },
 	/* Back to warming, on a source: the VMM could not pause, its guest runs on. */
 	[MIGRATION_SWITCHING] = { "switching",
-				  TO(WARMING) | TO(POSTCOPY) | TO(FAILED) | TO(CANCELLED) },
+	                          TO(WARMING) | TO(POSTCOPY) | TO(FAILED) | TO(CANCELLED) },
 	/* To failed only where the destination VMM dies, and the guest with it. */
 	[MIGRATION_POSTCOPY] = { "postcopy", TO(PAUSED) | TO(COMPLETE) | TO(FAILED) },
 	[MIGRATION_PAUSED] = { "paused", TO(POSTCOPY) | TO(COMPLETE) | TO(FAILED) },

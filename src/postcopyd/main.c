@@ -15,6 +15,7 @@
 #include "rpc/control.h"
 #include "util/guard.h"
 #include "util/log.h"
+#include "util/thread.h"
 
 struct daemon {
 	struct options options;
@@ -86,7 +87,7 @@ static int daemon_open(struct daemon *d, struct error *err)
 	rc = migrations_new(&d->loop, &config, &d->migrations, err);
 	if (!rc)
 		rc = control_new(&d->loop, d->options.control_path, d->migrations, &d->control,
-				 err);
+		                 err);
 	return rc;
 }
 
@@ -97,7 +98,7 @@ static void say_ready(const struct daemon *d)
 	int len = snprintf(line, sizeof line, "READY port=%u\n", port);
 
 	log_info("ready; page streams on port %u, control %s, VMMs %s", port,
-		 d->options.control_path, d->options.vmm_path);
+	         d->options.control_path, d->options.vmm_path);
 	if (d->options.ready_fd < 0)
 		return;
 	if (write(d->options.ready_fd, line, (size_t)len) != len)
@@ -124,6 +125,7 @@ int main(int argc, char **argv)
 		log_error("%s", err.text);
 		daemon_close(&d);
 	} else {
+		thread_prefer_promptness();
 		say_ready(&d);
 	}
 	uv_run(&d.loop, UV_RUN_DEFAULT);

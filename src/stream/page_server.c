@@ -121,7 +121,9 @@ static void settle_thread(enum stream_role role)
 
 	snprintf(name, sizeof name, "serve-%s", stream_role_name(role));
 	thread_set_name(name);
-	if (role == STREAM_URGENT)
+	if (role == STREAM_CONTROL)
+		thread_prefer_promptness();
+	else if (role == STREAM_URGENT)
 		thread_prefer_latency();
 	else if (role == STREAM_BULK)
 		thread_prefer_throughput();

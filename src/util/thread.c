@@ -11,7 +11,7 @@
 
 #define STACK_BYTES (512 * 1024)
 #define LATENCY_NICE (-15)
-#define LATENCY_SLICE_NS (100 * NSEC_PER_USEC)
+#define SHORT_SLICE_NS (100 * NSEC_PER_USEC)
 
 static int start(pthread_t *ret, int detach_state, void *(*main)(void *), void *arg)
 {
@@ -61,25 +61,31 @@ struct scheduling {
 	uint64_t period_ns;
 };
 
-void thread_prefer_latency(void)
+static void set_scheduling(uint32_t policy, int32_t nice, uint64_t slice_ns)
 {
-	/* A slice that is shorter than others' also ends theirs at once when we wake (Linux
-	 * 6.12; older kernels ignore it). */
 	struct scheduling s = {
-		.size = sizeof s,
-		.policy = SCHED_OTHER,
-		.nice = LATENCY_NICE,
-		.runtime_ns = LATENCY_SLICE_NS,
+		.size = sizeof s, .policy = policy, .nice = nice, .runtime_ns = slice_ns
 	};
 
 	(void)!syscall(SYS_sched_setattr, 0, &s, 0);
 }
 
+/* A slice that is shorter than another's also ends that at once when we wake (Linux 6.12; older
+ * kernels ignore it). */
+
+void thread_prefer_latency(void)
+{
+	set_scheduling(SCHED_OTHER, LATENCY_NICE, SHORT_SLICE_NS);
+}
+
+void thread_prefer_promptness(void)
+{
+	set_scheduling(SCHED_OTHER, 0, SHORT_SLICE_NS);
+}
+
 void thread_prefer_throughput(void)
 {
-	struct scheduling s = { .size = sizeof s, .policy = SCHED_BATCH };
-
-	(void)!syscall(SYS_sched_setattr, 0, &s, 0);
+	set_scheduling(SCHED_BATCH, 0, 0);
 }
 
 int thread_spin_poll(struct pollfd *fds, nfds_t n, uint64_t spin_ns, int timeout_ms)

@@ -15,11 +15,15 @@ int thread_start_detached(void *(*main)(void *), void *arg);
 void thread_set_name(const char *name);
 
 /*
- * Have the scheduler run the calling thread as soon as it is woken: short work that a vCPU
- * waits for. And the opposite: long work that should not push others aside. Both are
- * best effort; raising needs CAP_SYS_NICE.
+ * The calling thread's place among others; best effort, raising needs CAP_SYS_NICE.
+ *
+ * latency:    short work that a vCPU waits for: at once when it is woken, and before all others
+ * promptness: short work on the way of a switchover: at once when it is woken, for otherwise a
+ *             busy vCPU's time slice, some milliseconds, would be part of the downtime
+ * throughput: long work that should push nobody aside
  */
 void thread_prefer_latency(void);
+void thread_prefer_promptness(void);
 void thread_prefer_throughput(void);
 
 /*
