@@ -16,7 +16,7 @@ static const struct command *const commands[] = {
 
 static void print_usage(FILE *to)
 {
-	fprintf(to, "usage: postcopyctl COMMAND [options]\n\n"
+	fprintf(to, "usage: postcopyctl [--control PATH] [--json] COMMAND [options]\n\n"
 	            "Live migration by postcopy: drive postcopyd, and measure it.\n\n");
 	for (size_t i = 0; i < N_COMMANDS; i++)
 		fprintf(to, "  %-10s %-3s %s\n", commands[i]->name,
@@ -48,8 +48,38 @@ static int command_run(const struct command *cmd, int argc, char **argv)
 	return r;
 }
 
+/* Words before the command that are options of every command: whose daemon, and how to answer. */
+static int leading_words(int argc, char **argv)
+{
+	int n = 1;
+
+	while (n < argc) {
+		if (!strcmp(argv[n], "--control") && n + 1 < argc)
+			n += 2;
+		else if (!strncmp(argv[n], "--control=", 10) || !strcmp(argv[n], "--json"))
+			n++;
+		else
+			break;
+	}
+	return n - 1;
+}
+
+/* Move the command in front of them: "--control PATH list" is "list --control PATH". */
+static void put_command_first(int leading, char **argv)
+{
+	char *command = argv[1 + leading];
+
+	memmove(&argv[2], &argv[1], (size_t)leading * sizeof *argv);
+	argv[1] = command;
+}
+
 int main(int argc, char **argv)
 {
+	int leading = leading_words(argc, argv);
+
+	if (leading && leading + 1 < argc)
+		put_command_first(leading, argv);
+
 	if (argc < 2) {
 		print_usage(stderr);
 		return CTL_USAGE;
