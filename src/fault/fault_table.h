@@ -39,7 +39,7 @@ static inline bool fault_table_full(const struct fault_table *t)
 
 /* The fault on that page, or NULL. */
 static inline struct fault *fault_table_find(struct fault_table *t, uint32_t region,
-					     uint64_t first_unit)
+                                             uint64_t first_unit)
 {
 	for (unsigned int i = 0; i < t->n; i++)
 		if (t->faults[i].first_unit == first_unit && t->faults[i].region == region)
@@ -49,7 +49,7 @@ static inline struct fault *fault_table_find(struct fault_table *t, uint32_t reg
 
 /* A new entry for a page that has none; the table must not be full. */
 static inline struct fault *fault_table_add(struct fault_table *t, uint32_t region,
-					    uint64_t first_unit)
+                                            uint64_t first_unit)
 {
 	struct fault *f = &t->faults[t->n++];
 

@@ -35,17 +35,17 @@
 struct pull;
 
 struct pull_config {
-	const char *id;                  /* of the migration, for the log */
+	const char *id; /* of the migration, for the log */
 	struct region_table table;
 	struct memory *memories[REGIONS_MAX];
 	int uffd;
 	int state_fd; /* a page state to go on from (borrowed); -1: all is missing */
 	enum resolver_map map;
-	unsigned int streams;            /* 1..PULL_STREAMS_MAX */
-	bool bulk;                       /* whether bulk runs from the start */
-	bool prefetch;                   /* whether faults steer it */
+	unsigned int streams; /* 1..PULL_STREAMS_MAX */
+	bool bulk;            /* whether bulk runs from the start */
+	bool prefetch;        /* whether faults steer it */
 	/* Called from the pull's threads; must only pass the news on. */
-	void (*complete)(void *arg);     /* every page is present */
+	void (*complete)(void *arg);                 /* every page is present */
 	void (*stalled)(void *arg, const char *why); /* a connection is lost, or "" when back */
 	void *arg;
 };
@@ -76,7 +76,7 @@ struct pull *pull_free(struct pull *p);
  * Blocking. Return: as conn_dial().
  */
 int pull_connect(struct pull *p, const struct conn_target *target, struct tls_context *tls,
-		 const struct hello *hello, uint64_t epoch, struct error *err);
+                 const struct hello *hello, uint64_t epoch, struct error *err);
 
 /* Have conn_dial() and all waiting in pull_connect() return soon. From any thread. */
 void pull_cancel(struct pull *p);

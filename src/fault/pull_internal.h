@@ -34,7 +34,7 @@ struct fault_thread {
 	struct fault_table table;
 	struct fetch_table fetches;
 	struct resolver_caller caller;
-	uint64_t fill_failed;  /* since when the memory could not be had, 0 otherwise */
+	uint64_t fill_failed; /* since when the memory could not be had, 0 otherwise */
 };
 
 struct pull {
@@ -53,12 +53,12 @@ struct pull {
 	atomic_bool completed;
 	atomic_bool bulk_on;
 	atomic_bool fetching; /* the VMM waits for a fetch: the fault thread looks after fills */
-	int wake_fd; /* eventfd: the fault thread looks around */
+	int wake_fd;          /* eventfd: the fault thread looks around */
 
 	/* Under the lock. */
 	pthread_mutex_t lock;
-	pthread_cond_t changed; /* broadcast when any of these, stopping, or the work changes */
-	uint64_t work;          /* bumped where bulk may find something to do again */
+	pthread_cond_t changed;    /* broadcast when any of these, stopping, or the work changes */
+	uint64_t work;             /* bumped where bulk may find something to do again */
 	struct conn *urgent_ready; /* dialled by the keeper for the fault thread */
 	bool urgent_lost;
 	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the fault thread */

@@ -5,6 +5,10 @@
 
 #include "fault/uffd.h"
 
+/* Units that are claimed at a time. */
+#define CLAIM_UNITS 16u
+#define CLAIM_MASK ((1ull << CLAIM_UNITS) - 1)
+
 int resolver_init(struct resolver *r)
 {
 	addrmap_init(&r->addrmap, r->table);
@@ -320,26 +324,41 @@ static int map_filled(const struct resolver_caller *caller, const struct resolve
 	return rc ? rc : map_pages(caller, b, wanted & ~data);
 }
 
-int resolver_fill(const struct resolver_caller *caller, const struct resolver_batch *b,
-                  uint64_t *ret_filled)
+/* Claim, fill, publish, map: for the units in @part. What was filled is added to *@filled. */
+static int fill_part(const struct resolver_caller *caller, const struct resolver_batch *b,
+                     uint64_t part, uint64_t *filled)
 {
 	struct resolver *r = caller->resolver;
-	uint64_t claimed =
-	        page_state_claim(r->state, b->region, b->word, b->data_mask | b->zero_mask);
+	uint64_t claimed = page_state_claim(r->state, b->region, b->word,
+	                                    (b->data_mask | b->zero_mask) & part);
 	uint64_t zero = claimed & b->zero_mask;
 	uint64_t data, wanted;
 	bool behind;
 	int rc, map_rc;
 
-	*ret_filled = 0;
 	if (!claimed)
 		return 0;
 	rc = fill_claimed(caller, b, claimed, &data, &behind);
 	wanted = page_state_publish(r->state, b->region, b->word, data | zero);
 	stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(zero));
-	*ret_filled = data | zero;
+	*filled |= data | zero;
 	map_rc = map_filled(caller, b, data, wanted, behind);
 	return rc ? rc : map_rc;
+}
+
+/*
+ * Part by part: a fault on a page that is claimed waits for its claimer, and a bulk thread may
+ * lose its core at any moment. So it holds few claims, and for some 30 us.
+ */
+int resolver_fill(const struct resolver_caller *caller, const struct resolver_batch *b,
+                  uint64_t *ret_filled)
+{
+	int rc = 0;
+
+	*ret_filled = 0;
+	for (unsigned int first = 0; first < WORD_UNITS && !rc; first += CLAIM_UNITS)
+		rc = fill_part(caller, b, CLAIM_MASK << first, ret_filled);
+	return rc;
 }
 
 /* The units of a word that lie in [first, end), which touches it. */

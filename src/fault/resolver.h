@@ -79,7 +79,7 @@ void resolver_deinit(struct resolver *r);
  * can't be had: what was not filled is missing as before.
  */
 int resolver_fill(const struct resolver_caller *caller, const struct resolver_batch *batch,
-		  uint64_t *ret_filled);
+                  uint64_t *ret_filled);
 
 /*
  * resolver_map_page() - map a host page all of whose units are present, and wake its waiters

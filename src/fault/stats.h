@@ -28,13 +28,14 @@ struct pull_stats {
 	_Atomic uint64_t faults_minor;     /* the page was there already */
 	_Atomic uint64_t faults_coalesced; /* another vCPU waited for the same page */
 
-	_Atomic uint64_t bulk_bytes;      /* page bytes received by bulk connections */
-	_Atomic uint64_t bulk_first_ns;   /* CLOCK_MONOTONIC of the first bulk GET; 0: none yet */
-	_Atomic uint64_t bulk_last_ns;    /* of the latest bulk answer, filled */
-	_Atomic uint64_t bulk_in_flight;  /* GETs of bulk connections without an answer */
-	_Atomic uint64_t prefetch_hit;    /* units near a fault, filled before one asked for them */
-	_Atomic uint64_t prefetch_late;   /* faults for units that bulk had asked for already */
-	_Atomic uint64_t prefetch_wasted; /* units that bulk received when they were there already */
+	_Atomic uint64_t bulk_bytes;     /* page bytes received by bulk connections */
+	_Atomic uint64_t bulk_first_ns;  /* CLOCK_MONOTONIC of the first bulk GET; 0: none yet */
+	_Atomic uint64_t bulk_last_ns;   /* of the latest bulk answer, filled */
+	_Atomic uint64_t bulk_in_flight; /* GETs of bulk connections without an answer */
+	_Atomic uint64_t prefetch_hit;   /* units near a fault, filled before one asked for them */
+	_Atomic uint64_t prefetch_late;  /* faults for units that bulk had asked for already */
+	_Atomic uint64_t
+	        prefetch_wasted; /* units that bulk received when they were there already */
 	_Atomic uint64_t reconnects;
 
 	/* Nanoseconds from reading a remote fault's event to its page mapped and its vCPU woken. */

@@ -85,7 +85,7 @@ static uint64_t words_of(const struct region_table *table)
 
 /* Map @fd, which is taken over. */
 static int map_state(const struct region_table *table, int fd, struct page_state **ret,
-		     struct error *err)
+                     struct error *err)
 {
 	_cleanup_(page_state_free_p) struct page_state *ps = calloc(1, sizeof *ps);
 	uint64_t words = words_of(table);
@@ -109,7 +109,7 @@ static int map_state(const struct region_table *table, int fd, struct page_state
 int page_state_new(const struct region_table *table, struct page_state **ret, struct error *err)
 {
 	_cleanup_close_ int fd =
-		memfd_create("postcopy-page-state", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	        memfd_create("postcopy-page-state", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	uint64_t words = words_of(table);
 	int rc;
 
@@ -143,7 +143,7 @@ static void take_stock(struct page_state *ps, const struct region_table *table)
 }
 
 int page_state_adopt(const struct region_table *table, int fd, struct page_state **ret,
-		     struct error *err)
+                     struct error *err)
 {
 	_cleanup_(page_state_free_p) struct page_state *ps = NULL;
 	uint64_t words = words_of(table);
@@ -160,7 +160,7 @@ int page_state_adopt(const struct region_table *table, int fd, struct page_state
 		return rc;
 	if (ps->header->magic != STATE_MAGIC)
 		return error_set(err, -EINVAL, "page state: of another version (%#llx, not %#llx)",
-				 (unsigned long long)ps->header->magic, STATE_MAGIC);
+		                 (unsigned long long)ps->header->magic, STATE_MAGIC);
 	if (ps->header->units != table->units || ps->header->words != words)
 		return error_set(err, -EINVAL, "page state: of another guest");
 	take_stock(ps, table);

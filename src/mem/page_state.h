@@ -47,7 +47,7 @@ int page_state_new(const struct region_table *table, struct page_state **ret, st
  * Return: 0; -EINVAL with @err set where @fd holds no state of this version for this table.
  */
 int page_state_adopt(const struct region_table *table, int fd, struct page_state **ret,
-		     struct error *err);
+                     struct error *err);
 struct page_state *page_state_free(struct page_state *ps);
 
 /* The memfd with the bitmaps; borrowed. */

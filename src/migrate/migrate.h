@@ -120,8 +120,8 @@ struct migration_watcher {
  * migrations_new() - with the VMM socket listening
  * @config: copied; what it points to must outlive it
  */
-int migrations_new(uv_loop_t *loop, const struct migrations_config *config,
-		   struct migrations **ret, struct error *err);
+int migrations_new(uv_loop_t *loop, const struct migrations_config *config, struct migrations **ret,
+                   struct error *err);
 
 /*
  * The end, in three steps: _stop() ends all threads and lets go of the page server, which the
@@ -140,7 +140,7 @@ struct migrations *migrations_free(struct migrations *ms);
  * daemon can't be that; with @err set.
  */
 int migrations_prepare(struct migrations *ms, const struct migration_params *params,
-		       struct migration **ret, struct error *err);
+                       struct migration **ret, struct error *err);
 
 /* By id; NULL with @err set (-ENOENT) where there is none. */
 struct migration *migrations_find(struct migrations *ms, const char *id, struct error *err);
@@ -166,7 +166,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret);
 
 /* The timeline so far. Return: how many points were written to @ret. */
 size_t migration_get_timeline(struct migration *m,
-			      struct migration_point ret[MIGRATION_TIMELINE_MAX]);
+                              struct migration_point ret[MIGRATION_TIMELINE_MAX]);
 
 void migration_watch(struct migration *m, struct migration_watcher *w);
 void migration_unwatch(struct migration *m, struct migration_watcher *w);

@@ -19,18 +19,18 @@ enum migration_news {
 	/* destination, from the conductor and the pull */
 	NEWS_WARM = 1 << 5,
 	NEWS_VMSTATE = 1 << 6,
-	NEWS_FAILED = 1 << 7, /* error says why */
-	NEWS_STALL = 1 << 8,  /* stall says why, empty when it is over */
+	NEWS_FAILED = 1 << 7,     /* error says why */
+	NEWS_STALL = 1 << 8,      /* stall says why, empty when it is over */
 	NEWS_ATTRIBUTES = 1 << 9, /* attributes are the source's */
-	NEWS_ENDED = 1 << 10, /* the conductor has returned */
+	NEWS_ENDED = 1 << 10,     /* the conductor has returned */
 };
 
 /* What the loop asks of the conductor. */
 enum conductor_order {
 	ORDER_SWITCHOVER = 1 << 0,
-	ORDER_RESUMED = 1 << 1, /* the VMM says that the guest runs */
-	ORDER_CANCEL = 1 << 2,  /* before the point of no return */
-	ORDER_STOP = 1 << 3,    /* the daemon ends */
+	ORDER_RESUMED = 1 << 1,       /* the VMM says that the guest runs */
+	ORDER_CANCEL = 1 << 2,        /* before the point of no return */
+	ORDER_STOP = 1 << 3,          /* the daemon ends */
 	ORDER_PULL_COMPLETE = 1 << 4, /* from the pull: every page is present */
 };
 
@@ -98,19 +98,18 @@ void migration_order(struct migration *m, enum conductor_order order);
  * bug of ours: it is logged and not made.
  */
 void migration_move(struct migration *m, enum migration_state to, const char *reason_fmt, ...)
-	__attribute__((format(printf, 3, 4)));
+        __attribute__((format(printf, 3, 4)));
 
 /* What each role does with: an attached VMM, its messages, its end; news; a cancel. */
 int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
-int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
-		   struct error *err);
+int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd, struct error *err);
 void source_vmm_closed(struct migration *m);
 void source_news(struct migration *m, unsigned int news);
 int source_cancel(struct migration *m, struct error *err);
 
 int destination_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
 int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
-			struct error *err);
+                        struct error *err);
 void destination_vmm_closed(struct migration *m);
 void destination_news(struct migration *m, unsigned int news);
 int destination_start(struct migration *m, bool switchover, struct error *err);
@@ -135,7 +134,7 @@ void source_stop(struct migration *m);
  * @fds: what each region is to be opened with is found by its fd_index
  */
 int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *ret,
-			 struct error *err);
+                         struct error *err);
 
 /* The state forbids what was asked for. Return: -EBUSY with @err saying so. */
 int migration_refuse_now(const struct migration *m, const char *what, struct error *err);

@@ -69,7 +69,7 @@ static int parse_number(const char *v, uint64_t max, uint64_t *ret, struct error
 	*ret = strtoull(v, &end, 10);
 	if (errno || end == v || *end || *v == '-' || *ret > max)
 		return error_set(err, -EINVAL, "\"%s\" is not a number of 0..%llu", v,
-				 (unsigned long long)max);
+		                 (unsigned long long)max);
 	return 0;
 }
 
@@ -177,13 +177,13 @@ int options_parse(int argc, char **argv, struct options *ret, struct error *err)
 		}
 		if (c == '?' || c == ':')
 			return error_set(err, -EINVAL, "%s: %s (see --help)", argv[optind - 1],
-					 c == ':' ? "needs a value" : "unknown option");
+			                 c == ':' ? "needs a value" : "unknown option");
 		rc = table[c].set(ret, optarg, err);
 		if (rc)
 			error_prefix(err, "--%s", table[c].name);
 	}
 	if (!rc && optind < argc)
 		rc = error_set(err, -EINVAL, "\"%s\": no arguments are expected (see --help)",
-			       argv[optind]);
+		               argv[optind]);
 	return rc ? rc : check(ret, err);
 }

@@ -163,8 +163,8 @@ static void start_watching(struct client *c, struct migration *m, struct json_ob
 	if (json_object_object_get_ex(params, "interval_ms", &v)) {
 		int64_t asked = json_object_get_int64(v);
 
-		interval_ms = asked > (int64_t)WATCH_INTERVAL_MIN_MS ? (uint64_t)asked :
-								       WATCH_INTERVAL_MIN_MS;
+		interval_ms = asked > (int64_t)WATCH_INTERVAL_MIN_MS ? (uint64_t)asked
+		                                                     : WATCH_INTERVAL_MIN_MS;
 	}
 	stop_watching(c);
 	c->watched = m;
@@ -191,7 +191,7 @@ static void handle_request(struct client *c, struct json_object *request, struct
 		return;
 	}
 	result = methods_call(c->control->migrations, json_object_get_string(method), params,
-			      &watch, err);
+	                      &watch, err);
 	if (result)
 		send_line(c, "result", result);
 	else if (watch)
@@ -208,8 +208,8 @@ static void handle_line(struct client *c, const char *line, size_t len)
 		request = json_tokener_parse_ex(tokener, line, (int)len);
 	if (!request)
 		error_set(&err, -EINVAL, "not a JSON object: %s",
-			  tokener ? json_tokener_error_desc(json_tokener_get_error(tokener)) :
-				    "out of memory");
+		          tokener ? json_tokener_error_desc(json_tokener_get_error(tokener))
+		                  : "out of memory");
 	else
 		handle_request(c, request, &err);
 	if (err.code)
@@ -239,8 +239,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 		struct error err = ERROR_INIT;
 
 		if (n == UV_ENOBUFS) {
-			error_set(&err, -EMSGSIZE, "a request is at most %u bytes",
-				  LINE_MAX_BYTES);
+			error_set(&err, -EMSGSIZE, "a request is at most %u bytes", LINE_MAX_BYTES);
 			send_error(c, &err);
 		}
 		close_client(c);
@@ -276,7 +275,7 @@ static void on_connection(uv_stream_t *server, int status)
 }
 
 int control_new(uv_loop_t *loop, const char *path, struct migrations *migrations,
-		struct control **ret, struct error *err)
+                struct control **ret, struct error *err)
 {
 	int fd = unix_listen(path, SOCK_STREAM, "control socket", err);
 	struct control *control;

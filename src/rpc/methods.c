@@ -31,7 +31,7 @@ const char *methods_code(int code)
 
 /* A string member; NULL where there is none. Return: 0 or -EINVAL. */
 static int get_string(struct json_object *params, const char *key, const char **ret,
-		      struct error *err)
+                      struct error *err)
 {
 	struct json_object *v;
 
@@ -46,7 +46,7 @@ static int get_string(struct json_object *params, const char *key, const char **
 
 /* A boolean member: 0 or 1, or @missing where there is none. */
 static int get_bool(struct json_object *params, const char *key, int missing, int *ret,
-		    struct error *err)
+                    struct error *err)
 {
 	struct json_object *v;
 
@@ -60,7 +60,7 @@ static int get_bool(struct json_object *params, const char *key, int missing, in
 }
 
 static int get_uint(struct json_object *params, const char *key, unsigned int missing,
-		    unsigned int *ret, struct error *err)
+                    unsigned int *ret, struct error *err)
 {
 	struct json_object *v;
 	int64_t n;
@@ -137,7 +137,7 @@ static int parse_map(struct json_object *params, struct migration_params *p, str
 }
 
 static int parse_destination(struct json_object *params, struct migration_params *p,
-			     struct error *err)
+                             struct error *err)
 {
 	const char *source;
 	int bulk, prefetch;
@@ -163,7 +163,7 @@ static int parse_destination(struct json_object *params, struct migration_params
 }
 
 static struct json_object *prepare(struct migrations *ms, const char *id,
-				   struct json_object *params, struct error *err)
+                                   struct json_object *params, struct error *err)
 {
 	struct migration_params p = { 0 };
 	const char *token;
@@ -225,7 +225,7 @@ static const struct {
 	const char *name;
 	int (*call)(struct migration *m, struct json_object *params, struct error *err);
 } migration_methods[] = {
-	{ "Start", start },   { "Switchover", switchover },   { "Get", get },
+	{ "Start", start },   { "Switchover", switchover }, { "Get", get },
 	{ "Cancel", cancel }, { "SetLimits", set_limits },
 };
 
@@ -272,8 +272,8 @@ static enum method_kind find_method(const char *method, size_t *ret_index)
 }
 
 struct json_object *methods_call(struct migrations *ms, const char *method,
-				 struct json_object *params, struct migration **ret_watch,
-				 struct error *err)
+                                 struct json_object *params, struct migration **ret_watch,
+                                 struct error *err)
 {
 	size_t index = 0;
 	enum method_kind kind = find_method(method, &index);

@@ -16,8 +16,8 @@
  * error.
  */
 struct json_object *methods_call(struct migrations *ms, const char *method,
-				 struct json_object *params, struct migration **ret_watch,
-				 struct error *err);
+                                 struct json_object *params, struct migration **ret_watch,
+                                 struct error *err);
 
 /* The gRPC status code's name for a negative errno. */
 const char *methods_code(int code);

@@ -37,7 +37,7 @@ static struct json_object *histogram_json(const struct histogram *h)
 	put_int(o, "count", atomic_load(&h->count));
 	for (size_t i = 0; i < sizeof quantiles / sizeof *quantiles; i++)
 		json_object_object_add(o, quantiles[i].name,
-				       us(histogram_quantile(h, quantiles[i].permille)));
+		                       us(histogram_quantile(h, quantiles[i].permille)));
 	json_object_object_add(o, "max", us(atomic_load(&h->max)));
 	return o;
 }
@@ -69,10 +69,10 @@ static void put_bulk(struct json_object *o, const struct migration_info *info)
 
 	put_int(o, "bulk_bytes", bytes);
 	json_object_object_add(
-		o, "bulk_bytes_per_s",
-		ns ? json_object_new_int64((int64_t)((double)bytes * 1e9 / (double)ns)) : NULL);
+	        o, "bulk_bytes_per_s",
+	        ns ? json_object_new_int64((int64_t)((double)bytes * 1e9 / (double)ns)) : NULL);
 	json_object_object_add(o, "total_ms",
-			       info->started_ns ? ms(end_ns - info->started_ns) : NULL);
+	                       info->started_ns ? ms(end_ns - info->started_ns) : NULL);
 	put_int(o, "pages_total", info->pages_total);
 	put_int(o, "pages_present", info->pages_present);
 }
@@ -191,7 +191,7 @@ static void put_timeline(struct json_object *o, struct migration *m, uint64_t or
 	for (size_t i = 0; i < n; i++)
 		if (points[i].at_ns >= origin_ns)
 			add_pair(array, ms(points[i].at_ns - origin_ns),
-				 json_object_new_int64((int64_t)points[i].present));
+			         json_object_new_int64((int64_t)points[i].present));
 	free(points);
 	json_object_object_add(o, "timeline", array);
 }
@@ -222,7 +222,7 @@ static void put_histogram(struct json_object *o, const struct pull_stats *s)
 
 		if (count)
 			add_pair(array, us(histogram_bucket_upper(i)),
-				 json_object_new_int64((int64_t)count));
+			         json_object_new_int64((int64_t)count));
 	}
 	free(all);
 	json_object_object_add(o, "fault_histogram", array);

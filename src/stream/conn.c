@@ -92,7 +92,7 @@ int conn_set_blocking(struct conn *c, bool blocking)
 static int connect_one(const struct addrinfo *ai)
 {
 	_cleanup_close_ int fd =
-		socket(ai->ai_family, ai->ai_socktype | SOCK_CLOEXEC, ai->ai_protocol);
+	        socket(ai->ai_family, ai->ai_socktype | SOCK_CLOEXEC, ai->ai_protocol);
 
 	if (fd < 0)
 		return -errno;
@@ -111,8 +111,8 @@ static int connect_target(const struct conn_target *target, struct error *err)
 	int fd = -EHOSTUNREACH;
 
 	if (rc)
-		return error_set(err, -EHOSTUNREACH, "source %s:%s: %s", target->host,
-				 target->port, gai_strerror(rc));
+		return error_set(err, -EHOSTUNREACH, "source %s:%s: %s", target->host, target->port,
+		                 gai_strerror(rc));
 	for (const struct addrinfo *ai = list; ai && fd < 0; ai = ai->ai_next)
 		fd = connect_one(ai);
 	if (fd < 0)
@@ -122,7 +122,7 @@ static int connect_target(const struct conn_target *target, struct error *err)
 
 /* @fd is taken over on success only. */
 static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **ret,
-		    struct error *err)
+                    struct error *err)
 {
 	struct conn *c = calloc(1, sizeof *c);
 	int rc;
@@ -163,13 +163,12 @@ static int silent_peer(int rc, const char *what, struct error *err)
 {
 	if (rc == -EAGAIN)
 		return error_set(err, -ETIMEDOUT, "no %s from the peer for %d ms", what,
-				 CONN_OPEN_TIMEOUT_MS);
+		                 CONN_OPEN_TIMEOUT_MS);
 	return rc;
 }
 
-int conn_dial(const struct conn_target *target, struct tls_context *tls,
-	      const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,
-	      struct error *err)
+int conn_dial(const struct conn_target *target, struct tls_context *tls, const struct hello *hello,
+              struct conn **ret, struct hello_reply *ret_reply, struct error *err)
 {
 	uint8_t frame[FRAME_HEADER_BYTES + FRAME_HELLO_MAX];
 	_cleanup_(conn_free_p) struct conn *c = NULL;
@@ -204,7 +203,7 @@ int conn_dial(const struct conn_target *target, struct tls_context *tls,
 }
 
 int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
-		struct error *err)
+                struct error *err)
 {
 	_cleanup_(conn_free_p) struct conn *c = NULL;
 	struct frame_header h;
@@ -255,7 +254,7 @@ static int receive(struct conn *c, size_t want, struct error *err)
 			return -EAGAIN;
 		if (n == 0)
 			return error_set(err, -ECONNRESET, "the peer closed the connection%s",
-					 c->rx_have ? " in the middle of a frame" : "");
+			                 c->rx_have ? " in the middle of a frame" : "");
 		if (n < 0)
 			return error_errno(err, (int)n, "connection");
 		c->rx_have += (size_t)n;
@@ -264,7 +263,7 @@ static int receive(struct conn *c, size_t want, struct error *err)
 }
 
 int conn_next_frame(struct conn *c, struct frame_header *ret_header, const void **ret_payload,
-		    struct error *err)
+                    struct error *err)
 {
 	struct frame_header h;
 	int rc = receive(c, FRAME_HEADER_BYTES, err);
@@ -284,7 +283,7 @@ int conn_next_frame(struct conn *c, struct frame_header *ret_header, const void 
 }
 
 int conn_expect_frame(struct conn *c, enum frame_type type, struct frame_header *ret_header,
-		      const void **ret_payload, struct error *err)
+                      const void **ret_payload, struct error *err)
 {
 	struct frame_header h;
 	int rc = conn_next_frame(c, &h, ret_payload, err);

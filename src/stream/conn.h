@@ -41,9 +41,8 @@ int conn_target_parse(const char *text, struct conn_target *ret, struct error *e
  * Return: 0; -ECONNREFUSED, -ETIMEDOUT and other errnos of the network (worth another
  * try); -EACCES (certificate, name); what the source's ERROR said; each with @err set.
  */
-int conn_dial(const struct conn_target *target, struct tls_context *tls,
-	      const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,
-	      struct error *err);
+int conn_dial(const struct conn_target *target, struct tls_context *tls, const struct hello *hello,
+              struct conn **ret, struct hello_reply *ret_reply, struct error *err);
 
 /*
  * conn_accept() - TLS on an accepted socket, and its HELLO
@@ -52,7 +51,7 @@ int conn_dial(const struct conn_target *target, struct tls_context *tls,
  * Return: as conn_dial(). On -EPROTO, -EINVAL after TLS the peer was told why.
  */
 int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
-		struct error *err);
+                struct error *err);
 
 struct conn *conn_free(struct conn *c);
 
@@ -84,10 +83,10 @@ void conn_send_error(struct conn *c, const struct error *error);
  * -EPROTO with @err set.
  */
 int conn_next_frame(struct conn *c, struct frame_header *ret_header, const void **ret_payload,
-		    struct error *err);
+                    struct error *err);
 
 /* As conn_next_frame(), but an ERROR or any type other than @type is a failure with @err set. */
 int conn_expect_frame(struct conn *c, enum frame_type type, struct frame_header *ret_header,
-		      const void **ret_payload, struct error *err);
+                      const void **ret_payload, struct error *err);
 
 #endif

@@ -34,8 +34,8 @@ const char *stream_role_name(enum stream_role role)
 
 /* The table as messages: @list points into @messages. */
 static void table_to_messages(const struct region_table *table,
-			      Postcopy__V1__StreamRegion *messages,
-			      Postcopy__V1__StreamRegion **list)
+                              Postcopy__V1__StreamRegion *messages,
+                              Postcopy__V1__StreamRegion **list)
 {
 	for (uint32_t i = 0; i < table->n; i++) {
 		const struct region *r = &table->regions[i];
@@ -51,7 +51,7 @@ static void table_to_messages(const struct region_table *table,
 }
 
 static int table_from_messages(size_t n, Postcopy__V1__StreamRegion *const *list,
-			       struct region_table *ret, struct error *err)
+                               struct region_table *ret, struct error *err)
 {
 	memset(ret, 0, sizeof *ret);
 	for (size_t i = 0; i < n; i++) {
@@ -116,7 +116,7 @@ static int check_version(uint32_t version, struct error *err)
 {
 	if (version != STREAM_VERSION)
 		return error_set(err, -EPROTO, "page stream version %u, this daemon speaks %u",
-				 version, STREAM_VERSION);
+		                 version, STREAM_VERSION);
 	return 0;
 }
 
@@ -132,19 +132,19 @@ static int check_hello(const Postcopy__V1__StreamHello *m, struct error *err)
 		return error_set(err, -EPROTO, "HELLO with a migration id of %zu bytes", id_len);
 	if (m->token.len != TOKEN_BYTES)
 		return error_set(err, -EPROTO, "HELLO with a token of %zu bytes, not %d",
-				 m->token.len, TOKEN_BYTES);
+		                 m->token.len, TOKEN_BYTES);
 	return 0;
 }
 
 int hello_decode(const void *payload, size_t len, struct hello *ret, struct error *err)
 {
 	_cleanup_(hello_message_free_p) Postcopy__V1__StreamHello *m =
-		postcopy__v1__stream_hello__unpack(NULL, len, payload);
+	        postcopy__v1__stream_hello__unpack(NULL, len, payload);
 	int rc;
 
 	if (!m)
 		return error_set(err, -EPROTO, "HELLO of %zu bytes is not the message it should be",
-				 len);
+		                 len);
 	rc = check_hello(m, err);
 	if (rc)
 		return rc;
@@ -158,11 +158,11 @@ int hello_decode(const void *payload, size_t len, struct hello *ret, struct erro
 int hello_reply_decode(const void *payload, size_t len, struct hello_reply *ret, struct error *err)
 {
 	_cleanup_(reply_message_free_p) Postcopy__V1__StreamHelloReply *m =
-		postcopy__v1__stream_hello_reply__unpack(NULL, len, payload);
+	        postcopy__v1__stream_hello_reply__unpack(NULL, len, payload);
 
 	if (!m)
 		return error_set(err, -EPROTO,
-				 "HELLO_REPLY of %zu bytes is not the message it should be", len);
+		                 "HELLO_REPLY of %zu bytes is not the message it should be", len);
 	if (check_version(m->version, err))
 		return -EPROTO;
 	ret->epoch = m->epoch;

@@ -43,8 +43,7 @@ size_t hello_reply_encode(const struct hello_reply *reply, void *buf);
  * Return: 0; -EPROTO or -EINVAL with @err set; -ENOMEM.
  */
 int hello_decode(const void *payload, size_t len, struct hello *ret, struct error *err);
-int hello_reply_decode(const void *payload, size_t len, struct hello_reply *ret,
-		       struct error *err);
+int hello_reply_decode(const void *payload, size_t len, struct hello_reply *ret, struct error *err);
 
 const char *stream_role_name(enum stream_role role);
 

@@ -57,9 +57,9 @@ struct page_source_stats {
  * @memories: one for each region; taken over on success
  */
 int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
-		    const struct region_table *table, struct memory **memories,
-		    const struct page_source_ops *ops, void *arg, struct page_source **ret,
-		    struct error *err);
+                    const struct region_table *table, struct memory **memories,
+                    const struct page_source_ops *ops, void *arg, struct page_source **ret,
+                    struct error *err);
 struct page_source *page_source_unref(struct page_source *s);
 
 /*
@@ -87,7 +87,7 @@ bool page_source_is_idle(const struct page_source *s);
  * @tls: must outlive the server
  */
 int page_server_new(const char *address, struct tls_context *tls, struct page_server **ret,
-		    struct error *err);
+                    struct error *err);
 
 /* Ends all connections and waits for their threads. NULL is allowed. */
 struct page_server *page_server_free(struct page_server *server);
@@ -103,6 +103,6 @@ int page_server_add(struct page_server *server, struct page_source *source);
  * @end_connections: cut those that are there, too (they drop their references soon)
  */
 void page_server_remove(struct page_server *server, struct page_source *source,
-			bool end_connections);
+                        bool end_connections);
 
 #endif

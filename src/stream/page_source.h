@@ -14,10 +14,10 @@ const char *page_source_id(const struct page_source *s);
  * Return: 0 with the reply filled in; -EACCES, -EINVAL, -ESTALE with @err set.
  */
 int page_source_open(struct page_source *s, const struct hello *hello, struct hello_reply *reply,
-		     struct error *err);
+                     struct error *err);
 
 /* Serve one connection until it ends. Return: 0 for an orderly end, or the failure. */
 int page_source_serve(struct page_source *s, struct conn *c, enum stream_role role,
-		      struct error *err);
+                      struct error *err);
 
 #endif

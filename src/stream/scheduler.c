@@ -29,16 +29,16 @@ struct scheduler {
 
 	/* Under the lock. */
 	pthread_mutex_t lock;
-	uint64_t bubble_hint;        /* the hint that is being worked on */
-	unsigned int bubble_step;    /* how far around it */
-	uint64_t hints_seen;         /* n_hints when a hint was last taken */
-	uint64_t hints_drained;      /* n_hints when none was left */
+	uint64_t bubble_hint;     /* the hint that is being worked on */
+	unsigned int bubble_step; /* how far around it */
+	uint64_t hints_seen;      /* n_hints when a hint was last taken */
+	uint64_t hints_drained;   /* n_hints when none was left */
 	uint32_t linear_region;
 	uint64_t linear_word;
 };
 
 int scheduler_new(const struct region_table *table, struct page_state *state,
-		  struct scheduler **ret, struct error *err)
+                  struct scheduler **ret, struct error *err)
 {
 	struct scheduler *s = calloc(1, sizeof *s);
 
@@ -77,10 +77,10 @@ bool scheduler_is_asked(const struct scheduler *s, uint32_t region, uint64_t wor
 
 /* Hand the word out, if there is something in it to ask for. */
 static bool take(struct scheduler *s, uint32_t region, uint64_t word, bool prefetch,
-		 struct scheduler_item *ret)
+                 struct scheduler_item *ret)
 {
 	uint64_t want = region_word_mask(&s->table->regions[region], word) &
-			~page_state_claimed(s->state, region, word);
+	                ~page_state_claimed(s->state, region, word);
 
 	if (!want || scheduler_is_asked(s, region, word))
 		return false;
@@ -93,7 +93,7 @@ static bool take(struct scheduler *s, uint32_t region, uint64_t word, bool prefe
 
 /* The word at the bubble's current step: 0, +1, -1, +2, -2... Return: false beyond the region. */
 static bool bubble_word(const struct scheduler *s, uint32_t region, uint64_t center,
-			uint64_t *ret_word)
+                        uint64_t *ret_word)
 {
 	uint64_t distance = (s->bubble_step + 1) / 2;
 

@@ -36,7 +36,7 @@ struct scheduler_item {
 
 /* @table, @state: borrowed, must outlive the scheduler. */
 int scheduler_new(const struct region_table *table, struct page_state *state,
-		  struct scheduler **ret, struct error *err);
+                  struct scheduler **ret, struct error *err);
 struct scheduler *scheduler_free(struct scheduler *s);
 
 /*

@@ -19,9 +19,9 @@
 #define TLS_NAMES_MAX 64
 
 struct tls_config {
-	const char *cert_path; /* PEM, this host's certificate and its chain */
-	const char *key_path;  /* PEM, its private key */
-	const char *ca_path;   /* PEM, the authorities of the peers */
+	const char *cert_path;                    /* PEM, this host's certificate and its chain */
+	const char *key_path;                     /* PEM, its private key */
+	const char *ca_path;                      /* PEM, the authorities of the peers */
 	const char *allowed_names[TLS_NAMES_MAX]; /* SANs; none: any peer of the authority */
 	size_t n_allowed_names;
 };
@@ -46,7 +46,7 @@ struct tls_context *tls_context_free(struct tls_context *ctx);
  * Return: 0; -EPROTO, -EACCES (certificate or name refused), -ETIMEDOUT with @err set.
  */
 int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret,
-		  struct error *err);
+                  struct error *err);
 struct tls *tls_free(struct tls *tls);
 
 /*

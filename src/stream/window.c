@@ -16,7 +16,7 @@ size_t window_ask(struct window *w, const struct scheduler_item *item, void *buf
 }
 
 int window_answer(struct window *w, const struct frame_header *h, const void *payload,
-		  struct frame_pages *ret_pages, struct scheduler_item *ret_item, struct error *err)
+                  struct frame_pages *ret_pages, struct scheduler_item *ret_item, struct error *err)
 {
 	const struct scheduler_item *asked = &w->items[w->head];
 	int rc;
@@ -34,12 +34,12 @@ int window_answer(struct window *w, const struct frame_header *h, const void *pa
 	    ret_pages->first_unit != asked->word * WORD_UNITS ||
 	    (ret_pages->data_mask | ret_pages->zero_mask) != asked->want_mask)
 		return error_set(err, -EPROTO,
-				 "PAGES for request %llu (region %u, unit %llu) are not what "
-				 "request %llu (region %u, unit %llu) asked for",
-				 (unsigned long long)h->request_id, ret_pages->region,
-				 (unsigned long long)ret_pages->first_unit,
-				 (unsigned long long)(w->next_id - w->n), asked->region,
-				 (unsigned long long)(asked->word * WORD_UNITS));
+		                 "PAGES for request %llu (region %u, unit %llu) are not what "
+		                 "request %llu (region %u, unit %llu) asked for",
+		                 (unsigned long long)h->request_id, ret_pages->region,
+		                 (unsigned long long)ret_pages->first_unit,
+		                 (unsigned long long)(w->next_id - w->n), asked->region,
+		                 (unsigned long long)(asked->word * WORD_UNITS));
 	return window_drop(w, ret_item) ? 0 : -EPROTO;
 }
 

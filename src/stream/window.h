@@ -37,8 +37,8 @@ size_t window_ask(struct window *w, const struct scheduler_item *item, void *buf
  * Return: 0; -EPROTO with @err set.
  */
 int window_answer(struct window *w, const struct frame_header *h, const void *payload,
-		  struct frame_pages *ret_pages, struct scheduler_item *ret_item,
-		  struct error *err);
+                  struct frame_pages *ret_pages, struct scheduler_item *ret_item,
+                  struct error *err);
 
 /* Take out the oldest GET, unanswered. Return: false where there is none. */
 bool window_drop(struct window *w, struct scheduler_item *ret_item);

@@ -39,7 +39,7 @@ int unix_listen(const char *path, int type, const char *what, struct error *err)
 
 	if (!*path || strlen(path) >= sizeof addr.sun_path)
 		return error_set(err, -ENAMETOOLONG, "%s \"%s\": must be 1..%zu bytes", what, path,
-				 sizeof addr.sun_path - 1);
+		                 sizeof addr.sun_path - 1);
 	strcpy(addr.sun_path, path);
 	rc = remove_stale(&addr, type);
 	if (rc)

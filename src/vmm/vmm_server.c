@@ -13,7 +13,7 @@ struct vmm_conn {
 	struct vmm_conn *next;
 	uv_poll_t poll;
 	int fd;
-	pid_t pid; /* of who connected, for the log */
+	pid_t pid;   /* of who connected, for the log */
 	void *owner; /* NULL before ATTACH and after disown */
 	bool attached;
 };
@@ -79,7 +79,7 @@ void vmm_conn_disown(struct vmm_conn *conn)
 }
 
 static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int *fds,
-			 size_t n_fds, struct error *err)
+                         size_t n_fds, struct error *err)
 {
 	struct vmm_server *server = conn->server;
 	struct vmm_attach attach = { .msg = msg, .fds = fds, .n_fds = n_fds };
@@ -97,7 +97,7 @@ static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, 
 }
 
 static int handle_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int *fds,
-			  size_t n_fds, struct error *err)
+                          size_t n_fds, struct error *err)
 {
 	int none = -1;
 
@@ -163,7 +163,7 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 	conn = server->n_conns < VMM_CONNS_MAX ? calloc(1, sizeof *conn) : NULL;
 	if (!conn || uv_poll_init(poll->loop, &conn->poll, fd)) {
 		log_warning("VMM (pid %d) refused: %u are connected", (int)peer_pid(fd),
-			    server->n_conns);
+		            server->n_conns);
 		free(conn);
 		close(fd);
 		return;
@@ -179,7 +179,7 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 }
 
 int vmm_server_new(uv_loop_t *loop, const char *path, const struct vmm_server_ops *ops, void *arg,
-		   struct vmm_server **ret, struct error *err)
+                   struct vmm_server **ret, struct error *err)
 {
 	int fd = unix_listen(path, SOCK_SEQPACKET, "VMM socket", err);
 	struct vmm_server *server;

@@ -36,8 +36,8 @@ struct vmm_server_ops {
 	 * A VMM wants in. Return: 0, and the owner for the calls below in *@ret_owner; or
 	 * a negative errno with @err set, which the VMM is told.
 	 */
-	int (*attach)(void *arg, struct vmm_conn *conn, struct vmm_attach *attach,
-		      void **ret_owner, struct error *err);
+	int (*attach)(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
+	              struct error *err);
 	/*
 	 * A message after ATTACH. @fd is its descriptor, -1 for none; the owner takes it by
 	 * setting it to -1. Return: 0, or -errno with @err set: the VMM is told and cut off.
@@ -53,7 +53,7 @@ struct vmm_server_ops {
  * @arg: for ops->attach
  */
 int vmm_server_new(uv_loop_t *loop, const char *path, const struct vmm_server_ops *ops, void *arg,
-		   struct vmm_server **ret, struct error *err);
+                   struct vmm_server **ret, struct error *err);
 
 /* Cuts all VMMs off, without telling their owners. Memory goes when the loop has run on. */
 void vmm_server_close(struct vmm_server *server);
