@@ -252,6 +252,18 @@ static size_t pack_units(uint64_t want, uint8_t *data, struct frame_pages *pages
 	return (size_t)(to - data);
 }
 
+static void count_answer(struct page_source_stats *stats, const struct frame_pages *pages,
+                         size_t bytes)
+{
+	uint64_t data = (uint64_t)__builtin_popcountll(pages->data_mask);
+	uint64_t zero = (uint64_t)__builtin_popcountll(pages->zero_mask);
+
+	atomic_fetch_add_explicit(&stats->requests, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&stats->pages, data, memory_order_relaxed);
+	atomic_fetch_add_explicit(&stats->zero_pages, zero, memory_order_relaxed);
+	atomic_fetch_add_explicit(&stats->bytes, bytes, memory_order_relaxed);
+}
+
 /* @tx: PAGES_HEAD bytes, then room for a word. */
 static int answer_get(struct page_source *s, struct conn *c, uint64_t request_id,
                       const struct frame_get *get, uint8_t *tx, struct error *err)
@@ -264,17 +276,10 @@ static int answer_get(struct page_source *s, struct conn *c, uint64_t request_id
 		return rc;
 	len = pack_units(get->want_mask, tx + PAGES_HEAD, &pages);
 	frame_pages_encode(&pages, request_id, tx);
+	/* Before it is sent: who has the answer finds it counted. */
+	count_answer(&s->stats, &pages, PAGES_HEAD + len);
 	rc = conn_send(c, tx, PAGES_HEAD + len);
-	if (rc)
-		return error_errno(err, rc, "connection");
-	atomic_fetch_add_explicit(&s->stats.requests, 1, memory_order_relaxed);
-	atomic_fetch_add_explicit(&s->stats.pages, (uint64_t)__builtin_popcountll(pages.data_mask),
-	                          memory_order_relaxed);
-	atomic_fetch_add_explicit(&s->stats.zero_pages,
-	                          (uint64_t)__builtin_popcountll(pages.zero_mask),
-	                          memory_order_relaxed);
-	atomic_fetch_add_explicit(&s->stats.bytes, PAGES_HEAD + len, memory_order_relaxed);
-	return 0;
+	return rc ? error_errno(err, rc, "connection") : 0;
 }
 
 /*
