@@ -2,7 +2,7 @@
 /*
  * A pull that takes over from a process that was killed: its fault thread had read the faults'
  * events and taken them along, one of its fills was half done. Nobody may stay asleep, and
- * nobody may see anything but the right page.
+ * nobody may see anything but the right page. And a pull whose VMM changes its mappings meanwhile.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -346,6 +346,65 @@ static void take_over(enum postcopy_memory kind, enum resolver_map map)
 	guest_deinit(&g);
 }
 
+static void assert_page(const struct source *s, const uint8_t *at, unsigned int page)
+{
+	assert_memory_equal(at, s->content + (size_t)page * UNIT_BYTES, UNIT_BYTES);
+}
+
+/*
+ * What the VMM may do to its mappings while a pull runs. Each of these calls returns only when the
+ * fault thread has read its event; each page touched afterwards is a fault.
+ */
+static void test_vmm_changes_its_mappings(void **state)
+{
+	static const uint8_t zeroes[UNIT_BYTES];
+	struct error err = ERROR_INIT;
+	struct source s = { 0 };
+	int complete_fd = eventfd(0, EFD_CLOEXEC);
+	uint8_t *moved;
+	struct guest g;
+	struct pull *p;
+
+	(void)state;
+	if (!guest_init(&g, POSTCOPY_MEMORY_MEMFD, SIZE))
+		skip();
+	s.content = calloc(1, SIZE);
+	fill_content(s.content);
+	source_start(&s, &g);
+	p = make_pull(&g, -1, RESOLVER_MAP_EAGER, &complete_fd);
+	assert_non_null(p);
+	if (pull_connect(p, &s.target, s.client_side.context, &s.hello, s.epoch, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(pull_start(p), 0);
+	assert_page(&s, g.addr + 3 * UNIT_BYTES, 3);
+
+	moved = mmap(NULL, SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_true(mremap(g.addr, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, moved) == moved);
+	g.addr = moved;
+	assert_page(&s, moved + 3 * UNIT_BYTES, 3);
+	assert_page(&s, moved + 702 * UNIT_BYTES, 702);
+
+	/* Discarded before it came: zero, whatever the source has. */
+	assert_int_equal(madvise(moved + 800 * UNIT_BYTES, 2 * UNIT_BYTES, MADV_REMOVE), 0);
+	assert_memory_equal(moved + 800 * UNIT_BYTES, zeroes, UNIT_BYTES);
+	assert_int_equal(munmap(moved + 900 * UNIT_BYTES, 10 * UNIT_BYTES), 0);
+	assert_page(&s, moved + 950 * UNIT_BYTES, 950);
+
+	assert_int_equal(pull_start_bulk(p), 0);
+	assert_true(readable(complete_fd, TIMEOUT_MS));
+	assert_int_equal(pull_finish(p, &err), 0);
+	assert_memory_equal(moved, s.content, 800 * UNIT_BYTES);
+	assert_memory_equal(moved + 801 * UNIT_BYTES, zeroes, UNIT_BYTES);
+	assert_page(&s, moved + 899 * UNIT_BYTES, 899);
+	assert_memory_equal(moved + 910 * UNIT_BYTES, s.content + 910 * UNIT_BYTES,
+	                    SIZE - 910 * UNIT_BYTES);
+	pull_free(p);
+	source_stop(&s);
+	close(complete_fd);
+	free(s.content);
+	guest_deinit(&g);
+}
+
 static void test_memfd_eager(void **state)
 {
 	(void)state;
@@ -373,6 +432,7 @@ static void test_guest_memfd_lazy(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_vmm_changes_its_mappings),
 		cmocka_unit_test(test_memfd_eager),
 		cmocka_unit_test(test_memfd_lazy),
 		cmocka_unit_test(test_guest_memfd_eager),
