@@ -19,6 +19,7 @@
 #include "mem/probe.h"
 
 #define IDLE_FAULTS_WITH_FLOORS 500
+#define DEFAULT_STREAMS_MAX 4
 /* What a daemon, a VMM and the floors take beside the guest's memory. */
 #define SPARE_BYTES (1ull << 30)
 
@@ -30,7 +31,6 @@ static const struct bench_options bench_defaults = {
 	.map = "auto",
 	.memory_bytes = 1ull << 30,
 	.vcpus = 2,
-	.streams = 4,
 	.write_percent = 50,
 	.zero_percent = 10,
 	.seed = 1,
@@ -48,7 +48,8 @@ static const struct option_spec bench_specs[] = {
 	  "what the guest does: sequential, random, hotcold or idle (random)",
 	  .choices = { "sequential", "random", "hotcold", "idle" } },
 	{ "vcpus", OPTION_UINT, BENCH(vcpus), "N", "of the guest, up to 8 (2)", 1, 8 },
-	{ "streams", OPTION_UINT, BENCH(streams), "N", "bulk connections (4)", 1, 16 },
+	{ "streams", OPTION_UINT, BENCH(streams), "N",
+	  "bulk connections (4, or the number of CPUs where\nthat is less)", 1, 16 },
 	{ "map", OPTION_CHOICE, BENCH(map), "auto|eager|lazy",
 	  "map pages into the guest ahead of its touch (auto)",
 	  .choices = { "auto", "eager", "lazy" } },
@@ -272,6 +273,14 @@ static int bench_all(struct bench *b, const struct ctl_common *common)
 	return good ? CTL_OK : command_failed(&bench_command, &err);
 }
 
+/* As the daemon's own default (rpc/control.h). */
+static uint64_t default_streams(void)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return cpus > 0 && cpus < DEFAULT_STREAMS_MAX ? (uint64_t)cpus : DEFAULT_STREAMS_MAX;
+}
+
 static int bench_run(const struct ctl_common *common, const char *operand, const void *args)
 {
 	struct bench_options options = *(const struct bench_options *)args;
@@ -285,6 +294,8 @@ static int bench_run(const struct ctl_common *common, const char *operand, const
 	int r;
 
 	(void)operand;
+	if (!options.streams)
+		options.streams = default_streams();
 	if (options.idle_faults == UINT64_MAX)
 		options.idle_faults = options.floors ? IDLE_FAULTS_WITH_FLOORS : 0;
 	r = bench_all(&b, common);

@@ -12,7 +12,8 @@
  * 64 KiB at most.
  *
  *   Prepare    {id, role: "source"|"destination", token: 64 hex digits,
- *               source: "host:port" (destination), streams: 1..16 (destination, default 4),
+ *               source: "host:port" (destination), streams: 1..16 (destination; default 4, or
+ *               the number of CPUs where that is less),
  *               map: "auto"|"eager"|"lazy" (destination), bulk: bool (destination),
  *               prefetch: bool (destination)} -> migration. The same Prepare again changes nothing.
  *   Start      {id, switchover: bool (default true)} -> migration. Connects ("warming"), and

@@ -4,10 +4,11 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "rpc/migration_json.h"
 
-#define DEFAULT_STREAMS 4
+#define DEFAULT_STREAMS_MAX 4
 
 const char *methods_code(int code)
 {
@@ -136,6 +137,14 @@ static int parse_map(struct json_object *params, struct migration_params *p, str
 	return 0;
 }
 
+/* More bulk threads than CPUs bring little, and faults wait behind them for a core. */
+static unsigned int default_streams(void)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return cpus > 0 && cpus < DEFAULT_STREAMS_MAX ? (unsigned int)cpus : DEFAULT_STREAMS_MAX;
+}
+
 static int parse_destination(struct json_object *params, struct migration_params *p,
                              struct error *err)
 {
@@ -148,7 +157,7 @@ static int parse_destination(struct json_object *params, struct migration_params
 	if (!rc && conn_target_parse(source, &p->source, err))
 		rc = error_prefix(err, "source");
 	if (!rc)
-		rc = get_uint(params, "streams", DEFAULT_STREAMS, &p->streams, err);
+		rc = get_uint(params, "streams", default_streams(), &p->streams, err);
 	if (!rc)
 		rc = parse_map(params, p, err);
 	if (!rc)
