@@ -162,20 +162,27 @@ static void note_latency(struct fault_thread *ft, const struct fault *f)
 	atomic_store_explicit(&stats->n_dots, n + 1, memory_order_release);
 }
 
-/* The page is all there: have its vCPUs run again and forget the fault. */
-static void resolve(struct fault_thread *ft, struct fault *f)
+/*
+ * The page is all there: have its vCPUs run again and forget the fault.
+ * Return: false where it can't be mapped now: the fault stays and is looked at again.
+ */
+static bool resolve(struct fault_thread *ft, struct fault *f)
 {
 	int rc = resolver_map_page(&ft->caller, f->region, f->first_unit);
 
-	if (rc && rc != -ESRCH)
-		log_error("migration %s: UFFDIO_CONTINUE of region %u, unit %llu: %s",
+	if (rc && rc != -ESRCH) {
+		log_error("migration %s: mapping region %u, unit %llu: %s; trying again",
 		          ft->pull->config.id, f->region, (unsigned long long)f->first_unit,
 		          strerror(-rc));
+		ft->fill_failed = clock_now_ns();
+		return false;
+	}
 	if (!f->counted)
 		stat_add(&ft->pull->stats.faults_minor, 1);
 	else
 		note_latency(ft, f);
 	fault_table_remove(&ft->table, f);
+	return true;
 }
 
 static void count_remote(struct fault_thread *ft, struct fault *f)
@@ -240,8 +247,9 @@ static void serve_faults(struct fault_thread *ft)
 		struct fault *f = &ft->table.faults[i];
 
 		if (!f->asked && page_state_want(p->state, f->region, f->first_unit)) {
-			/* Moves another fault to this place. */
-			resolve(ft, f);
+			/* Resolved, it leaves its place to another fault. */
+			if (!resolve(ft, f))
+				i++;
 			continue;
 		}
 		if (ft->conn && !window_full(&ft->window))

@@ -155,16 +155,29 @@ static bool fills_by_copy(const struct resolver *r, const struct resolver_batch 
 	}
 }
 
+/* Whether the VMM has the unit mapped, as far as its events have told. */
+static bool is_mapped(struct resolver *r, uint32_t region, uint64_t offset)
+{
+	uint64_t addr, skip, len;
+
+	pthread_rwlock_rdlock(&r->map_lock);
+	len = addrmap_locate(&r->addrmap, region, offset, UNIT_BYTES, &addr, &skip);
+	pthread_rwlock_unlock(&r->map_lock);
+	return len;
+}
+
 /*
- * One unit that UFFDIO_COPY can't place: the VMM has unmapped it, or its file has the page
- * already (somebody has read the hole; it is not mapped, for the claim is ours). Shared
- * memory gets its content all the same. For anonymous memory there is no place left.
+ * One unit that UFFDIO_COPY can't place, by @result: the VMM has unmapped it, or its file has the
+ * page already (somebody has read the hole; it is not mapped, for the claim is ours). Shared
+ * memory gets its content all the same. Anonymous memory that is unmapped has no place left;
+ * where only the kernel says so, it may have moved, and the event that tells where to is on its
+ * way: the unit is missing as before and is tried again.
  */
-static int fill_behind(struct resolver *r, uint32_t region, uint64_t offset, const uint8_t *data,
-                       struct memory_filled *filled)
+static int fill_behind(struct resolver *r, uint32_t region, uint64_t offset, int result,
+                       const uint8_t *data, struct memory_filled *filled)
 {
 	if (r->table->regions[region].memory == POSTCOPY_MEMORY_ANONYMOUS)
-		return 0;
+		return result == UFFD_UNMAPPED && is_mapped(r, region, offset) ? -EAGAIN : 0;
 	return memory_fill(r->memories[region], offset, data, UNIT_BYTES, true, filled);
 }
 
@@ -207,7 +220,8 @@ static int copy_run(const struct resolver_caller *caller, uint32_t region, uint6
 
 		*ret_done += done;
 		if (result == UFFD_EXISTS || result == UFFD_UNMAPPED) {
-			rc = fill_behind(r, region, offset + *ret_done, data + *ret_done, filled);
+			rc = fill_behind(r, region, offset + *ret_done, result, data + *ret_done,
+			                 filled);
 			if (!rc)
 				*ret_done += UNIT_BYTES;
 		} else if (result == UFFD_AGAIN && !done) {

@@ -7,7 +7,8 @@
  * daemon's own (the alias), which no userfaultfd watches:
  *
  *   memory       source reads by      fill                            make a zero page
- *   memfd        pread()              pwrite()                        UFFDIO_ZEROPAGE
+ *   memfd        pread()              pwrite(), or UFFDIO_COPY        UFFDIO_ZEROPAGE
+ *                                     by the resolver
  *   hugetlb      pread()              memcpy to the alias             touch the alias
  *   guest_memfd  memcpy from alias    bulk: pwrite() where the        touch the alias
  *                                     kernel has it, else memcpy;

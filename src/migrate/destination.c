@@ -199,7 +199,8 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 		migration_order(m, ORDER_RESUMED);
 		return 0;
 	}
-	if (msg->type == VMM_WIRE_ERROR && has_vmstate && !m->resumed_ns) {
+	/* After LOADED its vCPUs may run: nothing that it says then proves the contrary. */
+	if (msg->type == VMM_WIRE_ERROR && has_vmstate && !m->loaded_ns) {
 		fail_load(m, msg->text);
 		return 0;
 	}

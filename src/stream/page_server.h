@@ -71,7 +71,7 @@ void page_source_set_vmstate(struct page_source *s, int fd, uint64_t len, uint64
 /* The guest can't be paused: tell the destination why. It may ask again. */
 void page_source_refuse(struct page_source *s, const struct error *why);
 
-/* The guest runs on here: reading is over. */
+/* Reading is over, and no op is called any more: the owner may go. */
 void page_source_withdraw(struct page_source *s);
 
 const struct page_source_stats *page_source_stats(const struct page_source *s);
@@ -79,7 +79,7 @@ const struct page_source_stats *page_source_stats(const struct page_source *s);
 /* Whether a destination holds a control connection. */
 bool page_source_is_connected(const struct page_source *s);
 
-/* Whether the caller's reference is the last: no connection will call the ops any more. */
+/* Whether the caller's reference is the last: no connection holds its memory any more. */
 bool page_source_is_idle(const struct page_source *s);
 
 /*

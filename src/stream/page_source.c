@@ -117,6 +117,15 @@ bool page_source_is_connected(const struct page_source *s)
 	return atomic_load(&s->controls);
 }
 
+/* News for the owner, who may be gone once it has withdrawn the source. */
+static void tell(struct page_source *s, void (*op)(void *arg))
+{
+	pthread_mutex_lock(&s->lock);
+	if (!s->withdrawn)
+		op(s->arg);
+	pthread_mutex_unlock(&s->lock);
+}
+
 bool page_source_is_idle(const struct page_source *s)
 {
 	return atomic_load(&s->refs) == 1;
@@ -334,7 +343,7 @@ static int wait_vmstate(struct page_source *s, struct error *err)
 	int rc = 0;
 
 	pthread_mutex_lock(&s->lock);
-	if (s->phase == SOURCE_RUNNING) {
+	if (s->phase == SOURCE_RUNNING && !s->withdrawn) {
 		s->phase = SOURCE_SWITCHING;
 		s->refused = ERROR_INIT;
 		s->ops->switchover(s->arg);
@@ -394,7 +403,7 @@ static int abort_source(struct page_source *s, struct error *err)
 		return error_set(err, -EPROTO,
 		                 "migration \"%s\": ABORT after the guest ran at the destination",
 		                 s->id);
-	s->ops->aborted(s->arg);
+	tell(s, s->ops->aborted);
 	return 0;
 }
 
@@ -412,13 +421,13 @@ static int serve_control_frame(struct page_source *s, struct conn *c, const stru
 		pthread_mutex_lock(&s->lock);
 		s->resumed = true;
 		pthread_mutex_unlock(&s->lock);
-		s->ops->resumed(s->arg);
+		tell(s, s->ops->resumed);
 		return 0;
 	case FRAME_COMPLETE:
 		if (!atomic_load(&s->readable))
 			break;
 		rc = conn_send_plain(c, FRAME_COMPLETE_ACK);
-		s->ops->complete(s->arg);
+		tell(s, s->ops->complete);
 		return rc ? error_errno(err, rc, "connection: COMPLETE_ACK") : 0;
 	case FRAME_ABORT:
 		rc = abort_source(s, err);
@@ -440,14 +449,14 @@ static int serve_control(struct page_source *s, struct conn *c, struct error *er
 	int rc;
 
 	atomic_fetch_add(&s->controls, 1);
-	s->ops->connected(s->arg);
+	tell(s, s->ops->connected);
 	do {
 		rc = conn_next_frame(c, &h, &payload, err);
 		if (!rc)
 			rc = serve_control_frame(s, c, &h, err);
 	} while (!rc);
 	atomic_fetch_sub(&s->controls, 1);
-	s->ops->connected(s->arg);
+	tell(s, s->ops->connected);
 	return rc;
 }
 

@@ -110,27 +110,51 @@ static int handle_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg,
 	return conn->server->ops->message(conn->owner, msg, n_fds ? &fds[0] : &none, err);
 }
 
+/* One message. Return: 0; -EAGAIN where there is none; or why the VMM is to be cut off. */
+static int read_message(struct vmm_conn *conn, struct error *err)
+{
+	int fds[VMM_WIRE_FDS_MAX];
+	struct vmm_wire_msg msg;
+	size_t n_fds = 0;
+	int rc = vmm_wire_recv(conn->fd, MSG_DONTWAIT, &msg, fds, &n_fds, err);
+
+	if (!rc)
+		rc = handle_message(conn, &msg, fds, n_fds, err);
+	for (size_t i = 0; i < n_fds; i++)
+		close_fd(&fds[i]);
+	return rc;
+}
+
+/*
+ * libuv reports a hang-up with an error once, and then no more; the socket reports that it was
+ * reset before it gives what was said until then, LOADED perhaps. So all of it is read here.
+ */
+static int read_last_messages(struct vmm_conn *conn, struct error *err)
+{
+	bool reset = false;
+	int rc;
+
+	do {
+		rc = read_message(conn, err);
+		if (rc == -ECONNRESET && !reset) {
+			reset = true;
+			rc = 0;
+		}
+	} while (!rc);
+	return rc == -EAGAIN ? -EPIPE : rc;
+}
+
 static void on_readable(uv_poll_t *poll, int status, int events)
 {
 	struct vmm_conn *conn = poll->data;
-	int fds[VMM_WIRE_FDS_MAX];
 	struct error err = ERROR_INIT;
-	struct vmm_wire_msg msg;
-	size_t n_fds = 0;
 	int rc;
 
 	(void)events;
-	/* A hang-up comes as an error status; what was said before it is still to be read. */
-	rc = vmm_wire_recv(conn->fd, MSG_DONTWAIT, &msg, fds, &n_fds, &err);
-	if (rc == -EAGAIN && status >= 0)
-		return;
-	if (rc == -EAGAIN)
-		rc = -EPIPE;
-	if (!rc)
-		rc = handle_message(conn, &msg, fds, n_fds, &err);
-	for (size_t i = 0; i < n_fds; i++)
-		close_fd(&fds[i]);
-	if (!rc)
+	rc = status < 0 ? read_last_messages(conn, &err) : read_message(conn, &err);
+	if (rc == -ECONNRESET)
+		rc = read_last_messages(conn, &err);
+	if (!rc || rc == -EAGAIN)
 		return;
 	if (rc != -EPIPE && rc != -ECONNRESET) {
 		if (!err.code)
