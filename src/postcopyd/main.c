@@ -70,6 +70,7 @@ static int daemon_open(struct daemon *d, struct error *err)
 	struct migrations_config config;
 	int rc = watch_signals(d, err);
 
+	d->options.tls.alpn = STREAM_ALPN;
 	if (!rc)
 		rc = tls_context_new(&d->options.tls, &d->tls, err);
 	if (!rc && d->options.listen)

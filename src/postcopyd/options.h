@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "stream/tls.h"
+#include "tls/tls.h"
 #include "util/log.h"
 
 struct options {

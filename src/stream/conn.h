@@ -10,7 +10,7 @@
 
 #include "stream/frame.h"
 #include "stream/hello.h"
-#include "stream/tls.h"
+#include "tls/tls.h"
 
 /* How long the peer may take for the TCP connect, the TLS handshake and the HELLO, each. */
 #define CONN_OPEN_TIMEOUT_MS 5000

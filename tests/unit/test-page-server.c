@@ -834,7 +834,9 @@ static int group_setup(void **state)
 	snprintf(cert, sizeof cert, "%s/%s", dir, PKI_SOURCE_CERT);
 	snprintf(key, sizeof key, "%s/%s", dir, PKI_SOURCE_KEY);
 	snprintf(ca, sizeof ca, "%s/%s", dir, PKI_CA);
-	config = (struct tls_config){ .cert_path = cert, .key_path = key, .ca_path = ca };
+	config = (struct tls_config){
+		.alpn = STREAM_ALPN, .cert_path = cert, .key_path = key, .ca_path = ca
+	};
 	if (tls_context_new(&config, &tls, &err)) {
 		print_message("TLS: %s\n", err.text);
 		return -1;

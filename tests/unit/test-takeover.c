@@ -87,7 +87,8 @@ static void make_tls(struct tls_side *side, const char *dir, const char *cert, c
 	snprintf(side->paths[0], sizeof side->paths[0], "%s/%s", dir, cert);
 	snprintf(side->paths[1], sizeof side->paths[1], "%s/%s", dir, key);
 	snprintf(side->paths[2], sizeof side->paths[2], "%s/%s", dir, PKI_CA);
-	side->config = (struct tls_config){ .cert_path = side->paths[0],
+	side->config = (struct tls_config){ .alpn = STREAM_ALPN,
+		                            .cert_path = side->paths[0],
 		                            .key_path = side->paths[1],
 		                            .ca_path = side->paths[2] };
 	if (tls_context_new(&side->config, &side->context, &err))

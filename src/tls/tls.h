@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * TLS 1.3, mutual, over a connected TCP socket. The only file that knows OpenSSL.
+ * TLS 1.3, mutual, over a connected TCP socket. Only this directory knows OpenSSL.
  *
  * A context holds this host's certificate and key, the authority that peers must be
  * signed by, and the names (SAN: URI or DNS) that may speak to us; it serves both
  * directions. A connection belongs to one thread. On a blocking socket calls block;
  * on a non-blocking one they return -EAGAIN and are to be called again after poll().
  */
-#ifndef STREAM_TLS_H
-#define STREAM_TLS_H
+#ifndef TLS_TLS_H
+#define TLS_TLS_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -19,6 +19,7 @@
 #define TLS_NAMES_MAX 64
 
 struct tls_config {
+	const char *alpn;                         /* the protocol inside: "postcopy/1", "h2" */
 	const char *cert_path;                    /* PEM, this host's certificate and its chain */
 	const char *key_path;                     /* PEM, its private key */
 	const char *ca_path;                      /* PEM, the authorities of the peers */

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tls/tls_internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <openssl/err.h>
+
+/* What goes out in one write(): more than the largest answer with the overhead of its records; and
+ * a window of requests. */
+#define ANSWER_BUFFER_BYTES (320 * 1024)
+#define REQUEST_BUFFER_BYTES (16 * 1024)
+
+struct tls {
+	SSL *ssl;
+	int fd;
+	char description[64];
+	char peer_name[256];
+};
+
+static int handshake_error(struct tls *tls, int ret, int saved_errno, struct error *err)
+{
+	long verify = SSL_get_verify_result(tls->ssl);
+
+	if (SSL_get_error(tls->ssl, ret) == SSL_ERROR_SYSCALL || saved_errno == EAGAIN) {
+		ERR_clear_error();
+		if (saved_errno == EAGAIN)
+			return error_set(err, -ETIMEDOUT, "TLS handshake: the peer is silent");
+		if (saved_errno)
+			return error_errno(err, -saved_errno, "TLS handshake");
+		return error_set(err, -ECONNRESET, "TLS handshake: the peer closed");
+	}
+	if (verify != X509_V_OK) {
+		ERR_clear_error();
+		return error_set(err, -EACCES, "TLS: the peer's certificate is refused: %s",
+		                 X509_verify_cert_error_string(verify));
+	}
+	return error_set(err, -EPROTO, "TLS handshake: %s", tls_reason());
+}
+
+/*
+ * Records are gathered and go to the socket in one write(): an answer of 256 KiB has 16 of them,
+ * and each write() would wake the whole network stack anew.
+ */
+static bool attach_socket(SSL *ssl, int fd, bool server)
+{
+	BIO *socket = BIO_new_socket(fd, BIO_NOCLOSE);
+	BIO *gather = BIO_new(BIO_f_buffer());
+
+	if (!socket || !gather ||
+	    BIO_set_write_buffer_size(gather,
+	                              server ? ANSWER_BUFFER_BYTES : REQUEST_BUFFER_BYTES) != 1) {
+		BIO_free(socket);
+		BIO_free(gather);
+		return false;
+	}
+	SSL_set0_rbio(ssl, socket);
+	BIO_up_ref(socket);
+	SSL_set0_wbio(ssl, BIO_push(gather, socket));
+	return true;
+}
+
+int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret, struct error *err)
+{
+	struct tls *tls = calloc(1, sizeof *tls);
+	int rc;
+
+	if (!tls)
+		return error_set(err, -ENOMEM, "TLS: out of memory");
+	tls->fd = fd;
+	tls->ssl = SSL_new(server ? ctx->server : ctx->client);
+	if (!tls->ssl || !attach_socket(tls->ssl, fd, server)) {
+		rc = error_set(err, -ENOMEM, "TLS: %s", tls_reason());
+		goto fail;
+	}
+	errno = 0;
+	rc = server ? SSL_accept(tls->ssl) : SSL_connect(tls->ssl);
+	if (rc != 1) {
+		rc = handshake_error(tls, rc, errno, err);
+		goto fail;
+	}
+	rc = tls_check_peer(ctx, tls->ssl, tls->peer_name, sizeof tls->peer_name, err);
+	if (rc)
+		goto fail;
+	snprintf(tls->description, sizeof tls->description, "%s %s", SSL_get_version(tls->ssl),
+	         SSL_get_cipher_name(tls->ssl));
+	*ret = tls;
+	return 0;
+fail:
+	tls_free(tls);
+	return rc;
+}
+
+struct tls *tls_free(struct tls *tls)
+{
+	if (!tls)
+		return NULL;
+	SSL_free(tls->ssl);
+	free(tls);
+	return NULL;
+}
+
+/* What a failed SSL_read() or SSL_write() means; 0 for an orderly end. */
+static int io_error(struct tls *tls, int ret, int saved_errno)
+{
+	int reason = SSL_get_error(tls->ssl, ret);
+
+	if (reason == SSL_ERROR_WANT_READ || reason == SSL_ERROR_WANT_WRITE)
+		return -EAGAIN;
+	ERR_clear_error();
+	if (reason == SSL_ERROR_ZERO_RETURN)
+		return 0;
+	if (reason == SSL_ERROR_SYSCALL)
+		return saved_errno ? -saved_errno : -ECONNRESET;
+	return -EPROTO;
+}
+
+ssize_t tls_read(struct tls *tls, void *buf, size_t len)
+{
+	size_t n;
+	int ret;
+
+	errno = 0;
+	ret = SSL_read_ex(tls->ssl, buf, len, &n);
+	return ret == 1 ? (ssize_t)n : io_error(tls, ret, errno);
+}
+
+bool tls_pending(const struct tls *tls)
+{
+	return SSL_has_pending(tls->ssl);
+}
+
+static int wait_writable(const struct tls *tls)
+{
+	struct pollfd fd = { .fd = tls->fd, .events = POLLOUT };
+
+	return poll(&fd, 1, -1) < 0 && errno != EINTR ? -errno : 0;
+}
+
+/* Have what was gathered go out. */
+static int flush(struct tls *tls)
+{
+	BIO *gather = SSL_get_wbio(tls->ssl);
+
+	for (;;) {
+		int rc;
+
+		errno = 0;
+		if (BIO_flush(gather) > 0)
+			return 0;
+		if (!BIO_should_retry(gather))
+			return errno ? -errno : -EPIPE;
+		rc = wait_writable(tls);
+		if (rc)
+			return rc;
+	}
+}
+
+int tls_write(struct tls *tls, const void *buf, size_t len)
+{
+	const char *from = buf;
+
+	while (len) {
+		size_t n;
+		int ret, rc;
+
+		errno = 0;
+		ret = SSL_write_ex(tls->ssl, from, len, &n);
+		if (ret == 1) {
+			from += n;
+			len -= n;
+			continue;
+		}
+		rc = io_error(tls, ret, errno);
+		if (rc == -EAGAIN)
+			rc = wait_writable(tls);
+		else if (!rc)
+			rc = -EPIPE;
+		if (rc)
+			return rc;
+	}
+	return flush(tls);
+}
+
+void tls_thread_end(void)
+{
+	OPENSSL_thread_stop();
+}
+
+const char *tls_description(const struct tls *tls)
+{
+	return tls->description;
+}
+
+const char *tls_peer_name(const struct tls *tls)
+{
+	return tls->peer_name;
+}

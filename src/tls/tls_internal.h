@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of this directory share: OpenSSL's own types end here. */
+#ifndef TLS_TLS_INTERNAL_H
+#define TLS_TLS_INTERNAL_H
+
+#include <openssl/ssl.h>
+
+#include "tls/tls.h"
+
+#define TLS_ALPN_MAX 32
+
+struct tls_context {
+	SSL_CTX *server;
+	SSL_CTX *client;
+	const struct tls_config *config;
+	unsigned char alpn_wire[TLS_ALPN_MAX]; /* the name's length, then the name */
+};
+
+/* The newest reason in OpenSSL's queue, and the queue emptied. */
+const char *tls_reason(void);
+
+/*
+ * tls_check_peer() - after the handshake: its name and its protocol
+ * @name: the name that was allowed, or the one that was not
+ *
+ * Return: 0; -EACCES, -EPROTO with @err set.
+ */
+int tls_check_peer(const struct tls_context *ctx, SSL *ssl, char *name, size_t size,
+                   struct error *err);
+
+#endif
