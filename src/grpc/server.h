@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A gRPC server: HTTP/2 by nghttp2, on the libuv loop, over unix sockets and TCP with TLS.
+ *
+ * Theory of operation
+ * -------------------
+ * This subsystem knows HTTP/2 and gRPC's framing, and nothing of what is called: methods are
+ * a table of paths and functions from bytes to bytes.
+ *
+ *   listener   accepts; a unix peer is checked by its credentials, a TCP peer by its
+ *              certificate (TLS 1.3, mutual, ALPN "h2"), before its first HTTP/2 byte counts
+ *   connection one nghttp2 session, one uv stream; bytes in -> [TLS] -> nghttp2 -> calls;
+ *              calls -> nghttp2 -> [TLS] -> bytes out. What waits to be written is bounded:
+ *              above the bound nghttp2 is not asked for more, and the peer's window does the rest.
+ *   call       one stream: request headers, one message, then the method is called, which
+ *              sends messages and finishes, at once or later
+ *
+ * Faults first: all of this runs on the loop's thread, which no fault ever waits for.
+ *
+ * Whatever a client does wrong ends its call or its connection with a status it can read, and
+ * nobody else's. Limits: GRPC_MESSAGE_MAX a request, GRPC_HEADERS_MAX of headers,
+ * GRPC_STREAMS_MAX calls a connection, GRPC_CONNECTIONS_MAX connections, a handshake or a request
+ * must arrive within GRPC_REQUEST_TIMEOUT_MS, pings more often than GRPC_PING_MIN_MS end in
+ * GOAWAY (ENHANCE_YOUR_CALM).
+ *
+ * Threads: all on the loop's.
+ */
+#ifndef GRPC_SERVER_H
+#define GRPC_SERVER_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+#include <uv.h>
+
+#include "grpc/status.h"
+#include "tls/tls.h"
+
+#define GRPC_MESSAGE_MAX (4u << 20)
+#define GRPC_HEADERS_MAX 16384u
+#define GRPC_STREAMS_MAX 256u
+#define GRPC_CONNECTIONS_MAX 1024u
+#define GRPC_REQUEST_TIMEOUT_MS 10000u
+#define GRPC_PING_MIN_MS 1000u
+
+struct grpc_server;
+struct grpc_call;
+
+/* Who calls. */
+struct grpc_peer {
+	bool local; /* over a unix socket: uid, gid, pid are the kernel's word */
+	uid_t uid;
+	gid_t gid;
+	pid_t pid;
+	const char *name; /* the certificate's SAN; "uid 0" for a local one */
+};
+
+/*
+ * A method. It must finish the call, now or later; a unary method sends one message before.
+ * @request: one message, valid during the call only
+ */
+struct grpc_method {
+	const char *path; /* "/postcopy.v1.Migrations/Get" */
+	void (*call)(struct grpc_call *call, const uint8_t *request, size_t len, void *arg);
+};
+
+struct grpc_server_config {
+	const struct grpc_method *methods; /* ended by a path of NULL; must outlive the server */
+	void *arg;                         /* for the methods */
+	/* Called at the end of each call; may be NULL. @path is "other" for an unknown one. */
+	void (*finished)(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns);
+};
+
+/* Where to listen. Descriptors that are given are taken over on success. */
+struct grpc_listen_unix {
+	const char *path; /* a stale socket is replaced, one in use refused; mode 0666, for ... */
+	int fd; /* ... credentials decide; or a listening socket (socket activation), else -1 */
+	const gid_t *groups; /* whose members may connect, besides root and our own uid; copied */
+	size_t n_groups;
+};
+
+struct grpc_listen_tls {
+	const char *address; /* "host:port", "[v6]:port"; port 0: any */
+	int fd;              /* or a listening socket, else -1 */
+	/* ALPN "h2", the names that may call; must outlive the server. Read anew at each
+	 * handshake, so that it may be reloaded. */
+	struct tls_context *tls;
+};
+
+int grpc_server_new(uv_loop_t *loop, const struct grpc_server_config *config,
+                    struct grpc_server **ret, struct error *err);
+
+int grpc_server_listen_unix(struct grpc_server *s, const struct grpc_listen_unix *listen,
+                            struct error *err);
+int grpc_server_listen_tls(struct grpc_server *s, const struct grpc_listen_tls *listen,
+                           struct error *err);
+
+/* The TCP port it listens on; 0: none. The listeners' descriptors, borrowed; -1: none. */
+unsigned int grpc_server_port(const struct grpc_server *s);
+int grpc_server_unix_fd(const struct grpc_server *s);
+int grpc_server_tls_fd(const struct grpc_server *s);
+
+/* No new connections or calls: GOAWAY to all; calls that run go on. */
+void grpc_server_drain(struct grpc_server *s);
+
+/* Ends everything: calls that run end as UNAVAILABLE. Memory goes when the loop has run on. */
+void grpc_server_close(struct grpc_server *s);
+
+/* What the server holds, for metrics and leak tests. */
+struct grpc_server_stats {
+	unsigned int connections;
+	unsigned int calls;
+	uint64_t connections_total;
+	uint64_t refused_total; /* peers that were not allowed, limits */
+};
+void grpc_server_get_stats(const struct grpc_server *s, struct grpc_server_stats *ret);
+
+/* Calls, for methods. */
+
+const struct grpc_peer *grpc_call_peer(const struct grpc_call *call);
+
+/*
+ * grpc_call_send() - one message; its bytes are copied
+ *
+ * Never blocks; what the client does not take yet is queued.
+ *
+ * Return: 0 or -ENOMEM, after which the call is to be finished.
+ */
+int grpc_call_send(struct grpc_call *call, const void *message, size_t len);
+
+/* Bytes that were sent but not taken yet: who streams sends no more while there are any. */
+size_t grpc_call_queued(const struct grpc_call *call);
+
+/* @status NULL: OK. After it the call is no longer the method's. */
+void grpc_call_finish(struct grpc_call *call, const struct grpc_status *status);
+
+/*
+ * grpc_call_watch() - for a method that goes on after it has returned
+ * @gone: the client has cancelled, its deadline has passed, its connection is lost, or the
+ *        server closes: the call is no longer the method's. Never after grpc_call_finish().
+ * @writable: all that was queued is taken; may be NULL
+ */
+void grpc_call_watch(struct grpc_call *call, void (*gone)(struct grpc_call *call, void *arg),
+                     void (*writable)(struct grpc_call *call, void *arg), void *arg);
+
+#endif
