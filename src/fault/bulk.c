@@ -42,7 +42,7 @@ static void lose_connection(struct bulk *b, const char *why)
 	conn_free(c);
 	pull_work_changed(p);
 	if (!atomic_load(&p->stopping))
-		log_warning("migration %s: bulk connection lost: %s", p->config.id, why);
+		log_migration_warning(p->config.id, "bulk connection lost: %s", why);
 }
 
 static void dial(struct bulk *b, unsigned int *retry_ms)
@@ -64,7 +64,7 @@ static void dial(struct bulk *b, unsigned int *retry_ms)
 	if (!rc)
 		stat_add(&p->stats.reconnects, 1);
 	else
-		log_debug("migration %s: bulk connection: %s", p->config.id, err.text);
+		log_migration_debug(p->config.id, "bulk connection: %s", err.text);
 }
 
 /* Fill the window. Return: 0 or -errno. */
@@ -123,8 +123,8 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 		return;
 	}
 	scheduler_give_back(p->scheduler, item);
-	log_error("migration %s: filling region %u, word %llu: %s; trying again", p->config.id,
-	          item->region, (unsigned long long)item->word, strerror(-rc));
+	log_migration_error(p->config.id, "filling region %u, word %llu: %s; trying again",
+	                    item->region, (unsigned long long)item->word, strerror(-rc));
 	pthread_mutex_lock(&p->lock);
 	pull_wait_locked(p, REFILL_MS);
 	pthread_mutex_unlock(&p->lock);

@@ -44,7 +44,7 @@ static void on_pagefault(struct fault_thread *ft, uint64_t addr, uint64_t now_ns
 	stat_add(&p->stats.faults, 1);
 	if (!piece) {
 		/* Unmapped between the fault and here: nobody waits for it any more. */
-		log_debug("migration %s: fault outside of guest memory", p->config.id);
+		log_migration_debug(p->config.id, "fault outside of guest memory");
 		return;
 	}
 	unit = (piece->offset + (addr - piece->host_addr)) >> UNIT_SHIFT;
@@ -85,19 +85,19 @@ static void on_event(struct fault_thread *ft, const struct uffd_msg *msg, uint64
 		break;
 	case UFFD_EVENT_FORK:
 		/* The child is not the guest. Without this copy its memory is unwatched. */
-		log_warning("migration %s: the VMM forked; the child does not see absent pages",
-		            p->config.id);
+		log_migration_warning(p->config.id,
+		                      "the VMM forked; the child does not see absent pages");
 		close((int)msg->arg.fork.ufd);
 		return;
 	default:
-		log_warning("migration %s: userfaultfd event %u is unknown", p->config.id,
-		            msg->event);
+		log_migration_warning(p->config.id, "userfaultfd event %u is unknown", msg->event);
 		return;
 	}
 	if (rc)
-		log_error("migration %s: guest memory is mapped in more than %d pieces: some "
-		          "faults can't be served",
-		          p->config.id, ADDRMAP_PIECES_MAX);
+		log_migration_error(p->config.id,
+		                    "guest memory is mapped in more than %d pieces: some "
+		                    "faults can't be served",
+		                    ADDRMAP_PIECES_MAX);
 }
 
 /* Read what events there are, as far as there is room for faults. */
@@ -144,7 +144,7 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 	conn_free(c);
 	if (atomic_load(&p->stopping))
 		return;
-	log_warning("migration %s: urgent connection lost: %s", p->config.id, why);
+	log_migration_warning(p->config.id, "urgent connection lost: %s", why);
 	p->config.stalled(p->config.arg, why);
 }
 
@@ -171,9 +171,9 @@ static bool resolve(struct fault_thread *ft, struct fault *f)
 	int rc = resolver_map_page(&ft->caller, f->region, f->first_unit);
 
 	if (rc && rc != -ESRCH) {
-		log_error("migration %s: mapping region %u, unit %llu: %s; trying again",
-		          ft->pull->config.id, f->region, (unsigned long long)f->first_unit,
-		          strerror(-rc));
+		log_migration_error(ft->pull->config.id,
+		                    "mapping region %u, unit %llu: %s; trying again", f->region,
+		                    (unsigned long long)f->first_unit, strerror(-rc));
 		ft->fill_failed = clock_now_ns();
 		return false;
 	}
@@ -285,9 +285,9 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	int rc = resolver_fill(&ft->caller, &batch, &filled);
 
 	if (rc && rc != -ESRCH)
-		log_error("migration %s: filling region %u at %#llx: %s; trying again",
-		          p->config.id, item->region, (unsigned long long)unit << UNIT_SHIFT,
-		          strerror(-rc));
+		log_migration_error(p->config.id, "filling region %u at %#llx: %s; trying again",
+		                    item->region, (unsigned long long)unit << UNIT_SHIFT,
+		                    strerror(-rc));
 	if (!f)
 		return;
 	f->asked--;
@@ -348,8 +348,8 @@ static void take_deliveries(struct fault_thread *ft)
 	pthread_mutex_unlock(&p->lock);
 	for (unsigned int i = 0; i < n; i++)
 		if (fetch_table_add_channel(&ft->fetches, channels[i]))
-			log_warning("migration %s: more than %u fetch channels", p->config.id,
-			            FETCH_CHANNELS_MAX);
+			log_migration_warning(p->config.id, "more than %u fetch channels",
+			                      FETCH_CHANNELS_MAX);
 }
 
 /* Wait for something to do. Return: whether somebody has left something for us. */

@@ -243,8 +243,7 @@ static int switch_over(struct conductor *k, struct error *err)
 			return rc;
 		if (check_stopped(m, err))
 			return -ECANCELED;
-		log_warning("migration %s: switchover: %s; connecting again", m->params.id,
-		            err->text);
+		log_migration_warning(m->params.id, "switchover: %s; connecting again", err->text);
 		rc = dial_control(k, GOODBYE_FOR_MS, ORDER_STOP | ORDER_CANCEL, err);
 		if (rc)
 			return rc;
@@ -374,8 +373,8 @@ static void give_up(struct conductor *k, const struct error *why)
 		rc = say_goodbye(k, FRAME_ABORT, FRAME_ABORT_ACK, &err);
 	/* A source that doesn't know the migration any more has let its guest run on. */
 	if (rc && rc != -EACCES)
-		log_error("migration %s: the source could not be told to run on: %s", m->params.id,
-		          err.text);
+		log_migration_error(m->params.id, "the source could not be told to run on: %s",
+		                    err.text);
 	migration_post(m, NEWS_FAILED);
 }
 
@@ -402,9 +401,10 @@ void *conductor_main(void *arg)
 		give_up(k, &err);
 	} else {
 		if (say_goodbye(k, FRAME_COMPLETE, FRAME_COMPLETE_ACK, &err))
-			log_warning("migration %s: complete, but the source has not acknowledged "
-			            "and may keep its copy: %s",
-			            m->params.id, err.text);
+			log_migration_warning(m->params.id,
+			                      "complete, but the source has not acknowledged "
+			                      "and may keep its copy: %s",
+			                      err.text);
 		migration_post(m, NEWS_COMPLETE);
 	}
 	set_control(m, NULL);

@@ -164,8 +164,8 @@ static int add_channel(struct migration *m, int *fd, struct error *err)
 	else if (!migration_state_is_final(m->state))
 		rc = pull_add_channel(m->pull, steal_fd(fd));
 	if (rc)
-		log_warning("migration %s: a fetch channel is refused: %s", m->params.id,
-		            strerror(-rc));
+		log_migration_warning(m->params.id, "a fetch channel is refused: %s",
+		                      strerror(-rc));
 	return 0;
 }
 
@@ -194,8 +194,8 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 			.load_ns = m->loaded_ns - m->vmstate_received_ns,
 			.resume_ns = now_ns - m->loaded_ns,
 		};
-		log_info("migration %s: the guest runs here after %llu us of downtime",
-		         m->params.id, (unsigned long long)(m->downtime.total_ns / NSEC_PER_USEC));
+		log_migration_info(m->params.id, "the guest runs here after %llu us of downtime",
+		                   (unsigned long long)(m->downtime.total_ns / NSEC_PER_USEC));
 		migration_order(m, ORDER_RESUMED);
 		return 0;
 	}
@@ -284,8 +284,8 @@ static void tell_attributes(struct migration *m)
 		msg.regions[i].flags = m->attributes[i];
 	pthread_mutex_unlock(&m->lock);
 	if (m->vmm && vmm_conn_send(m->vmm, &msg, -1))
-		log_warning("migration %s: the VMM could not be told its regions' attributes",
-		            m->params.id);
+		log_migration_warning(m->params.id,
+		                      "the VMM could not be told its regions' attributes");
 }
 
 static void tell_vmm_failed(struct migration *m, const struct error *why)
@@ -331,7 +331,7 @@ void destination_news(struct migration *m, unsigned int news)
 	if ((news & NEWS_ATTRIBUTES) && !over)
 		tell_attributes(m);
 	if ((news & NEWS_WARM) && m->state == MIGRATION_WARMING)
-		log_info("migration %s: connected, %s", m->params.id, pull_tls(m->pull));
+		log_migration_info(m->params.id, "connected, %s", pull_tls(m->pull));
 	if ((news & NEWS_SWITCHOVER) && m->state == MIGRATION_WARMING)
 		migration_move(m, MIGRATION_SWITCHING, "%s", "");
 	if ((news & NEWS_VMSTATE) && m->state == MIGRATION_SWITCHING)
@@ -343,7 +343,7 @@ void destination_news(struct migration *m, unsigned int news)
 	if ((news & NEWS_COMPLETE) && !over) {
 		migration_move(m, MIGRATION_COMPLETE, "%s", "");
 		if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
-			log_warning("migration %s: the VMM could not be told", m->params.id);
+			log_migration_warning(m->params.id, "the VMM could not be told");
 	}
 	if (news & NEWS_ENDED) {
 		pthread_join(m->conductor, NULL);

@@ -25,8 +25,7 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 		return err->code;
 	if ((unsigned int)m->params.role != (unsigned int)attach->msg->role)
 		return error_set(err, -EINVAL, "migration \"%s\" is prepared as %s here",
-		                 m->params.id,
-		                 m->params.role == MIGRATION_SOURCE ? "source" : "destination");
+		                 m->params.id, migration_role_name(m->params.role));
 	if (m->vmm)
 		return error_set(err, -EBUSY, "migration \"%s\": a VMM is attached already",
 		                 m->params.id);
@@ -229,8 +228,10 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 	pthread_cond_init(&m->ordered, NULL);
 	m->next = ms->list;
 	ms->list = m;
-	log_info("migration %s: prepared as %s", m->params.id,
-	         m->params.role == MIGRATION_SOURCE ? "source" : "destination");
+	log_event(LOG_LEVEL_INFO, m->params.id,
+	          LOG_FIELDS({ "STATE", migration_state_name(m->state) },
+	                     { "ROLE", migration_role_name(m->params.role) }),
+	          "prepared as %s", migration_role_name(m->params.role));
 	*ret = m;
 	return 0;
 }
@@ -304,6 +305,11 @@ static struct migration_served served(const struct migration *m)
 		.zero_pages = atomic_load(&stats->zero_pages),
 		.bytes = atomic_load(&stats->bytes),
 	};
+}
+
+const char *migration_role_name(enum migration_role role)
+{
+	return role == MIGRATION_SOURCE ? "source" : "destination";
 }
 
 void migration_get_info(struct migration *m, struct migration_info *ret)

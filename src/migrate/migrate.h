@@ -37,6 +37,8 @@ enum migration_role {
 	MIGRATION_DESTINATION = 2,
 };
 
+const char *migration_role_name(enum migration_role role);
+
 struct migrations_config {
 	struct tls_context *tls;
 	struct page_server *page_server; /* NULL: this daemon can be no source */

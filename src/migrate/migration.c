@@ -34,12 +34,18 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	error_setv(&reason, 0, reason_fmt, ap);
 	va_end(ap);
 	if (!migration_state_allows(m->state, to)) {
-		log_error("migration %s: bug: %s -> %s is no transition (%s)", m->params.id,
-		          migration_state_name(m->state), migration_state_name(to), reason.text);
+		log_migration_error(m->params.id, "bug: %s -> %s is no transition (%s)",
+		                    migration_state_name(m->state), migration_state_name(to),
+		                    reason.text);
 		return;
 	}
-	log_info("migration %s: %s -> %s%s%s", m->params.id, migration_state_name(m->state),
-	         migration_state_name(to), *reason.text ? ": " : "", reason.text);
+	log_event(LOG_LEVEL_INFO, m->params.id,
+	          LOG_FIELDS({ "STATE", migration_state_name(to) },
+	                     { "PREVIOUS_STATE", migration_state_name(m->state) },
+	                     { "ROLE", migration_role_name(m->params.role) },
+	                     { "REASON", reason.text }),
+	          "%s -> %s%s%s", migration_state_name(m->state), migration_state_name(to),
+	          *reason.text ? ": " : "", reason.text);
 	m->state = to;
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
 	if (migration_state_is_final(to))

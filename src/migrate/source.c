@@ -76,8 +76,8 @@ static int open_memories(struct migration *m, struct vmm_attach *attach,
 			return rc;
 		}
 	}
-	log_debug("migration %s: %u regions, %llu MiB", m->params.id, table->n,
-	          (unsigned long long)(table->size_bytes >> 20));
+	log_migration_debug(m->params.id, "%u regions, %llu MiB", table->n,
+	                    (unsigned long long)(table->size_bytes >> 20));
 	return 0;
 }
 
@@ -129,7 +129,7 @@ static void run_on(struct migration *m, const char *why)
 	source_stop(m);
 	snprintf(msg.text, sizeof msg.text, "%s", why);
 	if (m->vmm && vmm_conn_send(m->vmm, &msg, -1))
-		log_warning("migration %s: the VMM could not be told to run on", m->params.id);
+		log_migration_warning(m->params.id, "the VMM could not be told to run on");
 }
 
 /* A vmstate must be what it says, and stay so while it is sent. */
@@ -219,8 +219,7 @@ void source_vmm_closed(struct migration *m)
 		break;
 	}
 	if (!migration_state_is_final(m->state))
-		log_info("migration %s: the source VMM is gone; its memory is served on",
-		         m->params.id);
+		log_migration_info(m->params.id, "the source VMM is gone; its memory is served on");
 }
 
 /* The point of no return lies behind the vmstate: it is given to the destination or not at all. */
@@ -249,7 +248,7 @@ static void finish(struct migration *m)
 	migration_move(m, MIGRATION_COMPLETE, "%s", "");
 	source_stop(m);
 	if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
-		log_warning("migration %s: the VMM could not be told", m->params.id);
+		log_migration_warning(m->params.id, "the VMM could not be told");
 }
 
 static void on_aborted_by_destination(struct migration *m)

@@ -115,7 +115,7 @@ int main(int argc, char **argv)
 
 	if (rc > 0)
 		return 0;
-	log_init("postcopyd", d.options.log_level);
+	log_init("postcopyd", d.options.log_level, LOG_FORMAT_AUTO);
 	if (rc < 0) {
 		log_error("%s", err.text);
 		return 2;

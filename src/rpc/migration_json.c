@@ -160,7 +160,7 @@ struct json_object *migration_json(struct migration *m)
 
 	migration_get_info(m, &info);
 	put_string(o, "id", info.id);
-	put_string(o, "role", info.role == MIGRATION_SOURCE ? "source" : "destination");
+	put_string(o, "role", migration_role_name(info.role));
 	put_string(o, "state", migration_state_name(info.state));
 	put_string(o, "reason", info.reason);
 	put_int(o, "memory_bytes", info.memory_bytes);

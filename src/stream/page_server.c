@@ -142,13 +142,13 @@ static void *conn_main(void *arg)
 		settle_thread(hello->role);
 		rc = page_source_serve(sc->source, sc->c, hello->role, &err);
 		if (rc == -ECONNRESET || rc == -EPIPE) {
-			log_debug("migration %s: %s connection ended", hello->migration_id,
-			          stream_role_name(hello->role));
+			log_migration_debug(hello->migration_id, "%s connection ended",
+			                    stream_role_name(hello->role));
 		} else {
 			conn_send_error(sc->c, &err);
-			log_warning("migration %s: %s connection from \"%s\": %s",
-			            hello->migration_id, stream_role_name(hello->role),
-			            tls_peer_name(sc->c->tls), err.text);
+			log_migration_warning(hello->migration_id, "%s connection from \"%s\": %s",
+			                      stream_role_name(hello->role),
+			                      tls_peer_name(sc->c->tls), err.text);
 		}
 	}
 	free(hello);

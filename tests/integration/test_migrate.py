@@ -2,6 +2,7 @@
 """Whole migrations: real daemons, real vCPUs, and the guest's own word that each page is
 right."""
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -38,10 +39,10 @@ def huge_pages():
 class Pair:
     """A source daemon and a destination daemon, and guests that move between them."""
 
-    def __init__(self, host):
+    def __init__(self, host, extra=()):
         self.host = host
-        self.source = host.daemon("source", allow=["postcopy:destination"])
-        self.destination = host.daemon("destination", allow=["postcopy:source"])
+        self.source = host.daemon("source", allow=["postcopy:destination"], extra=extra)
+        self.destination = host.daemon("destination", allow=["postcopy:source"], extra=extra)
 
     def attach(self, migration_id, prepare=None, **vmm):
         """Prepares both sides and starts both VMMs. Returns (source VMM, destination VMM)."""
@@ -348,3 +349,30 @@ def test_minivmm_names_its_wrong_arguments(arguments):
                           timeout=harness.DEADLINE_S)
     assert done.returncode != 0
     assert arguments[0].lstrip("-") in done.stderr
+
+
+def fields(line):
+    """A line of the log, logfmt, as a dictionary."""
+    return {key: json.loads(value) if value.startswith('"') else value
+            for key, value in re.findall(r'([a-z_]+)=("(?:[^"\\]|\\.)*"|\S*)', line)}
+
+
+def test_log_of_a_whole_migration_has_fields_and_no_secrets(host):
+    pair = Pair(host, extra=["--log-level", "debug"])
+    migrate(pair)
+    for daemon, role in (pair.source, "source"), (pair.destination, "destination"):
+        lines = [fields(line) for line in daemon.log().splitlines()]
+        assert all(line["msg"] and line["level"] and
+                   re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["ts"])
+                   for line in lines), daemon.log()
+        states = [line for line in lines if "state" in line]
+        assert [line["state"] for line in states] == [
+            "prepared", "attached", "warming", "switching", "postcopy", "complete"]
+        assert all(line["role"] == role and line["migration"] == "vm1" for line in states)
+        assert [line["previous_state"] for line in states[1:]] == [
+            line["state"] for line in states[:-1]]
+        assert harness.TOKEN not in daemon.log()
+        assert bytes.fromhex(harness.TOKEN).decode() not in daemon.log()
+        assert "PRIVATE KEY" not in daemon.log()
+        key = pathlib.Path(getattr(host.pki, role).key).read_text().splitlines()
+        assert not [line for line in key[1:-1] if line in daemon.log()]
