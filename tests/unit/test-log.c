@@ -405,7 +405,9 @@ static void test_journal_is_used_where_stderr_is_the_journal(void **state)
 	assert_string_equal(native(datagram, (size_t)len, "MESSAGE"),
 	                    "migration vm1: to the journal");
 	assert_string_equal(native(datagram, (size_t)len, "POSTCOPY_STATE"), "warming");
-	assert_string_equal(native(datagram, (size_t)len, "CODE_FILE"), "tests/unit/test-log.c");
+	/* The build directory may lie outside of the tree. */
+	assert_non_null(
+	        strstr(native(datagram, (size_t)len, "CODE_FILE"), "tests/unit/test-log.c"));
 	assert_string_equal(native(datagram, (size_t)len, "CODE_FUNC"), "say");
 	/* Nobody reads it. */
 	check_never_blocks(-1);
