@@ -227,10 +227,12 @@ static int measure(struct bench *b, const struct ctl_common *common, struct json
 static int save_report(const struct bench *b, struct json_object *results, struct error *err)
 {
 	size_t n = json_object_array_length(results);
+	struct json_object *last = json_object_array_get_idx(results, n - 1);
 
 	if (!b->options->report)
 		return 0;
-	return report_html_save(b->options->report, json_object_array_get_idx(results, n - 1), err);
+	json_object_object_add(json_find(last, "host"), "checks", check_rows());
+	return report_html_save(b->options->report, last, err);
 }
 
 static void print_results(const struct ctl_common *common, struct json_object *results)

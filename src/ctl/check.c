@@ -37,20 +37,33 @@ static struct json_object *backend_json(const struct probe_backend *b)
 	return o;
 }
 
-static struct json_object *check_json(const struct probe *probe)
+static struct json_object *rows_json(const struct probe *probe)
 {
-	struct json_object *o = json_object_new_object();
 	struct json_object *rows = json_object_new_array();
-	struct json_object *backends = json_object_new_object();
 	const struct probe_row *row;
 
 	for (size_t i = 0; (row = probe_row_at(probe, i)); i++)
 		json_object_array_add(rows, row_json(row));
+	return rows;
+}
+
+struct json_object *check_rows(void)
+{
+	struct probe probe;
+
+	return probe_run(&probe, NULL) < 0 ? NULL : rows_json(&probe);
+}
+
+static struct json_object *check_json(const struct probe *probe)
+{
+	struct json_object *o = json_object_new_object();
+	struct json_object *backends = json_object_new_object();
+
 	for (size_t i = 0; i < PROBE_BACKENDS; i++)
 		json_object_object_add(backends, probe_backend_name(probe->backends[i].id),
 		                       backend_json(&probe->backends[i]));
 	json_set_bool(o, "destination", any_destination(probe));
-	json_object_object_add(o, "checks", rows);
+	json_object_object_add(o, "checks", rows_json(probe));
 	json_object_object_add(o, "backends", backends);
 	return o;
 }

@@ -29,6 +29,9 @@ extern const struct command bench_command;
 /* Says on stderr why a command failed. Return: its exit code, CTL_FAILED. */
 int command_failed(const struct command *cmd, const struct error *err);
 
+/* What `check` finds: [{name, ok, detail}...]; NULL where it can't be tried. */
+struct json_object *check_rows(void);
+
 /* A migration for people: aligned lines, with what is known. */
 void migration_print(struct json_object *migration);
 

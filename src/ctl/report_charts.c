@@ -132,24 +132,51 @@ static struct log_scale latency_scale(struct json_object *dots, size_t n)
 	return log_scale_init(isfinite(min) ? min : 1, max);
 }
 
+/* What took most of a fault's time: the third element of its dot, or -1. */
+static int dot_phase(struct json_object *dot)
+{
+	struct json_object *phase = json_object_array_get_idx(dot, 2);
+	int i = json_object_is_type(phase, json_type_int) ? json_object_get_int(phase) : -1;
+
+	return i < REPORT_PHASES_MAX ? i : -1;
+}
+
+static void draw_dots(FILE *f, const struct plot *p, const struct log_scale *scale,
+                      struct json_object *dots, size_t n, int phase)
+{
+	bool open = false;
+	double x, us;
+
+	for (size_t i = 0; i < n; i++) {
+		if (!pair_at(dots, i, &x, &us) || us <= 0 || x < 0 ||
+		    dot_phase(json_object_array_get_idx(dots, i)) != phase)
+			continue;
+		if (!open)
+			fprintf(f, "<g class=\"dots part%d\">\n", phase < 0 ? 4 : phase);
+		open = true;
+		fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.2\"/>\n", plot_x(p, x),
+		        plot_y(p, log_scale_at(scale, us)));
+	}
+	if (open)
+		fprintf(f, "</g>\n");
+}
+
 static void draw_faults(FILE *f, const struct plot *p, struct json_object *dots, size_t n)
 {
 	struct log_scale scale = latency_scale(dots, n);
-	double x, us;
 
-	plot_title(f, p, "remote faults: each dot is one, the higher the longer the guest waited");
+	plot_title(f, p,
+	           "remote faults: each dot is one, the higher the longer the guest waited, "
+	           "coloured by its longest phase");
 	for (unsigned int i = 0; i < log_scale_ticks(&scale); i++) {
 		double v = log_scale_tick(&scale, i);
 
 		grid_line(f, plot_y(p, log_scale_at(&scale, v)), text_duration(v).s);
 	}
 	time_axis(f, p);
-	fprintf(f, "<g class=\"dots\">\n");
-	for (size_t i = 0; i < n; i++)
-		if (pair_at(dots, i, &x, &us) && us > 0 && x >= 0)
-			fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.2\"/>\n", plot_x(p, x),
-			        plot_y(p, log_scale_at(&scale, us)));
-	fprintf(f, "</g>\n");
+	/* A dot of no known phase is of phase -1. */
+	for (int phase = -1; phase < REPORT_PHASES_MAX; phase++)
+		draw_dots(f, p, &scale, dots, n, phase);
 }
 
 void chart_timeline(FILE *f, struct json_object *report)
@@ -213,12 +240,13 @@ static void draw_bins_axes(FILE *f, const struct plot *p, const struct log_bins 
 }
 
 static void draw_quantile(FILE *f, const struct plot *p, const struct log_scale *scale,
-                          struct json_object *report, const char *name, double label_y)
+                          struct json_object *report, const char *object, const char *name,
+                          double label_y)
 {
-	char path[32];
+	char path[48];
 	double us, x;
 
-	snprintf(path, sizeof path, "fault_us.%s", name);
+	snprintf(path, sizeof path, "%s.%s", object, name);
 	if (!json_number(report, path, &us))
 		return;
 	x = plot_x(p, log_scale_at(scale, us));
@@ -228,13 +256,13 @@ static void draw_quantile(FILE *f, const struct plot *p, const struct log_scale 
 	        x, x, label_y - 8, p->bottom, x + 5, label_y, name, text_duration(us).s);
 }
 
-void chart_histogram(FILE *f, struct json_object *report)
+void chart_histogram(FILE *f, struct json_object *report, const char *series, const char *quantiles)
 {
 	struct plot p = { .top = 50, .bottom = 230, .x_max = 1 };
 	struct log_bins bins = { .max_count = 0 };
 	struct log_scale scale;
 	struct json_object *array;
-	size_t n = series_length(report, "fault_histogram", &array);
+	size_t n = series_length(report, series, &array);
 	double upper, count;
 
 	for (size_t i = 0; i < n; i++)
@@ -248,45 +276,54 @@ void chart_histogram(FILE *f, struct json_object *report)
 	svg_open(f, 260, "how often which fault latency was seen");
 	draw_bins_axes(f, &p, &bins, &scale);
 	draw_bins(f, &p, &bins, &scale);
-	draw_quantile(f, &p, &scale, report, "p50", 14);
-	draw_quantile(f, &p, &scale, report, "p99", 28);
+	draw_quantile(f, &p, &scale, report, quantiles, "p50", 14);
+	draw_quantile(f, &p, &scale, report, quantiles, "p99", 28);
 	fprintf(f, "</svg>\n");
+}
+
+void chart_parts(FILE *f, const char *label, const struct chart_part *parts, size_t n)
+{
+	double total = 0, x = 0;
+
+	for (size_t i = 0; i < n; i++)
+		total += parts[i].us;
+	svg_open(f, 40, label);
+	for (size_t i = 0; i < n; i++) {
+		double width = total > 0 ? WIDTH * parts[i].us / total : 0;
+
+		fprintf(f,
+		        "<rect class=\"part%d\" x=\"%.1f\" y=\"4\" width=\"%.1f\" "
+		        "height=\"32\"/>\n",
+		        parts[i].colour, x, width > 1 ? width - 1 : width);
+		x += width;
+	}
+	fprintf(f, "</svg>\n<ul class=\"legend\">\n");
+	for (size_t i = 0; i < n; i++)
+		fprintf(f, "<li><i class=\"part%d\"></i>%s <b>%s</b></li>\n", parts[i].colour,
+		        parts[i].text, text_duration(parts[i].us).s);
+	fprintf(f, "</ul>\n");
 }
 
 void chart_downtime(FILE *f, struct json_object *report)
 {
-	static const struct {
-		const char *path, *text;
-	} parts[] = {
-		{ "downtime_us.pause", "pause: stop the vCPUs, save their state" },
-		{ "downtime_us.send", "send the state" },
-		{ "downtime_us.load", "load it" },
-		{ "downtime_us.resume", "start the vCPUs" },
+	static const char *const paths[] = { "downtime_us.pause", "downtime_us.send",
+		                             "downtime_us.load", "downtime_us.resume" };
+	struct chart_part parts[] = {
+		{ 0, "pause: stop the vCPUs, save their state", 0 },
+		{ 1, "send the state", 0 },
+		{ 2, "load it", 0 },
+		{ 3, "start the vCPUs", 0 },
 	};
-	double total = 0, us[4], x = 0;
+	double total = 0;
 
 	for (size_t i = 0; i < 4; i++) {
-		us[i] = json_number_or(report, parts[i].path, 0);
-		us[i] = us[i] > 0 ? us[i] : 0;
-		total += us[i];
+		double us = json_number_or(report, paths[i], 0);
+
+		parts[i].us = us > 0 ? us : 0;
+		total += parts[i].us;
 	}
-	if (total <= 0) {
+	if (total > 0)
+		chart_parts(f, "downtime in parts", parts, 4);
+	else
 		fprintf(f, "<p class=\"note\">The downtime is not known.</p>\n");
-		return;
-	}
-	svg_open(f, 40, "downtime in parts");
-	for (size_t i = 0; i < 4; i++) {
-		double width = WIDTH * us[i] / total;
-
-		fprintf(f,
-		        "<rect class=\"part%zu\" x=\"%.1f\" y=\"4\" width=\"%.1f\" "
-		        "height=\"32\"/>\n",
-		        i, x, width > 1 ? width - 1 : width);
-		x += width;
-	}
-	fprintf(f, "</svg>\n<ul class=\"legend\">\n");
-	for (size_t i = 0; i < 4; i++)
-		fprintf(f, "<li><i class=\"part%zu\"></i>%s <b>%s</b></li>\n", i, parts[i].text,
-		        text_duration(us[i]).s);
-	fprintf(f, "</ul>\n");
 }

@@ -6,15 +6,16 @@
 
 #include "ctl/json.h"
 #include "ctl/report_charts.h"
+#include "ctl/report_faults.h"
 #include "ctl/units.h"
 
 static const char page_style[] =
         ":root{color-scheme:light dark;--fg:#1b1f24;--dim:#5b6470;--bg:#fff;--card:#f4f6f8;"
         "--line:#dfe3e8;--a:#2f6fde;--b:#e0862b;--c:#2d9d78;--d:#9b59b6;--bad:#c0262d;"
-        "--dot:#d1495b}\n"
+        "--dot:#d1495b;--e:#7a8794;--g:#b8a100}\n"
         "@media(prefers-color-scheme:dark){:root{--fg:#e6e9ee;--dim:#9aa4b1;--bg:#14171b;"
         "--card:#1e2329;--line:#30363d;--a:#5b93f5;--b:#f0a04b;--c:#43c59e;--d:#bb86d6;"
-        "--bad:#ff6b6b;--dot:#ff7b8a}}\n"
+        "--bad:#ff6b6b;--dot:#ff7b8a;--e:#8d99a6;--g:#d8c437}}\n"
         "body{margin:0 auto;max-width:960px;padding:24px 20px 48px;background:var(--bg);"
         "color:var(--fg);font:15px/1.5 system-ui,sans-serif}\n"
         "h1{font-size:24px;margin:0 0 4px}h2{font-size:17px;margin:34px 0 6px}\n"
@@ -29,10 +30,16 @@ static const char page_style[] =
         "svg text{font:12px system-ui,sans-serif;fill:var(--dim)}svg text.axis{fill:var(--fg)}\n"
         ".grid{stroke:var(--line);stroke-width:1}.area{fill:var(--a);fill-opacity:.35;"
         "stroke:var(--a);stroke-width:1.5}\n"
-        ".dots{fill:var(--dot);fill-opacity:.55}.bar{fill:var(--a)}.mark{stroke:var(--fg);"
+        ".dots{fill-opacity:.55}.bar{fill:var(--a)}.mark{stroke:var(--fg);"
         "stroke-dasharray:3 3}\n"
         ".part0{fill:var(--a);background:var(--a)}.part1{fill:var(--b);background:var(--b)}\n"
         ".part2{fill:var(--c);background:var(--c)}.part3{fill:var(--d);background:var(--d)}\n"
+        ".part4{fill:var(--dot);background:var(--dot)}.part5{fill:var(--e);background:var(--e)}\n"
+        ".part6{fill:var(--g);background:var(--g)}\n"
+        ".heat0{fill:#fcefc9}.heat1{fill:#f9dc9b}.heat2{fill:#f6c26f}.heat3{fill:#f1a355}"
+        ".heat4{fill:#e68250}\n"
+        ".heat5{fill:#d36257}.heat6{fill:#b84863}.heat7{fill:#97366c}.heat8{fill:#73296f}"
+        ".heat9{fill:#4d1f68}\n"
         ".legend{list-style:none;padding:0;margin:6px 0;display:flex;flex-wrap:wrap;gap:4px 22px}"
         "\n"
         ".legend i{display:inline-block;width:11px;height:11px;border-radius:2px;"
@@ -41,7 +48,12 @@ static const char page_style[] =
         "th,td{text-align:right;padding:4px 10px;border-bottom:1px solid var(--line);"
         "white-space:nowrap}th{font-weight:600;color:var(--dim)}\n"
         "th:first-child,td:first-child{text-align:left;white-space:normal}\n"
-        "table.pairs td:last-child{text-align:left;white-space:normal}\n";
+        "table.pairs td:last-child{text-align:left;white-space:normal}\n"
+        "table.dense{font-size:13px}table.dense th,table.dense td{padding:4px 6px;"
+        "white-space:nowrap}\n"
+        "@media print{body{max-width:none;padding:0}h2{break-after:avoid}"
+        "svg,table,.tiles{break-inside:avoid}"
+        "*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}\n";
 
 void html_text(FILE *f, const char *text)
 {
@@ -260,7 +272,42 @@ static void write_parameters(FILE *f, struct json_object *r)
 	pair_string(f, r, "Kernel", "host.kernel");
 	pair_string(f, r, "CPU", "host.cpu_model");
 	pair_count(f, r, "CPUs", "host.cpus");
-	fprintf(f, "</table>\n</body>\n</html>\n");
+	fprintf(f, "</table>\n");
+}
+
+/* What the kernel saw, where eBPF could look: it has no part of the daemon's in it. */
+static void write_stalls(FILE *f, struct json_object *r)
+{
+	const char *source = json_string_or(r, "guest_stall_us.source", "daemon");
+
+	if (!strcmp(source, "daemon") || !json_find(r, "stall_histogram"))
+		return;
+	fprintf(f, "<h2>Stalls of the guest's vCPUs</h2>\n<p class=\"note\">How long a vCPU stood "
+	           "still, as the kernel saw it (eBPF, ");
+	html_text(f, source);
+	fprintf(f, ").</p>\n");
+	chart_histogram(f, r, "stall_histogram", "guest_stall_us");
+}
+
+static void write_checks(FILE *f, struct json_object *r)
+{
+	struct json_object *rows = json_find(r, "host.checks");
+	size_t n = json_object_is_type(rows, json_type_array) ? json_object_array_length(rows) : 0;
+
+	if (!n)
+		return;
+	fprintf(f, "<h2>What this host can do</h2>\n<table class=\"pairs\">\n");
+	for (size_t i = 0; i < n; i++) {
+		struct json_object *row = json_object_array_get_idx(rows, i);
+		bool ok = json_object_get_boolean(json_find(row, "ok"));
+
+		fprintf(f, "<tr><td>");
+		html_text(f, json_string_or(row, "name", "?"));
+		fprintf(f, "</td><td><b%s>%s</b> ", ok ? "" : " class=\"bad\"", ok ? "yes" : "no");
+		html_text(f, json_string_or(row, "detail", ""));
+		fprintf(f, "</td></tr>\n");
+	}
+	fprintf(f, "</table>\n");
 }
 
 void report_html_write(FILE *f, struct json_object *r)
@@ -274,12 +321,20 @@ void report_html_write(FILE *f, struct json_object *r)
 	        "<h2>From resume to the last page</h2>\n<p class=\"note\">Time 0 is when the guest "
 	        "resumed on the destination.</p>\n");
 	chart_timeline(f, r);
+	report_faults_write_phases(f, r);
 	fprintf(f, "<h2>Latency of remote faults</h2>\n<p class=\"note\">How many faults took how "
 	           "long; the axis is logarithmic.</p>\n");
-	chart_histogram(f, r);
+	chart_histogram(f, r, "fault_histogram", "fault_us");
+	write_stalls(f, r);
 	write_latencies(f, r);
+	report_faults_write_slowest(f, r);
+	fprintf(f, "<h2>Guest memory by time of arrival</h2>\n<p class=\"note\">From the first "
+	           "address, line by line; each cell is an equal part of guest memory.</p>\n");
+	chart_arrival(f, r);
 	write_floors(f, r);
 	write_parameters(f, r);
+	write_checks(f, r);
+	fprintf(f, "</body>\n</html>\n");
 }
 
 int report_html_save(const char *path, struct json_object *report, struct error *err)

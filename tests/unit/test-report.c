@@ -223,8 +223,18 @@ static const char full_report[] =
         "\"fault_us\": {\"count\": 3, \"p50\": 83, \"p90\": 90, \"p99\": 290, \"max\": 5400},"
         "\"integrity\": {\"pages_checked\": 262144, \"pages_bad\": 0},"
         "\"timeline\": [[0, 0], [700, 131072], [1530.2, 262144]],"
-        "\"fault_dots\": [[10, 83], [11.5, 290], [900, 5400]],"
+        "\"fault_dots\": [[10, 83], [11.5, 290, 0], [900, 5400, 1], [901, 90, 99]],"
         "\"fault_histogram\": [[83, 1], [290, 1], [5400, 1]],"
+        "\"phases\": [\"queue\", \"answer\", \"<new>\"],"
+        "\"fault_phases_us\": {\"queue\": {\"p50\": 3, \"p99\": 9}, \"answer\": {\"p50\": 61}},"
+        "\"slow_faults\": [{\"at_ms\": 900, \"us\": 5400, \"address\": 140000000, \"tid\": 4711,"
+        "\"phases_us\": [12, 5388]}],"
+        "\"arrival\": [[64, 1, 0], [64, 1500, 60], [0, 0, 0], [1, \"x\"], [64, 700, 1]],"
+        "\"stall_histogram\": [[91, 2], [5500, 1]],"
+        "\"guest_stall_us\": {\"p50\": 91, \"p99\": 5500, \"source\": \"fentry\"},"
+        "\"host\": {\"kernel\": \"6.18\", \"checks\": [{\"name\": \"KVM\", \"ok\": true, "
+        "\"detail\":"
+        "\"<yes>\"}, {\"name\": \"kTLS\", \"ok\": false, \"detail\": \"no module\"}]},"
         "\"floors\": {\"tls_bytes_per_s\": 1e9}, \"ratios\": {\"bulk_to_tls\": 0.86}}";
 
 static void test_page_tells_all(void **state)
@@ -237,6 +247,13 @@ static void test_page_tells_all(void **state)
 	assert_non_null(strstr(page, "2.45 ms"));
 	assert_non_null(strstr(page, "vm&lt;7&gt;"));
 	assert_null(strstr(page, "vm<7>"));
+	assert_non_null(strstr(page, "answer: the network and the source"));
+	assert_non_null(strstr(page, "<g class=\"dots part1\">"));
+	assert_non_null(strstr(page, "<td>4711</td>"));
+	assert_non_null(strstr(page, "class=\"heat9\""));
+	assert_non_null(strstr(page, "as the kernel saw it (eBPF, fentry)"));
+	assert_non_null(strstr(page, "</b> &lt;yes&gt;"));
+	assert_non_null(strstr(page, "<b class=\"bad\">no</b> no module"));
 	assert_null(strstr(page, "nan"));
 	assert_null(strstr(page, "inf"));
 	free(page);
