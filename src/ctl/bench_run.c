@@ -61,7 +61,7 @@ static int start_source(struct bench *b, struct error *err)
 	struct paths p;
 	/* clang-format off */
 	char *const argv[] = {
-		b->daemon_path,
+		b->daemon_path, "--config", "/dev/null",
 		"--control", p.control, "--vmm", p.vmm, "--listen", "127.0.0.1:0",
 		"--cert", p.cert, "--key", p.key, "--ca", p.ca,
 		"--allow-peer", PKI_DESTINATION_NAME,
@@ -83,7 +83,7 @@ static int start_destination(struct bench *b, struct error *err)
 	struct paths p;
 	/* clang-format off */
 	char *const argv[] = {
-		b->daemon_path,
+		b->daemon_path, "--config", "/dev/null",
 		"--control", p.control, "--vmm", p.vmm, "--cert", p.cert, "--key", p.key,
 		"--ca", p.ca, "--allow-peer", PKI_SOURCE_NAME,
 		"--ready-fd", PROCESS_STATUS_FD_TEXT,

@@ -11,11 +11,18 @@
 #include <uv.h>
 
 #include "migrate/migrate.h"
+#include "postcopyd/config_check.h"
 #include "postcopyd/options.h"
 #include "rpc/control.h"
 #include "util/guard.h"
 #include "util/log.h"
 #include "util/thread.h"
+
+enum exit_status {
+	EXIT_OK = 0,
+	EXIT_FAILED = 1, /* what is configured can't be had */
+	EXIT_CONFIG = 2, /* wrong options, or a wrong file */
+};
 
 struct daemon {
 	struct options options;
@@ -70,7 +77,6 @@ static int daemon_open(struct daemon *d, struct error *err)
 	struct migrations_config config;
 	int rc = watch_signals(d, err);
 
-	d->options.tls.alpn = STREAM_ALPN;
 	if (!rc)
 		rc = tls_context_new(&d->options.tls, &d->tls, err);
 	if (!rc && d->options.listen)
@@ -78,7 +84,7 @@ static int daemon_open(struct daemon *d, struct error *err)
 	if (rc)
 		return rc;
 	if (!d->options.tls.n_allowed_names)
-		log_warning("no --allow-peer: every peer of the CA may connect");
+		log_warning("no allow-peer: every peer of the CA may connect");
 	config = (struct migrations_config){
 		.tls = d->tls,
 		.page_server = d->page_server,
@@ -107,31 +113,73 @@ static void say_ready(const struct daemon *d)
 	close(d->options.ready_fd);
 }
 
+static enum exit_status daemon_run(struct daemon *d)
+{
+	struct error err = ERROR_INIT;
+	int rc;
+
+	uv_loop_init(&d->loop);
+	rc = daemon_open(d, &err);
+	if (rc) {
+		log_error("%s", err.text);
+		daemon_close(d);
+	} else {
+		thread_prefer_promptness();
+		say_ready(d);
+	}
+	uv_run(&d->loop, UV_RUN_DEFAULT);
+	migrations_free(d->migrations);
+	tls_context_free(d->tls);
+	uv_loop_close(&d->loop);
+	return rc ? EXIT_FAILED : EXIT_OK;
+}
+
+/* To a person who asked, or to the log. */
+static void tell_error(const struct options *o, const char *text)
+{
+	if (o->check_config)
+		fprintf(stderr, "postcopyd: %s\n", text);
+	else
+		log_error("%s", text);
+}
+
+static void tell_errors(const struct options *o, const struct config_errors *errors)
+{
+	for (size_t i = 0; i < errors->n; i++)
+		tell_error(o, errors->list[i].text);
+	if (errors->n_more)
+		tell_error(o, "and more errors");
+}
+
+/* Takes the options and, where that is asked for, looks at what they name. Return: as main(). */
+static enum exit_status read_options(int argc, char **argv, struct options *o, bool *ret_go_on)
+{
+	struct config_errors errors = { .n = 0 };
+	int rc = options_parse(argc, argv, o, &errors);
+
+	*ret_go_on = !rc && !o->check_config;
+	if (rc > 0)
+		return EXIT_OK;
+	if (!rc && o->check_config)
+		config_check(o, &errors);
+	if (rc)
+		log_init("postcopyd", LOG_LEVEL_INFO, LOG_FORMAT_AUTO);
+	else
+		log_init("postcopyd", o->log_level, o->log_format);
+	tell_errors(o, &errors);
+	if (o->check_config && !errors.n)
+		puts("OK");
+	return errors.n ? EXIT_CONFIG : EXIT_OK;
+}
+
 int main(int argc, char **argv)
 {
 	struct daemon d = { 0 };
-	struct error err = ERROR_INIT;
-	int rc = options_parse(argc, argv, &d.options, &err);
+	bool go_on;
+	enum exit_status status = read_options(argc, argv, &d.options, &go_on);
 
-	if (rc > 0)
-		return 0;
-	log_init("postcopyd", d.options.log_level, LOG_FORMAT_AUTO);
-	if (rc < 0) {
-		log_error("%s", err.text);
-		return 2;
-	}
-	uv_loop_init(&d.loop);
-	rc = daemon_open(&d, &err);
-	if (rc) {
-		log_error("%s", err.text);
-		daemon_close(&d);
-	} else {
-		thread_prefer_promptness();
-		say_ready(&d);
-	}
-	uv_run(&d.loop, UV_RUN_DEFAULT);
-	migrations_free(d.migrations);
-	tls_context_free(d.tls);
-	uv_loop_close(&d.loop);
-	return rc ? 1 : 0;
+	if (go_on)
+		status = daemon_run(&d);
+	options_deinit(&d.options);
+	return status;
 }

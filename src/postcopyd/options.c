@@ -3,187 +3,347 @@
 
 #include <errno.h>
 #include <getopt.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_CONTROL "/run/postcopyd/control.sock"
-#define DEFAULT_VMM "/run/postcopyd/vmm.sock"
-#define DEFAULT_MAX_VMSTATE (64ull << 20)
+#include "postcopyd/config_file.h"
+#include "postcopyd/option.h"
+#include "stream/frame.h"
+#include "util/cleanup.h"
 
-static int set_string(const char **to, const char *value)
-{
-	*to = value;
-	return 0;
-}
+#define HELP_COLUMN 30
 
-static int set_control(struct options *o, const char *v, struct error *err)
-{
-	(void)err;
-	return set_string(&o->control_path, v);
-}
+#define AT(field) .offset = offsetof(struct options, field)
+#define NAMES_AT(field)                                                                            \
+	.offset = offsetof(struct options, field.names),                                           \
+	.n_offset = offsetof(struct options, field.n)
 
-static int set_vmm(struct options *o, const char *v, struct error *err)
-{
-	(void)err;
-	return set_string(&o->vmm_path, v);
-}
+/* In the file's order: rows of one section stand together. */
+static const struct option_row table[] = {
+	{ "control", "control", OPTION_TEXT, AT(control_path), .arg = "PATH",
+	  .help = "control socket", .fallback = "/run/postcopyd/control.sock" },
+	{ "control", "control-group", OPTION_NAMES, NAMES_AT(control_groups), .arg = "NAME",
+	  .help = "group whose members may connect; repeat; root and its own user always may" },
+	{ "control", "control-listen", OPTION_ADDRESS, AT(control_listen), .arg = "HOST:PORT",
+	  .help = "serve gRPC here as well, over mutual TLS", .fallback = "none" },
+	{ "control", "control-allow", OPTION_NAMES, NAMES_AT(control_allow), .arg = "SAN",
+	  .help = "name (URI or DNS) whose certificate may drive the daemon there; repeat" },
 
-static int set_listen(struct options *o, const char *v, struct error *err)
-{
-	(void)err;
-	return set_string(&o->listen, v);
-}
+	{ "vmm", "vmm", OPTION_TEXT, AT(vmm_path), .arg = "PATH", .help = "VMM socket",
+	  .fallback = "/run/postcopyd/vmm.sock" },
+	{ "vmm", "vmm-group", OPTION_NAMES, NAMES_AT(vmm_groups), .arg = "NAME",
+	  .help = "group whose members may connect; repeat; root and its own user always may" },
+	{ "vmm", "max-vmstate", OPTION_SIZE, AT(max_vmstate_bytes), .arg = "BYTES",
+	  .help = "largest device state", .fallback = "64M", .min = 1, .max = 1ull << 40 },
 
-static int set_cert(struct options *o, const char *v, struct error *err)
-{
-	(void)err;
-	return set_string(&o->tls.cert_path, v);
-}
+	{ "stream", "listen", OPTION_ADDRESS, AT(listen), .arg = "HOST:PORT",
+	  .help = "serve page streams here; port 0: any; none: be no source", .fallback = "none" },
+	{ "stream", "allow-peer", OPTION_NAMES,
+	  .offset = offsetof(struct options, tls.allowed_names),
+	  .n_offset = offsetof(struct options, tls.n_allowed_names), .arg = "SAN",
+	  .help = "name (URI or DNS) that may connect; repeat; none: any of the CA" },
+	{ "stream", "max-streams", OPTION_NUMBER, AT(max_streams), .arg = "N",
+	  .help = "most bulk connections of a migration", .fallback = "16", .min = 1,
+	  .max = OPTIONS_STREAMS_MAX },
+	{ "stream", "bandwidth", OPTION_SIZE, AT(bandwidth_bytes_per_s), .arg = "BYTES",
+	  .help = "cap on a migration's bulk, each second; 0: none", .fallback = "0",
+	  .max = 1ull << 50 },
 
-static int set_key(struct options *o, const char *v, struct error *err)
-{
-	(void)err;
-	return set_string(&o->tls.key_path, v);
-}
+	{ "tls", "cert", OPTION_CREDENTIAL, AT(tls.cert_path), .arg = "FILE",
+	  .help = "this host's certificate, PEM" },
+	{ "tls", "key", OPTION_CREDENTIAL, AT(tls.key_path), .arg = "FILE",
+	  .help = "its private key, PEM" },
+	{ "tls", "ca", OPTION_CREDENTIAL, AT(tls.ca_path), .arg = "FILE",
+	  .help = "authorities that peers' certificates come from, PEM" },
 
-static int set_ca(struct options *o, const char *v, struct error *err)
-{
-	(void)err;
-	return set_string(&o->tls.ca_path, v);
-}
+	{ "metrics", "metrics-listen", OPTION_ADDRESS, AT(metrics_listen), .arg = "HOST:PORT",
+	  .help = "serve /metrics here; none: nowhere", .fallback = "none" },
+	{ "metrics", "metrics-tls", OPTION_SWITCH, AT(metrics_tls), .arg = "yes|no",
+	  .help = "over mutual TLS", .fallback = "no" },
 
-static int add_peer(struct options *o, const char *v, struct error *err)
-{
-	if (o->tls.n_allowed_names == TLS_NAMES_MAX)
-		return error_set(err, -EINVAL, "at most %d names", TLS_NAMES_MAX);
-	o->tls.allowed_names[o->tls.n_allowed_names++] = v;
-	return 0;
-}
+	{ "trace", "trace", OPTION_CHOICE, AT(trace), .arg = "MODE",
+	  .help = "measure guests' stalls by eBPF: auto, fentry, kprobe, tracepoint or off",
+	  .fallback = "auto",
+	  .choices = { { "auto", OPTIONS_TRACE_AUTO },
+	               { "fentry", OPTIONS_TRACE_FENTRY },
+	               { "kprobe", OPTIONS_TRACE_KPROBE },
+	               { "tracepoint", OPTIONS_TRACE_TRACEPOINT },
+	               { "off", OPTIONS_TRACE_OFF } } },
+	{ "trace", "trace-slow-us", OPTION_NUMBER, AT(trace_slow_us), .arg = "US",
+	  .help = "a fault that takes longer is a slow one, microseconds", .fallback = "1000",
+	  .max = 60000000 },
 
-static int parse_number(const char *v, uint64_t max, uint64_t *ret, struct error *err)
-{
-	char *end;
+	{ "log", "log-level", OPTION_CHOICE, AT(log_level), .arg = "LEVEL",
+	  .help = "error, warning, info or debug", .fallback = "info",
+	  .choices = { { "error", LOG_LEVEL_ERROR },
+	               { "warning", LOG_LEVEL_WARNING },
+	               { "info", LOG_LEVEL_INFO },
+	               { "debug", LOG_LEVEL_DEBUG } } },
+	{ "log", "log-format", OPTION_CHOICE, AT(log_format), .arg = "FORMAT",
+	  .help = "auto, logfmt, json or journal", .fallback = "auto",
+	  .choices = { { "auto", LOG_FORMAT_AUTO },
+	               { "logfmt", LOG_FORMAT_LOGFMT },
+	               { "json", LOG_FORMAT_JSON },
+	               { "journal", LOG_FORMAT_JOURNAL } } },
 
-	errno = 0;
-	*ret = strtoull(v, &end, 10);
-	if (errno || end == v || *end || *v == '-' || *ret > max)
-		return error_set(err, -EINVAL, "\"%s\" is not a number of 0..%llu", v,
-		                 (unsigned long long)max);
-	return 0;
-}
+	{ "daemon", "drain-timeout", OPTION_NUMBER, AT(drain_timeout_s), .arg = "SECONDS",
+	  .help = "how long SIGTERM lets migrations run on; 0: park them at once", .fallback = "0",
+	  .max = 86400 },
 
-static int set_max_vmstate(struct options *o, const char *v, struct error *err)
-{
-	return parse_number(v, 1ull << 40, &o->max_vmstate_bytes, err);
-}
-
-static int set_ready_fd(struct options *o, const char *v, struct error *err)
-{
-	uint64_t fd;
-	int rc = parse_number(v, INT32_MAX, &fd, err);
-
-	if (!rc)
-		o->ready_fd = (int)fd;
-	return rc;
-}
-
-static int set_log_level(struct options *o, const char *v, struct error *err)
-{
-	static const struct {
-		const char *name;
-		enum log_level level;
-	} levels[] = {
-		{ "error", LOG_LEVEL_ERROR },
-		{ "warning", LOG_LEVEL_WARNING },
-		{ "info", LOG_LEVEL_INFO },
-		{ "debug", LOG_LEVEL_DEBUG },
-	};
-
-	for (size_t i = 0; i < sizeof levels / sizeof *levels; i++)
-		if (!strcmp(v, levels[i].name)) {
-			o->log_level = levels[i].level;
-			return 0;
-		}
-	return error_set(err, -EINVAL, "\"%s\" is not error, warning, info or debug", v);
-}
-
-static const struct daemon_option {
-	const char *name;
-	const char *value;
-	const char *help;
-	int (*set)(struct options *o, const char *value, struct error *err);
-} table[] = {
-	{ "control", "PATH", "control socket (" DEFAULT_CONTROL ")", set_control },
-	{ "vmm", "PATH", "VMM socket (" DEFAULT_VMM ")", set_vmm },
-	{ "listen", "HOST:PORT", "serve page streams here; port 0: any (none: no source)",
-	  set_listen },
-	{ "cert", "FILE", "this host's certificate, PEM", set_cert },
-	{ "key", "FILE", "its private key, PEM", set_key },
-	{ "ca", "FILE", "authorities that peers' certificates come from, PEM", set_ca },
-	{ "allow-peer", "SAN", "name (URI or DNS) that may connect; repeat (none: any of the CA)",
-	  add_peer },
-	{ "max-vmstate", "BYTES", "largest device state (67108864)", set_max_vmstate },
-	{ "log-level", "LEVEL", "error, warning, info (default) or debug", set_log_level },
-	{ "ready-fd", "N", "write \"READY port=N\" to this descriptor when serving", set_ready_fd },
+	{ NULL, "config", OPTION_TEXT, AT(config_path), .arg = "FILE",
+	  .help = "the file to read instead of " OPTIONS_DEFAULT_CONFIG },
+	{ NULL, "ready-fd", OPTION_FD, AT(ready_fd), .arg = "N", .max = INT32_MAX,
+	  .help = "write \"READY port=N\" to this descriptor when serving" },
+	{ NULL, "check-config", OPTION_FLAG, AT(check_config),
+	  .help = "say OK or all that is wrong, and end with status 0 or 2" },
+	{ NULL, "print-config", OPTION_ACTION,
+	  .help = "print the file and the options together as one file" },
+	{ NULL, "help", OPTION_ACTION, .help = "this text" },
+	{ NULL, "version", OPTION_ACTION, .help = "the daemon's version" },
 };
 
 #define N_OPTIONS (sizeof table / sizeof *table)
 
-static void print_help(void)
-{
-	printf("Usage: postcopyd --cert FILE --key FILE --ca FILE [OPTION...]\n\n"
-	       "Postcopy live migration of virtual machines: source and destination.\n\n");
-	for (size_t i = 0; i < N_OPTIONS; i++)
-		printf("  --%s %-*s  %s\n", table[i].name, 18 - (int)strlen(table[i].name),
-		       table[i].value, table[i].help);
-	printf("  --help, --version\n");
-}
+/* Who has said what, while it is put together. */
+struct sources {
+	struct options *o;
+	bool by_command_line[N_OPTIONS];
+	unsigned int by_line[N_OPTIONS]; /* of the file; 0: not */
+	struct options overruled;        /* where the file's values go that are only checked */
+};
 
-static int check(const struct options *o, struct error *err)
+static int set_defaults(struct options *o, struct config_errors *errors)
 {
-	if (!o->tls.cert_path || !o->tls.key_path || !o->tls.ca_path)
-		return error_set(err, -EINVAL, "--cert, --key and --ca are needed (see --help)");
-	if (!o->max_vmstate_bytes)
-		return error_set(err, -EINVAL, "--max-vmstate: must be above 0");
+	struct error err = ERROR_INIT;
+
+	*o = (struct options){ .ready_fd = -1, .tls.alpn = STREAM_ALPN };
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (table[i].fallback && option_set(&table[i], o, table[i].fallback, &err)) {
+			error_prefix(&err, "%s", table[i].name);
+			config_errors_add(errors, &err);
+			return err.code;
+		}
 	return 0;
 }
 
-int options_parse(int argc, char **argv, struct options *ret, struct error *err)
+static bool same_section(const struct option_row *a, const struct option_row *b)
 {
-	struct option longs[N_OPTIONS + 3] = { 0 };
+	return a->section == b->section ||
+	       (a->section && b->section && !strcmp(a->section, b->section));
+}
+
+/* Whether row @i is the first of its section. */
+static bool opens_section(size_t i)
+{
+	return !i || !same_section(&table[i], &table[i - 1]);
+}
+
+static void print_help(void)
+{
+	printf("Usage: postcopyd [--config FILE] [OPTION...]\n\n"
+	       "Postcopy live migration of virtual machines: source and destination.\n"
+	       "Each option below a [section] is a key of the file as well.\n");
+	for (size_t i = 0; i < N_OPTIONS; i++) {
+		const struct option_row *row = &table[i];
+		int n;
+
+		if (opens_section(i))
+			printf(row->section ? "\n[%s]\n" : "\nThe command line's alone\n",
+			       row->section);
+		n = printf("  --%s%s%s", row->name, row->arg ? " " : "", row->arg ? row->arg : "");
+		printf("%*s%s", n < HELP_COLUMN ? HELP_COLUMN - n : 1, "", row->help);
+		printf(row->fallback ? " (%s)\n" : "\n", row->fallback);
+	}
+}
+
+void options_print(const struct options *o, FILE *to)
+{
+	for (size_t i = 0; i < N_OPTIONS && table[i].section; i++) {
+		if (opens_section(i))
+			fprintf(to, "%s[%s]\n", i ? "\n" : "", table[i].section);
+		option_print(&table[i], o, to);
+	}
+}
+
+static const struct option_row *find_row(const char *name)
+{
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (!strcmp(table[i].name, name))
+			return &table[i];
+	return NULL;
+}
+
+static int on_section(void *arg, const char *name, struct error *err)
+{
+	char list[128] = "";
+	size_t len = 0;
+
+	(void)arg;
+	for (size_t i = 0; i < N_OPTIONS && table[i].section; i++) {
+		if (!opens_section(i))
+			continue;
+		if (!strcmp(table[i].section, name))
+			return 0;
+		len += (size_t)snprintf(list + len, sizeof list - len, "%s[%s]", i ? ", " : "",
+		                        table[i].section);
+	}
+	return error_set(err, -EINVAL, "[%s]: no such section; there are %s", name, list);
+}
+
+/* Names the section's keys, of a file that has a wrong one. */
+static int unknown_key(const char *section, struct error *err)
+{
+	char list[160] = "";
+	size_t len = 0;
+
+	for (size_t i = 0; i < N_OPTIONS && table[i].section; i++)
+		if (!strcmp(table[i].section, section))
+			len += (size_t)snprintf(list + len, sizeof list - len, "%s%s",
+			                        len ? ", " : "", table[i].name);
+	return error_set(err, -EINVAL, "no such key%s%s", len ? "; here are " : "", list);
+}
+
+static int on_key(void *arg, const struct config_key *key, struct error *err)
+{
+	const struct option_row *row = find_row(key->name);
+	struct sources *s = arg;
+	size_t i = (size_t)(row - table);
+
+	if (!row)
+		return unknown_key(key->section, err);
+	if (!row->section)
+		return error_set(err, -EINVAL, "is for the command line alone");
+	if (strcmp(row->section, key->section))
+		return error_set(err, -EINVAL, "belongs in [%s]", row->section);
+	if (row->kind != OPTION_NAMES && s->by_line[i])
+		return error_set(err, -EINVAL, "is there already, in line %u", s->by_line[i]);
+	s->by_line[i] = key->line;
+	return option_set(row, s->by_command_line[i] ? &s->overruled : s->o, key->value, err);
+}
+
+static void read_file(struct sources *s, FILE *file, const char *name, struct config_errors *errors)
+{
+	static const struct config_file_ops ops = { .section = on_section, .key = on_key };
+
+	config_file_read(file, name, &ops, s, errors);
+	option_texts_free(&s->overruled);
+}
+
+/* The file that is named, or the default one where there is one. */
+static void find_file(struct sources *s, struct config_errors *errors)
+{
+	const char *path = s->o->config_path ? s->o->config_path : OPTIONS_DEFAULT_CONFIG;
+	_cleanup_fclose_ FILE *file = fopen(path, "re");
+	struct error err = ERROR_INIT;
+
+	if (file) {
+		read_file(s, file, path, errors);
+	} else if (s->o->config_path || errno != ENOENT) {
+		error_errno(&err, -errno, "%s", path);
+		config_errors_add(errors, &err);
+	}
+}
+
+/* What must be there, whoever says it. */
+static void check_whole(const struct options *o, struct config_errors *errors)
+{
+	struct error err = ERROR_INIT;
+
+	if (!o->tls.cert_path || !o->tls.key_path || !o->tls.ca_path) {
+		error_set(&err, -EINVAL,
+		          "cert, key and ca are needed: in [tls] of the file, or --cert, --key "
+		          "and --ca");
+		config_errors_add(errors, &err);
+	}
+	if (o->control_listen && !o->control_allow.n) {
+		error_set(&err, -EINVAL,
+		          "control-listen needs control-allow: the names that may drive the "
+		          "daemon");
+		config_errors_add(errors, &err);
+	}
+}
+
+/* Return: 0; 1 where an action was asked for that is done; -EINVAL with @err set. */
+static int take_option(struct sources *s, size_t i, bool *print_config, struct error *err)
+{
+	const struct option_row *row = &table[i];
+
+	if (!strcmp(row->name, "help")) {
+		print_help();
+		return 1;
+	}
+	if (!strcmp(row->name, "version")) {
+		printf("postcopyd %s\n", POSTCOPY_VERSION);
+		return 1;
+	}
+	if (!strcmp(row->name, "print-config"))
+		*print_config = true;
+	s->by_command_line[i] = true;
+	if (option_set(row, s->o, optarg, err))
+		return error_prefix(err, "--%s", row->name);
+	return 0;
+}
+
+static int parse_command_line(int argc, char **argv, struct sources *s, bool *print_config,
+                              struct error *err)
+{
+	struct option longs[N_OPTIONS + 1] = { 0 };
 	int c, rc = 0;
 
 	for (size_t i = 0; i < N_OPTIONS; i++)
-		longs[i] = (struct option){ table[i].name, required_argument, NULL, (int)i };
-	longs[N_OPTIONS] = (struct option){ "help", no_argument, NULL, 'h' + 256 };
-	longs[N_OPTIONS + 1] = (struct option){ "version", no_argument, NULL, 'V' + 256 };
-	*ret = (struct options){
-		.control_path = DEFAULT_CONTROL,
-		.vmm_path = DEFAULT_VMM,
-		.max_vmstate_bytes = DEFAULT_MAX_VMSTATE,
-		.log_level = LOG_LEVEL_INFO,
-		.ready_fd = -1,
-	};
+		longs[i] = (struct option){
+			.name = table[i].name,
+			.has_arg = option_takes_value(&table[i]) ? required_argument : no_argument,
+			.val = (int)i,
+		};
+	optind = 0; /* start over */
 	opterr = 0;
-	while (!rc && (c = getopt_long(argc, argv, ":", longs, NULL)) != -1) {
-		if (c == 'h' + 256) {
-			print_help();
-			return 1;
-		}
-		if (c == 'V' + 256) {
-			printf("postcopyd %s\n", POSTCOPY_VERSION);
-			return 1;
-		}
+	while (!rc && (c = getopt_long(argc, argv, "+:", longs, NULL)) != -1) {
 		if (c == '?' || c == ':')
 			return error_set(err, -EINVAL, "%s: %s (see --help)", argv[optind - 1],
 			                 c == ':' ? "needs a value" : "unknown option");
-		rc = table[c].set(ret, optarg, err);
-		if (rc)
-			error_prefix(err, "--%s", table[c].name);
+		rc = take_option(s, (size_t)c, print_config, err);
 	}
 	if (!rc && optind < argc)
 		rc = error_set(err, -EINVAL, "\"%s\": no arguments are expected (see --help)",
 		               argv[optind]);
-	return rc ? rc : check(ret, err);
+	return rc;
+}
+
+int options_parse(int argc, char **argv, struct options *ret, struct config_errors *errors)
+{
+	struct sources s = { .o = ret };
+	struct error err = ERROR_INIT;
+	bool print_config = false;
+	int rc = set_defaults(ret, errors);
+
+	if (rc)
+		return rc;
+	rc = parse_command_line(argc, argv, &s, &print_config, &err);
+	if (rc < 0)
+		config_errors_add(errors, &err);
+	if (rc)
+		return rc;
+	find_file(&s, errors);
+	if (!errors->n && print_config) {
+		options_print(ret, stdout);
+		return 1;
+	}
+	check_whole(ret, errors);
+	return errors->n ? -EINVAL : 0;
+}
+
+int options_parse_file(FILE *file, const char *name, struct options *ret,
+                       struct config_errors *errors)
+{
+	struct sources s = { .o = ret };
+
+	if (!set_defaults(ret, errors))
+		read_file(&s, file, name, errors);
+	return errors->n ? -EINVAL : 0;
+}
+
+void options_deinit(struct options *o)
+{
+	option_texts_free(o);
 }

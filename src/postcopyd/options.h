@@ -1,28 +1,98 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The daemon's command line. */
+/*
+ * What the daemon is told: by its command line, and by a file.
+ *
+ * One table (options.c) drives both: each row is an option, and where it has a section it is
+ * a key of the file as well. The command line wins over the file, the file over the defaults;
+ * a list that the command line gives replaces the file's. option.h has the kinds of values,
+ * config_file.h the file's syntax, config_check.h what --check-config looks at besides.
+ */
 #ifndef POSTCOPYD_OPTIONS_H
 #define POSTCOPYD_OPTIONS_H
 
 #include <stdint.h>
+#include <stdio.h>
 
+#include "postcopyd/config_errors.h"
 #include "tls/tls.h"
 #include "util/log.h"
 
+#define OPTIONS_DEFAULT_CONFIG "/etc/postcopyd/postcopyd.conf"
+#define OPTIONS_NAMES_MAX TLS_NAMES_MAX
+#define OPTIONS_STREAMS_MAX 16
+
+/* Where the tracer of guest stalls may hook in. */
+enum options_trace {
+	OPTIONS_TRACE_AUTO = 0,
+	OPTIONS_TRACE_FENTRY,
+	OPTIONS_TRACE_KPROBE,
+	OPTIONS_TRACE_TRACEPOINT,
+	OPTIONS_TRACE_OFF,
+};
+
+struct options_names {
+	const char *names[OPTIONS_NAMES_MAX];
+	size_t n;
+};
+
+/* Strings are the options' own, see options_deinit(). */
 struct options {
+	/* [control] */
 	const char *control_path;
+	struct options_names control_groups; /* besides root and the daemon's own user */
+	const char *control_listen;          /* NULL: no gRPC over TCP */
+	struct options_names control_allow;  /* SANs; never empty where control_listen is set */
+	/* [vmm] */
 	const char *vmm_path;
-	const char *listen; /* NULL: no source here */
-	struct tls_config tls;
+	struct options_names vmm_groups;
 	uint64_t max_vmstate_bytes;
+	/* [stream] */
+	const char *listen; /* NULL: no source here */
+	uint64_t max_streams;
+	uint64_t bandwidth_bytes_per_s; /* 0: none */
+	/* [tls], and the stream's allow-peer */
+	struct tls_config tls;
+	/* [metrics] */
+	const char *metrics_listen; /* NULL: none */
+	bool metrics_tls;
+	/* [trace] */
+	enum options_trace trace;
+	uint64_t trace_slow_us;
+	/* [log] */
 	enum log_level log_level;
-	int ready_fd; /* -1: nobody waits */
+	enum log_format log_format;
+	/* [daemon] */
+	uint64_t drain_timeout_s; /* 0: park at once */
+	/* The command line's alone. */
+	const char *config_path; /* NULL: the default file, where there is one */
+	int ready_fd;            /* -1: nobody waits */
+	bool check_config;       /* look at everything, serve nothing */
+
+	struct options_text *texts; /* what the strings above are made of */
 };
 
 /*
- * options_parse() - read the command line; strings are borrowed from it
+ * options_parse() - read the command line and the file
+ * @ret: also after a failure to be given to options_deinit()
+ * @errors: gets the first error of the command line, or all those of the file
  *
- * Return: 0; 1 where --help or --version was asked for and printed; -EINVAL with @err set.
+ * Return: 0; 1 where --help, --version or --print-config was asked for and printed; -EINVAL
+ * with @errors set.
  */
-int options_parse(int argc, char **argv, struct options *ret, struct error *err);
+int options_parse(int argc, char **argv, struct options *ret, struct config_errors *errors);
+
+/*
+ * options_parse_file() - the defaults and a file, without a command line
+ * @name: of the file, for messages
+ *
+ * Return: 0, or -EINVAL with @errors set.
+ */
+int options_parse_file(FILE *file, const char *name, struct options *ret,
+                       struct config_errors *errors);
+
+void options_deinit(struct options *o);
+
+/* As a file that says the same. */
+void options_print(const struct options *o, FILE *to);
 
 #endif

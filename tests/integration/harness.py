@@ -145,9 +145,10 @@ class Daemon(Process):
         self.control_path = directory / (name + ".control")
         self.vmm_path = directory / (name + ".vmm")
         ready, ready_child = os.pipe()
-        command = [BUILD / "src/postcopyd/postcopyd", "--control", self.control_path,
-                   "--vmm", self.vmm_path, "--listen", listen, "--cert", identity.cert,
-                   "--key", identity.key, "--ca", identity.ca, "--ready-fd", ready_child]
+        command = [BUILD / "src/postcopyd/postcopyd", "--config", "/dev/null",
+                   "--control", self.control_path, "--vmm", self.vmm_path, "--listen", listen,
+                   "--cert", identity.cert, "--key", identity.key, "--ca", identity.ca,
+                   "--ready-fd", ready_child]
         for san in allow:
             command += ["--allow-peer", san]
         super().__init__(name, command + list(extra), directory / (name + ".log"), (ready_child,))
