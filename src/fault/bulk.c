@@ -26,6 +26,15 @@ static void on_again(void *arg)
 	sched_yield();
 }
 
+/* The fault thread will want to know when. */
+static void on_woken(void *arg, uint32_t region, uint64_t first_unit, uint64_t filled_ns,
+                     uint64_t mapped_ns)
+{
+	struct bulk *b = arg;
+
+	brought_note(&b->pull->brought, region, first_unit, filled_ns, mapped_ns);
+}
+
 static void lose_connection(struct bulk *b, const char *why)
 {
 	struct pull *p = b->pull;
@@ -175,8 +184,9 @@ void *bulk_main(void *arg)
 
 	thread_set_name("bulk");
 	thread_prefer_throughput();
-	b->caller =
-	        (struct resolver_caller){ .resolver = &p->resolver, .again = on_again, .arg = b };
+	b->caller = (struct resolver_caller){
+		.resolver = &p->resolver, .again = on_again, .woken = on_woken, .arg = b
+	};
 	while (!atomic_load(&p->stopping)) {
 		struct error err = ERROR_INIT;
 		uint64_t seen = work_seen(p);

@@ -10,21 +10,17 @@
 #ifndef FAULT_FAULT_TABLE_H
 #define FAULT_FAULT_TABLE_H
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "fault/phases.h"
 
 #define FAULT_TABLE_MAX 1024u
 
 struct fault {
 	uint32_t region;
-	bool idle;           /* no bulk was in flight when its event was read */
-	bool counted;        /* as remote */
-	bool fetched;        /* the VMM asked for it (fault/fetch.h): no vCPU is at the mapping */
+	bool seen;           /* counted, as minor or as remote */
 	uint64_t first_unit; /* of the host page */
-	uint64_t read_ns;    /* when its event was read */
 	uint64_t next_unit;  /* what to ask for next; the page's end when all is asked */
 	uint32_t asked;      /* GETs in flight */
+	struct fault_record record;
 };
 
 struct fault_table {

@@ -26,7 +26,7 @@
 #define FDS_FIXED 3
 /* After each event or answer, how long the next is waited for awake. */
 #define SPIN_NS (50 * NSEC_PER_USEC)
-/* Between two tries to fill where the memory could not be had. */
+/* Between two tries to fill where the memory could not be had, or somebody else claims it. */
 #define REFILL_MS 100
 
 static const struct region *region_of(const struct fault_thread *ft, const struct fault *f)
@@ -34,9 +34,10 @@ static const struct region *region_of(const struct fault_thread *ft, const struc
 	return &ft->pull->config.table.regions[f->region];
 }
 
-static void on_pagefault(struct fault_thread *ft, uint64_t addr, uint64_t now_ns)
+static void on_pagefault(struct fault_thread *ft, const struct uffd_msg *msg, uint64_t now_ns)
 {
 	struct pull *p = ft->pull;
+	uint64_t addr = msg->arg.pagefault.address;
 	const struct addrmap_piece *piece = addrmap_find(&p->resolver.addrmap, addr);
 	struct fault *f;
 	uint64_t unit;
@@ -54,8 +55,10 @@ static void on_pagefault(struct fault_thread *ft, uint64_t addr, uint64_t now_ns
 		return;
 	}
 	f = fault_table_add(&ft->table, piece->region, unit);
-	f->read_ns = now_ns;
-	f->idle = !stat_get(&p->stats.bulk_in_flight);
+	f->record.read_ns = now_ns;
+	f->record.addr = addr & ~(p->config.table.regions[piece->region].page_size - 1);
+	/* 0 where the VMM has not asked for UFFD_FEATURE_THREAD_ID. */
+	f->record.tid = msg->arg.pagefault.feat.ptid;
 }
 
 static void on_event(struct fault_thread *ft, const struct uffd_msg *msg, uint64_t now_ns)
@@ -66,7 +69,7 @@ static void on_event(struct fault_thread *ft, const struct uffd_msg *msg, uint64
 
 	switch (msg->event) {
 	case UFFD_EVENT_PAGEFAULT:
-		on_pagefault(ft, msg->arg.pagefault.address, now_ns);
+		on_pagefault(ft, msg, now_ns);
 		return;
 	case UFFD_EVENT_REMOVE:
 		resolver_discard(r, msg->arg.remove.start, msg->arg.remove.end);
@@ -133,8 +136,12 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 	while (window_drop(&ft->window, &item))
 		;
 	for (unsigned int i = 0; i < ft->table.n; i++) {
-		ft->table.faults[i].next_unit = ft->table.faults[i].first_unit;
-		ft->table.faults[i].asked = 0;
+		struct fault *f = &ft->table.faults[i];
+
+		f->next_unit = f->first_unit;
+		f->asked = 0;
+		/* To be asked again: until then it waits for a connection. */
+		f->record.asked_ns = f->record.sent_ns = f->record.received_ns = 0;
 	}
 	pthread_mutex_lock(&p->lock);
 	ft->conn = NULL;
@@ -148,18 +155,71 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 	p->config.stalled(p->config.arg, why);
 }
 
-static void note_latency(struct fault_thread *ft, const struct fault *f)
+/* resolver_fill() has woken who waited for the page that is being filled. */
+static void on_woken(void *arg, uint32_t region, uint64_t first_unit, uint64_t filled_ns,
+                     uint64_t mapped_ns)
+{
+	struct fault_thread *ft = arg;
+
+	(void)region;
+	(void)first_unit;
+	ft->filled_ns = filled_ns;
+	ft->mapped_ns = mapped_ns;
+}
+
+static void count_remote(struct pull_stats *stats, const struct fault_record *r)
+{
+	bool bulk = r->flags & FAULT_DURING_BULK;
+	struct fault_durations d;
+
+	fault_record_durations(r, &d);
+	histogram_add(bulk ? &stats->fault_bulk_ns : &stats->fault_idle_ns, d.total_ns);
+	for (unsigned int i = 0; i < FAULT_PHASES; i++)
+		histogram_add(&stats->fault_phase_ns[i], d.ns[i]);
+	fault_ring_add(&stats->records, r);
+}
+
+/* Its vCPU runs: count the fault and forget it. */
+static void finish(struct fault_thread *ft, struct fault *f)
 {
 	struct pull_stats *stats = &ft->pull->stats;
-	uint64_t now_ns = clock_now_ns();
-	uint64_t latency_ns = now_ns - f->read_ns;
-	uint64_t n = atomic_load_explicit(&stats->n_dots, memory_order_relaxed);
-	struct pull_dot *dot = &stats->dots[n % PULL_DOTS_MAX];
+	const struct fault_record *r = &f->record;
+	uint64_t total_ns = fault_record_total_ns(r);
+	bool slow = total_ns >= stat_get(&stats->slow_fault_ns);
 
-	histogram_add(f->idle ? &stats->fault_idle_ns : &stats->fault_bulk_ns, latency_ns);
-	atomic_store_explicit(&dot->at_ns, now_ns, memory_order_relaxed);
-	atomic_store_explicit(&dot->latency_ns, latency_ns, memory_order_relaxed);
-	atomic_store_explicit(&stats->n_dots, n + 1, memory_order_release);
+	if (slow)
+		stat_add(&stats->faults_slow, 1);
+	if (!(r->flags & FAULT_MINOR)) {
+		count_remote(stats, r);
+	} else {
+		histogram_add(&stats->fault_minor_ns, total_ns);
+		if (slow)
+			fault_ring_add(&stats->records, r);
+	}
+	fault_slow_add(&stats->slow, r);
+	fault_table_remove(&ft->table, f);
+}
+
+/*
+ * When it ended, where a bulk thread has brought the page and woken the vCPU: not now, when this
+ * thread gets to know it. Return: false where no bulk thread has.
+ */
+static bool take_note(struct fault_thread *ft, struct fault *f)
+{
+	struct fault_record *r = &f->record;
+	uint64_t filled_ns, mapped_ns;
+
+	if (!brought_take(&ft->pull->brought, f->region, f->first_unit, &filled_ns, &mapped_ns) ||
+	    mapped_ns < r->read_ns)
+		return false;
+	r->flags |= FAULT_BROUGHT;
+	r->filled_ns = filled_ns;
+	r->mapped_ns = mapped_ns;
+	if (!r->asked_ns)
+		r->asked_ns = r->sent_ns = filled_ns;
+	if (!r->received_ns || r->received_ns > filled_ns)
+		r->received_ns = filled_ns;
+	return true;
 }
 
 /*
@@ -171,28 +231,32 @@ static bool resolve(struct fault_thread *ft, struct fault *f)
 	int rc = resolver_map_page(&ft->caller, f->region, f->first_unit);
 
 	if (rc && rc != -ESRCH) {
-		log_migration_error(ft->pull->config.id,
-		                    "mapping region %u, unit %llu: %s; trying again", f->region,
-		                    (unsigned long long)f->first_unit, strerror(-rc));
-		ft->fill_failed = clock_now_ns();
+		log_error("migration %s: mapping region %u, unit %llu: %s; trying again",
+		          ft->pull->config.id, f->region, (unsigned long long)f->first_unit,
+		          strerror(-rc));
+		ft->look_again = true;
 		return false;
 	}
-	if (!f->counted)
-		stat_add(&ft->pull->stats.faults_minor, 1);
-	else
-		note_latency(ft, f);
-	fault_table_remove(&ft->table, f);
+	if ((f->record.flags & FAULT_MINOR) || !take_note(ft, f))
+		f->record.mapped_ns = clock_now_ns();
+	finish(ft, f);
 	return true;
 }
 
-static void count_remote(struct fault_thread *ft, struct fault *f)
+/* Nobody has looked at the fault yet: what kind it is. */
+static void look_first(struct fault_thread *ft, struct fault *f, bool present)
 {
 	struct pull *p = ft->pull;
 	uint64_t word = f->first_unit / WORD_UNITS;
 
-	if (f->counted)
+	f->seen = true;
+	if (stat_get(&p->stats.bulk_in_flight))
+		f->record.flags |= FAULT_DURING_BULK;
+	if (present) {
+		f->record.flags |= FAULT_MINOR;
+		stat_add(&p->stats.faults_minor, 1);
 		return;
-	f->counted = true;
+	}
 	stat_add(&p->stats.faults_remote, 1);
 	if (scheduler_is_asked(p->scheduler, f->region, word))
 		stat_add(&p->stats.prefetch_late, 1);
@@ -217,7 +281,6 @@ static size_t ask_for(struct fault_thread *ft, struct fault *f, uint8_t *tx)
 	uint64_t end = f->first_unit + per_page;
 	size_t len = 0;
 
-	count_remote(ft, f);
 	while (f->next_unit < end && f->asked < GETS_PER_FAULT && !window_full(&ft->window)) {
 		struct scheduler_item item = {
 			.region = f->region,
@@ -235,34 +298,83 @@ static size_t ask_for(struct fault_thread *ft, struct fault *f, uint8_t *tx)
 	return len;
 }
 
-/* Look at each fault that has something to do: resolve it, or ask for more of it. */
+/*
+ * All of the fault's page was asked for and answered, and yet some of it is not there: another
+ * thread has claimed it. That one maps it and wakes the vCPU, so there is nothing to do, least of
+ * all to wait for it: it may wait for us to read an event. But it may have to give up.
+ */
+static void wait_for_claimer(struct fault_thread *ft, struct fault *f)
+{
+	ft->look_again = true;
+	if (clock_now_ns() > f->record.received_ns + REFILL_MS * NSEC_PER_MSEC)
+		f->next_unit = f->first_unit;
+}
+
+/*
+ * Resolve the fault, or ask for more of it.
+ * Return: how much was encoded at @tx; *@ret_gone where the fault is resolved, and another one
+ * in its place.
+ */
+static size_t serve(struct fault_thread *ft, struct fault *f, uint8_t *tx, bool *ret_gone)
+{
+	uint64_t end = f->first_unit + region_units_per_page(region_of(ft, f));
+	struct page_state *state = ft->pull->state;
+	bool present = !f->asked && page_state_want(state, f->region, f->first_unit);
+	size_t len = 0;
+
+	*ret_gone = false;
+	if (!f->seen)
+		look_first(ft, f, present);
+	if (!present && ft->conn && !window_full(&ft->window))
+		len = ask_for(ft, f, tx);
+	if (f->asked)
+		return len;
+	/* It may have arrived while it was being asked for. */
+	if (present || page_state_page_present(state, f->region, f->first_unit))
+		*ret_gone = resolve(ft, f);
+	else if (f->next_unit == end)
+		wait_for_claimer(ft, f);
+	return len;
+}
+
+/* The GETs have gone out: stamp the faults that they are for. */
+static void stamp_sent(struct fault_thread *ft, uint64_t asked_ns)
+{
+	uint64_t sent_ns = clock_now_ns();
+
+	for (unsigned int i = 0; i < ft->table.n; i++) {
+		struct fault *f = &ft->table.faults[i];
+
+		if (!f->asked || f->record.asked_ns)
+			continue;
+		f->record.asked_ns = asked_ns;
+		f->record.sent_ns = sent_ns;
+	}
+}
+
+/* Look at each fault that has something to do. */
 static void serve_faults(struct fault_thread *ft)
 {
 	uint8_t tx[WINDOW_MAX * (FRAME_HEADER_BYTES + FRAME_GET_BYTES)];
-	struct pull *p = ft->pull;
+	uint64_t asked_ns;
 	size_t len = 0;
 	int rc;
 
 	for (unsigned int i = 0; i < ft->table.n;) {
-		struct fault *f = &ft->table.faults[i];
+		bool gone;
 
-		if (!f->asked && page_state_want(p->state, f->region, f->first_unit)) {
-			/* Resolved, it leaves its place to another fault. */
-			if (!resolve(ft, f))
-				i++;
-			continue;
-		}
-		if (ft->conn && !window_full(&ft->window))
-			len += ask_for(ft, f, tx + len);
-		/* All of it arrived while it was being asked for: look at it again. */
-		if (f->asked || f->next_unit == f->first_unit)
+		len += serve(ft, &ft->table.faults[i], tx + len, &gone);
+		if (!gone)
 			i++;
 	}
 	if (!len)
 		return;
+	asked_ns = clock_now_ns();
 	rc = conn_send(ft->conn, tx, len);
 	if (rc)
 		lose_connection(ft, strerror(-rc));
+	else
+		stamp_sent(ft, asked_ns);
 }
 
 /* One answer: fill it, and where that makes its page whole the vCPUs run. */
@@ -279,11 +391,13 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 		.data_mask = pages->data_mask,
 		.zero_mask = pages->zero_mask,
 		.data = data,
-		.for_fault = !f || !f->fetched,
+		.for_fault = !f || !(f->record.flags & FAULT_FETCHED),
 	};
-	uint64_t filled;
-	int rc = resolver_fill(&ft->caller, &batch, &filled);
+	uint64_t received_ns = clock_now_ns(), filled;
+	int rc;
 
+	ft->filled_ns = ft->mapped_ns = 0;
+	rc = resolver_fill(&ft->caller, &batch, &filled);
 	if (rc && rc != -ESRCH)
 		log_migration_error(p->config.id, "filling region %u at %#llx: %s; trying again",
 		                    item->region, (unsigned long long)unit << UNIT_SHIFT,
@@ -291,17 +405,19 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	if (!f)
 		return;
 	f->asked--;
+	f->record.received_ns = received_ns;
 	if (rc) {
 		f->next_unit = f->first_unit;
-		ft->fill_failed = clock_now_ns();
+		ft->look_again = true;
 		return;
 	}
 	if (f->asked || !page_state_page_present(p->state, f->region, f->first_unit))
 		return;
-	if (filled) {
+	if (ft->mapped_ns) {
 		/* resolver_fill() has mapped it: it was wanted. */
-		note_latency(ft, f);
-		fault_table_remove(&ft->table, f);
+		f->record.filled_ns = ft->filled_ns;
+		f->record.mapped_ns = ft->mapped_ns;
+		finish(ft, f);
 	} else {
 		resolve(ft, f);
 	}
@@ -372,8 +488,8 @@ static bool wait_for_news(struct fault_thread *ft)
 			                 .events = POLLIN };
 	/* Beside bulk all cores are awake anyway, and busy. */
 	thread_spin_poll(fds, FDS_FIXED + n, stat_get(&p->stats.bulk_in_flight) ? 0 : SPIN_NS,
-	                 ft->fill_failed ? REFILL_MS : -1);
-	ft->fill_failed = 0;
+	                 ft->look_again ? REFILL_MS : -1);
+	ft->look_again = false;
 	for (unsigned int i = 0; i < n; i++)
 		if (fds[FDS_FIXED + i].revents)
 			fetch_table_read(&ft->fetches, i, &p->config.table);
@@ -403,8 +519,9 @@ void *fault_thread_main(void *arg)
 
 	thread_set_name("fault");
 	thread_prefer_latency();
-	ft->caller =
-	        (struct resolver_caller){ .resolver = &p->resolver, .again = on_again, .arg = ft };
+	ft->caller = (struct resolver_caller){
+		.resolver = &p->resolver, .again = on_again, .woken = on_woken, .arg = ft
+	};
 	while (!atomic_load(&p->stopping)) {
 		if (wait_for_news(ft))
 			take_deliveries(ft);

@@ -108,8 +108,8 @@ static void fault_missing(struct fetch *f, uint64_t per_page, const struct page_
 		    fault_table_find(faults, f->region, f->faulted_to))
 			continue;
 		fault = fault_table_add(faults, f->region, f->faulted_to);
-		fault->read_ns = now_ns;
-		fault->fetched = true;
+		fault->record.read_ns = now_ns;
+		fault->record.flags = FAULT_FETCHED;
 	}
 }
 

@@ -23,6 +23,7 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	memset(p->config.memories, 0, sizeof p->config.memories);
 	p->wake_fd = -1;
 	atomic_init(&p->bulk_on, config->bulk);
+	atomic_init(&p->stats.slow_fault_ns, PULL_SLOW_FAULT_NS);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
 	p->resolver = (struct resolver){
@@ -321,6 +322,11 @@ void pull_set_prefetch(struct pull *p, bool on)
 {
 	if (p->scheduler)
 		scheduler_set_prefetch(p->scheduler, on);
+}
+
+void pull_set_slow_fault(struct pull *p, uint64_t ns)
+{
+	atomic_store_explicit(&p->stats.slow_fault_ns, ns, memory_order_relaxed);
 }
 
 const struct pull_stats *pull_stats(const struct pull *p)

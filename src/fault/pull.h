@@ -109,6 +109,9 @@ int pull_finish(struct pull *p, struct error *err);
 void pull_set_bulk(struct pull *p, bool on);
 void pull_set_prefetch(struct pull *p, bool on);
 
+/* A fault that takes so long or longer counts as slow from now on. */
+void pull_set_slow_fault(struct pull *p, uint64_t ns);
+
 const struct pull_stats *pull_stats(const struct pull *p);
 
 /* The memfd with the page state, for a process that is to go on from it; borrowed. */

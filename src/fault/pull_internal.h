@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "fault/brought.h"
 #include "fault/fault_table.h"
 #include "fault/fetch.h"
 #include "fault/pull.h"
@@ -34,7 +35,8 @@ struct fault_thread {
 	struct fault_table table;
 	struct fetch_table fetches;
 	struct resolver_caller caller;
-	uint64_t fill_failed; /* since when the memory could not be had, 0 otherwise */
+	bool look_again; /* soon, though nothing may happen: memory could not be had, or a claim */
+	uint64_t filled_ns, mapped_ns; /* of the fill that is going on; 0: it has woken nobody */
 };
 
 struct pull {
@@ -68,6 +70,7 @@ struct pull {
 
 	struct fault_thread fault;
 	struct bulk bulks[PULL_STREAMS_MAX];
+	struct brought brought; /* bulk's notes for the fault thread */
 	struct pull_stats stats;
 };
 

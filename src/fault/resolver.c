@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "fault/uffd.h"
+#include "util/clock.h"
 
 /* Units that are claimed at a time. */
 #define CLAIM_UNITS 16u
@@ -338,6 +339,22 @@ static int map_filled(const struct resolver_caller *caller, const struct resolve
 	return rc ? rc : map_pages(caller, b, wanted & ~data);
 }
 
+/* Tell the caller whom it has woken: of the pages that have units in @wanted those that are whole.
+ */
+static void tell_woken(const struct resolver_caller *caller, const struct resolver_batch *b,
+                       uint64_t wanted, uint64_t filled_ns)
+{
+	const struct resolver *r = caller->resolver;
+	uint64_t mapped_ns = clock_now_ns();
+
+	while (wanted) {
+		uint64_t unit = next_page(&r->table->regions[b->region], b->word, &wanted);
+
+		if (page_state_page_present(r->state, b->region, unit))
+			caller->woken(caller->arg, b->region, unit, filled_ns, mapped_ns);
+	}
+}
+
 /* Claim, fill, publish, map: for the units in @part. What was filled is added to *@filled. */
 static int fill_part(const struct resolver_caller *caller, const struct resolver_batch *b,
                      uint64_t part, uint64_t *filled)
@@ -346,7 +363,7 @@ static int fill_part(const struct resolver_caller *caller, const struct resolver
 	uint64_t claimed = page_state_claim(r->state, b->region, b->word,
 	                                    (b->data_mask | b->zero_mask) & part);
 	uint64_t zero = claimed & b->zero_mask;
-	uint64_t data, wanted;
+	uint64_t data, wanted, filled_ns;
 	bool behind;
 	int rc, map_rc;
 
@@ -354,9 +371,12 @@ static int fill_part(const struct resolver_caller *caller, const struct resolver
 		return 0;
 	rc = fill_claimed(caller, b, claimed, &data, &behind);
 	wanted = page_state_publish(r->state, b->region, b->word, data | zero);
+	filled_ns = wanted ? clock_now_ns() : 0;
 	stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(zero));
 	*filled |= data | zero;
 	map_rc = map_filled(caller, b, data, wanted, behind);
+	if (wanted && !map_rc && caller->woken)
+		tell_woken(caller, b, wanted, filled_ns);
 	return rc ? rc : map_rc;
 }
 

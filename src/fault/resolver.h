@@ -54,6 +54,12 @@ struct resolver {
 struct resolver_caller {
 	struct resolver *resolver;
 	void (*again)(void *arg);
+	/*
+	 * A fill has woken whoever waited for this host page: when its content was in place, and
+	 * when it was mapped. May be NULL.
+	 */
+	void (*woken)(void *arg, uint32_t region, uint64_t first_unit, uint64_t filled_ns,
+	              uint64_t mapped_ns);
 	void *arg;
 };
 

@@ -6,15 +6,11 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "fault/phases.h"
 #include "util/histogram.h"
 
-#define PULL_DOTS_MAX 16384u
-
-/* One remote fault: when (CLOCK_MONOTONIC) it was resolved, and how long that took. */
-struct pull_dot {
-	_Atomic uint64_t at_ns;
-	_Atomic uint64_t latency_ns;
-};
+/* A fault that takes longer counts as slow, where nobody has said otherwise. */
+#define PULL_SLOW_FAULT_NS 10000000ull
 
 struct pull_stats {
 	/* Units of 4 KiB filled, by what did it. */
@@ -24,7 +20,7 @@ struct pull_stats {
 	_Atomic uint64_t fill_zero; /* zero at the source, or discarded by the guest: left a hole */
 
 	_Atomic uint64_t faults;           /* events read */
-	_Atomic uint64_t faults_remote;    /* asked from the source */
+	_Atomic uint64_t faults_remote;    /* the page was not there: it is asked for */
 	_Atomic uint64_t faults_minor;     /* the page was there already */
 	_Atomic uint64_t faults_coalesced; /* another vCPU waited for the same page */
 
@@ -39,11 +35,16 @@ struct pull_stats {
 	_Atomic uint64_t reconnects;
 
 	/* Nanoseconds from reading a remote fault's event to its page mapped and its vCPU woken. */
-	struct histogram fault_idle_ns; /* no bulk request was in flight when it was read */
-	struct histogram fault_bulk_ns; /* one was */
+	struct histogram fault_idle_ns;  /* no bulk request was in flight when it was read */
+	struct histogram fault_bulk_ns;  /* one was */
+	struct histogram fault_minor_ns; /* the same of minor faults */
+	/* Of remote faults, phase by phase: those of one fault add up to the above. */
+	struct histogram fault_phase_ns[FAULT_PHASES];
 
-	struct pull_dot dots[PULL_DOTS_MAX]; /* ring */
-	_Atomic uint64_t n_dots;             /* ever */
+	_Atomic uint64_t slow_fault_ns; /* what counts as slow: may be set at any time */
+	_Atomic uint64_t faults_slow;   /* of all kinds */
+	struct fault_slow slow;         /* the slowest, whatever counts as slow */
+	struct fault_ring records;      /* the latest remote faults, and slow minor ones */
 };
 
 static inline void stat_add(_Atomic uint64_t *counter, uint64_t n)

@@ -13,13 +13,14 @@
 #include "util/kernel_abi.h"
 
 /*
- * Asked for where the kernel offers them. FORK is not: the regions are MADV_DONTFORK.
- * guest_memfd has no bit to ask for; whether it registers says what the kernel can do.
+ * Asked for where the kernel offers them: the daemon tells by THREAD_ID which vCPU waited. FORK is
+ * not: the regions are MADV_DONTFORK. guest_memfd has no bit to ask for; whether it registers says
+ * what the kernel can do.
  */
 #define FEATURES_WANTED                                                                            \
 	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |         \
 	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_SHMEM |  \
-	 UFFD_FEATURE_MINOR_HUGETLBFS)
+	 UFFD_FEATURE_MINOR_HUGETLBFS | UFFD_FEATURE_THREAD_ID)
 
 /*
  * Not UFFD_USER_MODE_ONLY: vCPUs fault inside KVM_RUN, and with that flag they would

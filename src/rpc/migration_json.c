@@ -200,14 +200,14 @@ static void put_timeline(struct json_object *o, struct migration *m, uint64_t or
 static void put_dots(struct json_object *o, const struct pull_stats *s, uint64_t origin_ns)
 {
 	struct json_object *array = json_object_new_array();
-	uint64_t n = s ? atomic_load(&s->n_dots) : 0;
+	uint64_t n = s ? atomic_load(&s->records.n) : 0;
 
-	for (uint64_t i = n > PULL_DOTS_MAX ? n - PULL_DOTS_MAX : 0; i < n; i++) {
-		const struct pull_dot *dot = &s->dots[i % PULL_DOTS_MAX];
-		uint64_t at_ns = stat_get(&dot->at_ns);
+	for (uint64_t i = s ? fault_ring_first(&s->records) : 0; i < n; i++) {
+		struct fault_record r;
 
-		if (at_ns >= origin_ns)
-			add_pair(array, ms(at_ns - origin_ns), us(stat_get(&dot->latency_ns)));
+		if (fault_ring_get(&s->records, i, &r) && !(r.flags & FAULT_MINOR) &&
+		    r.mapped_ns >= origin_ns)
+			add_pair(array, ms(r.mapped_ns - origin_ns), us(fault_record_total_ns(&r)));
 	}
 	json_object_object_add(o, "fault_dots", array);
 }

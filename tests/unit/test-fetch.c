@@ -154,7 +154,7 @@ static void test_a_fetch_faults_what_is_missing(void **state)
 	assert_non_null(fault_table_find(&d->faults, 0, 10));
 	assert_null(fault_table_find(&d->faults, 0, 11));
 	assert_non_null(fault_table_find(&d->faults, 0, 13));
-	assert_true(d->faults.faults[0].fetched);
+	assert_true(d->faults.faults[0].record.flags & FAULT_FETCHED);
 	expect_none(d->vmm);
 	/* Looked at again nothing is faulted twice. */
 	serve(d);

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where a fault's time went.
+ *
+ * Theory of operation
+ * -------------------
+ * The fault thread stamps each fault as it passes (CLOCK_MONOTONIC, no system call):
+ *
+ *   read      its event was read from the userfaultfd
+ *   asked     it had room in the window, and a connection: its GET is being sent
+ *   sent      the GET is with the kernel
+ *   received  the answer is here
+ *   filled    the content is in place, by whomever
+ *   mapped    the ioctl that maps it and wakes its vCPU has returned
+ *
+ * Between two stamps lies a phase; the phases add up to the time from read to mapped. What comes
+ * before (the kernel's part) and after (until the vCPU has a core) only eBPF sees: it is
+ * joined to these records by address, or thread, and time.
+ *
+ * Bulk may bring the page of a fault that has asked for it already. Its vCPU is woken then and
+ * there, by the bulk thread, and the answer that comes later is no part of the fault:
+ * fault/brought.h tells when. Such a fault's content counts as received when bulk had it in place.
+ *
+ * Records are kept in rings, the latest of them, and in a table of the slowest ever. One
+ * writer, the fault thread; any number of readers at any time. A slot has a sequence
+ * number, 0 while it is being written: a reader that finds another number before
+ * and after takes nothing. No lock, no allocation.
+ */
+#ifndef FAULT_PHASES_H
+#define FAULT_PHASES_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum fault_phase {
+	FAULT_QUEUE,   /* waits for its turn, for room in the window, for a connection */
+	FAULT_REQUEST, /* encrypts and sends the GET */
+	FAULT_ANSWER,  /* the network and the source */
+	FAULT_FILL,    /* puts the content in place, or waits for the one who does */
+	FAULT_MAP,     /* maps the page and wakes the vCPU */
+};
+#define FAULT_PHASES 5u
+
+enum fault_flags {
+	FAULT_DURING_BULK = 1 << 0, /* a bulk request was in flight when it was read; else idle */
+	FAULT_MINOR = 1 << 1,       /* the page was there already: nothing but FAULT_MAP */
+	FAULT_BROUGHT = 1 << 2,     /* bulk brought the page before the answer did */
+	FAULT_FETCHED = 1 << 3,     /* the VMM asked (fault/fetch.h): no vCPU at the mapping */
+};
+
+struct fault_record {
+	uint64_t addr; /* of the host page, as the VMM has it; 0 where FAULT_FETCHED */
+	uint32_t tid;  /* of the vCPU, as its own pid namespace counts; 0: the kernel did not say */
+	uint32_t flags; /* enum fault_flags */
+	uint64_t read_ns, asked_ns, sent_ns, received_ns, filled_ns, mapped_ns; /* 0: never */
+};
+
+struct fault_durations {
+	uint64_t ns[FAULT_PHASES];
+	uint64_t total_ns; /* their sum */
+};
+
+/* "queue", "request", "answer", "fill", "map". */
+const char *fault_phase_name(enum fault_phase phase);
+
+/*
+ * fault_record_durations() - how long each phase took
+ *
+ * A stamp that is missing, or out of order (what somebody else did meanwhile), makes its phase
+ * empty.
+ *
+ * Return: the phase that took longest.
+ */
+enum fault_phase fault_record_durations(const struct fault_record *r, struct fault_durations *ret);
+
+static inline uint64_t fault_record_total_ns(const struct fault_record *r)
+{
+	return r->mapped_ns > r->read_ns ? r->mapped_ns - r->read_ns : 0;
+}
+
+#define FAULT_RECORD_WORDS (sizeof(struct fault_record) / sizeof(uint64_t))
+
+struct fault_slot {
+	_Atomic uint64_t sequence; /* which record this is, from 1 on; 0: none, or not whole */
+	_Atomic uint64_t words[FAULT_RECORD_WORDS];
+};
+
+#define FAULT_RING_MAX 8192u
+
+/* The latest records. */
+struct fault_ring {
+	_Atomic uint64_t n; /* ever */
+	struct fault_slot slots[FAULT_RING_MAX];
+};
+
+void fault_ring_add(struct fault_ring *ring, const struct fault_record *r);
+
+/* The oldest record that is still there; it goes up to ring->n. */
+uint64_t fault_ring_first(const struct fault_ring *ring);
+
+/* Record @i. Return: false where it has been overwritten. */
+bool fault_ring_get(const struct fault_ring *ring, uint64_t i, struct fault_record *ret);
+
+#define FAULT_SLOW_MAX 64u
+
+/* The slowest records. */
+struct fault_slow {
+	struct fault_slot slots[FAULT_SLOW_MAX];
+	/* The writer's. */
+	uint64_t total_ns[FAULT_SLOW_MAX];
+	uint64_t least_ns; /* of total_ns */
+	uint64_t n;        /* ever taken in */
+};
+
+void fault_slow_add(struct fault_slow *slow, const struct fault_record *r);
+
+/* A copy, slowest first. Return: how many. */
+size_t fault_slow_get(const struct fault_slow *slow, struct fault_record ret[FAULT_SLOW_MAX]);
+
+#endif

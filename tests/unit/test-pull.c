@@ -1,0 +1,432 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A pull and a source in one process: how faults are told, and what must not hold them up. Between
+ * the two lies a relay that can hold back the urgent connection's answers.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <arpa/inet.h>
+#include <pthread.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include "source.h"
+#include "util/clock.h"
+
+#define RELAY_CONNS 8u
+
+/* One direction of a connection. */
+struct pipe {
+	struct relay *relay;
+	pthread_t thread;
+	int from, to;
+	bool held; /* by relay->hold */
+};
+
+struct relay {
+	int listen_fd;
+	uint16_t server_port, port;
+	pthread_t thread;
+	unsigned int n_pipes;
+	struct pipe pipes[2 * RELAY_CONNS];
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	bool hold;
+};
+
+static void *pipe_main(void *arg)
+{
+	struct pipe *p = arg;
+	char buf[65536];
+	ssize_t n;
+
+	while ((n = recv(p->from, buf, sizeof buf, 0)) > 0) {
+		pthread_mutex_lock(&p->relay->lock);
+		while (p->held && p->relay->hold)
+			pthread_cond_wait(&p->relay->changed, &p->relay->lock);
+		pthread_mutex_unlock(&p->relay->lock);
+		if (send(p->to, buf, (size_t)n, MSG_NOSIGNAL) != n)
+			break;
+	}
+	shutdown(p->to, SHUT_RDWR);
+	shutdown(p->from, SHUT_RDWR);
+	return NULL;
+}
+
+static int dial(uint16_t port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET,
+		                 .sin_port = htons(port),
+		                 .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+	return fd;
+}
+
+static void start_pipe(struct relay *r, int from, int to, bool held)
+{
+	struct pipe *p = &r->pipes[r->n_pipes++];
+
+	*p = (struct pipe){ .relay = r, .from = from, .to = to, .held = held };
+	assert_int_equal(pthread_create(&p->thread, NULL, pipe_main, p), 0);
+}
+
+/* The first connection is the urgent one: its answers can be held. */
+static void *relay_main(void *arg)
+{
+	struct relay *r = arg;
+	int fd;
+
+	while ((fd = accept4(r->listen_fd, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+		int server = dial(r->server_port);
+
+		assert_true(r->n_pipes < 2 * RELAY_CONNS);
+		start_pipe(r, server, fd, r->n_pipes == 0);
+		start_pipe(r, fd, server, false);
+	}
+	return NULL;
+}
+
+static void relay_start(struct relay *r, uint16_t server_port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof a;
+
+	memset(r, 0, sizeof *r);
+	pthread_mutex_init(&r->lock, NULL);
+	pthread_cond_init(&r->changed, NULL);
+	r->server_port = server_port;
+	r->listen_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(r->listen_fd, (struct sockaddr *)&a, sizeof a), 0);
+	assert_int_equal(listen(r->listen_fd, 16), 0);
+	assert_int_equal(getsockname(r->listen_fd, (struct sockaddr *)&a, &len), 0);
+	r->port = ntohs(a.sin_port);
+	assert_int_equal(pthread_create(&r->thread, NULL, relay_main, r), 0);
+}
+
+static void relay_hold(struct relay *r, bool hold)
+{
+	pthread_mutex_lock(&r->lock);
+	r->hold = hold;
+	pthread_cond_broadcast(&r->changed);
+	pthread_mutex_unlock(&r->lock);
+}
+
+static void relay_stop(struct relay *r)
+{
+	shutdown(r->listen_fd, SHUT_RDWR);
+	pthread_join(r->thread, NULL);
+	close(r->listen_fd);
+	for (unsigned int i = 0; i < r->n_pipes; i++)
+		shutdown(r->pipes[i].from, SHUT_RDWR);
+	for (unsigned int i = 0; i < r->n_pipes; i++)
+		pthread_join(r->pipes[i].thread, NULL);
+	for (unsigned int i = 0; i < r->n_pipes; i += 2) {
+		close(r->pipes[i].from);
+		close(r->pipes[i].to);
+	}
+}
+
+struct fixture {
+	struct guest g;
+	struct source s;
+	struct relay relay;
+	struct pull *p;
+	int complete_fd;
+};
+
+/* A connected pull; faults are not served yet. Return: false where this host can't. */
+static bool start(struct fixture *f, enum resolver_map map)
+{
+	struct error err = ERROR_INIT;
+
+	memset(f, 0, sizeof *f);
+	if (!guest_init(&f->g, POSTCOPY_MEMORY_MEMFD, SIZE))
+		return false;
+	f->s.content = calloc(1, SIZE);
+	fill_content(f->s.content);
+	source_start(&f->s, &f->g);
+	relay_start(&f->relay, (uint16_t)atoi(f->s.target.port));
+	snprintf(f->s.target.port, sizeof f->s.target.port, "%u", f->relay.port);
+	f->complete_fd = eventfd(0, EFD_CLOEXEC);
+	f->p = make_pull(&f->g, -1, map, &f->complete_fd);
+	assert_non_null(f->p);
+	if (pull_connect(f->p, &f->s.target, f->s.client_side.context, &f->s.hello, f->s.epoch,
+	                 &err))
+		fail_msg("%s", err.text);
+	return true;
+}
+
+static void wait_complete(struct fixture *f)
+{
+	struct error err = ERROR_INIT;
+
+	assert_true(readable(f->complete_fd, TIMEOUT_MS));
+	assert_int_equal(pull_finish(f->p, &err), 0);
+	assert_memory_equal(f->g.addr, f->s.content, SIZE);
+}
+
+static void stop(struct fixture *f)
+{
+	relay_hold(&f->relay, false);
+	pull_free(f->p);
+	relay_stop(&f->relay);
+	source_stop(&f->s);
+	close(f->complete_fd);
+	free(f->s.content);
+	guest_deinit(&f->g);
+}
+
+/* A vCPU that reads one page. */
+struct toucher {
+	pthread_t thread;
+	const uint8_t *page;
+	uint8_t seen[UNIT_BYTES];
+	_Atomic uint32_t tid;
+	int done_fd;
+};
+
+static void *toucher_main(void *arg)
+{
+	struct toucher *t = arg;
+
+	atomic_store(&t->tid, (uint32_t)syscall(SYS_gettid));
+	memcpy(t->seen, t->page, sizeof t->seen);
+	eventfd_write(t->done_fd, 1);
+	return NULL;
+}
+
+static void touch(const struct fixture *f, struct toucher *t, unsigned int page)
+{
+	t->page = f->g.addr + (size_t)page * UNIT_BYTES;
+	t->done_fd = eventfd(0, EFD_CLOEXEC);
+	assert_int_equal(pthread_create(&t->thread, NULL, toucher_main, t), 0);
+}
+
+static void touched(const struct fixture *f, struct toucher *t)
+{
+	size_t offset = (size_t)(t->page - f->g.addr);
+
+	if (!readable(t->done_fd, TIMEOUT_MS))
+		fail_msg("the thread that waits for page %zu is stuck", offset / UNIT_BYTES);
+	pthread_join(t->thread, NULL);
+	close(t->done_fd);
+	assert_memory_equal(t->seen, f->s.content + offset, UNIT_BYTES);
+}
+
+/* Until a counter that another thread moves is there. */
+static void wait_count(const _Atomic uint64_t *counter, uint64_t n)
+{
+	uint64_t until_ns = clock_now_ns() + TIMEOUT_MS * NSEC_PER_MSEC;
+
+	while (atomic_load(counter) < n) {
+		if (clock_now_ns() > until_ns)
+			fail_msg("%llu, not %llu", (unsigned long long)atomic_load(counter),
+			         (unsigned long long)n);
+		poll(NULL, 0, 1);
+	}
+}
+
+/* The record of the fault on a page. Return: false where there is none. */
+static bool find_record(const struct fixture *f, unsigned int page, struct fault_record *ret)
+{
+	const struct fault_ring *ring = &pull_stats(f->p)->records;
+	uint64_t addr = (uintptr_t)f->g.addr + (uint64_t)page * UNIT_BYTES;
+
+	for (uint64_t i = fault_ring_first(ring); i < atomic_load(&ring->n); i++)
+		if (fault_ring_get(ring, i, ret) && ret->addr == addr)
+			return true;
+	return false;
+}
+
+static void test_remote_fault_is_told_stamp_by_stamp(void **state)
+{
+	const struct pull_stats *stats;
+	struct fault_durations d;
+	struct fault_record r;
+	struct toucher t;
+	struct fixture f;
+	uint64_t before_ns;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	stats = pull_stats(f.p);
+	pull_set_slow_fault(f.p, 0);
+	assert_int_equal(pull_start(f.p), 0);
+	before_ns = clock_now_ns();
+	touch(&f, &t, 5);
+	touched(&f, &t);
+	wait_count(&stats->records.n, 1);
+	assert_true(find_record(&f, 5, &r));
+	assert_true(before_ns <= r.read_ns && r.read_ns <= r.asked_ns);
+	assert_true(r.asked_ns <= r.sent_ns && r.sent_ns <= r.received_ns);
+	assert_true(r.received_ns <= r.filled_ns && r.filled_ns <= r.mapped_ns);
+	assert_true(r.mapped_ns <= clock_now_ns());
+	assert_int_equal(r.flags, 0);
+	/* The kernel has had this feature for as long as it had the others that are asked for. */
+	assert_int_equal(r.tid, atomic_load(&t.tid));
+	fault_record_durations(&r, &d);
+	for (unsigned int i = 0; i < FAULT_PHASES; i++) {
+		assert_int_equal(atomic_load(&stats->fault_phase_ns[i].count), 1);
+		assert_int_equal(atomic_load(&stats->fault_phase_ns[i].sum), d.ns[i]);
+	}
+	assert_int_equal(atomic_load(&stats->fault_idle_ns.sum), d.total_ns);
+	assert_int_equal(atomic_load(&stats->faults_slow), 1);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_complete(&f);
+	stop(&f);
+}
+
+static void test_minor_fault_is_told_as_one(void **state)
+{
+	const struct pull_stats *stats;
+	struct fault_record r[FAULT_SLOW_MAX];
+	struct toucher t;
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_LAZY))
+		skip();
+	stats = pull_stats(f.p);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	assert_true(readable(f.complete_fd, TIMEOUT_MS));
+	touch(&f, &t, 9);
+	touched(&f, &t);
+	wait_count(&stats->fault_minor_ns.count, 1);
+	assert_int_equal(atomic_load(&stats->faults_minor), 1);
+	assert_int_equal(atomic_load(&stats->records.n), 0);
+	/* Below what counts as slow, but the slowest there was. */
+	assert_int_equal(fault_slow_get(&stats->slow, r), 1);
+	assert_int_equal(r[0].flags, FAULT_MINOR);
+	assert_true(r[0].addr == (uintptr_t)t.page && !r[0].asked_ns && !r[0].filled_ns);
+	wait_complete(&f);
+	stop(&f);
+}
+
+/* The answer is held back; bulk brings the page and wakes who waits: the fault ends then. */
+static void test_fault_ends_when_bulk_brings_its_page(void **state)
+{
+	const struct pull_stats *stats;
+	struct fault_durations d;
+	struct fault_record r;
+	struct toucher t;
+	struct fixture f;
+	uint64_t awake_ns;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	stats = pull_stats(f.p);
+	assert_int_equal(pull_start(f.p), 0);
+	relay_hold(&f.relay, true);
+	touch(&f, &t, 700);
+	wait_count(&page_source_stats(f.s.source)->requests, 1);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	touched(&f, &t);
+	/* Then bulk has noted when it woke the thread. */
+	assert_true(readable(f.complete_fd, TIMEOUT_MS));
+	awake_ns = clock_now_ns();
+	assert_int_equal(atomic_load(&stats->records.n), 0);
+	relay_hold(&f.relay, false);
+	wait_count(&stats->records.n, 1);
+	assert_true(find_record(&f, 700, &r));
+	assert_int_equal(r.flags, FAULT_BROUGHT);
+	assert_true(r.mapped_ns <= awake_ns);
+	assert_true(r.filled_ns <= r.mapped_ns && r.received_ns == r.filled_ns);
+	fault_record_durations(&r, &d);
+	assert_int_equal(d.ns[FAULT_FILL], 0);
+	assert_int_equal(atomic_load(&stats->fault_idle_ns.max), r.mapped_ns - r.read_ns);
+	wait_complete(&f);
+	stop(&f);
+}
+
+/*
+ * Another thread has claimed the page and takes its time. The fault's answer is here and can't be
+ * filled in; the faults of others are served all the same, and events read.
+ */
+static void test_fault_on_a_claimed_page_holds_nobody_up(void **state)
+{
+	struct error err = ERROR_INIT;
+	struct toucher claimed, others[3];
+	struct memory_filled filled = { 0 };
+	struct page_state *ps;
+	struct memory *m;
+	struct fixture f;
+	struct uffdio_continue map = { 0 };
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	m = guest_memory(&f.g);
+	assert_int_equal(page_state_adopt(&f.g.table, pull_state_fd(f.p), &ps, &err), 0);
+	assert_int_equal(page_state_claim(ps, 0, 0, 1ull << 10), 1ull << 10);
+	assert_int_equal(pull_start(f.p), 0);
+	touch(&f, &claimed, 10);
+	wait_count(&page_source_stats(f.s.source)->requests, 1);
+	for (unsigned int i = 0; i < 3; i++) {
+		touch(&f, &others[i], 20 + i);
+		touched(&f, &others[i]);
+	}
+	/* Returns only when the fault thread has read its event. */
+	assert_int_equal(madvise(f.g.addr + 30 * UNIT_BYTES, UNIT_BYTES, MADV_REMOVE), 0);
+	memset(f.s.content + 30 * UNIT_BYTES, 0, UNIT_BYTES);
+	assert_false(readable(claimed.done_fd, 0));
+
+	assert_int_equal(memory_fill(m, 10 * UNIT_BYTES, f.s.content + 10 * UNIT_BYTES, UNIT_BYTES,
+	                             false, &filled),
+	                 0);
+	assert_int_equal(page_state_publish(ps, 0, 0, 1ull << 10), 1ull << 10);
+	map.range = (struct uffdio_range){ .start = (uintptr_t)claimed.page, .len = UNIT_BYTES };
+	assert_int_equal(ioctl(f.g.uffd, UFFDIO_CONTINUE, &map), 0);
+	touched(&f, &claimed);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_complete(&f);
+	page_state_free(ps);
+	memory_free(m);
+	stop(&f);
+}
+
+/* The same, but whoever has claimed it gives up: the fault asks again. */
+static void test_fault_on_a_page_whose_claimer_gives_up_is_asked_again(void **state)
+{
+	struct error err = ERROR_INIT;
+	struct page_state *ps;
+	struct toucher t;
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	assert_int_equal(page_state_adopt(&f.g.table, pull_state_fd(f.p), &ps, &err), 0);
+	assert_int_equal(page_state_claim(ps, 0, 0, 1ull << 10), 1ull << 10);
+	assert_int_equal(pull_start(f.p), 0);
+	touch(&f, &t, 10);
+	wait_count(&page_source_stats(f.s.source)->requests, 2);
+	page_state_unclaim(ps, 0, 0, 1ull << 10);
+	touched(&f, &t);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_complete(&f);
+	page_state_free(ps);
+	stop(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_remote_fault_is_told_stamp_by_stamp),
+		cmocka_unit_test(test_minor_fault_is_told_as_one),
+		cmocka_unit_test(test_fault_ends_when_bulk_brings_its_page),
+		cmocka_unit_test(test_fault_on_a_claimed_page_holds_nobody_up),
+		cmocka_unit_test(test_fault_on_a_page_whose_claimer_gives_up_is_asked_again),
+	};
+
+	return cmocka_run_group_tests_name("pull", tests, NULL, NULL);
+}
