@@ -5,9 +5,11 @@
 #include "fault/pull_internal.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <string.h>
 
+#include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/thread.h"
@@ -35,18 +37,49 @@ static void on_woken(void *arg, uint32_t region, uint64_t first_unit, uint64_t f
 	brought_note(&b->pull->brought, region, first_unit, filled_ns, mapped_ns);
 }
 
+/* A part of a word is answered, or given up. With the last one the word is settled. */
+static void settle(struct bulk *b, const struct scheduler_item *item, bool done)
+{
+	struct scheduler *s = b->pull->scheduler;
+
+	b->redo |= !done;
+	if (item->part)
+		return;
+	if (b->redo)
+		scheduler_give_back(s, item);
+	else
+		scheduler_done(s, item);
+	b->redo = false;
+}
+
+/* Nothing more is asked for of the word that is being asked for in parts. */
+static void end_word(struct bulk *b, bool done)
+{
+	struct scheduler_item *newest = window_newest(&b->window);
+
+	b->rest.want_mask = 0;
+	b->redo |= !done;
+	if (newest)
+		newest->part = false;
+	else
+		settle(b, &b->rest, true);
+}
+
 static void lose_connection(struct bulk *b, const char *why)
 {
 	struct pull *p = b->pull;
 	struct scheduler_item item;
 	struct conn *c = b->conn;
 
+	if (b->rest.want_mask)
+		end_word(b, false);
 	while (window_drop(&b->window, &item)) {
-		scheduler_give_back(p->scheduler, &item);
+		settle(b, &item, false);
 		atomic_fetch_sub(&p->stats.bulk_in_flight, 1);
 	}
 	pthread_mutex_lock(&p->lock);
 	b->conn = NULL;
+	b->lost = true;
 	pthread_mutex_unlock(&p->lock);
 	conn_free(c);
 	pull_work_changed(p);
@@ -70,29 +103,82 @@ static void dial(struct bulk *b, unsigned int *retry_ms)
 		*retry_ms = *retry_ms * 2 < PULL_RETRY_MAX_MS ? *retry_ms * 2 : PULL_RETRY_MAX_MS;
 	}
 	pthread_mutex_unlock(&p->lock);
-	if (!rc)
-		stat_add(&p->stats.reconnects, 1);
-	else
+	if (rc)
 		log_migration_debug(p->config.id, "bulk connection: %s", err.text);
+	else if (b->lost)
+		stat_add(&p->stats.reconnects, 1);
 }
 
-/* Fill the window. Return: 0 or -errno. */
-static int ask(struct bulk *b)
+/* The lowest @n bits of a mask, at most. */
+static uint64_t lowest(uint64_t mask, unsigned int n)
+{
+	uint64_t rest = mask;
+
+	while (n-- && rest)
+		rest &= rest - 1;
+	return mask & ~rest;
+}
+
+/*
+ * What to ask for next, @units at most: of a word that is asked for in parts (under a cap they are
+ * small), else of a new one. Return: false where nothing is left.
+ */
+static bool next_item(struct bulk *b, unsigned int units, struct scheduler_item *ret)
+{
+	struct pull *p = b->pull;
+	struct scheduler_item *rest = &b->rest;
+
+	if (rest->want_mask) {
+		/* Without what faults have brought since. */
+		rest->want_mask &= ~page_state_claimed(p->state, rest->region, rest->word);
+		if (!rest->want_mask)
+			end_word(b, true);
+	}
+	if (!rest->want_mask && !scheduler_next(p->scheduler, rest))
+		return false;
+	*ret = *rest;
+	ret->want_mask = lowest(rest->want_mask, units);
+	rest->want_mask &= ~ret->want_mask;
+	ret->part = rest->want_mask;
+	return true;
+}
+
+static bool is_retired(const struct bulk *b)
+{
+	return b->index >= atomic_load(&b->pull->streams);
+}
+
+/*
+ * Fill the window, as far as there is work and the cap allows. Return: 0 or -errno;
+ * *@ret_until_ns is when the cap allows more, 0 where it is not the cap that ended it.
+ */
+static int ask(struct bulk *b, uint64_t *ret_until_ns)
 {
 	uint8_t tx[BULK_WINDOW * (FRAME_HEADER_BYTES + FRAME_GET_BYTES)];
 	struct pull *p = b->pull;
-	struct scheduler_item item;
+	uint64_t now_ns = clock_now_ns();
 	size_t len = 0;
 
-	while (b->window.n < BULK_WINDOW && atomic_load(&p->bulk_on) &&
-	       scheduler_next(p->scheduler, &item)) {
-		len += window_ask(&b->window, &item, tx + len);
-		stat_add(&p->stats.bulk_in_flight, 1);
+	*ret_until_ns = 0;
+	while (b->window.n < BULK_WINDOW && atomic_load(&p->bulk_on) && !is_retired(b)) {
+		unsigned int units = throttle_take(&p->throttle, now_ns, ret_until_ns);
+		struct scheduler_item item = { 0 };
+
+		if (!units)
+			break;
+		if (next_item(b, units, &item)) {
+			len += window_ask(&b->window, &item, tx + len);
+			stat_add(&p->stats.bulk_in_flight, 1);
+		}
+		throttle_give_back(&p->throttle,
+		                   units - (unsigned int)__builtin_popcountll(item.want_mask));
+		if (!item.want_mask)
+			break;
 	}
 	if (!len)
 		return 0;
 	if (!stat_get(&p->stats.bulk_first_ns))
-		atomic_store(&p->stats.bulk_first_ns, clock_now_ns());
+		atomic_store(&p->stats.bulk_first_ns, now_ns);
 	return conn_send(b->conn, tx, len);
 }
 
@@ -103,6 +189,7 @@ static void count(struct pull *p, const struct frame_pages *pages,
 
 	stat_add(&p->stats.bulk_bytes,
 	         (uint64_t)__builtin_popcountll(pages->data_mask) * UNIT_BYTES);
+	throttle_give_back(&p->throttle, (unsigned int)__builtin_popcountll(pages->zero_mask));
 	stat_add(&p->stats.prefetch_wasted, (uint64_t)__builtin_popcountll(wasted));
 	if (item->prefetch)
 		stat_add(&p->stats.prefetch_hit, (uint64_t)__builtin_popcountll(filled));
@@ -126,12 +213,11 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 	if (atomic_load(&p->fetching))
 		pull_wake_fault_thread(p);
 	atomic_store_explicit(&p->stats.bulk_last_ns, clock_now_ns(), memory_order_relaxed);
+	settle(b, item, !rc || rc == -ESRCH);
 	if (!rc || rc == -ESRCH) {
-		scheduler_done(p->scheduler, item);
 		pull_check_complete(p);
 		return;
 	}
-	scheduler_give_back(p->scheduler, item);
 	log_migration_error(p->config.id, "filling region %u, word %llu: %s; trying again",
 	                    item->region, (unsigned long long)item->word, strerror(-rc));
 	pthread_mutex_lock(&p->lock);
@@ -157,13 +243,37 @@ static int take_answer(struct bulk *b, struct error *err)
 	return 0;
 }
 
-/* Nothing to ask for: until a fault, a lost connection, or a switch changes that. */
-static void wait_for_work(struct pull *p, uint64_t seen)
+/*
+ * Nothing to ask for: until a fault, a lost connection, or a switch changes that, or (where it
+ * is not 0) until @until_ns.
+ */
+static void wait_for_work(struct pull *p, uint64_t seen, uint64_t until_ns)
 {
+	const struct timespec at = {
+		.tv_sec = (time_t)(until_ns / NSEC_PER_SEC),
+		.tv_nsec = (long)(until_ns % NSEC_PER_SEC),
+	};
+	int rc = 0;
+
 	pthread_mutex_lock(&p->lock);
-	while (p->work == seen && !atomic_load(&p->stopping))
-		pthread_cond_wait(&p->changed, &p->lock);
+	while (p->work == seen && !atomic_load(&p->stopping) && rc != ETIMEDOUT)
+		rc = until_ns ? pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &at)
+		              : pthread_cond_wait(&p->changed, &p->lock);
 	pthread_mutex_unlock(&p->lock);
+}
+
+/* Whether an answer (or the connection's end) comes before there is more to ask for. */
+static bool answer_comes(const struct bulk *b, uint64_t until_ns)
+{
+	struct pollfd fd = { .fd = b->conn->fd, .events = POLLIN };
+	uint64_t now_ns = clock_now_ns();
+	uint64_t ns = until_ns > now_ns ? until_ns - now_ns : 0;
+	const struct timespec timeout = {
+		.tv_sec = (time_t)(ns / NSEC_PER_SEC),
+		.tv_nsec = (long)(ns % NSEC_PER_SEC),
+	};
+
+	return tls_pending(b->conn->tls) || ppoll(&fd, 1, &timeout, NULL);
 }
 
 static uint64_t work_seen(struct pull *p)
@@ -174,6 +284,44 @@ static uint64_t work_seen(struct pull *p)
 	work = p->work;
 	pthread_mutex_unlock(&p->lock);
 	return work;
+}
+
+/* One turn. Return: 0, or -errno with @err set where the connection is of no more use. */
+static int turn(struct bulk *b, struct error *err)
+{
+	uint64_t seen = work_seen(b->pull), until_ns;
+	int rc = ask(b, &until_ns);
+
+	if (rc)
+		return error_errno(err, rc, "connection");
+	if (!b->window.n)
+		wait_for_work(b->pull, seen, until_ns);
+	else if (!until_ns || answer_comes(b, until_ns))
+		return take_answer(b, err);
+	return 0;
+}
+
+/*
+ * The window is empty: give back what is left, and the connection. Return: false where the
+ * thread is wanted again.
+ */
+static bool retire(struct bulk *b)
+{
+	struct pull *p = b->pull;
+	struct conn *c = NULL;
+	bool ended;
+
+	if (b->rest.want_mask) {
+		end_word(b, false);
+		pull_work_changed(p);
+	}
+	pthread_mutex_lock(&p->lock);
+	ended = b->ended = is_retired(b);
+	if (ended)
+		c = steal_ptr(&b->conn);
+	pthread_mutex_unlock(&p->lock);
+	conn_free(c);
+	return ended;
 }
 
 void *bulk_main(void *arg)
@@ -189,22 +337,15 @@ void *bulk_main(void *arg)
 	};
 	while (!atomic_load(&p->stopping)) {
 		struct error err = ERROR_INIT;
-		uint64_t seen = work_seen(p);
-		int rc;
 
-		if (!b->conn) {
+		if (is_retired(b) && !b->window.n) {
+			if (retire(b))
+				break;
+		} else if (!b->conn) {
 			dial(b, &retry_ms);
-			continue;
-		}
-		rc = ask(b);
-		if (rc)
-			error_errno(&err, rc, "connection");
-		else if (b->window.n)
-			rc = take_answer(b, &err);
-		else
-			wait_for_work(p, seen);
-		if (rc)
+		} else if (turn(b, &err)) {
 			lose_connection(b, err.text);
+		}
 	}
 	return NULL;
 }

@@ -23,6 +23,8 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	memset(p->config.memories, 0, sizeof p->config.memories);
 	p->wake_fd = -1;
 	atomic_init(&p->bulk_on, config->bulk);
+	atomic_init(&p->streams, config->streams);
+	throttle_init(&p->throttle, config->bandwidth_bytes_per_s);
 	atomic_init(&p->stats.slow_fault_ns, PULL_SLOW_FAULT_NS);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
@@ -64,7 +66,7 @@ static void shutdown_all(struct pull *p)
 	pthread_mutex_lock(&p->lock);
 	if (p->fault.conn)
 		conn_shutdown(p->fault.conn);
-	for (unsigned int i = 0; i < p->config.streams; i++)
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		if (p->bulks[i].conn)
 			conn_shutdown(p->bulks[i].conn);
 	pthread_cond_broadcast(&p->changed);
@@ -84,11 +86,11 @@ static void join_all(struct pull *p)
 		pthread_join(p->fault.thread, NULL);
 	if (p->keeper_runs)
 		pthread_join(p->keeper, NULL);
-	for (unsigned int i = 0; i < p->config.streams; i++)
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		if (p->bulks[i].runs)
 			pthread_join(p->bulks[i].thread, NULL);
 	p->fault.runs = p->keeper_runs = false;
-	for (unsigned int i = 0; i < p->config.streams; i++)
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		p->bulks[i].runs = false;
 }
 
@@ -99,7 +101,7 @@ void pull_release(struct pull *p)
 	p->missing_at_release = pull_missing(p);
 	p->fault.conn = conn_free(p->fault.conn);
 	p->urgent_ready = conn_free(p->urgent_ready);
-	for (unsigned int i = 0; i < p->config.streams; i++)
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		p->bulks[i].conn = conn_free(p->bulks[i].conn);
 	for (uint32_t i = 0; i < p->config.table.n; i++)
 		p->config.memories[i] = memory_free(p->config.memories[i]);
@@ -124,6 +126,7 @@ struct pull *pull_free(struct pull *p)
 		return NULL;
 	pull_release(p);
 	resolver_deinit(&p->resolver);
+	throttle_deinit(&p->throttle);
 	pthread_cond_destroy(&p->changed);
 	pthread_mutex_destroy(&p->lock);
 	free(p);
@@ -181,7 +184,7 @@ int pull_connect(struct pull *p, const struct conn_target *target, struct tls_co
 		return rc;
 	snprintf(p->tls_description, sizeof p->tls_description, "%s",
 	         tls_description(p->fault.conn->tls));
-	for (unsigned int i = 0; i < p->config.streams && !rc; i++)
+	for (unsigned int i = 0; i < atomic_load(&p->streams) && !rc; i++)
 		rc = connect_to(p, STREAM_BULK, &p->bulks[i].conn, err);
 	return rc;
 }
@@ -272,15 +275,56 @@ int pull_start(struct pull *p)
 	return rc;
 }
 
-int pull_start_bulk(struct pull *p)
+/* Have a thread for each stream. One that is about to retire finds that it need not. */
+static int start_bulk_locked(struct pull *p)
 {
 	int rc = 0;
 
-	for (unsigned int i = 0; i < p->config.streams && !rc; i++) {
-		p->bulks[i].pull = p;
-		rc = thread_start(&p->bulks[i].thread, bulk_main, &p->bulks[i]);
-		p->bulks[i].runs = !rc;
+	for (unsigned int i = 0; i < atomic_load(&p->streams) && !rc; i++) {
+		struct bulk *b = &p->bulks[i];
+
+		if (b->runs && !b->ended)
+			continue;
+		/* It takes no lock any more. */
+		if (b->runs)
+			pthread_join(b->thread, NULL);
+		b->pull = p;
+		b->index = i;
+		b->ended = false;
+		rc = thread_start(&b->thread, bulk_main, b);
+		b->runs = !rc;
 	}
+	return rc;
+}
+
+int pull_start_bulk(struct pull *p)
+{
+	struct conn *surplus[PULL_STREAMS_MAX] = { NULL };
+	int rc = 0;
+
+	pthread_mutex_lock(&p->lock);
+	p->bulk_started = true;
+	if (!atomic_load(&p->stopping))
+		rc = start_bulk_locked(p);
+	/* Connections of streams that were taken back meanwhile. */
+	for (unsigned int i = atomic_load(&p->streams); i < PULL_STREAMS_MAX; i++)
+		surplus[i] = steal_ptr(&p->bulks[i].conn);
+	pthread_mutex_unlock(&p->lock);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
+		conn_free(surplus[i]);
+	return rc;
+}
+
+int pull_set_streams(struct pull *p, unsigned int streams)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&p->lock);
+	atomic_store(&p->streams, streams);
+	if (p->bulk_started && !atomic_load(&p->stopping))
+		rc = start_bulk_locked(p);
+	pthread_mutex_unlock(&p->lock);
+	pull_work_changed(p);
 	return rc;
 }
 
@@ -315,6 +359,12 @@ int pull_finish(struct pull *p, struct error *err)
 void pull_set_bulk(struct pull *p, bool on)
 {
 	atomic_store(&p->bulk_on, on);
+	pull_work_changed(p);
+}
+
+void pull_set_bandwidth(struct pull *p, uint64_t bytes_per_s)
+{
+	throttle_set(&p->throttle, bytes_per_s, clock_now_ns());
 	pull_work_changed(p);
 }
 

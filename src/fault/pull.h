@@ -10,8 +10,9 @@
  *   fault thread   reads the userfaultfd, asks over the urgent connection, fills and
  *                  maps what comes back. One thread does all of it, so that a fault costs two
  *                  wake-ups: its event and its answer. It never does anything for bulk.
- *   bulk threads   1..16, each with its connection: ask for what the scheduler says, with a
- *                  window of requests in flight, fill, map ahead.
+ *   bulk threads   1..16, each with its connection: ask for what the scheduler says, as far as
+ *                  the cap on bandwidth lets them, with a window of requests in flight, fill,
+ *                  map ahead. They come and go while the pull runs.
  *   keeper         opens the urgent connection again when it is lost, so that the fault
  *                  thread never blocks on a dial and goes on resolving what is here.
  *
@@ -41,9 +42,10 @@ struct pull_config {
 	int uffd;
 	int state_fd; /* a page state to go on from (borrowed); -1: all is missing */
 	enum resolver_map map;
-	unsigned int streams; /* 1..PULL_STREAMS_MAX */
-	bool bulk;            /* whether bulk runs from the start */
-	bool prefetch;        /* whether faults steer it */
+	unsigned int streams;           /* 1..PULL_STREAMS_MAX */
+	uint64_t bandwidth_bytes_per_s; /* of bulk at most; 0: no cap */
+	bool bulk;                      /* whether bulk runs from the start */
+	bool prefetch;                  /* whether faults steer it */
 	/* Called from the pull's threads; must only pass the news on. */
 	void (*complete)(void *arg);                 /* every page is present */
 	void (*stalled)(void *arg, const char *why); /* a connection is lost, or "" when back */
@@ -108,6 +110,17 @@ int pull_finish(struct pull *p, struct error *err);
 /* Switch bulk, or its steering by faults, on or off while it runs. */
 void pull_set_bulk(struct pull *p, bool on);
 void pull_set_prefetch(struct pull *p, bool on);
+
+/* Cap the pages that bulk asks for, 0: not at all. Faults are never held back. */
+void pull_set_bandwidth(struct pull *p, uint64_t bytes_per_s);
+
+/*
+ * pull_set_streams() - have more or fewer bulk connections, 1..PULL_STREAMS_MAX
+ *
+ * A new one is dialled by its own thread; one too many takes the answers that it waits for, and
+ * closes. Return: 0 or -errno, where fewer run than asked for.
+ */
+int pull_set_streams(struct pull *p, unsigned int streams);
 
 /* A fault that takes so long or longer counts as slow from now on. */
 void pull_set_slow_fault(struct pull *p, uint64_t ns);

@@ -10,6 +10,7 @@
 #include "fault/fault_table.h"
 #include "fault/fetch.h"
 #include "fault/pull.h"
+#include "fault/throttle.h"
 #include "stream/scheduler.h"
 #include "stream/window.h"
 
@@ -19,10 +20,15 @@
 
 struct bulk {
 	struct pull *pull;
+	unsigned int index; /* at or above pull->streams: it retires */
 	pthread_t thread;
-	bool runs;
+	bool runs;         /* to be joined */
+	bool ended;        /* under pull->lock: it has retired, or is about to return */
 	struct conn *conn; /* changed under pull->lock */
+	bool lost;         /* a connection: the next one is a reconnect */
 	struct window window;
+	struct scheduler_item rest; /* of a word that is asked for in parts; want_mask 0: none */
+	bool redo;                  /* some part of that word could not be filled */
 	struct resolver_caller caller;
 };
 
@@ -54,6 +60,8 @@ struct pull {
 	atomic_bool stopping;
 	atomic_bool completed;
 	atomic_bool bulk_on;
+	_Atomic unsigned int streams; /* written under the lock */
+	struct throttle throttle;
 	atomic_bool fetching; /* the VMM waits for a fetch: the fault thread looks after fills */
 	int wake_fd;          /* eventfd: the fault thread looks around */
 
@@ -67,6 +75,7 @@ struct pull {
 	unsigned int n_channels_new;
 	pthread_t keeper;
 	bool keeper_runs;
+	bool bulk_started;
 
 	struct fault_thread fault;
 	struct bulk bulks[PULL_STREAMS_MAX];

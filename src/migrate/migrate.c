@@ -179,7 +179,16 @@ static bool same_params(const struct migration_params *a, const struct migration
 {
 	return a->role == b->role && !CRYPTO_memcmp(a->token, b->token, TOKEN_BYTES) &&
 	       !strcmp(a->source.host, b->source.host) && !strcmp(a->source.port, b->source.port) &&
-	       a->streams == b->streams && a->map_given == b->map_given && a->map == b->map;
+	       a->streams == b->streams && a->bandwidth_bytes_per_s == b->bandwidth_bytes_per_s &&
+	       a->map_given == b->map_given && a->map == b->map;
+}
+
+static int check_streams(unsigned int streams, struct error *err)
+{
+	if (!streams || streams > PULL_STREAMS_MAX)
+		return error_set(err, -EINVAL, "streams: %u, must be 1..%u", streams,
+		                 PULL_STREAMS_MAX);
+	return 0;
 }
 
 static int check_params(struct migrations *ms, const struct migration_params *params,
@@ -193,11 +202,7 @@ static int check_params(struct migrations *ms, const struct migration_params *pa
 		return error_set(err, -EBUSY,
 		                 "this daemon can't be a source: it does not listen for page "
 		                 "streams (start it with --listen)");
-	if (params->role == MIGRATION_DESTINATION &&
-	    (!params->streams || params->streams > PULL_STREAMS_MAX))
-		return error_set(err, -EINVAL, "streams: %u, must be 1..%u", params->streams,
-		                 PULL_STREAMS_MAX);
-	return 0;
+	return params->role == MIGRATION_DESTINATION ? check_streams(params->streams, err) : 0;
 }
 
 int migrations_prepare(struct migrations *ms, const struct migration_params *params,
@@ -223,6 +228,16 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 		return error_set(err, -ENOMEM, "out of memory");
 	m->owner = ms;
 	m->params = *params;
+	m->limits = (struct migration_limits){
+		.bandwidth_given = true,
+		.bandwidth_bytes_per_s = params->bandwidth_bytes_per_s,
+		.streams_given = true,
+		.streams = params->streams,
+		.bulk_given = true,
+		.bulk = params->bulk,
+		.prefetch_given = true,
+		.prefetch = params->prefetch,
+	};
 	m->vmstate_fd = -1;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->ordered, NULL);
@@ -276,20 +291,39 @@ int migration_cancel(struct migration *m, struct error *err)
 	                                          : destination_cancel(m, err);
 }
 
-int migration_set_limits(struct migration *m, int bulk, int prefetch, struct error *err)
+/* What is given of @from. */
+static void merge_limits(struct migration_limits *to, const struct migration_limits *from)
 {
+	if (from->bandwidth_given)
+		to->bandwidth_bytes_per_s = from->bandwidth_bytes_per_s;
+	if (from->streams_given)
+		to->streams = from->streams;
+	if (from->bulk_given)
+		to->bulk = from->bulk;
+	if (from->prefetch_given)
+		to->prefetch = from->prefetch;
+}
+
+int migration_set_limits(struct migration *m, const struct migration_limits *limits,
+                         struct error *err)
+{
+	int rc = 0;
+
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": its limits are its destination's",
 		                 m->params.id);
-	if (bulk >= 0)
-		m->params.bulk = bulk;
-	if (prefetch >= 0)
-		m->params.prefetch = prefetch;
-	if (m->pull) {
-		pull_set_bulk(m->pull, m->params.bulk);
-		pull_set_prefetch(m->pull, m->params.prefetch);
-	}
-	return 0;
+	if (limits->streams_given)
+		rc = check_streams(limits->streams, err);
+	if (rc)
+		return rc;
+	merge_limits(&m->limits, limits);
+	if (!m->pull)
+		return 0;
+	pull_set_bandwidth(m->pull, m->limits.bandwidth_bytes_per_s);
+	pull_set_bulk(m->pull, m->limits.bulk);
+	pull_set_prefetch(m->pull, m->limits.prefetch);
+	rc = pull_set_streams(m->pull, m->limits.streams);
+	return rc ? error_errno(err, rc, "migration \"%s\": bulk threads", m->params.id) : 0;
 }
 
 static struct migration_served served(const struct migration *m)
@@ -324,7 +358,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",
 		.pull = m->pull ? pull_stats(m->pull) : NULL,
 		.tls = m->pull ? pull_tls(m->pull) : "",
-		.streams = m->params.streams,
+		.limits = m->limits,
 		.map_eager = m->params.map == RESOLVER_MAP_EAGER,
 		.downtime = m->downtime,
 		.started_ns = m->started_ns,

@@ -54,9 +54,22 @@ struct migration_params {
 	/* Destination only: */
 	struct conn_target source;
 	unsigned int streams;
-	bool map_given; /* else by backend */
+	uint64_t bandwidth_bytes_per_s; /* of bulk at most; 0: no cap */
+	bool map_given;                 /* else by backend */
 	enum resolver_map map;
 	bool bulk;
+	bool prefetch;
+};
+
+/* Limits that may change at any time. What is not given stays as it is. */
+struct migration_limits {
+	bool bandwidth_given;
+	uint64_t bandwidth_bytes_per_s; /* of bulk at most; 0: no cap */
+	bool streams_given;
+	unsigned int streams; /* 1..PULL_STREAMS_MAX */
+	bool bulk_given;
+	bool bulk;
+	bool prefetch_given;
 	bool prefetch;
 };
 
@@ -91,7 +104,8 @@ struct migration_info {
 	/* Destination; NULL before attach or after the pull is gone. */
 	const struct pull_stats *pull;
 	const char *tls;
-	unsigned int streams;
+	/* The limits as they are now; all are given. */
+	struct migration_limits limits;
 	bool map_eager;
 	struct migration_downtime downtime;
 	uint64_t started_ns; /* Start was called; 0: not yet */
@@ -161,8 +175,15 @@ int migration_start(struct migration *m, bool switchover, struct error *err);
 int migration_switchover(struct migration *m, struct error *err);
 int migration_cancel(struct migration *m, struct error *err);
 
-/* Limits that may change at any time: negative leaves one as it is. Return: as above. */
-int migration_set_limits(struct migration *m, int bulk, int prefetch, struct error *err);
+/*
+ * migration_set_limits() - change what bulk may do, before the migration runs or while it does
+ *
+ * Either all that is given changes, or nothing. Faults are never held back.
+ *
+ * Return: 0; -EINVAL; -EBUSY on a source; with @err set.
+ */
+int migration_set_limits(struct migration *m, const struct migration_limits *limits,
+                         struct error *err);
 
 void migration_get_info(struct migration *m, struct migration_info *ret);
 

@@ -53,6 +53,7 @@ struct migration {
 	bool paused; /* the vmstate is ours: only an abort lets the guest run on here */
 	struct migration_served served; /* once source is gone */
 	/* destination */
+	struct migration_limits limits; /* all are given */
 	struct pull *pull;
 	struct migration_downtime downtime;
 	uint64_t loaded_ns;

@@ -15,7 +15,8 @@
  *               source: "host:port" (destination), streams: 1..16 (destination; default 4, or
  *               the number of CPUs where that is less),
  *               map: "auto"|"eager"|"lazy" (destination), bulk: bool (destination),
- *               prefetch: bool (destination)} -> migration. The same Prepare again changes nothing.
+ *               prefetch: bool (destination), bandwidth_bytes_per_s: of bulk at most, 0 (default)
+ *               for no cap (destination)} -> migration. The same Prepare again changes nothing.
  *   Start      {id, switchover: bool (default true)} -> migration. Connects ("warming"), and
  *               with switchover goes on as soon as that is done.
  *   Switchover {id} -> migration. The point of no return follows.
@@ -26,11 +27,13 @@
  *   Report     {id} -> migration and {timeline: [[ms, pages_present]...],
  *               fault_dots: [[ms, us]...], fault_histogram: [[upper_us, count]...]}
  *               times in ms (fractional) since the guest was resumed here
- *   SetLimits  {id, bulk: bool, prefetch: bool} -> migration
+ *   SetLimits  {id, bulk: bool, prefetch: bool, streams: 1..16, bandwidth_bytes_per_s: 0..}
+ *               -> migration; at any time, what is not given stays as it is
  *   Cancel     {id} -> migration. Before the point of no return only.
  *
  * migration (numbers that are not known yet are null):
- *   {id, role, state, reason, memory_bytes, page_bytes, backend, streams, tls,
+ *   {id, role, state, reason, memory_bytes, page_bytes, backend, streams,
+ *    bandwidth_bytes_per_s, tls,
  *    downtime_us: {total, pause, send, load, resume},
  *    total_ms, bulk_bytes, bulk_bytes_per_s, pages_total, pages_present, pages_zero,
  *    fill: {write, memcpy, copy, zero},              pages, by what filled them

@@ -76,6 +76,23 @@ static int get_uint(struct json_object *params, const char *key, unsigned int mi
 	return 0;
 }
 
+static int get_bandwidth(struct json_object *params, uint64_t missing, uint64_t *ret,
+                         struct error *err)
+{
+	struct json_object *v;
+	int64_t n;
+
+	*ret = missing;
+	if (!json_object_object_get_ex(params, "bandwidth_bytes_per_s", &v) || !v)
+		return 0;
+	n = json_object_is_type(v, json_type_int) ? json_object_get_int64(v) : -1;
+	if (n < 0)
+		return error_set(err, -EINVAL,
+		                 "bandwidth_bytes_per_s: must be a number from 0 (no cap) on");
+	*ret = (uint64_t)n;
+	return 0;
+}
+
 static int hex_digit(char c)
 {
 	if (c >= '0' && c <= '9')
@@ -159,6 +176,8 @@ static int parse_destination(struct json_object *params, struct migration_params
 	if (!rc)
 		rc = get_uint(params, "streams", default_streams(), &p->streams, err);
 	if (!rc)
+		rc = get_bandwidth(params, 0, &p->bandwidth_bytes_per_s, err);
+	if (!rc)
 		rc = parse_map(params, p, err);
 	if (!rc)
 		rc = get_bool(params, "bulk", 1, &bulk, err);
@@ -219,14 +238,33 @@ static int get(struct migration *m, struct json_object *params, struct error *er
 	return 0;
 }
 
+static bool is_given(struct json_object *params, const char *key)
+{
+	struct json_object *v;
+
+	return json_object_object_get_ex(params, key, &v) && v;
+}
+
 static int set_limits(struct migration *m, struct json_object *params, struct error *err)
 {
+	struct migration_limits limits = {
+		.bandwidth_given = is_given(params, "bandwidth_bytes_per_s"),
+		.streams_given = is_given(params, "streams"),
+		.bulk_given = is_given(params, "bulk"),
+		.prefetch_given = is_given(params, "prefetch"),
+	};
 	int bulk, prefetch;
-	int rc = get_bool(params, "bulk", -1, &bulk, err);
+	int rc = get_bool(params, "bulk", 0, &bulk, err);
 
 	if (!rc)
-		rc = get_bool(params, "prefetch", -1, &prefetch, err);
-	return rc ? rc : migration_set_limits(m, bulk, prefetch, err);
+		rc = get_bool(params, "prefetch", 0, &prefetch, err);
+	if (!rc)
+		rc = get_uint(params, "streams", 0, &limits.streams, err);
+	if (!rc)
+		rc = get_bandwidth(params, 0, &limits.bandwidth_bytes_per_s, err);
+	limits.bulk = bulk;
+	limits.prefetch = prefetch;
+	return rc ? rc : migration_set_limits(m, &limits, err);
 }
 
 /* Methods that act on one migration and answer with it. */

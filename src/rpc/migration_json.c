@@ -131,7 +131,8 @@ static void put_latencies(struct json_object *o, const struct pull_stats *s)
 
 static void put_destination(struct json_object *o, const struct migration_info *info)
 {
-	put_int(o, "streams", info->streams);
+	put_int(o, "streams", info->limits.streams);
+	put_int(o, "bandwidth_bytes_per_s", info->limits.bandwidth_bytes_per_s);
 	put_string(o, "tls", info->tls);
 	put_string(o, "map", info->map_eager ? "eager" : "lazy");
 	put_downtime(o, &info->downtime);

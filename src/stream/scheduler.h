@@ -32,6 +32,7 @@ struct scheduler_item {
 	uint64_t word;
 	uint64_t want_mask; /* units to ask for, never 0 */
 	bool prefetch;      /* picked because of a fault nearby */
+	bool part;          /* not the scheduler's: the same connection asks for more of the word */
 };
 
 /* @table, @state: borrowed, must outlive the scheduler. */

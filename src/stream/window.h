@@ -40,6 +40,12 @@ int window_answer(struct window *w, const struct frame_header *h, const void *pa
                   struct frame_pages *ret_pages, struct scheduler_item *ret_item,
                   struct error *err);
 
+/* The newest GET, or NULL; valid until the window changes. */
+static inline struct scheduler_item *window_newest(struct window *w)
+{
+	return w->n ? &w->items[(w->head + w->n - 1) % WINDOW_MAX] : NULL;
+}
+
 /* Take out the oldest GET, unanswered. Return: false where there is none. */
 bool window_drop(struct window *w, struct scheduler_item *ret_item);
 

@@ -213,6 +213,16 @@ class Daemon(Process):
                 "threads": int(status["Threads"]),
                 "rss_kib": int(status["VmRSS"].split()[0])}
 
+    def threads(self, name):
+        """How many of its threads have that name."""
+        names = []
+        for comm in pathlib.Path("/proc/%d/task" % self.pid).glob("*/comm"):
+            try:
+                names.append(comm.read_text().strip())
+            except OSError:
+                pass  # it has ended since
+        return names.count(name)
+
     def wait_for_log(self, text):
         eventually(lambda: text in self.log(), "\"%s\" in the log of %s" % (text, self.name))
 

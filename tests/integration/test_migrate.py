@@ -200,6 +200,60 @@ def test_faults_alone_bring_the_guest_over_until_bulk_is_switched_on(pair):
     assert migration["fault_us"]["p50"] <= migration["fault_us"]["max"]
 
 
+def test_cap_holds_over_the_whole_migration(pair):
+    cap = 32 * MIB
+    migration = migrate(pair, {"bandwidth_bytes_per_s": cap, "streams": 2}, workload="idle",
+                        zero_percent=0)
+    assert migration["bandwidth_bytes_per_s"] == cap
+    assert migration["bulk_bytes"] > 48 * MIB
+    # By the daemon's own clock. A busy host may well be slower, but never faster.
+    assert cap * 0.4 < migration["bulk_bytes_per_s"] < cap * 1.15
+
+
+def test_streams_and_cap_change_while_it_runs(pair):
+    vmms = pair.attach("vm1", {"bandwidth_bytes_per_s": 4 * MIB, "streams": 1},
+                       write_percent=50, vcpus=2)
+    pair.start("vm1")
+    pair.destination.wait_for_state("vm1", "postcopy")
+    for streams in (4, 2):
+        migration = pair.destination.call("SetLimits", id="vm1", streams=streams)
+        assert migration["streams"] == streams
+        assert migration["bandwidth_bytes_per_s"] == 4 * MIB
+        harness.eventually(lambda: pair.destination.threads("bulk") == streams,
+                           "%d bulk threads" % streams)
+    pair.destination.call("SetLimits", id="vm1", bulk=False)
+    migration = pair.destination.call("SetLimits", id="vm1", bulk=True, streams=3,
+                                      bandwidth_bytes_per_s=0)
+    assert migration["pages_present"] < migration["pages_total"]
+    migration = pair.finish("vm1", *vmms)
+    assert migration["reconnects"] == 0
+
+
+@pytest.mark.parametrize("limits, named", [
+    ({"streams": 0}, "streams"), ({"streams": 17}, "streams"),
+    ({"bandwidth_bytes_per_s": -1}, "bandwidth_bytes_per_s"),
+    ({"bandwidth_bytes_per_s": "1M"}, "bandwidth_bytes_per_s")])
+def test_limit_that_is_none_changes_nothing(pair, limits, named):
+    before = pair.destination.prepare_destination("vm1", "127.0.0.1:9", streams=2)
+    with pytest.raises(ControlError, match=named) as error:
+        pair.destination.call("SetLimits", id="vm1", bulk=False, **limits)
+    assert error.value.code == "INVALID_ARGUMENT"
+    assert pair.destination.call("Get", id="vm1") == before
+
+
+def test_limits_set_before_the_vmm_attaches_are_those_it_starts_with(pair):
+    pair.destination.prepare_destination("vm1", pair.source.address, streams=1)
+    pair.destination.call("SetLimits", id="vm1", streams=3, bandwidth_bytes_per_s=MIB)
+    # The same Prepare still finds the same migration.
+    vmms = pair.attach("vm1", {"streams": 1})
+    pair.start("vm1")
+    migration = pair.destination.wait_for_state("vm1", "postcopy")
+    assert (migration["streams"], migration["bandwidth_bytes_per_s"]) == (3, MIB)
+    harness.eventually(lambda: pair.destination.threads("bulk") == 3, "3 bulk threads")
+    pair.destination.call("SetLimits", id="vm1", bandwidth_bytes_per_s=0)
+    pair.finish("vm1", *vmms)
+
+
 def test_two_migrations_at_the_same_time_on_one_pair(pair):
     first = pair.attach("vm1", memory="64M")
     second = pair.attach("vm2", memory="64M", seed=2)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A pull and a source in one process: how faults are told, and what must not hold them up. Between
- * the two lies a relay that can hold back the urgent connection's answers.
+ * A pull and a source in one process: how faults are told, what must not hold them up, and limits
+ * that change. Between the two lies a relay that can hold back the urgent connection's answers.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,14 +10,16 @@
 #include <cmocka.h>
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <pthread.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include "fault/throttle.h"
 #include "source.h"
 #include "util/clock.h"
 
-#define RELAY_CONNS 8u
+#define RELAY_CONNS 1024u
 
 /* One direction of a connection. */
 struct pipe {
@@ -86,9 +88,11 @@ static void *relay_main(void *arg)
 	while ((fd = accept4(r->listen_fd, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
 		int server = dial(r->server_port);
 
+		pthread_mutex_lock(&r->lock);
 		assert_true(r->n_pipes < 2 * RELAY_CONNS);
 		start_pipe(r, server, fd, r->n_pipes == 0);
 		start_pipe(r, fd, server, false);
+		pthread_mutex_unlock(&r->lock);
 	}
 	return NULL;
 }
@@ -115,6 +119,15 @@ static void relay_hold(struct relay *r, bool hold)
 	pthread_mutex_lock(&r->lock);
 	r->hold = hold;
 	pthread_cond_broadcast(&r->changed);
+	pthread_mutex_unlock(&r->lock);
+}
+
+/* Every connection but the urgent one breaks. */
+static void relay_cut_bulk(struct relay *r)
+{
+	pthread_mutex_lock(&r->lock);
+	for (unsigned int i = 2; i < r->n_pipes; i++)
+		shutdown(r->pipes[i].from, SHUT_RDWR);
 	pthread_mutex_unlock(&r->lock);
 }
 
@@ -418,6 +431,168 @@ static void test_fault_on_a_page_whose_claimer_gives_up_is_asked_again(void **st
 	stop(&f);
 }
 
+/* Threads of this process that are named so. */
+static unsigned int count_threads(const char *name)
+{
+	DIR *dir = opendir("/proc/self/task");
+	unsigned int n = 0;
+	struct dirent *d;
+
+	while ((d = readdir(dir))) {
+		char path[300], comm[32] = "";
+		FILE *f;
+
+		snprintf(path, sizeof path, "/proc/self/task/%s/comm", d->d_name);
+		f = *d->d_name == '.' ? NULL : fopen(path, "r");
+		/* It may have ended since. */
+		if (!f)
+			continue;
+		if (fgets(comm, sizeof comm, f) && !strncmp(comm, name, strlen(name)))
+			n++;
+		fclose(f);
+	}
+	closedir(dir);
+	return n;
+}
+
+static void wait_threads(const char *name, unsigned int n)
+{
+	uint64_t until_ns = clock_now_ns() + TIMEOUT_MS * NSEC_PER_MSEC;
+
+	while (count_threads(name) != n) {
+		if (clock_now_ns() > until_ns)
+			fail_msg("%u threads \"%s\", not %u", count_threads(name), name, n);
+		poll(NULL, 0, 1);
+	}
+}
+
+/* Never above the cap, whatever the host is busy with; and everything comes. */
+static void test_cap_holds_and_everything_arrives(void **state)
+{
+	const uint64_t cap = 16u << 20;
+	const struct pull_stats *stats;
+	struct fixture f;
+	uint64_t ns, most;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	stats = pull_stats(f.p);
+	pull_set_bandwidth(f.p, cap);
+	pull_set_streams(f.p, 3);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_complete(&f);
+	ns = atomic_load(&stats->bulk_last_ns) - atomic_load(&stats->bulk_first_ns);
+	most = cap * (ns + 2 * THROTTLE_SLACK_NS) / NSEC_PER_SEC;
+	assert_true(atomic_load(&stats->bulk_bytes) <= most);
+	/* Words were asked for in parts, and nothing twice. */
+	assert_int_equal(atomic_load(&stats->prefetch_wasted), 0);
+	assert_int_equal(atomic_load(&stats->bulk_in_flight), 0);
+	assert_true(page_source_stats(f.s.source)->requests > 2 * PAGES / WORD_UNITS);
+	stop(&f);
+}
+
+/* A fault goes by a cap that lets bulk through next to nothing; a new cap counts at once. */
+static void test_cap_holds_no_fault_back(void **state)
+{
+	const struct pull_stats *stats;
+	struct toucher t[8];
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	stats = pull_stats(f.p);
+	/* A page in an hour. */
+	pull_set_bandwidth(f.p, 1);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	for (unsigned int i = 0; i < 8; i++) {
+		touch(&f, &t[i], 500 + 10 * i);
+		touched(&f, &t[i]);
+	}
+	assert_true(atomic_load(&stats->bulk_bytes) <= 2 * UNIT_BYTES);
+	pull_set_bandwidth(f.p, 0);
+	wait_complete(&f);
+	stop(&f);
+}
+
+/* Parts of a word are asked for while others of it come by faults, and connections come and go. */
+static void test_streams_change_while_it_runs(void **state)
+{
+	static const unsigned int streams[] = { 4, 2, 7, 1, 3 };
+	struct toucher t[5];
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	pull_set_bandwidth(f.p, 2u << 20);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_threads("bulk", 1);
+	for (unsigned int i = 0; i < 5; i++) {
+		assert_int_equal(pull_set_streams(f.p, streams[i]), 0);
+		wait_threads("bulk", streams[i]);
+		touch(&f, &t[i], 100 * i + 150);
+		touched(&f, &t[i]);
+	}
+	assert_true(pull_missing(f.p) > 0);
+	assert_int_equal(atomic_load(&pull_stats(f.p)->reconnects), 0);
+	pull_set_bulk(f.p, false);
+	pull_set_bandwidth(f.p, 0);
+	pull_set_bulk(f.p, true);
+	wait_complete(&f);
+	assert_int_equal(atomic_load(&pull_stats(f.p)->bulk_in_flight), 0);
+	stop(&f);
+}
+
+/* To and fro as fast as it goes: a thread that is about to end is wanted again. */
+static void test_streams_change_all_the_time(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	pull_set_bandwidth(f.p, 2u << 20);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	for (unsigned int i = 0; i < 300; i++)
+		assert_int_equal(pull_set_streams(f.p, 1 + i % 3), 0);
+	assert_int_equal(pull_set_streams(f.p, 2), 0);
+	wait_threads("bulk", 2);
+	pull_set_bandwidth(f.p, 0);
+	wait_complete(&f);
+	stop(&f);
+}
+
+/* Words of which some parts are answered, some on the way, some not asked for yet. */
+static void test_connections_lost_between_parts_of_a_word_lose_nothing(void **state)
+{
+	const struct pull_stats *stats;
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	stats = pull_stats(f.p);
+	pull_set_bandwidth(f.p, 1u << 20);
+	pull_set_streams(f.p, 2);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	for (uint64_t i = 1; i <= 5; i++) {
+		wait_count(&stats->bulk_bytes, 10 * i * UNIT_BYTES);
+		relay_cut_bulk(&f.relay);
+		wait_count(&stats->reconnects, i);
+	}
+	pull_set_bandwidth(f.p, 0);
+	wait_complete(&f);
+	assert_int_equal(atomic_load(&stats->bulk_in_flight), 0);
+	stop(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -426,6 +601,11 @@ int main(void)
 		cmocka_unit_test(test_fault_ends_when_bulk_brings_its_page),
 		cmocka_unit_test(test_fault_on_a_claimed_page_holds_nobody_up),
 		cmocka_unit_test(test_fault_on_a_page_whose_claimer_gives_up_is_asked_again),
+		cmocka_unit_test(test_cap_holds_and_everything_arrives),
+		cmocka_unit_test(test_cap_holds_no_fault_back),
+		cmocka_unit_test(test_streams_change_while_it_runs),
+		cmocka_unit_test(test_streams_change_all_the_time),
+		cmocka_unit_test(test_connections_lost_between_parts_of_a_word_lose_nothing),
 	};
 
 	return cmocka_run_group_tests_name("pull", tests, NULL, NULL);
