@@ -195,6 +195,7 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 			.load_ns = m->loaded_ns - m->vmstate_received_ns,
 			.resume_ns = now_ns - m->loaded_ns,
 		};
+		totals_note_downtime(m);
 		log_migration_info(m->params.id, "the guest runs here after %llu us of downtime",
 		                   (unsigned long long)(m->downtime.total_ns / NSEC_PER_USEC));
 		migration_order(m, ORDER_RESUMED);
@@ -231,6 +232,7 @@ void destination_vmm_closed(struct migration *m)
 {
 	switch (m->state) {
 	case MIGRATION_ATTACHED:
+		totals_keep_pull(m);
 		m->pull = pull_free(m->pull);
 		migration_move(m, MIGRATION_PREPARED, "the VMM has detached");
 		return;

@@ -129,6 +129,8 @@ void migrations_close(struct migrations *ms)
 
 static void migration_free(struct migration *m)
 {
+	totals_keep_pull(m);
+	totals_keep_served(m);
 	pull_free(m->pull);
 	page_source_unref(m->source);
 	if (m->vmstate_fd >= 0)
@@ -243,6 +245,7 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 	pthread_cond_init(&m->ordered, NULL);
 	m->next = ms->list;
 	ms->list = m;
+	ms->totals.prepared[m->params.role - 1]++;
 	log_event(LOG_LEVEL_INFO, m->params.id,
 	          LOG_FIELDS({ "STATE", migration_state_name(m->state) },
 	                     { "ROLE", migration_role_name(m->params.role) }),
@@ -326,19 +329,20 @@ int migration_set_limits(struct migration *m, const struct migration_limits *lim
 	return rc ? error_errno(err, rc, "migration \"%s\": bulk threads", m->params.id) : 0;
 }
 
+/* Of the source that it has, and of those whose VMM has gone. */
 static struct migration_served served(const struct migration *m)
 {
+	struct migration_served sum = m->served;
 	const struct page_source_stats *stats;
 
 	if (!m->source)
-		return m->served;
+		return sum;
 	stats = page_source_stats(m->source);
-	return (struct migration_served){
-		.requests = atomic_load(&stats->requests),
-		.pages = atomic_load(&stats->pages),
-		.zero_pages = atomic_load(&stats->zero_pages),
-		.bytes = atomic_load(&stats->bytes),
-	};
+	sum.requests += atomic_load(&stats->requests);
+	sum.pages += atomic_load(&stats->pages);
+	sum.zero_pages += atomic_load(&stats->zero_pages);
+	sum.bytes += atomic_load(&stats->bytes);
+	return sum;
 }
 
 const char *migration_role_name(enum migration_role role)

@@ -118,6 +118,42 @@ struct migration_info {
 	struct migration_served served;
 };
 
+/* The parts of a downtime, as migration_downtime has them. */
+enum migration_downtime_part {
+	DOWNTIME_TOTAL,
+	DOWNTIME_PAUSE,
+	DOWNTIME_SEND,
+	DOWNTIME_LOAD,
+	DOWNTIME_RESUME,
+	DOWNTIME_PARTS
+};
+
+/*
+ * All migrations that this daemon ever had, together: what only grows never shrinks, also where
+ * a migration is forgotten.
+ */
+struct migrations_totals {
+	/* How many are in each state; of final ones how many ever were. By role - 1. */
+	uint64_t states[2][MIGRATION_STATES];
+	uint64_t prepared[2]; /* ever */
+	struct histogram downtime_ns[DOWNTIME_PARTS];
+
+	/* Destinations: struct pull_stats, summed. */
+	uint64_t fill_write, fill_memcpy, fill_copy, fill_zero;
+	uint64_t faults, faults_remote, faults_minor, faults_coalesced;
+	uint64_t bulk_bytes;
+	uint64_t prefetch_hit, prefetch_late, prefetch_wasted;
+	uint64_t reconnects;
+	struct histogram fault_ns; /* fault_idle_ns and fault_bulk_ns */
+
+	/* Sources. */
+	struct migration_served served;
+
+	/* Destinations that are under way, now. */
+	uint64_t pages_missing;
+	uint64_t bulk_in_flight;
+};
+
 /* Pages present over time, at most this many points. */
 #define MIGRATION_TIMELINE_MAX 1024u
 
@@ -163,6 +199,8 @@ struct migration *migrations_find(struct migrations *ms, const char *id, struct 
 
 /* The next after @m, or the first for NULL; NULL at the end. */
 struct migration *migrations_next(struct migrations *ms, struct migration *m);
+
+void migrations_get_totals(struct migrations *ms, struct migrations_totals *ret);
 
 /*
  * migration_start(), _switchover(), _cancel() - destination; cancel: both

@@ -48,8 +48,10 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	          *reason.text ? ": " : "", reason.text);
 	m->state = to;
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
-	if (migration_state_is_final(to))
+	if (migration_state_is_final(to)) {
 		m->ended_ns = clock_now_ns();
+		totals_note_end(m);
+	}
 	for (struct migration_watcher *w = m->watchers, *next; w; w = next) {
 		next = w->next;
 		w->changed(w, m);

@@ -51,7 +51,7 @@ struct migration {
 	struct page_source *source;
 	uint64_t pause_sent_ns;
 	bool paused; /* the vmstate is ours: only an abort lets the guest run on here */
-	struct migration_served served; /* once source is gone */
+	struct migration_served served; /* by what source was before */
 	/* destination */
 	struct migration_limits limits; /* all are given */
 	struct pull *pull;
@@ -88,7 +88,17 @@ struct migrations {
 	struct vmm_server *vmm_server;
 	uv_async_t news;
 	struct migration *list;
+	struct migrations_totals
+	        totals; /* of what the migrations in the list don't know any more */
 };
+
+/* Before what @m has counted is freed. */
+void totals_keep_pull(struct migration *m);
+void totals_keep_served(struct migration *m);
+
+/* The downtime is known; the state has become final. */
+void totals_note_downtime(struct migration *m);
+void totals_note_end(struct migration *m);
 
 /* From any thread. */
 void migration_post(struct migration *m, enum migration_news news);

@@ -14,6 +14,8 @@
 #include "postcopyd/config_check.h"
 #include "postcopyd/options.h"
 #include "rpc/control.h"
+#include "stream/conn.h"
+#include "telemetry/metrics.h"
 #include "util/guard.h"
 #include "util/log.h"
 #include "util/thread.h"
@@ -33,6 +35,7 @@ struct daemon {
 	struct page_server *page_server;
 	struct migrations *migrations;
 	struct control *control;
+	struct metrics *metrics;
 };
 
 static void daemon_close(struct daemon *d)
@@ -42,6 +45,8 @@ static void daemon_close(struct daemon *d)
 	uv_close((uv_handle_t *)&d->sigterm, NULL);
 	uv_close((uv_handle_t *)&d->sigint, NULL);
 	control_close(d->control);
+	metrics_close(d->metrics);
+	d->metrics = NULL;
 	if (d->migrations)
 		migrations_stop(d->migrations);
 	/* Its connections' threads post news until they end. */
@@ -72,6 +77,32 @@ static int watch_signals(struct daemon *d, struct error *err)
 	return rc ? error_errno(err, rc, "signals") : 0;
 }
 
+static int open_metrics(struct daemon *d, struct error *err)
+{
+	struct metrics_config config = {
+		.version = POSTCOPY_VERSION,
+		.tls = d->options.metrics_tls,
+		.cert_path = d->options.tls.cert_path,
+		.key_path = d->options.tls.key_path,
+		.ca_path = d->options.tls.ca_path,
+		.migrations = d->migrations,
+	};
+	struct conn_target address;
+	int rc;
+
+	if (!d->options.metrics_listen)
+		return 0;
+	rc = conn_target_parse(d->options.metrics_listen, &address, err);
+	if (rc)
+		return error_prefix(err, "--metrics-listen");
+	config.host = address.host;
+	config.port = address.port;
+	rc = metrics_new(&d->loop, &config, &d->metrics, err);
+	if (!rc)
+		log_info("metrics on port %u", metrics_port(d->metrics));
+	return rc;
+}
+
 static int daemon_open(struct daemon *d, struct error *err)
 {
 	struct migrations_config config;
@@ -95,7 +126,7 @@ static int daemon_open(struct daemon *d, struct error *err)
 	if (!rc)
 		rc = control_new(&d->loop, d->options.control_path, d->migrations, &d->control,
 		                 err);
-	return rc;
+	return rc ? rc : open_metrics(d, err);
 }
 
 static void say_ready(const struct daemon *d)

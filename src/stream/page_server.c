@@ -13,11 +13,8 @@
 #include "stream/page_source.h"
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/tcp_listen.h"
 #include "util/thread.h"
-
-#define LISTEN_BACKLOG 128
-
-DEFINE_CLEANUP(struct addrinfo *, freeaddrinfo);
 
 /* One accepted connection; in the server's list until its thread ends. */
 struct server_conn {
@@ -233,37 +230,14 @@ static void *accept_main(void *arg)
 	return NULL;
 }
 
-/* Return: a listening socket, or -errno with @err set. */
 static int listen_on(const char *address, unsigned int *ret_port, struct error *err)
 {
-	_cleanup_(freeaddrinfo_p) struct addrinfo *list = NULL;
-	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
-	struct sockaddr_storage bound;
-	socklen_t bound_len = sizeof bound;
-	_cleanup_close_ int fd = -1;
 	struct conn_target target;
-	char service[16];
 	int rc = conn_target_parse(address, &target, err);
 
 	if (rc)
 		return error_prefix(err, "page stream address");
-	rc = getaddrinfo(target.host, target.port, &hints, &list);
-	if (rc)
-		return error_set(err, -EINVAL, "page stream address \"%s\": %s", address,
-		                 gai_strerror(rc));
-	fd = socket(list->ai_family, list->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK,
-	            list->ai_protocol);
-	if (fd < 0)
-		return error_errno(err, -errno, "page stream address \"%s\"", address);
-	(void)!setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){ 1 }, sizeof(int));
-	if (bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, LISTEN_BACKLOG))
-		return error_errno(err, -errno, "page stream address \"%s\"", address);
-	if (getsockname(fd, (struct sockaddr *)&bound, &bound_len) ||
-	    getnameinfo((struct sockaddr *)&bound, bound_len, NULL, 0, service, sizeof service,
-	                NI_NUMERICSERV))
-		return error_set(err, -EINVAL, "page stream address \"%s\": no port", address);
-	*ret_port = (unsigned int)strtoul(service, NULL, 10);
-	return steal_fd(&fd);
+	return tcp_listen(target.host, target.port, "page stream address", ret_port, err);
 }
 
 int page_server_new(const char *address, struct tls_context *tls, struct page_server **ret,

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrate/migration.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+static void add_pull(struct migrations_totals *t, const struct pull_stats *s)
+{
+	t->fill_write += stat_get(&s->fill_write);
+	t->fill_memcpy += stat_get(&s->fill_memcpy);
+	t->fill_copy += stat_get(&s->fill_copy);
+	t->fill_zero += stat_get(&s->fill_zero);
+	t->faults += stat_get(&s->faults);
+	t->faults_remote += stat_get(&s->faults_remote);
+	t->faults_minor += stat_get(&s->faults_minor);
+	t->faults_coalesced += stat_get(&s->faults_coalesced);
+	t->bulk_bytes += stat_get(&s->bulk_bytes);
+	t->prefetch_hit += stat_get(&s->prefetch_hit);
+	t->prefetch_late += stat_get(&s->prefetch_late);
+	t->prefetch_wasted += stat_get(&s->prefetch_wasted);
+	t->reconnects += stat_get(&s->reconnects);
+	histogram_merge(&t->fault_ns, &s->fault_idle_ns);
+	histogram_merge(&t->fault_ns, &s->fault_bulk_ns);
+}
+
+static void add_served(struct migrations_totals *t, const struct migration_served *s)
+{
+	t->served.requests += s->requests;
+	t->served.pages += s->pages;
+	t->served.zero_pages += s->zero_pages;
+	t->served.bytes += s->bytes;
+}
+
+void totals_keep_pull(struct migration *m)
+{
+	if (m->pull)
+		add_pull(&m->owner->totals, pull_stats(m->pull));
+}
+
+void totals_keep_served(struct migration *m)
+{
+	struct migration_info info;
+
+	migration_get_info(m, &info);
+	add_served(&m->owner->totals, &info.served);
+}
+
+void totals_note_downtime(struct migration *m)
+{
+	struct histogram *parts = m->owner->totals.downtime_ns;
+
+	histogram_add(&parts[DOWNTIME_TOTAL], m->downtime.total_ns);
+	histogram_add(&parts[DOWNTIME_PAUSE], m->downtime.pause_ns);
+	histogram_add(&parts[DOWNTIME_SEND], m->downtime.send_ns);
+	histogram_add(&parts[DOWNTIME_LOAD], m->downtime.load_ns);
+	histogram_add(&parts[DOWNTIME_RESUME], m->downtime.resume_ns);
+}
+
+void totals_note_end(struct migration *m)
+{
+	m->owner->totals.states[m->params.role - 1][m->state]++;
+}
+
+static void add_live(struct migrations_totals *t, struct migration *m)
+{
+	struct migration_info info;
+
+	migration_get_info(m, &info);
+	if (info.pull)
+		add_pull(t, info.pull);
+	add_served(t, &info.served);
+	if (migration_state_is_final(m->state))
+		return;
+	t->states[m->params.role - 1][m->state]++;
+	if (info.pull) {
+		t->pages_missing += info.pages_total - info.pages_present;
+		t->bulk_in_flight += stat_get(&info.pull->bulk_in_flight);
+	}
+}
+
+void migrations_get_totals(struct migrations *ms, struct migrations_totals *ret)
+{
+	memcpy(ret, &ms->totals, sizeof *ret);
+	for (struct migration *m = ms->list; m; m = m->next)
+		add_live(ret, m);
+}

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "telemetry/metrics.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "migrate/migrate.h"
+#include "telemetry/http.h"
+#include "telemetry/migration_metrics.h"
+#include "telemetry/process_metrics.h"
+#include "util/cleanup.h"
+#include "util/log.h"
+#include "util/tcp_listen.h"
+
+/* Methods times codes that occur; what has no room is counted as "other". */
+#define RPC_COUNTS_MAX 512u
+
+struct rpc_count {
+	const char *method;
+	const char *code;
+	uint64_t n;
+};
+
+struct metrics {
+	struct metrics_config config;
+	struct http *http;
+	unsigned int port;
+	double started_s; /* CLOCK_REALTIME */
+	struct migrations_totals totals;
+	struct metrics_stall stall;
+	struct rpc_count rpc[RPC_COUNTS_MAX];
+	unsigned int n_rpc;
+	uint64_t rpc_other;
+};
+
+/* It is the one of a method and a code, whichever place asks. */
+void metrics_count_rpc(struct metrics *m, const char *method, const char *code)
+{
+	if (!m)
+		return;
+	for (unsigned int i = 0; i < m->n_rpc; i++)
+		if (!strcmp(m->rpc[i].method, method) && !strcmp(m->rpc[i].code, code)) {
+			m->rpc[i].n++;
+			return;
+		}
+	if (m->n_rpc == RPC_COUNTS_MAX)
+		m->rpc_other++;
+	else
+		m->rpc[m->n_rpc++] = (struct rpc_count){ method, code, 1 };
+}
+
+static void put_rpc(const struct metrics *m, struct openmetrics *om)
+{
+	static const struct openmetrics_family requests = {
+		"postcopyd_rpc_requests",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Calls of the control plane that have ended, by their status.",
+	};
+
+	openmetrics_open(om, &requests);
+	for (unsigned int i = 0; i < m->n_rpc; i++)
+		openmetrics_integer(om,
+		                    OPENMETRICS_LABELS({ "method", m->rpc[i].method },
+		                                       { "code", m->rpc[i].code }),
+		                    m->rpc[i].n);
+	if (m->rpc_other)
+		openmetrics_integer(om,
+		                    OPENMETRICS_LABELS({ "method", "other" }, { "code", "other" }),
+		                    m->rpc_other);
+}
+
+static void put_daemon(const struct metrics *m, struct openmetrics *om)
+{
+	static const struct openmetrics_family build = {
+		"postcopyd_build",
+		OPENMETRICS_INFO,
+		NULL,
+		"The daemon's version.",
+	};
+	static const struct openmetrics_family suppressed = {
+		"postcopyd_log_lines_suppressed",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Log records left out because one place had too many to say.",
+	};
+	static const struct openmetrics_family lost = {
+		"postcopyd_log_lines_lost",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Log records that could not be written: disk or pipe full, or closed.",
+	};
+	static const struct openmetrics_family expiry = {
+		"postcopyd_certificate_expiry_timestamp_seconds",
+		OPENMETRICS_GAUGE,
+		"seconds",
+		"When this host's certificate ends, in seconds since 1970.",
+	};
+	int64_t expiry_s =
+	        m->config.certificate_expiry ? m->config.certificate_expiry(m->config.arg) : 0;
+	struct log_counts log = log_get_counts();
+
+	openmetrics_open(om, &build);
+	openmetrics_integer(om, OPENMETRICS_LABELS({ "version", m->config.version }), 1);
+	openmetrics_open(om, &suppressed);
+	openmetrics_integer(om, OPENMETRICS_NO_LABELS, log.suppressed);
+	openmetrics_open(om, &lost);
+	openmetrics_integer(om, OPENMETRICS_NO_LABELS, log.lost);
+	if (expiry_s > 0) {
+		openmetrics_open(om, &expiry);
+		openmetrics_integer(om, OPENMETRICS_NO_LABELS, (uint64_t)expiry_s);
+	}
+}
+
+static char *get_page(void *arg, const char *accept, size_t *ret_len, const char **ret_type)
+{
+	bool classic = !strstr(accept, "application/openmetrics-text");
+	struct metrics *m = arg;
+	struct openmetrics om;
+	char *text;
+
+	memset(&m->stall, 0, sizeof m->stall);
+	if (m->config.read_stall)
+		m->config.read_stall(m->config.arg, &m->stall);
+	migrations_get_totals(m->config.migrations, &m->totals);
+	openmetrics_init(&om, classic);
+	put_daemon(m, &om);
+	migration_metrics_put(&om, &m->totals, &m->stall);
+	put_rpc(m, &om);
+	process_metrics_put(&om, m->started_s);
+	text = openmetrics_finish(&om, ret_len);
+	openmetrics_deinit(&om);
+	*ret_type = classic ? OPENMETRICS_CLASSIC_CONTENT_TYPE : OPENMETRICS_CONTENT_TYPE;
+	return text;
+}
+
+int metrics_new(uv_loop_t *loop, const struct metrics_config *config, struct metrics **ret,
+                struct error *err)
+{
+	struct metrics *m = calloc(1, sizeof *m);
+	struct http_config http = {
+		.tls = config->tls,
+		.cert_path = config->cert_path,
+		.key_path = config->key_path,
+		.ca_path = config->ca_path,
+		.path = "/metrics",
+		.get = get_page,
+		.arg = m,
+	};
+	struct timespec now;
+	int rc;
+
+	if (!m)
+		return error_set(err, -ENOMEM, "metrics: out of memory");
+	m->config = *config;
+	clock_gettime(CLOCK_REALTIME, &now);
+	m->started_s = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+	rc = http.listen_fd =
+	        tcp_listen(config->host, config->port, "metrics address", &m->port, err);
+	if (rc >= 0)
+		rc = http_new(loop, &http, &m->http, err);
+	if (rc) {
+		close_fd(&http.listen_fd);
+		free(m);
+		return rc;
+	}
+	*ret = m;
+	return 0;
+}
+
+int metrics_reload(struct metrics *m, struct error *err)
+{
+	return m && m->config.tls ? http_reload(m->http, err) : 0;
+}
+
+void metrics_close(struct metrics *m)
+{
+	if (!m)
+		return;
+	http_close(m->http);
+	free(m);
+}
+
+unsigned int metrics_port(const struct metrics *m)
+{
+	return m->port;
+}
