@@ -16,7 +16,7 @@
 
 #define PEM_MAX_BYTES (1u << 20)
 /* A silent connection goes after so long; one that is not silent after its lifetime. */
-#define SILENCE_S 5u
+#define SILENCE_S 3u
 #define EXPIRY_CHECK_MS 1000u
 
 struct http_conn {

@@ -29,7 +29,7 @@
 
 #define HTTP_CONNS_MAX 64u
 #define HTTP_CONN_MEMORY_BYTES 16384u
-#define HTTP_CONN_LIFETIME_MS 10000u
+#define HTTP_CONN_LIFETIME_MS 5000u
 
 struct http;
 
