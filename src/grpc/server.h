@@ -61,6 +61,9 @@ struct grpc_peer {
 struct grpc_method {
 	const char *path; /* "/postcopy.v1.Migrations/Get" */
 	void (*call)(struct grpc_call *call, const uint8_t *request, size_t len, void *arg);
+	/* The client sends any number of messages: @call is called with each as it comes, and
+	 * with a @request of NULL where no more will come; not after grpc_call_finish(). */
+	bool client_streams;
 };
 
 struct grpc_server_config {
