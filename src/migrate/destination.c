@@ -187,6 +187,7 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 	}
 	if (msg->type == VMM_WIRE_RESUMED && has_vmstate && m->loaded_ns && !m->resumed_ns) {
 		m->resumed_ns = now_ns;
+		m->resumed_real_ns = clock_real_ns();
 		m->downtime = (struct migration_downtime){
 			.known = true,
 			.total_ns = now_ns - m->switch_sent_ns,

@@ -7,6 +7,7 @@
 
 #include <openssl/crypto.h>
 
+#include "util/clock.h"
 #include "util/log.h"
 
 /* Ended migrations that are kept for whoever asks how they went. */
@@ -240,6 +241,8 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 		.prefetch_given = true,
 		.prefetch = params->prefetch,
 	};
+	m->seq = ++ms->last_seq;
+	m->prepared_real_ns = m->state_real_ns = clock_real_ns();
 	m->vmstate_fd = -1;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->ordered, NULL);
@@ -353,6 +356,7 @@ const char *migration_role_name(enum migration_role role)
 void migration_get_info(struct migration *m, struct migration_info *ret)
 {
 	*ret = (struct migration_info){
+		.seq = m->seq,
 		.id = m->params.id,
 		.role = m->params.role,
 		.state = m->state,
@@ -360,17 +364,23 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.memory_bytes = m->table.size_bytes,
 		.page_bytes = m->table.n ? m->table.regions[0].page_size : 0,
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",
+		.vmm_pid = m->vmm ? vmm_conn_pid(m->vmm) : 0,
+		.prepared_real_ns = m->prepared_real_ns,
+		.state_real_ns = m->state_real_ns,
 		.pull = m->pull ? pull_stats(m->pull) : NULL,
 		.tls = m->pull ? pull_tls(m->pull) : "",
 		.limits = m->limits,
+		.source_target = &m->params.source,
 		.map_eager = m->params.map == RESOLVER_MAP_EAGER,
 		.downtime = m->downtime,
 		.started_ns = m->started_ns,
 		.resumed_ns = m->resumed_ns,
+		.resumed_real_ns = m->resumed_real_ns,
 		.ended_ns = m->ended_ns,
 		.pages_total = m->table.units,
 		.pages_present = m->pull ? m->table.units - pull_missing(m->pull) : 0,
 		.served = served(m),
+		.connected = m->source && page_source_is_connected(m->source),
 	};
 }
 

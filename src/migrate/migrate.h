@@ -93,6 +93,7 @@ struct migration_served {
 
 /* A snapshot; strings belong to the migration and are valid until the loop goes on. */
 struct migration_info {
+	uint64_t seq; /* counts up with each one that is prepared here */
 	const char *id;
 	enum migration_role role;
 	enum migration_state state;
@@ -100,22 +101,29 @@ struct migration_info {
 	uint64_t memory_bytes;
 	uint64_t page_bytes; /* 0 before attach */
 	const char *backend; /* of the first region; empty before attach */
+	pid_t vmm_pid;       /* 0: none attached */
+	/* CLOCK_REALTIME: when it was prepared, and came to its state. */
+	uint64_t prepared_real_ns;
+	uint64_t state_real_ns;
 
 	/* Destination; NULL before attach or after the pull is gone. */
 	const struct pull_stats *pull;
 	const char *tls;
 	/* The limits as they are now; all are given. */
 	struct migration_limits limits;
+	const struct conn_target *source_target;
 	bool map_eager;
 	struct migration_downtime downtime;
 	uint64_t started_ns; /* Start was called; 0: not yet */
 	uint64_t resumed_ns; /* the guest runs here; bulk starts */
-	uint64_t ended_ns;   /* the state became final */
+	uint64_t resumed_real_ns;
+	uint64_t ended_ns; /* the state became final */
 	uint64_t pages_total;
 	uint64_t pages_present;
 
 	/* Source. */
 	struct migration_served served;
+	bool connected; /* a destination holds a control connection */
 };
 
 /* The parts of a downtime, as migration_downtime has them. */

@@ -47,6 +47,7 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	          "%s -> %s%s%s", migration_state_name(m->state), migration_state_name(to),
 	          *reason.text ? ": " : "", reason.text);
 	m->state = to;
+	m->state_real_ns = clock_real_ns();
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
 	if (migration_state_is_final(to)) {
 		m->ended_ns = clock_now_ns();

@@ -39,6 +39,7 @@ struct migration {
 	struct migrations *owner;
 	struct migration *next;
 	struct migration_params params;
+	uint64_t seq;
 
 	/* The loop's. */
 	enum migration_state state;
@@ -47,6 +48,7 @@ struct migration {
 	struct vmm_conn *vmm; /* NULL while none is attached */
 	struct region_table table;
 	uint64_t started_ns, resumed_ns, ended_ns;
+	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
 	/* source */
 	struct page_source *source;
 	uint64_t pause_sent_ns;
@@ -90,6 +92,7 @@ struct migrations {
 	struct migration *list;
 	struct migrations_totals
 	        totals; /* of what the migrations in the list don't know any more */
+	uint64_t last_seq;
 };
 
 /* Before what @m has counted is freed. */

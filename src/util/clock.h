@@ -18,4 +18,13 @@ static inline uint64_t clock_now_ns(void)
 	return (uint64_t)t.tv_sec * NSEC_PER_SEC + (uint64_t)t.tv_nsec;
 }
 
+/* CLOCK_REALTIME in nanoseconds since 1970: for people, and for other hosts. */
+static inline uint64_t clock_real_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (uint64_t)t.tv_sec * NSEC_PER_SEC + (uint64_t)t.tv_nsec;
+}
+
 #endif

@@ -53,6 +53,11 @@ static void close_conn(struct vmm_conn *conn)
 		server->ops->closed(owner);
 }
 
+pid_t vmm_conn_pid(const struct vmm_conn *conn)
+{
+	return conn->pid;
+}
+
 int vmm_conn_send(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int fd)
 {
 	return vmm_wire_send(conn->fd, msg, &fd, fd >= 0 ? 1 : 0);

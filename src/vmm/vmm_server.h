@@ -58,6 +58,9 @@ int vmm_server_new(uv_loop_t *loop, const char *path, const struct vmm_server_op
 /* Cuts all VMMs off, without telling their owners. Memory goes when the loop has run on. */
 void vmm_server_close(struct vmm_server *server);
 
+/* The VMM's process, as the kernel named it when it connected. */
+pid_t vmm_conn_pid(const struct vmm_conn *conn);
+
 /* Send a message; @fd is borrowed, -1 for none. Return: 0 or -errno (the VMM will be gone soon). */
 int vmm_conn_send(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int fd);
 
