@@ -276,6 +276,97 @@ def test_address_in_use_is_told(host, daemon):
         host.daemon("source", extra=("--metrics-listen", "127.0.0.1:%d" % port(daemon)))
 
 
+# Only where the daemon has what they tell.
+OPTIONAL = {"postcopyd_certificate_expiry_timestamp_seconds"}
+
+
+def scraped_types(daemon):
+    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", get(daemon, accept=None)[2], re.M))
+
+
+def documented():
+    """{name: (type, labels)}"""
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*)\|", (DOCS / "metrics.md").read_text(), re.M)
+    return {name: (kind, {label for label in re.split(r"[ ,]+", labels) if label})
+            for name, kind, labels in rows}
+
+
+def test_each_metric_is_documented(daemon):
+    types = scraped_types(daemon)
+    documents = documented()
+    assert set(documents) - OPTIONAL <= set(types) <= set(documents)
+    assert {name: documents[name][0] for name in types} == types
+    for family in classic_parser.text_string_to_metric_families(get(daemon, accept=None)[2]):
+        for sample in family.samples:
+            name = sample.name if sample.name in documents else family.name
+            assert set(sample.labels) - {"le"} == documents[name][1], sample
+
+
+def known_names(types):
+    return {name + suffix for name, kind in types.items()
+            for suffix in (["_bucket", "_sum", "_count"] if kind == "histogram" else [""])}
+
+
+def names_in(text):
+    return set(re.findall(r"\b(?:postcopyd|process)_\w+", text))
+
+
+def dashboard():
+    return json.loads((DOCS / "grafana/postcopyd.json").read_text())
+
+
+def expressions():
+    return [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])]
+
+
+def test_dashboard_and_alerts_name_what_there_is(daemon):
+    known = known_names(scraped_types(daemon)) | OPTIONAL
+    rules = (DOCS / "alerts/postcopyd.rules.yml").read_text()
+    for text in [*re.findall(r"expr: (.*?)\n *(?:for|labels):", rules, re.S), *expressions()]:
+        assert names_in(text) <= known
+        assert names_in(text) or "up{" in text
+    blocks = re.findall(r"(?:^    \S.*\n)+", (DOCS / "metrics.md").read_text(), re.M)
+    assert names_in("".join(blocks)) <= known
+
+
+def test_dashboard_is_well_made():
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [(x, y) for panel in panels for place in [panel["gridPos"]]
+             for x in range(place["x"], place["x"] + place["w"])
+             for y in range(place["y"], place["y"] + place["h"])]
+    assert len(set(cells)) == len(cells)
+    assert all(0 <= x < 24 for x, _ in cells)
+    assert all(panel["type"] == "row" or panel["description"] for panel in panels)
+
+
+def promtool(*arguments):
+    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True,
+                          timeout=harness.DEADLINE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should_and_only_then():
+    assert "SUCCESS" in promtool("check", "rules", DOCS / "alerts/postcopyd.rules.yml")
+    promtool("test", "rules", DOCS / "alerts/postcopyd.test.yml")
+    rules = set(re.findall(r"alert: (\w+)", (DOCS / "alerts/postcopyd.rules.yml").read_text()))
+    tests = set(re.findall(r"alertname=\"(\w+)\"", (DOCS / "alerts/postcopyd.test.yml").read_text()))
+    assert rules == tests
+
+
+@needs_promtool
+def test_dashboard_speaks_promql(tmp_path):
+    questions = [expression.replace("$__rate_interval", "5m").replace("$instance", ".*")
+                 for expression in expressions()]
+    rules = tmp_path / "questions.yml"
+    rules.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": [
+        {"record": "panel:%d" % number, "expr": question}
+        for number, question in enumerate(questions)]}]}))
+    assert "%d rules found" % len(questions) in promtool("check", "rules", rules)
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
