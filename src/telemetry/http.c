@@ -32,6 +32,7 @@ struct http {
 	uv_timer_t expiry;
 	unsigned int open_handles;
 	bool closing;
+	bool has_closed; /* a connection, since libmicrohttpd was last run */
 	struct MHD_Daemon *mhd;
 	struct http_conn conns[HTTP_CONNS_MAX];
 };
@@ -52,13 +53,20 @@ static void on_ready(uv_poll_t *poll, int status, int events)
 	run(poll->data);
 }
 
-/* Let libmicrohttpd do what there is to do, and come back when it wants. */
+/*
+ * Let libmicrohttpd do what there is to do, and come back when it wants. Where all connections
+ * were taken it listens again only when it is run once more after one has ended, and does
+ * not ask for that.
+ */
 static void run(struct http *h)
 {
 	MHD_UNSIGNED_LONG_LONG timeout_ms;
 
+	h->has_closed = false;
 	MHD_run(h->mhd);
-	if (MHD_get_timeout(h->mhd, &timeout_ms) == MHD_YES)
+	if (h->has_closed)
+		uv_timer_start(&h->timeout, on_timeout, 0, 0);
+	else if (MHD_get_timeout(h->mhd, &timeout_ms) == MHD_YES)
 		uv_timer_start(&h->timeout, on_timeout, timeout_ms, 0);
 	else
 		uv_timer_stop(&h->timeout);
@@ -93,6 +101,7 @@ static void on_connection(void *arg, struct MHD_Connection *connection, void **s
 		if (*slot)
 			((struct http_conn *)*slot)->fd = -1;
 		*slot = NULL;
+		h->has_closed = true;
 		return;
 	}
 	for (unsigned int i = 0; i < HTTP_CONNS_MAX && info; i++)

@@ -225,6 +225,15 @@ def test_many_connections_leave_nothing_behind(daemon):
         assert daemon.resources()["rss_kib"] <= before["rss_kib"] + 8192
 
 
+def test_more_connections_than_may_be_give_way_when_they_go(daemon):
+    for _ in range(30):
+        connections = [socket.create_connection(("127.0.0.1", port(daemon)),
+                                                timeout=harness.DEADLINE_S) for _ in range(100)]
+        for connection in connections:
+            connection.close()
+        assert get(daemon)[0] == 200
+
+
 def test_silent_and_slow_clients_hold_up_themselves_only(daemon):
     """As many as may be connected, and more: some silent, some a byte at a time."""
     slow = [socket.create_connection(("127.0.0.1", port(daemon)), timeout=harness.DEADLINE_S)
