@@ -12,6 +12,7 @@
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/probes.h"
 #include "util/thread.h"
 
 /* Requests in flight on one connection: 8 of up to 256 KiB, 2 MiB. */
@@ -186,9 +187,10 @@ static void count(struct pull *p, const struct frame_pages *pages,
                   const struct scheduler_item *item, uint64_t filled)
 {
 	uint64_t wasted = pages->data_mask & ~filled;
+	uint64_t bytes = (uint64_t)__builtin_popcountll(pages->data_mask) * UNIT_BYTES;
 
-	stat_add(&p->stats.bulk_bytes,
-	         (uint64_t)__builtin_popcountll(pages->data_mask) * UNIT_BYTES);
+	probe_bulk_filled(item->region, item->word, filled, bytes);
+	stat_add(&p->stats.bulk_bytes, bytes);
 	throttle_give_back(&p->throttle, (unsigned int)__builtin_popcountll(pages->zero_mask));
 	stat_add(&p->stats.prefetch_wasted, (uint64_t)__builtin_popcountll(wasted));
 	if (item->prefetch)

@@ -16,6 +16,7 @@
 
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/probes.h"
 #include "util/thread.h"
 
 /* Events a read() takes. */
@@ -59,6 +60,7 @@ static void on_pagefault(struct fault_thread *ft, const struct uffd_msg *msg, ui
 	f->record.addr = addr & ~(p->config.table.regions[piece->region].page_size - 1);
 	/* 0 where the VMM has not asked for UFFD_FEATURE_THREAD_ID. */
 	f->record.tid = msg->arg.pagefault.feat.ptid;
+	probe_fault_read(f->record.addr, f->record.tid);
 }
 
 static void on_event(struct fault_thread *ft, const struct uffd_msg *msg, uint64_t now_ns)
@@ -197,6 +199,7 @@ static void finish(struct fault_thread *ft, struct fault *f)
 			fault_ring_add(&stats->records, r);
 	}
 	fault_slow_add(&stats->slow, r);
+	probe_fault_mapped(r->addr, r->tid, total_ns, r->flags);
 	fault_table_remove(&ft->table, f);
 }
 
@@ -349,6 +352,7 @@ static void stamp_sent(struct fault_thread *ft, uint64_t asked_ns)
 			continue;
 		f->record.asked_ns = asked_ns;
 		f->record.sent_ns = sent_ns;
+		probe_fault_asked(f->record.addr, f->region, f->first_unit);
 	}
 }
 
@@ -396,6 +400,8 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	uint64_t received_ns = clock_now_ns(), filled;
 	int rc;
 
+	if (f)
+		probe_fault_answered(f->record.addr, f->region, f->first_unit);
 	ft->filled_ns = ft->mapped_ns = 0;
 	rc = resolver_fill(&ft->caller, &batch, &filled);
 	if (rc && rc != -ESRCH)

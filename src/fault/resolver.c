@@ -5,6 +5,7 @@
 
 #include "fault/uffd.h"
 #include "util/clock.h"
+#include "util/probes.h"
 
 /* Units that are claimed at a time. */
 #define CLAIM_UNITS 16u
@@ -372,6 +373,8 @@ static int fill_part(const struct resolver_caller *caller, const struct resolver
 	rc = fill_claimed(caller, b, claimed, &data, &behind);
 	wanted = page_state_publish(r->state, b->region, b->word, data | zero);
 	filled_ns = wanted ? clock_now_ns() : 0;
+	if (wanted)
+		probe_fault_filled(b->region, b->word, wanted);
 	stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(zero));
 	*filled |= data | zero;
 	map_rc = map_filled(caller, b, data, wanted, behind);

@@ -8,6 +8,7 @@
 
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/probes.h"
 
 void migration_post(struct migration *m, enum migration_news news)
 {
@@ -46,6 +47,8 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	                     { "REASON", reason.text }),
 	          "%s -> %s%s%s", migration_state_name(m->state), migration_state_name(to),
 	          *reason.text ? ": " : "", reason.text);
+	probe_migration_state(m->params.id, migration_state_name(m->state),
+	                      migration_state_name(to));
 	m->state = to;
 	m->state_real_ns = clock_real_ns();
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
