@@ -210,11 +210,14 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 	};
 	uint64_t filled;
 	int rc = resolver_fill(&b->caller, &batch, &filled);
+	uint64_t now_ns = clock_now_ns();
 
 	count(p, pages, item, filled);
+	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
+	             false, now_ns);
 	if (atomic_load(&p->fetching))
 		pull_wake_fault_thread(p);
-	atomic_store_explicit(&p->stats.bulk_last_ns, clock_now_ns(), memory_order_relaxed);
+	atomic_store_explicit(&p->stats.bulk_last_ns, now_ns, memory_order_relaxed);
 	settle(b, item, !rc || rc == -ESRCH);
 	if (!rc || rc == -ESRCH) {
 		pull_check_complete(p);

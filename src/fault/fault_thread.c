@@ -404,6 +404,8 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 		probe_fault_answered(f->record.addr, f->region, f->first_unit);
 	ft->filled_ns = ft->mapped_ns = 0;
 	rc = resolver_fill(&ft->caller, &batch, &filled);
+	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
+	             true, received_ns);
 	if (rc && rc != -ESRCH)
 		log_migration_error(p->config.id, "filling region %u at %#llx: %s; trying again",
 		                    item->region, (unsigned long long)unit << UNIT_SHIFT,

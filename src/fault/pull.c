@@ -53,6 +53,7 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 		pull_free(p);
 		return rc;
 	}
+	arrival_init(&p->arrival, &p->config.table);
 	p->resolver.state = p->state;
 	p->config.uffd = config->uffd;
 	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
@@ -263,6 +264,7 @@ int pull_start(struct pull *p)
 	int rc;
 
 	p->fault.pull = p;
+	arrival_begin(&p->arrival, clock_now_ns());
 	resolver_wake_all(&p->resolver);
 	rc = thread_start(&p->fault.thread, fault_thread_main, &p->fault);
 	p->fault.runs = !rc;
@@ -382,6 +384,11 @@ void pull_set_slow_fault(struct pull *p, uint64_t ns)
 const struct pull_stats *pull_stats(const struct pull *p)
 {
 	return &p->stats;
+}
+
+const struct arrival_map *pull_arrival(const struct pull *p)
+{
+	return &p->arrival;
 }
 
 int pull_state_fd(const struct pull *p)

@@ -22,12 +22,13 @@
  * pull_new() -> pull_connect() (warming) -> pull_start() (the source is paused, faults are
  * served) -> pull_start_bulk() -> complete is signalled -> pull_finish() -> pull_free().
  *
- * Threads: one owner, but for pull_set_*(), pull_stats() and pull_missing(), which may be
- * called from any. Lock order: pull->lock alone.
+ * Threads: one owner, but for pull_set_*(), pull_stats(), pull_arrival() and pull_missing(), which
+ * may be called from any. Lock order: pull->lock alone.
  */
 #ifndef FAULT_PULL_H
 #define FAULT_PULL_H
 
+#include "fault/arrival.h"
 #include "fault/resolver.h"
 #include "stream/conn.h"
 
@@ -63,7 +64,7 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 /*
  * pull_release() - stop all threads and close everything but the statistics
  *
- * The userfaultfd's last copy is then the VMM's. No other call but pull_stats(),
+ * The userfaultfd's last copy is then the VMM's. No other call but pull_stats(), pull_arrival(),
  * pull_missing(), pull_tls() and pull_free() may follow.
  */
 void pull_release(struct pull *p);
@@ -126,6 +127,9 @@ int pull_set_streams(struct pull *p, unsigned int streams);
 void pull_set_slow_fault(struct pull *p, uint64_t ns);
 
 const struct pull_stats *pull_stats(const struct pull *p);
+
+/* When which part of the memory arrived, since pull_start(). */
+const struct arrival_map *pull_arrival(const struct pull *p);
 
 /* The memfd with the page state, for a process that is to go on from it; borrowed. */
 int pull_state_fd(const struct pull *p);

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "fault/arrival.h"
 #include "fault/brought.h"
 #include "fault/fault_table.h"
 #include "fault/fetch.h"
@@ -80,6 +81,7 @@ struct pull {
 	struct fault_thread fault;
 	struct bulk bulks[PULL_STREAMS_MAX];
 	struct brought brought; /* bulk's notes for the fault thread */
+	struct arrival_map arrival;
 	struct pull_stats stats;
 };
 

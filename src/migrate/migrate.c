@@ -396,6 +396,40 @@ size_t migration_get_timeline(struct migration *m,
 	return n;
 }
 
+static struct migration_arrival_cell arrival_cell(const struct arrival_cell *c, uint64_t origin_ns,
+                                                  uint64_t resumed_ns)
+{
+	uint64_t by_fault = atomic_load_explicit(&c->by_fault, memory_order_relaxed);
+	uint64_t by_bulk = atomic_load_explicit(&c->by_bulk, memory_order_relaxed);
+	uint64_t units = by_fault + by_bulk, mean_us = 0;
+	/* The memory is served from the switchover on, a little before the guest runs. */
+	uint64_t before_us = resumed_ns > origin_ns ? (resumed_ns - origin_ns) / NSEC_PER_USEC : 0;
+
+	if (units)
+		mean_us = atomic_load_explicit(&c->sum_us, memory_order_relaxed) / units;
+	return (struct migration_arrival_cell){
+		.bytes_by_fault = by_fault * UNIT_BYTES,
+		.bytes_by_bulk = by_bulk * UNIT_BYTES,
+		.mean_us = mean_us > before_us ? mean_us - before_us : 0,
+	};
+}
+
+size_t migration_get_arrival(struct migration *m,
+                             struct migration_arrival_cell ret[ARRIVAL_CELLS_MAX],
+                             uint64_t *ret_units_per_cell)
+{
+	const struct arrival_map *map = m->pull ? pull_arrival(m->pull) : NULL;
+	uint64_t origin_ns;
+
+	if (!map)
+		return 0;
+	origin_ns = atomic_load_explicit(&map->origin_ns, memory_order_relaxed);
+	for (uint32_t i = 0; i < map->n_cells; i++)
+		ret[i] = arrival_cell(&map->cells[i], origin_ns, m->resumed_ns);
+	*ret_units_per_cell = map->words_per_cell * WORD_UNITS;
+	return map->n_cells;
+}
+
 void migration_watch(struct migration *m, struct migration_watcher *w)
 {
 	w->next = m->watchers;

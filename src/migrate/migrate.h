@@ -237,6 +237,25 @@ void migration_get_info(struct migration *m, struct migration_info *ret);
 size_t migration_get_timeline(struct migration *m,
                               struct migration_point ret[MIGRATION_TIMELINE_MAX]);
 
+/* Of so many units (of 4 KiB) of guest memory, those that have arrived. */
+struct migration_arrival_cell {
+	uint64_t bytes_by_fault;
+	uint64_t bytes_by_bulk;
+	uint64_t mean_us; /* when, on average, since the guest was resumed; 0 where it was before */
+};
+
+/*
+ * migration_get_arrival() - guest memory by time of arrival, region after region
+ * @ret_units_per_cell: all but the last cell are of so many units
+ *
+ * Discarded pages, and those of a process before this one, have no time of arrival.
+ *
+ * Return: how many cells were written to @ret; 0 before attach and on a source.
+ */
+size_t migration_get_arrival(struct migration *m,
+                             struct migration_arrival_cell ret[ARRIVAL_CELLS_MAX],
+                             uint64_t *ret_units_per_cell);
+
 void migration_watch(struct migration *m, struct migration_watcher *w);
 void migration_unwatch(struct migration *m, struct migration_watcher *w);
 

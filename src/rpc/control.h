@@ -25,7 +25,11 @@
  *   Watch      {id, interval_ms: 50.. (default 200)} -> a line {"event": migration} for each
  *               change of state and each interval; after the last state {"result": migration}
  *   Report     {id} -> migration and {timeline: [[ms, pages_present]...],
- *               fault_dots: [[ms, us]...], fault_histogram: [[upper_us, count]...]}
+ *               phases: [name...],
+ *               fault_dots: [[ms, us, index of the longest phase]...],
+ *               fault_histogram: [[upper_us, count]...],
+ *               slow_faults: [{at_ms, us, address, tid, phases_us}...] slowest first,
+ *               arrival: [[pages, mean ms, of them by faults]...] of each cell of guest memory}
  *               times in ms (fractional) since the guest was resumed here
  *   SetLimits  {id, bulk: bool, prefetch: bool, streams: 1..16, bandwidth_bytes_per_s: 0..}
  *               -> migration; at any time, what is not given stays as it is
@@ -41,6 +45,8 @@
  *    fault_us: {count, p50, p90, p99, p999, max},    event read -> resolved, remote faults
  *    fault_idle_us: {the same},                      those with no bulk in flight
  *    fault_bulk_us: {the same},                      those with bulk in flight
+ *    fault_minor_us: {the same},                     faults whose page was there
+ *    fault_phases_us: {queue, request, answer, fill, map: {the same}}, faults_slow,
  *    guest_stall_us: {p50, p90, p99, p999, max, source: "daemon"},
  *    prefetch: {hit, late, wasted}, reconnects}
  * A source reports id, role, state, reason, memory_bytes, page_bytes, backend and

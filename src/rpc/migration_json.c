@@ -113,6 +113,16 @@ static struct histogram *all_faults(const struct pull_stats *s)
 	return all;
 }
 
+static struct json_object *phases_json(const struct pull_stats *s)
+{
+	struct json_object *o = json_object_new_object();
+
+	for (unsigned int i = 0; i < FAULT_PHASES; i++)
+		json_object_object_add(o, fault_phase_name(i),
+		                       histogram_json(&s->fault_phase_ns[i]));
+	return o;
+}
+
 static void put_latencies(struct json_object *o, const struct pull_stats *s)
 {
 	struct histogram *all = all_faults(s);
@@ -123,6 +133,9 @@ static void put_latencies(struct json_object *o, const struct pull_stats *s)
 	json_object_object_add(o, "fault_us", histogram_json(all));
 	json_object_object_add(o, "fault_idle_us", histogram_json(&s->fault_idle_ns));
 	json_object_object_add(o, "fault_bulk_us", histogram_json(&s->fault_bulk_ns));
+	json_object_object_add(o, "fault_minor_us", histogram_json(&s->fault_minor_ns));
+	json_object_object_add(o, "fault_phases_us", phases_json(s));
+	put_int(o, "faults_slow", stat_get(&s->faults_slow));
 	stall = histogram_json(all);
 	put_string(stall, "source", "daemon");
 	json_object_object_add(o, "guest_stall_us", stall);
@@ -174,13 +187,15 @@ struct json_object *migration_json(struct migration *m)
 	return o;
 }
 
-static void add_pair(struct json_object *array, struct json_object *a, struct json_object *b)
+static struct json_object *add_pair(struct json_object *array, struct json_object *a,
+                                    struct json_object *b)
 {
-	struct json_object *pair = json_object_new_array_ext(2);
+	struct json_object *pair = json_object_new_array_ext(3);
 
 	json_object_array_add(pair, a);
 	json_object_array_add(pair, b);
 	json_object_array_add(array, pair);
+	return pair;
 }
 
 static void put_timeline(struct json_object *o, struct migration *m, uint64_t origin_ns)
@@ -204,11 +219,17 @@ static void put_dots(struct json_object *o, const struct pull_stats *s, uint64_t
 	uint64_t n = s ? atomic_load(&s->records.n) : 0;
 
 	for (uint64_t i = s ? fault_ring_first(&s->records) : 0; i < n; i++) {
+		struct fault_durations d;
 		struct fault_record r;
+		struct json_object *dot;
+		enum fault_phase longest;
 
-		if (fault_ring_get(&s->records, i, &r) && !(r.flags & FAULT_MINOR) &&
-		    r.mapped_ns >= origin_ns)
-			add_pair(array, ms(r.mapped_ns - origin_ns), us(fault_record_total_ns(&r)));
+		if (!fault_ring_get(&s->records, i, &r) || (r.flags & FAULT_MINOR) ||
+		    r.mapped_ns < origin_ns)
+			continue;
+		longest = fault_record_durations(&r, &d);
+		dot = add_pair(array, ms(r.mapped_ns - origin_ns), us(d.total_ns));
+		json_object_array_add(dot, json_object_new_int((int)longest));
 	}
 	json_object_object_add(o, "fault_dots", array);
 }
@@ -229,6 +250,64 @@ static void put_histogram(struct json_object *o, const struct pull_stats *s)
 	json_object_object_add(o, "fault_histogram", array);
 }
 
+static void put_phase_names(struct json_object *o)
+{
+	struct json_object *array = json_object_new_array();
+
+	for (unsigned int i = 0; i < FAULT_PHASES; i++)
+		json_object_array_add(array, json_object_new_string(fault_phase_name(i)));
+	json_object_object_add(o, "phases", array);
+}
+
+static struct json_object *slow_json(const struct fault_record *r, uint64_t origin_ns)
+{
+	struct json_object *o = json_object_new_object(), *phases = json_object_new_array();
+	struct fault_durations d;
+
+	fault_record_durations(r, &d);
+	json_object_object_add(o, "at_ms",
+	                       ms(r->mapped_ns > origin_ns ? r->mapped_ns - origin_ns : 0));
+	json_object_object_add(o, "us", us(d.total_ns));
+	put_int(o, "address", r->addr);
+	put_int(o, "tid", r->tid);
+	for (unsigned int i = 0; i < FAULT_PHASES; i++)
+		json_object_array_add(phases, us(d.ns[i]));
+	json_object_object_add(o, "phases_us", phases);
+	return o;
+}
+
+static void put_slow(struct json_object *o, const struct pull_stats *s, uint64_t origin_ns)
+{
+	struct json_object *array = json_object_new_array();
+	struct fault_record slow[FAULT_SLOW_MAX];
+	size_t n = s ? fault_slow_get(&s->slow, slow) : 0;
+
+	for (size_t i = 0; i < n; i++)
+		json_object_array_add(array, slow_json(&slow[i], origin_ns));
+	json_object_object_add(o, "slow_faults", array);
+}
+
+static void put_arrival(struct json_object *o, struct migration *m)
+{
+	struct migration_arrival_cell *cells = calloc(ARRIVAL_CELLS_MAX, sizeof *cells);
+	struct json_object *array = json_object_new_array();
+	uint64_t units_per_cell;
+	size_t n = cells ? migration_get_arrival(m, cells, &units_per_cell) : 0;
+
+	for (size_t i = 0; i < n; i++) {
+		const struct migration_arrival_cell *c = &cells[i];
+		uint64_t bytes = c->bytes_by_fault + c->bytes_by_bulk;
+		struct json_object *cell =
+		        add_pair(array, json_object_new_int64((int64_t)(bytes / UNIT_BYTES)),
+		                 ms(c->mean_us * NSEC_PER_USEC));
+
+		json_object_array_add(
+		        cell, json_object_new_int64((int64_t)(c->bytes_by_fault / UNIT_BYTES)));
+	}
+	free(cells);
+	json_object_object_add(o, "arrival", array);
+}
+
 struct json_object *migration_report_json(struct migration *m)
 {
 	struct json_object *o = migration_json(m);
@@ -238,5 +317,8 @@ struct json_object *migration_report_json(struct migration *m)
 	put_timeline(o, m, info.resumed_ns);
 	put_dots(o, info.pull, info.resumed_ns);
 	put_histogram(o, info.pull);
+	put_phase_names(o);
+	put_slow(o, info.pull, info.resumed_ns);
+	put_arrival(o, m);
 	return o;
 }

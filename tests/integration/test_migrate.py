@@ -368,6 +368,29 @@ def test_report_tells_the_course_of_the_migration(pair):
     assert timeline[-1][1] == report["pages_total"]
     assert sum(count for _, count in report["fault_histogram"]) == report["fault_us"]["count"]
     assert len(report["fault_dots"]) <= report["fault_us"]["count"]
+    assert all(0 <= phase < len(report["phases"]) for _, _, phase in report["fault_dots"])
+    assert set(report["phases"]) == set(report["fault_phases_us"])
+    assert all(phase["count"] == report["fault_us"]["count"]
+               for phase in report["fault_phases_us"].values())
+    slow = report["slow_faults"]
+    assert [fault["us"] for fault in slow] == sorted((fault["us"] for fault in slow), reverse=True)
+    for fault in slow:
+        # Each is rounded down to a tenth of a microsecond.
+        assert abs(sum(fault["phases_us"]) - fault["us"]) < 1
+        assert fault["address"] % 4096 == 0 and fault["tid"] > 0
+
+
+def test_arrival_tells_what_came_when_and_by_whom(pair):
+    migrate(pair, {"prefetch": False})
+    report = pair.destination.call("Report", id="vm1")
+    cells = report["arrival"]
+    # A cell of 64 pages for each word, all of them here.
+    assert [pages for pages, _, _ in cells] == [64] * (report["pages_total"] // 64)
+    by_faults = sum(faults for _, _, faults in cells)
+    assert 0 < by_faults <= report["faults"]["remote"]
+    assert all(0 <= mean_ms <= report["total_ms"] for _, mean_ms, _ in cells)
+    # Bulk goes from bottom to top.
+    assert cells[0][1] < cells[-1][1]
 
 
 def test_token_of_another_migration_fails_with_the_reason(pair):
