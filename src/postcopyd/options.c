@@ -329,7 +329,9 @@ int options_parse(int argc, char **argv, struct options *ret, struct config_erro
 		options_print(ret, stdout);
 		return 1;
 	}
-	check_whole(ret, errors);
+	/* Else it may be for an error that something is not there. */
+	if (!errors->n)
+		check_whole(ret, errors);
 	return errors->n ? -EINVAL : 0;
 }
 

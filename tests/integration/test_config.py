@@ -84,7 +84,7 @@ def test_credentials_are_read_from_systemds_directory(config, tmp_path, pki):
     path.write_text(path.read_text().replace(str(directory), "%d"))
     assert run("--config", path, "--check-config", CREDENTIALS_DIRECTORY=str(directory)).stdout == "OK\n"
     assert all("$CREDENTIALS_DIRECTORY" in line
-               for line in complaints(run("--config", path, "--check-config"))[:3])
+               for line in complaints(run("--config", path, "--check-config")))
 
 
 def test_print_config_can_be_read_back(config, tmp_path):
