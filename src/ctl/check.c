@@ -2,9 +2,11 @@
 #include "ctl/commands.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "ctl/json.h"
 #include "mem/probe.h"
+#include "telemetry/fault_tracer.h"
 
 static bool any_destination(const struct probe *probe)
 {
@@ -37,6 +39,15 @@ static struct json_object *backend_json(const struct probe_backend *b)
 	return o;
 }
 
+static struct json_object *tracer_json(const struct fault_tracer_probe *tracer)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_set_string(o, "source", tracer->source);
+	json_set_string(o, "why", tracer->why);
+	return o;
+}
+
 static struct json_object *rows_json(const struct probe *probe)
 {
 	struct json_object *rows = json_object_new_array();
@@ -54,7 +65,8 @@ struct json_object *check_rows(void)
 	return probe_run(&probe, NULL) < 0 ? NULL : rows_json(&probe);
 }
 
-static struct json_object *check_json(const struct probe *probe)
+static struct json_object *check_json(const struct probe *probe,
+                                      const struct fault_tracer_probe *tracer)
 {
 	struct json_object *o = json_object_new_object();
 	struct json_object *backends = json_object_new_object();
@@ -65,15 +77,26 @@ static struct json_object *check_json(const struct probe *probe)
 	json_set_bool(o, "destination", any_destination(probe));
 	json_object_object_add(o, "checks", rows_json(probe));
 	json_object_object_add(o, "backends", backends);
+	json_object_object_add(o, "fault_tracer", tracer_json(tracer));
 	return o;
 }
 
-static void check_print(const struct probe *probe)
+static void tracer_print(const struct fault_tracer_probe *tracer)
+{
+	bool ok = strcmp(tracer->source, "daemon") != 0;
+
+	printf("%-28s %-4s %s%s%s\n", "guest stalls by eBPF", ok ? "yes" : "no",
+	       ok ? tracer->source : "the daemon's own times",
+	       tracer->why[0] ? "; not better because: " : "", tracer->why);
+}
+
+static void check_print(const struct probe *probe, const struct fault_tracer_probe *tracer)
 {
 	const struct probe_row *row;
 
 	for (size_t i = 0; (row = probe_row_at(probe, i)); i++)
 		printf("%-28s %-4s %s\n", row->name, row->ok ? "yes" : "no", row->detail);
+	tracer_print(tracer);
 	if (!any_destination(probe))
 		printf("\nThis host can't be the destination of a migration.\n");
 }
@@ -81,18 +104,20 @@ static void check_print(const struct probe *probe)
 static int check_run(const struct ctl_common *common, const char *operand, const void *args)
 {
 	struct error err = ERROR_INIT;
+	struct fault_tracer_probe tracer;
 	struct probe probe;
 
 	(void)operand;
 	(void)args;
 	if (probe_run(&probe, &err) < 0)
 		return command_failed(&check_command, &err);
+	fault_tracer_probe(&tracer);
 	if (common->json) {
-		_cleanup_json_ struct json_object *o = check_json(&probe);
+		_cleanup_json_ struct json_object *o = check_json(&probe, &tracer);
 
 		json_print(o);
 	} else {
-		check_print(&probe);
+		check_print(&probe, &tracer);
 	}
 	return any_destination(&probe) ? CTL_OK : CTL_USAGE;
 }

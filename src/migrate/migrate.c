@@ -364,6 +364,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.memory_bytes = m->table.size_bytes,
 		.page_bytes = m->table.n ? m->table.regions[0].page_size : 0,
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",
+		.regions = &m->table,
 		.vmm_pid = m->vmm ? vmm_conn_pid(m->vmm) : 0,
 		.prepared_real_ns = m->prepared_real_ns,
 		.state_real_ns = m->state_real_ns,
@@ -430,17 +431,37 @@ size_t migration_get_arrival(struct migration *m,
 	return map->n_cells;
 }
 
-void migration_watch(struct migration *m, struct migration_watcher *w)
+static void watch(struct migration_watcher **list, struct migration_watcher *w)
 {
-	w->next = m->watchers;
-	m->watchers = w;
+	w->next = *list;
+	*list = w;
 }
 
-void migration_unwatch(struct migration *m, struct migration_watcher *w)
+static void unwatch(struct migration_watcher **list, const struct migration_watcher *w)
 {
-	for (struct migration_watcher **p = &m->watchers; *p; p = &(*p)->next)
+	for (struct migration_watcher **p = list; *p; p = &(*p)->next)
 		if (*p == w) {
 			*p = w->next;
 			return;
 		}
+}
+
+void migration_watch(struct migration *m, struct migration_watcher *w)
+{
+	watch(&m->watchers, w);
+}
+
+void migration_unwatch(struct migration *m, struct migration_watcher *w)
+{
+	unwatch(&m->watchers, w);
+}
+
+void migrations_watch(struct migrations *ms, struct migration_watcher *w)
+{
+	watch(&ms->watchers, w);
+}
+
+void migrations_unwatch(struct migrations *ms, struct migration_watcher *w)
+{
+	unwatch(&ms->watchers, w);
 }

@@ -101,7 +101,8 @@ struct migration_info {
 	uint64_t memory_bytes;
 	uint64_t page_bytes; /* 0 before attach */
 	const char *backend; /* of the first region; empty before attach */
-	pid_t vmm_pid;       /* 0: none attached */
+	const struct region_table *regions;
+	pid_t vmm_pid; /* 0: none attached */
 	/* CLOCK_REALTIME: when it was prepared, and came to its state. */
 	uint64_t prepared_real_ns;
 	uint64_t state_real_ns;
@@ -174,6 +175,7 @@ struct migration_point {
 struct migration_watcher {
 	struct migration_watcher *next;
 	void (*changed)(struct migration_watcher *w, struct migration *m);
+	void *arg; /* the watcher's own */
 };
 
 /*
@@ -258,5 +260,9 @@ size_t migration_get_arrival(struct migration *m,
 
 void migration_watch(struct migration *m, struct migration_watcher *w);
 void migration_unwatch(struct migration *m, struct migration_watcher *w);
+
+/* The same for every migration there is or will be. */
+void migrations_watch(struct migrations *ms, struct migration_watcher *w);
+void migrations_unwatch(struct migrations *ms, struct migration_watcher *w);
 
 #endif

@@ -26,6 +26,15 @@ void migration_order(struct migration *m, enum conductor_order order)
 	pthread_mutex_unlock(&m->lock);
 }
 
+/* A watcher may end its watch when it is told. */
+static void tell(struct migration_watcher *w, struct migration *m)
+{
+	for (struct migration_watcher *next; w; w = next) {
+		next = w->next;
+		w->changed(w, m);
+	}
+}
+
 void migration_move(struct migration *m, enum migration_state to, const char *reason_fmt, ...)
 {
 	struct error reason = ERROR_INIT;
@@ -56,10 +65,8 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 		m->ended_ns = clock_now_ns();
 		totals_note_end(m);
 	}
-	for (struct migration_watcher *w = m->watchers, *next; w; w = next) {
-		next = w->next;
-		w->changed(w, m);
-	}
+	tell(m->owner->watchers, m);
+	tell(m->watchers, m);
 }
 
 int migration_refuse_now(const struct migration *m, const char *what, struct error *err)

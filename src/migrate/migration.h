@@ -90,6 +90,7 @@ struct migrations {
 	struct vmm_server *vmm_server;
 	uv_async_t news;
 	struct migration *list;
+	struct migration_watcher *watchers;
 	struct migrations_totals
 	        totals; /* of what the migrations in the list don't know any more */
 	uint64_t last_seq;

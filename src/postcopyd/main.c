@@ -16,6 +16,7 @@
 #include "rpc/control.h"
 #include "stream/conn.h"
 #include "telemetry/metrics.h"
+#include "telemetry/stalls.h"
 #include "util/guard.h"
 #include "util/log.h"
 #include "util/thread.h"
@@ -36,6 +37,7 @@ struct daemon {
 	struct migrations *migrations;
 	struct control *control;
 	struct metrics *metrics;
+	struct stalls *stalls;
 };
 
 static void daemon_close(struct daemon *d)
@@ -47,6 +49,8 @@ static void daemon_close(struct daemon *d)
 	control_close(d->control);
 	metrics_close(d->metrics);
 	d->metrics = NULL;
+	stalls_close(d->stalls);
+	d->stalls = NULL;
 	if (d->migrations)
 		migrations_stop(d->migrations);
 	/* Its connections' threads post news until they end. */
@@ -77,6 +81,28 @@ static int watch_signals(struct daemon *d, struct error *err)
 	return rc ? error_errno(err, rc, "signals") : 0;
 }
 
+static void read_stall(void *arg, struct metrics_stall *ret)
+{
+	const struct daemon *d = arg;
+	struct fault_tracer_counters counters;
+
+	ret->source = stalls_source(d->stalls);
+	stalls_get_total(d->stalls, &ret->stall_ns, &counters);
+	ret->unpaired = counters.unpaired;
+	ret->lost = counters.lost_faults + counters.lost_events;
+}
+
+static int open_stalls(struct daemon *d, struct error *err)
+{
+	int rc = stalls_new(&d->loop, d->migrations, d->options.trace, &d->stalls, err);
+
+	if (!rc)
+		log_info("guests' stalls are measured by: %s%s%s", stalls_source(d->stalls),
+		         *stalls_why(d->stalls) ? "; not better because " : "",
+		         stalls_why(d->stalls));
+	return rc;
+}
+
 static int open_metrics(struct daemon *d, struct error *err)
 {
 	struct metrics_config config = {
@@ -86,6 +112,8 @@ static int open_metrics(struct daemon *d, struct error *err)
 		.key_path = d->options.tls.key_path,
 		.ca_path = d->options.tls.ca_path,
 		.migrations = d->migrations,
+		.read_stall = read_stall,
+		.arg = d,
 	};
 	struct conn_target address;
 	int rc;
@@ -123,6 +151,8 @@ static int daemon_open(struct daemon *d, struct error *err)
 		.max_vmstate_bytes = d->options.max_vmstate_bytes,
 	};
 	rc = migrations_new(&d->loop, &config, &d->migrations, err);
+	if (!rc)
+		rc = open_stalls(d, err);
 	if (!rc)
 		rc = control_new(&d->loop, d->options.control_path, d->migrations, &d->control,
 		                 err);

@@ -14,21 +14,13 @@
 #include <stdio.h>
 
 #include "postcopyd/config_errors.h"
+#include "telemetry/fault_tracer.h"
 #include "tls/tls.h"
 #include "util/log.h"
 
 #define OPTIONS_DEFAULT_CONFIG "/etc/postcopyd/postcopyd.conf"
 #define OPTIONS_NAMES_MAX TLS_NAMES_MAX
 #define OPTIONS_STREAMS_MAX 16
-
-/* Where the tracer of guest stalls may hook in. */
-enum options_trace {
-	OPTIONS_TRACE_AUTO = 0,
-	OPTIONS_TRACE_FENTRY,
-	OPTIONS_TRACE_KPROBE,
-	OPTIONS_TRACE_TRACEPOINT,
-	OPTIONS_TRACE_OFF,
-};
 
 struct options_names {
 	const char *names[OPTIONS_NAMES_MAX];
@@ -56,7 +48,7 @@ struct options {
 	const char *metrics_listen; /* NULL: none */
 	bool metrics_tls;
 	/* [trace] */
-	enum options_trace trace;
+	enum fault_tracer_mode trace;
 	uint64_t trace_slow_us;
 	/* [log] */
 	enum log_level log_level;

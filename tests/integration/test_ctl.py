@@ -39,6 +39,16 @@ def test_check_as_json_says_the_same():
     assert isinstance(json.loads(done.stdout), dict)
 
 
+def test_check_names_the_source_of_the_stalls():
+    tracer = json.loads(run("check", "--json").stdout)["fault_tracer"]
+    assert tracer["source"] in ("fentry", "kprobe", "tracepoint", "daemon")
+    # the best needs no excuse, all others do
+    assert (tracer["source"] == "fentry") == (tracer["why"] == "")
+    line = next(l for l in run("check").stdout.splitlines() if l.startswith("guest stalls"))
+    assert tracer["why"] in line
+    assert tracer["source"] in line
+
+
 @needs_kvm
 def test_bench_prints_its_contract():
     done = bench("--json", "--workload", "random", "--vcpus", 2, "--streams", 2)

@@ -110,7 +110,7 @@ static void test_defaults(void **state)
 	assert_int_equal(f->o.max_vmstate_bytes, 64 << 20);
 	assert_int_equal(f->o.max_streams, 16);
 	assert_int_equal(f->o.bandwidth_bytes_per_s, 0);
-	assert_int_equal(f->o.trace, OPTIONS_TRACE_AUTO);
+	assert_int_equal(f->o.trace, FAULT_TRACER_AUTO);
 	assert_int_equal(f->o.trace_slow_us, 1000);
 	assert_int_equal(f->o.log_level, LOG_LEVEL_INFO);
 	assert_int_equal(f->o.log_format, LOG_FORMAT_AUTO);
@@ -174,7 +174,7 @@ static void test_each_key_of_a_file_is_taken(void **state)
 	assert_string_equal(f->o.tls.ca_path, "a.pem");
 	assert_string_equal(f->o.metrics_listen, "localhost:9464");
 	assert_true(f->o.metrics_tls);
-	assert_int_equal(f->o.trace, OPTIONS_TRACE_TRACEPOINT);
+	assert_int_equal(f->o.trace, FAULT_TRACER_TRACEPOINT);
 	assert_int_equal(f->o.trace_slow_us, 0);
 	assert_int_equal(f->o.log_level, LOG_LEVEL_DEBUG);
 	assert_int_equal(f->o.log_format, LOG_FORMAT_JSON);
