@@ -184,9 +184,10 @@ static int ask(struct bulk *b, uint64_t *ret_until_ns)
 }
 
 static void count(struct pull *p, const struct frame_pages *pages,
-                  const struct scheduler_item *item, uint64_t filled)
+                  const struct scheduler_item *item, uint64_t filled, int rc)
 {
-	uint64_t wasted = pages->data_mask & ~filled;
+	/* What could not be filled comes again: it is no waste. */
+	uint64_t wasted = rc ? 0 : pages->data_mask & ~filled;
 	uint64_t bytes = (uint64_t)__builtin_popcountll(pages->data_mask) * UNIT_BYTES;
 
 	probe_bulk_filled(item->region, item->word, filled, bytes);
@@ -212,7 +213,7 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 	int rc = resolver_fill(&b->caller, &batch, &filled);
 	uint64_t now_ns = clock_now_ns();
 
-	count(p, pages, item, filled);
+	count(p, pages, item, filled, rc);
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             false, now_ns);
 	if (atomic_load(&p->fetching))

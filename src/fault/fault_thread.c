@@ -302,11 +302,12 @@ static size_t ask_for(struct fault_thread *ft, struct fault *f, uint8_t *tx)
 }
 
 /*
- * All of the fault's page was asked for and answered, and yet some of it is not there: another
- * thread has claimed it. That one maps it and wakes the vCPU, so there is nothing to do, least of
- * all to wait for it: it may wait for us to read an event. But it may have to give up.
+ * All of the fault's page was asked for and answered, and yet some of it is not there: it could
+ * not be filled, and is asked for again after a while. Or another thread has claimed it: that one
+ * maps it and wakes the vCPU, so there is nothing to do, least of all to wait for it, for it may
+ * wait for us to read an event; but it may have to give up.
  */
-static void wait_for_claimer(struct fault_thread *ft, struct fault *f)
+static void come_back_later(struct fault_thread *ft, struct fault *f)
 {
 	ft->look_again = true;
 	if (clock_now_ns() > f->record.received_ns + REFILL_MS * NSEC_PER_MSEC)
@@ -336,7 +337,7 @@ static size_t serve(struct fault_thread *ft, struct fault *f, uint8_t *tx, bool 
 	if (present || page_state_page_present(state, f->region, f->first_unit))
 		*ret_gone = resolve(ft, f);
 	else if (f->next_unit == end)
-		wait_for_claimer(ft, f);
+		come_back_later(ft, f);
 	return len;
 }
 
@@ -414,12 +415,7 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 		return;
 	f->asked--;
 	f->record.received_ns = received_ns;
-	if (rc) {
-		f->next_unit = f->first_unit;
-		ft->look_again = true;
-		return;
-	}
-	if (f->asked || !page_state_page_present(p->state, f->region, f->first_unit))
+	if (rc || f->asked || !page_state_page_present(p->state, f->region, f->first_unit))
 		return;
 	if (ft->mapped_ns) {
 		/* resolver_fill() has mapped it: it was wanted. */

@@ -21,6 +21,36 @@
 
 #define RELAY_CONNS 1024u
 
+/* A kernel that is short of memory: how often these fail still, and how often any did. */
+static atomic_uint continues_to_fail, copies_to_fail, failed;
+
+static bool fails(atomic_uint *left)
+{
+	unsigned int n = atomic_load(left);
+
+	while (n && !atomic_compare_exchange_weak(left, &n, n - 1))
+		;
+	return n;
+}
+
+/* In place of libc's. */
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list ap;
+	void *arg;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if ((request == UFFDIO_CONTINUE && fails(&continues_to_fail)) ||
+	    (request == UFFDIO_COPY && fails(&copies_to_fail))) {
+		atomic_fetch_add(&failed, 1);
+		errno = ENOMEM;
+		return -1;
+	}
+	return (int)syscall(SYS_ioctl, fd, request, arg);
+}
+
 /* One direction of a connection. */
 struct pipe {
 	struct relay *relay;
@@ -431,6 +461,61 @@ static void test_fault_on_a_page_whose_claimer_gives_up_is_asked_again(void **st
 	stop(&f);
 }
 
+static void test_page_that_could_not_be_mapped_is_mapped_later(void **state)
+{
+	const struct pull_stats *stats;
+	struct toucher t;
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_LAZY))
+		skip();
+	stats = pull_stats(f.p);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	assert_true(readable(f.complete_fd, TIMEOUT_MS));
+	atomic_store(&failed, 0);
+	atomic_store(&continues_to_fail, 3);
+	touch(&f, &t, 3);
+	touched(&f, &t);
+	assert_int_equal(atomic_load(&failed), 3);
+	wait_count(&stats->fault_minor_ns.count, 1);
+	assert_int_equal(atomic_load(&stats->faults_minor), 1);
+	wait_complete(&f);
+	stop(&f);
+}
+
+static void test_page_that_could_not_be_filled_is_asked_for_again(void **state)
+{
+	const struct pull_stats *stats;
+	struct toucher t;
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	stats = pull_stats(f.p);
+	assert_int_equal(pull_start(f.p), 0);
+	atomic_store(&failed, 0);
+	atomic_store(&copies_to_fail, 2);
+	touch(&f, &t, 3);
+	touched(&f, &t);
+	assert_int_equal(atomic_load(&failed), 2);
+	assert_int_equal(atomic_load(&page_source_stats(f.s.source)->requests), 3);
+	wait_count(&stats->fault_idle_ns.count, 1);
+	assert_int_equal(atomic_load(&stats->faults_remote), 1);
+
+	/* The same for bulk: a word that is not whole comes again. */
+	pull_set_bandwidth(f.p, 64u << 20);
+	atomic_store(&copies_to_fail, 3);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_complete(&f);
+	assert_int_equal(atomic_load(&failed), 5);
+	/* What came twice for that reason is no waste of the scheduler's. */
+	assert_int_equal(atomic_load(&stats->prefetch_wasted), 0);
+	stop(&f);
+}
+
 /* Threads of this process that are named so. */
 static unsigned int count_threads(const char *name)
 {
@@ -601,6 +686,8 @@ int main(void)
 		cmocka_unit_test(test_fault_ends_when_bulk_brings_its_page),
 		cmocka_unit_test(test_fault_on_a_claimed_page_holds_nobody_up),
 		cmocka_unit_test(test_fault_on_a_page_whose_claimer_gives_up_is_asked_again),
+		cmocka_unit_test(test_page_that_could_not_be_mapped_is_mapped_later),
+		cmocka_unit_test(test_page_that_could_not_be_filled_is_asked_for_again),
 		cmocka_unit_test(test_cap_holds_and_everything_arrives),
 		cmocka_unit_test(test_cap_holds_no_fault_back),
 		cmocka_unit_test(test_streams_change_while_it_runs),

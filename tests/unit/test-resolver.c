@@ -739,6 +739,90 @@ static void test_unmapped_pages_are_gone_around_anonymous(void **state)
 	unmap_between(POSTCOPY_MEMORY_ANONYMOUS);
 }
 
+/* mremap(), from a thread: it returns once its event has been read. */
+struct move {
+	pthread_t thread;
+	uint8_t *from, *to;
+	size_t len;
+	void *result;
+};
+
+static void *move_main(void *arg)
+{
+	struct move *m = arg;
+
+	m->result = mremap(m->from, m->len, m->len, MREMAP_MAYMOVE | MREMAP_FIXED, m->to);
+	return NULL;
+}
+
+/*
+ * The event has been read, but the map of addresses does not know yet: the kernel says that
+ * nothing is mapped where the page was. Anonymous memory has no other way to fill it, so the unit
+ * must be missing again, and be filled where the memory has gone to.
+ */
+static void test_a_fill_before_the_map_knows_of_a_move_is_tried_again(void **state)
+{
+	uint8_t data[2 * UNIT_BYTES];
+	struct resolver_batch b = { .data_mask = 0x3, .zero_mask = 0x4, .data = data };
+	struct uffd_msg msg, rest;
+	uint64_t filled;
+	struct move m;
+
+	(void)state;
+	START_OR_SKIP(ANONYMOUS, EAGER);
+	memset(data, 0x77, sizeof data);
+	m = (struct move){ .from = fixture->guest, .len = SIZE };
+	m.to = mmap(NULL, SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_int_equal(pthread_create(&m.thread, NULL, move_main, &m), 0);
+	wait_event(fixture);
+	assert_int_equal(read(fixture->uffd, &msg, sizeof msg), sizeof msg);
+	assert_int_equal(msg.event, UFFD_EVENT_REMAP);
+	/* The kernel then tells that nothing is left behind; only with that read it lets go. */
+	wait_event(fixture);
+	assert_int_equal(read(fixture->uffd, &rest, sizeof rest), sizeof rest);
+	assert_int_equal(rest.event, UFFD_EVENT_UNMAP);
+	assert_int_equal(rest.arg.remove.start, (uintptr_t)m.from);
+	pthread_join(m.thread, NULL);
+	assert_true(m.result == m.to);
+
+	assert_int_equal(resolver_fill(&fixture->caller, &b, &filled), -EAGAIN);
+	assert_int_equal(filled, 0x4);
+	assert_int_equal(page_state_claimed(fixture->ps, 0, 0), 0x4);
+	assert_int_equal(page_state_present(fixture->ps, 0, 0), 0x4);
+
+	pthread_rwlock_wrlock(&fixture->r.map_lock);
+	assert_int_equal(addrmap_move(&fixture->r.addrmap, msg.arg.remap.from, msg.arg.remap.to,
+	                              msg.arg.remap.len),
+	                 0);
+	pthread_rwlock_unlock(&fixture->r.map_lock);
+	fixture->guest = m.to;
+	assert_int_equal(resolver_fill(&fixture->caller, &b, &filled), 0);
+	assert_int_equal(filled, 0x3);
+	check_page(fixture, 0, 0x77);
+	check_page(fixture, 1, 0x77);
+	stop(fixture);
+}
+
+/* The same page, but unmapped for good, as the map of addresses knows: there is no place for it. */
+static void test_a_fill_of_what_is_unmapped_for_good_is_done(void **state)
+{
+	uint8_t data[UNIT_BYTES] = { 1 };
+	struct resolver_batch b = { .data_mask = 0x10, .data = data };
+	struct change c;
+	uint64_t filled;
+
+	(void)state;
+	START_OR_SKIP(ANONYMOUS, EAGER);
+	change(fixture, &c, 4, 4, 0);
+	wait_event(fixture);
+	assert_true(take_event(fixture, NULL));
+	changed(&c);
+	assert_int_equal(resolver_fill(&fixture->caller, &b, &filled), 0);
+	assert_int_equal(filled, 0x10);
+	assert_int_equal(page_state_present(fixture->ps, 0, 0), 0x10);
+	stop(fixture);
+}
+
 static void test_mapped_pages_are_gone_around(void **state)
 {
 	struct toucher t;
@@ -866,6 +950,8 @@ int main(void)
 		cmocka_unit_test(test_a_fill_gives_way_to_a_discard_anonymous),
 		cmocka_unit_test(test_unmapped_pages_are_gone_around_memfd),
 		cmocka_unit_test(test_unmapped_pages_are_gone_around_anonymous),
+		cmocka_unit_test(test_a_fill_before_the_map_knows_of_a_move_is_tried_again),
+		cmocka_unit_test(test_a_fill_of_what_is_unmapped_for_good_is_done),
 		cmocka_unit_test(test_mapped_pages_are_gone_around),
 		cmocka_unit_test(test_a_huge_page_is_mapped_when_it_is_whole),
 		cmocka_unit_test(test_a_region_of_several_vmas_memfd),
