@@ -153,7 +153,9 @@ struct migrations_totals {
 	uint64_t bulk_bytes;
 	uint64_t prefetch_hit, prefetch_late, prefetch_wasted;
 	uint64_t reconnects;
+	uint64_t faults_slow;
 	struct histogram fault_ns; /* fault_idle_ns and fault_bulk_ns */
+	struct histogram fault_phase_ns[FAULT_PHASES];
 
 	/* Sources. */
 	struct migration_served served;

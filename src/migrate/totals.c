@@ -14,6 +14,7 @@ static void add_pull(struct migrations_totals *t, const struct pull_stats *s)
 	t->faults_remote += stat_get(&s->faults_remote);
 	t->faults_minor += stat_get(&s->faults_minor);
 	t->faults_coalesced += stat_get(&s->faults_coalesced);
+	t->faults_slow += stat_get(&s->faults_slow);
 	t->bulk_bytes += stat_get(&s->bulk_bytes);
 	t->prefetch_hit += stat_get(&s->prefetch_hit);
 	t->prefetch_late += stat_get(&s->prefetch_late);
@@ -21,6 +22,8 @@ static void add_pull(struct migrations_totals *t, const struct pull_stats *s)
 	t->reconnects += stat_get(&s->reconnects);
 	histogram_merge(&t->fault_ns, &s->fault_idle_ns);
 	histogram_merge(&t->fault_ns, &s->fault_bulk_ns);
+	for (unsigned int i = 0; i < FAULT_PHASES; i++)
+		histogram_merge(&t->fault_phase_ns[i], &s->fault_phase_ns[i]);
 }
 
 static void add_served(struct migrations_totals *t, const struct migration_served *s)

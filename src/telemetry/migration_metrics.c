@@ -218,6 +218,12 @@ static void put_faults(struct openmetrics *om, const struct migrations_totals *t
 		"seconds",
 		"Remote faults, from the event read to the vCPU woken, in total and by phase.",
 	};
+	static const struct openmetrics_family slow = {
+		"postcopyd_faults_slow",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Faults of any kind that took longer than the migration's threshold.",
+	};
 	static const struct openmetrics_family reconnects = {
 		"postcopyd_reconnects",
 		OPENMETRICS_COUNTER,
@@ -233,6 +239,10 @@ static void put_faults(struct openmetrics *om, const struct migrations_totals *t
 	put_labelled(om, &faults, "kind", kinds, COUNTOF(kinds));
 	openmetrics_open(om, &durations);
 	openmetrics_histogram(om, OPENMETRICS_LABELS({ "phase", "total" }), &t->fault_ns);
+	for (unsigned int i = 0; i < FAULT_PHASES; i++)
+		openmetrics_histogram(om, OPENMETRICS_LABELS({ "phase", fault_phase_name(i) }),
+		                      &t->fault_phase_ns[i]);
+	put_one(om, &slow, t->faults_slow);
 	put_stalls(om, stall, &t->fault_ns);
 	put_one(om, &reconnects, t->reconnects);
 }
