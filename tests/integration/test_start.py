@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting a daemon: what can't work is said in one line, and it ends with an error."""
+import json
 import re
 import socket
 import subprocess
@@ -97,6 +98,14 @@ def test_wrong_arguments_are_named_with_status_2(arguments):
     assert done.stderr.strip()
     for word in arguments[:1]:
         assert word.lstrip("-") in done.stderr
+
+
+def test_log_as_json_is_one_object_a_line(host):
+    daemon = host.daemon("source", extra=("--log-format", "json"))
+    daemon.prepare_source("vm1")
+    lines = [json.loads(line) for line in daemon.log().splitlines()]
+    assert all(line["ts"] and line["level"] and line["msg"] for line in lines)
+    assert lines[-1]["migration"] == "vm1" and lines[-1]["state"] == "prepared"
 
 
 def test_sigterm_ends_it_well(host):
