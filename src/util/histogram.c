@@ -64,11 +64,13 @@ uint64_t histogram_quantile(const struct histogram *h, unsigned int permille)
 
 void histogram_merge(struct histogram *to, const struct histogram *from)
 {
-	for (unsigned int i = 0; i < HISTOGRAM_BUCKETS; i++)
-		atomic_fetch_add_explicit(
-		        &to->buckets[i],
-		        atomic_load_explicit(&from->buckets[i], memory_order_relaxed),
-		        memory_order_relaxed);
+	/* Most are empty, and an atomic addition costs as much as many looks. */
+	for (unsigned int i = 0; i < HISTOGRAM_BUCKETS; i++) {
+		uint64_t n = atomic_load_explicit(&from->buckets[i], memory_order_relaxed);
+
+		if (n)
+			atomic_fetch_add_explicit(&to->buckets[i], n, memory_order_relaxed);
+	}
 	atomic_fetch_add_explicit(&to->sum, atomic_load_explicit(&from->sum, memory_order_relaxed),
 	                          memory_order_relaxed);
 	raise_max(to, atomic_load_explicit(&from->max, memory_order_relaxed));
