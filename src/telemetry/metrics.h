@@ -27,9 +27,9 @@ struct migrations;
 
 /* How long guests' vCPUs stood still, measured from outside: eBPF. */
 struct metrics_stall {
-	const char *source; /* "fentry", "kprobe", "tracepoint"; static */
+	const char *source; /* "fentry", "kprobe", "tracepoint", or "daemon": nothing; static */
 	uint64_t unpaired;  /* stalls whose end was missed */
-	uint64_t lost;      /* events that had no room */
+	uint64_t lost;      /* stalls, or single events of them, that had no room */
 	struct histogram stall_ns;
 };
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "telemetry/migration_metrics.h"
 
+#include <string.h>
+
 #define COUNTOF(array) (sizeof(array) / sizeof *(array))
 
 static const enum migration_role roles[] = { MIGRATION_SOURCE, MIGRATION_DESTINATION };
@@ -192,13 +194,14 @@ static void put_stalls(struct openmetrics *om, const struct metrics_stall *stall
 		"postcopyd_guest_stalls_lost",
 		OPENMETRICS_COUNTER,
 		NULL,
-		"Events of stalls that had no room; the histogram has them.",
+		"Stalls, or the events of single ones, that had no room.",
 	};
 	const char *source = stall->source ? stall->source : "daemon";
+	bool measured = strcmp(source, "daemon");
 
 	openmetrics_open(om, &stalls);
 	openmetrics_histogram(om, OPENMETRICS_LABELS({ "source", source }),
-	                      stall->source ? &stall->stall_ns : daemons);
+	                      measured ? &stall->stall_ns : daemons);
 	put_one(om, &unpaired, stall->unpaired);
 	put_one(om, &lost, stall->lost);
 }

@@ -7,8 +7,7 @@
 #include "telemetry/metrics.h"
 #include "telemetry/openmetrics.h"
 
-/* @stall: its source is NULL where nobody measures from outside; then the daemon's times stand in
- */
+/* Where @stall's source is NULL or "daemon" the daemon's own times stand in. */
 void migration_metrics_put(struct openmetrics *om, const struct migrations_totals *t,
                            const struct metrics_stall *stall);
 

@@ -217,6 +217,24 @@ static void test_hooks_are_asked_with_each_scrape(void **state)
 	assert_line(f, "\npostcopyd_guest_stalls_lost_total 4\n");
 }
 
+static void read_nothing(void *arg, struct metrics_stall *ret)
+{
+	(void)arg;
+	ret->source = "daemon";
+	histogram_add(&ret->stall_ns, 1000000);
+}
+
+/* The daemon's own times are the migrations', and there was none. */
+static void test_without_ebpf_the_daemons_own_times_stand_in(void **state)
+{
+	struct fixture *f = *state;
+
+	f->config.read_stall = read_nothing;
+	start(f);
+	scrape(f);
+	assert_line(f, "\npostcopyd_guest_stall_seconds_count{source=\"daemon\"} 0\n");
+}
+
 static void test_calls_are_counted_by_method_and_code(void **state)
 {
 	static char names[1000][16];
@@ -319,6 +337,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		WITH_FIXTURE(test_what_no_hook_gives_is_left_out_or_the_daemons),
 		WITH_FIXTURE(test_hooks_are_asked_with_each_scrape),
+		WITH_FIXTURE(test_without_ebpf_the_daemons_own_times_stand_in),
 		WITH_FIXTURE(test_calls_are_counted_by_method_and_code),
 		WITH_FIXTURE(test_certificates_are_read_anew),
 		WITH_FIXTURE(test_without_its_files_there_is_no_tls),
