@@ -13,6 +13,7 @@
 
 #include "ctl/commands.h"
 #include "ctl/floors.h"
+#include "ctl/interrupt.h"
 #include "ctl/json.h"
 #include "ctl/report_html.h"
 #include "ctl/units.h"
@@ -158,21 +159,6 @@ static int remove_one(const char *path, const struct stat *st, int flag, struct 
 	return 0;
 }
 
-/* Signals that end the benchmark are read from cancel_fd, so that it can clean up. */
-static int catch_signals(struct bench *b, struct error *err)
-{
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	b->cancel_fd = signalfd(-1, &set, SFD_CLOEXEC);
-	return b->cancel_fd >= 0 ? 0 : error_errno(err, -errno, "signalfd");
-}
-
 static int run_all(struct bench *b, const struct ctl_common *common, struct json_object *results,
                    struct error *err)
 {
@@ -258,7 +244,9 @@ static int bench_all(struct bench *b, const struct ctl_common *common)
 	struct error err = ERROR_INIT;
 	bool good = true;
 
-	if (catch_signals(b, &err) < 0)
+	/* It ends all waits. */
+	b->cancel_fd = interrupt_fd(&err);
+	if (b->cancel_fd < 0)
 		return command_failed(&bench_command, &err);
 	if (check_host(b, &err) < 0) {
 		command_failed(&bench_command, &err);
@@ -275,7 +263,7 @@ static int bench_all(struct bench *b, const struct ctl_common *common)
 	return good ? CTL_OK : command_failed(&bench_command, &err);
 }
 
-/* As the daemon's own default (rpc/control.h). */
+/* As the daemon's own default (PrepareRequest.limits). */
 static uint64_t default_streams(void)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);

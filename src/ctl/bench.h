@@ -70,7 +70,7 @@ void bench_stop(struct bench *b);
 /*
  * bench_migrate() - one migration from fresh VMMs to the guest's own verdict
  * @n: which run it is, from 0 on
- * @ret: the result with the series of the report ("timeline", "fault_dots", "fault_histogram")
+ * @ret: the result with the series of the report (migration_json.h)
  */
 int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, struct error *err);
 

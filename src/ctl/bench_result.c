@@ -8,7 +8,9 @@
 #include "ctl/json.h"
 #include "ctl/units.h"
 
-static const char *const series[] = { "timeline", "fault_dots", "fault_histogram" };
+static const char *const series[] = { "phases",          "timeline",        "fault_dots",
+	                              "fault_histogram", "stall_histogram", "slow_faults",
+	                              "arrival" };
 
 /* Of fewer faults than this a quantile says nothing, and its ratio less. */
 #define FAULTS_MIN 100
@@ -51,6 +53,7 @@ struct json_object *bench_result_new(const struct bench_options *o, struct json_
 		"fault_us",
 		"fault_idle_us",
 		"fault_bulk_us",
+		"fault_phases_us",
 		"guest_stall_us",
 		"prefetch",
 		"reconnects",

@@ -5,13 +5,13 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include "ctl/client.h"
 #include "ctl/json.h"
 #include "ctl/pki.h"
 #include "ctl/progress.h"
+#include "ctl/token.h"
 #include "util/clock.h"
 
 #define READY_TIMEOUT_MS 10000
@@ -56,6 +56,14 @@ static int wait_daemon(struct bench *b, struct process *p, unsigned int *ret_por
 	return 0;
 }
 
+static int connect_to(struct bench *b, const struct paths *p, struct client **ret,
+                      struct error *err)
+{
+	const struct client_target target = { .control = p->control };
+
+	return client_new(&target, b->cancel_fd, ret, err);
+}
+
 static int start_source(struct bench *b, struct error *err)
 {
 	struct paths p;
@@ -75,7 +83,7 @@ static int start_source(struct bench *b, struct error *err)
 	r = process_start(&b->source_daemon, "the source's postcopyd", argv, p.log, err);
 	if (!r)
 		r = wait_daemon(b, &b->source_daemon, &b->port, err);
-	return r < 0 ? r : client_new(p.control, b->cancel_fd, &b->source, err);
+	return r < 0 ? r : connect_to(b, &p, &b->source, err);
 }
 
 static int start_destination(struct bench *b, struct error *err)
@@ -98,8 +106,8 @@ static int start_destination(struct bench *b, struct error *err)
 	if (!r)
 		r = wait_daemon(b, &b->destination_daemon, &port, err);
 	if (!r)
-		r = client_new(p.control, b->cancel_fd, &b->destination, err);
-	return r < 0 ? r : client_new(p.control, b->cancel_fd, &b->watcher, err);
+		r = connect_to(b, &p, &b->destination, err);
+	return r < 0 ? r : connect_to(b, &p, &b->watcher, err);
 }
 
 int bench_start(struct bench *b, struct error *err)
@@ -124,7 +132,6 @@ void bench_stop(struct bench *b)
 struct run {
 	struct bench *b;
 	char id[32];
-	char token[65];
 	struct process source_vmm;
 	struct process destination_vmm;
 	/* Following it: */
@@ -136,47 +143,25 @@ struct run {
 	struct progress progress;
 };
 
-static int token_make(char *ret, struct error *err)
-{
-	uint8_t bytes[32];
-
-	if (getrandom(bytes, sizeof bytes, 0) != sizeof bytes)
-		return error_errno(err, -errno, "random bytes for a token");
-	for (size_t i = 0; i < sizeof bytes; i++)
-		snprintf(ret + 2 * i, 3, "%02x", bytes[i]);
-	return 0;
-}
-
-static struct json_object *id_params(const struct run *run)
-{
-	struct json_object *params = json_object_new_object();
-
-	json_set_string(params, "id", run->id);
-	return params;
-}
-
 static int prepare(struct run *run, struct error *err)
 {
 	const struct bench_options *o = run->b->options;
-	_cleanup_json_ struct json_object *source = id_params(run);
-	_cleanup_json_ struct json_object *destination = id_params(run);
+	struct client_prepare p = { .id = run->id, .limits = CLIENT_LIMITS_INIT };
 	char address[32];
-	int r;
+	int r = token_make(p.token, err);
 
-	json_set_string(source, "role", "source");
-	json_set_string(source, "token", run->token);
-	r = client_call(run->b->source, "Prepare", source, NULL, err);
+	if (!r)
+		r = client_prepare(run->b->source, &p, NULL, err);
 	if (r < 0)
 		return error_prefix(err, "preparing the source");
 	snprintf(address, sizeof address, "127.0.0.1:%u", run->b->port);
-	json_set_string(destination, "role", "destination");
-	json_set_string(destination, "token", run->token);
-	json_set_string(destination, "source", address);
-	json_set_count(destination, "streams", o->streams);
-	json_set_string(destination, "map", o->map);
-	json_set_bool(destination, "bulk", run->bulk_on);
-	json_set_bool(destination, "prefetch", run->bulk_on);
-	r = client_call(run->b->destination, "Prepare", destination, NULL, err);
+	p.destination = true;
+	p.source = address;
+	p.map = o->map;
+	p.limits.streams = (unsigned int)o->streams;
+	p.limits.bulk = run->bulk_on;
+	p.limits.prefetch = run->bulk_on;
+	r = client_prepare(run->b->destination, &p, NULL, err);
 	return r < 0 ? error_prefix(err, "preparing the destination") : 0;
 }
 
@@ -259,12 +244,10 @@ static int attach_vmms(struct run *run, struct error *err)
 /* Ends the phase of idle faults: from here on bulk runs beside them. */
 static int switch_bulk_on(struct run *run, struct error *err)
 {
-	_cleanup_json_ struct json_object *params = id_params(run);
+	struct client_limits limits = CLIENT_LIMITS_INIT;
 
-	json_set_bool(params, "bulk", true);
-	json_set_bool(params, "prefetch", true);
-	run->bulk_on = true;
-	return client_call(run->b->destination, "SetLimits", params, NULL, err);
+	limits.bulk = limits.prefetch = run->bulk_on = true;
+	return client_set_limits(run->b->destination, run->id, &limits, NULL, err);
 }
 
 static int check_moving(struct run *run, struct json_object *migration, uint64_t now,
@@ -322,14 +305,13 @@ static int follow(struct json_object *migration, void *userdata, struct error *e
 
 static int migrate(struct run *run, struct error *err)
 {
-	_cleanup_json_ struct json_object *params = id_params(run);
 	_cleanup_json_ struct json_object *last = NULL;
 	int r;
 
 	/* The source's guest has its memory by now: what this leaves is the destination's. */
 	if (!run->b->options->cold)
 		host_memory_warm(run->b->options->memory_bytes, 0);
-	r = client_call(run->b->destination, "Start", params, NULL, err);
+	r = client_start(run->b->destination, run->id, false, NULL, err);
 	if (r < 0)
 		return error_prefix(err, "starting");
 	run->moved_ns = clock_now_ns();
@@ -347,7 +329,6 @@ static int migrate(struct run *run, struct error *err)
 
 static int collect(struct run *run, struct json_object **ret, struct error *err)
 {
-	_cleanup_json_ struct json_object *params = id_params(run);
 	_cleanup_json_ struct json_object *report = NULL;
 	_cleanup_json_ struct json_object *source = NULL;
 	_cleanup_json_ struct json_object *verdict = NULL;
@@ -355,9 +336,9 @@ static int collect(struct run *run, struct json_object **ret, struct error *err)
 	int r = wait_event(run, &run->destination_vmm, "result", &verdict, err);
 
 	if (!r)
-		r = client_call(run->b->destination, "Report", params, &report, err);
+		r = client_get_report(run->b->destination, run->id, &report, err);
 	if (!r)
-		r = client_call(run->b->source, "Get", params, &source, err);
+		r = client_get(run->b->source, run->id, &source, err);
 	if (r < 0)
 		return r;
 	result = bench_result_new(run->b->options, report, source, verdict);
@@ -387,11 +368,10 @@ int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, str
 		.destination_vmm = PROCESS_INIT,
 		.bulk_on = !b->options->idle_faults,
 	};
-	int r = token_make(run.token, err);
+	int r;
 
 	snprintf(run.id, sizeof run.id, "bench-%d-%u", (int)getpid(), n);
-	if (!r)
-		r = prepare(&run, err);
+	r = prepare(&run, err);
 	if (!r)
 		r = attach_vmms(&run, err);
 	if (!r)

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "ctl/client.h"
 #include "ctl/json.h"
 #include "mem/probe.h"
 #include "telemetry/fault_tracer.h"
@@ -101,6 +102,55 @@ static void check_print(const struct probe *probe, const struct fault_tracer_pro
 		printf("\nThis host can't be the destination of a migration.\n");
 }
 
+struct check_args {
+	bool daemon;
+};
+
+static const struct check_args check_defaults = { .daemon = false };
+
+static const struct option_spec check_options[] = {
+	{ "daemon", OPTION_FLAG, offsetof(struct check_args, daemon), NULL,
+	  "ask the daemon that --control names, for its host" },
+};
+
+static int call_check(struct client *c, const void *arg, struct json_object **ret,
+                      struct error *err)
+{
+	(void)arg;
+	return client_check(c, ret, err);
+}
+
+static void print_daemon_check(struct json_object *check, bool good)
+{
+	struct json_object *rows = json_find(check, "checks");
+
+	for (size_t i = 0; i < json_object_array_length(rows); i++) {
+		struct json_object *row = json_object_array_get_idx(rows, i);
+
+		printf("%-28s %-4s %s\n", json_string_or(row, "name", "?"),
+		       json_object_get_boolean(json_find(row, "ok")) ? "yes" : "no",
+		       json_string_or(row, "detail", ""));
+	}
+	if (!good)
+		printf("\nThe daemon's host can't be the destination of a migration.\n");
+}
+
+static int check_daemon(const struct ctl_common *common)
+{
+	_cleanup_json_ struct json_object *check = NULL;
+	int code = command_call(&check_command, common, call_check, NULL, &check);
+	bool good;
+
+	if (code)
+		return code;
+	good = json_object_get_boolean(json_find(check, "destination"));
+	if (common->json)
+		json_print(check);
+	else
+		print_daemon_check(check, good);
+	return good ? CTL_OK : CTL_USAGE;
+}
+
 static int check_run(const struct ctl_common *common, const char *operand, const void *args)
 {
 	struct error err = ERROR_INIT;
@@ -108,7 +158,8 @@ static int check_run(const struct ctl_common *common, const char *operand, const
 	struct probe probe;
 
 	(void)operand;
-	(void)args;
+	if (((const struct check_args *)args)->daemon)
+		return check_daemon(common);
 	if (probe_run(&probe, &err) < 0)
 		return command_failed(&check_command, &err);
 	fault_tracer_probe(&tracer);
@@ -126,7 +177,10 @@ const struct command check_command = {
 	.name = "check",
 	.summary = "Try what this host's kernel can do for postcopy, and say why not.",
 	.details = "Exit status 0 where at least one kind of memory can be a destination, else 2.",
-	.local = true,
+	.options = check_options,
+	.n_options = 1,
+	.defaults = &check_defaults,
+	.args_size = sizeof check_defaults,
 	.json = true,
 	.run = check_run,
 };

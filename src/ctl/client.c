@@ -2,62 +2,73 @@
 #include "ctl/client.h"
 
 #include <errno.h>
-#include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 #include "ctl/json.h"
+#include "ctl/migration_json.h"
+#include "google/rpc/error_details.pb-c.h"
+#include "google/rpc/status.pb-c.h"
+#include "grpc/client.h"
+#include "util/cleanup.h"
 #include "util/clock.h"
 
-#define ANSWER_TIMEOUT_MS 30000
-/* A report carries its series; more than this is no report. */
-#define ANSWER_MAX (32u << 20)
+#define MIGRATIONS "/postcopy.v1.Migrations/"
+#define HOST "/postcopy.v1.Host/"
+#define LIST_PAGE 1000
+#define MISSING_PAGE 10000
+/* A daemon that never came to its last page would keep us for ever. */
+#define PAGES_MAX 100000
 
 struct client {
-	int fd;
-	int cancel_fd;
-	char *path;
-	char *buf; /* what has been received, from one line's start on */
-	size_t len, size;
-	size_t consumed; /* the length of the line that was taken last, with its newline */
+	struct tls_config tls_config;
+	struct tls_context *tls;
+	struct grpc_client *grpc;
+	unsigned int timeout_ms;
+	struct client_refusal refusal;
 };
 
-int client_new(const char *path, int cancel_fd, struct client **ret, struct error *err)
+static void free_message(ProtobufCMessage *m)
 {
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	_cleanup_close_ int fd = -1;
-	struct client *c;
+	protobuf_c_message_free_unpacked(m, NULL);
+}
 
-	if (strlen(path) >= sizeof addr.sun_path)
-		return error_set(err, -EINVAL, "control socket \"%s\": longer than %zu bytes", path,
-		                 sizeof addr.sun_path - 1);
-	strcpy(addr.sun_path, path);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return error_errno(err, -errno, "control socket");
-	if (connect(fd, (struct sockaddr *)&addr, sizeof addr) < 0) {
-		int r = -errno;
+DEFINE_CLEANUP(ProtobufCMessage *, free_message);
+#define _cleanup_message_ _cleanup_(free_message_p)
 
-		error_errno(err, r, "control socket \"%s\"", path);
-		if (r == -ENOENT || r == -ECONNREFUSED)
-			error_set(err, r,
-			          "no postcopyd listens on \"%s\": start it, or name its socket "
-			          "by --control",
-			          path);
-		return r;
-	}
-	c = calloc(1, sizeof *c);
+static int open_tls(struct client *c, const struct client_target *t, struct error *err)
+{
+	if (!t->cert || !t->key || !t->ca)
+		return error_set(err, -EINVAL,
+		                 "control address \"%s\" takes --cert, --key and --ca", t->control);
+	c->tls_config = (struct tls_config){
+		.alpn = "h2", .cert_path = t->cert, .key_path = t->key, .ca_path = t->ca
+	};
+	if (t->server_name)
+		c->tls_config.allowed_names[c->tls_config.n_allowed_names++] = t->server_name;
+	return tls_context_new(&c->tls_config, &c->tls, err);
+}
+
+int client_new(const struct client_target *target, int cancel_fd, struct client **ret,
+               struct error *err)
+{
+	struct client *c = calloc(1, sizeof *c);
+	bool local = *target->control == '/' || !strncmp(target->control, "unix:", 5);
+	int r = 0;
+
 	if (!c)
 		return error_errno(err, -ENOMEM, "control client");
-	c->fd = steal_fd(&fd);
-	c->cancel_fd = cancel_fd;
-	c->path = strdup(path);
-	if (!c->path) {
+	c->timeout_ms = target->timeout_ms ? target->timeout_ms : CLIENT_TIMEOUT_MS;
+	if (!local)
+		r = open_tls(c, target, err);
+	if (!r)
+		r = grpc_client_new(target->control, c->tls, cancel_fd, &c->grpc, err);
+	if (r < 0) {
 		client_free(c);
-		return error_errno(err, -ENOMEM, "control client");
+		return r;
 	}
+	grpc_client_set_idle_timeout(c->grpc, c->timeout_ms);
 	*ret = c;
 	return 0;
 }
@@ -65,226 +76,444 @@ int client_new(const char *path, int cancel_fd, struct client **ret, struct erro
 struct client *client_free(struct client *c)
 {
 	if (c) {
-		close_fd(&c->fd);
-		free(c->path);
-		free(c->buf);
+		grpc_client_free(c->grpc);
+		tls_context_free(c->tls);
 		free(c);
 	}
 	return NULL;
 }
 
-static int wait_ready(struct client *c, short events, uint64_t deadline_ns, struct error *err)
+const struct client_refusal *client_refusal(const struct client *c)
 {
-	for (;;) {
-		struct pollfd fds[2] = { { .fd = c->fd, .events = events },
-			                 { .fd = c->cancel_fd, .events = POLLIN } };
-		uint64_t now = clock_now_ns();
-		int timeout_ms =
-		        now >= deadline_ns ? 0 : (int)((deadline_ns - now) / NSEC_PER_MSEC + 1);
-		int r = poll(fds, 2, timeout_ms);
+	return &c->refusal;
+}
 
-		if (r < 0 && errno != EINTR)
-			return error_errno(err, -errno, "control socket \"%s\"", c->path);
-		if (r > 0 && fds[1].revents)
-			return error_set(err, -ECANCELED, "interrupted");
-		if (r > 0)
-			return 0;
-		if (!r && !timeout_ms)
-			return error_set(err, -ETIMEDOUT,
-			                 "postcopyd at \"%s\" has not answered for %d s", c->path,
-			                 ANSWER_TIMEOUT_MS / 1000);
+/* Refusals. */
+
+static int errno_of(enum grpc_code code)
+{
+	switch (code) {
+	case GRPC_OK:
+		return 0;
+	case GRPC_NOT_FOUND:
+		return -ENOENT;
+	case GRPC_INVALID_ARGUMENT:
+	case GRPC_OUT_OF_RANGE:
+		return -EINVAL;
+	case GRPC_FAILED_PRECONDITION:
+		return -EBUSY;
+	case GRPC_ALREADY_EXISTS:
+		return -EEXIST;
+	case GRPC_PERMISSION_DENIED:
+	case GRPC_UNAUTHENTICATED:
+		return -EACCES;
+	case GRPC_UNIMPLEMENTED:
+		return -EOPNOTSUPP;
+	case GRPC_UNAVAILABLE:
+		return -EAGAIN;
+	case GRPC_DEADLINE_EXCEEDED:
+		return -ETIMEDOUT;
+	default:
+		return -EIO;
 	}
 }
 
-static uint64_t answer_deadline(void)
+/* The reason in the first ErrorInfo; @ret stays where there is none. */
+static void take_reason(const struct grpc_status *s, char *ret, size_t size)
 {
-	return clock_now_ns() + ANSWER_TIMEOUT_MS * NSEC_PER_MSEC;
-}
+	static const char error_info[] = "/google.rpc.ErrorInfo";
+	Google__Rpc__Status *details =
+	        google__rpc__status__unpack(NULL, s->details_len, s->details);
 
-static int send_line(struct client *c, const char *line, struct error *err)
-{
-	size_t len = strlen(line);
-	uint64_t deadline = answer_deadline();
+	for (size_t i = 0; details && i < details->n_details && !*ret; i++) {
+		const Google__Protobuf__Any *any = details->details[i];
+		size_t len = strlen(any->type_url);
+		Google__Rpc__ErrorInfo *info;
 
-	while (len) {
-		ssize_t n = send(c->fd, line, len, MSG_NOSIGNAL | MSG_DONTWAIT);
-		int r;
-
-		if (n >= 0) {
-			line += n;
-			len -= (size_t)n;
+		if (len < strlen(error_info) ||
+		    strcmp(any->type_url + len - strlen(error_info), error_info))
 			continue;
-		}
-		if (errno != EAGAIN && errno != EINTR)
-			return error_errno(err, -errno, "control socket \"%s\"", c->path);
-		r = wait_ready(c, POLLOUT, deadline, err);
-		if (r < 0)
-			return r;
+		info = google__rpc__error_info__unpack(NULL, any->value.len, any->value.data);
+		if (info)
+			snprintf(ret, size, "%s", info->reason);
+		google__rpc__error_info__free_unpacked(info, NULL);
 	}
-	return 0;
+	google__rpc__status__free_unpacked(details, NULL);
 }
 
-/* Reads once. Return: 0 where bytes came. */
-static int receive_more(struct client *c, uint64_t deadline, struct error *err)
+static int refused(struct client *c, const struct grpc_status *s, struct error *err)
 {
-	ssize_t n;
+	snprintf(c->refusal.code, sizeof c->refusal.code, "%s", grpc_code_name(s->code));
+	if (s->details_len)
+		take_reason(s, c->refusal.reason, sizeof c->refusal.reason);
+	return error_set(err, errno_of(s->code), "%s",
+	                 *s->message ? s->message : "refused without reason");
+}
+
+/* Calls. */
+
+static int call(struct client *c, const char *path, const ProtobufCMessage *request,
+                unsigned int timeout_ms,
+                int (*on_message)(const uint8_t *message, size_t len, void *arg, struct error *err),
+                void *arg, struct error *err)
+{
+	size_t len = protobuf_c_message_get_packed_size(request);
+	_cleanup_free_ uint8_t *packed = malloc(len + 1);
+	struct grpc_status status;
 	int r;
 
-	if (c->size - c->len < 4096) {
-		size_t size = c->size ? 2 * c->size : 65536;
-		char *buf;
-
-		if (size > ANSWER_MAX)
-			return error_set(err, -EPROTO, "postcopyd at \"%s\": answer above %u MiB",
-			                 c->path, ANSWER_MAX >> 20);
-		buf = realloc(c->buf, size);
-		if (!buf)
-			return error_errno(err, -ENOMEM, "control answer");
-		c->buf = buf;
-		c->size = size;
-	}
-	r = wait_ready(c, POLLIN, deadline, err);
+	if (!packed)
+		return error_errno(err, -ENOMEM, "a request");
+	protobuf_c_message_pack(request, packed);
+	c->refusal = (struct client_refusal){ .code = "" };
+	r = grpc_client_call(c->grpc, path, packed, len, timeout_ms, on_message, arg, &status, err);
 	if (r < 0)
 		return r;
-	n = recv(c->fd, c->buf + c->len, c->size - c->len, MSG_DONTWAIT);
-	if (n > 0)
-		c->len += (size_t)n;
-	else if (!n || errno == ECONNRESET)
-		return error_set(err, -EPIPE, "postcopyd at \"%s\" closed the connection", c->path);
-	else if (errno != EAGAIN && errno != EINTR)
-		return error_errno(err, -errno, "control socket \"%s\"", c->path);
+	return status.code ? refused(c, &status, err) : 0;
+}
+
+struct answer {
+	const ProtobufCMessageDescriptor *type;
+	ProtobufCMessage *message;
+};
+
+static int unpack(const ProtobufCMessageDescriptor *type, const uint8_t *message, size_t len,
+                  ProtobufCMessage **ret, struct error *err)
+{
+	*ret = protobuf_c_message_unpack(type, NULL, len, message);
+	return *ret ? 0 : error_set(err, -EPROTO, "an answer that is no %s", type->name);
+}
+
+static int take_answer(const uint8_t *message, size_t len, void *arg, struct error *err)
+{
+	struct answer *a = arg;
+
+	if (a->message)
+		return error_set(err, -EPROTO, "two answers to one call");
+	return unpack(a->type, message, len, &a->message, err);
+}
+
+/* One request, one answer. @ret: to be given to free_message() */
+static int call_unary(struct client *c, const char *path, const ProtobufCMessage *request,
+                      const ProtobufCMessageDescriptor *type, ProtobufCMessage **ret,
+                      struct error *err)
+{
+	struct answer a = { .type = type };
+	int r = call(c, path, request, c->timeout_ms, take_answer, &a, err);
+
+	if (!r && !a.message)
+		r = error_set(err, -EPROTO, "success, and no answer");
+	if (r < 0) {
+		free_message(a.message);
+		return r;
+	}
+	*ret = a.message;
 	return 0;
 }
 
-/* The next line, without its newline; valid until the next call. */
-static int receive_line(struct client *c, char **ret, struct error *err)
+/* The many that answer with the migration as it is now. */
+static int call_migration(struct client *c, const char *path, const ProtobufCMessage *request,
+                          struct json_object **ret, struct error *err)
 {
-	uint64_t deadline = answer_deadline();
-	size_t searched = 0;
+	_cleanup_message_ ProtobufCMessage *answer = NULL;
+	int r = call_unary(c, path, request, &postcopy__v1__migration__descriptor, &answer, err);
 
-	if (c->consumed) {
-		c->len -= c->consumed;
-		memmove(c->buf, c->buf + c->consumed, c->len);
-		c->consumed = 0;
+	if (!r && ret)
+		*ret = migration_json((const Postcopy__V1__Migration *)answer);
+	return r;
+}
+
+/* Fills @to, which must be initialised. */
+static void put_limits(Postcopy__V1__Limits *to, const struct client_limits *from)
+{
+	if (from->bandwidth_bytes_per_s >= 0) {
+		to->optional_bandwidth_case =
+		        POSTCOPY__V1__LIMITS__OPTIONAL_BANDWIDTH_BANDWIDTH_BYTES_PER_S;
+		to->bandwidth_bytes_per_s = (uint64_t)from->bandwidth_bytes_per_s;
 	}
-	for (;;) {
-		char *end = c->len > searched ? memchr(c->buf + searched, '\n', c->len - searched)
-		                              : NULL;
-		int r;
+	if (from->streams) {
+		to->optional_streams_case = POSTCOPY__V1__LIMITS__OPTIONAL_STREAMS_STREAMS;
+		to->streams = from->streams;
+	}
+	if (from->bulk >= 0) {
+		to->optional_bulk_case = POSTCOPY__V1__LIMITS__OPTIONAL_BULK_BULK;
+		to->bulk = from->bulk;
+	}
+	if (from->prefetch >= 0) {
+		to->optional_prefetch_case = POSTCOPY__V1__LIMITS__OPTIONAL_PREFETCH_PREFETCH;
+		to->prefetch = from->prefetch;
+	}
+}
 
-		if (end) {
-			*end = 0;
-			c->consumed = (size_t)(end + 1 - c->buf);
-			*ret = c->buf;
-			return 0;
-		}
-		searched = c->len;
-		r = receive_more(c, deadline, err);
+static Postcopy__V1__MapPolicy map_of(const char *name)
+{
+	if (name && !strcmp(name, "eager"))
+		return POSTCOPY__V1__MAP_POLICY__MAP_POLICY_EAGER;
+	if (name && !strcmp(name, "lazy"))
+		return POSTCOPY__V1__MAP_POLICY__MAP_POLICY_LAZY;
+	return POSTCOPY__V1__MAP_POLICY__MAP_POLICY_UNSPECIFIED;
+}
+
+int client_prepare(struct client *c, const struct client_prepare *p, struct json_object **ret,
+                   struct error *err)
+{
+	Postcopy__V1__PrepareRequest request = POSTCOPY__V1__PREPARE_REQUEST__INIT;
+	Postcopy__V1__Limits limits = POSTCOPY__V1__LIMITS__INIT;
+
+	request.id = (char *)p->id;
+	request.token = (ProtobufCBinaryData){ sizeof p->token, (uint8_t *)p->token };
+	request.role = POSTCOPY__V1__ROLE__ROLE_SOURCE;
+	if (p->destination) {
+		request.role = POSTCOPY__V1__ROLE__ROLE_DESTINATION;
+		request.source_address = (char *)p->source;
+		request.map = map_of(p->map);
+		put_limits(&limits, &p->limits);
+		request.limits = &limits;
+	}
+	return call_migration(c, MIGRATIONS "Prepare", &request.base, ret, err);
+}
+
+int client_start(struct client *c, const char *id, bool hold, struct json_object **ret,
+                 struct error *err)
+{
+	Postcopy__V1__StartRequest request = POSTCOPY__V1__START_REQUEST__INIT;
+
+	request.id = (char *)id;
+	request.hold_switchover = hold;
+	return call_migration(c, MIGRATIONS "Start", &request.base, ret, err);
+}
+
+int client_switchover(struct client *c, const char *id, struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__SwitchoverRequest request = POSTCOPY__V1__SWITCHOVER_REQUEST__INIT;
+
+	request.id = (char *)id;
+	return call_migration(c, MIGRATIONS "Switchover", &request.base, ret, err);
+}
+
+int client_get(struct client *c, const char *id, struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__GetRequest request = POSTCOPY__V1__GET_REQUEST__INIT;
+
+	request.id = (char *)id;
+	return call_migration(c, MIGRATIONS "Get", &request.base, ret, err);
+}
+
+int client_cancel(struct client *c, const char *id, struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__CancelRequest request = POSTCOPY__V1__CANCEL_REQUEST__INIT;
+
+	request.id = (char *)id;
+	return call_migration(c, MIGRATIONS "Cancel", &request.base, ret, err);
+}
+
+int client_recover(struct client *c, const char *id, const char *source, struct json_object **ret,
+                   struct error *err)
+{
+	Postcopy__V1__RecoverRequest request = POSTCOPY__V1__RECOVER_REQUEST__INIT;
+
+	request.id = (char *)id;
+	if (source)
+		request.source_address = (char *)source;
+	return call_migration(c, MIGRATIONS "Recover", &request.base, ret, err);
+}
+
+int client_set_limits(struct client *c, const char *id, const struct client_limits *limits,
+                      struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__SetLimitsRequest request = POSTCOPY__V1__SET_LIMITS_REQUEST__INIT;
+	Postcopy__V1__Limits wanted = POSTCOPY__V1__LIMITS__INIT;
+
+	put_limits(&wanted, limits);
+	request.id = (char *)id;
+	request.limits = &wanted;
+	return call_migration(c, MIGRATIONS "SetLimits", &request.base, ret, err);
+}
+
+int client_poison(struct client *c, const char *id, uint64_t confirm_bytes,
+                  struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__PoisonRequest request = POSTCOPY__V1__POISON_REQUEST__INIT;
+
+	request.id = (char *)id;
+	request.confirm_missing_bytes = confirm_bytes;
+	return call_migration(c, MIGRATIONS "Poison", &request.base, ret, err);
+}
+
+int client_get_report(struct client *c, const char *id, struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__GetReportRequest request = POSTCOPY__V1__GET_REPORT_REQUEST__INIT;
+	_cleanup_message_ ProtobufCMessage *answer = NULL;
+	int r;
+
+	request.id = (char *)id;
+	r = call_unary(c, MIGRATIONS "GetReport", &request.base, &postcopy__v1__report__descriptor,
+	               &answer, err);
+	if (!r && ret)
+		*ret = report_json((const Postcopy__V1__Report *)answer);
+	return r;
+}
+
+int client_check(struct client *c, struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__CheckRequest request = POSTCOPY__V1__CHECK_REQUEST__INIT;
+	_cleanup_message_ ProtobufCMessage *answer = NULL;
+	int r = call_unary(c, HOST "Check", &request.base,
+	                   &postcopy__v1__check_response__descriptor, &answer, err);
+
+	if (!r && ret)
+		*ret = check_response_json((const Postcopy__V1__CheckResponse *)answer);
+	return r;
+}
+
+int client_get_info(struct client *c, struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__GetInfoRequest request = POSTCOPY__V1__GET_INFO_REQUEST__INIT;
+	_cleanup_message_ ProtobufCMessage *answer = NULL;
+	int r = call_unary(c, HOST "GetInfo", &request.base, &postcopy__v1__host_info__descriptor,
+	                   &answer, err);
+
+	if (!r && ret)
+		*ret = host_info_json((const Postcopy__V1__HostInfo *)answer);
+	return r;
+}
+
+/* Lists. */
+
+/* One page into @to. @answer: kept for the token of the next one. */
+static int list_page(struct client *c, Postcopy__V1__ListRequest *request, struct json_object *to,
+                     ProtobufCMessage **answer, struct error *err)
+{
+	ProtobufCMessage *page;
+	const Postcopy__V1__ListResponse *list;
+	int r = call_unary(c, MIGRATIONS "List", &request->base,
+	                   &postcopy__v1__list_response__descriptor, &page, err);
+
+	if (r < 0)
+		return r;
+	free_message(*answer);
+	*answer = page;
+	list = (const Postcopy__V1__ListResponse *)page;
+	for (size_t i = 0; i < list->n_migrations; i++)
+		json_object_array_add(to, migration_json(list->migrations[i]));
+	request->page_token = list->next_page_token;
+	return 0;
+}
+
+int client_list(struct client *c, uint32_t states, struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__ListRequest request = POSTCOPY__V1__LIST_REQUEST__INIT;
+	_cleanup_json_ struct json_object *migrations = json_object_new_array();
+	_cleanup_message_ ProtobufCMessage *answer = NULL;
+	Postcopy__V1__State wanted[32];
+	unsigned int pages = 0;
+
+	request.page_size = LIST_PAGE;
+	request.states = wanted;
+	for (unsigned int i = 0; i < 32; i++)
+		if (states & 1u << i)
+			wanted[request.n_states++] = (Postcopy__V1__State)i;
+	do {
+		int r = list_page(c, &request, migrations, &answer, err);
+
 		if (r < 0)
 			return r;
+		if (++pages > PAGES_MAX)
+			return error_set(err, -EPROTO, "a list without an end");
+	} while (*request.page_token);
+	if (ret) {
+		*ret = json_object_new_object();
+		json_object_object_add(*ret, "migrations", steal_ptr(&migrations));
 	}
+	return 0;
 }
 
-static int code_to_errno(const char *code)
+/* As list_page(). */
+static int missing_page(struct client *c, Postcopy__V1__ListMissingRequest *request,
+                        struct json_object *to, ProtobufCMessage **answer, struct error *err)
 {
-	static const struct {
-		const char *code;
-		int r;
-	} map[] = {
-		{ "NOT_FOUND", -ENOENT },          { "INVALID_ARGUMENT", -EINVAL },
-		{ "FAILED_PRECONDITION", -EBUSY }, { "ALREADY_EXISTS", -EEXIST },
-		{ "PERMISSION_DENIED", -EACCES },  { "UNAUTHENTICATED", -EACCES },
-		{ "UNIMPLEMENTED", -EOPNOTSUPP },  { "UNAVAILABLE", -EAGAIN },
-	};
-
-	for (size_t i = 0; i < sizeof map / sizeof *map; i++)
-		if (!strcmp(map[i].code, code))
-			return map[i].r;
-	return -EIO;
-}
-
-/* One answer: its object, which is {"result"}, {"event"} or {"error"} with its errno. */
-static int receive_answer(struct client *c, struct json_object **ret, struct error *err)
-{
-	_cleanup_json_ struct json_object *answer = NULL;
-	char *line;
-	int r = receive_line(c, &line, err);
+	ProtobufCMessage *page;
+	const Postcopy__V1__ListMissingResponse *list;
+	int r = call_unary(c, MIGRATIONS "ListMissing", &request->base,
+	                   &postcopy__v1__list_missing_response__descriptor, &page, err);
 
 	if (r < 0)
 		return r;
-	answer = json_tokener_parse(line);
-	if (!json_object_is_type(answer, json_type_object))
-		return error_set(err, -EPROTO, "\"%s\" does not speak postcopyd's control protocol",
-		                 c->path);
-	if (json_find(answer, "error"))
-		return error_set(err, code_to_errno(json_string_or(answer, "error.code", "")), "%s",
-		                 json_string_or(answer, "error.message", "refused without reason"));
-	*ret = steal_ptr(&answer);
+	free_message(*answer);
+	*answer = page;
+	list = (const Postcopy__V1__ListMissingResponse *)page;
+	for (size_t i = 0; i < list->n_ranges; i++)
+		json_object_array_add(to, missing_range_json(list->ranges[i]));
+	request->page_token = list->next_page_token;
 	return 0;
 }
 
-static int send_request(struct client *c, const char *method, struct json_object *params,
+int client_list_missing(struct client *c, const char *id, struct json_object **ret,
                         struct error *err)
 {
-	_cleanup_json_ struct json_object *request = json_object_new_object();
-	_cleanup_free_ char *line = NULL;
+	Postcopy__V1__ListMissingRequest request = POSTCOPY__V1__LIST_MISSING_REQUEST__INIT;
+	_cleanup_json_ struct json_object *ranges = json_object_new_array();
+	_cleanup_message_ ProtobufCMessage *answer = NULL;
+	unsigned int pages = 0;
 
-	json_set_string(request, "method", method);
-	json_object_object_add(request, "params",
-	                       params ? json_object_get(params) : json_object_new_object());
-	if (asprintf(&line, "%s\n",
-	             json_object_to_json_string_ext(request, JSON_C_TO_STRING_PLAIN)) < 0) {
-		line = NULL;
-		return error_errno(err, -ENOMEM, "control request");
+	request.id = (char *)id;
+	request.page_size = MISSING_PAGE;
+	do {
+		int r = missing_page(c, &request, ranges, &answer, err);
+
+		if (r < 0)
+			return r;
+		if (++pages > PAGES_MAX)
+			return error_set(err, -EPROTO, "a list without an end");
+	} while (*request.page_token);
+	if (ret) {
+		*ret = json_object_new_object();
+		json_set_count(*ret, "missing_bytes",
+		               ((Postcopy__V1__ListMissingResponse *)answer)->missing_bytes);
+		json_object_object_add(*ret, "ranges", steal_ptr(&ranges));
 	}
-	return send_line(c, line, err);
-}
-
-static int take_result(struct client *c, struct json_object *answer, struct json_object **ret,
-                       struct error *err)
-{
-	struct json_object *result = json_find(answer, "result");
-
-	if (!result)
-		return error_set(err, -EPROTO, "postcopyd at \"%s\": answer without a result",
-		                 c->path);
-	if (ret)
-		*ret = json_object_get(result);
 	return 0;
 }
 
-int client_call(struct client *c, const char *method, struct json_object *params,
-                struct json_object **ret, struct error *err)
-{
-	_cleanup_json_ struct json_object *answer = NULL;
-	int r = send_request(c, method, params, err);
+/* Watch. */
 
-	if (!r)
-		r = receive_answer(c, &answer, err);
-	return r < 0 ? r : take_result(c, answer, ret, err);
+struct watch {
+	int (*on_update)(struct json_object *migration, void *userdata, struct error *err);
+	void *userdata;
+	struct json_object *last;
+};
+
+static int take_update(const uint8_t *message, size_t len, void *arg, struct error *err)
+{
+	struct watch *w = arg;
+	_cleanup_message_ ProtobufCMessage *m = NULL;
+	int r = unpack(&postcopy__v1__migration__descriptor, message, len, &m, err);
+
+	if (r < 0)
+		return r;
+	json_object_put(w->last);
+	w->last = migration_json((const Postcopy__V1__Migration *)m);
+	return w->on_update(w->last, w->userdata, err);
 }
 
 int client_watch(struct client *c, const char *id, unsigned int interval_ms,
                  int (*on_update)(struct json_object *migration, void *userdata, struct error *err),
                  void *userdata, struct json_object **ret, struct error *err)
 {
-	_cleanup_json_ struct json_object *params = json_object_new_object();
+	Postcopy__V1__WatchRequest request = POSTCOPY__V1__WATCH_REQUEST__INIT;
+	Google__Protobuf__Duration interval = GOOGLE__PROTOBUF__DURATION__INIT;
+	struct watch w = { .on_update = on_update, .userdata = userdata };
 	int r;
 
-	json_set_string(params, "id", id);
-	json_set_count(params, "interval_ms", interval_ms);
-	r = send_request(c, "Watch", params, err);
-	while (!r) {
-		_cleanup_json_ struct json_object *answer = NULL;
-		struct json_object *event;
-
-		r = receive_answer(c, &answer, err);
-		if (r < 0)
-			return r;
-		event = json_find(answer, "event");
-		if (!event)
-			return take_result(c, answer, ret, err);
-		r = on_update(event, userdata, err);
-	}
+	interval.seconds = interval_ms / 1000;
+	interval.nanos = (int32_t)(interval_ms % 1000 * NSEC_PER_MSEC);
+	request.id = (char *)id;
+	request.interval = &interval;
+	r = call(c, MIGRATIONS "Watch", &request.base, 0, take_update, &w, err);
+	if (!r && !w.last)
+		r = error_set(err, -EPROTO, "a watch that ended without a word");
+	if (!r && ret)
+		*ret = steal_ptr(&w.last);
+	json_object_put(w.last);
 	return r;
 }

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,23 +8,28 @@
 #include "util/cleanup.h"
 
 static const struct command *const commands[] = {
-	&check_command,  &prepare_command, &start_command, &switchover_command,
-	&watch_command,  &status_command,  &list_command,  &limits_command,
-	&cancel_command, &report_command,  &bench_command,
+	&check_command,  &prepare_command, &start_command,   &switchover_command, &status_command,
+	&list_command,   &watch_command,   &top_command,     &limits_command,     &cancel_command,
+	&report_command, &recover_command, &missing_command, &poison_command,     &bench_command,
 };
 
 #define N_COMMANDS (sizeof commands / sizeof *commands)
 
 static void print_usage(FILE *to)
 {
-	fprintf(to, "usage: postcopyctl [--control PATH] [--json] COMMAND [options]\n\n"
+	fprintf(to, "usage: postcopyctl [--control ADDRESS] [--json] COMMAND [options]\n\n"
 	            "Live migration by postcopy: drive postcopyd, and measure it.\n\n");
 	for (size_t i = 0; i < N_COMMANDS; i++)
 		fprintf(to, "  %-10s %-3s %s\n", commands[i]->name,
 		        commands[i]->operand ? commands[i]->operand : "", commands[i]->summary);
 	fprintf(to,
-	        "\npostcopyctl COMMAND --help says more. Exit status: 0 done, 1 failed, 2 wrong\n"
-	        "usage or something that this host can't do.\n");
+	        "\npostcopyctl COMMAND --help says more. Exit status:\n"
+	        "    0  done\n"
+	        "    1  failed\n"
+	        "    2  wrong usage, or this host, or the migration's state, does not allow it\n"
+	        "    3  no daemon there, or it does not answer\n"
+	        "    4  no such migration\n"
+	        "  130  interrupted\n");
 }
 
 static int command_run(const struct command *cmd, int argc, char **argv)
@@ -51,16 +57,10 @@ static int command_run(const struct command *cmd, int argc, char **argv)
 /* Words before the command that are options of every command: whose daemon, and how to answer. */
 static int leading_words(int argc, char **argv)
 {
-	int n = 1;
+	int n = 1, words;
 
-	while (n < argc) {
-		if (!strcmp(argv[n], "--control") && n + 1 < argc)
-			n += 2;
-		else if (!strncmp(argv[n], "--control=", 10) || !strcmp(argv[n], "--json"))
-			n++;
-		else
-			break;
-	}
+	while ((words = options_common_words(argc - n, argv + n)))
+		n += words;
 	return n - 1;
 }
 
@@ -77,6 +77,8 @@ int main(int argc, char **argv)
 {
 	int leading = leading_words(argc, argv);
 
+	/* Who hangs up, at a socket or at our output, is told by the call that finds it. */
+	signal(SIGPIPE, SIG_IGN);
 	if (leading && leading + 1 < argc)
 		put_command_first(leading, argv);
 

@@ -11,16 +11,25 @@
 #define OPTIONS_MAX 40
 #define HELP_COLUMN 26
 
-static const struct option_spec control_spec = {
-	"control",
-	OPTION_STRING,
-	offsetof(struct ctl_common, control),
-	"PATH",
-	"the daemon's control socket (" CTL_DEFAULT_CONTROL ")",
+#define COMMON(field) offsetof(struct ctl_common, field)
+
+/* Of every command that talks to a daemon; --json, the last, of any that has it. */
+static const struct option_spec common_specs[] = {
+	{ "control", OPTION_STRING, COMMON(control), "ADDRESS",
+	  "the daemon's control service: PATH, unix:PATH or HOST:PORT\n(" CTL_DEFAULT_CONTROL ")" },
+	{ "cert", OPTION_STRING, COMMON(cert), "FILE",
+	  "HOST:PORT only: our certificate, PEM; and its key,\nand the CA of the daemon's" },
+	{ "key", OPTION_STRING, COMMON(key), "FILE", "" },
+	{ "ca", OPTION_STRING, COMMON(ca), "FILE", "" },
+	{ "server-name", OPTION_STRING, COMMON(server_name), "SAN",
+	  "HOST:PORT only: the name that the daemon's certificate must\nhave (any that the CA "
+	  "signed)" },
+	{ "timeout", OPTION_UINT, COMMON(timeout_s), "SECONDS",
+	  "how long the daemon may be silent (30)", 1, 86400 },
+	{ "json", OPTION_FLAG, COMMON(json), NULL, "answer in JSON" },
 };
-static const struct option_spec json_spec = {
-	"json", OPTION_FLAG, offsetof(struct ctl_common, json), NULL, "answer in JSON",
-};
+
+#define N_COMMON (sizeof common_specs / sizeof *common_specs)
 static const struct option_spec help_spec = { "help", OPTION_FLAG, 0, NULL, "this text" };
 
 static bool takes_value(const struct option_spec *spec)
@@ -46,16 +55,26 @@ static void print_option(const struct option_spec *spec)
 	}
 }
 
+/* Whether @cmd takes the common option number @i. */
+static bool has_common(const struct command *cmd, size_t i)
+{
+	return i == N_COMMON - 1 ? cmd->json : !cmd->local;
+}
+
+static bool is_common(const struct option_spec *spec)
+{
+	return spec >= common_specs && spec < common_specs + N_COMMON;
+}
+
 static void print_help(const struct command *cmd)
 {
 	printf("usage: postcopyctl %s%s%s [options]\n\n%s\n\noptions:\n", cmd->name,
 	       cmd->operand ? " " : "", cmd->operand ? cmd->operand : "", cmd->summary);
 	for (size_t i = 0; i < cmd->n_options; i++)
 		print_option(&cmd->options[i]);
-	if (!cmd->local)
-		print_option(&control_spec);
-	if (cmd->json)
-		print_option(&json_spec);
+	for (size_t i = 0; i < N_COMMON; i++)
+		if (has_common(cmd, i))
+			print_option(&common_specs[i]);
 	print_option(&help_spec);
 	if (cmd->details)
 		printf("\n%s\n", cmd->details);
@@ -161,12 +180,11 @@ static size_t collect(const struct command *cmd, const struct option_spec **spec
 {
 	size_t n = 0;
 
-	for (size_t i = 0; i < cmd->n_options && n < OPTIONS_MAX - 3; i++)
+	for (size_t i = 0; i < cmd->n_options && n < OPTIONS_MAX - N_COMMON - 1; i++)
 		specs[n++] = &cmd->options[i];
-	if (!cmd->local)
-		specs[n++] = &control_spec;
-	if (cmd->json)
-		specs[n++] = &json_spec;
+	for (size_t i = 0; i < N_COMMON; i++)
+		if (has_common(cmd, i))
+			specs[n++] = &common_specs[i];
 	specs[n++] = &help_spec;
 	for (size_t i = 0; i < n; i++)
 		options[i] = (struct option){
@@ -186,7 +204,7 @@ int options_parse(const struct command *cmd, int argc, char **argv, struct ctl_c
 	char text[ERROR_TEXT_MAX + 64];
 	int i;
 
-	*common = (struct ctl_common){ .control = CTL_DEFAULT_CONTROL };
+	*common = (struct ctl_common){ .control = CTL_DEFAULT_CONTROL, .timeout_s = 30 };
 	if (cmd->args_size)
 		memcpy(args, cmd->defaults, cmd->args_size);
 	collect(cmd, specs, options);
@@ -194,7 +212,7 @@ int options_parse(const struct command *cmd, int argc, char **argv, struct ctl_c
 	opterr = 0;
 	while ((i = getopt_long(argc, argv, ":", options, NULL)) != -1) {
 		struct error err = ERROR_INIT;
-		bool own;
+		void *target;
 
 		if (i == '?' || i == ':') {
 			snprintf(text, sizeof text, "%s \"%.60s\"",
@@ -205,11 +223,28 @@ int options_parse(const struct command *cmd, int argc, char **argv, struct ctl_c
 			print_help(cmd);
 			return 1;
 		}
-		own = specs[i] != &control_spec && specs[i] != &json_spec;
-		if (set_value(specs[i], optarg, own ? args : (void *)common, &err) < 0) {
+		target = is_common(specs[i]) ? common : args;
+		if (set_value(specs[i], optarg, target, &err) < 0) {
 			snprintf(text, sizeof text, "--%s: %s", specs[i]->name, err.text);
 			return complain(cmd, text);
 		}
 	}
 	return take_operand(cmd, argc, argv, ret_operand);
+}
+
+int options_common_words(int argc, char **argv)
+{
+	size_t len = argc > 0 ? strcspn(argv[0], "=") : 0;
+
+	for (size_t i = 0; len > 2 && i < N_COMMON; i++) {
+		const struct option_spec *spec = &common_specs[i];
+
+		if (strncmp(argv[0], "--", 2) || strlen(spec->name) != len - 2 ||
+		    strncmp(argv[0] + 2, spec->name, len - 2))
+			continue;
+		if (argv[0][len] || !takes_value(spec))
+			return 1;
+		return argc > 1 ? 2 : 0;
+	}
+	return 0;
 }

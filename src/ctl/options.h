@@ -13,16 +13,22 @@
 
 #define CTL_DEFAULT_CONTROL "/run/postcopyd/control.sock"
 
-/* Exit codes. */
+/* Exit codes; --help has them, too. */
 enum ctl_exit {
 	CTL_OK = 0,
 	CTL_FAILED = 1,
-	CTL_USAGE = 2, /* wrong usage, or this host can't */
+	CTL_USAGE = 2, /* wrong usage, or this host, or the migration's state, does not allow it */
+	CTL_UNREACHABLE = 3, /* no daemon, or none that answers */
+	CTL_NOT_FOUND = 4,   /* no such migration */
+	CTL_INTERRUPTED = 130,
 };
 
-/* What every sub-command takes. */
+/* What every sub-command takes that talks to a daemon; --json the others, too. */
 struct ctl_common {
 	const char *control;
+	const char *cert, *key, *ca;
+	const char *server_name;
+	uint64_t timeout_s;
 	bool json;
 };
 
@@ -79,5 +85,12 @@ struct command {
  */
 int options_parse(const struct command *cmd, int argc, char **argv, struct ctl_common *common,
                   const char **ret_operand, void *args);
+
+/*
+ * options_common_words() - how many words at @argv are a common option with its value
+ *
+ * They may stand before the command, too.
+ */
+int options_common_words(int argc, char **argv);
 
 #endif

@@ -8,12 +8,14 @@
 #include "ctl/units.h"
 #include "util/clock.h"
 
+/* What pages are counted in, whatever the host's pages are. */
+#define UNIT_BYTES 4096
+
 /* How much a new measurement counts against the smoothed one. */
 #define RATE_WEIGHT 0.3
 
 void progress_update(struct progress *p, struct json_object *migration, uint64_t now_ns)
 {
-	uint64_t page_bytes = json_count_or(migration, "page_bytes", 0);
 	uint64_t present;
 	double rate;
 
@@ -22,7 +24,7 @@ void progress_update(struct progress *p, struct json_object *migration, uint64_t
 	if (!p->first_ns || present < p->last_present) {
 		*p = (struct progress){ .first_ns = now_ns, .first_present = present };
 	} else if (now_ns > p->last_ns) {
-		rate = (double)((present - p->last_present) * page_bytes) * NSEC_PER_SEC /
+		rate = (double)((present - p->last_present) * UNIT_BYTES) * NSEC_PER_SEC /
 		       (double)(now_ns - p->last_ns);
 		p->bytes_per_s = p->bytes_per_s > 0
 		                         ? p->bytes_per_s + RATE_WEIGHT * (rate - p->bytes_per_s)
@@ -59,16 +61,30 @@ static void add_bar(struct line *l, double share, unsigned int width)
 	line_add(l, "]");
 }
 
-static void add_rate(struct line *l, const struct progress *p, struct json_object *m,
-                     uint64_t missing)
+bool progress_left_us(const struct progress *p, struct json_object *m, double *ret)
 {
-	double left = (double)missing * json_number_or(m, "page_bytes", 0);
+	uint64_t present, total;
+	double ms;
 
-	if (p->bytes_per_s < 1)
-		return;
-	line_add(l, "  %s/s", text_bytes(p->bytes_per_s).s);
-	if (missing)
-		line_add(l, "  ETA %s", text_duration(1e6 * left / p->bytes_per_s).s);
+	if (json_number(m, "eta_ms", &ms)) {
+		*ret = ms * 1000;
+		return true;
+	}
+	if (p->bytes_per_s < 1 || !json_count(m, "pages_present", &present) ||
+	    !json_count(m, "pages_total", &total) || present >= total)
+		return false;
+	*ret = 1e6 * (double)((total - present) * UNIT_BYTES) / p->bytes_per_s;
+	return true;
+}
+
+static void add_rate(struct line *l, const struct progress *p, struct json_object *m)
+{
+	double left_us;
+
+	if (p->bytes_per_s >= 1)
+		line_add(l, "  %s/s", text_bytes(p->bytes_per_s).s);
+	if (progress_left_us(p, m, &left_us))
+		line_add(l, "  source off in %s", text_duration(left_us).s);
 }
 
 void progress_format(const struct progress *p, struct json_object *m, unsigned int bar_width,
@@ -87,7 +103,7 @@ void progress_format(const struct progress *p, struct json_object *m, unsigned i
 			add_bar(&l, share < 1 ? share : 1, bar_width);
 		/* Cut, not rounded: 100.0 % is said when nothing is missing. */
 		line_add(&l, " %5.1f %%", (double)(uint64_t)(share * 1000) / 10);
-		add_rate(&l, p, m, present < total ? total - present : 0);
+		add_rate(&l, p, m);
 	}
 	if (json_number(m, "fault_us.p50", &p50) && json_number(m, "fault_us.p99", &p99))
 		line_add(&l, "  fault p50 %s p99 %s", text_duration(p50).s, text_duration(p99).s);

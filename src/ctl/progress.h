@@ -6,6 +6,7 @@
 #define CTL_PROGRESS_H
 
 #include <json-c/json.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -20,6 +21,13 @@ struct progress {
 
 /* Takes an update of CLOCK_MONOTONIC @now_ns in. */
 void progress_update(struct progress *p, struct json_object *migration, uint64_t now_ns);
+
+/*
+ * progress_left_us() - until every page is here and the source may be switched off
+ *
+ * As the daemon says it; else at the rate of the last updates. Return: false where it is not known.
+ */
+bool progress_left_us(const struct progress *p, struct json_object *migration, double *ret);
 
 /*
  * progress_format() - the line, without newline

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,13 +75,35 @@ struct text text_duration(double us)
 	return t;
 }
 
+/* The bytes of a character after its first begin with the bits 10. */
+static bool begins_character(char c)
+{
+	return (c & 0xc0) != 0x80;
+}
+
+unsigned int text_columns(const char *text)
+{
+	unsigned int n = 0;
+
+	for (; *text; text++)
+		n += begins_character(*text);
+	return n;
+}
+
+void text_cut(char *text, unsigned int columns)
+{
+	for (unsigned int n = 0; *text; text++) {
+		if (begins_character(*text) && n++ == columns) {
+			*text = 0;
+			return;
+		}
+	}
+}
+
 struct text text_pad(struct text t, unsigned int columns)
 {
-	size_t len = strlen(t.s), seen = 0;
+	size_t len = strlen(t.s), seen = text_columns(t.s);
 
-	/* The bytes of a character after its first begin with the bits 10. */
-	for (const char *p = t.s; *p; p++)
-		seen += (*p & 0xc0) != 0x80;
 	for (; seen < columns && len < sizeof t.s - 1; seen++)
 		t.s[len++] = ' ';
 	t.s[len] = 0;

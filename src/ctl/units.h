@@ -31,6 +31,12 @@ struct text text_number(double v);
 /* With blanks after it up to @columns; printf() counts bytes, of which "µ" has two. */
 struct text text_pad(struct text t, unsigned int columns);
 
+/* How many columns of a terminal a line of text takes: no byte of ours takes two. */
+unsigned int text_columns(const char *text);
+
+/* Cut a line, in place, so that it takes @columns at most. */
+void text_cut(char *text, unsigned int columns);
+
 /*
  * parse_size() - "4096", "512M", "1G", "2GiB": bytes, with binary suffixes K, M, G, T
  *

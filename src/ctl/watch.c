@@ -1,45 +1,73 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ctl/commands.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "ctl/client.h"
+#include "ctl/interrupt.h"
 #include "ctl/json.h"
 #include "ctl/progress.h"
+#include "ctl/units.h"
 #include "util/clock.h"
 
-#define WATCH_INTERVAL_MS 200
 #define WATCH_BAR_WIDTH 30
+/* What the line takes beside the bar. */
+#define WATCH_TEXT_WIDTH 96
+
+struct watch_args {
+	uint64_t interval_ms;
+};
 
 struct watch {
 	bool json;
 	bool terminal;
+	bool begun; /* a line on the terminal is to be ended */
 	struct progress progress;
 	struct json_object *last; /* not on a terminal: the update that was printed last */
 };
 
-static void watch_print(struct watch *w, struct json_object *migration)
+static const struct watch_args watch_defaults = { .interval_ms = 200 };
+
+static const struct option_spec watch_options[] = {
+	{ "interval", OPTION_UINT, offsetof(struct watch_args, interval_ms), "MS",
+	  "how often it is told between changes of state (200)", 50, 3600000 },
+};
+
+static unsigned int terminal_columns(void)
 {
+	struct winsize size;
+
+	return !ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) && size.ws_col ? size.ws_col : 80;
+}
+
+/* One line, as wide as the terminal is at the moment: one that wraps could not be written over. */
+static void print_line(struct watch *w, struct json_object *migration)
+{
+	unsigned int columns = terminal_columns();
+	unsigned int bar = columns > WATCH_TEXT_WIDTH ? columns - WATCH_TEXT_WIDTH : 0;
 	char line[512];
 
-	if (w->json) {
-		puts(json_object_to_json_string_ext(migration, JSON_C_TO_STRING_PLAIN));
-	} else {
-		progress_format(&w->progress, migration, w->terminal ? WATCH_BAR_WIDTH : 0, line,
-		                sizeof line);
-		/* "\033[K" clears what a longer line left behind. */
-		printf(w->terminal ? "\r%s\033[K" : "%s\n", line);
+	if (!w->terminal) {
+		progress_format(&w->progress, migration, 0, line, sizeof line);
+		puts(line);
+		return;
 	}
-	fflush(stdout);
+	progress_format(&w->progress, migration, bar < WATCH_BAR_WIDTH ? bar : WATCH_BAR_WIDTH,
+	                line, sizeof line);
+	text_cut(line, columns - 1);
+	/* "\033[K" clears what a longer line left behind. */
+	printf("\r%s\033[K", line);
+	w->begun = true;
 }
 
 static int watch_update(struct json_object *migration, void *userdata, struct error *err)
 {
 	struct watch *w = userdata;
 
-	(void)err;
 	progress_update(&w->progress, migration, clock_now_ns());
 	if (!w->terminal || w->json) {
 		if (w->last && json_object_equal(w->last, migration))
@@ -47,37 +75,52 @@ static int watch_update(struct json_object *migration, void *userdata, struct er
 		json_object_put(w->last);
 		w->last = json_object_get(migration);
 	}
-	watch_print(w, migration);
-	return 0;
+	if (w->json)
+		puts(json_object_to_json_string_ext(migration, JSON_C_TO_STRING_PLAIN));
+	else
+		print_line(w, migration);
+	/* Not the daemon's connection is lost: ours to who reads. */
+	return fflush(stdout) == EOF ? error_set(err, -EIO, "stdout: %s", strerror(errno)) : 0;
 }
 
 static int watch_run(const struct ctl_common *common, const char *id, const void *args)
 {
+	const struct watch_args *a = args;
 	struct watch w = { .json = common->json, .terminal = isatty(STDOUT_FILENO) };
 	_cleanup_json_ struct json_object *last = NULL;
 	struct error err = ERROR_INIT;
+	_cleanup_close_ int cancel_fd = interrupt_fd(&err);
 	struct client *c;
-	int r = client_new(common->control, -1, &c, &err);
+	int code, r;
 
-	(void)args;
-	if (r < 0)
+	if (cancel_fd < 0)
 		return command_failed(&watch_command, &err);
-	r = client_watch(c, id, WATCH_INTERVAL_MS, watch_update, &w, &last, &err);
-	client_free(c);
-	if (!r)
-		watch_update(last, &w, &err);
-	if (w.terminal && !w.json && w.progress.last_ns)
+	code = command_connect(&watch_command, common, cancel_fd, &c);
+	if (code)
+		return code;
+	r = client_watch(c, id, (unsigned int)a->interval_ms, watch_update, &w, &last, &err);
+	if (w.begun)
 		putchar('\n');
-	json_object_put(w.last);
 	if (r < 0)
-		return command_failed(&watch_command, &err);
-	return !strcmp(json_string_or(last, "state", ""), "complete") ? CTL_OK : CTL_FAILED;
+		code = command_refused(&watch_command, common, c, &err);
+	else if (strcmp(json_string_or(last, "state", ""), "complete"))
+		code = CTL_FAILED;
+	client_free(c);
+	json_object_put(w.last);
+	return code;
 }
 
 const struct command watch_command = {
 	.name = "watch",
 	.operand = "ID",
 	.summary = "Follow a migration to its end; status 0 where it completes, 1 where it fails.",
+	.details =
+	        "\"source off in\": until every page is here and the source may be switched off.\n"
+	        "Ctrl-C ends the watch, and not the migration.",
+	.options = watch_options,
+	.n_options = 1,
+	.defaults = &watch_defaults,
+	.args_size = sizeof watch_defaults,
 	.json = true,
 	.run = watch_run,
 };

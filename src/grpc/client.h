@@ -28,6 +28,9 @@ int grpc_client_new(const char *target, struct tls_context *tls, int cancel_fd,
                     struct grpc_client **ret, struct error *err);
 struct grpc_client *grpc_client_free(struct grpc_client *c);
 
+/* Give a call up with -ETIMEDOUT where the server is silent for so long; 0, the default: never. */
+void grpc_client_set_idle_timeout(struct grpc_client *c, unsigned int timeout_ms);
+
 /*
  * grpc_client_call() - one request; every message of the answer
  * @timeout_ms: sent as grpc-timeout, and kept here; 0: none

@@ -18,10 +18,20 @@
  * Faults first: all of this runs on the loop's thread, which no fault ever waits for.
  *
  * Whatever a client does wrong ends its call or its connection with a status it can read, and
- * nobody else's. Limits: GRPC_MESSAGE_MAX a request, GRPC_HEADERS_MAX of headers,
- * GRPC_STREAMS_MAX calls a connection, GRPC_CONNECTIONS_MAX connections, a handshake or a request
- * must arrive within GRPC_REQUEST_TIMEOUT_MS, pings more often than GRPC_PING_MIN_MS end in
- * GOAWAY (ENHANCE_YOUR_CALM).
+ * nobody else's. Its limits:
+ *   - GRPC_MESSAGE_MAX a request, GRPC_REQUESTS_BYTES_MAX all that are not complete;
+ *     GRPC_HEADERS_MAX of headers
+ *   - GRPC_STREAMS_MAX calls a connection, GRPC_CALLS_MAX in all
+ *   - GRPC_CONNECTIONS_MAX connections, GRPC_CONNECTIONS_TCP_MAX of them by TCP; of
+ *     GRPC_HANDSHAKES_MAX peers that are not known yet the oldest gives way
+ *   - no new call while GRPC_QUEUE_MAX of answers wait to be read
+ *   - a handshake and a request must arrive within GRPC_REQUEST_TIMEOUT_MS; who is told
+ *     to go has GRPC_LINGER_MS to read why
+ *   - pings more often than GRPC_PING_MIN_MS (where nothing was sent to it meanwhile), and more
+ *     calls that come to a bad end than GRPC_RESETS_MAX at once or GRPC_RESETS_PER_S, end in
+ *     GOAWAY (ENHANCE_YOUR_CALM)
+ * One turn of the loop reads and writes some 10 KiB of each connection, so that a client that
+ * sends without end delays nobody for long.
  *
  * Threads: all on the loop's.
  */
@@ -38,9 +48,18 @@
 #define GRPC_MESSAGE_MAX (4u << 20)
 #define GRPC_HEADERS_MAX 16384u
 #define GRPC_STREAMS_MAX 256u
+#define GRPC_CALLS_MAX 4096u
 #define GRPC_CONNECTIONS_MAX 1024u
+#define GRPC_CONNECTIONS_TCP_MAX 896u
+#define GRPC_HANDSHAKES_MAX 256u
+#define GRPC_REQUESTS_BYTES_MAX (64u << 20)
+#define GRPC_QUEUE_MAX (16u << 20)
 #define GRPC_REQUEST_TIMEOUT_MS 10000u
+#define GRPC_LINGER_MS 1000u
 #define GRPC_PING_MIN_MS 1000u
+#define GRPC_PING_STRIKES 2u
+#define GRPC_RESETS_MAX 500u
+#define GRPC_RESETS_PER_S 50u
 
 struct grpc_server;
 struct grpc_call;
@@ -102,7 +121,10 @@ unsigned int grpc_server_port(const struct grpc_server *s);
 int grpc_server_unix_fd(const struct grpc_server *s);
 int grpc_server_tls_fd(const struct grpc_server *s);
 
-/* No new connections or calls: GOAWAY to all; calls that run go on. */
+/*
+ * No new connections or calls: GOAWAY to all; calls that run go on. The listening sockets stay
+ * open, for whoever takes them over: what connects meanwhile waits for that.
+ */
 void grpc_server_drain(struct grpc_server *s);
 
 /* Ends everything: calls that run end as UNAVAILABLE. Memory goes when the loop has run on. */
@@ -126,7 +148,8 @@ const struct grpc_peer *grpc_call_peer(const struct grpc_call *call);
  *
  * Never blocks; what the client does not take yet is queued.
  *
- * Return: 0 or -ENOMEM, after which the call is to be finished.
+ * Return: 0; -ENOMEM; -ENOBUFS where GRPC_QUEUE_MAX wait already; after these the call is to be
+ * finished.
  */
 int grpc_call_send(struct grpc_call *call, const void *message, size_t len);
 

@@ -257,6 +257,11 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 	return 0;
 }
 
+int migration_id_check(const char *id, struct error *err)
+{
+	return vmm_wire_id_check(id, err);
+}
+
 struct migration *migrations_find(struct migrations *ms, const char *id, struct error *err)
 {
 	for (struct migration *m = ms->list; m; m = m->next)

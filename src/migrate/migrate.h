@@ -206,6 +206,9 @@ struct migrations *migrations_free(struct migrations *ms);
 int migrations_prepare(struct migrations *ms, const struct migration_params *params,
                        struct migration **ret, struct error *err);
 
+/* Whether @id may name one. Return: 0 or -EINVAL with @err set. */
+int migration_id_check(const char *id, struct error *err);
+
 /* By id; NULL with @err set (-ENOENT) where there is none. */
 struct migration *migrations_find(struct migrations *ms, const char *id, struct error *err);
 

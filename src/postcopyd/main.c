@@ -12,8 +12,8 @@
 
 #include "migrate/migrate.h"
 #include "postcopyd/config_check.h"
+#include "postcopyd/control.h"
 #include "postcopyd/options.h"
-#include "rpc/control.h"
 #include "stream/conn.h"
 #include "telemetry/metrics.h"
 #include "telemetry/stalls.h"
@@ -79,6 +79,28 @@ static int watch_signals(struct daemon *d, struct error *err)
 	if (!rc)
 		rc = guard_init();
 	return rc ? error_errno(err, rc, "signals") : 0;
+}
+
+static void count_call(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns)
+{
+	const struct daemon *d = arg;
+
+	(void)duration_ns;
+	metrics_count_rpc(d->metrics, path, grpc_code_name(code));
+}
+
+static int open_control(struct daemon *d, struct error *err)
+{
+	const struct control_config config = {
+		.options = &d->options,
+		.migrations = d->migrations,
+		.stalls = d->stalls,
+		.page_server = d->page_server,
+		.finished = count_call,
+		.arg = d,
+	};
+
+	return control_new(&d->loop, &config, &d->control, err);
 }
 
 static void read_stall(void *arg, struct metrics_stall *ret)
@@ -154,8 +176,7 @@ static int daemon_open(struct daemon *d, struct error *err)
 	if (!rc)
 		rc = open_stalls(d, err);
 	if (!rc)
-		rc = control_new(&d->loop, d->options.control_path, d->migrations, &d->control,
-		                 err);
+		rc = open_control(d, err);
 	return rc ? rc : open_metrics(d, err);
 }
 
@@ -163,7 +184,8 @@ static void say_ready(const struct daemon *d)
 {
 	unsigned int port = d->page_server ? page_server_port(d->page_server) : 0;
 	char line[64];
-	int len = snprintf(line, sizeof line, "READY port=%u\n", port);
+	int len = snprintf(line, sizeof line, "READY port=%u control-port=%u\n", port,
+	                   control_port(d->control));
 
 	log_info("ready; page streams on port %u, control %s, VMMs %s", port,
 	         d->options.control_path, d->options.vmm_path);
@@ -189,6 +211,7 @@ static enum exit_status daemon_run(struct daemon *d)
 		say_ready(d);
 	}
 	uv_run(&d->loop, UV_RUN_DEFAULT);
+	control_free(d->control);
 	migrations_free(d->migrations);
 	tls_context_free(d->tls);
 	uv_loop_close(&d->loop);

@@ -1,25 +1,73 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The control socket's methods, from parameters to result, without the wire. */
+/* What the methods share. Of grpc/server.h they use calls only, so that tests can fake those. */
 #ifndef RPC_METHODS_H
 #define RPC_METHODS_H
 
-#include <json-c/json.h>
+#include "rpc/check.h"
+#include "rpc/descriptors.h"
+#include "rpc/message.h"
+#include "rpc/service.h"
 
-#include "migrate/migrate.h"
+#define RPC_METHODS_MAX 32
+/* Streams that last, over all connections: each costs the loop some time at every interval. */
+#define RPC_STREAMS_MAX 1024u
+
+struct health_watch;
+
+struct rpc {
+	uv_loop_t *loop;
+	struct rpc_config config;
+	struct grpc_server *server;
+	struct grpc_method methods[RPC_METHODS_MAX + 1]; /* ended by a path of NULL */
+	struct descriptors descriptors;
+	uint64_t started_real_ns;
+	bool draining;
+	unsigned int n_streams;
+	struct health_watch *health_watches;
+	struct check check;
+};
+
+/* All but the server. */
+int rpc_init(struct rpc *rpc, uv_loop_t *loop, const struct rpc_config *config, struct error *err);
+void rpc_deinit(struct rpc *rpc);
+
+/* A service's methods, ended by a path of NULL. */
+extern const struct grpc_method migrations_methods[];
+extern const struct grpc_method host_methods[];
+extern const struct grpc_method health_methods[];
+extern const struct grpc_method reflection_methods[];
 
 /*
- * methods_call() - run one method
- * @params: borrowed; NULL is an empty object
- * @ret_watch: for Watch: the migration to watch; else NULL
- *
- * Return: the result, owned by the caller; NULL with @err set. For Watch NULL without an
- * error.
+ * rpc_unary() - a unary call, from its bytes to its end
+ * @fn: the method; its @request is of @type. Return: 0 with the answer, or -errno with @e set
  */
-struct json_object *methods_call(struct migrations *ms, const char *method,
-                                 struct json_object *params, struct migration **ret_watch,
-                                 struct error *err);
+void rpc_unary(struct rpc *rpc, struct grpc_call *call, const ProtobufCMessageDescriptor *type,
+               int (*fn)(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                         struct rpc_error *e),
+               const uint8_t *bytes, size_t len);
 
-/* The gRPC status code's name for a negative errno. */
-const char *methods_code(int code);
+/* Defines fn_call() for a method's table. */
+#define RPC_UNARY(fn, type)                                                                        \
+	static void fn##_call(struct grpc_call *call, const uint8_t *bytes, size_t len, void *rpc) \
+	{                                                                                          \
+		rpc_unary(rpc, call, &type, fn, bytes, len);                                       \
+	}                                                                                          \
+	struct cleanup_semicolon
+
+/* End a call that failed. */
+void rpc_fail(struct grpc_call *call, const struct rpc_error *e);
+
+/* One more stream that lasts. Return: 0 or -EUSERS with @e set. */
+int rpc_stream_begin(struct rpc *rpc, struct rpc_error *e);
+
+/* Check an id, and find what it names. NULL with @e set. */
+struct migration *rpc_find(struct rpc *rpc, const char *id, struct rpc_error *e);
+
+/* Migrations.Watch. */
+void watch_call(struct grpc_call *call, const uint8_t *bytes, size_t len, void *rpc);
+
+/* Health streams are told; and forgotten, when all calls are gone. */
+void health_changed(struct rpc *rpc);
+void health_deinit(struct rpc *rpc);
 
 #endif

@@ -63,7 +63,36 @@ static bool attach_socket(SSL *ssl, int fd, bool server)
 	return true;
 }
 
+/* Until it is done, or has failed. @wait NULL: the socket blocks. */
+static int handshake_run(struct tls *tls, bool server,
+                         int (*wait)(void *arg, short events, struct error *err), void *arg,
+                         struct error *err)
+{
+	for (;;) {
+		int ret, reason, saved_errno, rc;
+
+		errno = 0;
+		ret = server ? SSL_accept(tls->ssl) : SSL_connect(tls->ssl);
+		if (ret == 1)
+			return 0;
+		saved_errno = errno;
+		reason = SSL_get_error(tls->ssl, ret);
+		if (!wait || (reason != SSL_ERROR_WANT_READ && reason != SSL_ERROR_WANT_WRITE))
+			return handshake_error(tls, ret, saved_errno, err);
+		rc = wait(arg, reason == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT, err);
+		if (rc < 0)
+			return rc;
+	}
+}
+
 int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret, struct error *err)
+{
+	return tls_handshake_wait(ctx, fd, server, NULL, NULL, ret, err);
+}
+
+int tls_handshake_wait(struct tls_context *ctx, int fd, bool server,
+                       int (*wait)(void *arg, short events, struct error *err), void *arg,
+                       struct tls **ret, struct error *err)
 {
 	struct tls *tls = calloc(1, sizeof *tls);
 	int rc;
@@ -76,12 +105,9 @@ int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret
 		rc = error_set(err, -ENOMEM, "TLS: %s", tls_reason());
 		goto fail;
 	}
-	errno = 0;
-	rc = server ? SSL_accept(tls->ssl) : SSL_connect(tls->ssl);
-	if (rc != 1) {
-		rc = handshake_error(tls, rc, errno, err);
+	rc = handshake_run(tls, server, wait, arg, err);
+	if (rc)
 		goto fail;
-	}
 	rc = tls_check_peer(ctx, tls->ssl, tls->peer_name, sizeof tls->peer_name, err);
 	if (rc)
 		goto fail;

@@ -48,6 +48,11 @@ struct tls_context *tls_context_free(struct tls_context *ctx);
  */
 int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret,
                   struct error *err);
+
+/* The same on a non-blocking socket. @wait: until poll() says @events; its failure is returned. */
+int tls_handshake_wait(struct tls_context *ctx, int fd, bool server,
+                       int (*wait)(void *arg, short events, struct error *err), void *arg,
+                       struct tls **ret, struct error *err);
 struct tls *tls_free(struct tls *tls);
 
 /*

@@ -3,7 +3,10 @@
 
 #include <errno.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "util/cleanup.h"
@@ -17,12 +20,12 @@ int tcp_listen(const char *host, const char *port, const char *what, unsigned in
 {
 	_cleanup_(freeaddrinfo_p) struct addrinfo *list = NULL;
 	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
-	struct sockaddr_storage bound;
-	socklen_t bound_len = sizeof bound;
 	_cleanup_close_ int fd = -1;
-	char service[16];
 	int rc = getaddrinfo(host, port, &hints, &list);
 
+	/* Of a larger number getaddrinfo() takes what is left in 16 bits. */
+	if (!rc && strtoul(port, NULL, 10) > UINT16_MAX)
+		rc = EAI_SERVICE;
 	if (rc)
 		return error_set(err, -EINVAL, "%s \"%s:%s\": %s", what, host, port,
 		                 gai_strerror(rc));
@@ -33,10 +36,43 @@ int tcp_listen(const char *host, const char *port, const char *what, unsigned in
 	(void)!setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){ 1 }, sizeof(int));
 	if (bind(fd, list->ai_addr, list->ai_addrlen) || listen(fd, LISTEN_BACKLOG))
 		return error_errno(err, -errno, "%s \"%s:%s\"", what, host, port);
-	if (getsockname(fd, (struct sockaddr *)&bound, &bound_len) ||
-	    getnameinfo((struct sockaddr *)&bound, bound_len, NULL, 0, service, sizeof service,
-	                NI_NUMERICSERV))
-		return error_set(err, -EINVAL, "%s \"%s:%s\": no port", what, host, port);
-	*ret_port = (unsigned int)strtoul(service, NULL, 10);
+	*ret_port = tcp_port(fd);
 	return steal_fd(&fd);
+}
+
+int tcp_listen_at(const char *address, const char *what, unsigned int *ret_port, struct error *err)
+{
+	_cleanup_free_ char *text = strdup(address);
+	char *colon = text ? strrchr(text, ':') : NULL, *host = text;
+	size_t len = colon ? (size_t)(colon - text) : 0;
+
+	if (!text)
+		return error_set(err, -ENOMEM, "%s \"%s\": out of memory", what, address);
+	if (len && text[0] == '[' && text[len - 1] == ']') {
+		text[len - 1] = 0;
+		host++;
+	}
+	/* Of a larger number getaddrinfo() takes what is left in 16 bits. */
+	if (!len || !colon[1] || !*host || strspn(colon + 1, "0123456789") != strlen(colon + 1) ||
+	    strtoul(colon + 1, NULL, 10) > UINT16_MAX)
+		return error_set(err, -EINVAL, "%s \"%s\": not HOST:PORT with a port of 0..65535",
+		                 what, address);
+	*colon = 0;
+	return tcp_listen(host, colon + 1, what, ret_port, err);
+}
+
+unsigned int tcp_port(int fd)
+{
+	union {
+		struct sockaddr any;
+		struct sockaddr_in v4;
+		struct sockaddr_in6 v6;
+	} bound;
+	socklen_t len = sizeof bound;
+
+	if (getsockname(fd, &bound.any, &len))
+		return 0;
+	if (bound.any.sa_family == AF_INET)
+		return ntohs(bound.v4.sin_port);
+	return bound.any.sa_family == AF_INET6 ? ntohs(bound.v6.sin6_port) : 0;
 }

@@ -16,4 +16,10 @@
 int tcp_listen(const char *host, const char *port, const char *what, unsigned int *ret_port,
                struct error *err);
 
+/* The same for "host:port", "[v6]:port". */
+int tcp_listen_at(const char *address, const char *what, unsigned int *ret_port, struct error *err);
+
+/* The port that a listening socket has; 0 where it is no TCP socket. */
+unsigned int tcp_port(int fd);
+
 #endif

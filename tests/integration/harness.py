@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real processes for the tests: postcopyd, minivmm, and the control socket's client.
+"""Real processes for the tests: postcopyd, minivmm, and the control service's client.
 
 Everything waits for what the processes say, with a deadline; nothing sleeps and hopes.
 """
@@ -8,10 +8,14 @@ import os
 import pathlib
 import select
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
+
+import grpc
+
+import control_client
+import migration_dict
 
 BUILD = pathlib.Path(os.environ.get("POSTCOPYD_BUILD", "build")).resolve()
 TOKEN = "5a" * 32
@@ -35,12 +39,14 @@ class Failure(Exception):
 
 
 class ControlError(Exception):
-    """The daemon's refusal: a gRPC status name and a line of text."""
+    """The daemon's refusal: a gRPC status name, a line of text, and an ErrorReason."""
 
-    def __init__(self, code, message):
-        super().__init__("%s: %s" % (code, message))
-        self.code = code
-        self.message = message
+    def __init__(self, error):
+        self.code = error.code().name
+        self.message = error.details()
+        self.reason = (control_client.error_info(error).reason
+                       if control_client.DETAILS in dict(error.trailing_metadata() or ()) else "")
+        super().__init__("%s: %s" % (self.code, self.message))
 
 
 class Lines:
@@ -106,36 +112,68 @@ class Process:
         self.popen.wait()
 
 
+def prepare_fields(role=None, token=None, source=None, map=None, **limits):
+    """PrepareRequest's fields, from names and from a token in hex digits."""
+    fields = {}
+    if role:
+        fields["role"] = "ROLE_" + role.upper()
+    if token:
+        fields["token"] = bytes.fromhex(token)
+    if source:
+        fields["source_address"] = source
+    if map and map != "auto":
+        fields["map"] = "MAP_POLICY_" + map.upper()
+    if limits:
+        fields["limits"] = limits
+    return fields
+
+
 class Control:
-    """One connection to a control socket."""
+    """One connection to a control service. What it answers is in migration_json.h's shape."""
 
     def __init__(self, path):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(DEADLINE_S)
-        self.sock.connect(str(path))
-        self.lines = Lines(self.sock.fileno(), "the control socket")
+        # Its own connection: grpcio would share one among all channels to the same address.
+        self.client = control_client.Client("unix:%s" % path,
+                                            options=[("grpc.use_local_subchannel_pool", 1)])
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc):
-        self.sock.close()
+        self.close()
 
-    def send(self, method, **params):
-        self.sock.sendall(json.dumps({"method": method, "params": params}).encode() + b"\n")
+    def close(self):
+        self.client.close()
 
-    def receive(self):
-        line = self.lines.next(time.monotonic() + DEADLINE_S)
-        if line is None:
-            raise Failure("the daemon closed the control connection")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise ControlError(answer["error"]["code"], answer["error"]["message"])
-        return answer
+    def call(self, method, id=None, **params):
+        fields = {"id": id} if id is not None else {}
+        convert = migration_dict.migration
+        if method == "Prepare":
+            fields.update(prepare_fields(**params))
+        elif method == "Start":
+            fields["hold_switchover"] = not params.get("switchover", True)
+        elif method == "SetLimits":
+            fields["limits"] = params
+        elif method == "List":
+            convert = lambda answer: {
+                "migrations": [migration_dict.migration(m) for m in answer.migrations]}
+        elif method == "GetReport":
+            convert = migration_dict.report
+        else:
+            fields.update(params)
+        try:
+            return convert(self.client.migrations(method, **fields))
+        except grpc.RpcError as error:
+            raise ControlError(error) from None
 
-    def call(self, method, **params):
-        self.send(method, **params)
-        return self.receive()["result"]
+    def watch(self, id, interval_ms=200, deadline_s=None):
+        """Each update, up to the one with the last state."""
+        try:
+            for update in self.client.migrations("Watch", id=id, timeout=deadline_s,
+                                                 interval="%.3fs" % (interval_ms / 1000)):
+                yield migration_dict.migration(update)
+        except grpc.RpcError as error:
+            raise ControlError(error) from None
 
 
 class Daemon(Process):
@@ -192,18 +230,13 @@ class Daemon(Process):
 
     def wait_for_state(self, migration_id, *states, deadline_s=None):
         """Watches until one of the states is there; fails on another last state."""
-        deadline = time.monotonic() + (deadline_s or DEADLINE_S)
         with self.control() as control:
-            control.send("Watch", id=migration_id, interval_ms=200)
-            while True:
-                answer = control.receive()
-                migration = answer.get("event") or answer["result"]
+            for migration in control.watch(migration_id, deadline_s=deadline_s):
                 if migration["state"] in states:
                     return migration
-                if "result" in answer or time.monotonic() > deadline:
-                    raise Failure("%s: %s is %s (%s), waited for %s" % (
-                        self.name, migration_id, migration["state"], migration["reason"],
-                        " or ".join(states)))
+        raise Failure("%s: %s is %s (%s), waited for %s" % (
+            self.name, migration_id, migration["state"], migration["reason"],
+            " or ".join(states)))
 
     def resources(self):
         """What a leak would raise: descriptors, threads, mappings' resident KiB."""

@@ -32,6 +32,12 @@ class Pki:
         self.source = self._identity("source", "URI:postcopy:source")
         self.destination = self._identity("destination", "URI:postcopy:destination")
         self.stranger = self._identity("stranger", "URI:postcopy:stranger")
+        # For gRPC: stock clients look for the host's name in a server's certificate.
+        self.server = self._identity("server", "URI:postcopy:source,URI:postcopy:destination,"
+                                     "DNS:localhost,IP:127.0.0.1")
+        self.controller = self._identity("controller", "URI:postcopy:controller")
+        # The same for the server of the library alone.
+        self.service = self._identity("service", "URI:postcopy:service,DNS:localhost")
         self.nameless = self._identity("nameless", None)
         self.expired = self._identity("expired", "URI:postcopy:destination", days=0)
         self.forged = self._identity("forged", "URI:postcopy:destination", signer="other-ca")

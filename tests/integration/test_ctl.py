@@ -2,7 +2,10 @@
 """postcopyctl as a person or a script calls it: what it prints and how it ends."""
 import json
 import os
+import pty
 import re
+import select
+import signal
 import subprocess
 
 import pytest
@@ -110,16 +113,20 @@ def test_wrong_usage_is_named_with_status_2(arguments, named):
 
 
 def test_daemon_that_is_not_there_is_named(tmp_path):
-    done = run("list", "--control", tmp_path / "none.sock")
-    assert done.returncode == 1
+    done = run("list", "--control", tmp_path / "none.sock", "--json")
+    assert done.returncode == 3
     assert str(tmp_path / "none.sock") in done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "UNAVAILABLE"
 
 
 def test_unknown_migration_is_named(host):
     daemon = host.daemon("source")
-    done = run("status", "nobody", "--control", daemon.control_path)
-    assert done.returncode == 1
+    done = run("status", "nobody", "--control", daemon.control_path, "--json")
+    assert done.returncode == 4
     assert "nobody" in done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert (error["code"], error["reason"]) == ("NOT_FOUND", "MIGRATION_NOT_FOUND")
+    assert "nobody" in error["message"]
 
 
 def test_token_is_read_from_a_file_and_the_migration_listed(host):
@@ -130,3 +137,179 @@ def test_token_is_read_from_a_file_and_the_migration_listed(host):
                "--control", daemon.control_path)
     assert done.returncode == 0, done.stderr
     assert "vm1" in run("list", "--control", daemon.control_path).stdout
+
+
+def control_port(daemon):
+    return int(re.search(r"gRPC over TCP on port (\d+)", daemon.log()).group(1))
+
+
+@pytest.fixture
+def remote(host, pki):
+    """A daemon that may be driven over TCP, and the options that do so."""
+    daemon = host.daemon("source", extra=["--control-listen", "127.0.0.1:0",
+                                          "--control-allow", "postcopy:controller"])
+    return daemon, ["--control", "localhost:%d" % control_port(daemon), "--ca", pki.controller.ca]
+
+
+def by(identity):
+    return ["--cert", identity.cert, "--key", identity.key]
+
+
+def test_over_tcp_with_a_certificate(remote, pki):
+    daemon, whose = remote
+    daemon.prepare_source("vm1")
+    done = run(*whose, *by(pki.controller), "--server-name", "postcopy:source", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["migrations"][0]["id"] == "vm1"
+
+
+@pytest.mark.parametrize("who, server_name, named", [
+    ("stranger", "postcopy:source", "control-allow"),
+    ("forged", "postcopy:source", "certificate|control-allow"),
+    ("controller", "postcopy:destination", "postcopy:source"),
+])
+def test_over_tcp_with_a_wrong_certificate(remote, pki, who, server_name, named):
+    _, whose = remote
+    done = run("list", *whose, *by(getattr(pki, who)), "--server-name", server_name)
+    assert done.returncode == 3
+    assert re.search(named, done.stderr)
+
+
+def test_over_tcp_a_certificate_is_asked_for(remote):
+    _, whose = remote
+    done = run("list", *whose)
+    assert done.returncode == 2
+    assert "--cert" in done.stderr
+
+
+def test_daemon_that_hangs_is_not_waited_for_for_ever(host):
+    daemon = host.daemon("source")
+    os.kill(daemon.pid, signal.SIGSTOP)
+    host.later(lambda: os.kill(daemon.pid, signal.SIGCONT))
+    done = run("list", "--control", daemon.control_path, "--timeout", 1)
+    assert done.returncode == 3
+    assert "in time" in done.stderr
+
+
+def test_what_the_state_does_not_allow_is_status_2(host):
+    daemon = host.daemon("source")
+    daemon.prepare_source("vm1")
+    done = run("start", "vm1", "--control", daemon.control_path, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "FAILED_PRECONDITION"
+
+
+def test_limits_are_told_back(host):
+    daemon = host.daemon("destination")
+    daemon.prepare_destination("vm1", "127.0.0.1:9", streams=2)
+    done = run("limits", "vm1", "--control", daemon.control_path, "--json", "--bandwidth", "100M",
+               "--streams", 3, "--bulk", "off")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["limits"] == {
+        "bandwidth_bytes_per_s": 100 << 20, "streams": 3, "bulk": False, "prefetch": True}
+
+
+def test_list_has_all_pages_and_only_the_states_asked_for(host):
+    daemon = host.daemon("source")
+    with daemon.control() as control:
+        for number in range(1005):
+            control.call("Prepare", id="vm%d" % number, role="source", token=TOKEN)
+        control.call("Cancel", id="vm7")
+    whose = ("--control", daemon.control_path, "--json")
+    assert len(json.loads(run("list", *whose).stdout)["migrations"]) == 1005
+    ended = json.loads(run("list", *whose, "--state", "cancelled,failed").stdout)["migrations"]
+    assert [(m["id"], m["state"]) for m in ended] == [("vm7", "cancelled")]
+    done = run("list", *whose, "--state", "cancelled,lost")
+    assert done.returncode == 2 and "lost" in done.stderr
+
+
+def test_poison_wants_its_bytes_confirmed(host):
+    daemon = host.daemon("destination")
+    daemon.prepare_destination("vm1", "127.0.0.1:9")
+    done = run("poison", "vm1", "--control", daemon.control_path)
+    assert done.returncode == 2 and "--confirm" in done.stderr
+
+
+def test_check_of_the_daemons_host_says_the_same_as_here(host):
+    daemon = host.daemon("source")
+    here, there = run("check", "--json"), run("check", "--daemon", "--json", "--control",
+                                              daemon.control_path)
+    assert there.returncode == here.returncode, there.stderr
+    rows = {row["name"]: row["ok"] for row in json.loads(there.stdout)["checks"]}
+    assert {row["name"]: row["ok"] for row in json.loads(here.stdout)["checks"]}.items() >= {
+        name: rows[name] for name in ("memfd", "guest_memfd") if name in rows}.items()
+    assert run("check", "--daemon", "--control", daemon.control_path).stdout.strip()
+
+
+def test_interrupt_ends_a_watch_and_not_the_migration(host):
+    daemon = host.daemon("source")
+    daemon.prepare_source("vm1")
+    watch = subprocess.Popen([CTL, "watch", "vm1", "--control", daemon.control_path],
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    assert "vm1 prepared" in watch.stdout.readline()
+    watch.send_signal(signal.SIGINT)
+    assert watch.wait(harness.DEADLINE_S) == 130
+    watch.stdout.close()
+    assert daemon.state("vm1") == "prepared"
+
+
+def test_watch_ends_with_the_migration(host):
+    daemon = host.daemon("source")
+    daemon.prepare_source("vm1")
+    watch = subprocess.Popen([CTL, "watch", "vm1", "--json", "--control", daemon.control_path],
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    assert json.loads(watch.stdout.readline())["state"] == "prepared"
+    daemon.call("Cancel", id="vm1")
+    lines = watch.stdout.read().splitlines()
+    assert watch.wait(harness.DEADLINE_S) == 1
+    watch.stdout.close()
+    assert json.loads(lines[-1])["state"] == "cancelled"
+
+
+def test_watch_whose_reader_goes_away_ends(host):
+    daemon = host.daemon("source")
+    daemon.prepare_source("vm1")
+    watch = subprocess.Popen([CTL, "watch", "vm1", "--control", daemon.control_path],
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL, text=True)
+    assert watch.stdout.readline()
+    watch.stdout.close()
+    daemon.call("Cancel", id="vm1")
+    assert watch.wait(harness.DEADLINE_S) == 1
+
+
+def test_top_without_a_terminal_is_one_snapshot(host):
+    daemon = host.daemon("source")
+    daemon.prepare_source("vm1")
+    done = run("top", "--control", daemon.control_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 running, 0 ended" in done.stdout and re.search("^vm1 .*prepared", done.stdout, re.M)
+    assert "\033" not in done.stdout
+
+
+def read_until(terminal, text):
+    said = b""
+    while text not in said:
+        ready, _, _ = select.select([terminal], [], [], harness.DEADLINE_S)
+        assert ready, said
+        try:
+            said += os.read(terminal, 65536)
+        except OSError:
+            pytest.fail("it ended before \"%s\": %s" % (text, said))
+    return said
+
+
+@pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "Ctrl-C"])
+def test_top_on_a_terminal_is_left_by_a_key(host, key):
+    daemon = host.daemon("source")
+    daemon.prepare_source("vm1")
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(CTL, [CTL, "top", "--control", daemon.control_path])
+    host.later(lambda: os.close(terminal))
+    assert b"\033[?1049h" in read_until(terminal, b"vm1")
+    daemon.call("Cancel", id="vm1")
+    read_until(terminal, b"cancelled")
+    os.write(terminal, key)
+    read_until(terminal, b"\033[?1049l")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -129,18 +129,23 @@ def test_bad_stream_clients_leak_nothing(host, daemon, pki):
 
 
 def test_bad_control_requests_leak_nothing(daemon):
-    lines = [b"no json\n", b'{"method":"Get","params":{"id":"nobody"}}\n', b"[" * 50000 + b"\n",
-             b'{"method":"Prepare","params":{"id":"x","role":"both"}}\n', b'{"unfinished']
+    def refused(method, **fields):
+        with daemon.control() as control, pytest.raises(harness.ControlError):
+            control.call(method, **fields)
 
-    def one_try(number):
+    def cut_watch(_):
         with daemon.control() as control:
-            line = lines[number % len(lines)]
-            control.sock.sendall(line)
-            if line.endswith(b"\n"):
-                with pytest.raises(harness.ControlError):
-                    control.receive()
+            next(control.watch("vm1"))
 
-    assert_nothing_leaks(daemon, one_try)
+    def garbage(_):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(daemon.control_path))
+            sock.sendall(b"{\"method\": \"List\"}\n")
+
+    tries = [lambda _: refused("Get", id="nobody"),
+             lambda _: refused("Prepare", id="x", role="source", token="12"),
+             cut_watch, garbage]
+    assert_nothing_leaks(daemon, lambda number: tries[number % len(tries)](number))
 
 
 @pytest.mark.skipif(pyvmm.can_userfault() is not None, reason=str(pyvmm.can_userfault()))

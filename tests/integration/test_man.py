@@ -12,7 +12,7 @@ import harness
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ROOT / "docs/man"
 # Options that a page explains once, for all commands.
-COMMON = {"--control", "--json", "--help"}
+COMMON = {"--control", "--cert", "--key", "--ca", "--server-name", "--timeout", "--json", "--help"}
 
 
 def source(page):

@@ -162,12 +162,13 @@ def forget(pair):
 
 @needs_kvm
 def test_series_are_known_beforehand(host):
-    """Nothing that anybody names becomes a label."""
+    """Nothing that anybody names becomes a label. (Methods and codes are counted as they come.)"""
     pair = Pair(host, extra=METRICS)
     before = samples(pair.destination)
     migrate(pair)
     after = samples(pair.destination)
-    assert set(after) == set(before)
+    calls = {key for key in after if key[0] == "postcopyd_rpc_requests_total"}
+    assert set(after) - calls == set(before) - calls
     assert not [key for key in after if "vm1" in str(key)]
 
 

@@ -188,9 +188,7 @@ def test_faults_alone_bring_the_guest_over_until_bulk_is_switched_on(pair):
     source, destination = pair.attach("vm1", {"bulk": False, "prefetch": False})
     pair.start("vm1")
     with pair.destination.control() as control:
-        control.send("Watch", id="vm1", interval_ms=50)
-        while True:
-            migration = control.receive()["event"]
+        for migration in control.watch("vm1", interval_ms=50):
             if migration["state"] == "postcopy" and migration["faults"]["remote"] > 100:
                 break
     assert migration["pages_present"] < migration["pages_total"]
@@ -204,7 +202,7 @@ def test_cap_holds_over_the_whole_migration(pair):
     cap = 32 * MIB
     migration = migrate(pair, {"bandwidth_bytes_per_s": cap, "streams": 2}, workload="idle",
                         zero_percent=0)
-    assert migration["bandwidth_bytes_per_s"] == cap
+    assert migration["limits"]["bandwidth_bytes_per_s"] == cap
     assert migration["bulk_bytes"] > 48 * MIB
     # By the daemon's own clock. A busy host may well be slower, but never faster.
     assert cap * 0.4 < migration["bulk_bytes_per_s"] < cap * 1.15
@@ -218,7 +216,7 @@ def test_streams_and_cap_change_while_it_runs(pair):
     for streams in (4, 2):
         migration = pair.destination.call("SetLimits", id="vm1", streams=streams)
         assert migration["streams"] == streams
-        assert migration["bandwidth_bytes_per_s"] == 4 * MIB
+        assert migration["limits"]["bandwidth_bytes_per_s"] == 4 * MIB
         harness.eventually(lambda: pair.destination.threads("bulk") == streams,
                            "%d bulk threads" % streams)
     pair.destination.call("SetLimits", id="vm1", bulk=False)
@@ -229,14 +227,11 @@ def test_streams_and_cap_change_while_it_runs(pair):
     assert migration["reconnects"] == 0
 
 
-@pytest.mark.parametrize("limits, named", [
-    ({"streams": 0}, "streams"), ({"streams": 17}, "streams"),
-    ({"bandwidth_bytes_per_s": -1}, "bandwidth_bytes_per_s"),
-    ({"bandwidth_bytes_per_s": "1M"}, "bandwidth_bytes_per_s")])
-def test_limit_that_is_none_changes_nothing(pair, limits, named):
+@pytest.mark.parametrize("streams", [0, 17])
+def test_limit_that_is_none_changes_nothing(pair, streams):
     before = pair.destination.prepare_destination("vm1", "127.0.0.1:9", streams=2)
-    with pytest.raises(ControlError, match=named) as error:
-        pair.destination.call("SetLimits", id="vm1", bulk=False, **limits)
+    with pytest.raises(ControlError, match="streams") as error:
+        pair.destination.call("SetLimits", id="vm1", bulk=False, streams=streams)
     assert error.value.code == "INVALID_ARGUMENT"
     assert pair.destination.call("Get", id="vm1") == before
 
@@ -248,7 +243,7 @@ def test_limits_set_before_the_vmm_attaches_are_those_it_starts_with(pair):
     vmms = pair.attach("vm1", {"streams": 1})
     pair.start("vm1")
     migration = pair.destination.wait_for_state("vm1", "postcopy")
-    assert (migration["streams"], migration["bandwidth_bytes_per_s"]) == (3, MIB)
+    assert (migration["streams"], migration["limits"]["bandwidth_bytes_per_s"]) == (3, MIB)
     harness.eventually(lambda: pair.destination.threads("bulk") == 3, "3 bulk threads")
     pair.destination.call("SetLimits", id="vm1", bandwidth_bytes_per_s=0)
     pair.finish("vm1", *vmms)
@@ -362,16 +357,18 @@ def test_start_twice_changes_nothing(pair):
 
 def test_report_tells_the_course_of_the_migration(pair):
     migrate(pair, memory="64M", vcpus=2)
-    report = pair.destination.call("Report", id="vm1")
+    report = pair.destination.call("GetReport", id="vm1")
     timeline = report["timeline"]
     assert timeline == sorted(timeline)
     assert timeline[-1][1] == report["pages_total"]
     assert sum(count for _, count in report["fault_histogram"]) == report["fault_us"]["count"]
     assert len(report["fault_dots"]) <= report["fault_us"]["count"]
     assert all(0 <= phase < len(report["phases"]) for _, _, phase in report["fault_dots"])
-    assert set(report["phases"]) == set(report["fault_phases_us"])
-    assert all(phase["count"] == report["fault_us"]["count"]
-               for phase in report["fault_phases_us"].values())
+    assert report["phases"] == ["queue", "request", "answer", "fill", "map"]
+    for phase in report["phases"]:
+        assert report["fault_phases_us"][phase]["count"] == report["fault_us"]["count"]
+    # With eBPF also what the daemon can't see.
+    assert set(report["fault_phases_us"]) - set(report["phases"]) in (set(), {"entry", "wakeup"})
     slow = report["slow_faults"]
     assert [fault["us"] for fault in slow] == sorted((fault["us"] for fault in slow), reverse=True)
     for fault in slow:
@@ -382,7 +379,7 @@ def test_report_tells_the_course_of_the_migration(pair):
 
 def test_arrival_tells_what_came_when_and_by_whom(pair):
     migrate(pair, {"prefetch": False})
-    report = pair.destination.call("Report", id="vm1")
+    report = pair.destination.call("GetReport", id="vm1")
     cells = report["arrival"]
     # A cell of 64 pages for each word, all of them here.
     assert [pages for pages, _, _ in cells] == [64] * (report["pages_total"] // 64)

@@ -9,13 +9,15 @@ import subprocess
 import pytest
 
 import harness
+from control_client import Client
 
+PROTO = pathlib.Path(__file__).parents[2] / "proto"
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
 needs_kvm = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK),
                                reason="/dev/kvm can't be opened: no vCPUs here")
 
 # What a person does between two of the README's lines: look until it is so.
-WAIT_FOR_SOCKETS = "until [ -S /run/pc/src.ctl ] && [ -S /run/pc/dst.vmm ]; do sleep 0.05; done\n"
+WAIT_FOR_SOCKETS = "until [ -S /run/pc/src.ctl ] && [ -S /run/pc/dst.ctl ]; do sleep 0.05; done\n"
 WAIT_FOR_ATTACHED = """for side in src dst; do
 until postcopyctl --control /run/pc/$side.ctl status vm7 | grep -q attached; do sleep 0.05; done
 done
@@ -27,8 +29,8 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def blocks():
-    section = README.split("## Start one by hand")[1].split("\n## ")[0]
+def blocks(title="Start one by hand"):
+    section = README.split("## " + title)[1].split("\n## ")[0]
     return ["\n".join(line[4:] for line in found.splitlines()) + "\n"
             for found in re.findall(r"(?:^    .*\n|^\n(?=    ))+", section, re.M)]
 
@@ -49,3 +51,27 @@ def test_start_one_by_hand(tmp_path):
                           capture_output=True, text=True, timeout=4 * harness.DEADLINE_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("complete") >= 2, done.stdout
+
+
+def test_drive_it_from_python(host, tmp_path):
+    make_messages, program = blocks("Drive it from Python")
+    daemon = host.daemon("destination")
+    with Client("unix:%s" % daemon.control_path) as client:
+        client.migrations("Prepare", id="vm7", role="ROLE_DESTINATION", token=bytes(32),
+                          source_address="127.0.0.1:9")
+        subprocess.run(["bash", "-c", make_messages.replace("=proto ", "=%s " % PROTO)],
+                       cwd=tmp_path, check=True, timeout=harness.DEADLINE_S)
+        program = program.replace("/run/pc/dst.ctl", str(daemon.control_path))
+        running = subprocess.Popen(["/usr/bin/python3", "-u", "-c", program], cwd=tmp_path,
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        try:
+            # No VMM has attached: that is told, and the watch goes on to the end.
+            assert "FAILED_PRECONDITION" in running.stdout.readline()
+            assert running.stdout.readline() == "STATE_PREPARED 0 of 0\n"
+            client.migrations("Cancel", id="vm7")
+            assert running.communicate(timeout=harness.DEADLINE_S)[0].splitlines()[-1] == \
+                "STATE_CANCELLED 0 of 0"
+            assert running.returncode == 0
+        finally:
+            running.kill()
+            running.wait()

@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/migration_json.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "ctl/json.h"
+
+#define N_STATES 10
+
+static const char *const states[N_STATES] = {
+	"unknown",  "prepared", "attached", "warming", "switching",
+	"postcopy", "paused",   "complete", "failed",  "cancelled",
+};
+
+unsigned int migration_json_state(const char *name)
+{
+	for (unsigned int i = 1; i < N_STATES; i++)
+		if (!strcmp(states[i], name))
+			return i;
+	return 0;
+}
+
+static void set_null(struct json_object *o, const char *key)
+{
+	json_object_object_add(o, key, NULL);
+}
+
+/* 0 is how these say that they are not known. */
+static void set_count_or_null(struct json_object *o, const char *key, uint64_t n)
+{
+	if (n)
+		json_set_count(o, key, n);
+	else
+		set_null(o, key);
+}
+
+static struct json_object *number(double value)
+{
+	char text[32];
+
+	snprintf(text, sizeof text, "%.3f", value);
+	return json_object_new_double_s(value, text);
+}
+
+static struct json_object *us_of_ns(uint64_t ns)
+{
+	return number((double)ns / 1e3);
+}
+
+static struct json_object *ms_of_ns(uint64_t ns)
+{
+	return number((double)ns / 1e6);
+}
+
+/* @unit_per_s: 1e6 for microseconds. */
+static void set_duration(struct json_object *o, const char *key,
+                         const Google__Protobuf__Duration *d, double unit_per_s)
+{
+	if (d)
+		json_set_number(o, key, ((double)d->seconds + (double)d->nanos / 1e9) * unit_per_s);
+	else
+		set_null(o, key);
+}
+
+static void set_time(struct json_object *o, const char *key, const Google__Protobuf__Timestamp *t)
+{
+	time_t seconds = t ? (time_t)t->seconds : 0;
+	char text[64];
+	struct tm tm;
+	size_t len;
+
+	if (!t || !gmtime_r(&seconds, &tm)) {
+		set_null(o, key);
+		return;
+	}
+	len = strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", &tm);
+	snprintf(text + len, sizeof text - len, ".%03dZ", (int)(t->nanos / 1000000) % 1000);
+	json_set_string(o, key, text);
+}
+
+static struct json_object *latency_json(const Postcopy__V1__Latency *l)
+{
+	struct json_object *o;
+
+	if (!l)
+		return NULL;
+	o = json_object_new_object();
+	json_set_count(o, "count", l->count);
+	json_object_object_add(o, "p50", us_of_ns(l->p50_ns));
+	json_object_object_add(o, "p90", us_of_ns(l->p90_ns));
+	json_object_object_add(o, "p99", us_of_ns(l->p99_ns));
+	json_object_object_add(o, "p999", us_of_ns(l->p999_ns));
+	json_object_object_add(o, "max", us_of_ns(l->max_ns));
+	return o;
+}
+
+static void add_latencies(struct json_object *o, const Postcopy__V1__DestinationStatus *d)
+{
+	struct json_object *phases = json_object_new_object();
+	struct json_object *stall = latency_json(d->guest_stall);
+
+	json_object_object_add(o, "fault_us", latency_json(d->fault_latency));
+	json_object_object_add(o, "fault_idle_us", latency_json(d->fault_latency_idle));
+	json_object_object_add(o, "fault_bulk_us", latency_json(d->fault_latency_bulk));
+	for (size_t i = 0; i < d->n_fault_phases; i++)
+		json_object_object_add(phases, d->fault_phases[i]->phase,
+		                       latency_json(d->fault_phases[i]->latency));
+	json_object_object_add(o, "fault_phases_us", phases);
+	if (stall)
+		json_set_string(stall, "source", d->guest_stall_source);
+	json_object_object_add(o, "guest_stall_us", stall);
+}
+
+static void add_counters(struct json_object *o, const Postcopy__V1__DestinationStatus *d)
+{
+	static const Postcopy__V1__Fill no_fill = POSTCOPY__V1__FILL__INIT;
+	static const Postcopy__V1__Faults no_faults = POSTCOPY__V1__FAULTS__INIT;
+	static const Postcopy__V1__Prefetch no_prefetch = POSTCOPY__V1__PREFETCH__INIT;
+	const Postcopy__V1__Fill *f = d->fill ? d->fill : &no_fill;
+	const Postcopy__V1__Faults *n = d->faults ? d->faults : &no_faults;
+	const Postcopy__V1__Prefetch *p = d->prefetch ? d->prefetch : &no_prefetch;
+	struct json_object *fill = json_object_new_object();
+	struct json_object *faults = json_object_new_object();
+	struct json_object *prefetch = json_object_new_object();
+
+	json_set_count(o, "pages_zero", f->zero);
+	json_set_count(fill, "write", f->write);
+	json_set_count(fill, "memcpy", f->memcpy);
+	json_set_count(fill, "copy", f->copy);
+	json_set_count(fill, "zero", f->zero);
+	json_object_object_add(o, "fill", fill);
+	json_set_count(faults, "total", n->total);
+	json_set_count(faults, "remote", n->remote);
+	json_set_count(faults, "minor", n->minor);
+	json_set_count(faults, "coalesced", n->coalesced);
+	json_object_object_add(o, "faults", faults);
+	json_set_count(prefetch, "hit", p->hit);
+	json_set_count(prefetch, "late", p->late);
+	json_set_count(prefetch, "wasted", p->wasted);
+	json_object_object_add(o, "prefetch", prefetch);
+	json_set_count(o, "reconnects", d->reconnects);
+}
+
+static void add_downtime(struct json_object *o, const Postcopy__V1__Downtime *d)
+{
+	struct json_object *parts;
+
+	if (!d) {
+		set_null(o, "downtime_us");
+		return;
+	}
+	parts = json_object_new_object();
+	set_duration(parts, "total", d->total, 1e6);
+	set_duration(parts, "pause", d->pause, 1e6);
+	set_duration(parts, "send", d->send, 1e6);
+	set_duration(parts, "load", d->load, 1e6);
+	set_duration(parts, "resume", d->resume, 1e6);
+	json_object_object_add(o, "downtime_us", parts);
+}
+
+/* @l may be NULL. */
+static void add_limits(struct json_object *o, const Postcopy__V1__Limits *l)
+{
+	struct json_object *limits = json_object_new_object();
+
+	set_null(limits, "bandwidth_bytes_per_s");
+	set_null(limits, "streams");
+	set_null(limits, "bulk");
+	set_null(limits, "prefetch");
+	if (l && l->optional_bandwidth_case)
+		json_set_count(limits, "bandwidth_bytes_per_s", l->bandwidth_bytes_per_s);
+	if (l && l->optional_streams_case)
+		json_set_count(limits, "streams", l->streams);
+	if (l && l->optional_bulk_case)
+		json_set_bool(limits, "bulk", l->bulk);
+	if (l && l->optional_prefetch_case)
+		json_set_bool(limits, "prefetch", l->prefetch);
+	json_copy(o, "streams", limits, "streams");
+	json_object_object_add(o, "limits", limits);
+}
+
+static const char *map_name(Postcopy__V1__MapPolicy map)
+{
+	switch (map) {
+	case POSTCOPY__V1__MAP_POLICY__MAP_POLICY_EAGER:
+		return "eager";
+	case POSTCOPY__V1__MAP_POLICY__MAP_POLICY_LAZY:
+		return "lazy";
+	default:
+		return "auto";
+	}
+}
+
+static void add_destination(struct json_object *o, const Postcopy__V1__DestinationStatus *d)
+{
+	json_set_string(o, "source_address", d->source_address);
+	json_set_string(o, "tls", d->tls);
+	json_set_string(o, "map", map_name(d->map));
+	add_limits(o, d->limits);
+	add_downtime(o, d->downtime);
+	set_time(o, "resume_time", d->resume_time);
+	set_duration(o, "total_ms", d->elapsed, 1e3);
+	set_duration(o, "eta_ms", d->time_to_complete, 1e3);
+	json_set_count(o, "bulk_bytes", d->bulk_bytes);
+	if (d->optional_rate_case)
+		json_set_count(o, "bulk_bytes_per_s", d->bulk_bytes_per_s);
+	else
+		set_null(o, "bulk_bytes_per_s");
+	json_set_count(o, "pages_total", d->pages_total);
+	json_set_count(o, "pages_present", d->pages_present);
+	add_counters(o, d);
+	add_latencies(o, d);
+}
+
+static void add_source(struct json_object *o, const Postcopy__V1__SourceStatus *s)
+{
+	struct json_object *served = json_object_new_object();
+
+	json_set_count(served, "requests", s->requests);
+	json_set_count(served, "pages", s->pages);
+	json_set_count(served, "zero_pages", s->zero_pages);
+	json_set_count(served, "bytes", s->bytes);
+	json_set_bool(served, "connected", s->connected);
+	json_object_object_add(o, "served", served);
+}
+
+static const char *role_name(Postcopy__V1__Role role)
+{
+	switch (role) {
+	case POSTCOPY__V1__ROLE__ROLE_SOURCE:
+		return "source";
+	case POSTCOPY__V1__ROLE__ROLE_DESTINATION:
+		return "destination";
+	default:
+		return "unknown";
+	}
+}
+
+struct json_object *migration_json(const Postcopy__V1__Migration *m)
+{
+	struct json_object *o = json_object_new_object();
+	unsigned int state = (unsigned int)m->state;
+
+	json_set_string(o, "id", m->id);
+	json_set_string(o, "role", role_name(m->role));
+	json_set_string(o, "state", states[state < N_STATES ? state : 0]);
+	set_time(o, "state_time", m->state_time);
+	set_time(o, "prepare_time", m->prepare_time);
+	json_set_string(o, "reason", m->reason);
+	set_count_or_null(o, "memory_bytes", m->memory_bytes);
+	set_count_or_null(o, "page_bytes", m->page_bytes);
+	json_set_string(o, "backend", m->backend);
+	set_count_or_null(o, "vmm_pid", (uint64_t)m->vmm_pid);
+	if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_DESTINATION)
+		add_destination(o, m->destination);
+	else if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_SOURCE)
+		add_source(o, m->source);
+	return o;
+}
+
+/* Reports. */
+
+static struct json_object *pair(struct json_object *a, struct json_object *b)
+{
+	struct json_object *array = json_object_new_array_ext(2);
+
+	json_object_array_add(array, a);
+	json_object_array_add(array, b);
+	return array;
+}
+
+static struct json_object *timeline_json(const Postcopy__V1__Report *r)
+{
+	struct json_object *array = json_object_new_array_ext((int)r->n_timeline);
+
+	for (size_t i = 0; i < r->n_timeline; i++)
+		json_object_array_add(array,
+		                      pair(ms_of_ns(r->timeline[i]->at_ns),
+		                           json_object_new_uint64(r->timeline[i]->pages_present)));
+	return array;
+}
+
+static struct json_object *phases_json(const Postcopy__V1__Report *r)
+{
+	struct json_object *array = json_object_new_array_ext((int)r->n_phases);
+
+	for (size_t i = 0; i < r->n_phases; i++)
+		json_object_array_add(array, json_object_new_string(r->phases[i]));
+	return array;
+}
+
+/* Its index in the report's phases; -1 where it is not known. */
+static int dominant_phase(const Postcopy__V1__Report *r, const Postcopy__V1__FaultDot *f)
+{
+	for (size_t i = 0; i < r->n_phases; i++)
+		if (!strcmp(r->phases[i], f->dominant_phase))
+			return (int)i;
+	return -1;
+}
+
+static struct json_object *dots_json(const Postcopy__V1__Report *r)
+{
+	struct json_object *array = json_object_new_array_ext((int)r->n_faults);
+
+	for (size_t i = 0; i < r->n_faults; i++) {
+		const Postcopy__V1__FaultDot *f = r->faults[i];
+		struct json_object *dot = pair(ms_of_ns(f->at_ns), us_of_ns(f->latency_ns));
+
+		json_object_array_add(dot, json_object_new_int(dominant_phase(r, f)));
+		json_object_array_add(array, dot);
+	}
+	return array;
+}
+
+static struct json_object *stall_json(const Postcopy__V1__Stall *stall)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "total", us_of_ns(stall->total_ns));
+	json_object_object_add(o, "entry", us_of_ns(stall->entry_ns));
+	json_object_object_add(o, "wakeup", us_of_ns(stall->wakeup_ns));
+	return o;
+}
+
+static struct json_object *slow_fault_json(const Postcopy__V1__FaultDot *f)
+{
+	struct json_object *o = json_object_new_object();
+	struct json_object *phases = json_object_new_array_ext((int)f->n_phase_ns);
+
+	json_object_object_add(o, "at_ms", ms_of_ns(f->at_ns));
+	json_object_object_add(o, "us", us_of_ns(f->latency_ns));
+	json_set_count(o, "address", f->address);
+	set_count_or_null(o, "tid", (uint64_t)f->tid);
+	json_set_string(o, "phase", f->dominant_phase);
+	for (size_t i = 0; i < f->n_phase_ns; i++)
+		json_object_array_add(phases, us_of_ns(f->phase_ns[i]));
+	json_object_object_add(o, "phases_us", phases);
+	json_object_object_add(o, "stall_us", f->stall ? stall_json(f->stall) : NULL);
+	return o;
+}
+
+static struct json_object *slow_faults_json(const Postcopy__V1__Report *r)
+{
+	struct json_object *array = json_object_new_array_ext((int)r->n_slow_faults);
+
+	for (size_t i = 0; i < r->n_slow_faults; i++)
+		json_object_array_add(array, slow_fault_json(r->slow_faults[i]));
+	return array;
+}
+
+static struct json_object *histogram_json(Postcopy__V1__HistogramBucket *const *buckets, size_t n)
+{
+	struct json_object *array = json_object_new_array_ext((int)n);
+
+	for (size_t i = 0; i < n; i++)
+		json_object_array_add(array, pair(us_of_ns(buckets[i]->upper_ns),
+		                                  json_object_new_uint64(buckets[i]->count)));
+	return array;
+}
+
+static struct json_object *arrival_json(const Postcopy__V1__Report *r)
+{
+	struct json_object *array = json_object_new_array_ext((int)r->n_arrival);
+
+	for (size_t i = 0; i < r->n_arrival; i++) {
+		const Postcopy__V1__ArrivalCell *a = r->arrival[i];
+		struct json_object *cell =
+		        pair(json_object_new_uint64(a->pages), ms_of_ns(a->mean_ns));
+
+		json_object_array_add(cell, json_object_new_uint64(a->fault_pages));
+		json_object_array_add(array, cell);
+	}
+	return array;
+}
+
+struct json_object *report_json(const Postcopy__V1__Report *r)
+{
+	struct json_object *o =
+	        r->migration ? migration_json(r->migration) : json_object_new_object();
+
+	json_object_object_add(o, "phases", phases_json(r));
+	json_object_object_add(o, "timeline", timeline_json(r));
+	json_object_object_add(o, "fault_dots", dots_json(r));
+	json_object_object_add(o, "fault_histogram",
+	                       histogram_json(r->fault_histogram, r->n_fault_histogram));
+	json_object_object_add(o, "stall_histogram",
+	                       histogram_json(r->stall_histogram, r->n_stall_histogram));
+	json_object_object_add(o, "slow_faults", slow_faults_json(r));
+	json_object_object_add(o, "arrival", arrival_json(r));
+	return o;
+}
+
+/* The others. */
+
+struct json_object *missing_range_json(const Postcopy__V1__MissingRange *range)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_set_count(o, "region", range->region);
+	json_set_count(o, "guest_phys_addr", range->guest_phys_addr);
+	json_set_count(o, "size_bytes", range->size_bytes);
+	return o;
+}
+
+struct json_object *check_response_json(const Postcopy__V1__CheckResponse *check)
+{
+	struct json_object *o = json_object_new_object();
+	struct json_object *rows = json_object_new_array_ext((int)check->n_capabilities);
+
+	for (size_t i = 0; i < check->n_capabilities; i++) {
+		struct json_object *row = json_object_new_object();
+
+		json_set_string(row, "name", check->capabilities[i]->name);
+		json_set_bool(row, "ok", check->capabilities[i]->available);
+		json_set_string(row, "detail", check->capabilities[i]->detail);
+		json_object_array_add(rows, row);
+	}
+	json_set_string(o, "kernel", check->kernel);
+	json_set_bool(o, "destination", check->can_migrate);
+	json_object_object_add(o, "checks", rows);
+	return o;
+}
+
+struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_set_string(o, "version", info->version);
+	json_set_string(o, "kernel", info->kernel);
+	json_set_string(o, "hostname", info->hostname);
+	json_set_count(o, "cpus", info->cpus);
+	json_set_string(o, "pages_address", info->pages_address);
+	set_time(o, "start_time", info->start_time);
+	json_set_bool(o, "draining", info->draining);
+	json_set_count(o, "migrations_active", info->migrations_active);
+	set_time(o, "certificate_expiry", info->certificate_expiry);
+	return o;
+}

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The service's messages as JSON: what postcopyctl --json prints, and what its own reports read.
+ *
+ * migration (numbers that are not known, or not yet, are null; times of the day are RFC 3339):
+ *   {id, role: "source"|"destination", state, state_time, prepare_time, reason,
+ *    memory_bytes, page_bytes, backend, vmm_pid, ...}
+ * and at a destination
+ *   {source_address, tls, map: "auto"|"eager"|"lazy", streams,
+ *    limits: {bandwidth_bytes_per_s, streams, bulk, prefetch},
+ *    downtime_us: {total, pause, send, load, resume}, resume_time,
+ *    total_ms, eta_ms,                               from start on; until it is complete
+ *    bulk_bytes, bulk_bytes_per_s, pages_total, pages_present, pages_zero,
+ *    fill: {write, memcpy, copy, zero},              pages, by what filled them
+ *    faults: {total, remote, minor, coalesced},
+ *    fault_us: {count, p50, p90, p99, p999, max},    event read -> resolved, remote faults
+ *    fault_idle_us: {the same},                      those with no bulk in flight
+ *    fault_bulk_us: {the same},                      those with bulk in flight
+ *    fault_phases_us: {PHASE: {the same}...},
+ *    guest_stall_us: {the same and source: "daemon"|"tracepoint"|...},
+ *    prefetch: {hit, late, wasted}, reconnects}
+ * and at a source
+ *   {served: {requests, pages, zero_pages, bytes, connected}}
+ *
+ * A report is a migration and
+ *   {phases: [name...], timeline: [[ms, pages_present]...], fault_dots: [[ms, us, phase]...],
+ *    fault_histogram: [[upper_us, count]...], stall_histogram: [the same],
+ *    slow_faults: [{at_ms, us, address, tid, phase, phases_us: [us...],
+ *                   stall_us: {total, entry, wakeup}}...],  stall_us: null without eBPF
+ *    arrival: [[pages, mean_ms, fault_pages]...]}
+ * times in ms (fractional) since the guest was resumed; a dot's phase is the index of the one that
+ * took longest, or -1.
+ */
+#ifndef CTL_MIGRATION_JSON_H
+#define CTL_MIGRATION_JSON_H
+
+#include <json-c/json.h>
+#include <stdint.h>
+
+#include "postcopy/v1/control.pb-c.h"
+
+/* The caller owns what these return. */
+struct json_object *migration_json(const Postcopy__V1__Migration *m);
+struct json_object *report_json(const Postcopy__V1__Report *report);
+struct json_object *missing_range_json(const Postcopy__V1__MissingRange *range);
+struct json_object *check_response_json(const Postcopy__V1__CheckResponse *check);
+struct json_object *host_info_json(const Postcopy__V1__HostInfo *info);
+
+/* The state of that name ("postcopy"); 0 where there is none. */
+unsigned int migration_json_state(const char *name);
+
+#endif

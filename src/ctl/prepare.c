@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* prepare and limits: what a migration is, and what it may do. */
+#include "ctl/commands.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "ctl/client.h"
+#include "ctl/json.h"
+#include "ctl/token.h"
+
+#define BANDWIDTH_UNSET UINT64_MAX
+#define BANDWIDTH_MAX INT64_MAX
+
+struct prepare_args {
+	const char *role;
+	const char *token;
+	const char *token_file;
+	const char *source;
+	const char *map;
+	uint64_t streams;
+	uint64_t bandwidth;
+	bool bulk;
+	bool prefetch;
+};
+
+#define PREPARE(field) offsetof(struct prepare_args, field)
+
+static const struct prepare_args prepare_defaults = { .bulk = true,
+	                                              .prefetch = true,
+	                                              .bandwidth = BANDWIDTH_UNSET };
+
+static const struct option_spec prepare_options[] = {
+	{ "role", OPTION_CHOICE, PREPARE(role), "source|destination",
+	  "which side of the migration this daemon is", .choices = { "source", "destination" } },
+	{ "token-file", OPTION_STRING, PREPARE(token_file), "FILE",
+	  "the migration's token, 64 hex digits, read from FILE" },
+	{ "token", OPTION_STRING, PREPARE(token), "HEX",
+	  "the token itself (other users may see it in the list of processes)" },
+	{ "source", OPTION_STRING, PREPARE(source), "HOST:PORT",
+	  "destination: where the source's daemon listens" },
+	{ "streams", OPTION_UINT, PREPARE(streams), "N",
+	  "destination: bulk connections, 1 to 16 (4, or the number of\nCPUs where that is less)",
+	  1, 16 },
+	{ "bandwidth", OPTION_SIZE, PREPARE(bandwidth), "BYTES",
+	  "destination: bytes/s that bulk may take, 0 for no cap (what the\ndaemon is set to)", 0,
+	  BANDWIDTH_MAX },
+	{ "map", OPTION_CHOICE, PREPARE(map), "auto|eager|lazy",
+	  "destination: map pages into the guest ahead of its touch (auto)",
+	  .choices = { "auto", "eager", "lazy" } },
+	{ "no-bulk", OPTION_NO, PREPARE(bulk), NULL,
+	  "destination: move pages on demand only, until \"limits\"" },
+	{ "no-prefetch", OPTION_NO, PREPARE(prefetch), NULL,
+	  "destination: don't fetch the neighbours of faults first" },
+};
+
+static const char *prepare_mistake(const struct prepare_args *a)
+{
+	if (!a->role)
+		return "--role is missing: source or destination";
+	if (a->token && a->token_file)
+		return "--token and --token-file exclude each other";
+	if (!strcmp(a->role, "destination")) {
+		if (!a->source)
+			return "--source is missing: where the source's daemon listens";
+		if (!a->token && !a->token_file)
+			return "a destination needs the token that the source's prepare printed: "
+			       "--token-file";
+		return NULL;
+	}
+	if (a->source || a->streams || a->map || !a->bulk || !a->prefetch ||
+	    a->bandwidth != BANDWIDTH_UNSET)
+		return "--source, --streams, --bandwidth, --map, --no-bulk and --no-prefetch are "
+		       "the destination's";
+	return NULL;
+}
+
+static int token_get(const struct prepare_args *a, uint8_t *ret, struct error *err)
+{
+	if (a->token)
+		return token_parse(a->token, "what --token gives", ret, err);
+	if (a->token_file)
+		return token_read(a->token_file, ret, err);
+	return token_make(ret, err);
+}
+
+static int call_prepare(struct client *c, const void *arg, struct json_object **ret,
+                        struct error *err)
+{
+	return client_prepare(c, arg, ret, err);
+}
+
+static struct client_prepare prepare_request(const char *id, const struct prepare_args *a)
+{
+	struct client_prepare p = {
+		.id = id,
+		.destination = !strcmp(a->role, "destination"),
+		.source = a->source,
+		.map = a->map,
+		.limits = CLIENT_LIMITS_INIT,
+	};
+
+	p.limits.streams = (unsigned int)a->streams;
+	if (a->bandwidth != BANDWIDTH_UNSET)
+		p.limits.bandwidth_bytes_per_s = (int64_t)a->bandwidth;
+	p.limits.bulk = a->bulk;
+	p.limits.prefetch = a->prefetch;
+	return p;
+}
+
+static int prepare_run(const struct ctl_common *common, const char *id, const void *args)
+{
+	const struct prepare_args *a = args;
+	_cleanup_json_ struct json_object *migration = NULL;
+	const char *mistake = prepare_mistake(a);
+	struct error err = ERROR_INIT;
+	struct client_prepare p;
+	int code;
+
+	if (mistake)
+		return command_misused(&prepare_command, mistake);
+	p = prepare_request(id, a);
+	if (token_get(a, p.token, &err) < 0)
+		return command_failed(&prepare_command, &err);
+	code = command_call(&prepare_command, common, call_prepare, &p, &migration);
+	if (code)
+		return code;
+	/* Only a token that we made needs telling. */
+	if (!a->token && !a->token_file) {
+		char token[TOKEN_HEX + 1];
+
+		token_format(p.token, token);
+		json_set_string(migration, "token", token);
+	}
+	if (common->json)
+		json_print(migration);
+	else
+		migration_print(migration);
+	return CTL_OK;
+}
+
+const struct command prepare_command = {
+	.name = "prepare",
+	.operand = "ID",
+	.summary = "Make a migration known to one side's daemon, before its VMM attaches.",
+	.details = "The source without a token makes one and prints it: the destination's prepare\n"
+	           "needs the same.",
+	.options = prepare_options,
+	.n_options = sizeof prepare_options / sizeof *prepare_options,
+	.defaults = &prepare_defaults,
+	.args_size = sizeof prepare_defaults,
+	.json = true,
+	.run = prepare_run,
+};
+
+/* limits */
+
+struct limits_args {
+	uint64_t bandwidth;
+	uint64_t streams;
+	enum option_switch bulk;
+	enum option_switch prefetch;
+};
+
+#define LIMITS(field) offsetof(struct limits_args, field)
+
+static const struct limits_args limits_defaults = { .bandwidth = BANDWIDTH_UNSET };
+
+static const struct option_spec limits_options[] = {
+	{ "bandwidth", OPTION_SIZE, LIMITS(bandwidth), "BYTES",
+	  "bytes/s that bulk may take, 0 for no cap; faults are never held back", 0,
+	  BANDWIDTH_MAX },
+	{ "streams", OPTION_UINT, LIMITS(streams), "N", "bulk connections, 1 to 16", 1, 16 },
+	{ "bulk", OPTION_ON_OFF, LIMITS(bulk), "on|off", "fetch pages ahead of the guest" },
+	{ "prefetch", OPTION_ON_OFF, LIMITS(prefetch), "on|off",
+	  "fetch the neighbours of faults first" },
+};
+
+struct limits_call {
+	const char *id;
+	struct client_limits limits;
+};
+
+static int call_limits(struct client *c, const void *arg, struct json_object **ret,
+                       struct error *err)
+{
+	const struct limits_call *call = arg;
+
+	return client_set_limits(c, call->id, &call->limits, ret, err);
+}
+
+static int limits_run(const struct ctl_common *common, const char *id, const void *args)
+{
+	const struct limits_args *a = args;
+	struct limits_call call = { id, CLIENT_LIMITS_INIT };
+
+	if (a->bandwidth == BANDWIDTH_UNSET && !a->streams && !a->bulk && !a->prefetch)
+		return command_misused(
+		        &limits_command,
+		        "nothing to change: --bandwidth, --streams, --bulk or --prefetch");
+	if (a->bandwidth != BANDWIDTH_UNSET)
+		call.limits.bandwidth_bytes_per_s = (int64_t)a->bandwidth;
+	call.limits.streams = (unsigned int)a->streams;
+	if (a->bulk)
+		call.limits.bulk = a->bulk == SWITCH_ON;
+	if (a->prefetch)
+		call.limits.prefetch = a->prefetch == SWITCH_ON;
+	return command_call_and_print(&limits_command, common, call_limits, &call);
+}
+
+const struct command limits_command = {
+	.name = "limits",
+	.operand = "ID",
+	.summary = "Destination: change what a running migration may do.",
+	.options = limits_options,
+	.n_options = sizeof limits_options / sizeof *limits_options,
+	.defaults = &limits_defaults,
+	.args_size = sizeof limits_defaults,
+	.json = true,
+	.run = limits_run,
+};

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "grpc/link.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "util/cleanup.h"
+#include "util/clock.h"
+
+#define OPEN_TIMEOUT_MS 10000
+
+int link_wait(struct link *l, short events, uint64_t deadline_ns, struct error *err)
+{
+	for (;;) {
+		struct pollfd fds[2] = { { .fd = l->fd, .events = events },
+			                 { .fd = l->cancel_fd, .events = POLLIN } };
+		uint64_t now = clock_now_ns();
+		uint64_t left_ms = now < deadline_ns ? (deadline_ns - now) / NSEC_PER_MSEC + 1 : 0;
+		int r;
+
+		if (events == POLLIN && l->tls && tls_pending(l->tls))
+			return 0;
+		r = poll(fds, 2, left_ms < INT32_MAX ? (int)left_ms : INT32_MAX);
+		if (r < 0 && errno != EINTR)
+			return error_errno(err, -errno, "%s", l->name);
+		if (r > 0 && fds[1].revents)
+			return error_set(err, -ECANCELED, "interrupted");
+		if (r > 0)
+			return 0;
+		if (!r && !left_ms)
+			return error_set(err, -ETIMEDOUT, "%s has not answered in time", l->name);
+	}
+}
+
+/* A connect() that has begun. Return: 0 or what became of it. */
+static int finish_connect(struct link *l, uint64_t deadline_ns, struct error *err)
+{
+	int error = 0;
+	socklen_t len = sizeof error;
+	int r = link_wait(l, POLLOUT, deadline_ns, err);
+
+	if (r < 0)
+		return r;
+	if (getsockopt(l->fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
+		error = errno;
+	return error ? error_errno(err, -error, "%s", l->name) : 0;
+}
+
+static int open_unix(struct link *l, const char *path, struct error *err)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct timeval timeout = { .tv_sec = OPEN_TIMEOUT_MS / 1000 };
+	int r;
+
+	snprintf(l->name, sizeof l->name, "postcopyd at \"%.200s\"", path);
+	snprintf(l->authority, sizeof l->authority, "localhost");
+	if (strlen(path) >= sizeof addr.sun_path)
+		return error_set(err, -EINVAL, "control socket \"%s\": longer than %zu bytes", path,
+		                 sizeof addr.sun_path - 1);
+	strcpy(addr.sun_path, path);
+	l->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (l->fd < 0)
+		return error_errno(err, -errno, "control socket");
+	/* Of connect(), too, where the backlog is full. */
+	setsockopt(l->fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
+	if (!connect(l->fd, (struct sockaddr *)&addr, sizeof addr))
+		return 0;
+	r = -errno;
+	if (r == -ENOENT || r == -ECONNREFUSED)
+		return error_set(err, r,
+		                 "no postcopyd listens on \"%s\": start it, or name its socket by "
+		                 "--control",
+		                 path);
+	if (r == -EAGAIN)
+		return error_set(err, -ETIMEDOUT, "%s does not accept", l->name);
+	return error_errno(err, r, "control socket \"%s\"", path);
+}
+
+/* "host:port" or "[v6]:port" into two. */
+static int split_address(const char *target, char *host, size_t size, const char **ret_port,
+                         struct error *err)
+{
+	const char *colon = strrchr(target, ':');
+	bool bracket = *target == '[';
+	const char *from = target + bracket;
+	size_t len = colon ? (size_t)(colon - from) : 0;
+
+	if (bracket && len && from[len - 1] == ']')
+		len--;
+	else if (bracket || memchr(from, ':', len))
+		len = 0;
+	if (!len || len >= size || !colon[1])
+		return error_set(err, -EINVAL,
+		                 "control address \"%s\": it takes a path, or host:port", target);
+	memcpy(host, from, len);
+	host[len] = 0;
+	*ret_port = colon + 1;
+	return 0;
+}
+
+static int connect_one(struct link *l, const struct addrinfo *ai, uint64_t deadline_ns,
+                       struct error *err)
+{
+	int on = 1;
+
+	l->fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (l->fd < 0)
+		return error_errno(err, -errno, "%s", l->name);
+	setsockopt(l->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+	if (!connect(l->fd, ai->ai_addr, ai->ai_addrlen))
+		return 0;
+	if (errno != EINPROGRESS)
+		return error_errno(err, -errno, "%s", l->name);
+	return finish_connect(l, deadline_ns, err);
+}
+
+static int open_tcp(struct link *l, const char *target, uint64_t deadline_ns, struct error *err)
+{
+	struct addrinfo hints = { .ai_socktype = SOCK_STREAM }, *list;
+	const char *port = NULL;
+	char host[256];
+	int r = split_address(target, host, sizeof host, &port, err);
+
+	if (r < 0)
+		return r;
+	snprintf(l->name, sizeof l->name, "postcopyd at %.200s", target);
+	snprintf(l->authority, sizeof l->authority, "%.270s", target);
+	r = getaddrinfo(host, port, &hints, &list);
+	if (r)
+		return error_set(err, -EHOSTUNREACH, "%s: %s", l->name, gai_strerror(r));
+	r = -EHOSTUNREACH;
+	for (const struct addrinfo *ai = list; ai && r && r != -ECANCELED; ai = ai->ai_next) {
+		close_fd(&l->fd);
+		r = connect_one(l, ai, deadline_ns, err);
+	}
+	freeaddrinfo(list);
+	return r;
+}
+
+struct handshake {
+	struct link *link;
+	uint64_t deadline_ns;
+};
+
+static int handshake_wait(void *arg, short events, struct error *err)
+{
+	struct handshake *h = arg;
+
+	return link_wait(h->link, events, h->deadline_ns, err);
+}
+
+int link_open(struct link *l, const char *target, struct tls_context *tls, int cancel_fd,
+              struct error *err)
+{
+	struct handshake h = { l, clock_now_ns() + OPEN_TIMEOUT_MS * NSEC_PER_MSEC };
+	int r;
+
+	l->cancel_fd = cancel_fd;
+	if (!strncmp(target, "unix:", 5))
+		return open_unix(l, target + 5, err);
+	if (*target == '/')
+		return open_unix(l, target, err);
+	if (!tls)
+		return error_set(err, -EINVAL, "\"%s\" takes a certificate, its key and a CA",
+		                 target);
+	r = open_tcp(l, target, h.deadline_ns, err);
+	if (r < 0)
+		return r;
+	r = tls_handshake_wait(tls, l->fd, false, handshake_wait, &h, &l->tls, err);
+	return r < 0 ? error_prefix(err, "%s", l->name) : 0;
+}
+
+void link_close(struct link *l)
+{
+	l->tls = tls_free(l->tls);
+	close_fd(&l->fd);
+}
+
+/* The peer has hung up, or broken TLS off: which is how one that may not call learns of it. */
+static int link_lost(struct link *l, struct error *err)
+{
+	if (l->heard)
+		return error_set(err, -EPIPE, "%s closed the connection", l->name);
+	return error_set(err, -EPIPE,
+	                 "%s closed the connection before its first word: may %s drive it (%s)?",
+	                 l->name, l->tls ? "this certificate" : "this user",
+	                 l->tls ? "control-allow" : "control-group");
+}
+
+int link_send(struct link *l, const uint8_t *data, size_t len, uint64_t deadline_ns,
+              struct error *err)
+{
+	if (l->tls)
+		return tls_write(l->tls, data, len) < 0 ? link_lost(l, err) : 0;
+	while (len) {
+		ssize_t n = send(l->fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+		int r;
+
+		if (n >= 0) {
+			data += n;
+			len -= (size_t)n;
+			continue;
+		}
+		if (errno != EAGAIN && errno != EINTR)
+			return link_lost(l, err);
+		r = link_wait(l, POLLOUT, deadline_ns, err);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+ssize_t link_receive(struct link *l, uint8_t *buf, size_t size, struct error *err)
+{
+	ssize_t n;
+
+	if (l->tls) {
+		n = tls_read(l->tls, buf, size);
+	} else {
+		n = recv(l->fd, buf, size, MSG_DONTWAIT);
+		n = n < 0 ? -errno : n;
+	}
+	if (n == -EAGAIN || n == -EINTR)
+		return 0;
+	if (n <= 0)
+		return link_lost(l, err);
+	l->heard = true;
+	return n;
+}

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Listening, and who may connect over the unix socket. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "grpc/server_internal.h"
+#include "util/cleanup.h"
+#include "util/tcp_listen.h"
+#include "util/unix_listen.h"
+
+/* Connections that are accepted in one turn of the loop. */
+#define ACCEPTS_PER_TURN 16u
+/* How long to wait where descriptors or memory have run out. */
+#define RETRY_MS 100u
+/* Anybody may try: credentials decide. */
+#define SOCKET_MODE 0666
+/* What SO_PEERGROUPS may say at most (NGROUPS_MAX). */
+#define PEER_GROUPS_MAX 65536u
+
+/* HTTP/2 as the server begins it, for one who is turned away: SETTINGS, and GOAWAY with a text. */
+static void say_goodbye(int fd, const char *text)
+{
+	uint8_t frames[256] = { 0, 0, 0, NGHTTP2_SETTINGS, 0, 0, 0, 0, 0 };
+	uint8_t *goaway = frames + 9;
+	size_t len = strnlen(text, sizeof frames - 9 - 9 - 8);
+
+	goaway[2] = (uint8_t)(8 + len);
+	goaway[3] = NGHTTP2_GOAWAY;
+	goaway[9 + 7] = NGHTTP2_INADEQUATE_SECURITY;
+	memcpy(goaway + 9 + 8, text, len);
+	(void)!send(fd, frames, 9 + 9 + 8 + len, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static bool has_group(const struct grpc_listener *l, gid_t gid)
+{
+	for (size_t i = 0; i < l->n_groups; i++)
+		if (l->groups[i] == gid)
+			return true;
+	return false;
+}
+
+/* Whether one of the peer's supplementary groups may connect. */
+static bool has_extra_group(const struct grpc_listener *l, int fd)
+{
+	socklen_t len = 64 * sizeof(gid_t);
+	_cleanup_free_ gid_t *groups = malloc(len);
+	int rc = -1;
+
+	if (groups)
+		rc = getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len);
+	/* There are more: @len says how many. */
+	if (rc && errno == ERANGE && len <= PEER_GROUPS_MAX * sizeof(gid_t)) {
+		free(groups);
+		groups = malloc(len);
+		if (groups)
+			rc = getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len);
+	}
+	for (size_t i = 0; !rc && groups && i < len / sizeof *groups; i++)
+		if (has_group(l, groups[i]))
+			return true;
+	return false;
+}
+
+static bool is_allowed(const struct grpc_listener *l, int fd, const struct grpc_peer *peer)
+{
+	if (peer->uid == 0 || peer->uid == geteuid() || has_group(l, peer->gid))
+		return true;
+	return l->n_groups && has_extra_group(l, fd);
+}
+
+static void accept_local(struct grpc_listener *l, int accepted)
+{
+	_cleanup_close_ int fd = accepted;
+	struct ucred cred;
+	socklen_t len = sizeof cred;
+	struct grpc_peer peer = { .local = true };
+	char name[32];
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len)) {
+		server_refused(l->server, "a local peer has no credentials: %s", strerror(errno));
+		return;
+	}
+	snprintf(name, sizeof name, "uid %u", cred.uid);
+	peer.uid = cred.uid;
+	peer.gid = cred.gid;
+	peer.pid = cred.pid;
+	peer.name = name;
+	if (!is_allowed(l, fd, &peer)) {
+		server_refused(l->server, "uid %u, gid %u (process %d) may not connect", cred.uid,
+		               cred.gid, cred.pid);
+		say_goodbye(fd, "this user may not connect: it is in none of the allowed groups");
+		return;
+	}
+	if (l->server->n_connections >= GRPC_CONNECTIONS_MAX) {
+		server_refused(l->server, "more than %u connections", GRPC_CONNECTIONS_MAX);
+		say_goodbye(fd, "too many connections");
+		return;
+	}
+	connection_new(l->server, steal_fd(&fd), NULL, &peer);
+}
+
+static void accept_tcp(struct grpc_listener *l, int fd)
+{
+	struct grpc_peer peer = { .name = "somebody" };
+
+	if (l->server->n_tcp >= GRPC_CONNECTIONS_TCP_MAX) {
+		server_refused(l->server, "more than %u TCP connections", GRPC_CONNECTIONS_TCP_MAX);
+		close(fd);
+		return;
+	}
+	connection_new(l->server, fd, l->tls, &peer);
+}
+
+static void on_incoming(uv_poll_t *poll, int status, int events);
+
+static void on_retry(uv_timer_t *timer)
+{
+	struct grpc_listener *l = timer->data;
+
+	if (!l->server->draining)
+		uv_poll_start(&l->poll, UV_READABLE, on_incoming);
+}
+
+static void on_incoming(uv_poll_t *poll, int status, int events)
+{
+	struct grpc_listener *l = poll->data;
+
+	(void)status;
+	(void)events;
+	for (unsigned int i = 0; i < ACCEPTS_PER_TURN; i++) {
+		int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (fd >= 0) {
+			if (l->tls)
+				accept_tcp(l, fd);
+			else
+				accept_local(l, fd);
+		} else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
+		           errno == ENOBUFS) {
+			/* It stays in the backlog: don't spin on it. */
+			server_refused(l->server, "accept: %s", strerror(errno));
+			uv_poll_stop(poll);
+			uv_timer_start(&l->retry, on_retry, RETRY_MS, 0);
+			return;
+		} else if (errno == EAGAIN) {
+			return;
+		}
+	}
+}
+
+void listener_init(struct grpc_listener *l, struct grpc_server *s)
+{
+	*l = (struct grpc_listener){ .server = s, .fd = -1 };
+}
+
+static int listener_start(struct grpc_listener *l, int fd, struct error *err)
+{
+	int rc = uv_poll_init(l->server->loop, &l->poll, fd);
+
+	if (rc)
+		return error_errno(err, rc, "grpc server: listening socket");
+	uv_timer_init(l->server->loop, &l->retry);
+	l->poll.data = l->retry.data = l;
+	server_handle_opened(l->server);
+	server_handle_opened(l->server);
+	l->fd = fd;
+	uv_poll_start(&l->poll, UV_READABLE, on_incoming);
+	return 0;
+}
+
+int grpc_server_listen_unix(struct grpc_server *s, const struct grpc_listen_unix *listen,
+                            struct error *err)
+{
+	_cleanup_free_ gid_t *groups = NULL;
+	_cleanup_close_ int made = -1;
+	int fd = listen->fd, rc;
+
+	if (listen->n_groups) {
+		groups = reallocarray(NULL, listen->n_groups, sizeof *groups);
+		if (!groups)
+			return error_set(err, -ENOMEM, "control socket: out of memory");
+		memcpy(groups, listen->groups, listen->n_groups * sizeof *groups);
+	}
+	if (fd < 0) {
+		fd = made = unix_listen(listen->path, SOCK_STREAM, "control socket", err);
+		if (fd < 0)
+			return fd;
+		if (chmod(listen->path, SOCKET_MODE))
+			return error_errno(err, -errno, "control socket \"%s\"", listen->path);
+	}
+	rc = listener_start(&s->local, fd, err);
+	if (rc)
+		return rc;
+	steal_fd(&made);
+	s->local.groups = steal_ptr(&groups);
+	s->local.n_groups = listen->n_groups;
+	return 0;
+}
+
+int grpc_server_listen_tls(struct grpc_server *s, const struct grpc_listen_tls *listen,
+                           struct error *err)
+{
+	_cleanup_close_ int made = -1;
+	unsigned int port;
+	int fd = listen->fd, rc;
+
+	if (fd < 0) {
+		fd = made = tcp_listen_at(listen->address, "control address", &port, err);
+		if (fd < 0)
+			return fd;
+	}
+	rc = listener_start(&s->tcp, fd, err);
+	if (rc)
+		return rc;
+	steal_fd(&made);
+	s->tcp.tls = listen->tls;
+	return 0;
+}
+
+void listener_stop(struct grpc_listener *l)
+{
+	if (l->fd < 0)
+		return;
+	uv_poll_stop(&l->poll);
+	uv_timer_stop(&l->retry);
+}
+
+static void on_listener_closed(uv_handle_t *handle)
+{
+	struct grpc_listener *l = handle->data;
+
+	server_handle_closed(l->server);
+}
+
+void listener_close(struct grpc_listener *l)
+{
+	if (l->fd < 0)
+		return;
+	listener_stop(l);
+	uv_close((uv_handle_t *)&l->poll, on_listener_closed);
+	uv_close((uv_handle_t *)&l->retry, on_listener_closed);
+	close_fd(&l->fd);
+	free(l->groups);
+	l->groups = NULL;
+}
+
+unsigned int grpc_server_port(const struct grpc_server *s)
+{
+	return s->tcp.fd < 0 ? 0 : tcp_port(s->tcp.fd);
+}
+
+int grpc_server_unix_fd(const struct grpc_server *s)
+{
+	return s->local.fd;
+}
+
+int grpc_server_tls_fd(const struct grpc_server *s)
+{
+	return s->tcp.fd;
+}

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "grpc/server.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "grpc/server_internal.h"
+#include "util/clock.h"
+#include "util/log.h"
+
+void server_refused(struct grpc_server *s, const char *fmt, ...)
+{
+	uint64_t now_ns = clock_now_ns();
+	struct error text = ERROR_INIT;
+	va_list ap;
+
+	s->refused_total++;
+	if (s->last_log_ns && now_ns - s->last_log_ns < NSEC_PER_SEC) {
+		s->unlogged++;
+		return;
+	}
+	/* What a peer has said may be in it: error_setv() takes control characters out. */
+	va_start(ap, fmt);
+	error_setv(&text, 0, fmt, ap);
+	va_end(ap);
+	if (s->unlogged)
+		log_warning("grpc: %s (and %u others since)", text.text, s->unlogged);
+	else
+		log_warning("grpc: %s", text.text);
+	s->unlogged = 0;
+	s->last_log_ns = now_ns;
+}
+
+const struct grpc_method *server_method(const struct grpc_server *s, const char *path, size_t len)
+{
+	for (const struct grpc_method *m = s->config.methods; m->path; m++)
+		if (strlen(m->path) == len && !memcmp(m->path, path, len))
+			return m;
+	return NULL;
+}
+
+static void server_free(struct grpc_server *s)
+{
+	nghttp2_session_callbacks_del(s->callbacks);
+	nghttp2_option_del(s->options);
+	free(s);
+}
+
+void server_handle_opened(struct grpc_server *s)
+{
+	s->open_handles++;
+}
+
+void server_handle_closed(struct grpc_server *s)
+{
+	if (!--s->open_handles)
+		server_free(s);
+}
+
+static void on_turn(uv_prepare_t *turn)
+{
+	struct grpc_server *s = turn->data;
+
+	while (s->dirty) {
+		struct grpc_connection *c = s->dirty;
+
+		s->dirty = c->next_dirty;
+		c->dirty = false;
+		connection_turn(c);
+	}
+}
+
+static void on_turn_closed(uv_handle_t *handle)
+{
+	server_handle_closed(handle->data);
+}
+
+int grpc_server_new(uv_loop_t *loop, const struct grpc_server_config *config,
+                    struct grpc_server **ret, struct error *err)
+{
+	struct grpc_server *s = calloc(1, sizeof *s);
+
+	if (!s || session_callbacks_new(&s->callbacks) || session_options_new(&s->options)) {
+		if (s)
+			server_free(s);
+		return error_set(err, -ENOMEM, "grpc server: out of memory");
+	}
+	s->config = *config;
+	s->loop = loop;
+	listener_init(&s->local, s);
+	listener_init(&s->tcp, s);
+	uv_prepare_init(loop, &s->turn);
+	s->turn.data = s;
+	uv_prepare_start(&s->turn, on_turn);
+	/* It is there for others and keeps no loop alive. */
+	uv_unref((uv_handle_t *)&s->turn);
+	server_handle_opened(s);
+	*ret = s;
+	return 0;
+}
+
+void grpc_server_drain(struct grpc_server *s)
+{
+	if (s->draining)
+		return;
+	s->draining = true;
+	listener_stop(&s->local);
+	listener_stop(&s->tcp);
+	for (struct grpc_connection *c = s->connections; c; c = c->next)
+		connection_drain(c);
+}
+
+void grpc_server_close(struct grpc_server *s)
+{
+	if (!s || s->closing)
+		return;
+	s->closing = true;
+	s->draining = true;
+	listener_close(&s->local);
+	listener_close(&s->tcp);
+	for (struct grpc_connection *c = s->connections, *next; c; c = next) {
+		next = c->next;
+		connection_shut_down(c);
+	}
+	uv_close((uv_handle_t *)&s->turn, on_turn_closed);
+}
+
+void grpc_server_get_stats(const struct grpc_server *s, struct grpc_server_stats *ret)
+{
+	*ret = (struct grpc_server_stats){
+		.connections = s->n_connections,
+		.calls = s->n_calls,
+		.connections_total = s->connections_total,
+		.refused_total = s->refused_total,
+	};
+}

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "postcopyd/control.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "rpc/service.h"
+#include "stream/page_server.h"
+#include "util/log.h"
+
+struct control {
+	struct rpc *rpc;
+	/* TCP's: this host's certificate, the names that may drive it. */
+	struct tls_config tls_config;
+	struct tls_context *tls;
+	char pages_address[sizeof(struct conn_target) + 4];
+};
+
+static int find_groups(const struct options_names *names, gid_t *ret, struct error *err)
+{
+	for (size_t i = 0; i < names->n; i++) {
+		const struct group *group = getgrnam(names->names[i]);
+
+		if (!group)
+			return error_set(err, -EINVAL, "control-group: no group \"%s\" here",
+			                 names->names[i]);
+		ret[i] = group->gr_gid;
+	}
+	return 0;
+}
+
+static int listen_unix(struct control *c, const struct options *o, struct error *err)
+{
+	gid_t groups[OPTIONS_NAMES_MAX];
+	struct grpc_listen_unix listen = {
+		.path = o->control_path,
+		.fd = -1,
+		.groups = groups,
+		.n_groups = o->control_groups.n,
+	};
+	int rc = find_groups(&o->control_groups, groups, err);
+
+	return rc ? rc : grpc_server_listen_unix(rpc_server(c->rpc), &listen, err);
+}
+
+static int listen_tls(struct control *c, const struct options *o, struct error *err)
+{
+	struct grpc_listen_tls listen = { .address = o->control_listen, .fd = -1 };
+	int rc;
+
+	if (!o->control_listen)
+		return 0;
+	c->tls_config = o->tls;
+	c->tls_config.alpn = "h2";
+	c->tls_config.n_allowed_names = o->control_allow.n;
+	memcpy(c->tls_config.allowed_names, o->control_allow.names,
+	       sizeof c->tls_config.allowed_names);
+	rc = tls_context_new(&c->tls_config, &c->tls, err);
+	if (rc)
+		return rc;
+	listen.tls = c->tls;
+	rc = grpc_server_listen_tls(rpc_server(c->rpc), &listen, err);
+	if (!rc)
+		log_info("gRPC over TCP on port %u", control_port(c));
+	return rc;
+}
+
+/* The address as it was given, with the port that it got. */
+static void set_pages_address(struct control *c, const struct options *o,
+                              const struct page_server *page_server)
+{
+	const char *colon = page_server ? strrchr(o->listen, ':') : NULL;
+
+	if (colon)
+		snprintf(c->pages_address, sizeof c->pages_address, "%.*s:%u",
+		         (int)(colon - o->listen), o->listen, page_server_port(page_server));
+}
+
+int control_new(uv_loop_t *loop, const struct control_config *config, struct control **ret,
+                struct error *err)
+{
+	const struct options *o = config->options;
+	struct control *c = calloc(1, sizeof *c);
+	struct rpc_config rpc;
+	int rc;
+
+	if (!c)
+		return error_set(err, -ENOMEM, "out of memory");
+	set_pages_address(c, o, config->page_server);
+	rpc = (struct rpc_config){
+		.migrations = config->migrations,
+		.stalls = config->stalls,
+		.version = POSTCOPY_VERSION,
+		.pages_address = c->pages_address,
+		.max_streams = (unsigned int)o->max_streams,
+		.bandwidth_bytes_per_s = o->bandwidth_bytes_per_s,
+		.finished = config->finished,
+		.arg = config->arg,
+	};
+	rc = rpc_new(loop, &rpc, &c->rpc, err);
+	if (!rc)
+		rc = listen_unix(c, o, err);
+	if (!rc)
+		rc = listen_tls(c, o, err);
+	/* Also half open: the caller closes it, lets the loop run on, and frees it. */
+	*ret = c;
+	return rc;
+}
+
+unsigned int control_port(const struct control *c)
+{
+	return grpc_server_port(rpc_server(c->rpc));
+}
+
+struct rpc *control_rpc(struct control *c)
+{
+	return c->rpc;
+}
+
+void control_close(struct control *c)
+{
+	if (c)
+		rpc_close(c->rpc);
+}
+
+struct control *control_free(struct control *c)
+{
+	if (!c)
+		return NULL;
+	rpc_free(c->rpc);
+	tls_context_free(c->tls);
+	free(c);
+	return NULL;
+}

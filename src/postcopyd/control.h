@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The control plane as it is configured: the gRPC service on its unix socket, for root, for the
+ * daemon's own user and for the members of groups; and over TCP with mutual TLS, where that is
+ * asked for.
+ */
+#ifndef POSTCOPYD_CONTROL_H
+#define POSTCOPYD_CONTROL_H
+
+#include <uv.h>
+
+#include "grpc/status.h"
+#include "postcopyd/options.h"
+
+struct control;
+struct migrations;
+struct page_server;
+struct rpc;
+struct stalls;
+
+struct control_config {
+	const struct options *options; /* must outlive it, as the migrations */
+	struct migrations *migrations;
+	const struct stalls *stalls;
+	const struct page_server *page_server; /* NULL: this daemon can be no source */
+	/* At the end of each call, as grpc/server.h has it; may be NULL. */
+	void (*finished)(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns);
+	void *arg;
+};
+
+/*
+ * control_new() - listen
+ *
+ * Return: 0, or a negative errno with @err naming what can't be had; @ret is then to be closed and
+ * freed as well, where it is not NULL.
+ */
+int control_new(uv_loop_t *loop, const struct control_config *config, struct control **ret,
+                struct error *err);
+
+/* The TCP port; 0: none. */
+unsigned int control_port(const struct control *c);
+
+struct rpc *control_rpc(struct control *c);
+
+/* Ends all calls; control_free() when the loop has run on. Both allow NULL. */
+void control_close(struct control *c);
+struct control *control_free(struct control *c);
+
+#endif

@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* postcopy.v1.Host. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "migrate/migrate.h"
+#include "rpc/methods.h"
+#include "rpc/migration_message.h"
+#include "telemetry/stalls.h"
+#include "util/clock.h"
+#include "util/utf8.h"
+
+/* What was found is told to whoever asks within so long. */
+#define CHECK_CACHED_NS (5 * NSEC_PER_SEC)
+/* What probe_row_at() names at most, and one of ours. */
+#define ROWS_MAX (PROBE_FACTS + 2 * PROBE_BACKENDS + 1)
+
+struct check_wait {
+	struct check_wait *next;
+	struct rpc *rpc;
+	struct grpc_call *call;
+};
+
+struct check_message {
+	Postcopy__V1__CheckResponse message;
+	Postcopy__V1__Capability rows[ROWS_MAX], *row_pointers[ROWS_MAX];
+	Postcopy__V1__BackendCapability backends[PROBE_BACKENDS];
+	Postcopy__V1__BackendCapability *backend_pointers[PROBE_BACKENDS];
+	char stalls_detail[PROBE_DETAIL_MAX];
+};
+
+static void add_row(struct check_message *t, const char *name, bool available, const char *detail)
+{
+	Postcopy__V1__Capability *row = &t->rows[t->message.n_capabilities];
+
+	*row = (Postcopy__V1__Capability)POSTCOPY__V1__CAPABILITY__INIT;
+	row->name = (char *)name;
+	row->available = available;
+	row->detail = (char *)detail;
+	t->row_pointers[t->message.n_capabilities++] = row;
+	t->message.capabilities = t->row_pointers;
+}
+
+static void add_stalls_row(struct check_message *t, const struct stalls *stalls)
+{
+	const char *source = stalls_source(stalls), *why = stalls_why(stalls);
+
+	snprintf(t->stalls_detail, sizeof t->stalls_detail, "%s%s%s", source,
+	         *why ? "; not better because " : "", why);
+	utf8_clean(t->stalls_detail);
+	add_row(t, "guest stalls by eBPF", strcmp(source, "daemon") != 0, t->stalls_detail);
+}
+
+static void set_backends(struct check_message *t, const struct probe *probe)
+{
+	for (size_t i = 0; i < PROBE_BACKENDS; i++) {
+		const struct probe_backend *from = &probe->backends[i];
+		Postcopy__V1__BackendCapability *to = &t->backends[i];
+
+		*to = (Postcopy__V1__BackendCapability)POSTCOPY__V1__BACKEND_CAPABILITY__INIT;
+		to->name = (char *)probe_backend_name(from->id);
+		to->source = from->source.ok;
+		to->destination = from->destination.ok;
+		to->page_bytes = from->page_bytes;
+		to->mode = (char *)probe_mode_name(from->mode);
+		to->write = (char *)probe_write_name(from->write);
+		to->resolve = (char *)probe_resolve_name(from->resolve);
+		t->backend_pointers[i] = to;
+		t->message.can_migrate |= from->destination.ok;
+	}
+	t->message.n_backends = PROBE_BACKENDS;
+	t->message.backends = t->backend_pointers;
+}
+
+static int check_send(struct rpc *rpc, struct grpc_call *call, struct rpc_error *e)
+{
+	const struct check *check = &rpc->check;
+	const struct probe_row *row;
+	struct check_message t = { .message = POSTCOPY__V1__CHECK_RESPONSE__INIT };
+	struct utsname uts = { 0 };
+
+	if (check->rc) {
+		e->error = check->error;
+		return check->rc;
+	}
+	uname(&uts);
+	t.message.kernel = uts.release;
+	for (size_t i = 0; i < ROWS_MAX - 1 && (row = probe_row_at(&check->probe, i)); i++)
+		add_row(&t, row->name, row->ok, row->detail);
+	if (rpc->config.stalls)
+		add_stalls_row(&t, rpc->config.stalls);
+	set_backends(&t, &check->probe);
+	return message_send(call, &t.message.base, e);
+}
+
+static void check_answer(struct rpc *rpc, struct grpc_call *call)
+{
+	struct rpc_error e = RPC_ERROR_INIT;
+
+	if (check_send(rpc, call, &e))
+		rpc_fail(call, &e);
+	else
+		grpc_call_finish(call, NULL);
+}
+
+static void run_probe(uv_work_t *work)
+{
+	struct check *check = work->data;
+
+	check->error = ERROR_INIT;
+	check->rc = probe_run(&check->probe, &check->error);
+}
+
+static void wait_free(struct check_wait *w)
+{
+	for (struct check_wait **p = &w->rpc->check.waiting; *p; p = &(*p)->next)
+		if (*p == w) {
+			*p = w->next;
+			break;
+		}
+	w->rpc->n_streams--;
+	free(w);
+}
+
+static void on_probed(uv_work_t *work, int status)
+{
+	struct check *check = work->data;
+
+	check->running = false;
+	if (status)
+		check->rc = error_errno(&check->error, status, "the kernel's probe");
+	check->done_ns = clock_now_ns();
+	/* Whoever is answered may take others with it, where their connection breaks. */
+	while (check->waiting) {
+		struct grpc_call *call = check->waiting->call;
+		struct rpc *rpc = check->waiting->rpc;
+
+		wait_free(check->waiting);
+		check_answer(rpc, call);
+	}
+}
+
+static void on_gone(struct grpc_call *call, void *arg)
+{
+	(void)call;
+	wait_free(arg);
+}
+
+static int check_wait(struct rpc *rpc, struct grpc_call *call, struct rpc_error *e)
+{
+	struct check *check = &rpc->check;
+	struct check_wait *w;
+	int rc = rpc_stream_begin(rpc, e);
+
+	if (rc)
+		return rc;
+	w = malloc(sizeof *w);
+	if (!check->running && w) {
+		check->work.data = check;
+		rc = uv_queue_work(rpc->loop, &check->work, run_probe, on_probed);
+	}
+	if (!w || rc) {
+		rpc->n_streams--;
+		free(w);
+		return error_set(&e->error, -ENOMEM, "out of memory");
+	}
+	check->running = true;
+	*w = (struct check_wait){ .next = check->waiting, .rpc = rpc, .call = call };
+	check->waiting = w;
+	grpc_call_watch(call, on_gone, NULL, w);
+	return 0;
+}
+
+static void check_call(struct grpc_call *call, const uint8_t *bytes, size_t len, void *arg)
+{
+	_cleanup_message_ ProtobufCMessage *request = NULL;
+	struct rpc_error e = RPC_ERROR_INIT;
+	struct rpc *rpc = arg;
+	struct check *check = &rpc->check;
+
+	if (message_unpack(&postcopy__v1__check_request__descriptor, bytes, len, &request, &e)) {
+		rpc_fail(call, &e);
+	} else if (!check->running && check->done_ns &&
+	           clock_now_ns() - check->done_ns < CHECK_CACHED_NS) {
+		check_answer(rpc, call);
+	} else if (check_wait(rpc, call, &e)) {
+		rpc_fail(call, &e);
+	}
+}
+
+static uint32_t count_active(struct migrations *ms)
+{
+	struct migration_info info;
+	uint32_t n = 0;
+
+	for (struct migration *m = migrations_next(ms, NULL); m; m = migrations_next(ms, m)) {
+		migration_get_info(m, &info);
+		n += !migration_state_is_final(info.state);
+	}
+	return n;
+}
+
+static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                    struct rpc_error *e)
+{
+	Postcopy__V1__HostInfo info = POSTCOPY__V1__HOST_INFO__INIT;
+	Google__Protobuf__Timestamp start = timestamp_message(rpc->started_real_ns);
+	Google__Protobuf__Timestamp expiry = GOOGLE__PROTOBUF__TIMESTAMP__INIT;
+	const struct rpc_config *config = &rpc->config;
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	struct utsname uts = { 0 };
+
+	(void)request;
+	uname(&uts);
+	info.version = (char *)config->version;
+	info.kernel = uts.release;
+	info.hostname = uts.nodename;
+	info.cpus = cpus > 0 ? (uint32_t)cpus : 0;
+	info.pages_address = (char *)config->pages_address;
+	info.start_time = &start;
+	info.draining = rpc->draining;
+	info.migrations_active = count_active(config->migrations);
+	if (config->certificate_expiry_s)
+		expiry.seconds = config->certificate_expiry_s(config->arg);
+	if (expiry.seconds)
+		info.certificate_expiry = &expiry;
+	return message_pack(&info.base, ret, e);
+}
+
+RPC_UNARY(get_info, postcopy__v1__get_info_request__descriptor);
+
+const struct grpc_method host_methods[] = {
+	{ .path = "/postcopy.v1.Host/Check", .call = check_call },
+	{ .path = "/postcopy.v1.Host/GetInfo", .call = get_info_call },
+	{ .path = NULL },
+};

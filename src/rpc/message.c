@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "rpc/message.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "grpc/server.h"
+#include "util/utf8.h"
+
+/* Messages within messages: requests have two levels. */
+#define DEPTH_MAX 8
+#define WIRE_TYPE_BITS 3
+
+/* A position in a message, with a sticky failure as util/bytes.h has it. */
+struct wire {
+	const uint8_t *pos, *end;
+	bool failed;
+};
+
+static uint64_t wire_varint(struct wire *w)
+{
+	uint64_t value = 0;
+
+	for (unsigned int shift = 0; shift < 64 && w->pos < w->end; shift += 7) {
+		uint8_t byte = *w->pos++;
+
+		value |= (uint64_t)(byte & 0x7f) << shift;
+		if (!(byte & 0x80))
+			return value;
+	}
+	w->failed = true;
+	return 0;
+}
+
+/* The next @len bytes. */
+static struct wire wire_take(struct wire *w, uint64_t len)
+{
+	struct wire part = { .pos = w->pos, .end = w->pos };
+
+	if (w->failed || (uint64_t)(w->end - w->pos) < len) {
+		w->failed = true;
+		return part;
+	}
+	w->pos += len;
+	part.end = w->pos;
+	return part;
+}
+
+static int check_strings(const ProtobufCMessageDescriptor *type, struct wire w, int depth,
+                         struct rpc_error *e);
+
+static int check_delimited(const ProtobufCFieldDescriptor *field, struct wire part, int depth,
+                           struct rpc_error *e)
+{
+	size_t len = (size_t)(part.end - part.pos);
+
+	if (!field)
+		return 0;
+	if (field->type == PROTOBUF_C_TYPE_MESSAGE)
+		return check_strings(field->descriptor, part, depth + 1, e);
+	if (field->type != PROTOBUF_C_TYPE_STRING)
+		return 0;
+	if (memchr(part.pos, 0, len) || utf8_valid_len((const char *)part.pos, len) != len)
+		return rpc_error_field(e, field->name, "is not UTF-8 text");
+	return 0;
+}
+
+/* protobuf-c itself looks at neither strings' bytes nor depth. */
+static int check_strings(const ProtobufCMessageDescriptor *type, struct wire w, int depth,
+                         struct rpc_error *e)
+{
+	int rc = 0;
+
+	while (!rc && !w.failed && depth < DEPTH_MAX && w.pos < w.end) {
+		uint64_t tag = wire_varint(&w);
+
+		if (!(tag >> WIRE_TYPE_BITS) || tag > UINT32_MAX)
+			w.failed = true;
+		switch (tag & ((1 << WIRE_TYPE_BITS) - 1)) {
+		case PROTOBUF_C_WIRE_TYPE_VARINT:
+			wire_varint(&w);
+			break;
+		case PROTOBUF_C_WIRE_TYPE_64BIT:
+			wire_take(&w, 8);
+			break;
+		case PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED:
+			rc = check_delimited(protobuf_c_message_descriptor_get_field(
+			                             type, (unsigned int)(tag >> WIRE_TYPE_BITS)),
+			                     wire_take(&w, wire_varint(&w)), depth, e);
+			break;
+		case PROTOBUF_C_WIRE_TYPE_32BIT:
+			wire_take(&w, 4);
+			break;
+		default:
+			w.failed = true;
+		}
+	}
+	if (!rc && (w.failed || w.pos < w.end))
+		rc = rpc_error_set(e, -EINVAL,
+		                   POSTCOPY__V1__ERROR_REASON__ERROR_REASON_INVALID_REQUEST,
+		                   "the request is no %s", type->name);
+	return rc;
+}
+
+int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes, size_t len,
+                   ProtobufCMessage **ret, struct rpc_error *e)
+{
+	struct wire w = { .pos = bytes, .end = bytes + len };
+	ProtobufCMessage *message;
+	int rc;
+
+	if (len > RPC_REQUEST_MAX)
+		return rpc_error_set(
+		        e, -EMSGSIZE, POSTCOPY__V1__ERROR_REASON__ERROR_REASON_INVALID_REQUEST,
+		        "a request of %zu bytes: %u are enough for any", len, RPC_REQUEST_MAX);
+	rc = check_strings(type, w, 0, e);
+	if (rc)
+		return rc;
+	message = protobuf_c_message_unpack(type, NULL, len, bytes);
+	if (!message)
+		return rpc_error_set(e, -EINVAL,
+		                     POSTCOPY__V1__ERROR_REASON__ERROR_REASON_INVALID_REQUEST,
+		                     "the request is no %s", type->name);
+	*ret = message;
+	return 0;
+}
+
+void message_free(ProtobufCMessage *message)
+{
+	protobuf_c_message_free_unpacked(message, NULL);
+}
+
+int message_pack(const ProtobufCMessage *message, struct rpc_answer *ret, struct rpc_error *e)
+{
+	size_t len = protobuf_c_message_get_packed_size(message);
+	uint8_t *bytes = malloc(len ? len : 1);
+
+	if (!bytes)
+		return error_set(&e->error, -ENOMEM, "out of memory");
+	*ret = (struct rpc_answer){ bytes, protobuf_c_message_pack(message, bytes) };
+	return 0;
+}
+
+int message_send(struct grpc_call *call, const ProtobufCMessage *message, struct rpc_error *e)
+{
+	struct rpc_answer answer;
+	int rc = message_pack(message, &answer, e);
+
+	if (rc)
+		return rc;
+	rc = grpc_call_send(call, answer.bytes, answer.len);
+	free(answer.bytes);
+	if (rc == -ENOBUFS)
+		return error_set(&e->error, rc, "too much that was sent before is not read");
+	return rc ? error_set(&e->error, rc, "out of memory") : 0;
+}

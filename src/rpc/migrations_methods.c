@@ -1,0 +1,415 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* postcopy.v1.Migrations: its unary methods. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "rpc/methods.h"
+#include "rpc/migration_message.h"
+#include "rpc/page_token.h"
+#include "rpc/report_message.h"
+
+#define STREAMS_DEFAULT_MAX 4
+#define LIST_PAGE_DEFAULT 100u
+#define LIST_PAGE_MAX 1000u
+
+#define REASON(name) POSTCOPY__V1__ERROR_REASON__ERROR_REASON_##name
+
+static int answer_migration(struct rpc *rpc, struct migration *m, struct rpc_answer *ret,
+                            struct rpc_error *e)
+{
+	struct migration_message t;
+
+	migration_message_init(&t, m, rpc->config.stalls);
+	return message_pack(&t.message.base, ret, e);
+}
+
+/* What migrate has refused: the state is what a program wants to know. */
+static int refused(struct migration *m, int rc, struct rpc_error *e)
+{
+	struct migration_info info;
+
+	migration_get_info(m, &info);
+	if (rc == -EBUSY && !e->key)
+		rpc_error_metadata(e, "state", "%s", migration_state_name(info.state));
+	return rc;
+}
+
+/* By id, where it is a destination. */
+static struct migration *find_destination(struct rpc *rpc, const char *id, struct rpc_error *e)
+{
+	struct migration *m = rpc_find(rpc, id, e);
+	struct migration_info info;
+
+	if (!m)
+		return NULL;
+	migration_get_info(m, &info);
+	if (info.role == MIGRATION_DESTINATION)
+		return m;
+	rpc_error_set(e, -EBUSY, REASON(WRONG_ROLE),
+	              "migration \"%s\": this is its source; ask its destination", id);
+	rpc_error_metadata(e, "role", "source");
+	return NULL;
+}
+
+/* More bulk threads than CPUs bring little, and faults wait behind them for a core. */
+static unsigned int default_streams(const struct rpc *rpc)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	unsigned int n =
+	        cpus > 0 && cpus < STREAMS_DEFAULT_MAX ? (unsigned int)cpus : STREAMS_DEFAULT_MAX;
+
+	return n < rpc->config.max_streams ? n : rpc->config.max_streams;
+}
+
+static int parse_map(Postcopy__V1__MapPolicy map, struct migration_params *p, struct rpc_error *e)
+{
+	p->map = map == POSTCOPY__V1__MAP_POLICY__MAP_POLICY_LAZY ? RESOLVER_MAP_LAZY
+	                                                          : RESOLVER_MAP_EAGER;
+	p->map_given = map != POSTCOPY__V1__MAP_POLICY__MAP_POLICY_UNSPECIFIED;
+	if (protobuf_c_enum_descriptor_get_value(&postcopy__v1__map_policy__descriptor, (int)map))
+		return 0;
+	return rpc_error_field(e, "map", "%d is no MapPolicy", (int)map);
+}
+
+/* What a request says of the limits; @l may be NULL. */
+static int parse_limits(struct rpc *rpc, const Postcopy__V1__Limits *l,
+                        struct migration_limits *ret, struct rpc_error *e)
+{
+	*ret = (struct migration_limits){ .streams_given = false };
+	if (!l)
+		return 0;
+	if (l->optional_streams_case == POSTCOPY__V1__LIMITS__OPTIONAL_STREAMS_STREAMS) {
+		ret->streams_given = true;
+		ret->streams = l->streams;
+		if (!l->streams || l->streams > rpc->config.max_streams)
+			return rpc_error_field(e, "limits.streams", "%u, must be 1..%u", l->streams,
+			                       rpc->config.max_streams);
+	}
+	ret->bandwidth_given = l->optional_bandwidth_case ==
+	                       POSTCOPY__V1__LIMITS__OPTIONAL_BANDWIDTH_BANDWIDTH_BYTES_PER_S;
+	ret->bandwidth_bytes_per_s = ret->bandwidth_given ? l->bandwidth_bytes_per_s : 0;
+	ret->bulk_given = l->optional_bulk_case == POSTCOPY__V1__LIMITS__OPTIONAL_BULK_BULK;
+	ret->bulk = ret->bulk_given && l->bulk;
+	ret->prefetch_given =
+	        l->optional_prefetch_case == POSTCOPY__V1__LIMITS__OPTIONAL_PREFETCH_PREFETCH;
+	ret->prefetch = ret->prefetch_given && l->prefetch;
+	return 0;
+}
+
+/* The limits to begin with: the daemon's own where the request says nothing. */
+static int parse_first_limits(struct rpc *rpc, const Postcopy__V1__Limits *l,
+                              struct migration_params *p, struct rpc_error *e)
+{
+	struct migration_limits limits;
+	int rc = parse_limits(rpc, l, &limits, e);
+
+	p->streams = limits.streams_given ? limits.streams : default_streams(rpc);
+	p->bandwidth_bytes_per_s = limits.bandwidth_given ? limits.bandwidth_bytes_per_s
+	                                                  : rpc->config.bandwidth_bytes_per_s;
+	p->bulk = !limits.bulk_given || limits.bulk;
+	p->prefetch = !limits.prefetch_given || limits.prefetch;
+	return rc;
+}
+
+static int parse_source(const char *address, struct conn_target *ret, struct rpc_error *e)
+{
+	struct error why = ERROR_INIT;
+
+	if (!*address)
+		return rpc_error_field(e, "source_address",
+		                       "a destination needs the source's host:port");
+	if (conn_target_parse(address, ret, &why))
+		return rpc_error_field(e, "source_address", "%s", why.text);
+	if (!strtoul(ret->port, NULL, 10))
+		return rpc_error_field(e, "source_address", "port 0 is none");
+	return 0;
+}
+
+/* What a source has no use for is a mistake that is better found now. */
+static int check_source_fields(const Postcopy__V1__PrepareRequest *r, struct rpc_error *e)
+{
+	if (*r->source_address)
+		return rpc_error_field(e, "source_address", "is for a destination only");
+	if (r->map)
+		return rpc_error_field(e, "map", "is for a destination only");
+	if (r->limits)
+		return rpc_error_field(e, "limits", "is for a destination only");
+	return 0;
+}
+
+/* Of the token only its length is ever told: it is a secret. */
+static int parse_prepare(struct rpc *rpc, const Postcopy__V1__PrepareRequest *r,
+                         struct migration_params *p, struct rpc_error *e)
+{
+	struct error why = ERROR_INIT;
+	int rc;
+
+	if (migration_id_check(r->id, &why))
+		return rpc_error_field(e, "id", "%s", why.text);
+	strcpy(p->id, r->id);
+	if (r->token.len != TOKEN_BYTES)
+		return rpc_error_field(e, "token", "must be %d bytes, not %zu", TOKEN_BYTES,
+		                       r->token.len);
+	memcpy(p->token, r->token.data, TOKEN_BYTES);
+	switch (r->role) {
+	case POSTCOPY__V1__ROLE__ROLE_SOURCE:
+		p->role = MIGRATION_SOURCE;
+		return check_source_fields(r, e);
+	case POSTCOPY__V1__ROLE__ROLE_DESTINATION:
+		p->role = MIGRATION_DESTINATION;
+		rc = parse_source(r->source_address, &p->source, e);
+		if (!rc)
+			rc = parse_map(r->map, p, e);
+		return rc ? rc : parse_first_limits(rpc, r->limits, p, e);
+	default:
+		return rpc_error_field(e, "role", "must be ROLE_SOURCE or ROLE_DESTINATION");
+	}
+}
+
+static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                   struct rpc_error *e)
+{
+	const Postcopy__V1__PrepareRequest *r = request;
+	struct migration_params params = { 0 };
+	struct migration *m;
+	int rc = parse_prepare(rpc, r, &params, e);
+
+	if (!rc && rpc->draining && !migrations_find(rpc->config.migrations, r->id, NULL))
+		rc = rpc_error_set(e, -EBUSY, REASON(DRAINING),
+		                   "this daemon is about to end: it takes no new migrations");
+	if (!rc) {
+		rc = migrations_prepare(rpc->config.migrations, &params, &m, &e->error);
+		if (rc == -EBUSY)
+			e->reason = REASON(ROLE_UNAVAILABLE);
+	}
+	explicit_bzero(params.token, sizeof params.token);
+	return rc ? rc : answer_migration(rpc, m, ret, e);
+}
+
+static int start(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
+{
+	const Postcopy__V1__StartRequest *r = request;
+	struct migration *m = find_destination(rpc, r->id, e);
+	int rc = m ? migration_start(m, !r->hold_switchover, &e->error) : e->error.code;
+
+	if (!m || rc)
+		return m ? refused(m, rc, e) : rc;
+	return answer_migration(rpc, m, ret, e);
+}
+
+static int switchover(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                      struct rpc_error *e)
+{
+	const Postcopy__V1__SwitchoverRequest *r = request;
+	struct migration *m = find_destination(rpc, r->id, e);
+	int rc = m ? migration_switchover(m, &e->error) : e->error.code;
+
+	if (!m || rc)
+		return m ? refused(m, rc, e) : rc;
+	return answer_migration(rpc, m, ret, e);
+}
+
+static int cancel(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
+{
+	const Postcopy__V1__CancelRequest *r = request;
+	struct migration *m = rpc_find(rpc, r->id, e);
+	int rc = m ? migration_cancel(m, &e->error) : e->error.code;
+
+	if (!m || rc)
+		return m ? refused(m, rc, e) : rc;
+	return answer_migration(rpc, m, ret, e);
+}
+
+static int get(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
+{
+	const Postcopy__V1__GetRequest *r = request;
+	struct migration *m = rpc_find(rpc, r->id, e);
+
+	return m ? answer_migration(rpc, m, ret, e) : e->error.code;
+}
+
+static int get_report(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                      struct rpc_error *e)
+{
+	const Postcopy__V1__GetReportRequest *r = request;
+	struct migration *m = rpc_find(rpc, r->id, e);
+
+	return m ? report_pack(m, rpc->config.stalls, ret, e) : e->error.code;
+}
+
+static int set_limits(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                      struct rpc_error *e)
+{
+	const Postcopy__V1__SetLimitsRequest *r = request;
+	struct migration *m = find_destination(rpc, r->id, e);
+	struct migration_limits limits;
+	int rc = m ? 0 : e->error.code;
+
+	if (!rc && !r->limits)
+		rc = rpc_error_field(e, "limits", "says nothing");
+	if (!rc)
+		rc = parse_limits(rpc, r->limits, &limits, e);
+	if (rc)
+		return rc;
+	rc = migration_set_limits(m, &limits, &e->error);
+	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
+}
+
+static int not_yet(const char *what, struct rpc_error *e)
+{
+	return rpc_error_set(e, -ENOSYS, REASON(NOT_SUPPORTED), "%s is not possible yet", what);
+}
+
+static int recover(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                   struct rpc_error *e)
+{
+	const Postcopy__V1__RecoverRequest *r = request;
+	struct migration *m = find_destination(rpc, r->id, e);
+	struct conn_target target;
+
+	(void)ret;
+	if (!m || (*r->source_address && parse_source(r->source_address, &target, e)))
+		return e->error.code;
+	return not_yet("recovery by command", e);
+}
+
+static int list_missing(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                        struct rpc_error *e)
+{
+	const Postcopy__V1__ListMissingRequest *r = request;
+
+	(void)ret;
+	return find_destination(rpc, r->id, e) ? not_yet("listing what is missing", e)
+	                                       : e->error.code;
+}
+
+static int poison(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
+{
+	const Postcopy__V1__PoisonRequest *r = request;
+
+	(void)ret;
+	return find_destination(rpc, r->id, e) ? not_yet("poisoning", e) : e->error.code;
+}
+
+/* The states that a List asks for, as bits; all where it names none. */
+static int parse_states(const Postcopy__V1__ListRequest *r, uint32_t *ret, struct rpc_error *e)
+{
+	uint32_t states = 0;
+
+	for (size_t i = 0; i < r->n_states; i++) {
+		int state = (int)r->states[i];
+
+		if (!state ||
+		    !protobuf_c_enum_descriptor_get_value(&postcopy__v1__state__descriptor, state))
+			return rpc_error_field(e, "states", "%d is no state", state);
+		states |= 1u << state;
+	}
+	*ret = r->n_states ? states : UINT32_MAX;
+	return 0;
+}
+
+struct list_page {
+	struct migration_message *messages;
+	Postcopy__V1__Migration **pointers;
+	size_t n;
+	uint64_t next_seq; /* of the last one here, where there are more; else 0 */
+};
+
+/* Up to @max of them that were prepared before @before_seq. */
+static void fill_page(struct rpc *rpc, uint32_t states, uint64_t before_seq, size_t max,
+                      struct list_page *page)
+{
+	struct migrations *ms = rpc->config.migrations;
+	uint64_t last_seq = 0;
+
+	for (struct migration *m = migrations_next(ms, NULL); m; m = migrations_next(ms, m)) {
+		struct migration_message *t = &page->messages[page->n];
+		struct migration_info info;
+
+		migration_get_info(m, &info);
+		if (info.seq >= before_seq || !(states & 1u << state_message(info.state)))
+			continue;
+		if (page->n == max) {
+			page->next_seq = last_seq;
+			return;
+		}
+		migration_message_init(t, m, rpc->config.stalls);
+		page->pointers[page->n++] = &t->message;
+		last_seq = info.seq;
+	}
+}
+
+static size_t count_migrations(struct migrations *ms)
+{
+	size_t n = 0;
+
+	for (struct migration *m = migrations_next(ms, NULL); m; m = migrations_next(ms, m))
+		n++;
+	return n;
+}
+
+static int list(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
+{
+	const Postcopy__V1__ListRequest *r = request;
+	Postcopy__V1__ListResponse answer = POSTCOPY__V1__LIST_RESPONSE__INIT;
+	_cleanup_free_ struct migration_message *messages = NULL;
+	_cleanup_free_ Postcopy__V1__Migration **pointers = NULL;
+	size_t have = count_migrations(rpc->config.migrations);
+	size_t max = r->page_size ? r->page_size : LIST_PAGE_DEFAULT;
+	char token[PAGE_TOKEN_MAX] = "";
+	struct page_position from = { .key = rpc->started_real_ns, .at = UINT64_MAX };
+	struct list_page page = { 0 };
+	int rc = parse_states(r, &from.filter, e);
+
+	if (!rc)
+		rc = page_token_parse(r->page_token, &from, e);
+	if (rc)
+		return rc;
+	max = max < LIST_PAGE_MAX ? max : LIST_PAGE_MAX;
+	messages = calloc(have + 1, sizeof *messages);
+	pointers = calloc(have + 1, sizeof(Postcopy__V1__Migration *));
+	if (!messages || !pointers)
+		return error_set(&e->error, -ENOMEM, "out of memory");
+	page.messages = messages;
+	page.pointers = pointers;
+	fill_page(rpc, from.filter, from.at, max, &page);
+	if (page.next_seq) {
+		from.at = page.next_seq;
+		page_token_print(&from, token);
+	}
+	answer.n_migrations = page.n;
+	answer.migrations = pointers;
+	answer.next_page_token = token;
+	return message_pack(&answer.base, ret, e);
+}
+
+RPC_UNARY(prepare, postcopy__v1__prepare_request__descriptor);
+RPC_UNARY(start, postcopy__v1__start_request__descriptor);
+RPC_UNARY(switchover, postcopy__v1__switchover_request__descriptor);
+RPC_UNARY(get, postcopy__v1__get_request__descriptor);
+RPC_UNARY(list, postcopy__v1__list_request__descriptor);
+RPC_UNARY(cancel, postcopy__v1__cancel_request__descriptor);
+RPC_UNARY(recover, postcopy__v1__recover_request__descriptor);
+RPC_UNARY(set_limits, postcopy__v1__set_limits_request__descriptor);
+RPC_UNARY(get_report, postcopy__v1__get_report_request__descriptor);
+RPC_UNARY(list_missing, postcopy__v1__list_missing_request__descriptor);
+RPC_UNARY(poison, postcopy__v1__poison_request__descriptor);
+
+const struct grpc_method migrations_methods[] = {
+	{ .path = "/postcopy.v1.Migrations/Prepare", .call = prepare_call },
+	{ .path = "/postcopy.v1.Migrations/Start", .call = start_call },
+	{ .path = "/postcopy.v1.Migrations/Switchover", .call = switchover_call },
+	{ .path = "/postcopy.v1.Migrations/Get", .call = get_call },
+	{ .path = "/postcopy.v1.Migrations/List", .call = list_call },
+	{ .path = "/postcopy.v1.Migrations/Watch", .call = watch_call },
+	{ .path = "/postcopy.v1.Migrations/Cancel", .call = cancel_call },
+	{ .path = "/postcopy.v1.Migrations/Recover", .call = recover_call },
+	{ .path = "/postcopy.v1.Migrations/SetLimits", .call = set_limits_call },
+	{ .path = "/postcopy.v1.Migrations/GetReport", .call = get_report_call },
+	{ .path = "/postcopy.v1.Migrations/ListMissing", .call = list_missing_call },
+	{ .path = "/postcopy.v1.Migrations/Poison", .call = poison_call },
+	{ .path = NULL },
+};

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service's messages as postcopyctl --json has them (src/ctl/migration_json.h)."""
+
+ROLES = ("unknown", "source", "destination")
+STATES = ("unknown", "prepared", "attached", "warming", "switching", "postcopy", "paused",
+          "complete", "failed", "cancelled")
+MAPS = ("auto", "eager", "lazy")
+
+
+def us(duration):
+    return duration.seconds * 1e6 + duration.nanos / 1e3
+
+
+def field(message, name, convert):
+    return convert(getattr(message, name)) if message.HasField(name) else None
+
+
+def latency(message):
+    names = ("p50", "p90", "p99", "p999", "max")
+    return {"count": message.count,
+            **{name: getattr(message, name + "_ns") / 1e3 for name in names}}
+
+
+def counters(message, *names):
+    return {name: getattr(message, name) for name in names}
+
+
+def downtime(message):
+    return {name: us(getattr(message, name)) for name in ("total", "pause", "send", "load",
+                                                          "resume")}
+
+
+def limits(message):
+    return {name: getattr(message, name) if message.WhichOneof(oneof) else None
+            for oneof, name in (("optional_bandwidth", "bandwidth_bytes_per_s"),
+                                ("optional_streams", "streams"), ("optional_bulk", "bulk"),
+                                ("optional_prefetch", "prefetch"))}
+
+
+def destination(d):
+    stall = field(d, "guest_stall", latency)
+    if stall:
+        stall["source"] = d.guest_stall_source
+    return {
+        "source_address": d.source_address, "tls": d.tls, "map": MAPS[d.map],
+        "streams": limits(d.limits)["streams"], "limits": limits(d.limits),
+        "downtime_us": field(d, "downtime", downtime),
+        "total_ms": field(d, "elapsed", lambda elapsed: us(elapsed) / 1e3),
+        "eta_ms": field(d, "time_to_complete", lambda left: us(left) / 1e3),
+        "bulk_bytes": d.bulk_bytes,
+        "bulk_bytes_per_s": d.bulk_bytes_per_s if d.WhichOneof("optional_rate") else None,
+        "pages_total": d.pages_total, "pages_present": d.pages_present,
+        "pages_zero": d.fill.zero,
+        "fill": counters(d.fill, "write", "memcpy", "copy", "zero"),
+        "faults": counters(d.faults, "total", "remote", "minor", "coalesced"),
+        "fault_us": field(d, "fault_latency", latency),
+        "fault_idle_us": field(d, "fault_latency_idle", latency),
+        "fault_bulk_us": field(d, "fault_latency_bulk", latency),
+        "fault_phases_us": {phase.phase: latency(phase.latency) for phase in d.fault_phases},
+        "guest_stall_us": stall,
+        "prefetch": counters(d.prefetch, "hit", "late", "wasted"),
+        "reconnects": d.reconnects}
+
+
+def migration(m):
+    to = {"id": m.id, "role": ROLES[m.role], "state": STATES[m.state], "reason": m.reason,
+          "memory_bytes": m.memory_bytes or None, "page_bytes": m.page_bytes or None,
+          "backend": m.backend, "vmm_pid": m.vmm_pid or None}
+    half = m.WhichOneof("half")
+    if half == "destination":
+        to.update(destination(m.destination))
+    elif half == "source":
+        to["served"] = counters(m.source, "requests", "pages", "zero_pages", "bytes",
+                                "connected")
+    return to
+
+
+def buckets(histogram):
+    return [[bucket.upper_ns / 1e3, bucket.count] for bucket in histogram]
+
+
+def report(r):
+    to = migration(r.migration)
+    phases = list(r.phases)
+    to["phases"] = phases
+    to["timeline"] = [[point.at_ns / 1e6, point.pages_present] for point in r.timeline]
+    to["fault_dots"] = [
+        [dot.at_ns / 1e6, dot.latency_ns / 1e3,
+         phases.index(dot.dominant_phase) if dot.dominant_phase in phases else -1]
+        for dot in r.faults]
+    to["slow_faults"] = [
+        {"at_ms": dot.at_ns / 1e6, "us": dot.latency_ns / 1e3, "address": dot.address,
+         "tid": dot.tid or None, "phase": dot.dominant_phase,
+         "phases_us": [ns / 1e3 for ns in dot.phase_ns]} for dot in r.slow_faults]
+    to["fault_histogram"] = buckets(r.fault_histogram)
+    to["stall_histogram"] = buckets(r.stall_histogram)
+    to["arrival"] = [[cell.pages, cell.mean_ns / 1e6, cell.fault_pages] for cell in r.arrival]
+    return to
