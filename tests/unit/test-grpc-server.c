@@ -286,9 +286,11 @@ static void request(struct world *w, const char *path, size_t len)
 {
 	const nghttp2_data_provider body = { .read_callback = on_client_body };
 	const nghttp2_nv headers[] = {
-		nv(":method", "POST"), nv(":scheme", "http"),
+		nv(":method", "POST"),
+		nv(":scheme", "http"),
 		nv(":path", path),
-		nv(":authority", "localhost"),     nv("content-type", "application/grpc"),
+		nv(":authority", "localhost"),
+		nv("content-type", "application/grpc"),
 		nv("te", "trailers"),
 	};
 
