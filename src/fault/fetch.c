@@ -137,14 +137,24 @@ void fetch_table_serve(struct fetch_table *t, const struct region_table *regions
 	}
 }
 
-void fetch_channel_finish(int fd)
+static void say(int fd, uint64_t tag)
 {
-	struct fetch_answer a = { .tag = FETCH_TAG_ALL };
+	struct fetch_answer a = { .tag = tag };
 	uint8_t buf[FETCH_ANSWER_BYTES];
 
 	fetch_answer_encode(&a, buf);
 	/* Who is gone, or reads nothing, needs no answer. */
 	(void)!send(fd, buf, sizeof buf, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+void fetch_channel_ask_again(int fd)
+{
+	say(fd, FETCH_TAG_AGAIN);
+}
+
+void fetch_channel_finish(int fd)
+{
+	say(fd, FETCH_TAG_ALL);
 	close(fd);
 }
 

@@ -56,7 +56,10 @@ void fetch_table_serve(struct fetch_table *t, const struct region_table *regions
 /* Everything is present: tell one channel, which is in no table, and close it. */
 void fetch_channel_finish(int fd);
 
-/* The same for all channels. */
+/* Another process has served it: have the VMM ask again what is not answered. */
+void fetch_channel_ask_again(int fd);
+
+/* As fetch_channel_finish() for all channels. */
 void fetch_table_finish(struct fetch_table *t);
 
 /* Close all channels without a word: what they asked for may be missing. */

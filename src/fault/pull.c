@@ -95,10 +95,15 @@ static void join_all(struct pull *p)
 		p->bulks[i].runs = false;
 }
 
-void pull_release(struct pull *p)
+void pull_stop(struct pull *p)
 {
 	pull_cancel(p);
 	join_all(p);
+}
+
+void pull_release(struct pull *p)
+{
+	pull_stop(p);
 	p->missing_at_release = pull_missing(p);
 	p->fault.conn = conn_free(p->fault.conn);
 	p->urgent_ready = conn_free(p->urgent_ready);
@@ -138,13 +143,17 @@ int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct e
 {
 	struct hello_reply *reply = malloc(sizeof *reply);
 	struct hello hello = p->hello;
+	struct conn_target target;
 	int rc;
 
 	if (!reply)
 		return error_set(err, -ENOMEM, "connection: out of memory");
 	hello.role = role;
 	hello.regions.n = 0;
-	rc = conn_dial(p->target, p->tls, &hello, ret, reply, err);
+	pthread_mutex_lock(&p->lock);
+	target = p->target;
+	pthread_mutex_unlock(&p->lock);
+	rc = conn_dial(&target, p->tls, &hello, ret, reply, err);
 	free(reply);
 	if (!rc && role == STREAM_URGENT) {
 		rc = conn_set_blocking(*ret, false);
@@ -159,16 +168,29 @@ int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct e
 /* Dial, and show the connection to pull_cancel(). */
 static int connect_to(struct pull *p, enum stream_role role, struct conn **slot, struct error *err)
 {
-	struct conn *c;
+	struct conn *c, *old;
 	int rc = atomic_load(&p->stopping) ? error_set(err, -ECANCELED, "cancelled")
 	                                   : pull_dial(p, role, &c, err);
 
 	if (rc)
 		return rc;
 	pthread_mutex_lock(&p->lock);
+	old = *slot;
 	*slot = c;
 	pthread_mutex_unlock(&p->lock);
+	conn_free(old);
 	return 0;
+}
+
+static void set_peer(struct pull *p, const struct conn_target *target, struct tls_context *tls,
+                     const struct hello *hello, uint64_t epoch)
+{
+	pthread_mutex_lock(&p->lock);
+	p->target = *target;
+	pthread_mutex_unlock(&p->lock);
+	p->tls = tls;
+	p->hello = *hello;
+	p->hello.epoch = epoch;
 }
 
 int pull_connect(struct pull *p, const struct conn_target *target, struct tls_context *tls,
@@ -176,10 +198,7 @@ int pull_connect(struct pull *p, const struct conn_target *target, struct tls_co
 {
 	int rc;
 
-	p->target = target;
-	p->tls = tls;
-	p->hello = *hello;
-	p->hello.epoch = epoch;
+	set_peer(p, target, tls, hello, epoch);
 	rc = connect_to(p, STREAM_URGENT, &p->fault.conn, err);
 	if (rc)
 		return rc;
@@ -188,6 +207,21 @@ int pull_connect(struct pull *p, const struct conn_target *target, struct tls_co
 	for (unsigned int i = 0; i < atomic_load(&p->streams) && !rc; i++)
 		rc = connect_to(p, STREAM_BULK, &p->bulks[i].conn, err);
 	return rc;
+}
+
+void pull_connect_later(struct pull *p, const struct conn_target *target, struct tls_context *tls,
+                        const struct hello *hello, uint64_t epoch)
+{
+	set_peer(p, target, tls, hello, epoch);
+	p->urgent_lost = true;
+}
+
+void pull_redirect(struct pull *p, const struct conn_target *target)
+{
+	pthread_mutex_lock(&p->lock);
+	p->target = *target;
+	pthread_mutex_unlock(&p->lock);
+	shutdown_all(p);
 }
 
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms)
@@ -353,8 +387,7 @@ int pull_finish(struct pull *p, struct error *err)
 
 	if (rc)
 		return error_errno(err, rc, "UFFDIO_UNREGISTER");
-	pull_cancel(p);
-	join_all(p);
+	pull_stop(p);
 	return 0;
 }
 

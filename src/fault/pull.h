@@ -74,12 +74,24 @@ struct pull *pull_free(struct pull *p);
  * pull_connect() - open the urgent and the bulk connections
  * @hello: as the control connection used it; token and id are taken from it
  * @epoch: from its reply
- * @target, @tls: must outlive the pull
+ * @tls: must outlive the pull
  *
- * Blocking. Return: as conn_dial().
+ * Blocking. May be called again where it failed. Return: as conn_dial().
  */
 int pull_connect(struct pull *p, const struct conn_target *target, struct tls_context *tls,
                  const struct hello *hello, uint64_t epoch, struct error *err);
+
+/*
+ * pull_connect_later() - the same for a pull that was running already, in another process
+ *
+ * Each thread opens its connection by itself and for as long as that takes, as it does with one
+ * that is lost: faults that need no source are served at once.
+ */
+void pull_connect_later(struct pull *p, const struct conn_target *target, struct tls_context *tls,
+                        const struct hello *hello, uint64_t epoch);
+
+/* The source is at another address: all connections are given up and dialled there. Any thread. */
+void pull_redirect(struct pull *p, const struct conn_target *target);
 
 /* Have conn_dial() and all waiting in pull_connect() return soon. From any thread. */
 void pull_cancel(struct pull *p);
@@ -107,6 +119,30 @@ int pull_add_channel(struct pull *p, int fd);
  * Return: 0 or -errno with @err set; every page was present before and still is.
  */
 int pull_finish(struct pull *p, struct error *err);
+
+/* A stretch of guest memory; bytes. */
+struct pull_range {
+	uint32_t region;
+	uint64_t offset;
+	uint64_t len;
+};
+
+/*
+ * pull_missing_ranges() - what is not here, from @offset of @region on
+ *
+ * By the owner only. Return: how many ranges, at most @max, are in @ret.
+ */
+size_t pull_missing_ranges(const struct pull *p, uint32_t region, uint64_t offset,
+                           struct pull_range *ret, size_t max);
+
+/*
+ * pull_poison() - all that is missing is lost: who touches it gets SIGBUS
+ * @ret_units: how much that was
+ *
+ * Its threads end. pull_finish() follows, as after complete. Return: 0; -EOPNOTSUPP where the
+ * kernel can't do it for this memory (then all goes on as before); -ESRCH; with @err set.
+ */
+int pull_poison(struct pull *p, uint64_t *ret_units, struct error *err);
 
 /* Switch bulk, or its steering by faults, on or off while it runs. */
 void pull_set_bulk(struct pull *p, bool on);

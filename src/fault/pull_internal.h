@@ -52,7 +52,6 @@ struct pull {
 	struct page_state *state;
 	struct scheduler *scheduler;
 	struct resolver resolver;
-	const struct conn_target *target;
 	struct tls_context *tls;
 	struct hello hello;
 	char tls_description[64];
@@ -69,6 +68,7 @@ struct pull {
 	/* Under the lock. */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;    /* broadcast when any of these, stopping, or the work changes */
+	struct conn_target target; /* where the source is */
 	uint64_t work;             /* bumped where bulk may find something to do again */
 	struct conn *urgent_ready; /* dialled by the keeper for the fault thread */
 	bool urgent_lost;
@@ -90,6 +90,9 @@ void *bulk_main(void *arg);
 
 /* Open one connection of the pull. Return: as conn_dial(). */
 int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct error *err);
+
+/* All threads end; nothing is asked or filled any more. */
+void pull_stop(struct pull *p);
 
 /* Wait on the condition for at most @timeout_ms, or until stopping. The lock is held. */
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms);

@@ -5,6 +5,8 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 
+#include "util/kernel_abi.h"
+
 /*
  * @done is what the kernel says it did: bytes, or a negative errno where it did nothing.
  * A short count without an error to it comes as EAGAIN as well: the caller goes on from
@@ -55,6 +57,14 @@ int uffd_zeropage(int uffd, uint64_t addr, uint64_t len, uint64_t *ret_done)
 	int ret = ioctl(uffd, UFFDIO_ZEROPAGE, &z);
 
 	return sort_result(ret, z.zeropage, ret_done);
+}
+
+int uffd_poison(int uffd, uint64_t addr, uint64_t len, uint64_t *ret_done)
+{
+	struct uffdio_poison p = { .range = { .start = addr, .len = len } };
+	int ret = ioctl(uffd, UFFDIO_POISON, &p);
+
+	return sort_result(ret, p.updated, ret_done);
 }
 
 int uffd_wake(int uffd, uint64_t addr, uint64_t len)

@@ -30,6 +30,9 @@ int uffd_continue(int uffd, uint64_t addr, uint64_t len, uint64_t *ret_done);
 int uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t len, uint64_t *ret_done);
 int uffd_zeropage(int uffd, uint64_t addr, uint64_t len, uint64_t *ret_done);
 
+/* As uffd_zeropage(), but who touches a page gets SIGBUS. Linux 6.6: else -EINVAL, -ENOTTY. */
+int uffd_poison(int uffd, uint64_t addr, uint64_t len, uint64_t *ret_done);
+
 /* Have all threads that wait in a range look again. Return: as above. */
 int uffd_wake(int uffd, uint64_t addr, uint64_t len);
 

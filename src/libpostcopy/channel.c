@@ -39,6 +39,7 @@ struct ask {
 struct postcopy_channel {
 	int sock;
 	bool all_present;
+	bool asked_again; /* so answers may come twice */
 	uint64_t last_number;
 	struct ask asks[POSTCOPY_ASKS_MAX];
 };
@@ -103,6 +104,22 @@ static void take_all(struct postcopy_channel *ch)
 	}
 }
 
+static int send_request(struct postcopy_channel *ch, const struct ask *a, struct error *err);
+
+static int ask_again(struct postcopy_channel *ch, struct error *err)
+{
+	int rc = 0;
+
+	ch->asked_again = true;
+	for (unsigned int i = 0; i < POSTCOPY_ASKS_MAX && !rc; i++) {
+		enum ask_state state = ch->asks[i].state;
+
+		if (state == ASK_SENT || state == ASK_FETCHING || state == ASK_ABANDONED)
+			rc = send_request(ch, &ch->asks[i], err);
+	}
+	return rc;
+}
+
 static int take_answer(struct postcopy_channel *ch, const struct fetch_answer *answer,
                        struct error *err)
 {
@@ -112,7 +129,12 @@ static int take_answer(struct postcopy_channel *ch, const struct fetch_answer *a
 		take_all(ch);
 		return 0;
 	}
+	if (answer->tag == FETCH_TAG_AGAIN)
+		return ask_again(ch, err);
 	a = find_ask(ch, answer->tag);
+	if (ch->asked_again && answer->tag <= ch->last_number &&
+	    (!a || a->state == ASK_ANSWERED || a->state == ASK_FETCHED))
+		return 0;
 	if (!a || a->state == ASK_ANSWERED || a->state == ASK_FETCHED ||
 	    (answer->code && answer->code != EINVAL))
 		return error_set(err, -EPIPE,

@@ -11,7 +11,10 @@
  *
  * An answer says that every page of the range is in place. Answers come in any order. The
  * tag FETCH_TAG_ALL, which no request may use, says that all of the guest is: nothing needs to
- * be asked any more, and what was asked is there.
+ * be asked any more, and what was asked is there. FETCH_TAG_AGAIN says that another process
+ * of the daemon serves the channel now: what has no answer yet is to be asked again, for the
+ * question may have gone with the process before. It may have waited here as well: then it is
+ * answered twice.
  */
 #ifndef LIBPOSTCOPY_FETCH_WIRE_H
 #define LIBPOSTCOPY_FETCH_WIRE_H
@@ -21,6 +24,7 @@
 #define FETCH_REQUEST_BYTES 24
 #define FETCH_ANSWER_BYTES 16
 #define FETCH_TAG_ALL UINT64_MAX
+#define FETCH_TAG_AGAIN (UINT64_MAX - 1)
 /* The most that one request may ask for. */
 #define FETCH_LEN_MAX (2u << 20)
 
@@ -50,7 +54,7 @@ static inline bool fetch_request_decode(const void *buf, size_t len, struct fetc
 	ret->tag = get_u64(&r);
 	ret->guest_phys_addr = get_u64(&r);
 	ret->len = get_u64(&r);
-	return reader_done(&r) && ret->tag != FETCH_TAG_ALL;
+	return reader_done(&r) && ret->tag < FETCH_TAG_AGAIN;
 }
 
 static inline void fetch_answer_encode(const struct fetch_answer *a, void *buf)

@@ -78,6 +78,10 @@ struct postcopy {
 	enum vmm_wire_role role;
 	enum state state;
 	uint64_t pause_asked_ns;
+	/* What was said last, to say it again: source, destination. */
+	int vmstate_fd;
+	uint64_t vmstate_len, pause_ns;
+	char load_error[ERROR_TEXT_MAX];
 	/* destination: our own copy. Were the daemon's the last one, its death would let
 	   absent pages read as zeroes. */
 	int uffd;
@@ -337,7 +341,7 @@ static int attach(enum vmm_wire_role role, const char *path, const char *id,
 		return error_set(err, -ENOMEM, "out of memory");
 	p->role = role;
 	p->state = role == VMM_WIRE_SOURCE ? STATE_RUNNING : STATE_WAITING;
-	p->sock = p->uffd = -1;
+	p->sock = p->uffd = p->vmstate_fd = -1;
 	rc = connect_daemon(path, &p->sock, err);
 	if (!rc && role == VMM_WIRE_DESTINATION)
 		rc = register_regions(p, &msg, regions, err);
@@ -424,6 +428,95 @@ static void fill_event(const struct transition *t, const struct vmm_wire_msg *ms
 		ret->region_flags[i] = msg->regions[i].flags;
 }
 
+static int say_paused(struct postcopy *p, struct error *err)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_PAUSED,
+		                    .vmstate_len = p->vmstate_len,
+		                    .pause_ns = p->pause_ns };
+
+	return send_message(p, &msg, &p->vmstate_fd, 1, err);
+}
+
+static int say_plain(struct postcopy *p, enum vmm_wire_type type, struct error *err)
+{
+	return send_message(p, &(struct vmm_wire_msg){ .type = type }, NULL, 0, err);
+}
+
+static int say_loaded(struct postcopy *p, struct error *err)
+{
+	return say_plain(p, VMM_WIRE_LOADED, err);
+}
+
+static int say_resumed(struct postcopy *p, struct error *err)
+{
+	int rc = say_plain(p, VMM_WIRE_LOADED, err);
+
+	return rc ? rc : say_plain(p, VMM_WIRE_RESUMED, err);
+}
+
+/* Nothing where it was not the load that failed. */
+static int say_load_failed(struct postcopy *p, struct error *err)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_ERROR, .code = ECANCELED };
+
+	memcpy(msg.text, p->load_error, sizeof msg.text);
+	return *p->load_error ? send_message(p, &msg, NULL, 0, err) : 0;
+}
+
+static int say_nothing(struct postcopy *p, struct error *err)
+{
+	(void)p;
+	(void)err;
+	return 0;
+}
+
+/*
+ * A daemon that was started again can't know whether its question had been put, nor whether the
+ * answer was read: it asks again. Who has answered says so again, and nothing else happens.
+ */
+static const struct repeated {
+	enum vmm_wire_type type;
+	enum state state;
+	int (*say)(struct postcopy *p, struct error *err);
+} repeated[] = {
+	{ VMM_WIRE_PAUSE, STATE_STOPPING, say_nothing },
+	{ VMM_WIRE_PAUSE, STATE_PAUSED, say_paused },
+	{ VMM_WIRE_VMSTATE, STATE_LOADING, say_nothing },
+	{ VMM_WIRE_VMSTATE, STATE_LOADED, say_loaded },
+	{ VMM_WIRE_VMSTATE, STATE_RESUMED, say_resumed },
+	{ VMM_WIRE_VMSTATE, STATE_COMPLETE, say_nothing },
+	{ VMM_WIRE_VMSTATE, STATE_FAILED, say_load_failed },
+	{ VMM_WIRE_COMPLETE, STATE_COMPLETE, say_nothing },
+};
+
+static const struct repeated *find_repeated(enum state state, enum vmm_wire_type type)
+{
+	for (size_t i = 0; i < sizeof repeated / sizeof *repeated; i++)
+		if (repeated[i].state == state && repeated[i].type == type)
+			return &repeated[i];
+	return NULL;
+}
+
+/* The next message that says something new. Return: as receive(). */
+static int receive_news(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg,
+                        int *ret_fd, struct error *err)
+{
+	for (;;) {
+		_cleanup_close_ int fd = -1;
+		int rc = receive(p, deadline_ns, msg, &fd, err);
+		const struct repeated *r = rc ? NULL : find_repeated(p->state, msg->type);
+
+		if (r)
+			rc = r->say(p, err);
+		if (rc)
+			return rc;
+		if (!r) {
+			*ret_fd = steal_fd(&fd);
+			return 0;
+		}
+	}
+}
+
 static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event *ret_event,
                       struct error *err)
 {
@@ -435,7 +528,7 @@ static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event 
 
 	if (timeout_ms >= 0)
 		deadline_ns = clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
-	rc = receive(p, deadline_ns, &msg, &fd, err);
+	rc = receive_news(p, deadline_ns, &msg, &fd, err);
 	if (rc == -ETIMEDOUT) {
 		*ret_event = (struct postcopy_event){ .vmstate_fd = -1 };
 		return 0;
@@ -453,6 +546,9 @@ static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event 
 	}
 	if (t->to == STATE_STOPPING)
 		p->pause_asked_ns = clock_now_ns();
+	/* Whoever runs on, or has all at the destination, is not asked for it again. */
+	if (t->from == STATE_PAUSED)
+		close_fd(&p->vmstate_fd);
 	p->state = t->to;
 	fill_event(t, &msg, ret_event);
 	ret_event->vmstate_fd = steal_fd(&fd);
@@ -510,7 +606,6 @@ static int require_state(const struct postcopy *p, enum state state, const char 
 
 static int source_paused(struct postcopy *p, const void *vmstate, size_t len, struct error *err)
 {
-	struct vmm_wire_msg msg = { .type = VMM_WIRE_PAUSED, .vmstate_len = len };
 	_cleanup_close_ int fd = -1;
 	int rc = require_state(p, STATE_STOPPING, "postcopy_source_paused", err);
 
@@ -520,9 +615,13 @@ static int source_paused(struct postcopy *p, const void *vmstate, size_t len, st
 		rc = make_vmstate(vmstate, len, &fd, err);
 	if (rc)
 		return rc;
-	msg.pause_ns = clock_now_ns() - p->pause_asked_ns;
-	rc = send_message(p, &msg, &fd, 1, err);
-	if (!rc)
+	p->vmstate_fd = steal_fd(&fd);
+	p->vmstate_len = len;
+	p->pause_ns = clock_now_ns() - p->pause_asked_ns;
+	rc = say_paused(p, err);
+	if (rc)
+		close_fd(&p->vmstate_fd);
+	else
 		p->state = STATE_PAUSED;
 	return rc;
 }
@@ -576,7 +675,12 @@ int postcopy_destination_resumed(struct postcopy *p, struct postcopy_error *err)
 int postcopy_destination_load_failed(struct postcopy *p, const char *reason,
                                      struct postcopy_error *err)
 {
-	return say(p, VMM_WIRE_ERROR, reason, STATE_LOADING, STATE_FAILED, __func__, err);
+	int rc = say(p, VMM_WIRE_ERROR, reason, STATE_LOADING, STATE_FAILED, __func__, err);
+
+	if (!rc)
+		snprintf(p->load_error, sizeof p->load_error, "%s",
+		         reason ? reason : "no reason given");
+	return rc;
 }
 
 int give_channel(struct postcopy *p, int fd, struct error *err)
@@ -600,6 +704,7 @@ struct postcopy *postcopy_detach(struct postcopy *p)
 	for (size_t i = 0; i < p->n_registered; i++)
 		uffd_unregister(p->uffd, p->registered[i].addr, p->registered[i].size);
 	close_fd(&p->uffd);
+	close_fd(&p->vmstate_fd);
 	close_fd(&p->sock);
 	free(p);
 	return NULL;

@@ -20,6 +20,10 @@
  *   LOADED / ERROR, RESUMED ->
  *                           <-   COMPLETE
  *   either:                 <-   ERROR: the migration failed
+ *
+ * A daemon that was started again, and found the socket in the service manager's store, asks
+ * again where it does not know the answer: PAUSE, VMSTATE and COMPLETE may come twice, and
+ * PAUSED, LOADED, RESUMED and the ERROR of a failed load are then said again.
  */
 #ifndef LIBPOSTCOPY_VMM_WIRE_H
 #define LIBPOSTCOPY_VMM_WIRE_H

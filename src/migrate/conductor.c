@@ -11,15 +11,24 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <openssl/crypto.h>
+
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/thread.h"
 
-/* How long a source that can't be reached is tried: before switchover, and to say goodbye. */
+/* How long a source that can't be reached is tried: before switchover, and around it. */
 #define DIAL_FOR_MS 10000u
+#define SWITCH_FOR_MS 30000u
+/* A goodbye is said for as long as it takes, but the VMM and others do not wait longer for it. */
 #define GOODBYE_FOR_MS 30000u
-#define RETRY_MS 100u
+/* Between two tries to dial: doubled from the first to the last, and up to half of it by chance. */
+#define RETRY_MIN_MS 50u
+#define RETRY_MAX_MS 2000u
+/* An idle control connection is asked for a sign of life so often, and given so long for it. */
+#define PING_MS 2000u
+#define PONG_MS 5000u
 /* The first distance between two points of the timeline; doubled whenever it is full. */
 #define TIMELINE_STEP_MS 5u
 
@@ -28,6 +37,9 @@ struct conductor {
 	struct hello hello;
 	struct hello_reply reply;
 	uint64_t timeline_step_ns;
+	unsigned int retry_ms;            /* until the next try to dial */
+	uint64_t dial_ns, ping_ns;        /* when next */
+	enum migration_farewell farewell; /* there is nothing else to do */
 };
 
 void conductor_pull_complete(void *arg)
@@ -95,8 +107,62 @@ static void set_control(struct migration *m, struct conn *c)
 /* What another try may mend. */
 static bool is_network_error(int rc)
 {
-	return rc == -ECONNREFUSED || rc == -ETIMEDOUT || rc == -EHOSTUNREACH ||
-	       rc == -ENETUNREACH || rc == -ECONNRESET || rc == -EPIPE;
+	switch (-rc) {
+	case ECONNREFUSED:
+	case ETIMEDOUT:
+	case EHOSTUNREACH:
+	case EHOSTDOWN:
+	case ENETUNREACH:
+	case ENETDOWN:
+	case ECONNRESET:
+	case ECONNABORTED:
+	case EPIPE:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/*
+ * One try to open the control connection. Once the guest's state has been asked for, only the
+ * very attachment that it came from will do.
+ */
+static int dial_once(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+	struct conn_target target;
+	struct conn *c;
+	uint64_t epoch;
+	int rc;
+
+	pthread_mutex_lock(&m->lock);
+	target = m->target;
+	epoch = m->switch_sent_ns ? m->epoch : 0;
+	pthread_mutex_unlock(&m->lock);
+	rc = conn_dial(&target, m->owner->config.tls, &k->hello, &c, &k->reply, err);
+	if (rc)
+		return rc;
+	if (epoch && k->reply.epoch != epoch) {
+		conn_free(c);
+		return error_set(err, -ESTALE,
+		                 "source %s:%s has another attachment of the guest than the one "
+		                 "that was paused",
+		                 target.host, target.port);
+	}
+	set_control(m, c);
+	k->retry_ms = RETRY_MIN_MS;
+	return 0;
+}
+
+/* When to try again: sources that come back should not be met by all at once. */
+static uint64_t next_try_ns(struct conductor *k)
+{
+	uint64_t now_ns = clock_now_ns();
+	uint64_t jitter_ms = now_ns / NSEC_PER_USEC % (k->retry_ms / 2 + 1);
+	uint64_t at_ns = now_ns + (k->retry_ms + jitter_ms) * NSEC_PER_MSEC;
+
+	k->retry_ms = k->retry_ms * 2 < RETRY_MAX_MS ? k->retry_ms * 2 : RETRY_MAX_MS;
+	return at_ns;
 }
 
 /*
@@ -106,20 +172,13 @@ static bool is_network_error(int rc)
 static int dial_control(struct conductor *k, unsigned int for_ms, unsigned int end_orders,
                         struct error *err)
 {
-	struct migration *m = k->m;
 	uint64_t until_ns = clock_now_ns() + for_ms * NSEC_PER_MSEC;
 
 	for (;;) {
-		struct conn *c;
-		int rc = conn_dial(&m->params.source, m->owner->config.tls, &k->hello, &c,
-		                   &k->reply, err);
+		int rc = dial_once(k, err);
 
-		if (!rc) {
-			set_control(m, c);
-			return 0;
-		}
 		if (!is_network_error(rc) || clock_now_ns() >= until_ns ||
-		    wait_order(m, end_orders, clock_now_ns() + RETRY_MS * NSEC_PER_MSEC))
+		    wait_order(k->m, end_orders, next_try_ns(k)))
 			return rc;
 	}
 }
@@ -142,23 +201,49 @@ static int check_attributes(struct conductor *k, struct error *err)
 	return region_table_check_readable(&m->table, err);
 }
 
-static int connect_all(struct conductor *k, struct error *err)
+static struct conn_target target_now(struct migration *m)
+{
+	struct conn_target target;
+
+	pthread_mutex_lock(&m->lock);
+	target = m->target;
+	pthread_mutex_unlock(&m->lock);
+	return target;
+}
+
+/* One try at all connections. */
+static int connect_once(struct conductor *k, unsigned int for_ms, struct error *err)
 {
 	struct migration *m = k->m;
-	int rc;
+	struct conn_target target;
+	int rc = dial_control(k, for_ms, ORDER_STOP | ORDER_CANCEL, err);
 
-	k->hello.role = STREAM_CONTROL;
-	snprintf(k->hello.migration_id, sizeof k->hello.migration_id, "%s", m->params.id);
-	memcpy(k->hello.token, m->params.token, TOKEN_BYTES);
-	k->hello.regions = m->table;
-	rc = dial_control(k, DIAL_FOR_MS, ORDER_STOP | ORDER_CANCEL, err);
-	if (!rc)
-		rc = region_table_same_guest(&m->table, &k->reply.regions, err);
+	if (rc)
+		return rc;
+	/* From now on the source waits for our word, if only that nothing comes of it. */
+	pthread_mutex_lock(&m->lock);
+	m->epoch = k->reply.epoch;
+	pthread_mutex_unlock(&m->lock);
+	rc = region_table_same_guest(&m->table, &k->reply.regions, err);
 	if (!rc)
 		rc = check_attributes(k, err);
-	if (!rc)
-		rc = pull_connect(m->pull, &m->params.source, m->owner->config.tls, &k->hello,
-		                  k->reply.epoch, err);
+	if (rc)
+		return rc;
+	target = target_now(m);
+	return pull_connect(m->pull, &target, m->owner->config.tls, &k->hello, k->reply.epoch, err);
+}
+
+static int connect_all(struct conductor *k, struct error *err)
+{
+	/* The source's daemon may be on its way back, too. */
+	unsigned int for_ms = k->m->taken_over ? SWITCH_FOR_MS : DIAL_FOR_MS;
+	uint64_t until_ns = clock_now_ns() + for_ms * NSEC_PER_MSEC;
+	int rc;
+
+	do
+		rc = connect_once(k, for_ms, err);
+	while (is_network_error(rc) && clock_now_ns() < until_ns && !check_stopped(k->m, NULL) &&
+	       !wait_order(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)));
 	return rc;
 }
 
@@ -233,18 +318,22 @@ static int ask_vmstate(struct conductor *k, struct error *err)
 static int switch_over(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
-	uint64_t until_ns = clock_now_ns() + GOODBYE_FOR_MS * NSEC_PER_MSEC;
+	uint64_t until_ns = clock_now_ns() + SWITCH_FOR_MS * NSEC_PER_MSEC;
 
+	/* A process after this one must know that the source guest may be paused. */
 	migration_post(m, NEWS_SWITCHOVER);
-	m->switch_sent_ns = clock_now_ns();
+	wait_order(m, ORDER_RECORDED | ORDER_STOP | ORDER_CANCEL, 0);
+	if (check_stopped(m, err))
+		return -ECANCELED;
 	for (;;) {
-		int rc = ask_vmstate(k, err);
+		int rc = m->control ? ask_vmstate(k, err) : -ECONNRESET;
+
 		if (!is_network_error(rc) || clock_now_ns() >= until_ns)
 			return rc;
 		if (check_stopped(m, err))
 			return -ECANCELED;
 		log_migration_warning(m->params.id, "switchover: %s; connecting again", err->text);
-		rc = dial_control(k, GOODBYE_FOR_MS, ORDER_STOP | ORDER_CANCEL, err);
+		rc = dial_control(k, SWITCH_FOR_MS, ORDER_STOP | ORDER_CANCEL, err);
 		if (rc)
 			return rc;
 	}
@@ -271,32 +360,6 @@ static void note_point(struct conductor *k)
 	pthread_mutex_unlock(&m->lock);
 }
 
-/* Postcopy: the guest runs; until every page is present. */
-static int fetch_all(struct conductor *k, struct error *err)
-{
-	struct migration *m = k->m;
-	unsigned int given;
-	int rc;
-
-	given = wait_order(m, ORDER_RESUMED | ORDER_STOP | ORDER_CANCEL, 0);
-	if (given & (ORDER_STOP | ORDER_CANCEL))
-		return check_stopped(m, err);
-	/* A source that can't be told now sees COMPLETE later. */
-	(void)conn_send_plain(m->control, FRAME_RESUMED);
-	note_point(k);
-	rc = pull_start_bulk(m->pull);
-	if (rc)
-		return error_errno(err, rc, "bulk threads");
-	do {
-		given = wait_order(m, ORDER_PULL_COMPLETE | ORDER_STOP,
-		                   clock_now_ns() + k->timeline_step_ns);
-		note_point(k);
-		if (given & ORDER_STOP)
-			return check_stopped(m, err);
-	} while (!(given & ORDER_PULL_COMPLETE));
-	return pull_finish(m->pull, err);
-}
-
 /* One exchange over the control connection: @say, and wait for @answer. */
 static int exchange(struct conductor *k, enum frame_type say, enum frame_type answer,
                     struct error *err)
@@ -311,34 +374,169 @@ static int exchange(struct conductor *k, enum frame_type say, enum frame_type an
 }
 
 /*
- * Say COMPLETE or ABORT until the source has acknowledged, over as many connections as that
- * takes, for GOODBYE_FOR_MS; where the daemon ends, one more at the most.
+ * The control connection while nothing is said on it: one that is lost is dialled again, and
+ * one that may be is asked for a sign of life. Return: whether it is a new one.
  */
-static int say_goodbye(struct conductor *k, enum frame_type say, enum frame_type answer,
-                       struct error *err)
+static bool keep_control(struct conductor *k)
 {
-	uint64_t until_ns = clock_now_ns() + GOODBYE_FOR_MS * NSEC_PER_MSEC;
-	int rc = k->m->control ? exchange(k, say, answer, err) : -ECONNRESET;
+	struct error err = ERROR_INIT;
+	uint64_t now_ns = clock_now_ns();
+	int rc;
 
-	while (is_network_error(rc) && clock_now_ns() < until_ns) {
-		rc = dial_control(k, GOODBYE_FOR_MS, ORDER_STOP, err);
-		if (!rc)
-			rc = exchange(k, say, answer, err);
-		if (wait_order(k->m, ORDER_STOP, clock_now_ns()))
-			break;
+	if (!k->m->control) {
+		if (now_ns < k->dial_ns)
+			return false;
+		rc = dial_once(k, &err);
+		k->dial_ns = rc ? next_try_ns(k) : 0;
+		k->ping_ns = clock_now_ns() + PING_MS * NSEC_PER_MSEC;
+		if (rc)
+			log_migration_debug(k->m->params.id, "control connection: %s", err.text);
+		return !rc;
 	}
-	return rc;
+	if (now_ns < k->ping_ns)
+		return false;
+	conn_set_receive_timeout(k->m->control, PONG_MS);
+	rc = exchange(k, FRAME_PING, FRAME_PONG, &err);
+	conn_set_receive_timeout(k->m->control, 0);
+	k->ping_ns = clock_now_ns() + PING_MS * NSEC_PER_MSEC;
+	if (rc) {
+		log_migration_warning(k->m->params.id, "control connection lost: %s",
+		                      rc == -EAGAIN ? "the source is silent" : err.text);
+		set_control(k->m, NULL);
+	}
+	return false;
+}
+
+/* The source is gone for good. Return: what the migration ends with; 0 where it has to go on. */
+static int poison(struct migration *m, struct error *err)
+{
+	uint64_t units;
+	int rc = pull_poison(m->pull, &units, err);
+
+	if (rc == -EOPNOTSUPP) {
+		log_migration_error(m->params.id, "what is missing stays so: %s", err->text);
+		*err = ERROR_INIT;
+		pthread_mutex_lock(&m->lock);
+		m->orders &= ~(unsigned int)ORDER_POISON;
+		pthread_mutex_unlock(&m->lock);
+		return 0;
+	}
+	if (rc)
+		return rc;
+	rc = pull_finish(m->pull, err);
+	if (rc)
+		return rc;
+	return error_set(err, -EHWPOISON,
+	                 "%llu bytes of guest memory are lost with the source, and poisoned by "
+	                 "command: the guest gets a machine check where it touches them",
+	                 (unsigned long long)units << UNIT_SHIFT);
+}
+
+/* Postcopy: the guest runs; until every page is present. */
+static int fetch_all(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+	unsigned int given;
+	bool tell = true;
+	int rc;
+
+	given = wait_order(m, ORDER_RESUMED | ORDER_STOP | ORDER_CANCEL | ORDER_POISON, 0);
+	if (given & (ORDER_STOP | ORDER_CANCEL))
+		return check_stopped(m, err);
+	rc = given & ORDER_POISON ? poison(m, err) : 0;
+	if (rc)
+		return rc;
+	note_point(k);
+	rc = pull_start_bulk(m->pull);
+	if (rc)
+		return error_errno(err, rc, "bulk threads");
+	do {
+		/* A source that can't be told now is told when it is there again. */
+		if (tell && m->control)
+			(void)conn_send_plain(m->control, FRAME_RESUMED);
+		given = wait_order(m, ORDER_PULL_COMPLETE | ORDER_STOP | ORDER_POISON,
+		                   clock_now_ns() + k->timeline_step_ns);
+		note_point(k);
+		if (given & ORDER_STOP)
+			return check_stopped(m, err);
+		rc = given == ORDER_POISON ? poison(m, err) : 0;
+		if (rc)
+			return rc;
+		tell = !given && keep_control(k);
+	} while (!(given & ORDER_PULL_COMPLETE));
+	return pull_finish(m->pull, err);
+}
+
+/*
+ * Say COMPLETE or ABORT until the source has acknowledged, over as many connections as that
+ * takes; where the daemon ends, one more at the most. @news is posted when it has, or after
+ * GOODBYE_FOR_MS: nobody else waits longer.
+ */
+static void say_goodbye(struct conductor *k, enum frame_type say, enum frame_type answer,
+                        enum migration_news news)
+{
+	struct migration *m = k->m;
+	uint64_t until_ns = clock_now_ns() + GOODBYE_FOR_MS * NSEC_PER_MSEC;
+	struct error err = ERROR_INIT;
+	int rc = m->control ? exchange(k, say, answer, &err) : -ECONNRESET;
+
+	while (is_network_error(rc)) {
+		bool last = wait_order(m, ORDER_STOP, clock_now_ns());
+
+		if (news && (last || clock_now_ns() >= until_ns)) {
+			log_migration_warning(m->params.id,
+			                      "the source has not acknowledged %s: %s",
+			                      say == FRAME_ABORT ? "ABORT" : "COMPLETE", err.text);
+			migration_post(m, news);
+			news = 0;
+		}
+		rc = dial_once(k, &err);
+		if (!rc)
+			rc = exchange(k, say, answer, &err);
+		if (!rc || last)
+			break;
+		(void)wait_order(m, ORDER_STOP, next_try_ns(k));
+	}
+	/* A source that doesn't know the migration any more has run on, or let go. */
+	if (rc && !is_network_error(rc) && rc != -EACCES)
+		log_migration_error(m->params.id, "the source does not take %s: %s",
+		                    say == FRAME_ABORT ? "ABORT" : "COMPLETE", err.text);
+	pthread_mutex_lock(&m->lock);
+	if (!is_network_error(rc))
+		m->farewell = FAREWELL_NONE;
+	pthread_mutex_unlock(&m->lock);
+	if (news)
+		migration_post(m, news);
+}
+
+/* From where another process was: the guest may run here. */
+static int conduct_on(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+	struct conn_target target = target_now(m);
+	int rc;
+
+	pull_connect_later(m->pull, &target, m->owner->config.tls, &k->hello, m->epoch);
+	rc = pull_start(m->pull);
+	return rc ? rc : fetch_all(k, err);
 }
 
 static int conduct(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
-	int rc = connect_all(k, err);
+	int rc;
 
+	if (m->may_have_run)
+		return conduct_on(k, err);
+	rc = check_stopped(m, err);
+	if (!rc)
+		rc = connect_all(k, err);
 	if (rc)
 		return rc;
 	migration_post(m, NEWS_WARM);
-	wait_order(m, ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL, 0);
+	while (!wait_order(m, ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL,
+	                   clock_now_ns() + PING_MS * NSEC_PER_MSEC))
+		keep_control(k);
 	rc = check_stopped(m, err);
 	if (!rc)
 		rc = switch_over(k, err);
@@ -357,33 +555,61 @@ static int conduct(struct conductor *k, struct error *err)
 static void give_up(struct conductor *k, const struct error *why)
 {
 	struct migration *m = k->m;
-	struct error err = ERROR_INIT;
-	bool may_have_run;
-	int rc;
+	bool abort;
 
 	/* From here on the loop gives the vmstate to nobody. */
 	pthread_mutex_lock(&m->lock);
 	m->error = *why;
 	m->given_up = true;
-	may_have_run = m->may_have_run;
+	/* Who never was connected has nothing to take back. */
+	abort = !m->may_have_run && m->epoch;
+	m->farewell = abort ? FAREWELL_ABORT : FAREWELL_NONE;
 	pthread_mutex_unlock(&m->lock);
-	if (may_have_run || !m->control)
-		rc = 0;
+	if (abort)
+		say_goodbye(k, FRAME_ABORT, FRAME_ABORT_ACK, NEWS_FAILED);
 	else
-		rc = say_goodbye(k, FRAME_ABORT, FRAME_ABORT_ACK, &err);
-	/* A source that doesn't know the migration any more has let its guest run on. */
-	if (rc && rc != -EACCES)
-		log_migration_error(m->params.id, "the source could not be told to run on: %s",
-		                    err.text);
-	migration_post(m, NEWS_FAILED);
+		migration_post(m, NEWS_FAILED);
+}
+
+static void complete(struct conductor *k)
+{
+	pthread_mutex_lock(&k->m->lock);
+	k->m->farewell = FAREWELL_COMPLETE;
+	pthread_mutex_unlock(&k->m->lock);
+	say_goodbye(k, FRAME_COMPLETE, FRAME_COMPLETE_ACK, NEWS_COMPLETE);
+}
+
+/* The whole story, or the rest of one that another process has begun. */
+static void tell_story(struct conductor *k)
+{
+	struct migration *m = k->m;
+	struct error err = ERROR_INIT;
+	int rc;
+
+	if (k->farewell == FAREWELL_COMPLETE) {
+		say_goodbye(k, FRAME_COMPLETE, FRAME_COMPLETE_ACK, 0);
+		return;
+	}
+	if (k->farewell == FAREWELL_ABORT) {
+		say_goodbye(k, FRAME_ABORT, FRAME_ABORT_ACK, 0);
+		return;
+	}
+	rc = conduct(k, &err);
+	if (rc && !err.code)
+		error_errno(&err, rc, "migration");
+	/* Parked: the next process goes on, and nobody is told anything. */
+	if (wait_order(m, ORDER_PARK, clock_now_ns()))
+		return;
+	if (rc)
+		give_up(k, &err);
+	else
+		complete(k);
 }
 
 void *conductor_main(void *arg)
 {
 	struct migration *m = arg;
 	struct conductor *k = calloc(1, sizeof *k);
-	struct error err = ERROR_INIT;
-	int rc;
 
 	thread_set_name("conductor");
 	thread_prefer_promptness();
@@ -394,19 +620,14 @@ void *conductor_main(void *arg)
 	}
 	k->m = m;
 	k->timeline_step_ns = TIMELINE_STEP_MS * NSEC_PER_MSEC;
-	rc = conduct(k, &err);
-	if (rc) {
-		if (!err.code)
-			error_errno(&err, rc, "migration");
-		give_up(k, &err);
-	} else {
-		if (say_goodbye(k, FRAME_COMPLETE, FRAME_COMPLETE_ACK, &err))
-			log_migration_warning(m->params.id,
-			                      "complete, but the source has not acknowledged "
-			                      "and may keep its copy: %s",
-			                      err.text);
-		migration_post(m, NEWS_COMPLETE);
-	}
+	k->retry_ms = RETRY_MIN_MS;
+	k->farewell = m->goodbye_only ? m->farewell : FAREWELL_NONE;
+	k->hello.role = STREAM_CONTROL;
+	snprintf(k->hello.migration_id, sizeof k->hello.migration_id, "%s", m->params.id);
+	memcpy(k->hello.token, m->params.token, TOKEN_BYTES);
+	k->hello.regions = m->table;
+	tell_story(k);
+	OPENSSL_cleanse(k->hello.token, sizeof k->hello.token);
 	set_control(m, NULL);
 	free(k);
 	migration_post(m, NEWS_ENDED);

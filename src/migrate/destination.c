@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The destination's half: on the loop's thread. What takes time is the conductor's. */
-#include "migrate/migration.h"
+#include "migrate/takeover.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -91,12 +91,13 @@ static int check_uffd(int fd, struct error *err)
 	return 0;
 }
 
-int destination_attach(struct migration *m, struct vmm_attach *attach, struct error *err)
+int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
+                       struct error *err)
 {
 	struct pull_config config = {
 		.id = m->params.id,
 		.uffd = attach->fds[0],
-		.state_fd = -1,
+		.state_fd = state_fd,
 		.map = m->params.map,
 		.streams = m->limits.streams,
 		.bandwidth_bytes_per_s = m->limits.bandwidth_bytes_per_s,
@@ -121,7 +122,18 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, struct er
 	}
 	attach->fds[0] = -1;
 	m->table = config.table;
+	if (state_fd < 0)
+		migration_keep_fd(m, "pages", pull_state_fd(m->pull));
 	return 0;
+}
+
+/* The conductor is to end, and the source to run its guest on: so it will be, whoever does it. */
+static void expect_abort(struct migration *m)
+{
+	pthread_mutex_lock(&m->lock);
+	if (m->epoch && !m->may_have_run)
+		m->farewell = FAREWELL_ABORT;
+	pthread_mutex_unlock(&m->lock);
 }
 
 /* The VMM has not run the guest and won't: the source may go on. */
@@ -130,6 +142,7 @@ static void fail_load(struct migration *m, const char *why)
 	pthread_mutex_lock(&m->lock);
 	m->may_have_run = false;
 	pthread_mutex_unlock(&m->lock);
+	expect_abort(m);
 	migration_order(m, ORDER_CANCEL);
 	migration_move(m, MIGRATION_FAILED, "the destination VMM can't load the vmstate: %s", why);
 }
@@ -160,46 +173,65 @@ static int add_channel(struct migration *m, int *fd, struct error *err)
 
 	if (rc)
 		return rc;
-	if (m->state == MIGRATION_COMPLETE)
+	if (m->state == MIGRATION_COMPLETE) {
 		fetch_channel_finish(steal_fd(fd));
-	else if (!migration_state_is_final(m->state))
+	} else if (!migration_state_is_final(m->state)) {
+		migration_keep_fd(m, "channel", *fd);
 		rc = pull_add_channel(m->pull, steal_fd(fd));
+	}
 	if (rc)
 		log_migration_warning(m->params.id, "a fetch channel is refused: %s",
 		                      strerror(-rc));
 	return 0;
 }
 
+static void note_downtime(struct migration *m)
+{
+	m->downtime = (struct migration_downtime){
+		.known = true,
+		.total_ns = m->resumed_ns - m->switch_sent_ns,
+		.pause_ns = m->source_pause_ns,
+		.send_ns = m->vmstate_received_ns - m->switch_sent_ns - m->source_pause_ns,
+		.load_ns = m->loaded_ns - m->vmstate_received_ns,
+		.resume_ns = m->resumed_ns - m->loaded_ns,
+	};
+}
+
+static void on_resumed(struct migration *m)
+{
+	m->resumed_ns = clock_now_ns();
+	m->resumed_real_ns = clock_real_ns();
+	note_downtime(m);
+	totals_note_downtime(m);
+	migration_save(m);
+	migration_drop_fds(m, "vmstate");
+	close_fd(&m->vmstate_fd);
+	log_migration_info(m->params.id, "the guest runs here after %llu us of downtime",
+	                   (unsigned long long)(m->downtime.total_ns / NSEC_PER_USEC));
+	migration_order(m, ORDER_RESUMED);
+}
+
 int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
                         struct error *err)
 {
 	bool has_vmstate = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED;
-	uint64_t now_ns = clock_now_ns();
 
 	if (msg->type == VMM_WIRE_CHANNEL)
 		return add_channel(m, fd, err);
 	/* It crossed our own last word. */
 	if (migration_state_is_final(m->state))
 		return 0;
+	/* Said again, because a process that took over has asked again: no news. */
+	if (m->taken_over && ((msg->type == VMM_WIRE_LOADED && m->loaded_ns) ||
+	                      (msg->type == VMM_WIRE_RESUMED && m->resumed_ns)))
+		return 0;
 	if (msg->type == VMM_WIRE_LOADED && has_vmstate && !m->loaded_ns) {
-		m->loaded_ns = now_ns;
+		m->loaded_ns = clock_now_ns();
+		migration_save(m);
 		return 0;
 	}
 	if (msg->type == VMM_WIRE_RESUMED && has_vmstate && m->loaded_ns && !m->resumed_ns) {
-		m->resumed_ns = now_ns;
-		m->resumed_real_ns = clock_real_ns();
-		m->downtime = (struct migration_downtime){
-			.known = true,
-			.total_ns = now_ns - m->switch_sent_ns,
-			.pause_ns = m->source_pause_ns,
-			.send_ns = m->vmstate_received_ns - m->switch_sent_ns - m->source_pause_ns,
-			.load_ns = m->loaded_ns - m->vmstate_received_ns,
-			.resume_ns = now_ns - m->loaded_ns,
-		};
-		totals_note_downtime(m);
-		log_migration_info(m->params.id, "the guest runs here after %llu us of downtime",
-		                   (unsigned long long)(m->downtime.total_ns / NSEC_PER_USEC));
-		migration_order(m, ORDER_RESUMED);
+		on_resumed(m);
 		return 0;
 	}
 	/* After LOADED its vCPUs may run: nothing that it says then proves the contrary. */
@@ -214,15 +246,22 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 /* The pull and what it holds go, unless the conductor still needs it; then with its end. */
 static void release(struct migration *m)
 {
-	if (m->pull && !m->conductor_runs)
-		pull_release(m->pull);
+	if (!m->pull || m->conductor_runs)
+		return;
+	pull_release(m->pull);
+	if (!migration_state_is_final(m->state))
+		return;
+	migration_drop_attach(m);
+	migration_drop_fds(m, "vmstate");
+	close_fd(&m->vmstate_fd);
 }
 
 /* Give the conductor an order that it has to see even where it waits for the network. */
 static void interrupt(struct migration *m, enum conductor_order order)
 {
 	migration_order(m, order);
-	pull_cancel(m->pull);
+	if (m->pull)
+		pull_cancel(m->pull);
 	pthread_mutex_lock(&m->lock);
 	if (m->control)
 		conn_shutdown(m->control);
@@ -236,15 +275,18 @@ void destination_vmm_closed(struct migration *m)
 		totals_keep_pull(m);
 		m->pull = pull_free(m->pull);
 		migration_move(m, MIGRATION_PREPARED, "the VMM has detached");
+		migration_drop_attach(m);
 		return;
 	case MIGRATION_WARMING:
 	case MIGRATION_SWITCHING:
+		expect_abort(m);
 		interrupt(m, ORDER_CANCEL);
 		migration_move(m, MIGRATION_FAILED, "the destination VMM is gone");
 		return;
 	case MIGRATION_POSTCOPY:
 	case MIGRATION_PAUSED:
-		if (!m->loaded_ns) {
+		/* That it is loaded may have been said to the process before this one. */
+		if (!m->loaded_ns && !m->taken_over) {
 			fail_load(m, "the destination VMM is gone");
 			return;
 		}
@@ -258,23 +300,30 @@ void destination_vmm_closed(struct migration *m)
 	}
 }
 
+static int send_vmstate(struct migration *m)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_VMSTATE, .vmstate_len = m->vmstate_len };
+
+	return m->vmm ? vmm_conn_send(m->vmm, &msg, m->vmstate_fd) : -ESRCH;
+}
+
 /* The point of no return: from here on the guest may run here. */
 static void give_vmstate(struct migration *m)
 {
-	struct vmm_wire_msg msg = { .type = VMM_WIRE_VMSTATE };
-	_cleanup_close_ int fd = -1;
+	bool mine;
 	int rc;
 
+	migration_keep_fd(m, "vmstate", m->vmstate_fd);
 	pthread_mutex_lock(&m->lock);
-	fd = steal_fd(&m->vmstate_fd);
-	msg.vmstate_len = m->vmstate_len;
-	m->may_have_run = !m->given_up && !(m->orders & (ORDER_CANCEL | ORDER_STOP));
-	rc = m->may_have_run ? 0 : -ECANCELED;
+	mine = !m->given_up && !(m->orders & (ORDER_CANCEL | ORDER_STOP));
+	m->may_have_run = mine;
 	pthread_mutex_unlock(&m->lock);
-	if (rc)
+	if (!mine) {
+		migration_drop_fds(m, "vmstate");
 		return;
+	}
 	migration_move(m, MIGRATION_POSTCOPY, "%s", "");
-	rc = m->vmm ? vmm_conn_send(m->vmm, &msg, fd) : -ESRCH;
+	rc = send_vmstate(m);
 	if (rc)
 		fail_load(m, strerror(-rc));
 }
@@ -328,6 +377,19 @@ static void on_stall(struct migration *m)
 		migration_move(m, MIGRATION_POSTCOPY, "connected again");
 }
 
+static void begin_switchover(struct migration *m)
+{
+	pthread_mutex_lock(&m->lock);
+	/* The process before may have asked already: the guest stands still since then. */
+	if (!m->switch_sent_ns)
+		m->switch_sent_ns = clock_now_ns();
+	pthread_mutex_unlock(&m->lock);
+	if (m->state == MIGRATION_WARMING)
+		migration_move(m, MIGRATION_SWITCHING, "%s", "");
+	if (m->state == MIGRATION_SWITCHING)
+		migration_order(m, ORDER_RECORDED);
+}
+
 void destination_news(struct migration *m, unsigned int news)
 {
 	bool over = migration_state_is_final(m->state);
@@ -336,8 +398,8 @@ void destination_news(struct migration *m, unsigned int news)
 		tell_attributes(m);
 	if ((news & NEWS_WARM) && m->state == MIGRATION_WARMING)
 		log_migration_info(m->params.id, "connected, %s", pull_tls(m->pull));
-	if ((news & NEWS_SWITCHOVER) && m->state == MIGRATION_WARMING)
-		migration_move(m, MIGRATION_SWITCHING, "%s", "");
+	if (news & NEWS_SWITCHOVER)
+		begin_switchover(m);
 	if ((news & NEWS_VMSTATE) && m->state == MIGRATION_SWITCHING)
 		give_vmstate(m);
 	if ((news & NEWS_FAILED) && !over)
@@ -352,8 +414,17 @@ void destination_news(struct migration *m, unsigned int news)
 	if (news & NEWS_ENDED) {
 		pthread_join(m->conductor, NULL);
 		m->conductor_runs = false;
+		migration_save(m);
 		release(m);
 	}
+}
+
+static int start_conductor(struct migration *m)
+{
+	int rc = thread_start(&m->conductor, conductor_main, m);
+
+	m->conductor_runs = !rc;
+	return rc;
 }
 
 int destination_start(struct migration *m, bool switchover, struct error *err)
@@ -365,11 +436,11 @@ int destination_start(struct migration *m, bool switchover, struct error *err)
 		                                                   : 0;
 	if (m->state != MIGRATION_ATTACHED)
 		return migration_refuse_now(m, "starting (the VMM must be attached)", err);
-	rc = thread_start(&m->conductor, conductor_main, m);
+	rc = start_conductor(m);
 	if (rc)
 		return error_errno(err, rc, "migration \"%s\": thread", m->params.id);
-	m->conductor_runs = true;
 	m->started_ns = clock_now_ns();
+	m->switchover = switchover;
 	migration_move(m, MIGRATION_WARMING, "%s", "");
 	if (switchover)
 		migration_order(m, ORDER_SWITCHOVER);
@@ -381,7 +452,27 @@ int destination_switchover(struct migration *m, struct error *err)
 	if (m->state == MIGRATION_ATTACHED || m->state == MIGRATION_PREPARED ||
 	    m->state == MIGRATION_FAILED || m->state == MIGRATION_CANCELLED)
 		return migration_refuse_now(m, "switchover (start it first)", err);
+	m->switchover = true;
+	migration_save(m);
 	migration_order(m, ORDER_SWITCHOVER);
+	return 0;
+}
+
+int destination_recover(struct migration *m, const struct conn_target *target, struct error *err)
+{
+	if (!m->conductor_runs)
+		return migration_refuse_now(m, "recovering (start it first)", err);
+	pthread_mutex_lock(&m->lock);
+	if (target)
+		m->target = *target;
+	if (m->control)
+		conn_shutdown(m->control);
+	pthread_mutex_unlock(&m->lock);
+	migration_save(m);
+	log_migration_info(m->params.id, "by command: dialling %s:%s anew", m->target.host,
+	                   m->target.port);
+	if (m->pull && !migration_state_is_final(m->state))
+		pull_redirect(m->pull, &m->target);
 	return 0;
 }
 
@@ -399,6 +490,8 @@ int destination_cancel(struct migration *m, struct error *err)
 		return 0;
 	case MIGRATION_WARMING:
 	case MIGRATION_SWITCHING:
+		expect_abort(m);
+		migration_save(m);
 		interrupt(m, ORDER_CANCEL);
 		return 0;
 	default:
@@ -409,9 +502,78 @@ int destination_cancel(struct migration *m, struct error *err)
 	}
 }
 
+/* Memory, page state, fetch channels, and the vmstate where the guest may not run yet. */
+int destination_take_over(struct migration *m, struct vmm_attach *attach, struct error *err)
+{
+	_cleanup_close_ int state_fd = migration_take_fd(m, "pages");
+	int fd, rc;
+
+	if (state_fd < 0)
+		return error_set(err, -ENOENT, "the page state is not among the descriptors");
+	rc = destination_attach(m, attach, state_fd, err);
+	if (rc)
+		return rc;
+	while ((fd = migration_take_fd(m, "channel")) >= 0) {
+		fetch_channel_ask_again(fd);
+		(void)pull_add_channel(m->pull, fd);
+	}
+	if (m->state != MIGRATION_POSTCOPY && m->state != MIGRATION_PAUSED)
+		return 0;
+	m->may_have_run = true;
+	if (m->resumed_ns)
+		return 0;
+	m->vmstate_fd = migration_take_fd(m, "vmstate");
+	if (m->vmstate_fd < 0)
+		return error_set(err, -ENOENT, "the vmstate is not among the descriptors");
+	return 0;
+}
+
+/* Our last word again: the process before may not have got to it. */
+static void repeat_last_word(struct migration *m)
+{
+	struct error why = ERROR_INIT;
+
+	if (m->state == MIGRATION_COMPLETE) {
+		(void)vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE);
+		return;
+	}
+	error_set(&why, -ECANCELED, "%s", m->reason);
+	tell_vmm_failed(m, &why);
+}
+
+void destination_go_on(struct migration *m)
+{
+	bool waits = m->state == MIGRATION_PREPARED || m->state == MIGRATION_ATTACHED;
+	bool over = migration_state_is_final(m->state);
+
+	if (m->resumed_ns) {
+		note_downtime(m);
+		m->orders |= ORDER_RESUMED;
+	}
+	if (m->switchover || m->state == MIGRATION_SWITCHING)
+		m->orders |= ORDER_SWITCHOVER;
+	if (!over && m->farewell == FAREWELL_ABORT)
+		m->orders |= ORDER_CANCEL;
+	m->goodbye_only = over;
+	if ((over ? m->farewell != FAREWELL_NONE : !waits) && start_conductor(m))
+		log_migration_error(m->params.id, "no thread to go on with");
+	if (m->vmm && over)
+		repeat_last_word(m);
+	if (m->vmm)
+		vmm_conn_catch_up(m->vmm);
+	else if (!over)
+		destination_vmm_closed(m);
+	if (m->vmstate_fd >= 0 && m->vmm && !migration_state_is_final(m->state))
+		(void)send_vmstate(m);
+}
+
 void destination_stop(struct migration *m)
 {
+	bool park = fd_store_exists(m->owner->config.store);
+
 	if (m->conductor_runs) {
+		if (park)
+			migration_order(m, ORDER_PARK);
 		interrupt(m, ORDER_STOP);
 		pthread_join(m->conductor, NULL);
 		m->conductor_runs = false;

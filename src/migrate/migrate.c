@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "migrate/migration.h"
+#include "migrate/takeover.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -7,6 +7,7 @@
 
 #include <openssl/crypto.h>
 
+#include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 
@@ -32,11 +33,18 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 		                 m->params.id);
 	if (m->state != MIGRATION_PREPARED)
 		return migration_refuse_now(m, "attaching", err);
+	migration_keep_attach(m, attach);
 	rc = m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err)
-	                                        : destination_attach(m, attach, err);
-	if (rc)
+	                                        : destination_attach(m, attach, -1, err);
+	if (rc) {
+		migration_drop_attach(m);
 		return error_prefix(err, "migration \"%s\"", m->params.id);
+	}
+	for (uint32_t i = 0; i < attach->msg->n_regions; i++)
+		m->fd_index[i] = attach->msg->regions[i].fd_index;
 	m->vmm = conn;
+	m->taken_over = false;
+	migration_keep_fd(m, "vmm", vmm_conn_fd(conn));
 	*ret_owner = m;
 	migration_move(m, MIGRATION_ATTACHED, "%s", "");
 	return 0;
@@ -59,6 +67,7 @@ static void on_closed(void *owner)
 		source_vmm_closed(m);
 	else
 		destination_vmm_closed(m);
+	migration_drop_fds(m, "vmm");
 }
 
 static void on_news(uv_async_t *async)
@@ -97,7 +106,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 		return error_set(err, -ENOMEM, "out of memory");
 	ms->loop = loop;
 	ms->config = *config;
-	rc = vmm_server_new(loop, config->vmm_socket, &vmm_ops, ms, &ms->vmm_server, err);
+	rc = vmm_server_new(loop, config->vmm_fd, &vmm_ops, ms, &ms->vmm_server, err);
 	if (rc) {
 		free(ms);
 		return rc;
@@ -116,8 +125,40 @@ static void stop(struct migration *m)
 		destination_stop(m);
 }
 
+static bool is_under_way(const struct migration *m)
+{
+	return m->conductor_runs || (m->state >= MIGRATION_WARMING && m->state <= MIGRATION_PAUSED);
+}
+
+unsigned int migrations_drain(struct migrations *ms)
+{
+	unsigned int n = 0;
+
+	ms->draining = true;
+	for (struct migration *m = ms->list; m; m = m->next)
+		n += is_under_way(m);
+	return n;
+}
+
+/* What becomes of one that has not ended. */
+static void say_what_is_left(const struct migration *m)
+{
+	if (migration_state_is_final(m->state) || m->state == MIGRATION_PREPARED)
+		return;
+	if (fd_store_exists(m->owner->config.store))
+		log_migration_info(m->params.id, "parked, %s: the next process goes on",
+		                   migration_state_name(m->state));
+	else if (is_under_way(m))
+		log_migration_warning(m->params.id,
+		                      "%s as the daemon ends, and no service manager keeps what "
+		                      "another process would need to go on",
+		                      migration_state_name(m->state));
+}
+
 void migrations_stop(struct migrations *ms)
 {
+	for (struct migration *m = ms->list; m; m = m->next)
+		say_what_is_left(m);
 	for (struct migration *m = ms->list; m; m = m->next)
 		stop(m);
 	vmm_server_close(ms->vmm_server);
@@ -134,8 +175,8 @@ static void migration_free(struct migration *m)
 	totals_keep_served(m);
 	pull_free(m->pull);
 	page_source_unref(m->source);
-	if (m->vmstate_fd >= 0)
-		close(m->vmstate_fd);
+	close_fd(&m->vmstate_fd);
+	record_deinit(&m->record);
 	pthread_cond_destroy(&m->ordered);
 	pthread_mutex_destroy(&m->lock);
 	OPENSSL_cleanse(m->params.token, sizeof m->params.token);
@@ -171,6 +212,7 @@ static void forget_ended(struct migrations *ms)
 
 		if (may_forget(m) && ++kept > ENDED_MAX) {
 			*p = m->next;
+			migration_drop_fds(m, "record");
 			migration_free(m);
 		} else {
 			p = &m->next;
@@ -208,6 +250,44 @@ static int check_params(struct migrations *ms, const struct migration_params *pa
 	return params->role == MIGRATION_DESTINATION ? check_streams(params->streams, err) : 0;
 }
 
+static int refuse_draining(struct error *err)
+{
+	return error_set(err, -EBUSY, "this daemon is ending: it begins no new migration");
+}
+
+struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
+                                struct error *err)
+{
+	struct migration *m = calloc(1, sizeof *m);
+
+	if (!m) {
+		error_set(err, -ENOMEM, "out of memory");
+		return NULL;
+	}
+	m->owner = ms;
+	m->params = *params;
+	m->limits = (struct migration_limits){
+		.bandwidth_given = true,
+		.bandwidth_bytes_per_s = params->bandwidth_bytes_per_s,
+		.streams_given = true,
+		.streams = params->streams,
+		.bulk_given = true,
+		.bulk = params->bulk,
+		.prefetch_given = true,
+		.prefetch = params->prefetch,
+	};
+	m->seq = ++ms->last_seq;
+	m->prepared_real_ns = m->state_real_ns = clock_real_ns();
+	m->target = params->source;
+	m->vmstate_fd = -1;
+	m->record = RECORD_INIT;
+	pthread_mutex_init(&m->lock, NULL);
+	pthread_cond_init(&m->ordered, NULL);
+	m->next = ms->list;
+	ms->list = m;
+	return m;
+}
+
 int migrations_prepare(struct migrations *ms, const struct migration_params *params,
                        struct migration **ret, struct error *err)
 {
@@ -225,29 +305,18 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 		*ret = m;
 		return 0;
 	}
+	if (ms->draining)
+		return refuse_draining(err);
 	forget_ended(ms);
-	m = calloc(1, sizeof *m);
+	m = migration_new(ms, params, err);
 	if (!m)
-		return error_set(err, -ENOMEM, "out of memory");
-	m->owner = ms;
-	m->params = *params;
-	m->limits = (struct migration_limits){
-		.bandwidth_given = true,
-		.bandwidth_bytes_per_s = params->bandwidth_bytes_per_s,
-		.streams_given = true,
-		.streams = params->streams,
-		.bulk_given = true,
-		.bulk = params->bulk,
-		.prefetch_given = true,
-		.prefetch = params->prefetch,
-	};
-	m->seq = ++ms->last_seq;
-	m->prepared_real_ns = m->state_real_ns = clock_real_ns();
-	m->vmstate_fd = -1;
-	pthread_mutex_init(&m->lock, NULL);
-	pthread_cond_init(&m->ordered, NULL);
-	m->next = ms->list;
-	ms->list = m;
+		return -ENOMEM;
+	rc = migration_save_first(m, err);
+	if (rc) {
+		ms->list = m->next;
+		migration_free(m);
+		return rc;
+	}
 	ms->totals.prepared[m->params.role - 1]++;
 	log_event(LOG_LEVEL_INFO, m->params.id,
 	          LOG_FIELDS({ "STATE", migration_state_name(m->state) },
@@ -281,6 +350,8 @@ int migration_start(struct migration *m, bool switchover, struct error *err)
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": start it at its destination",
 		                 m->params.id);
+	if (m->owner->draining && m->state == MIGRATION_ATTACHED)
+		return refuse_draining(err);
 	return destination_start(m, switchover, err);
 }
 
@@ -328,6 +399,7 @@ int migration_set_limits(struct migration *m, const struct migration_limits *lim
 	if (rc)
 		return rc;
 	merge_limits(&m->limits, limits);
+	migration_save(m);
 	if (!m->pull)
 		return 0;
 	pull_set_bandwidth(m->pull, m->limits.bandwidth_bytes_per_s);
@@ -338,6 +410,38 @@ int migration_set_limits(struct migration *m, const struct migration_limits *lim
 }
 
 /* Of the source that it has, and of those whose VMM has gone. */
+static int refuse_source(const struct migration *m, const char *what, struct error *err)
+{
+	return error_set(err, -EBUSY, "migration \"%s\": %s is its destination's", m->params.id,
+	                 what);
+}
+
+int migration_recover(struct migration *m, const struct conn_target *target, struct error *err)
+{
+	if (m->params.role != MIGRATION_DESTINATION)
+		return refuse_source(m, "recovering", err);
+	return destination_recover(m, target, err);
+}
+
+size_t migration_missing(struct migration *m, uint32_t region, uint64_t offset,
+                         struct pull_range *ret, size_t max)
+{
+	return m->pull ? pull_missing_ranges(m->pull, region, offset, ret, max) : 0;
+}
+
+int migration_poison(struct migration *m, struct error *err)
+{
+	if (m->params.role != MIGRATION_DESTINATION)
+		return refuse_source(m, "poisoning", err);
+	if (m->state != MIGRATION_PAUSED)
+		return migration_refuse_now(m,
+		                            "poisoning what is missing (the source must be out of "
+		                            "reach)",
+		                            err);
+	migration_order(m, ORDER_POISON);
+	return 0;
+}
+
 static struct migration_served served(const struct migration *m)
 {
 	struct migration_served sum = m->served;
@@ -356,6 +460,14 @@ static struct migration_served served(const struct migration *m)
 const char *migration_role_name(enum migration_role role)
 {
 	return role == MIGRATION_SOURCE ? "source" : "destination";
+}
+
+/* The pull of a migration that was complete before this process began is no more. */
+static uint64_t pages_present(const struct migration *m)
+{
+	if (!m->pull)
+		return m->state == MIGRATION_COMPLETE ? m->table.units : 0;
+	return m->table.units - pull_missing(m->pull);
 }
 
 void migration_get_info(struct migration *m, struct migration_info *ret)
@@ -384,7 +496,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.resumed_real_ns = m->resumed_real_ns,
 		.ended_ns = m->ended_ns,
 		.pages_total = m->table.units,
-		.pages_present = m->pull ? m->table.units - pull_missing(m->pull) : 0,
+		.pages_present = pages_present(m),
 		.served = served(m),
 		.connected = m->source && page_source_is_connected(m->source),
 	};

@@ -29,6 +29,7 @@
 #include "migrate/state.h"
 #include "stream/page_server.h"
 
+struct fd_store;
 struct migrations;
 struct migration;
 
@@ -42,7 +43,8 @@ const char *migration_role_name(enum migration_role role);
 struct migrations_config {
 	struct tls_context *tls;
 	struct page_server *page_server; /* NULL: this daemon can be no source */
-	const char *vmm_socket;
+	int vmm_fd;                      /* the VMM socket, listening; taken over */
+	struct fd_store *store; /* where a next process finds what it goes on from; NULL: none */
 	uint64_t max_vmstate_bytes;
 };
 
@@ -188,8 +190,28 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
                    struct error *err);
 
 /*
+ * migrations_take_over() - go on with what the process before this one has left
+ *
+ * Once, before the page server is started and the loop runs.
+ *
+ * Return: 0; -EPROTONOSUPPORT where a newer daemon has left it (nothing was touched then), with
+ * @err set.
+ */
+int migrations_take_over(struct migrations *ms, struct error *err);
+
+/*
+ * migrations_drain() - the end is near: no new migration is prepared or started
+ *
+ * Return: how many are under way still, between start and their end.
+ */
+unsigned int migrations_drain(struct migrations *ms);
+
+/*
  * The end, in three steps: _stop() ends all threads and lets go of the page server, which the
  * caller can then free; _close() closes the last handle, and when the loop has run on, _free().
+ *
+ * Where there is a store, migrations are parked: nobody is told anything, and the next process
+ * goes on. Where there is none, those that can still be given up are.
  */
 void migrations_stop(struct migrations *ms);
 void migrations_close(struct migrations *ms);
@@ -237,6 +259,33 @@ int migration_cancel(struct migration *m, struct error *err);
  */
 int migration_set_limits(struct migration *m, const struct migration_limits *limits,
                          struct error *err);
+
+/*
+ * migration_recover() - dial the source anew, at once
+ * @target: where it is now; NULL: where it was
+ *
+ * Destination, from start to its end. Only the attachment of the guest that was there before will
+ * do, whatever the address. Return: 0; -EBUSY with @err set.
+ */
+int migration_recover(struct migration *m, const struct conn_target *target, struct error *err);
+
+/*
+ * migration_missing() - the guest memory that is not here, from @offset of @region on
+ *
+ * Destination. Return: how many ranges, at most @max, are in @ret.
+ */
+size_t migration_missing(struct migration *m, uint32_t region, uint64_t offset,
+                         struct pull_range *ret, size_t max);
+
+/*
+ * migration_poison() - the source is gone for good: give up what is missing
+ *
+ * Destination, paused only: whoever touches a missing page gets a machine check rather than to
+ * wait for ever, the rest of the guest is whole, and the migration fails, saying how much was lost.
+ *
+ * Return: 0, with that under way; -EBUSY with @err set.
+ */
+int migration_poison(struct migration *m, struct error *err);
 
 void migration_get_info(struct migration *m, struct migration_info *ret);
 

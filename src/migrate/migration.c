@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What both halves of a migration are made of. */
-#include "migrate/migration.h"
+#include "migrate/takeover.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -65,6 +65,8 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 		m->ended_ns = clock_now_ns();
 		totals_note_end(m);
 	}
+	/* Before anybody hears of it. */
+	migration_save(m);
 	tell(m->owner->watchers, m);
 	tell(m->watchers, m);
 }

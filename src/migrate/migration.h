@@ -5,7 +5,9 @@
 
 #include <pthread.h>
 
-#include "migrate/migrate.h"
+#include "migrate/saved.h"
+#include "util/fd_store.h"
+#include "util/record.h"
 #include "vmm/vmm_server.h"
 
 /* What other threads have to say. */
@@ -32,6 +34,9 @@ enum conductor_order {
 	ORDER_CANCEL = 1 << 2,        /* before the point of no return */
 	ORDER_STOP = 1 << 3,          /* the daemon ends */
 	ORDER_PULL_COMPLETE = 1 << 4, /* from the pull: every page is present */
+	ORDER_POISON = 1 << 7,        /* what is missing is lost */
+	ORDER_RECORDED = 1 << 6,      /* that the source will be asked for switchover */
+	ORDER_PARK = 1 << 5,          /* with STOP: another process goes on, say nothing */
 };
 
 struct migration {
@@ -47,6 +52,10 @@ struct migration {
 	struct migration_watcher *watchers;
 	struct vmm_conn *vmm; /* NULL while none is attached */
 	struct region_table table;
+	uint32_t fd_index[REGIONS_MAX]; /* of each region, among the ATTACH's descriptors */
+	size_t n_fds;                   /* of the ATTACH, that the store keeps */
+	struct record record;           /* absent where there is no store */
+	bool taken_over;                /* since the VMM was attached, by another process */
 	uint64_t started_ns, resumed_ns, ended_ns;
 	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
 	/* source */
@@ -59,6 +68,8 @@ struct migration {
 	struct pull *pull;
 	struct migration_downtime downtime;
 	uint64_t loaded_ns;
+	bool switchover;   /* by command: now, or as soon as it is warm */
+	bool goodbye_only; /* all that is left to do of a migration that is over */
 	bool conductor_runs;
 	pthread_t conductor;
 
@@ -76,7 +87,11 @@ struct migration {
 	 */
 	bool may_have_run;
 	bool given_up;
-	int vmstate_fd; /* for the VMM, with NEWS_VMSTATE; and what belongs to it */
+	enum migration_farewell farewell; /* what the source has still to be told */
+	struct conn_target target;        /* where it is dialled */
+	uint64_t epoch;                   /* of its guest's attachment; 0: not known yet */
+	/* For the VMM, from NEWS_VMSTATE until the guest runs; and what belongs to it. */
+	int vmstate_fd;
 	uint64_t vmstate_len;
 	uint64_t switch_sent_ns, vmstate_received_ns, source_pause_ns;
 	struct migration_point timeline[MIGRATION_TIMELINE_MAX];
@@ -93,6 +108,7 @@ struct migrations {
 	struct migration_watcher *watchers;
 	struct migrations_totals
 	        totals; /* of what the migrations in the list don't know any more */
+	bool draining;
 	uint64_t last_seq;
 };
 
@@ -117,19 +133,32 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 
 /* What each role does with: an attached VMM, its messages, its end; news; a cancel. */
 int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
+/* Taking over: guest memory first; then, with the VMM's socket (or without), go on. */
+int source_take_over(struct migration *m, struct vmm_attach *attach, const struct saved *saved,
+                     struct error *err);
+void source_go_on(struct migration *m);
 int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd, struct error *err);
 void source_vmm_closed(struct migration *m);
 void source_news(struct migration *m, unsigned int news);
 int source_cancel(struct migration *m, struct error *err);
 
-int destination_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
+/* @state_fd: a page state to go on from, borrowed; -1: all is missing. */
+int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
+                       struct error *err);
+int destination_take_over(struct migration *m, struct vmm_attach *attach, struct error *err);
+void destination_go_on(struct migration *m);
 int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
                         struct error *err);
 void destination_vmm_closed(struct migration *m);
 void destination_news(struct migration *m, unsigned int news);
 int destination_start(struct migration *m, bool switchover, struct error *err);
 int destination_switchover(struct migration *m, struct error *err);
+int destination_recover(struct migration *m, const struct conn_target *target, struct error *err);
 int destination_cancel(struct migration *m, struct error *err);
+
+/* Allocated, in the list, without a state but prepared. Return: NULL with @err set: no memory. */
+struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
+                                struct error *err);
 
 /* The conductor's thread; @arg is the migration. */
 void *conductor_main(void *arg);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The source's half: on the loop's thread. */
-#include "migrate/migration.h"
+#include "migrate/takeover.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -105,6 +105,7 @@ int source_attach(struct migration *m, struct vmm_attach *attach, struct error *
 	}
 	m->table = table;
 	m->source = source;
+	m->epoch = page_source_epoch(source);
 	return 0;
 }
 
@@ -121,12 +122,22 @@ void source_stop(struct migration *m)
 	m->source = page_source_unref(m->source);
 }
 
+/* It is decided and recorded: whoever asked may hear so, and what was served goes. */
+static void let_go(struct migration *m)
+{
+	if (m->source)
+		page_source_acknowledge(m->source);
+	source_stop(m);
+	migration_drop_attach(m);
+	migration_drop_fds(m, "vmstate");
+}
+
 /* The guest runs on here: nobody may read its memory, and its VMM is told. */
 static void run_on(struct migration *m, const char *why)
 {
 	struct vmm_wire_msg msg = { .type = VMM_WIRE_RESUME };
 
-	source_stop(m);
+	let_go(m);
 	snprintf(msg.text, sizeof msg.text, "%s", why);
 	if (m->vmm && vmm_conn_send(m->vmm, &msg, -1))
 		log_migration_warning(m->params.id, "the VMM could not be told to run on");
@@ -170,9 +181,12 @@ static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *f
 		fail_pause(m, err);
 		return rc;
 	}
+	migration_keep_fd(m, "vmstate", *fd);
 	m->paused = true;
-	page_source_set_vmstate(m->source, steal_fd(fd), msg->vmstate_len,
-	                        clock_now_ns() - m->pause_sent_ns);
+	m->vmstate_len = msg->vmstate_len;
+	m->source_pause_ns = clock_now_ns() - m->pause_sent_ns;
+	migration_save(m);
+	page_source_set_vmstate(m->source, steal_fd(fd), m->vmstate_len, m->source_pause_ns);
 	return 0;
 }
 
@@ -192,6 +206,15 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 		fail_pause(m, &why);
 		return 0;
 	}
+	/*
+	 * A process that took over has asked again, and both were answered. The second answer says
+	 * nothing new; but a guest that nobody wants paused any more is to run.
+	 */
+	if (m->taken_over && (msg->type == VMM_WIRE_PAUSED || msg->type == VMM_WIRE_ERROR)) {
+		if (msg->type == VMM_WIRE_PAUSED && !m->paused)
+			(void)vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
+		return 0;
+	}
 	return error_set(err, -EPROTO, "message %u is not for a source that is %s", msg->type,
 	                 migration_state_name(m->state));
 }
@@ -204,6 +227,7 @@ void source_vmm_closed(struct migration *m)
 	case MIGRATION_ATTACHED:
 		source_stop(m);
 		migration_move(m, MIGRATION_PREPARED, "the VMM has detached");
+		migration_drop_attach(m);
 		return;
 	case MIGRATION_SWITCHING:
 		if (m->paused)
@@ -212,14 +236,24 @@ void source_vmm_closed(struct migration *m)
 		page_source_refuse(m->source, &why);
 		__attribute__((fallthrough));
 	case MIGRATION_WARMING:
-		source_stop(m);
 		migration_move(m, MIGRATION_FAILED, "the source VMM is gone");
+		let_go(m);
 		return;
 	default:
 		break;
 	}
 	if (!migration_state_is_final(m->state))
 		log_migration_info(m->params.id, "the source VMM is gone; its memory is served on");
+}
+
+static void send_pause(struct migration *m)
+{
+	struct error why = ERROR_INIT;
+
+	if (m->vmm && !vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE))
+		return;
+	error_set(&why, -ESRCH, "the source VMM can't be reached");
+	fail_pause(m, &why);
 }
 
 /* The point of no return lies behind the vmstate: it is given to the destination or not at all. */
@@ -231,22 +265,18 @@ static void pause_guest(struct migration *m)
 		migration_move(m, MIGRATION_WARMING, "%s", "");
 	if (m->state != MIGRATION_WARMING)
 		return;
-	migration_move(m, MIGRATION_SWITCHING, "%s", "");
 	m->pause_sent_ns = clock_now_ns();
-	if (region_table_check_readable(&m->table, &why)) {
+	migration_move(m, MIGRATION_SWITCHING, "%s", "");
+	if (region_table_check_readable(&m->table, &why))
 		fail_pause(m, &why);
-		return;
-	}
-	if (!m->vmm || vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE)) {
-		error_set(&why, -ESRCH, "the source VMM can't be reached");
-		fail_pause(m, &why);
-	}
+	else
+		send_pause(m);
 }
 
 static void finish(struct migration *m)
 {
 	migration_move(m, MIGRATION_COMPLETE, "%s", "");
-	source_stop(m);
+	let_go(m);
 	if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
 		log_migration_warning(m->params.id, "the VMM could not be told");
 }
@@ -257,14 +287,14 @@ static void on_aborted_by_destination(struct migration *m)
 
 	/* That, then, was its reason; the guest was never paused. */
 	if (region_table_check_readable(&m->table, &why)) {
-		source_stop(m);
+		migration_move(m, MIGRATION_FAILED, "%s", why.text);
+		let_go(m);
 		if (m->vmm)
 			vmm_conn_send_error(m->vmm, &why);
-		migration_move(m, MIGRATION_FAILED, "%s", why.text);
 		return;
 	}
-	run_on(m, "the destination has given up before it ran");
 	migration_move(m, MIGRATION_CANCELLED, "the destination has given up before it ran");
+	run_on(m, m->reason);
 }
 
 void source_news(struct migration *m, unsigned int news)
@@ -294,7 +324,57 @@ int source_cancel(struct migration *m, struct error *err)
 		                 m->params.id);
 	if (m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED)
 		return migration_refuse_now(m, "cancelling", err);
-	run_on(m, "cancelled at the source");
 	migration_move(m, MIGRATION_CANCELLED, "by command");
+	run_on(m, "cancelled at the source");
 	return 0;
+}
+
+int source_take_over(struct migration *m, struct vmm_attach *attach, const struct saved *saved,
+                     struct error *err)
+{
+	int fd, rc = source_attach(m, attach, err);
+
+	if (rc)
+		return rc;
+	page_source_restore(m->source, saved->epoch, saved->vmm_resumed);
+	m->epoch = saved->epoch;
+	if (!saved->vmstate_held)
+		return 0;
+	fd = migration_take_fd(m, "vmstate");
+	if (fd < 0)
+		return error_set(err, -ENOENT, "the vmstate is not among the descriptors");
+	m->paused = true;
+	page_source_set_vmstate(m->source, fd, saved->vmstate_len, saved->pause_ns);
+	return 0;
+}
+
+/* Our last word again: the process before may not have got to it. */
+static void repeat_last_word(struct migration *m)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_RESUME };
+	struct error why = ERROR_INIT;
+
+	if (m->state == MIGRATION_COMPLETE) {
+		msg.type = VMM_WIRE_COMPLETE;
+	} else if (m->state == MIGRATION_FAILED) {
+		error_set(&why, -ECANCELED, "%s", m->reason);
+		vmm_conn_send_error(m->vmm, &why);
+		return;
+	}
+	snprintf(msg.text, sizeof msg.text, "%s", m->reason);
+	(void)vmm_conn_send(m->vmm, &msg, -1);
+}
+
+void source_go_on(struct migration *m)
+{
+	if (m->vmm && migration_state_is_final(m->state))
+		repeat_last_word(m);
+	/* First what it has said by now: the answer to PAUSE may be among it. */
+	if (m->vmm)
+		vmm_conn_catch_up(m->vmm);
+	else if (m->state != MIGRATION_PREPARED)
+		source_vmm_closed(m);
+	if (m->state == MIGRATION_SWITCHING && !m->paused)
+		send_pause(m);
+	source_news(m, 0);
 }

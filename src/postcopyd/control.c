@@ -6,10 +6,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "rpc/service.h"
 #include "stream/page_server.h"
 #include "util/log.h"
+
+#define SOCKET_MODE 0666
 
 struct control {
 	struct rpc *rpc;
@@ -32,18 +36,27 @@ static int find_groups(const struct options_names *names, gid_t *ret, struct err
 	return 0;
 }
 
-static int listen_unix(struct control *c, const struct options *o, struct error *err)
+/* Takes over @fd in any case. */
+static int listen_unix(struct control *c, const struct options *o, int fd, struct error *err)
 {
 	gid_t groups[OPTIONS_NAMES_MAX];
 	struct grpc_listen_unix listen = {
 		.path = o->control_path,
-		.fd = -1,
+		.fd = fd,
 		.groups = groups,
 		.n_groups = o->control_groups.n,
 	};
 	int rc = find_groups(&o->control_groups, groups, err);
 
-	return rc ? rc : grpc_server_listen_unix(rpc_server(c->rpc), &listen, err);
+	/* Credentials decide, not the file's mode. Where it is not ours, the manager's word counts.
+	 */
+	if (!rc && o->control_groups.n)
+		(void)!chmod(o->control_path, SOCKET_MODE);
+	if (!rc)
+		rc = grpc_server_listen_unix(rpc_server(c->rpc), &listen, err);
+	if (rc)
+		close(fd);
+	return rc;
 }
 
 static int listen_tls(struct control *c, const struct options *o, struct error *err)
@@ -87,8 +100,10 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 	struct rpc_config rpc;
 	int rc;
 
-	if (!c)
+	if (!c) {
+		close(config->unix_fd);
 		return error_set(err, -ENOMEM, "out of memory");
+	}
 	set_pages_address(c, o, config->page_server);
 	rpc = (struct rpc_config){
 		.migrations = config->migrations,
@@ -101,8 +116,10 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 		.arg = config->arg,
 	};
 	rc = rpc_new(loop, &rpc, &c->rpc, err);
-	if (!rc)
-		rc = listen_unix(c, o, err);
+	if (rc)
+		close(config->unix_fd);
+	else
+		rc = listen_unix(c, o, config->unix_fd, err);
 	if (!rc)
 		rc = listen_tls(c, o, err);
 	/* Also half open: the caller closes it, lets the loop run on, and frees it. */

@@ -20,6 +20,7 @@ struct stalls;
 
 struct control_config {
 	const struct options *options; /* must outlive it, as the migrations */
+	int unix_fd;                   /* the listening unix socket; taken over in any case */
 	struct migrations *migrations;
 	const struct stalls *stalls;
 	const struct page_server *page_server; /* NULL: this daemon can be no source */

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <uv.h>
@@ -13,13 +14,19 @@
 #include "migrate/migrate.h"
 #include "postcopyd/config_check.h"
 #include "postcopyd/control.h"
+#include "postcopyd/listeners.h"
 #include "postcopyd/options.h"
+#include "postcopyd/service.h"
+#include "rpc/service.h"
 #include "stream/conn.h"
 #include "telemetry/metrics.h"
 #include "telemetry/stalls.h"
 #include "util/guard.h"
 #include "util/log.h"
 #include "util/thread.h"
+
+/* How often a daemon that is to end looks whether its migrations have. */
+#define DRAIN_LOOK_MS 100u
 
 enum exit_status {
 	EXIT_OK = 0,
@@ -32,12 +39,16 @@ struct daemon {
 	uv_loop_t loop;
 	uv_signal_t sigterm;
 	uv_signal_t sigint;
+	uv_timer_t drain;
+	uint64_t drain_until_ms; /* of the loop's clock; 0: nobody asked for the end */
+	struct fd_store *store;
 	struct tls_context *tls;
 	struct page_server *page_server;
 	struct migrations *migrations;
 	struct control *control;
 	struct metrics *metrics;
 	struct stalls *stalls;
+	struct service service;
 };
 
 static void daemon_close(struct daemon *d)
@@ -46,6 +57,9 @@ static void daemon_close(struct daemon *d)
 		return;
 	uv_close((uv_handle_t *)&d->sigterm, NULL);
 	uv_close((uv_handle_t *)&d->sigint, NULL);
+	uv_close((uv_handle_t *)&d->drain, NULL);
+	service_stopping();
+	service_close(&d->service);
 	control_close(d->control);
 	metrics_close(d->metrics);
 	d->metrics = NULL;
@@ -59,10 +73,31 @@ static void daemon_close(struct daemon *d)
 		migrations_close(d->migrations);
 }
 
+static void on_drain(uv_timer_t *timer)
+{
+	struct daemon *d = timer->data;
+
+	if (!migrations_drain(d->migrations) || uv_now(&d->loop) >= d->drain_until_ms)
+		daemon_close(d);
+}
+
 static void on_signal(uv_signal_t *handle, int signum)
 {
-	log_info("%s: ending", strsignal(signum));
-	daemon_close(handle->data);
+	struct daemon *d = handle->data;
+	unsigned int n = d->migrations ? migrations_drain(d->migrations) : 0;
+
+	if (!n || !d->options.drain_timeout_s || d->drain_until_ms) {
+		log_info("%s: ending", strsignal(signum));
+		daemon_close(d);
+		return;
+	}
+	log_info("%s: ending when %u migrations have, in %llu s at most; another signal ends at "
+	         "once",
+	         strsignal(signum), n, (unsigned long long)d->options.drain_timeout_s);
+	service_stopping();
+	rpc_drain(control_rpc(d->control));
+	d->drain_until_ms = uv_now(&d->loop) + d->options.drain_timeout_s * 1000;
+	uv_timer_start(&d->drain, on_drain, DRAIN_LOOK_MS, DRAIN_LOOK_MS);
 }
 
 static int watch_signals(struct daemon *d, struct error *err)
@@ -72,6 +107,8 @@ static int watch_signals(struct daemon *d, struct error *err)
 	signal(SIGPIPE, SIG_IGN);
 	uv_signal_init(&d->loop, &d->sigterm);
 	uv_signal_init(&d->loop, &d->sigint);
+	uv_timer_init(&d->loop, &d->drain);
+	d->drain.data = d;
 	d->sigterm.data = d->sigint.data = d;
 	rc = uv_signal_start(&d->sigterm, on_signal, SIGTERM);
 	if (!rc)
@@ -91,8 +128,10 @@ static void count_call(void *arg, const char *path, enum grpc_code code, uint64_
 
 static int open_control(struct daemon *d, struct error *err)
 {
-	const struct control_config config = {
+	struct control_config config = {
 		.options = &d->options,
+		.unix_fd = listener_unix(d->store, "control", d->options.control_path, SOCK_STREAM,
+		                         err),
 		.migrations = d->migrations,
 		.stalls = d->stalls,
 		.page_server = d->page_server,
@@ -100,7 +139,8 @@ static int open_control(struct daemon *d, struct error *err)
 		.arg = d,
 	};
 
-	return control_new(&d->loop, &config, &d->control, err);
+	return config.unix_fd < 0 ? config.unix_fd
+	                          : control_new(&d->loop, &config, &d->control, err);
 }
 
 static void read_stall(void *arg, struct metrics_stall *ret)
@@ -153,15 +193,24 @@ static int open_metrics(struct daemon *d, struct error *err)
 	return rc;
 }
 
+static int open_page_server(struct daemon *d, struct error *err)
+{
+	int fd, rc = listener_pages(d->store, d->options.listen, &fd, err);
+
+	return rc || fd < 0 ? rc : page_server_new(fd, d->tls, &d->page_server, err);
+}
+
 static int daemon_open(struct daemon *d, struct error *err)
 {
 	struct migrations_config config;
 	int rc = watch_signals(d, err);
 
 	if (!rc)
+		rc = fd_store_new(&d->store, err);
+	if (!rc)
 		rc = tls_context_new(&d->options.tls, &d->tls, err);
-	if (!rc && d->options.listen)
-		rc = page_server_new(d->options.listen, d->tls, &d->page_server, err);
+	if (!rc)
+		rc = open_page_server(d, err);
 	if (rc)
 		return rc;
 	if (!d->options.tls.n_allowed_names)
@@ -169,10 +218,18 @@ static int daemon_open(struct daemon *d, struct error *err)
 	config = (struct migrations_config){
 		.tls = d->tls,
 		.page_server = d->page_server,
-		.vmm_socket = d->options.vmm_path,
+		.vmm_fd = listener_unix(d->store, "vmm", d->options.vmm_path, SOCK_SEQPACKET, err),
+		.store = d->store,
 		.max_vmstate_bytes = d->options.max_vmstate_bytes,
 	};
+	if (config.vmm_fd < 0)
+		return err->code;
 	rc = migrations_new(&d->loop, &config, &d->migrations, err);
+	if (!rc)
+		rc = migrations_take_over(d->migrations, err);
+	/* Only now: who asks for a migration that is not there yet would give it up. */
+	if (!rc && d->page_server)
+		rc = page_server_start(d->page_server, err);
 	if (!rc)
 		rc = open_stalls(d, err);
 	if (!rc)
@@ -208,12 +265,14 @@ static enum exit_status daemon_run(struct daemon *d)
 		daemon_close(d);
 	} else {
 		thread_prefer_promptness();
+		service_init(&d->service, &d->loop, d->migrations);
 		say_ready(d);
 	}
 	uv_run(&d->loop, UV_RUN_DEFAULT);
 	control_free(d->control);
 	migrations_free(d->migrations);
 	tls_context_free(d->tls);
+	fd_store_free(d->store);
 	uv_loop_close(&d->loop);
 	return rc ? EXIT_FAILED : EXIT_OK;
 }

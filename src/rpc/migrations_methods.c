@@ -14,6 +14,8 @@
 #define STREAMS_DEFAULT_MAX 4
 #define LIST_PAGE_DEFAULT 100u
 #define LIST_PAGE_MAX 1000u
+#define MISSING_PAGE_DEFAULT 1000u
+#define MISSING_PAGE_MAX 10000u
 
 #define REASON(name) POSTCOPY__V1__ERROR_REASON__ERROR_REASON_##name
 
@@ -189,12 +191,22 @@ static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
 	return rc ? rc : answer_migration(rpc, m, ret, e);
 }
 
+static bool was_started(struct migration *m)
+{
+	struct migration_info info;
+
+	migration_get_info(m, &info);
+	return info.started_ns;
+}
+
 static int start(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
 {
 	const Postcopy__V1__StartRequest *r = request;
 	struct migration *m = find_destination(rpc, r->id, e);
 	int rc = m ? migration_start(m, !r->hold_switchover, &e->error) : e->error.code;
 
+	if (m && rc == -EBUSY && rpc->draining && !was_started(m))
+		e->reason = REASON(DRAINING);
 	if (!m || rc)
 		return m ? refused(m, rc, e) : rc;
 	return answer_migration(rpc, m, ret, e);
@@ -258,40 +270,108 @@ static int set_limits(struct rpc *rpc, const void *request, struct rpc_answer *r
 	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
 }
 
-static int not_yet(const char *what, struct rpc_error *e)
-{
-	return rpc_error_set(e, -ENOSYS, REASON(NOT_SUPPORTED), "%s is not possible yet", what);
-}
-
 static int recover(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                    struct rpc_error *e)
 {
 	const Postcopy__V1__RecoverRequest *r = request;
 	struct migration *m = find_destination(rpc, r->id, e);
+	bool moved = *r->source_address;
 	struct conn_target target;
+	int rc;
 
-	(void)ret;
-	if (!m || (*r->source_address && parse_source(r->source_address, &target, e)))
+	if (!m || (moved && parse_source(r->source_address, &target, e)))
 		return e->error.code;
-	return not_yet("recovery by command", e);
+	rc = migration_recover(m, moved ? &target : NULL, &e->error);
+	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
+}
+
+static uint64_t missing_bytes(const struct migration_info *info)
+{
+	return (info->pages_total - info->pages_present) * UNIT_BYTES;
+}
+
+/* A place in guest memory as a page token has it. */
+#define PLACE_REGION_SHIFT 56
+#define PLACE_OFFSET_MASK ((1ull << PLACE_REGION_SHIFT) - 1)
+
+static int pack_missing(const struct migration_info *info, const struct pull_range *ranges,
+                        size_t n, const char *token, struct rpc_answer *ret, struct rpc_error *e)
+{
+	Postcopy__V1__ListMissingResponse answer = POSTCOPY__V1__LIST_MISSING_RESPONSE__INIT;
+	_cleanup_free_ Postcopy__V1__MissingRange *messages = calloc(n + 1, sizeof *messages);
+	_cleanup_free_ Postcopy__V1__MissingRange **pointers =
+	        calloc(n + 1, sizeof(Postcopy__V1__MissingRange *));
+
+	if (!messages || !pointers)
+		return error_set(&e->error, -ENOMEM, "out of memory");
+	for (size_t i = 0; i < n; i++) {
+		const struct region *region = &info->regions->regions[ranges[i].region];
+
+		messages[i] = (Postcopy__V1__MissingRange)POSTCOPY__V1__MISSING_RANGE__INIT;
+		messages[i].region = ranges[i].region;
+		messages[i].guest_phys_addr = region->guest_phys_addr + ranges[i].offset;
+		messages[i].size_bytes = ranges[i].len;
+		pointers[i] = &messages[i];
+	}
+	answer.n_ranges = n;
+	answer.ranges = pointers;
+	answer.missing_bytes = missing_bytes(info);
+	answer.next_page_token = (char *)token;
+	return message_pack(&answer.base, ret, e);
 }
 
 static int list_missing(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                         struct rpc_error *e)
 {
 	const Postcopy__V1__ListMissingRequest *r = request;
+	struct migration *m = find_destination(rpc, r->id, e);
+	size_t max = r->page_size ? r->page_size : MISSING_PAGE_DEFAULT, n;
+	_cleanup_free_ struct pull_range *ranges = NULL;
+	char token[PAGE_TOKEN_MAX] = "";
+	struct page_position from;
+	struct migration_info info;
 
-	(void)ret;
-	return find_destination(rpc, r->id, e) ? not_yet("listing what is missing", e)
-	                                       : e->error.code;
+	if (!m)
+		return e->error.code;
+	migration_get_info(m, &info);
+	from = (struct page_position){ .key = rpc->started_real_ns + info.seq };
+	if (page_token_parse(r->page_token, &from, e))
+		return e->error.code;
+	max = max < MISSING_PAGE_MAX ? max : MISSING_PAGE_MAX;
+	ranges = calloc(max + 1, sizeof *ranges);
+	if (!ranges)
+		return error_set(&e->error, -ENOMEM, "out of memory");
+	n = migration_missing(m, (uint32_t)(from.at >> PLACE_REGION_SHIFT),
+	                      from.at & PLACE_OFFSET_MASK, ranges, max + 1);
+	if (n > max) {
+		from.at = (uint64_t)ranges[max].region << PLACE_REGION_SHIFT | ranges[max].offset;
+		page_token_print(&from, token);
+		n = max;
+	}
+	return pack_missing(&info, ranges, n, token, ret, e);
 }
 
 static int poison(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
 {
 	const Postcopy__V1__PoisonRequest *r = request;
+	struct migration *m = find_destination(rpc, r->id, e);
+	struct migration_info info;
+	int rc;
 
-	(void)ret;
-	return find_destination(rpc, r->id, e) ? not_yet("poisoning", e) : e->error.code;
+	if (!m)
+		return e->error.code;
+	migration_get_info(m, &info);
+	if (info.state == MIGRATION_PAUSED && r->confirm_missing_bytes != missing_bytes(&info)) {
+		rpc_error_set(e, -EBUSY, REASON(CONFIRMATION),
+		              "migration \"%s\": %llu bytes are missing, and %llu were confirmed",
+		              r->id, (unsigned long long)missing_bytes(&info),
+		              (unsigned long long)r->confirm_missing_bytes);
+		rpc_error_metadata(e, "missing_bytes", "%llu",
+		                   (unsigned long long)missing_bytes(&info));
+		return -EBUSY;
+	}
+	rc = migration_poison(m, &e->error);
+	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
 }
 
 /* The states that a List asks for, as bits; all where it names none. */

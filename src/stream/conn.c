@@ -77,6 +77,13 @@ static void set_timeouts(int fd, unsigned int timeout_ms)
 	(void)!setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t);
 }
 
+void conn_set_receive_timeout(struct conn *c, unsigned int timeout_ms)
+{
+	struct timeval t = { timeout_ms / 1000, (timeout_ms % 1000) * 1000 };
+
+	(void)!setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t);
+}
+
 int conn_set_blocking(struct conn *c, bool blocking)
 {
 	int flags = fcntl(c->fd, F_GETFL);

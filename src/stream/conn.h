@@ -61,6 +61,9 @@ void conn_shutdown(const struct conn *c);
 /* No more timeouts (blocking), or no blocking at all. */
 int conn_set_blocking(struct conn *c, bool blocking);
 
+/* How long a receive on a blocking socket waits before it is -EAGAIN; 0: for good. */
+void conn_set_receive_timeout(struct conn *c, unsigned int timeout_ms);
+
 static inline int conn_send(struct conn *c, const void *frame, size_t len)
 {
 	return tls_write(c->tls, frame, len);

@@ -29,6 +29,8 @@ static const struct frame_lengths {
 	[FRAME_COMPLETE_ACK] = { "COMPLETE_ACK", 0, 0 },
 	[FRAME_ABORT] = { "ABORT", 0, 0 },
 	[FRAME_ABORT_ACK] = { "ABORT_ACK", 0, 0 },
+	[FRAME_PING] = { "PING", 0, 0 },
+	[FRAME_PONG] = { "PONG", 0, 0 },
 };
 
 void frame_header_encode(const struct frame_header *h, void *buf)

@@ -22,6 +22,7 @@
  *   CONTROL:  SWITCHOVER -> ; <- VMSTATE, VMSTATE_DATA... ; RESUMED -> ;
  *             COMPLETE -> ; <- COMPLETE_ACK        or    ABORT -> ; <- ABORT_ACK
  *   URGENT, BULK:  GET -> ; <- PAGES
+ *   any:      PING -> ; <- PONG
  *   any:      <- ERROR, then the source closes
  */
 #ifndef STREAM_FRAME_H
@@ -60,6 +61,8 @@ enum frame_type {
 	FRAME_COMPLETE_ACK = 11, /* no payload: the source lets go */
 	FRAME_ABORT = 12,     /* no payload: the destination has not run the guest and never will */
 	FRAME_ABORT_ACK = 13, /* no payload: the guest runs on at the source */
+	FRAME_PING = 14,      /* no payload: is the source still there? On an idle connection. */
+	FRAME_PONG = 15,      /* no payload: its answer */
 };
 
 struct frame_header {

@@ -2,6 +2,7 @@
 #include "stream/page_server.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
@@ -230,45 +231,65 @@ static void *accept_main(void *arg)
 	return NULL;
 }
 
-static int listen_on(const char *address, unsigned int *ret_port, struct error *err)
+int page_server_listen(const char *address, struct error *err)
 {
+	unsigned int port;
 	struct conn_target target;
 	int rc = conn_target_parse(address, &target, err);
 
 	if (rc)
 		return error_prefix(err, "page stream address");
-	return tcp_listen(target.host, target.port, "page stream address", ret_port, err);
+	return tcp_listen(target.host, target.port, "page stream address", &port, err);
 }
 
-int page_server_new(const char *address, struct tls_context *tls, struct page_server **ret,
-                    struct error *err)
+static int find_port(int fd, unsigned int *ret, struct error *err)
+{
+	struct sockaddr_storage bound;
+	socklen_t len = sizeof bound;
+	char service[16];
+
+	if (getsockname(fd, (struct sockaddr *)&bound, &len) ||
+	    getnameinfo((struct sockaddr *)&bound, len, NULL, 0, service, sizeof service,
+	                NI_NUMERICSERV))
+		return error_set(err, -EINVAL, "page stream: the socket has no port");
+	*ret = (unsigned int)strtoul(service, NULL, 10);
+	return 0;
+}
+
+int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, struct error *err)
 {
 	struct page_server *server = calloc(1, sizeof *server);
 	int rc;
 
-	if (!server)
+	if (!server) {
+		close(fd);
 		return error_set(err, -ENOMEM, "page server: out of memory");
+	}
 	server->tls = tls;
-	server->stop_fd = -1;
+	server->listen_fd = fd;
 	pthread_mutex_init(&server->lock, NULL);
 	pthread_cond_init(&server->idle, NULL);
-	server->listen_fd = listen_on(address, &server->port, err);
 	server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	rc = server->listen_fd < 0 ? server->listen_fd : 0;
-	if (!rc && server->stop_fd < 0)
-		rc = error_errno(err, -errno, "page server: eventfd");
-	if (!rc) {
-		rc = -pthread_create(&server->accepter, NULL, accept_main, server);
-		server->accepter_runs = !rc;
-		if (rc)
-			error_errno(err, rc, "page server: thread");
-	}
+	rc = server->stop_fd < 0 ? error_errno(err, -errno, "page server: eventfd") : 0;
+	/* One from the service manager may block. */
+	if (!rc && fcntl(fd, F_SETFL, O_NONBLOCK))
+		rc = error_errno(err, -errno, "page stream: the socket");
+	if (!rc)
+		rc = find_port(fd, &server->port, err);
 	if (rc) {
 		page_server_free(server);
 		return rc;
 	}
 	*ret = server;
 	return 0;
+}
+
+int page_server_start(struct page_server *server, struct error *err)
+{
+	int rc = -pthread_create(&server->accepter, NULL, accept_main, server);
+
+	server->accepter_runs = !rc;
+	return rc ? error_errno(err, rc, "page server: thread") : 0;
 }
 
 static void shut_all(struct page_server *server, const struct page_source *only)

@@ -36,9 +36,9 @@ struct page_source_ops {
 	void (*switchover)(void *arg);
 	/* The guest runs at the destination. */
 	void (*resumed)(void *arg);
-	/* The destination has every page. The source keeps everything until this. */
+	/* The destination has every page: page_source_acknowledge(). All is kept until then. */
 	void (*complete)(void *arg);
-	/* The destination has not run the guest and never will. */
+	/* The destination has not run the guest and never will: page_source_acknowledge(). */
 	void (*aborted)(void *arg);
 };
 
@@ -71,6 +71,22 @@ void page_source_set_vmstate(struct page_source *s, int fd, uint64_t len, uint64
 /* The guest can't be paused: tell the destination why. It may ask again. */
 void page_source_refuse(struct page_source *s, const struct error *why);
 
+/*
+ * The owner has taken COMPLETE or ABORT and made sure that this outlives the process: only now
+ * is the destination told so. page_source_withdraw() follows.
+ */
+void page_source_acknowledge(struct page_source *s);
+
+/*
+ * page_source_restore() - go on as another process has served this guest
+ * @epoch: what page_source_epoch() was there
+ * @resumed: the destination has said that the guest runs there
+ *
+ * Before page_server_add().
+ */
+void page_source_restore(struct page_source *s, uint64_t epoch, bool resumed);
+uint64_t page_source_epoch(const struct page_source *s);
+
 /* Reading is over, and no op is called any more: the owner may go. */
 void page_source_withdraw(struct page_source *s);
 
@@ -82,12 +98,23 @@ bool page_source_is_connected(const struct page_source *s);
 /* Whether the caller's reference is the last: no connection holds its memory any more. */
 bool page_source_is_idle(const struct page_source *s);
 
+/* A listening socket on @address ("host:port"; port 0: any free one), or -errno with @err set. */
+int page_server_listen(const char *address, struct error *err);
+
 /*
- * page_server_new() - listen on @address ("host:port"; port 0: any free one)
+ * page_server_new() - serve a socket that listens, from page_server_start() on
+ * @fd: taken over in any case
  * @tls: must outlive the server
  */
-int page_server_new(const char *address, struct tls_context *tls, struct page_server **ret,
-                    struct error *err);
+int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, struct error *err);
+
+/*
+ * page_server_start() - let destinations in
+ *
+ * Not before all sources that this process has taken over can be found: a destination that asks
+ * for one that is unknown gives up. Return: 0 or -errno with @err set.
+ */
+int page_server_start(struct page_server *server, struct error *err);
 
 /* Ends all connections and waits for their threads. NULL is allowed. */
 struct page_server *page_server_free(struct page_server *server);

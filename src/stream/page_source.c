@@ -47,6 +47,7 @@ struct page_source {
 	pthread_cond_t changed;
 	enum source_phase phase;
 	bool withdrawn;
+	bool acknowledged;    /* the owner has taken COMPLETE or ABORT */
 	bool resumed;         /* the guest has run at the destination: no way back */
 	struct error refused; /* code is 0 unless the last request to pause failed */
 	int vmstate_fd;
@@ -151,6 +152,40 @@ void page_source_refuse(struct page_source *s, const struct error *why)
 	s->phase = SOURCE_RUNNING;
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);
+}
+
+void page_source_acknowledge(struct page_source *s)
+{
+	pthread_mutex_lock(&s->lock);
+	s->acknowledged = true;
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+}
+
+void page_source_restore(struct page_source *s, uint64_t epoch, bool resumed)
+{
+	s->epoch = epoch;
+	s->resumed = resumed;
+}
+
+uint64_t page_source_epoch(const struct page_source *s)
+{
+	return s->epoch;
+}
+
+/* Until the owner has taken the last news: what is acknowledged must outlive this process. */
+static int wait_acknowledged(struct page_source *s, struct error *err)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&s->lock);
+	while (!s->acknowledged && !s->withdrawn)
+		pthread_cond_wait(&s->changed, &s->lock);
+	if (!s->acknowledged)
+		rc = error_set(err, -ECONNRESET, "migration \"%s\": the source's daemon is ending",
+		               s->id);
+	pthread_mutex_unlock(&s->lock);
+	return rc;
 }
 
 void page_source_withdraw(struct page_source *s)
@@ -417,6 +452,9 @@ static int serve_control_frame(struct page_source *s, struct conn *c, const stru
 	case FRAME_SWITCHOVER:
 		rc = wait_vmstate(s, err);
 		return rc ? rc : send_vmstate(s, c, received_ns, err);
+	case FRAME_PING:
+		rc = conn_send_plain(c, FRAME_PONG);
+		return rc ? error_errno(err, rc, "connection: PONG") : 0;
 	case FRAME_RESUMED:
 		pthread_mutex_lock(&s->lock);
 		s->resumed = true;
@@ -426,11 +464,16 @@ static int serve_control_frame(struct page_source *s, struct conn *c, const stru
 	case FRAME_COMPLETE:
 		if (!atomic_load(&s->readable))
 			break;
-		rc = conn_send_plain(c, FRAME_COMPLETE_ACK);
 		tell(s, s->ops->complete);
+		rc = wait_acknowledged(s, err);
+		if (rc)
+			return rc;
+		rc = conn_send_plain(c, FRAME_COMPLETE_ACK);
 		return rc ? error_errno(err, rc, "connection: COMPLETE_ACK") : 0;
 	case FRAME_ABORT:
 		rc = abort_source(s, err);
+		if (!rc)
+			rc = wait_acknowledged(s, err);
 		if (rc)
 			return rc;
 		rc = conn_send_plain(c, FRAME_ABORT_ACK);

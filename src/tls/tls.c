@@ -24,8 +24,11 @@ struct tls {
 static int handshake_error(struct tls *tls, int ret, int saved_errno, struct error *err)
 {
 	long verify = SSL_get_verify_result(tls->ssl);
+	int reason = SSL_get_error(tls->ssl, ret);
 
-	if (SSL_get_error(tls->ssl, ret) == SSL_ERROR_SYSCALL || saved_errno == EAGAIN) {
+	/* An end of file in the middle of it comes as an orderly end. */
+	if (reason == SSL_ERROR_SYSCALL || reason == SSL_ERROR_ZERO_RETURN ||
+	    saved_errno == EAGAIN) {
 		ERR_clear_error();
 		if (saved_errno == EAGAIN)
 			return error_set(err, -ETIMEDOUT, "TLS handshake: the peer is silent");

@@ -6,7 +6,6 @@
 
 #include "util/cleanup.h"
 #include "util/log.h"
-#include "util/unix_listen.h"
 
 struct vmm_conn {
 	struct vmm_server *server;
@@ -149,6 +148,18 @@ static int read_last_messages(struct vmm_conn *conn, struct error *err)
 	return rc == -EAGAIN ? -EPIPE : rc;
 }
 
+/* @rc is why nothing more is read from it. */
+static void cut_off(struct vmm_conn *conn, int rc, struct error *err)
+{
+	if (rc != -EPIPE && rc != -ECONNRESET) {
+		if (!err->code)
+			error_errno(err, rc, "VMM socket");
+		log_warning("VMM (pid %d) refused: %s", (int)conn->pid, err->text);
+		vmm_conn_send_error(conn, err);
+	}
+	close_conn(conn);
+}
+
 static void on_readable(uv_poll_t *poll, int status, int events)
 {
 	struct vmm_conn *conn = poll->data;
@@ -159,15 +170,22 @@ static void on_readable(uv_poll_t *poll, int status, int events)
 	rc = status < 0 ? read_last_messages(conn, &err) : read_message(conn, &err);
 	if (rc == -ECONNRESET)
 		rc = read_last_messages(conn, &err);
-	if (!rc || rc == -EAGAIN)
-		return;
-	if (rc != -EPIPE && rc != -ECONNRESET) {
-		if (!err.code)
-			error_errno(&err, rc, "VMM socket");
-		log_warning("VMM (pid %d) refused: %s", (int)conn->pid, err.text);
-		vmm_conn_send_error(conn, &err);
-	}
-	close_conn(conn);
+	if (rc && rc != -EAGAIN)
+		cut_off(conn, rc, &err);
+}
+
+void vmm_conn_catch_up(struct vmm_conn *conn)
+{
+	struct error err = ERROR_INIT;
+	int rc;
+
+	do
+		rc = read_message(conn, &err);
+	while (!rc);
+	if (rc == -ECONNRESET)
+		rc = read_last_messages(conn, &err);
+	if (rc != -EAGAIN)
+		cut_off(conn, rc, &err);
 }
 
 static pid_t peer_pid(int fd)
@@ -179,23 +197,17 @@ static pid_t peer_pid(int fd)
 	return cred.pid;
 }
 
-static void on_connection(uv_poll_t *poll, int status, int events)
+/* Takes over @fd in any case. Return: NULL where there is no room for it. */
+static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 {
-	struct vmm_server *server = poll->data;
-	struct vmm_conn *conn;
-	int fd;
+	struct vmm_conn *conn = server->n_conns < VMM_CONNS_MAX ? calloc(1, sizeof *conn) : NULL;
 
-	(void)events;
-	fd = status < 0 ? -1 : accept4(server->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (fd < 0)
-		return;
-	conn = server->n_conns < VMM_CONNS_MAX ? calloc(1, sizeof *conn) : NULL;
-	if (!conn || uv_poll_init(poll->loop, &conn->poll, fd)) {
+	if (!conn || uv_poll_init(server->poll.loop, &conn->poll, fd)) {
 		log_warning("VMM (pid %d) refused: %u are connected", (int)peer_pid(fd),
 		            server->n_conns);
 		free(conn);
 		close(fd);
-		return;
+		return NULL;
 	}
 	conn->server = server;
 	conn->fd = fd;
@@ -205,17 +217,42 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 	server->conns = conn;
 	server->n_conns++;
 	uv_poll_start(&conn->poll, UV_READABLE | UV_DISCONNECT, on_readable);
+	return conn;
 }
 
-int vmm_server_new(uv_loop_t *loop, const char *path, const struct vmm_server_ops *ops, void *arg,
+static void on_connection(uv_poll_t *poll, int status, int events)
+{
+	struct vmm_server *server = poll->data;
+	int fd;
+
+	(void)events;
+	fd = status < 0 ? -1 : accept4(server->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (fd >= 0)
+		add_conn(server, fd);
+}
+
+int vmm_server_adopt(struct vmm_server *server, int fd, void *owner, struct vmm_conn **ret)
+{
+	struct vmm_conn *conn = add_conn(server, fd);
+
+	if (!conn)
+		return -ENOMEM;
+	conn->owner = owner;
+	conn->attached = true;
+	*ret = conn;
+	return 0;
+}
+
+int vmm_conn_fd(const struct vmm_conn *conn)
+{
+	return conn->fd;
+}
+
+int vmm_server_new(uv_loop_t *loop, int fd, const struct vmm_server_ops *ops, void *arg,
                    struct vmm_server **ret, struct error *err)
 {
-	int fd = unix_listen(path, SOCK_SEQPACKET, "VMM socket", err);
-	struct vmm_server *server;
+	struct vmm_server *server = calloc(1, sizeof *server);
 
-	if (fd < 0)
-		return fd;
-	server = calloc(1, sizeof *server);
 	if (!server || uv_poll_init(loop, &server->poll, fd)) {
 		free(server);
 		close(fd);

@@ -48,11 +48,11 @@ struct vmm_server_ops {
 };
 
 /*
- * vmm_server_new() - listen
- * @path: a stale socket is replaced, one in use is refused
+ * vmm_server_new() - serve a socket that listens
+ * @fd: taken over in any case
  * @arg: for ops->attach
  */
-int vmm_server_new(uv_loop_t *loop, const char *path, const struct vmm_server_ops *ops, void *arg,
+int vmm_server_new(uv_loop_t *loop, int fd, const struct vmm_server_ops *ops, void *arg,
                    struct vmm_server **ret, struct error *err);
 
 /* Cuts all VMMs off, without telling their owners. Memory goes when the loop has run on. */
@@ -60,6 +60,21 @@ void vmm_server_close(struct vmm_server *server);
 
 /* The VMM's process, as the kernel named it when it connected. */
 pid_t vmm_conn_pid(const struct vmm_conn *conn);
+
+/*
+ * vmm_server_adopt() - go on with a VMM that another process of this daemon has let in
+ * @fd: its socket; taken over in any case
+ * @owner: for the calls above, from vmm_conn_catch_up() on
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int vmm_server_adopt(struct vmm_server *server, int fd, void *owner, struct vmm_conn **ret);
+
+/* Take what it has said by now; @conn may be gone after that, and closed() was called then. */
+void vmm_conn_catch_up(struct vmm_conn *conn);
+
+/* Its socket; borrowed. */
+int vmm_conn_fd(const struct vmm_conn *conn);
 
 /* Send a message; @fd is borrowed, -1 for none. Return: 0 or -errno (the VMM will be gone soon). */
 int vmm_conn_send(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int fd);

@@ -4,11 +4,13 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "migrate/migrate.h"
 #include "rpc/methods.h"
 #include "util/log.h"
+#include "util/unix_listen.h"
 
 const unsigned int fuzz_rounds = 500000;
 
@@ -65,16 +67,17 @@ static struct fixture {
 
 static void set_up(void)
 {
-	char dir[] = "/tmp/fuzz-rpc-XXXXXX", socket[64];
-	struct migrations_config config = { .vmm_socket = socket, .max_vmstate_bytes = 1 };
+	char dir[] = "/tmp/fuzz-rpc-XXXXXX", path[64];
+	struct migrations_config config = { .max_vmstate_bytes = 1 };
 	struct rpc_config rpc = { .version = "0", .pages_address = "" };
 
 	log_init("fuzz", LOG_LEVEL_ERROR, LOG_FORMAT_LOGFMT);
 	FUZZ_CHECK(mkdtemp(dir));
-	snprintf(socket, sizeof socket, "%s/vmm", dir);
+	snprintf(path, sizeof path, "%s/vmm", dir);
 	uv_loop_init(&f.loop);
+	config.vmm_fd = unix_listen(path, SOCK_SEQPACKET, "VMM socket", NULL);
 	FUZZ_CHECK(!migrations_new(&f.loop, &config, &f.migrations, NULL));
-	unlink(socket);
+	unlink(path);
 	rmdir(dir);
 	rpc.migrations = f.migrations;
 	FUZZ_CHECK(!rpc_init(&f.rpc, &f.loop, &rpc, NULL));

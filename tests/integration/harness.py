@@ -182,17 +182,27 @@ class Daemon(Process):
     def __init__(self, directory, name, identity, allow, listen="127.0.0.1:0", extra=()):
         self.control_path = directory / (name + ".control")
         self.vmm_path = directory / (name + ".vmm")
-        ready, ready_child = os.pipe()
-        command = [BUILD / "src/postcopyd/postcopyd", "--config", "/dev/null",
-                   "--control", self.control_path, "--vmm", self.vmm_path, "--listen", listen,
-                   "--cert", identity.cert, "--key", identity.key, "--ca", identity.ca,
-                   "--ready-fd", ready_child]
+        self.name = name
+        self.log_path = directory / (name + ".log")
+        self.command = [BUILD / "src/postcopyd/postcopyd", "--config", "/dev/null",
+                        "--control", self.control_path, "--vmm", self.vmm_path,
+                        "--listen", listen, "--cert", identity.cert, "--key", identity.key,
+                        "--ca", identity.ca]
         for san in allow:
-            command += ["--allow-peer", san]
-        super().__init__(name, command + list(extra), directory / (name + ".log"), (ready_child,))
+            self.command += ["--allow-peer", san]
+        self.command += list(extra)
+        self.start()
+
+    def spawn(self, ready_fd):
+        Process.__init__(self, self.name, self.command + ["--ready-fd", ready_fd], self.log_path,
+                         (ready_fd,))
+
+    def start(self):
+        ready, ready_child = os.pipe()
+        self.spawn(ready_child)
         os.close(ready_child)
         try:
-            self.port = self._wait_until_ready(Lines(ready, name))
+            self.port = self._wait_until_ready(Lines(ready, self.name))
         except Failure:
             self.kill()
             raise
@@ -323,10 +333,10 @@ class Host:
         self.processes.append(process)
         return process
 
-    def daemon(self, name, identity=None, allow=None, **options):
+    def daemon(self, name, identity=None, allow=None, kind=Daemon, **options):
         identity = identity or getattr(self.pki, name)
         allow = allow or ["postcopy:source", "postcopy:destination"]
-        return self._started(Daemon(self.dir, self._name(name), identity, allow, **options))
+        return self._started(kind(self.dir, self._name(name), identity, allow, **options))
 
     def minivmm(self, role, daemon, migration_id, **options):
         name = self._name("vmm-" + role)

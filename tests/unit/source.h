@@ -109,8 +109,10 @@ static inline void source_start(struct source *s, const struct guest *g)
 		fail_msg("%s", err.text);
 	make_tls(&s->server_side, s->dir, PKI_SOURCE_CERT, PKI_SOURCE_KEY);
 	make_tls(&s->client_side, s->dir, PKI_DESTINATION_CERT, PKI_DESTINATION_KEY);
-	assert_int_equal(page_server_new("127.0.0.1:0", s->server_side.context, &s->server, &err),
+	assert_int_equal(page_server_new(page_server_listen("127.0.0.1:0", &err),
+	                                 s->server_side.context, &s->server, &err),
 	                 0);
+	assert_int_equal(page_server_start(s->server, &err), 0);
 	s->source = make_page_source(s);
 	assert_int_equal(page_server_add(s->server, s->source), 0);
 	strcpy(s->target.host, "127.0.0.1");

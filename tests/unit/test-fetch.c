@@ -709,6 +709,37 @@ static void test_answers_that_are_none(void **state)
 	expect_next(v, 1, 0);
 }
 
+/* Another process of the daemon serves the channel: it may have lost what was asked, or not. */
+static void test_what_has_no_answer_is_asked_again(void **state)
+{
+	struct vmm *v = *state;
+	uint64_t waiting, answered;
+
+	NEED(v);
+	assert_int_equal(postcopy_channel_ask(v->ch, 0, PAGE, 1, NULL), 0);
+	assert_int_equal(postcopy_channel_ask(v->ch, PAGE, PAGE, 2, NULL), 0);
+	waiting = requested(v, 0, PAGE);
+	answered = requested(v, PAGE, PAGE);
+	say(v, answered, 0);
+	expect_next(v, 2, 0);
+	say(v, FETCH_TAG_AGAIN, 0);
+	assert_int_equal(fetch(v, 2 * PAGE), -ETIMEDOUT);
+	assert_true(requested(v, 2 * PAGE, PAGE));
+	assert_int_equal(requested(v, 0, PAGE), waiting);
+	/* The fetch's own request went out before the channel was read. */
+	assert_true(requested(v, 2 * PAGE, PAGE));
+	assert_false(requested(v, 0, 0));
+	/* Both questions are answered, and what was answered before is, too. */
+	say(v, answered, 0);
+	say(v, waiting, 0);
+	say(v, waiting, 0);
+	expect_next(v, 1, 0);
+	expect_next_fails(v, -ENOENT);
+	assert_int_equal(fetch(v, 3 * PAGE), -ETIMEDOUT);
+	say(v, requested(v, 3 * PAGE, PAGE), 0);
+	assert_int_equal(fetch(v, 3 * PAGE), 0);
+}
+
 static void test_a_channel_opened_after_the_end_needs_no_daemon(void **state)
 {
 	struct vmm_wire_msg msg = { .type = VMM_WIRE_VMSTATE };
@@ -795,6 +826,7 @@ int main(void)
 		VMM_TEST(test_fetch_into_a_closed_end_hears_its_last_word),
 		VMM_TEST(test_a_daemon_that_is_gone),
 		VMM_TEST(test_answers_that_are_none),
+		VMM_TEST(test_what_has_no_answer_is_asked_again),
 		VMM_TEST(test_a_channel_opened_after_the_end_needs_no_daemon),
 		cmocka_unit_test(test_a_source_has_no_channel),
 		VMM_TEST(test_attributes_are_an_event),

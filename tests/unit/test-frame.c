@@ -29,6 +29,8 @@ static const struct {
 	{ FRAME_COMPLETE_ACK, 0, 0 },
 	{ FRAME_ABORT, 0, 0 },
 	{ FRAME_ABORT_ACK, 0, 0 },
+	{ FRAME_PING, 0, 0 },
+	{ FRAME_PONG, 0, 0 },
 };
 #define N_TYPES (sizeof lengths / sizeof *lengths)
 

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "google/rpc/error_details.pb-c.h"
@@ -23,6 +24,7 @@
 #include "rpc/methods.h"
 #include "support.h"
 #include "util/clock.h"
+#include "util/unix_listen.h"
 
 #define MESSAGES_MAX 8
 #define MIGRATIONS "/postcopy.v1.Migrations/"
@@ -104,7 +106,7 @@ static int setup(void **state)
 	strcpy(f->dir, "/tmp/test-methods-XXXXXX");
 	assert_non_null(mkdtemp(f->dir));
 	snprintf(f->socket, sizeof f->socket, "%s/vmm.sock", f->dir);
-	config.vmm_socket = f->socket;
+	config.vmm_fd = unix_listen(f->socket, SOCK_SEQPACKET, "VMM socket", NULL);
 	uv_loop_init(&f->loop);
 	if (migrations_new(&f->loop, &config, &f->ms, &err))
 		fail_msg("%s", err.text);
@@ -833,6 +835,33 @@ static void test_streams_are_bounded(void **state)
 	f->rpc.n_streams = 0;
 }
 
+static void test_nothing_is_recovered_or_given_up_before_it_runs(void **state)
+{
+	struct fixture *f = *state;
+	Postcopy__V1__RecoverRequest recover = POSTCOPY__V1__RECOVER_REQUEST__INIT;
+	Postcopy__V1__PoisonRequest poison = POSTCOPY__V1__POISON_REQUEST__INIT;
+	Postcopy__V1__ListMissingRequest missing = POSTCOPY__V1__LIST_MISSING_REQUEST__INIT;
+	Postcopy__V1__ListMissingResponse *answer;
+
+	prepare(f, "vm7");
+	recover.id = poison.id = missing.id = (char *)"vm7";
+	refused(f, MIGRATIONS "Recover", &recover, GRPC_FAILED_PRECONDITION, "WRONG_STATE",
+	        "prepared");
+	recover.source_address = (char *)"host";
+	refused(f, MIGRATIONS "Recover", &recover, GRPC_INVALID_ARGUMENT, "INVALID_FIELD",
+	        "source_address");
+	refused(f, MIGRATIONS "Poison", &poison, GRPC_FAILED_PRECONDITION, "WRONG_STATE",
+	        "prepared");
+	answer = accepted(f, MIGRATIONS "ListMissing", &missing,
+	                  &postcopy__v1__list_missing_response__descriptor);
+	assert_int_equal(answer->n_ranges, 0);
+	assert_int_equal(answer->missing_bytes, 0);
+	message_free(&answer->base);
+	missing.page_token = (char *)"0";
+	refused(f, MIGRATIONS "ListMissing", &missing, GRPC_INVALID_ARGUMENT, "INVALID_FIELD",
+	        "page_token");
+}
+
 static void test_draining_takes_nothing_new(void **state)
 {
 	struct fixture *f = *state;
@@ -970,6 +999,8 @@ static void test_reflection_finds_symbols(void **state)
 		"postcopy.v1.Migrations.Gets",
 		"postcopy.v1.Migrationsx",
 		"postcopy.v1.State.x",
+		"postcopy.v1xMigrations",
+		"postcopy.v1.MigrationsxGet",
 	};
 	struct fixture *f = *state;
 
@@ -1069,6 +1100,7 @@ int main(void)
 		METHODS_TEST(test_watch_without_memory_says_so),
 		METHODS_TEST(test_intervals_are_bounded),
 		METHODS_TEST(test_streams_are_bounded),
+		METHODS_TEST(test_nothing_is_recovered_or_given_up_before_it_runs),
 		METHODS_TEST(test_draining_takes_nothing_new),
 		METHODS_TEST(test_host_tells_what_it_is),
 		METHODS_TEST(test_check_probes_once_for_all_who_ask),

@@ -16,6 +16,7 @@
 #include "ctl/pki.h"
 #include "migrate/migrate.h"
 #include "telemetry/metrics.h"
+#include "util/unix_listen.h"
 #include "tls/tls.h"
 #include "util/error.h"
 
@@ -44,7 +45,7 @@ static void in_dir(const struct fixture *f, char ret[64], const char *name)
 static int setup(void **state)
 {
 	struct fixture *f = calloc(1, sizeof *f);
-	struct migrations_config config = { .max_vmstate_bytes = 1 << 20, .vmm_socket = f->vmm };
+	struct migrations_config config = { .max_vmstate_bytes = 1 << 20 };
 	struct error err = ERROR_INIT;
 
 	strcpy(f->dir, "/tmp/test-metrics-XXXXXX");
@@ -53,6 +54,7 @@ static int setup(void **state)
 	in_dir(f, f->cert, PKI_SOURCE_CERT);
 	in_dir(f, f->key, PKI_SOURCE_KEY);
 	in_dir(f, f->ca, PKI_CA);
+	config.vmm_fd = unix_listen(f->vmm, SOCK_SEQPACKET, "VMM socket", &err);
 	uv_loop_init(&f->loop);
 	if (migrations_new(&f->loop, &config, &f->migrations, &err))
 		fail_msg("%s", err.text);

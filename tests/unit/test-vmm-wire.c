@@ -590,6 +590,7 @@ static void test_region_table_is_checked(void **state)
 /* A daemon that accepts one VMM. */
 struct fake_daemon {
 	char path[64];
+	bool destination;
 	int listener;
 	int sock;
 	struct vmm_wire_msg attach;
@@ -622,6 +623,16 @@ static void *fake_accept(void *arg)
 	return vmm_wire_send(d->sock, &d->answer, NULL, 0) ? d : NULL;
 }
 
+static int fake_connect(const struct fake_daemon *d)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	strcpy(addr.sun_path, d->path);
+	assert_int_equal(connect(fd, (struct sockaddr *)&addr, sizeof addr), 0);
+	return fd;
+}
+
 static int fake_attach(struct fake_daemon *d, const struct postcopy_region *r,
                        struct postcopy **ret, struct postcopy_error *err)
 {
@@ -630,9 +641,13 @@ static int fake_attach(struct fake_daemon *d, const struct postcopy_region *r,
 	int rc;
 
 	assert_int_equal(pthread_create(&thread, NULL, fake_accept, d), 0);
-	rc = postcopy_source_attach(d->path, "vm7", r, 1, ret, err);
+	rc = d->destination ? postcopy_destination_attach(d->path, "vm7", r, 1, ret, err)
+	                    : postcopy_source_attach(d->path, "vm7", r, 1, ret, err);
+	/* One that fails before it connects: somebody else must. */
+	if (rc == -EPERM || rc == -EOPNOTSUPP)
+		close(fake_connect(d));
 	pthread_join(thread, &failed);
-	assert_null(failed);
+	assert_true(!failed || rc);
 	return rc;
 }
 
@@ -650,8 +665,12 @@ static void fake_say(struct fake_daemon *d, enum vmm_wire_type type)
 	struct vmm_wire_msg m = { .type = type, .code = type == VMM_WIRE_ERROR ? EIO : 0 };
 	int fd = -1;
 
-	if (type == VMM_WIRE_VMSTATE)
+	if (type == VMM_WIRE_VMSTATE) {
 		fd = memfd_create("vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		assert_int_equal(fcntl(fd, F_ADD_SEALS,
+		                       F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL),
+		                 0);
+	}
 	assert_int_equal(vmm_wire_send(d->sock, &m, &fd, fd >= 0), 0);
 	if (fd >= 0)
 		close(fd);
@@ -755,8 +774,157 @@ static void test_source_refuses_what_does_not_fit(void **state)
 	expect_proto(VMM_WIRE_VMSTATE, 0);
 	expect_proto(VMM_WIRE_LOADED, 0);
 	expect_proto(VMM_WIRE_ATTACHED, 0);
-	expect_proto(VMM_WIRE_PAUSE, 1);
 	expect_proto(VMM_WIRE_VMSTATE, 1);
+}
+
+/* Nothing that the VMM is to do comes of it. */
+static void expect_no_event(struct postcopy *p)
+{
+	struct postcopy_event e;
+
+	assert_int_equal(postcopy_next_event(p, 0, &e, NULL), 0);
+	assert_int_equal(e.type, POSTCOPY_EVENT_NONE);
+	assert_int_equal(e.vmstate_fd, -1);
+}
+
+static void expect_event(struct postcopy *p, enum postcopy_event_type type)
+{
+	struct postcopy_event e;
+
+	assert_int_equal(postcopy_next_event(p, -1, &e, NULL), 0);
+	assert_int_equal(e.type, type);
+	if (e.vmstate_fd >= 0)
+		close(e.vmstate_fd);
+}
+
+static void expect_paused(struct fake_daemon *d)
+{
+	struct vmm_wire_msg m;
+	char text[8] = "";
+	int fd = fake_hear(d, VMM_WIRE_PAUSED, &m);
+
+	assert_int_equal(m.vmstate_len, 3);
+	assert_int_equal(pread(fd, text, sizeof text, 0), 3);
+	assert_string_equal(text, "abc");
+	close(fd);
+}
+
+/* A daemon that was started again does not know what was asked and answered. */
+static void test_source_that_is_asked_again_says_the_same_again(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	struct postcopy *p = NULL;
+	struct fake_daemon d;
+	size_t before = open_fds();
+
+	(void)state;
+	fake_listen(&d);
+	assert_int_equal(fake_attach(&d, &r, &p, NULL), 0);
+	fake_say(&d, VMM_WIRE_PAUSE);
+	expect_event(p, POSTCOPY_EVENT_PAUSE);
+	fake_say(&d, VMM_WIRE_PAUSE);
+	expect_no_event(p);
+	assert_int_equal(postcopy_source_paused(p, "abc", 3, NULL), 0);
+	expect_paused(&d);
+	for (unsigned int i = 0; i < 2; i++) {
+		fake_say(&d, VMM_WIRE_PAUSE);
+		expect_no_event(p);
+		expect_paused(&d);
+	}
+	/* Behind a repeated one, a new one is seen at once. */
+	fake_say(&d, VMM_WIRE_PAUSE);
+	fake_say(&d, VMM_WIRE_RESUME);
+	expect_event(p, POSTCOPY_EVENT_RESUME);
+	expect_paused(&d);
+	fake_say(&d, VMM_WIRE_PAUSE);
+	expect_event(p, POSTCOPY_EVENT_PAUSE);
+	assert_int_equal(postcopy_source_paused(p, "abc", 3, NULL), 0);
+	expect_paused(&d);
+	fake_say(&d, VMM_WIRE_COMPLETE);
+	expect_event(p, POSTCOPY_EVENT_COMPLETE);
+	fake_say(&d, VMM_WIRE_COMPLETE);
+	expect_no_event(p);
+	postcopy_detach(p);
+	fake_deinit(&d);
+	assert_int_equal(open_fds(), before);
+	region_deinit(&r);
+}
+
+/* Return: an attached destination, or NULL where there can be none. */
+static struct postcopy *attach_destination(struct fake_daemon *d, const struct postcopy_region *r)
+{
+	struct postcopy_error err = { 0 };
+	struct postcopy *p = NULL;
+	int rc;
+
+	fake_listen(d);
+	d->destination = true;
+	rc = fake_attach(d, r, &p, &err);
+	if (rc)
+		printf("%s\n", err.text);
+	assert_true(!rc || rc == -EPERM || rc == -EOPNOTSUPP);
+	return p;
+}
+
+static void test_destination_that_is_asked_again_says_the_same_again(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	struct vmm_wire_msg m;
+	struct fake_daemon d;
+	struct postcopy *p = attach_destination(&d, &r);
+
+	(void)state;
+	if (!p)
+		skip();
+	fake_say(&d, VMM_WIRE_VMSTATE);
+	expect_event(p, POSTCOPY_EVENT_VMSTATE);
+	fake_say(&d, VMM_WIRE_VMSTATE);
+	expect_no_event(p);
+	assert_int_equal(postcopy_destination_loaded(p, NULL), 0);
+	fake_say(&d, VMM_WIRE_VMSTATE);
+	expect_no_event(p);
+	assert_int_equal(postcopy_destination_resumed(p, NULL), 0);
+	fake_say(&d, VMM_WIRE_VMSTATE);
+	expect_no_event(p);
+	fake_hear(&d, VMM_WIRE_LOADED, &m);
+	fake_hear(&d, VMM_WIRE_LOADED, &m);
+	fake_hear(&d, VMM_WIRE_RESUMED, &m);
+	fake_hear(&d, VMM_WIRE_LOADED, &m);
+	fake_hear(&d, VMM_WIRE_RESUMED, &m);
+	fake_say(&d, VMM_WIRE_COMPLETE);
+	fake_say(&d, VMM_WIRE_VMSTATE);
+	fake_say(&d, VMM_WIRE_COMPLETE);
+	expect_event(p, POSTCOPY_EVENT_COMPLETE);
+	expect_no_event(p);
+	postcopy_detach(p);
+	fake_deinit(&d);
+	region_deinit(&r);
+}
+
+static void test_failed_load_is_said_again(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	struct vmm_wire_msg m;
+	struct fake_daemon d;
+	struct postcopy *p = attach_destination(&d, &r);
+
+	(void)state;
+	if (!p)
+		skip();
+	fake_say(&d, VMM_WIRE_VMSTATE);
+	expect_event(p, POSTCOPY_EVENT_VMSTATE);
+	assert_int_equal(postcopy_destination_load_failed(p, "no such device", NULL), 0);
+	fake_say(&d, VMM_WIRE_VMSTATE);
+	expect_no_event(p);
+	for (unsigned int i = 0; i < 2; i++) {
+		fake_hear(&d, VMM_WIRE_ERROR, &m);
+		assert_string_equal(m.text, "no such device");
+	}
+	fake_say(&d, VMM_WIRE_ERROR);
+	expect_event(p, POSTCOPY_EVENT_FAILED);
+	postcopy_detach(p);
+	fake_deinit(&d);
+	region_deinit(&r);
 }
 
 static void test_refused_attach_tells_the_reason(void **state)
@@ -828,6 +996,9 @@ int main(void)
 		cmocka_unit_test(test_region_table_is_checked),
 		cmocka_unit_test(test_source_life),
 		cmocka_unit_test(test_source_refuses_what_does_not_fit),
+		cmocka_unit_test(test_source_that_is_asked_again_says_the_same_again),
+		cmocka_unit_test(test_destination_that_is_asked_again_says_the_same_again),
+		cmocka_unit_test(test_failed_load_is_said_again),
 		cmocka_unit_test(test_refused_attach_tells_the_reason),
 		cmocka_unit_test(test_anonymous_source_passes_its_own_memory),
 	};

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What never comes: the source is gone for good. Which ranges are missing, and poisoning them, so
+ * that who touches one gets a machine check rather than to wait for ever.
+ *
+ * The pull's threads end first: a fault that is resolved, or a fill that comes late, would put a
+ * page in the place of the poison.
+ */
+#include "fault/pull_internal.h"
+
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include "fault/uffd.h"
+
+static uint64_t missing_in_word(const struct pull *p, uint32_t region, uint64_t word)
+{
+	return region_word_mask(&p->config.table.regions[region], word) &
+	       ~page_state_present(p->state, region, word);
+}
+
+/* The first unit from @unit on that is missing (or not); the region's end where there is none. */
+static uint64_t find_unit(const struct pull *p, uint32_t region, uint64_t unit, bool missing)
+{
+	const struct region *r = &p->config.table.regions[region];
+
+	while (unit < r->units) {
+		uint64_t mask = missing_in_word(p, region, unit / WORD_UNITS);
+
+		mask = (missing ? mask : ~mask) & UINT64_MAX << (unit % WORD_UNITS);
+		if (mask) {
+			unit = unit - unit % WORD_UNITS + (uint64_t)__builtin_ctzll(mask);
+			break;
+		}
+		unit += WORD_UNITS - unit % WORD_UNITS;
+	}
+	return unit < r->units ? unit : r->units;
+}
+
+size_t pull_missing_ranges(const struct pull *p, uint32_t region, uint64_t offset,
+                           struct pull_range *ret, size_t max)
+{
+	uint64_t unit = offset >> UNIT_SHIFT;
+	size_t n = 0;
+
+	for (; p->state && region < p->config.table.n && n < max; region++, unit = 0) {
+		uint64_t end = p->config.table.regions[region].units;
+
+		/* It is neither read nor written: nothing of it is ever brought. */
+		if (p->config.table.regions[region].flags & POSTCOPY_REGION_PRIVATE)
+			continue;
+		while (n < max && (unit = find_unit(p, region, unit, true)) < end) {
+			uint64_t first = unit;
+
+			unit = find_unit(p, region, unit, false);
+			ret[n++] = (struct pull_range){
+				.region = region,
+				.offset = first << UNIT_SHIFT,
+				.len = (unit - first) << UNIT_SHIFT,
+			};
+		}
+	}
+	return n;
+}
+
+/*
+ * The VMM is changing its mappings and waits until its event is read. Who waits for a page is
+ * woken by what becomes of it.
+ */
+static void read_event(const struct pull *p)
+{
+	struct uffd_msg msg;
+
+	(void)!read(p->config.uffd, &msg, sizeof msg);
+	sched_yield();
+}
+
+/* A range of pages that are not mapped. Return: 0 or -errno. */
+static int poison_range(struct pull *p, uint32_t region, uint64_t offset, uint64_t len)
+{
+	struct resolver *r = &p->resolver;
+	int rc = UFFD_DONE;
+
+	while (len && rc >= 0 && rc != UFFD_VMM_GONE) {
+		uint64_t addr, skip, done = 0, mapped;
+
+		pthread_rwlock_rdlock(&r->map_lock);
+		mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
+		rc = mapped ? uffd_poison(r->uffd, addr, mapped, &done) : UFFD_DONE;
+		pthread_rwlock_unlock(&r->map_lock);
+		/* What the VMM has unmapped nobody can touch. */
+		if (!mapped)
+			break;
+		done += skip;
+		if (rc == UFFD_EXISTS || rc == UFFD_UNMAPPED)
+			done += p->config.table.regions[region].page_size;
+		else if (rc == UFFD_AGAIN && done == skip)
+			read_event(p);
+		offset += done;
+		len -= done < len ? done : len;
+	}
+	if (rc == UFFD_VMM_GONE)
+		return -ESRCH;
+	return rc < 0 ? rc : 0;
+}
+
+/* What was missing of it counts as here from now on. */
+static uint64_t give_up_word(struct pull *p, uint32_t region, uint64_t word)
+{
+	uint64_t missing = missing_in_word(p, region, word);
+
+	page_state_publish(p->state, region, word, missing);
+	return (uint64_t)__builtin_popcountll(missing);
+}
+
+/*
+ * Host pages that are not whole are poisoned whole: a page of which a part is here is mapped
+ * nowhere.
+ */
+static int poison_region(struct pull *p, uint32_t region, uint64_t *units)
+{
+	const struct region *r = &p->config.table.regions[region];
+	uint64_t per_page = region_units_per_page(r), unit = 0;
+
+	while ((unit = find_unit(p, region, unit, true)) < r->units) {
+		uint64_t first = unit - unit % per_page;
+		uint64_t end = find_unit(p, region, unit, false) + per_page - 1;
+		int rc;
+
+		end -= end % per_page;
+		rc = poison_range(p, region, first << UNIT_SHIFT, (end - first) << UNIT_SHIFT);
+		if (rc)
+			return rc;
+		unit = end;
+	}
+	for (uint64_t word = 0; word < r->words; word++)
+		*units += give_up_word(p, region, word);
+	return 0;
+}
+
+/*
+ * One page, while all else goes on: whether the kernel can do it at all. It is claimed, so nobody
+ * fills it, and not published, so nobody maps it.
+ */
+static int try_first(struct pull *p)
+{
+	struct pull_range first;
+	const struct region *r;
+	uint64_t unit, mask, mine;
+	int rc;
+
+	if (!pull_missing_ranges(p, 0, 0, &first, 1))
+		return 0;
+	r = &p->config.table.regions[first.region];
+	unit = first.offset >> UNIT_SHIFT;
+	mask = missing_in_word(p, first.region, unit / WORD_UNITS) & 1ull << (unit % WORD_UNITS);
+	mine = page_state_claim(p->state, first.region, unit / WORD_UNITS, mask);
+	rc = poison_range(p, first.region, first.offset - first.offset % r->page_size,
+	                  r->page_size);
+	if (rc)
+		page_state_unclaim(p->state, first.region, unit / WORD_UNITS, mine);
+	return rc;
+}
+
+int pull_poison(struct pull *p, uint64_t *ret_units, struct error *err)
+{
+	int rc = try_first(p);
+
+	*ret_units = 0;
+	if (rc == -EINVAL || rc == -ENOTTY)
+		return error_set(err, -EOPNOTSUPP,
+		                 "this kernel has no UFFDIO_POISON for this memory (Linux 6.6 has "
+		                 "it for some)");
+	pull_stop(p);
+	for (uint32_t i = 0; i < p->config.table.n && !rc; i++)
+		if (!(p->config.table.regions[i].flags & POSTCOPY_REGION_PRIVATE))
+			rc = poison_region(p, i, ret_units);
+	return rc ? error_errno(err, rc, "UFFDIO_POISON") : 0;
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a migration is apart from its descriptors, as bytes: proto/postcopy/v1/state.proto.
+ * By it and the descriptors another process of the daemon goes on (takeover.h).
+ */
+#ifndef MIGRATE_SAVED_H
+#define MIGRATE_SAVED_H
+
+#include "migrate/migrate.h"
+#include "vmm/vmm_server.h"
+
+/* A daemon refuses what a newer major has written; unknown fields of its own major it drops. */
+#define SAVED_MAJOR 1
+
+/* What a destination has still to tell the source, however long that takes. */
+enum migration_farewell {
+	FAREWELL_NONE,
+	FAREWELL_COMPLETE, /* every page is here: let go */
+	FAREWELL_ABORT,    /* the guest has not run here and never will: run on */
+};
+
+struct migration_times {
+	uint64_t started_ns, ended_ns;
+	uint64_t pause_sent_ns; /* source */
+	uint64_t switch_sent_ns, vmstate_received_ns, loaded_ns, resumed_ns;
+	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
+};
+
+struct saved {
+	struct migration_params params;
+	struct migration_limits limits; /* all of them given */
+	struct conn_target target;      /* where the source is dialled now */
+	enum migration_state state;
+	char reason[ERROR_TEXT_MAX];
+	uint32_t n_regions; /* 0: no VMM was attached */
+	struct vmm_wire_region regions[REGIONS_MAX];
+	uint64_t epoch;
+	bool switchover;
+	bool vmm_resumed;
+	bool vmstate_held;
+	uint64_t vmstate_len;
+	uint64_t pause_ns;
+	enum migration_farewell farewell;
+	struct migration_times times;
+};
+
+/* Into @buf of RECORD_BYTES_MAX, which any migration fits. Return: the length. */
+size_t saved_encode(const struct saved *s, void *buf);
+
+/*
+ * saved_decode() - check and read one
+ *
+ * Return: 0; -EPROTONOSUPPORT where a newer daemon has written it; -EPROTO where it makes no
+ * sense; -ENOMEM; with @err set.
+ */
+int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *err);
+
+#endif

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a daemon leaves to the next one, and how that one goes on.
+ *
+ * Theory of operation
+ * -------------------
+ * A process may end at any instruction: SIGKILL, a crash, the watchdog, an upgrade. Whatever a
+ * guest's life hangs on therefore lies in the service manager's store (util/fd_store.h) from
+ * the moment we have it, by the name KIND.ID:
+ *
+ *   record    what is no descriptor (saved.h), in a memfd of two slots (util/record.h)
+ *   vmm       the VMM's socket
+ *   mem0...   the guest's memory, by its place among the ATTACH's descriptors
+ *   uffd      destination: the userfaultfd
+ *   pages     destination: the page state (mem/page_state.h)
+ *   vmstate   source: until the destination has it all; destination: until the guest runs
+ *   channel   destination: fetch channels
+ *
+ * Two rules make any instant a good one:
+ *
+ *   Record before effect. What was decided is in the record before anybody outside can see it:
+ *   that the guest may have run here before its VMM is given the vmstate, that it runs on at the
+ *   source before the destination reads ABORT_ACK. Descriptors come before the record that
+ *   counts on them, and go after it: what no record counts on is dropped, with a line of log.
+ *
+ *   Each effect may be repeated. What stands between a record and the next one is done again by
+ *   the next process: it can't know whether the one before got to it. A VMM that gets a message
+ *   again (PAUSE, VMSTATE, COMPLETE) does nothing anew but says again what it has said, for its
+ *   answer may have died with the process that read it. What VMMs said while nobody was there
+ *   waits in their sockets. The source is asked for SWITCHOVER again and sends the same vmstate;
+ *   RESUMED, COMPLETE and ABORT are said until they are acknowledged, by each process anew.
+ *
+ * So a state's take-over is that state's normal course, begun again: prepared and attached wait;
+ * warming connects again; switching, where the guest can't have run here, asks again; postcopy
+ * wakes all who wait for a page, registers nothing, and pulls what is missing. Connections are
+ * not handed on: they are dialled anew. Statistics start at zero, but for what the page state
+ * holds; the times of the downtime's parts are in the record.
+ *
+ * A record that a newer daemon wrote in a way we don't know stops us before anything is touched:
+ * all stays in the store, for the newer one to be started again.
+ */
+#ifndef MIGRATE_TAKEOVER_H
+#define MIGRATE_TAKEOVER_H
+
+#include "migrate/migration.h"
+
+/* Give a new migration its record. Return: 0 or -errno with @err set. */
+int migration_save_first(struct migration *m, struct error *err);
+
+/* Write what has been decided into the record. */
+void migration_save(struct migration *m);
+
+/* Keep a descriptor in the store, or drop all of that kind. */
+void migration_keep_fd(struct migration *m, const char *kind, int fd);
+void migration_drop_fds(struct migration *m, const char *kind);
+
+/* One of that kind that the process before has left, the caller's from now on; or -1. */
+int migration_take_fd(struct migration *m, const char *kind);
+
+/* The same with what an ATTACH brought; the VMM's socket is apart. */
+void migration_keep_attach(struct migration *m, const struct vmm_attach *attach);
+void migration_drop_attach(struct migration *m);
+
+#endif

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "postcopyd/listeners.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "stream/page_server.h"
+#include "util/log.h"
+#include "util/unix_listen.h"
+
+/* The manager's word counts: it made the socket, and clients know where. */
+static void compare_path(int fd, const char *name, const char *path)
+{
+	struct sockaddr_un addr = { 0 };
+	socklen_t len = sizeof addr - 1;
+
+	if (!getsockname(fd, (struct sockaddr *)&addr, &len) && strcmp(addr.sun_path, path))
+		log_warning("the %s socket comes from the service manager, at \"%s\" and not at "
+		            "\"%s\"",
+		            name, addr.sun_path, path);
+}
+
+int listener_unix(struct fd_store *store, const char *name, const char *path, int type,
+                  struct error *err)
+{
+	int fd = fd_store_take(store, name);
+	char what[32];
+
+	if (fd >= 0) {
+		compare_path(fd, name, path);
+		(void)fcntl(fd, F_SETFL, O_NONBLOCK);
+		return fd;
+	}
+	snprintf(what, sizeof what, "%s socket", name);
+	fd = unix_listen(path, type, what, err);
+	if (fd >= 0)
+		(void)fd_store_add(store, name, fd);
+	return fd;
+}
+
+int listener_pages(struct fd_store *store, const char *address, int *ret_fd, struct error *err)
+{
+	int fd = fd_store_take(store, "pages");
+
+	if (fd < 0 && address) {
+		fd = page_server_listen(address, err);
+		if (fd < 0)
+			return fd;
+		(void)fd_store_add(store, "pages", fd);
+	}
+	*ret_fd = fd;
+	return 0;
+}

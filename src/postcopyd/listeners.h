@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The sockets that the daemon listens on: from the service manager, which has them from its own
+ * configuration (socket activation) or from the process before us, or else bound anew. So whoever
+ * connects while no daemon runs waits, and is served by the next one.
+ */
+#ifndef POSTCOPYD_LISTENERS_H
+#define POSTCOPYD_LISTENERS_H
+
+#include "util/fd_store.h"
+
+/*
+ * The socket called @name, at @path where it is bound here. Return: a listening socket, or -errno
+ * with @err set.
+ */
+int listener_unix(struct fd_store *store, const char *name, const char *path, int type,
+                  struct error *err);
+
+/* The page streams' socket; @address may be NULL. Return: as above; -1 where there is none. */
+int listener_pages(struct fd_store *store, const char *address, int *ret_fd, struct error *err);
+
+#endif

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network goes, or the source moves, or is gone for good."""
+import ctypes
+import errno
+import os
+import threading
+
+import pytest
+
+import harness
+import pyvmm
+from harness import ControlError
+from keeper import KeptDaemon
+from proxy import Proxy
+from pyvmm import PAGE
+
+SIZE = 1 << 20
+PAGES = SIZE // PAGE
+
+pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
+                                reason=str(pyvmm.can_userfault()))
+
+
+class Pair:
+    """Two daemons with a proxy between them, and scripted VMMs; the guest runs at the destination
+    and only faults bring pages."""
+
+    def __init__(self, host, kind=harness.Daemon):
+        self.source = host.daemon("source", allow=["postcopy:destination"], kind=kind)
+        self.destination = host.daemon("destination", allow=["postcopy:source"])
+        self.proxy = Proxy(self.source.address)
+        host.later(self.proxy.close)
+        self.content = pyvmm.guest_content(SIZE)
+        self.source.prepare_source("vm1")
+        self.destination.prepare_destination("vm1", self.proxy.address, bulk=False)
+        self.source_vmm = pyvmm.SourceVmm(self.source, "vm1", self.content)
+        self.destination_vmm = pyvmm.DestinationVmm(self.destination, "vm1", SIZE)
+        host.later(self.source_vmm.close)
+        host.later(self.destination_vmm.close)
+
+    def run(self):
+        self.destination.call("Start", id="vm1")
+        self.source_vmm.pause()
+        self.destination_vmm.load()
+        self.destination.wait_for_state("vm1", "postcopy")
+        self.read(3)
+
+    def read(self, unit):
+        thread, page = self.destination_vmm.touch(unit)
+        thread.join(harness.DEADLINE_S)
+        assert page.raw == self.content[unit * PAGE:(unit + 1) * PAGE]
+
+    def finish(self):
+        self.destination.call("SetLimits", id="vm1", bulk=True)
+        self.destination_vmm.expect(pyvmm.COMPLETE)
+        self.source_vmm.expect(pyvmm.COMPLETE)
+        assert os.pread(self.destination_vmm.memory_fd, SIZE, 0) == self.content
+
+
+def test_cut_connections_are_dialled_again(host):
+    pair = Pair(host)
+    pair.run()
+    for unit in range(10, 20):
+        pair.proxy.cut()
+        pair.read(unit)
+    pair.proxy.cut()
+    pair.finish()
+
+
+def test_paused_says_why_and_postcopy_when_it_is_over(host):
+    pair = Pair(host)
+    pair.run()
+    pair.proxy.refuse(True)
+    thread, page = pair.destination_vmm.touch(9)
+    assert pair.destination.wait_for_state("vm1", "paused")["reason"]
+    pair.proxy.refuse(False)
+    pair.destination.wait_for_state("vm1", "postcopy")
+    thread.join(harness.DEADLINE_S)
+    assert page.raw == pair.content[9 * PAGE:10 * PAGE]
+    pair.finish()
+
+
+def test_control_connection_that_is_lost_in_postcopy_comes_back(host):
+    pair = Pair(host)
+    pair.run()
+    harness.eventually(lambda: pair.source.state("vm1") == "postcopy", "RESUMED is told")
+    pair.proxy.cut()
+    # Nobody faults: the ping finds it out.
+    harness.eventually(lambda: len(pair.proxy.pairs) >= 2, "urgent and control are there again",
+                       deadline_s=30)
+    pair.finish()
+
+
+def test_source_at_another_address(host):
+    pair = Pair(host)
+    pair.run()
+    pair.proxy.refuse(True)
+    pair.destination.wait_for_state("vm1", "paused")
+    pair.destination.call("Recover", id="vm1", source=pair.source.address)
+    pair.destination.wait_for_state("vm1", "postcopy")
+    pair.finish()
+
+
+def test_source_at_another_address_while_warm(host):
+    pair = Pair(host)
+    pair.destination.call("Start", id="vm1", switchover=False)
+    pair.source.wait_for_state("vm1", "warming")
+    pair.proxy.refuse(True)
+    pair.destination.call("Recover", id="vm1", source=pair.source.address)
+    pair.destination.call("Switchover", id="vm1")
+    pair.source_vmm.pause()
+    pair.destination_vmm.load()
+    pair.finish()
+
+
+@pytest.mark.parametrize("params", [{"source": "nonsense"}, {"source": 5}])
+def test_recover_checks_its_parameters(host, params):
+    pair = Pair(host)
+    with pytest.raises(ControlError) as caught:
+        pair.destination.call("Recover", id="vm1", **params)
+    assert caught.value.code == "INVALID_ARGUMENT"
+
+
+def test_recover_before_start_and_at_the_source_is_refused(host):
+    pair = Pair(host)
+    for daemon in (pair.source, pair.destination):
+        with pytest.raises(ControlError) as caught:
+            daemon.call("Recover", id="vm1")
+        assert caught.value.code == "FAILED_PRECONDITION"
+
+
+def missing_pages(daemon):
+    """All of them, by as many calls as that takes."""
+    pages, region, offset = set(), 0, 0
+    while True:
+        answer = daemon.call("Missing", id="vm1", region=region, offset=offset)
+        for region, start, length in answer["ranges"]:
+            pages |= set(range(start // PAGE, (start + length) // PAGE))
+            offset = start + length
+        if not answer["more"]:
+            return pages
+
+
+def test_missing_pages_are_told_exactly(host):
+    pair = Pair(host)
+    pair.run()
+    here = {3}
+    for unit in (0, 1, 63, 64, 200, PAGES - 1):
+        pair.read(unit)
+        here.add(unit)
+    assert missing_pages(pair.destination) == set(range(PAGES)) - here
+    pair.finish()
+    assert missing_pages(pair.destination) == set()
+
+
+def test_missing_pages_are_told_in_parts(host):
+    """More ranges than one answer holds: each other page."""
+    pair = Pair(host)
+    pair.run()
+    for unit in range(1, PAGES, 2):
+        pair.read(unit)
+    assert missing_pages(pair.destination) == set(range(0, PAGES, 2))
+    pair.finish()
+
+
+def kernel_reads(vmm, unit, result):
+    """As a vCPU would, but by the kernel: an errno instead of SIGBUS."""
+    reader, writer = os.pipe()
+    got = pyvmm.libc.write(writer, ctypes.c_void_p(vmm.addr + unit * PAGE), ctypes.c_size_t(PAGE))
+    result.append(os.read(reader, PAGE) if got == PAGE else ctypes.get_errno())
+    os.close(reader)
+    os.close(writer)
+
+
+def test_lost_pages_are_poisoned_by_command(host):
+    pair = Pair(host, KeptDaemon)
+    pair.run()
+    with pytest.raises(ControlError) as caught:
+        pair.destination.call("Poison", id="vm1")
+    assert caught.value.code == "FAILED_PRECONDITION"
+    pair.source.crash()
+    pair.proxy.refuse(True)
+    result = []
+    waiter = threading.Thread(target=kernel_reads, args=(pair.destination_vmm, 7, result),
+                              daemon=True)
+    waiter.start()
+    pair.destination.wait_for_state("vm1", "paused")
+    missing = missing_pages(pair.destination)
+    pair.destination.call("Poison", id="vm1")
+    reason = pair.destination.wait_for_state("vm1", "failed")["reason"]
+    pair.source.start()
+    if "UFFDIO_POISON" in reason:
+        pytest.skip(reason)
+    assert "%d bytes" % (len(missing) * PAGE) in reason
+    waiter.join(harness.DEADLINE_S)
+    assert result == [errno.EFAULT], "who waited for a lost page gets an error"
+    for unit in (8, PAGES - 1):
+        result = []
+        kernel_reads(pair.destination_vmm, unit, result)
+        assert result == [errno.EFAULT]
+    result = []
+    kernel_reads(pair.destination_vmm, 3, result)
+    assert result == [pair.content[3 * PAGE:4 * PAGE]], "what was here is whole"
+    _, text = pair.destination_vmm.expect_failure()
+    assert "lost" in text
+
+
+def test_black_hole_is_survived(host):
+    """Longer than the kernel takes for a dead peer: a stall, and on it goes."""
+    pair = Pair(host)
+    pair.run()
+    pair.proxy.black_hole(True)
+    thread, page = pair.destination_vmm.touch(9)
+    pair.destination.wait_for_state("vm1", "paused", deadline_s=30)
+    pair.proxy.black_hole(False)
+    thread.join(30)
+    assert page.raw == pair.content[9 * PAGE:10 * PAGE]
+    pair.finish()
