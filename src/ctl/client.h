@@ -105,7 +105,7 @@ int client_list(struct client *c, uint32_t states, struct json_object **ret, str
 int client_list_missing(struct client *c, const char *id, struct json_object **ret,
                         struct error *err);
 
-/* {kernel, destination, checks: [{name, ok, detail}...]} */
+/* {kernel, destination, checks: [{name, ok, detail}...], backends: {NAME: {...}}} */
 int client_check(struct client *c, struct json_object **ret, struct error *err);
 
 /* {version, kernel, hostname, cpus, pages_address, draining, migrations_active, ...} */

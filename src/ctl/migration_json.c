@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ctl/migration_json.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -282,12 +283,29 @@ static struct json_object *timeline_json(const Postcopy__V1__Report *r)
 	return array;
 }
 
+static bool is_kernel_phase(const char *name)
+{
+	return !strcmp(name, "entry") || !strcmp(name, "wakeup");
+}
+
+/*
+ * What may be said of a fault: the phases of all, in the daemon's order, and then those which the
+ * kernel saw ("entry", "wakeup") where it was asked.
+ */
 static struct json_object *phases_json(const Postcopy__V1__Report *r)
 {
+	const Postcopy__V1__Migration *m = r->migration;
 	struct json_object *array = json_object_new_array_ext((int)r->n_phases);
 
 	for (size_t i = 0; i < r->n_phases; i++)
 		json_object_array_add(array, json_object_new_string(r->phases[i]));
+	if (!m || m->half_case != POSTCOPY__V1__MIGRATION__HALF_DESTINATION)
+		return array;
+	for (size_t i = 0; i < m->destination->n_fault_phases; i++)
+		if (is_kernel_phase(m->destination->fault_phases[i]->phase))
+			json_object_array_add(
+			        array,
+			        json_object_new_string(m->destination->fault_phases[i]->phase));
 	return array;
 }
 
@@ -314,39 +332,47 @@ static struct json_object *dots_json(const Postcopy__V1__Report *r)
 	return array;
 }
 
-static struct json_object *stall_json(const Postcopy__V1__Stall *stall)
+/* A fault's nanoseconds in the phase of that name; NULL where they are not known. */
+static struct json_object *phase_us(const Postcopy__V1__Report *r, const Postcopy__V1__FaultDot *f,
+                                    const char *name)
 {
-	struct json_object *o = json_object_new_object();
-
-	json_object_object_add(o, "total", us_of_ns(stall->total_ns));
-	json_object_object_add(o, "entry", us_of_ns(stall->entry_ns));
-	json_object_object_add(o, "wakeup", us_of_ns(stall->wakeup_ns));
-	return o;
+	for (size_t i = 0; i < r->n_phases && i < f->n_phase_ns; i++)
+		if (!strcmp(r->phases[i], name))
+			return us_of_ns(f->phase_ns[i]);
+	if (!f->stall || !is_kernel_phase(name))
+		return NULL;
+	return us_of_ns(strcmp(name, "entry") ? f->stall->wakeup_ns : f->stall->entry_ns);
 }
 
-static struct json_object *slow_fault_json(const Postcopy__V1__FaultDot *f)
+static struct json_object *slow_fault_json(const Postcopy__V1__Report *r,
+                                           const Postcopy__V1__FaultDot *f,
+                                           struct json_object *phases)
 {
-	struct json_object *o = json_object_new_object();
-	struct json_object *phases = json_object_new_array_ext((int)f->n_phase_ns);
+	struct json_object *o = json_object_new_object(), *us = json_object_new_array();
 
 	json_object_object_add(o, "at_ms", ms_of_ns(f->at_ns));
 	json_object_object_add(o, "us", us_of_ns(f->latency_ns));
+	json_object_object_add(o, "stall_us", f->stall ? us_of_ns(f->stall->total_ns) : NULL);
 	json_set_count(o, "address", f->address);
 	set_count_or_null(o, "tid", (uint64_t)f->tid);
 	json_set_string(o, "phase", f->dominant_phase);
-	for (size_t i = 0; i < f->n_phase_ns; i++)
-		json_object_array_add(phases, us_of_ns(f->phase_ns[i]));
-	json_object_object_add(o, "phases_us", phases);
-	json_object_object_add(o, "stall_us", f->stall ? stall_json(f->stall) : NULL);
+	json_set_bool(o, "during_bulk", f->during_bulk);
+	json_set_bool(o, "minor", f->minor);
+	for (size_t i = 0; i < json_object_array_length(phases); i++)
+		json_object_array_add(
+		        us, phase_us(r, f,
+		                     json_object_get_string(json_object_array_get_idx(phases, i))));
+	json_object_object_add(o, "phases_us", us);
 	return o;
 }
 
-static struct json_object *slow_faults_json(const Postcopy__V1__Report *r)
+static struct json_object *slow_faults_json(const Postcopy__V1__Report *r,
+                                            struct json_object *phases)
 {
 	struct json_object *array = json_object_new_array_ext((int)r->n_slow_faults);
 
 	for (size_t i = 0; i < r->n_slow_faults; i++)
-		json_object_array_add(array, slow_fault_json(r->slow_faults[i]));
+		json_object_array_add(array, slow_fault_json(r, r->slow_faults[i], phases));
 	return array;
 }
 
@@ -379,15 +405,16 @@ struct json_object *report_json(const Postcopy__V1__Report *r)
 {
 	struct json_object *o =
 	        r->migration ? migration_json(r->migration) : json_object_new_object();
+	struct json_object *phases = phases_json(r);
 
-	json_object_object_add(o, "phases", phases_json(r));
+	json_object_object_add(o, "phases", phases);
 	json_object_object_add(o, "timeline", timeline_json(r));
 	json_object_object_add(o, "fault_dots", dots_json(r));
 	json_object_object_add(o, "fault_histogram",
 	                       histogram_json(r->fault_histogram, r->n_fault_histogram));
 	json_object_object_add(o, "stall_histogram",
 	                       histogram_json(r->stall_histogram, r->n_stall_histogram));
-	json_object_object_add(o, "slow_faults", slow_faults_json(r));
+	json_object_object_add(o, "slow_faults", slow_faults_json(r, phases));
 	json_object_object_add(o, "arrival", arrival_json(r));
 	return o;
 }
@@ -404,10 +431,25 @@ struct json_object *missing_range_json(const Postcopy__V1__MissingRange *range)
 	return o;
 }
 
+/* As `check` has it of this host. */
+static struct json_object *backend_json(const Postcopy__V1__BackendCapability *b)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_set_bool(o, "source", b->source);
+	json_set_bool(o, "destination", b->destination);
+	json_set_count(o, "page_bytes", b->page_bytes);
+	json_set_string(o, "mode", b->mode);
+	json_set_string(o, "write", b->write);
+	json_set_string(o, "resolve", b->resolve);
+	return o;
+}
+
 struct json_object *check_response_json(const Postcopy__V1__CheckResponse *check)
 {
 	struct json_object *o = json_object_new_object();
 	struct json_object *rows = json_object_new_array_ext((int)check->n_capabilities);
+	struct json_object *backends = json_object_new_object();
 
 	for (size_t i = 0; i < check->n_capabilities; i++) {
 		struct json_object *row = json_object_new_object();
@@ -417,9 +459,13 @@ struct json_object *check_response_json(const Postcopy__V1__CheckResponse *check
 		json_set_string(row, "detail", check->capabilities[i]->detail);
 		json_object_array_add(rows, row);
 	}
+	for (size_t i = 0; i < check->n_backends; i++)
+		json_object_object_add(backends, check->backends[i]->name,
+		                       backend_json(check->backends[i]));
 	json_set_string(o, "kernel", check->kernel);
 	json_set_bool(o, "destination", check->can_migrate);
 	json_object_object_add(o, "checks", rows);
+	json_object_object_add(o, "backends", backends);
 	return o;
 }
 

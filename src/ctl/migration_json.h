@@ -25,11 +25,11 @@
  * A report is a migration and
  *   {phases: [name...], timeline: [[ms, pages_present]...], fault_dots: [[ms, us, phase]...],
  *    fault_histogram: [[upper_us, count]...], stall_histogram: [the same],
- *    slow_faults: [{at_ms, us, address, tid, phase, phases_us: [us...],
- *                   stall_us: {total, entry, wakeup}}...],  stall_us: null without eBPF
+ *    slow_faults: [{at_ms, us, stall_us, address, tid, phase, during_bulk, minor,
+ *                   phases_us: [us...]}...],
  *    arrival: [[pages, mean_ms, fault_pages]...]}
  * times in ms (fractional) since the guest was resumed; a dot's phase is the index of the one that
- * took longest, or -1.
+ * took longest, or -1. "entry" and "wakeup" are the last of the phases, where eBPF saw them.
  */
 #ifndef CTL_MIGRATION_JSON_H
 #define CTL_MIGRATION_JSON_H

@@ -27,6 +27,21 @@ static void print_memory(struct json_object *m)
 	putchar('\n');
 }
 
+static void print_limits(struct json_object *m)
+{
+	uint64_t streams, cap;
+
+	if (!json_count(m, "limits.streams", &streams))
+		return;
+	cap = json_count_or(m, "limits.bandwidth_bytes_per_s", 0);
+	printf("  %-12s %s streams", "limits", text_count(streams).s);
+	if (cap)
+		printf(", %s/s", text_bytes((double)cap).s);
+	printf(", bulk %s, prefetch %s\n",
+	       json_object_get_boolean(json_find(m, "limits.bulk")) ? "on" : "off",
+	       json_object_get_boolean(json_find(m, "limits.prefetch")) ? "on" : "off");
+}
+
 static void print_pages(struct json_object *m)
 {
 	uint64_t present, total, zero;
@@ -63,6 +78,9 @@ static void print_speed(struct json_object *m)
 {
 	double ms, rate;
 
+	if (json_number(m, "eta_ms", &ms))
+		printf("  %-12s %s until the source may be switched off\n", "left",
+		       text_duration(ms * 1000).s);
 	if (json_number(m, "total_ms", &ms))
 		printf("  %-12s %s\n", "total", text_duration(ms * 1000).s);
 	if (json_number(m, "bulk_bytes_per_s", &rate))
@@ -102,7 +120,9 @@ void migration_print(struct json_object *m)
 	print_string(m, "reason", "reason");
 	print_string(m, "token", "token");
 	print_memory(m);
+	print_string(m, "source", "source_address");
 	print_string(m, "TLS", "tls");
+	print_limits(m);
 	print_pages(m);
 	print_downtime(m);
 	print_speed(m);

@@ -6,7 +6,6 @@
 
 #include "ctl/chart.h"
 #include "ctl/json.h"
-#include "ctl/report_faults.h"
 #include "ctl/units.h"
 
 /* All figures are as wide; the viewer scales them. */
@@ -133,33 +132,27 @@ static struct log_scale latency_scale(struct json_object *dots, size_t n)
 	return log_scale_init(isfinite(min) ? min : 1, max);
 }
 
-/* The colour of what took most of a fault's time, the third element of its dot; or -1. */
-static int dot_colour(struct json_object *phases, struct json_object *dot)
+/* What took most of a fault's time: the third element of its dot, or -1. */
+static int dot_phase(struct json_object *dot)
 {
 	struct json_object *phase = json_object_array_get_idx(dot, 2);
 	int i = json_object_is_type(phase, json_type_int) ? json_object_get_int(phase) : -1;
-	const char *name = NULL;
 
-	if (json_object_is_type(phases, json_type_array) && i >= 0)
-		name = json_object_get_string(json_object_array_get_idx(phases, (size_t)i));
-	return name ? report_phase_colour(name) : -1;
+	return i < REPORT_PHASES_MAX ? i : -1;
 }
 
 static void draw_dots(FILE *f, const struct plot *p, const struct log_scale *scale,
-                      struct json_object *report, int colour)
+                      struct json_object *dots, size_t n, int phase)
 {
-	struct json_object *phases = json_find(report, "phases"), *dots;
-	size_t n = series_length(report, "fault_dots", &dots);
 	bool open = false;
 	double x, us;
 
 	for (size_t i = 0; i < n; i++) {
 		if (!pair_at(dots, i, &x, &us) || us <= 0 || x < 0 ||
-		    dot_colour(phases, json_object_array_get_idx(dots, i)) != colour)
+		    dot_phase(json_object_array_get_idx(dots, i)) != phase)
 			continue;
 		if (!open)
-			fprintf(f, "<g class=\"dots part%d\">\n",
-			        colour < 0 ? REPORT_PHASES_MAX : colour);
+			fprintf(f, "<g class=\"dots part%d\">\n", phase < 0 ? 4 : phase);
 		open = true;
 		fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.2\"/>\n", plot_x(p, x),
 		        plot_y(p, log_scale_at(scale, us)));
@@ -168,8 +161,7 @@ static void draw_dots(FILE *f, const struct plot *p, const struct log_scale *sca
 		fprintf(f, "</g>\n");
 }
 
-static void draw_faults(FILE *f, const struct plot *p, struct json_object *report,
-                        struct json_object *dots, size_t n)
+static void draw_faults(FILE *f, const struct plot *p, struct json_object *dots, size_t n)
 {
 	struct log_scale scale = latency_scale(dots, n);
 
@@ -182,8 +174,9 @@ static void draw_faults(FILE *f, const struct plot *p, struct json_object *repor
 		grid_line(f, plot_y(p, log_scale_at(&scale, v)), text_duration(v).s);
 	}
 	time_axis(f, p);
-	for (int colour = -1; colour < REPORT_PHASES_MAX; colour++)
-		draw_dots(f, p, &scale, report, colour);
+	/* A dot of no known phase is of phase -1. */
+	for (int phase = -1; phase < REPORT_PHASES_MAX; phase++)
+		draw_dots(f, p, &scale, dots, n, phase);
 }
 
 void chart_timeline(FILE *f, struct json_object *report)
@@ -202,7 +195,7 @@ void chart_timeline(FILE *f, struct json_object *report)
 	svg_open(f, n_dots ? 500 : 220, "pages present and faults over time");
 	draw_pages(f, &pages, timeline, n_timeline, json_number_or(report, "pages_total", 0));
 	if (n_dots)
-		draw_faults(f, &faults, report, dots, n_dots);
+		draw_faults(f, &faults, dots, n_dots);
 	fprintf(f, "</svg>\n");
 	if (!n_dots)
 		fprintf(f, "<p class=\"note\">No fault had to wait for the source.</p>\n");

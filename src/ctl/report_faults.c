@@ -24,15 +24,12 @@ static const struct {
 	{ "wakeup", "wakeup: until the vCPU runs" },
 };
 
-#define N_PHASES (sizeof phases / sizeof *phases)
-_Static_assert(N_PHASES == REPORT_PHASES_MAX, "each phase has its colour");
-
-int report_phase_colour(const char *name)
+static const char *phase_text(const char *name)
 {
-	for (size_t i = 0; i < N_PHASES; i++)
+	for (size_t i = 0; i < sizeof phases / sizeof *phases; i++)
 		if (!strcmp(phases[i].name, name))
-			return (int)i;
-	return -1;
+			return phases[i].text;
+	return "another phase";
 }
 
 static size_t phase_names(struct json_object *report, struct json_object **ret)
@@ -51,12 +48,19 @@ static const char *phase_name(struct json_object *names, size_t i)
 	return name ? name : "?";
 }
 
-static void write_phase_row(FILE *f, const char *text, struct json_object *latency)
+static struct json_object *phase_latency(struct json_object *report, const char *name)
+{
+	return json_find(json_find(report, "fault_phases_us"), name);
+}
+
+static void write_phase_row(FILE *f, const char *name, struct json_object *latency)
 {
 	static const char *const columns[] = { "p50", "p90", "p99", "p999", "max" };
 	double us;
 
-	fprintf(f, "<tr><td>%s</td>", text);
+	fprintf(f, "<tr><td>");
+	html_text(f, phase_text(name));
+	fprintf(f, "</td>");
 	for (size_t i = 0; i < sizeof columns / sizeof *columns; i++)
 		fprintf(f, "<td>%s</td>",
 		        json_number(latency, columns[i], &us) ? text_duration(us).s : "");
@@ -65,15 +69,17 @@ static void write_phase_row(FILE *f, const char *text, struct json_object *laten
 
 void report_faults_write_phases(FILE *f, struct json_object *report)
 {
-	struct json_object *latencies = json_find(report, "fault_phases_us");
-	struct chart_part parts[N_PHASES];
-	size_t used = 0;
+	struct chart_part parts[REPORT_PHASES_MAX];
+	struct json_object *names;
+	size_t n = phase_names(report, &names), used = 0;
 
-	for (size_t i = 0; i < N_PHASES; i++) {
+	for (size_t i = 0; i < n; i++) {
+		const char *name = phase_name(names, i);
 		double us;
 
-		if (json_number(json_find(latencies, phases[i].name), "p50", &us) && us >= 0)
-			parts[used++] = (struct chart_part){ (int)i, phases[i].text, us };
+		/* phase_text() is ours: it needs no escaping. */
+		if (json_number(phase_latency(report, name), "p50", &us) && us >= 0)
+			parts[used++] = (struct chart_part){ (int)i, phase_text(name), us };
 	}
 	if (!used)
 		return;
@@ -84,15 +90,13 @@ void report_faults_write_phases(FILE *f, struct json_object *report)
 	fprintf(f,
 	        "<div class=\"wide\"><table><tr><th>phase</th><th>p50</th><th>p90</th><th>p99</th>"
 	        "<th>p99.9</th><th>max</th></tr>\n");
-	for (size_t i = 0; i < used; i++)
-		write_phase_row(f, parts[i].text,
-		                json_find(latencies, phases[parts[i].colour].name));
-	fprintf(f, "</table></div>\n");
-}
+	for (size_t i = 0; i < n; i++) {
+		const char *name = phase_name(names, i);
 
-static void write_time(FILE *f, double us)
-{
-	fprintf(f, "<td>%s</td>", us >= 0 ? text_duration(us).s : "");
+		if (phase_latency(report, name))
+			write_phase_row(f, name, phase_latency(report, name));
+	}
+	fprintf(f, "</table></div>\n");
 }
 
 static void write_slow_fault(FILE *f, struct json_object *fault, size_t n_phases)
@@ -100,25 +104,21 @@ static void write_slow_fault(FILE *f, struct json_object *fault, size_t n_phases
 	struct json_object *us = json_find(fault, "phases_us");
 	uint64_t tid = json_count_or(fault, "tid", 0);
 
-	/* The kernel's word where there is one, else the daemon's. */
 	fprintf(f, "<tr><td>%s</td><td>%s</td><td>%#llx</td><td>",
-	        text_duration(
-	                json_number_or(fault, "stall_us.total", json_number_or(fault, "us", 0)))
-	                .s,
+	        text_duration(json_number_or(fault, "us", 0)).s,
 	        text_duration(json_number_or(fault, "at_ms", 0) * 1000).s,
 	        (unsigned long long)json_count_or(fault, "address", 0));
 	if (tid)
 		fprintf(f, "%llu", (unsigned long long)tid);
 	fprintf(f, "</td>");
-	write_time(f, json_number_or(fault, "stall_us.entry", -1));
 	for (size_t i = 0; i < n_phases; i++) {
 		struct json_object *v = json_object_is_type(us, json_type_array)
 		                                ? json_object_array_get_idx(us, i)
 		                                : NULL;
+		double phase_us = v ? json_object_get_double(v) : -1;
 
-		write_time(f, v ? json_object_get_double(v) : -1);
+		fprintf(f, "<td>%s</td>", phase_us >= 0 ? text_duration(phase_us).s : "");
 	}
-	write_time(f, json_number_or(fault, "stall_us.wakeup", -1));
 	fprintf(f, "</tr>\n");
 }
 
@@ -133,13 +133,13 @@ void report_faults_write_slowest(FILE *f, struct json_object *report)
 		return;
 	fprintf(f, "<h2>The slowest faults</h2>\n<div class=\"wide\"><table "
 	           "class=\"dense\"><tr><th>took</th>"
-	           "<th>resolved after</th><th>address</th><th>vCPU thread</th><th>entry</th>");
+	           "<th>resolved after</th><th>address</th><th>vCPU thread</th>");
 	for (size_t i = 0; i < n_phases; i++) {
 		fprintf(f, "<th>");
 		html_text(f, phase_name(names, i));
 		fprintf(f, "</th>");
 	}
-	fprintf(f, "<th>wakeup</th></tr>\n");
+	fprintf(f, "</tr>\n");
 	for (size_t i = 0; i < n && i < SLOWEST_SHOWN; i++)
 		write_slow_fault(f, json_object_array_get_idx(faults, i), n_phases);
 	fprintf(f, "</table></div>\n");

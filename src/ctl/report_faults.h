@@ -6,9 +6,6 @@
 #include <json-c/json.h>
 #include <stdio.h>
 
-/* The colour of the phase of that name, in all figures; -1 where there is none. */
-int report_phase_colour(const char *name);
-
 /* Nothing where the report has no phases. */
 void report_faults_write_phases(FILE *f, struct json_object *report);
 

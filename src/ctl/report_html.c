@@ -35,7 +35,7 @@ static const char page_style[] =
         ".part0{fill:var(--a);background:var(--a)}.part1{fill:var(--b);background:var(--b)}\n"
         ".part2{fill:var(--c);background:var(--c)}.part3{fill:var(--d);background:var(--d)}\n"
         ".part4{fill:var(--dot);background:var(--dot)}.part5{fill:var(--e);background:var(--e)}\n"
-        ".part6{fill:var(--g);background:var(--g)}.part7{fill:var(--dim)}\n"
+        ".part6{fill:var(--g);background:var(--g)}\n"
         ".heat0{fill:#fcefc9}.heat1{fill:#f9dc9b}.heat2{fill:#f6c26f}.heat3{fill:#f1a355}"
         ".heat4{fill:#e68250}\n"
         ".heat5{fill:#d36257}.heat6{fill:#b84863}.heat7{fill:#97366c}.heat8{fill:#73296f}"

@@ -364,11 +364,10 @@ def test_report_tells_the_course_of_the_migration(pair):
     assert sum(count for _, count in report["fault_histogram"]) == report["fault_us"]["count"]
     assert len(report["fault_dots"]) <= report["fault_us"]["count"]
     assert all(0 <= phase < len(report["phases"]) for _, _, phase in report["fault_dots"])
-    assert report["phases"] == ["queue", "request", "answer", "fill", "map"]
-    for phase in report["phases"]:
-        assert report["fault_phases_us"][phase]["count"] == report["fault_us"]["count"]
-    # With eBPF also what the daemon can't see.
+    # With eBPF there are "entry" and "wakeup" as well, of those that it saw.
     assert set(report["fault_phases_us"]) - set(report["phases"]) in (set(), {"entry", "wakeup"})
+    assert all(report["fault_phases_us"][phase]["count"] == report["fault_us"]["count"]
+               for phase in report["phases"])
     slow = report["slow_faults"]
     assert [fault["us"] for fault in slow] == sorted((fault["us"] for fault in slow), reverse=True)
     for fault in slow:

@@ -428,6 +428,7 @@ static void test_refusal_has_text_and_details(void **state)
 static void test_end_without_a_status_is_no_success(void **state)
 {
 	static const uint8_t cut[] = { 0, 0, 0, 0, 9, 'h', 'i' };
+	static const uint8_t html[] = "<html>";
 	const struct {
 		struct script script;
 		enum grpc_code want;
@@ -436,6 +437,8 @@ static void test_end_without_a_status_is_no_success(void **state)
 		{ { .http_status = "503", .content_type = "text/html" }, GRPC_UNAVAILABLE },
 		{ { .http_status = "302", .content_type = "text/html" }, GRPC_UNKNOWN },
 		{ { .content_type = "text/html" }, GRPC_UNKNOWN },
+		{ { .content_type = "text/html", .body = html, .body_len = sizeof html },
+		  GRPC_UNKNOWN },
 		{ { .body = one_message, .body_len = sizeof one_message }, GRPC_UNKNOWN },
 		{ { .code = "77" }, GRPC_UNKNOWN },
 		{ { .code = "x" }, GRPC_UNKNOWN },

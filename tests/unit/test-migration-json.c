@@ -146,6 +146,12 @@ static void test_report_has_its_series(void **state)
 	Postcopy__V1__FaultDot dot = POSTCOPY__V1__FAULT_DOT__INIT, plain = dot;
 	Postcopy__V1__FaultDot *dots[] = { &dot, &plain };
 	char *phases[] = { (char *)"queue", (char *)"answer" };
+	Postcopy__V1__PhaseLatency all[] = { POSTCOPY__V1__PHASE_LATENCY__INIT,
+		                             POSTCOPY__V1__PHASE_LATENCY__INIT };
+	Postcopy__V1__PhaseLatency *known[] = { &all[0], &all[1] };
+	Postcopy__V1__DestinationStatus d = POSTCOPY__V1__DESTINATION_STATUS__INIT;
+	Postcopy__V1__Migration m = POSTCOPY__V1__MIGRATION__INIT;
+	Postcopy__V1__Stall stall = POSTCOPY__V1__STALL__INIT;
 	Postcopy__V1__Report r = POSTCOPY__V1__REPORT__INIT;
 	_cleanup_json_ struct json_object *o = NULL;
 	const char *text;
@@ -158,20 +164,33 @@ static void test_report_has_its_series(void **state)
 	dot.dominant_phase = (char *)"answer";
 	dot.n_phase_ns = 2;
 	dot.phase_ns = phase_ns;
+	all[0].phase = (char *)"entry";
+	all[1].phase = (char *)"queue";
+	d.n_fault_phases = 2;
+	d.fault_phases = known;
+	m.half_case = POSTCOPY__V1__MIGRATION__HALF_DESTINATION;
+	m.destination = &d;
+	r.migration = &m;
+	stall.total_ns = 50000;
+	stall.entry_ns = 7000;
+	dot.stall = &stall;
 	r.n_timeline = 1;
 	r.timeline = points;
 	r.n_faults = 2;
 	r.faults = dots;
-	r.n_slow_faults = 1;
+	r.n_slow_faults = 2;
 	r.slow_faults = dots;
 	r.n_phases = 2;
 	r.phases = phases;
 	o = report_json(&r);
 	text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN);
-	assert_non_null(strstr(text, "\"phases\":[\"queue\",\"answer\"]"));
+	assert_non_null(strstr(text, "\"phases\":[\"queue\",\"answer\",\"entry\"]"));
 	assert_non_null(strstr(text, "\"timeline\":[[2.500,9]]"));
 	assert_non_null(strstr(text, "\"fault_dots\":[[1.000,42.500,1],[0.000,0.000,-1]]"));
-	assert_non_null(strstr(text, "\"phases_us\":[1.000,41.500]"));
+	assert_non_null(strstr(text, "\"phases_us\":[1.000,41.500,7.000]"));
+	assert_non_null(strstr(text, "\"stall_us\":50.000"));
+	/* The other one is not known in its phases. */
+	assert_non_null(strstr(text, "\"phases_us\":[null,null,null]"));
 	assert_non_null(strstr(text, "\"arrival\":[]"));
 }
 
