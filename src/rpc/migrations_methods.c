@@ -181,7 +181,7 @@ static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
 
 	if (!rc && rpc->draining && !migrations_find(rpc->config.migrations, r->id, NULL))
 		rc = rpc_error_set(e, -EBUSY, REASON(DRAINING),
-		                   "this daemon is about to end: it takes no new migrations");
+		                   "this daemon is ending: it takes no new migrations");
 	if (!rc) {
 		rc = migrations_prepare(rpc->config.migrations, &params, &m, &e->error);
 		if (rc == -EBUSY)

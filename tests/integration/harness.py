@@ -157,6 +157,9 @@ class Control:
         elif method == "List":
             convert = lambda answer: {
                 "migrations": [migration_dict.migration(m) for m in answer.migrations]}
+        elif method == "ListMissing":
+            convert = lambda answer: answer
+            fields.update(params)
         elif method == "GetReport":
             convert = migration_dict.report
         else:

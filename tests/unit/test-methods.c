@@ -869,7 +869,7 @@ static void test_draining_takes_nothing_new(void **state)
 
 	prepare(f, "vm7");
 	f->rpc.draining = true;
-	refused(f, MIGRATIONS "Prepare", &r, GRPC_FAILED_PRECONDITION, "DRAINING", "about to end");
+	refused(f, MIGRATIONS "Prepare", &r, GRPC_FAILED_PRECONDITION, "DRAINING", "is ending");
 	/* What is here already is found as before. */
 	prepare(f, "vm7");
 }
