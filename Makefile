@@ -9,7 +9,7 @@ REPORT ?= demo-report.html
 
 C_FILES = $(shell find src include tests bpf -name '*.[ch]' | LC_ALL=C sort)
 
-.PHONY: all deps demo test test-vm asan tsan lint install clean
+.PHONY: all deps demo test test-vm chaos asan tsan lint install clean
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -34,6 +34,10 @@ test: deps
 # with userfaultfd.
 test-vm: deps
 	tests/run-suites --build $(BUILD) vm
+
+# Each kind of fault at 20 random points of a migration; `make test` has two of each.
+chaos: deps
+	POSTCOPYD_CHAOS_POINTS=20 tests/run-suites --build $(BUILD) chaos
 
 asan: deps
 	tests/run-suites --build $(BUILD) unit-asan integration-asan

@@ -100,8 +100,7 @@ static void dial(struct bulk *b, unsigned int *retry_ms)
 		b->conn = c;
 		*retry_ms = PULL_RETRY_MIN_MS;
 	} else {
-		pull_wait_locked(p, *retry_ms);
-		*retry_ms = *retry_ms * 2 < PULL_RETRY_MAX_MS ? *retry_ms * 2 : PULL_RETRY_MAX_MS;
+		pull_back_off_locked(p, retry_ms);
 	}
 	pthread_mutex_unlock(&p->lock);
 	if (rc)
@@ -240,6 +239,8 @@ static int take_answer(struct bulk *b, struct error *err)
 	const void *payload;
 	int rc = conn_next_frame(b->conn, &h, &payload, err);
 
+	if (rc == -EAGAIN)
+		return error_set(err, -ETIMEDOUT, "the source is silent");
 	if (!rc)
 		rc = window_answer(&b->window, &h, payload, &pages, &item, err);
 	if (rc)

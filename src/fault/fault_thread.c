@@ -29,6 +29,9 @@
 #define SPIN_NS (50 * NSEC_PER_USEC)
 /* Between two tries to fill where the memory could not be had, or somebody else claims it. */
 #define REFILL_MS 100
+/* With nothing else to do: how often the connection is looked at; and when it is asked. */
+#define ALIVE_LOOK_MS 500
+#define PING_MS 2000u
 
 static const struct region *region_of(const struct fault_thread *ft, const struct fault *f)
 {
@@ -127,6 +130,13 @@ static void read_events(struct fault_thread *ft)
 static void on_again(void *arg)
 {
 	read_events(arg);
+}
+
+static void begin_listening(struct fault_thread *ft)
+{
+	ft->heard_ns = clock_now_ns();
+	ft->due_ns = 0;
+	ft->pinged = false;
 }
 
 static void lose_connection(struct fault_thread *ft, const char *why)
@@ -380,6 +390,8 @@ static void serve_faults(struct fault_thread *ft)
 		lose_connection(ft, strerror(-rc));
 	else
 		stamp_sent(ft, asked_ns);
+	if (!ft->due_ns)
+		ft->due_ns = asked_ns;
 }
 
 /* One answer: fill it, and where that makes its page whole the vCPUs run. */
@@ -439,6 +451,10 @@ static void read_answers(struct fault_thread *ft)
 		const void *payload;
 
 		rc = conn_next_frame(ft->conn, &h, &payload, &err);
+		if (!rc && h.type == FRAME_PONG && ft->pinged) {
+			ft->pinged = false;
+			continue;
+		}
 		if (!rc)
 			rc = window_answer(&ft->window, &h, payload, &pages, &item, &err);
 		if (!rc)
@@ -447,6 +463,8 @@ static void read_answers(struct fault_thread *ft)
 	}
 	if (ft->conn && rc != -EAGAIN)
 		lose_connection(ft, err.text);
+	if (!ft->window.n && !ft->pinged)
+		ft->due_ns = 0;
 	pull_check_complete(ft->pull);
 }
 
@@ -461,6 +479,7 @@ static void take_deliveries(struct fault_thread *ft)
 	if (!ft->conn && p->urgent_ready) {
 		ft->conn = p->urgent_ready;
 		p->urgent_ready = NULL;
+		begin_listening(ft);
 	}
 	n = p->n_channels_new;
 	memcpy(channels, p->channels_new, n * sizeof *channels);
@@ -492,7 +511,11 @@ static bool wait_for_news(struct fault_thread *ft)
 			                 .events = POLLIN };
 	/* Beside bulk all cores are awake anyway, and busy. */
 	thread_spin_poll(fds, FDS_FIXED + n, stat_get(&p->stats.bulk_in_flight) ? 0 : SPIN_NS,
-	                 ft->look_again ? REFILL_MS : -1);
+	                 ft->look_again ? REFILL_MS
+	                 : ft->conn     ? ALIVE_LOOK_MS
+	                                : -1);
+	if (fds[1].revents)
+		ft->heard_ns = clock_now_ns();
 	ft->look_again = false;
 	for (unsigned int i = 0; i < n; i++)
 		if (fds[FDS_FIXED + i].revents)
@@ -516,6 +539,33 @@ static void serve_fetches(struct fault_thread *ft)
 		atomic_store(&p->fetching, false);
 }
 
+/*
+ * A peer that is gone, or a network that swallows all, is found in seconds, also where nothing is
+ * being said: then it is asked for a sign of life. Bytes count as one, however slowly they come.
+ */
+static void check_alive(struct fault_thread *ft)
+{
+	uint64_t now_ns = clock_now_ns();
+	uint64_t since_ns = ft->heard_ns > ft->due_ns ? ft->heard_ns : ft->due_ns;
+	int rc;
+
+	if (!ft->conn)
+		return;
+	if (ft->due_ns && now_ns - since_ns > PULL_SILENT_MS * NSEC_PER_MSEC) {
+		lose_connection(ft, "the source is silent");
+		return;
+	}
+	if (ft->due_ns || now_ns - ft->heard_ns < PING_MS * NSEC_PER_MSEC)
+		return;
+	rc = conn_send_plain(ft->conn, FRAME_PING);
+	if (rc) {
+		lose_connection(ft, strerror(-rc));
+		return;
+	}
+	ft->pinged = true;
+	ft->due_ns = now_ns;
+}
+
 void *fault_thread_main(void *arg)
 {
 	struct fault_thread *ft = arg;
@@ -526,9 +576,11 @@ void *fault_thread_main(void *arg)
 	ft->caller = (struct resolver_caller){
 		.resolver = &p->resolver, .again = on_again, .woken = on_woken, .arg = ft
 	};
+	begin_listening(ft);
 	while (!atomic_load(&p->stopping)) {
 		if (wait_for_news(ft))
 			take_deliveries(ft);
+		check_alive(ft);
 		read_events(ft);
 		serve_fetches(ft);
 		if (ft->table.n)

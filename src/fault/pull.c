@@ -155,6 +155,9 @@ int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct e
 	pthread_mutex_unlock(&p->lock);
 	rc = conn_dial(&target, p->tls, &hello, ret, reply, err);
 	free(reply);
+	/* Not from one answer to the next, but from one byte: a slow link is none that is dead. */
+	if (!rc && role == STREAM_BULK)
+		conn_set_receive_timeout(*ret, 2 * PULL_SILENT_MS);
 	if (!rc && role == STREAM_URGENT) {
 		rc = conn_set_blocking(*ret, false);
 		if (rc) {
@@ -226,15 +229,24 @@ void pull_redirect(struct pull *p, const struct conn_target *target)
 
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms)
 {
-	struct timespec until;
+	uint64_t until_ns = clock_now_ns() + timeout_ms * NSEC_PER_MSEC;
+	struct timespec until = {
+		.tv_sec = (time_t)(until_ns / NSEC_PER_SEC),
+		.tv_nsec = (long)(until_ns % NSEC_PER_SEC),
+	};
 
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_nsec += (long)(timeout_ms % 1000) * (long)NSEC_PER_MSEC;
-	until.tv_sec += timeout_ms / 1000 + until.tv_nsec / (long)NSEC_PER_SEC;
-	until.tv_nsec %= (long)NSEC_PER_SEC;
+	/* Not the time of day, which somebody may set. */
 	while (!atomic_load(&p->stopping) &&
-	       pthread_cond_timedwait(&p->changed, &p->lock, &until) != ETIMEDOUT)
+	       pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &until) != ETIMEDOUT)
 		;
+}
+
+void pull_back_off_locked(struct pull *p, unsigned int *retry_ms)
+{
+	/* By up to a half more: a source that comes back is not met by all at once. */
+	pull_wait_locked(p,
+	                 *retry_ms + (unsigned int)(clock_now_ns() / 1024 % (*retry_ms / 2 + 1)));
+	*retry_ms = *retry_ms * 2 < PULL_RETRY_MAX_MS ? *retry_ms * 2 : PULL_RETRY_MAX_MS;
 }
 
 void pull_work_changed(struct pull *p)
@@ -278,9 +290,7 @@ static void *keeper_main(void *arg)
 		p->config.stalled(p->config.arg, err.text);
 		pthread_mutex_lock(&p->lock);
 		if (rc) {
-			pull_wait_locked(p, retry_ms);
-			retry_ms =
-			        retry_ms * 2 < PULL_RETRY_MAX_MS ? retry_ms * 2 : PULL_RETRY_MAX_MS;
+			pull_back_off_locked(p, &retry_ms);
 			continue;
 		}
 		retry_ms = PULL_RETRY_MIN_MS;

@@ -18,6 +18,8 @@
 /* Between two tries to dial: doubled from the first to the last. */
 #define PULL_RETRY_MIN_MS 50u
 #define PULL_RETRY_MAX_MS 2000u
+/* A source that owes an answer and says nothing at all for so long is dialled anew. */
+#define PULL_SILENT_MS 5000u
 
 struct bulk {
 	struct pull *pull;
@@ -42,6 +44,10 @@ struct fault_thread {
 	struct fault_table table;
 	struct fetch_table fetches;
 	struct resolver_caller caller;
+	/* Whether the source lives: when it was heard last, and since when an answer is due (0:
+	 * none). */
+	uint64_t heard_ns, due_ns;
+	bool pinged;
 	bool look_again; /* soon, though nothing may happen: memory could not be had, or a claim */
 	uint64_t filled_ns, mapped_ns; /* of the fill that is going on; 0: it has woken nobody */
 };
@@ -96,6 +102,9 @@ void pull_stop(struct pull *p);
 
 /* Wait on the condition for at most @timeout_ms, or until stopping. The lock is held. */
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms);
+
+/* Between two tries to dial; the next waits longer. The lock is held. */
+void pull_back_off_locked(struct pull *p, unsigned int *retry_ms);
 
 /* Bulk may find something to do again. */
 void pull_work_changed(struct pull *p);

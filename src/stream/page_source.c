@@ -339,6 +339,24 @@ static void wait_for_fault(struct page_source *s, struct conn *c)
 		thread_spin_poll(&(struct pollfd){ .fd = c->fd, .events = POLLIN }, 1, SPIN_NS, 0);
 }
 
+/* The next GET; who asks for a sign of life meanwhile gets it. */
+static int next_get(struct conn *c, struct frame_header *h, const void **payload, struct error *err)
+{
+	int rc;
+
+	while (!(rc = conn_next_frame(c, h, payload, err)) && h->type == FRAME_PING) {
+		rc = conn_send_plain(c, FRAME_PONG);
+		if (rc)
+			return error_errno(err, rc, "connection: PONG");
+	}
+	if (!rc && h->type == FRAME_ERROR)
+		return frame_error_decode(h, *payload, err);
+	if (!rc && h->type != FRAME_GET)
+		return error_set(err, -EPROTO, "frame of type %u where %u must come", h->type,
+		                 FRAME_GET);
+	return rc;
+}
+
 static int serve_pages(struct page_source *s, struct conn *c, enum stream_role role,
                        struct error *err)
 {
@@ -352,7 +370,7 @@ static int serve_pages(struct page_source *s, struct conn *c, enum stream_role r
 	if (!tx)
 		return error_set(err, -ENOMEM, "connection: out of memory");
 	do {
-		rc = conn_expect_frame(c, FRAME_GET, &h, &payload, err);
+		rc = next_get(c, &h, &payload, err);
 		if (!rc)
 			rc = frame_get_decode(payload, &get, err);
 		if (!rc)

@@ -14,7 +14,7 @@ WORD_UNITS = 64
 ALPN = "postcopy/1"
 
 HELLO, HELLO_REPLY, ERROR, GET, PAGES, SWITCHOVER, VMSTATE, VMSTATE_DATA = range(1, 9)
-RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK = range(9, 14)
+RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG = range(9, 16)
 CONTROL, URGENT, BULK = 1, 2, 3
 
 FULL_MASK = (1 << WORD_UNITS) - 1
@@ -263,3 +263,5 @@ class FakeSource:
             self.completed.set()
         elif kind == ABORT:
             connection.send(frame(ABORT_ACK))
+        elif kind == PING:
+            connection.send(frame(PONG))

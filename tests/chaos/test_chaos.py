@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Something breaks at a random point of a migration, while the guest writes and verifies all the
+time. In the end it is complete, each page is right, no vCPU is stuck, no descriptor is left."""
+import os
+import random
+import signal
+import time
+
+import pytest
+
+import harness
+from keeper import KeptDaemon
+from proxy import Proxy
+from recoveries import recoveries
+from test_migrate import assert_guest_is_whole, pytestmark as needs_kvm
+
+pytestmark = needs_kvm
+
+MEMORY = "64M"
+PAGES = (64 << 20) // 4096
+# So that it takes a second or two: there is time for something to break.
+BULK_BYTES_PER_S = 48 << 20
+# A fault lasts up to 10 s, and what it broke must be found and mended.
+DEADLINE_S = 90
+
+
+class FullDisk(KeptDaemon):
+    """Its log goes where nothing can be written."""
+
+    def __init__(self, directory, name, *args, **options):
+        (directory / (name + ".log")).symlink_to("/dev/full")
+        super().__init__(directory, name, *args, **options)
+
+    def log(self):
+        return ""
+
+
+class Scene:
+    """Two daemons, a proxy between them, a guest on its way."""
+
+    def __init__(self, host, seed, kind=KeptDaemon, name=""):
+        self.rng = random.Random(seed)
+        self.source = host.daemon("source", allow=["postcopy:destination"], kind=kind)
+        self.destination = host.daemon("destination", allow=["postcopy:source"], kind=kind)
+        self.daemons = [self.source, self.destination]
+        self.before = {daemon: daemon.resources()["fds"] for daemon in self.daemons}
+        self.proxy = Proxy(self.source.address)
+        host.later(self.proxy.close)
+        self.source.prepare_source("vm1")
+        self.destination.prepare_destination("vm1", self.proxy.address, streams=2,
+                                             bandwidth_bytes_per_s=BULK_BYTES_PER_S)
+        options = {"memory": MEMORY, "backend": "memfd", "vcpus": 2, "workload": "random",
+                   "write_percent": 30, "run_after_complete": 50, "seed": seed % 1000 + 1}
+        self.source_vmm = host.minivmm("source", self.source, "vm1", **options)
+        self.destination_vmm = host.minivmm("destination", self.destination, "vm1", **options)
+        self.source_vmm.wait_for_event("attached")
+        self.destination_vmm.wait_for_event("attached")
+        self.name = name
+
+    def get(self):
+        """The migration at the destination; None while nobody is there to tell."""
+        try:
+            return self.destination.call("Get", id="vm1")
+        except (OSError, harness.Failure):
+            return None
+
+    def go_to_a_point(self):
+        """Starts, and waits until a random part of the guest has come: none of it in each fifth."""
+        fraction = max(0, self.rng.uniform(-0.25, 0.9))
+        self.destination.call("Start", id="vm1")
+        if fraction:
+            harness.eventually(lambda: self.get()["pages_present"] >= fraction * PAGES,
+                               "%d %% of the guest are there" % (100 * fraction))
+        else:
+            # Anywhere around the switchover.
+            time.sleep(self.rng.uniform(0, 0.03))
+
+    def present(self):
+        migration = self.get()
+        if not migration:
+            return -1
+        return PAGES + 1 if migration["state"] == "complete" else migration["pages_present"]
+
+    def goes_on(self, after):
+        """Notes how long that took."""
+        began = time.monotonic()
+        harness.eventually(lambda: self.present() > after, "the guest's memory comes again",
+                           DEADLINE_S)
+        recoveries.setdefault(self.name, []).append(time.monotonic() - began)
+
+    def finish(self):
+        self.destination.wait_for_state("vm1", "complete", deadline_s=DEADLINE_S)
+        self.source.wait_for_state("vm1", "complete", deadline_s=DEADLINE_S)
+        self.source_vmm.wait_for_event("complete", deadline_s=DEADLINE_S)
+        assert_guest_is_whole(self.destination_vmm)
+        assert self.source_vmm.wait() == 0
+        for daemon in self.daemons:
+            # One that was started again has the record, and what it was given beside it.
+            harness.eventually(
+                lambda: set(daemon.store.names()) <= {"control", "pages", "vmm", "record.vm1"},
+                "%s has let go of %s" % (daemon.name, daemon.store.names()))
+            harness.eventually(lambda: daemon.resources()["fds"] <= self.before[daemon] + 1,
+                               "%s leaks no descriptor" % daemon.name)
+
+
+@pytest.mark.parametrize("sides", [["source"], ["destination"], ["source", "destination"]],
+                         ids=["source", "destination", "both"])
+def test_sigkill(host, seed, sides):
+    scene = Scene(host, seed, name="SIGKILL of " + " and ".join(sides))
+    scene.go_to_a_point()
+    here = scene.present()
+    daemons = [getattr(scene, side) for side in sides]
+    for daemon in daemons:
+        daemon.crash()
+    for daemon in daemons:
+        daemon.start()
+    scene.goes_on(here)
+    scene.finish()
+
+
+def test_connections_reset(host, seed):
+    scene = Scene(host, seed, name="connections reset")
+    scene.go_to_a_point()
+    for _ in range(scene.rng.randrange(1, 5)):
+        here = scene.present()
+        scene.proxy.cut()
+        scene.goes_on(here)
+    scene.finish()
+
+
+def test_black_hole_of_10_s(host, seed):
+    scene = Scene(host, seed, name="black hole of 10 s (from its end)")
+    scene.go_to_a_point()
+    scene.proxy.black_hole(True)
+    time.sleep(10)
+    here = scene.present()
+    scene.proxy.black_hole(False)
+    scene.goes_on(here)
+    scene.finish()
+
+
+def test_slow_link(host, seed):
+    scene = Scene(host, seed, name="link of 1 MiB/s for 3 s")
+    scene.go_to_a_point()
+    here = scene.present()
+    scene.proxy.limit(1 << 20)
+    scene.goes_on(here)
+    time.sleep(3)
+    scene.proxy.limit(None)
+    scene.finish()
+
+
+def test_sigstop_of_5_s(host, seed):
+    scene = Scene(host, seed, name="SIGSTOP of 5 s (from its end)")
+    scene.go_to_a_point()
+    here = scene.present()
+    daemon = scene.rng.choice(scene.daemons)
+    daemon.popen.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    daemon.popen.send_signal(signal.SIGCONT)
+    scene.goes_on(here)
+    scene.finish()
+
+
+def test_disk_full_for_logs(host, seed):
+    scene = Scene(host, seed, kind=FullDisk, name="disk full, connections reset")
+    scene.go_to_a_point()
+    here = scene.present()
+    scene.proxy.cut()
+    scene.goes_on(here)
+    scene.finish()
+
+
+def test_everything_at_once(host, seed):
+    """Three faults, one after the other, of any kind."""
+    scene = Scene(host, seed, name="three faults in a row")
+    scene.go_to_a_point()
+    for _ in range(3):
+        here = scene.present()
+        what = scene.rng.choice(["source", "destination", "both", "cut"])
+        if what == "cut":
+            scene.proxy.cut()
+        for daemon in scene.daemons:
+            if what in ("both", daemon.name.rstrip("0123456789")):
+                daemon.crash_and_restart()
+        scene.goes_on(here)
+    scene.finish()
+
+
+def test_clock_jump(seed):
+    pytest.skip("a time namespace has no CLOCK_REALTIME of its own, and this host's clock is not "
+                "ours to set; the daemon waits by CLOCK_MONOTONIC alone")
