@@ -168,6 +168,21 @@ static bool is_mapped(struct resolver *r, uint32_t region, uint64_t offset)
 	return len;
 }
 
+/* The units of a stretch that lies within one word. */
+static uint64_t units_of(uint64_t offset, uint64_t len)
+{
+	uint64_t n = len >> UNIT_SHIFT;
+
+	return (n == WORD_UNITS ? UINT64_MAX : (1ull << n) - 1)
+	       << (offset >> UNIT_SHIFT) % WORD_UNITS;
+}
+
+static void note_no_copy(struct resolver *r, uint32_t region, uint64_t offset, uint64_t len)
+{
+	page_state_note_no_copy(r->state, region, (offset >> UNIT_SHIFT) / WORD_UNITS,
+	                        units_of(offset, len));
+}
+
 /*
  * One unit that UFFDIO_COPY can't place, by @result: the VMM has unmapped it, or its file has the
  * page already (somebody has read the hole; it is not mapped, for the claim is ours). Shared
@@ -180,6 +195,7 @@ static int fill_behind(struct resolver *r, uint32_t region, uint64_t offset, int
 {
 	if (r->table->regions[region].memory == POSTCOPY_MEMORY_ANONYMOUS)
 		return result == UFFD_UNMAPPED && is_mapped(r, region, offset) ? -EAGAIN : 0;
+	note_no_copy(r, region, offset, UNIT_BYTES);
 	return memory_fill(r->memories[region], offset, data, UNIT_BYTES, true, filled);
 }
 
@@ -249,8 +265,11 @@ static int fill_run(const struct resolver_caller *caller, const struct resolver_
 	size_t len = (size_t)run.n * UNIT_BYTES;
 	int rc;
 
-	if (fills_by_copy(r, b))
+	if (fills_by_copy(r, b)) {
+		page_state_note_copy(r->state, b->region, b->word, units_of(offset, len));
 		return copy_run(caller, b->region, offset, data, len, filled, ret_done);
+	}
+	note_no_copy(r, b->region, offset, len);
 	rc = memory_fill(r->memories[b->region], offset, data, len, b->for_fault, filled);
 	*ret_done = rc ? 0 : len;
 	return rc;
@@ -435,6 +454,30 @@ void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
 			              (p->offset + (from - p->host_addr)) >> UNIT_SHIFT,
 			              (p->offset + (to - p->host_addr)) >> UNIT_SHIFT);
 	}
+}
+
+static void settle_word(struct resolver *r, uint32_t region, uint64_t word)
+{
+	/* Where a page of it is, UFFDIO_COPY says so itself, and leaves it alone. */
+	bool told = r->table->regions[region].memory == POSTCOPY_MEMORY_ANONYMOUS;
+	uint64_t left = page_state_doubtful(r->state, region, word);
+
+	for (; left; left &= left - 1) {
+		uint64_t unit = word * WORD_UNITS + (uint64_t)__builtin_ctzll(left);
+		uint64_t bit = left & -left;
+
+		if (!told && memory_has(r->memories[region], unit << UNIT_SHIFT))
+			page_state_publish(r->state, region, word, bit);
+		else
+			page_state_unclaim(r->state, region, word, bit);
+	}
+}
+
+void resolver_settle(struct resolver *r)
+{
+	for (uint32_t i = 0; i < r->table->n; i++)
+		for (uint64_t word = 0; word < r->table->regions[i].words; word++)
+			settle_word(r, i, word);
 }
 
 void resolver_wake_all(struct resolver *r)

@@ -97,6 +97,14 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
 /* The guest has discarded a range of host addresses: what is missing of it is zero from now on. */
 void resolver_discard(struct resolver *r, uint64_t start, uint64_t end);
 
+/*
+ * resolver_settle() - after a page state was taken over: what the process before was copying
+ *
+ * UFFDIO_COPY shows a page to the guest at once. Where it got there, the page is the guest's and is
+ * never filled again; where it did not, the page is missing.
+ */
+void resolver_settle(struct resolver *r);
+
 /* Have every thread that waits look again: those whose page is missing raise a new event. */
 void resolver_wake_all(struct resolver *r);
 

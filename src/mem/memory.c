@@ -303,6 +303,22 @@ int memory_fill(struct memory *m, uint64_t offset, const void *buf, size_t len, 
 	return rc;
 }
 
+bool memory_has(const struct memory *m, uint64_t offset)
+{
+	off_t at = (off_t)(m->fd_offset + offset);
+	_cleanup_close_ int fd = -1;
+	char link[64];
+	off_t data;
+
+	/* A description of our own: the VMM's has its offset for the VMM. */
+	snprintf(link, sizeof link, "/proc/self/fd/%d", m->fd);
+	fd = open(link, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return true;
+	data = lseek(fd, at, SEEK_DATA);
+	return data == at || (data < 0 && errno != ENXIO);
+}
+
 int memory_touch(struct memory *m, uint64_t offset)
 {
 	char byte;

@@ -83,6 +83,13 @@ int memory_fill(struct memory *m, uint64_t offset, const void *buf, size_t len, 
                 struct memory_filled *filled);
 
 /*
+ * memory_has() - whether a memfd has a page at @offset at all: what was never filled is a hole
+ *
+ * Return: also true where that can't be told.
+ */
+bool memory_has(const struct memory *m, uint64_t offset);
+
+/*
  * memory_touch() - have the host page at @offset exist, zeroed where it did not
  *
  * Never changes a page that exists. Return: 0; -EOPNOTSUPP where only the userfaultfd can

@@ -11,7 +11,7 @@
 #include "util/cleanup.h"
 
 /* Bumped with each change of what lies in the memfd. */
-#define STATE_MAGIC 0x3130737063747370ull /* "pstcps01" */
+#define STATE_MAGIC 0x3230737063747370ull /* "pstcps02" */
 #define STATE_HEADER_BYTES 4096
 
 /* At the start of the memfd. */
@@ -28,6 +28,7 @@ struct region_state {
 	_Atomic uint64_t *claimed;
 	_Atomic uint64_t *present;
 	_Atomic uint64_t *wanted;
+	_Atomic uint64_t *copying;
 };
 
 struct page_state {
@@ -52,7 +53,7 @@ DEFINE_CLEANUP(struct page_state *, page_state_free);
 
 static size_t state_bytes(uint64_t words)
 {
-	return STATE_HEADER_BYTES + 3 * words * sizeof(uint64_t);
+	return STATE_HEADER_BYTES + 4 * words * sizeof(uint64_t);
 }
 
 static void lay_out(struct page_state *ps, const struct region_table *table, uint64_t words)
@@ -68,6 +69,7 @@ static void lay_out(struct page_state *ps, const struct region_table *table, uin
 			.claimed = bits,
 			.present = bits + words,
 			.wanted = bits + 2 * words,
+			.copying = bits + 3 * words,
 		};
 		bits += r->words;
 	}
@@ -127,16 +129,18 @@ int page_state_new(const struct region_table *table, struct page_state **ret, st
 	return 0;
 }
 
-/* What was claimed and not published is missing again; and how much is missing in all. */
+/* What was claimed and not published is missing again, if it is not doubtful; and how much is. */
 static void take_stock(struct page_state *ps, const struct region_table *table)
 {
 	uint64_t missing = table->units;
 
 	for (uint32_t i = 0; i < table->n; i++)
 		for (uint64_t word = 0; word < table->regions[i].words; word++) {
-			uint64_t present = atomic_load(&ps->regions[i].present[word]);
+			struct region_state *r = &ps->regions[i];
+			uint64_t present = atomic_load(&r->present[word]);
+			uint64_t copying = atomic_load(&r->copying[word]);
 
-			atomic_store(&ps->regions[i].claimed[word], present);
+			atomic_fetch_and(&r->claimed[word], present | copying);
 			missing -= (uint64_t)__builtin_popcountll(present);
 		}
 	atomic_store(&ps->header->missing, missing);
@@ -181,6 +185,26 @@ uint64_t page_state_claim(struct page_state *ps, uint32_t region, uint64_t word,
 void page_state_unclaim(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
 {
 	atomic_fetch_and(&ps->regions[region].claimed[word], ~mask);
+}
+
+void page_state_note_copy(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
+{
+	atomic_fetch_or(&ps->regions[region].copying[word], mask);
+}
+
+void page_state_note_no_copy(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
+{
+	struct region_state *r = &ps->regions[region];
+
+	if (atomic_load(&r->copying[word]) & mask)
+		atomic_fetch_and(&r->copying[word], ~mask);
+}
+
+uint64_t page_state_doubtful(const struct page_state *ps, uint32_t region, uint64_t word)
+{
+	const struct region_state *r = &ps->regions[region];
+
+	return atomic_load(&r->claimed[word]) & ~atomic_load(&r->present[word]);
 }
 
 uint64_t page_state_publish(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)

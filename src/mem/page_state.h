@@ -4,13 +4,15 @@
  *
  * Theory of operation
  * -------------------
- * Three bitmaps a region, in one memfd, so that a process that takes over finds
+ * Four bitmaps a region, in one memfd, so that a process that takes over finds
  * them:
  *
  *   claimed   somebody fills this unit, or has: the one atomic bit that makes sure of
  *             one fill. Who sets it fills; everyone else drops the data.
  *   present   its whole content is in place. Only the claimer sets it, afterwards.
  *   wanted    a fault waits (or waited) for it.
+ *   copying   its claimer fills it by UFFDIO_COPY, which shows it to the guest in the same
+ *             moment: before it is present the guest may have it, and have written to it.
  *
  * missing -> claimed -> present, never back, but for a claim that its owner gives up
  * before a byte of it could be visible.
@@ -41,8 +43,9 @@ int page_state_new(const struct region_table *table, struct page_state **ret, st
  * page_state_adopt() - go on where another process stopped
  * @fd: its memfd; a copy is kept, @fd stays the caller's
  *
- * Claims that its owner took with it are missing again: nothing of them was visible. No
- * other process may use the memfd any more.
+ * Claims that its owner took with it are missing again: nothing of them was visible. But those
+ * that it was copying stay claimed, page_state_doubtful(): whether the guest has them only the
+ * memory can tell. No other process may use the memfd any more.
  *
  * Return: 0; -EINVAL with @err set where @fd holds no state of this version for this table.
  */
@@ -58,6 +61,17 @@ uint64_t page_state_claim(struct page_state *ps, uint32_t region, uint64_t word,
 
 /* Give back claims of the caller's that are not visible to anybody yet. */
 void page_state_unclaim(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+
+/* Claimed units are about to be filled by UFFDIO_COPY; or by other means after all. */
+void page_state_note_copy(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+void page_state_note_no_copy(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+
+/*
+ * page_state_doubtful() - after page_state_adopt(): what the process before was copying
+ *
+ * The caller's, to publish what is there and to unclaim what is not.
+ */
+uint64_t page_state_doubtful(const struct page_state *ps, uint32_t region, uint64_t word);
 
 /*
  * page_state_publish() - units that the caller claimed are filled

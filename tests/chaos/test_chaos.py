@@ -81,9 +81,16 @@ class Scene:
             return -1
         return PAGES + 1 if migration["state"] == "complete" else migration["pages_present"]
 
+    def breaks(self):
+        """From now on something is broken. Returns what was there."""
+        self.broken = time.monotonic()
+        return self.present()
+
     def goes_on(self, after):
         """Notes how long that took."""
-        began = time.monotonic()
+        began = self.broken
+        if after > PAGES:
+            return
         harness.eventually(lambda: self.present() > after, "the guest's memory comes again",
                            DEADLINE_S)
         recoveries.setdefault(self.name, []).append(time.monotonic() - began)
@@ -108,7 +115,7 @@ class Scene:
 def test_sigkill(host, seed, sides):
     scene = Scene(host, seed, name="SIGKILL of " + " and ".join(sides))
     scene.go_to_a_point()
-    here = scene.present()
+    here = scene.breaks()
     daemons = [getattr(scene, side) for side in sides]
     for daemon in daemons:
         daemon.crash()
@@ -122,7 +129,7 @@ def test_connections_reset(host, seed):
     scene = Scene(host, seed, name="connections reset")
     scene.go_to_a_point()
     for _ in range(scene.rng.randrange(1, 5)):
-        here = scene.present()
+        here = scene.breaks()
         scene.proxy.cut()
         scene.goes_on(here)
     scene.finish()
@@ -133,7 +140,7 @@ def test_black_hole_of_10_s(host, seed):
     scene.go_to_a_point()
     scene.proxy.black_hole(True)
     time.sleep(10)
-    here = scene.present()
+    here = scene.breaks()
     scene.proxy.black_hole(False)
     scene.goes_on(here)
     scene.finish()
@@ -142,7 +149,7 @@ def test_black_hole_of_10_s(host, seed):
 def test_slow_link(host, seed):
     scene = Scene(host, seed, name="link of 1 MiB/s for 3 s")
     scene.go_to_a_point()
-    here = scene.present()
+    here = scene.breaks()
     scene.proxy.limit(1 << 20)
     scene.goes_on(here)
     time.sleep(3)
@@ -157,6 +164,7 @@ def test_sigstop_of_5_s(host, seed):
     daemon = scene.rng.choice(scene.daemons)
     daemon.popen.send_signal(signal.SIGSTOP)
     time.sleep(5)
+    scene.broken = time.monotonic()
     daemon.popen.send_signal(signal.SIGCONT)
     scene.goes_on(here)
     scene.finish()
@@ -165,7 +173,7 @@ def test_sigstop_of_5_s(host, seed):
 def test_disk_full_for_logs(host, seed):
     scene = Scene(host, seed, kind=FullDisk, name="disk full, connections reset")
     scene.go_to_a_point()
-    here = scene.present()
+    here = scene.breaks()
     scene.proxy.cut()
     scene.goes_on(here)
     scene.finish()
@@ -176,7 +184,7 @@ def test_everything_at_once(host, seed):
     scene = Scene(host, seed, name="three faults in a row")
     scene.go_to_a_point()
     for _ in range(3):
-        here = scene.present()
+        here = scene.breaks()
         what = scene.rng.choice(["source", "destination", "both", "cut"])
         if what == "cut":
             scene.proxy.cut()

@@ -51,6 +51,7 @@ class Proxy:
             self.cut()
 
     def limit(self, bytes_per_s):
+        self.allowance = 0.0
         self.bytes_per_s = bytes_per_s
 
     def close(self):

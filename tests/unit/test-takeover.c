@@ -28,6 +28,9 @@ static const unsigned int waited_for[WAITERS] = { 0, 1, 5, 6, 7, 7, 63, 64, 100,
 /* What was being filled: two that faults bring, two that bulk does. */
 #define TORN_MASK (1ull << 5 | 1ull << 6 | 1ull << 8 | 1ull << 9)
 
+#define COPIED 20u
+#define NOT_COPIED 21u
+
 struct waiter {
 	pthread_t thread;
 	const uint8_t *page;
@@ -80,6 +83,26 @@ static void start_waiters(const struct guest *g, struct waiter *waiters)
  * What a process leaves that is killed in the middle of a fill: units that are claimed and not
  * present, with wrong content.
  */
+/*
+ * And by one that is killed around a UFFDIO_COPY: of what it was copying the guest has one page,
+ * and has written to it; the other was not begun.
+ */
+static void leave_copied_pages(const struct guest *g, struct page_state *ps, const uint8_t *content)
+{
+	uint8_t *page = g->addr + COPIED * (size_t)UNIT_BYTES;
+	uint64_t mask = 1ull << COPIED | 1ull << NOT_COPIED;
+	struct uffdio_copy copy = {
+		.dst = (uintptr_t)page,
+		.src = (uintptr_t)content + COPIED * (size_t)UNIT_BYTES,
+		.len = UNIT_BYTES,
+	};
+
+	assert_int_equal(page_state_claim(ps, 0, 0, mask), mask);
+	page_state_note_copy(ps, 0, 0, mask);
+	assert_int_equal(ioctl(g->uffd, UFFDIO_COPY, &copy), 0);
+	memset(page, 0x77, UNIT_BYTES / 2);
+}
+
 static void leave_torn_pages(const struct guest *g, struct page_state *ps)
 {
 	struct memory *m = guest_memory(g);
@@ -97,7 +120,8 @@ static void leave_torn_pages(const struct guest *g, struct page_state *ps)
 }
 
 /* All waiters sleep, the events of all of them are in the killed process. */
-static int leave_waiters(const struct guest *g, enum resolver_map map, struct waiter *waiters)
+static int leave_waiters(const struct guest *g, enum resolver_map map, struct waiter *waiters,
+                         const uint8_t *copied)
 {
 	struct error err = ERROR_INIT;
 	struct page_state *ps;
@@ -117,6 +141,8 @@ static int leave_waiters(const struct guest *g, enum resolver_map map, struct wa
 	assert_int_equal(read(ready[0], &(char){ 0 }, 1), 1);
 	close(ready[0]);
 	leave_torn_pages(g, ps);
+	if (copied)
+		leave_copied_pages(g, ps, copied);
 	page_state_free(ps);
 	kill(child, SIGKILL);
 	assert_int_equal(waitpid(child, NULL, 0), child);
@@ -150,7 +176,8 @@ static void take_over(enum postcopy_memory kind, enum resolver_map map)
 		skip();
 	s.content = calloc(1, SIZE);
 	fill_content(s.content);
-	state_fd = leave_waiters(&g, map, waiters);
+	state_fd =
+	        leave_waiters(&g, map, waiters, kind == POSTCOPY_MEMORY_MEMFD ? s.content : NULL);
 	for (unsigned int i = 0; i < WAITERS; i++)
 		assert_false(readable(waiters[i].done_fd, 0));
 	source_start(&s, &g);
@@ -165,6 +192,9 @@ static void take_over(enum postcopy_memory kind, enum resolver_map map)
 	assert_int_equal(pull_start_bulk(p), 0);
 	assert_true(readable(complete_fd, TIMEOUT_MS));
 	assert_int_equal(pull_finish(p, &err), 0);
+	/* What the guest wrote before the take-over is its own. */
+	if (kind == POSTCOPY_MEMORY_MEMFD)
+		memset(s.content + COPIED * (size_t)UNIT_BYTES, 0x77, UNIT_BYTES / 2);
 	assert_memory_equal(g.addr, s.content, SIZE);
 
 	pull_free(p);
