@@ -132,6 +132,11 @@ unsigned int control_port(const struct control *c)
 	return grpc_server_port(rpc_server(c->rpc));
 }
 
+struct tls_context *control_tls(const struct control *c)
+{
+	return c->tls;
+}
+
 struct rpc *control_rpc(struct control *c)
 {
 	return c->rpc;

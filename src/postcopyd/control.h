@@ -17,6 +17,7 @@ struct migrations;
 struct page_server;
 struct rpc;
 struct stalls;
+struct tls_context;
 
 struct control_config {
 	const struct options *options; /* must outlive it, as the migrations */
@@ -42,6 +43,9 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 unsigned int control_port(const struct control *c);
 
 struct rpc *control_rpc(struct control *c);
+
+/* What TCP connections are opened with; NULL: there are none. */
+struct tls_context *control_tls(const struct control *c);
 
 /* Ends all calls; control_free() when the loop has run on. Both allow NULL. */
 void control_close(struct control *c);

@@ -12,6 +12,7 @@
 #include <uv.h>
 
 #include "migrate/migrate.h"
+#include "postcopyd/certificates.h"
 #include "postcopyd/config_check.h"
 #include "postcopyd/control.h"
 #include "postcopyd/listeners.h"
@@ -49,6 +50,7 @@ struct daemon {
 	struct metrics *metrics;
 	struct stalls *stalls;
 	struct service service;
+	struct certificates certificates;
 };
 
 static void daemon_close(struct daemon *d)
@@ -60,6 +62,7 @@ static void daemon_close(struct daemon *d)
 	uv_close((uv_handle_t *)&d->drain, NULL);
 	service_stopping();
 	service_close(&d->service);
+	certificates_close(&d->certificates);
 	control_close(d->control);
 	metrics_close(d->metrics);
 	d->metrics = NULL;
@@ -165,6 +168,13 @@ static int open_stalls(struct daemon *d, struct error *err)
 	return rc;
 }
 
+static int64_t certificate_expiry(void *arg)
+{
+	const struct daemon *d = arg;
+
+	return tls_context_expiry(d->tls);
+}
+
 static int open_metrics(struct daemon *d, struct error *err)
 {
 	struct metrics_config config = {
@@ -175,6 +185,7 @@ static int open_metrics(struct daemon *d, struct error *err)
 		.ca_path = d->options.tls.ca_path,
 		.migrations = d->migrations,
 		.read_stall = read_stall,
+		.certificate_expiry = certificate_expiry,
 		.arg = d,
 	};
 	struct conn_target address;
@@ -265,6 +276,8 @@ static enum exit_status daemon_run(struct daemon *d)
 		daemon_close(d);
 	} else {
 		thread_prefer_promptness();
+		certificates_init(&d->certificates, &d->loop,
+		                  (struct tls_context *[]){ d->tls, control_tls(d->control) }, 2);
 		service_init(&d->service, &d->loop, d->migrations);
 		say_ready(d);
 	}

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <openssl/err.h>
@@ -111,9 +112,8 @@ int tls_context_new(const struct tls_config *config, struct tls_context **ret, s
 	ctx->config = config;
 	ctx->alpn_wire[0] = (unsigned char)strlen(config->alpn);
 	memcpy(ctx->alpn_wire + 1, config->alpn, ctx->alpn_wire[0]);
-	rc = make_ctx(ctx, true, &ctx->server, err);
-	if (!rc)
-		rc = make_ctx(ctx, false, &ctx->client, err);
+	pthread_mutex_init(&ctx->lock, NULL);
+	rc = tls_context_reload(ctx, err);
 	if (rc) {
 		tls_context_free(ctx);
 		return rc;
@@ -122,12 +122,60 @@ int tls_context_new(const struct tls_config *config, struct tls_context **ret, s
 	return 0;
 }
 
+int tls_context_reload(struct tls_context *ctx, struct error *err)
+{
+	SSL_CTX *server = NULL, *client = NULL, *old;
+	int rc = make_ctx(ctx, true, &server, err);
+
+	if (!rc)
+		rc = make_ctx(ctx, false, &client, err);
+	if (!rc) {
+		pthread_mutex_lock(&ctx->lock);
+		old = ctx->server;
+		ctx->server = server;
+		server = old;
+		old = ctx->client;
+		ctx->client = client;
+		client = old;
+		pthread_mutex_unlock(&ctx->lock);
+	}
+	/* The connections that were made of them hold their own references. */
+	SSL_CTX_free(server);
+	SSL_CTX_free(client);
+	return rc;
+}
+
+SSL *tls_context_open(struct tls_context *ctx, bool server)
+{
+	SSL *ssl;
+
+	pthread_mutex_lock(&ctx->lock);
+	ssl = SSL_new(server ? ctx->server : ctx->client);
+	pthread_mutex_unlock(&ctx->lock);
+	return ssl;
+}
+
+int64_t tls_context_expiry(struct tls_context *ctx)
+{
+	struct tm tm;
+	int64_t at = 0;
+	X509 *cert;
+
+	pthread_mutex_lock(&ctx->lock);
+	cert = SSL_CTX_get0_certificate(ctx->server);
+	if (cert && ASN1_TIME_to_tm(X509_get0_notAfter(cert), &tm) == 1)
+		at = timegm(&tm);
+	pthread_mutex_unlock(&ctx->lock);
+	return at;
+}
+
 struct tls_context *tls_context_free(struct tls_context *ctx)
 {
 	if (!ctx)
 		return NULL;
 	SSL_CTX_free(ctx->server);
 	SSL_CTX_free(ctx->client);
+	pthread_mutex_destroy(&ctx->lock);
 	free(ctx);
 	return NULL;
 }

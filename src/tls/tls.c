@@ -103,7 +103,7 @@ int tls_handshake_wait(struct tls_context *ctx, int fd, bool server,
 	if (!tls)
 		return error_set(err, -ENOMEM, "TLS: out of memory");
 	tls->fd = fd;
-	tls->ssl = SSL_new(server ? ctx->server : ctx->client);
+	tls->ssl = tls_context_open(ctx, server);
 	if (!tls->ssl || !attach_socket(tls->ssl, fd, server)) {
 		rc = error_set(err, -ENOMEM, "TLS: %s", tls_reason());
 		goto fail;

@@ -12,6 +12,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 #include "util/error.h"
@@ -38,6 +39,17 @@ struct tls;
  */
 int tls_context_new(const struct tls_config *config, struct tls_context **ret, struct error *err);
 struct tls_context *tls_context_free(struct tls_context *ctx);
+
+/*
+ * tls_context_reload() - load the files anew, for the connections to come
+ *
+ * Those that are open keep what they were opened with. From any thread. Return: as
+ * tls_context_new(); on failure all stays as it was.
+ */
+int tls_context_reload(struct tls_context *ctx, struct error *err);
+
+/* When the certificate expires: seconds since the epoch; 0 where that can't be told. */
+int64_t tls_context_expiry(struct tls_context *ctx);
 
 /*
  * tls_handshake() - open TLS on a connected socket, and check who the peer is

@@ -3,6 +3,8 @@
 #ifndef TLS_TLS_INTERNAL_H
 #define TLS_TLS_INTERNAL_H
 
+#include <pthread.h>
+
 #include <openssl/ssl.h>
 
 #include "tls/tls.h"
@@ -10,11 +12,17 @@
 #define TLS_ALPN_MAX 32
 
 struct tls_context {
+	/* Under the lock: replaced by tls_context_reload(). */
+	pthread_mutex_t lock;
 	SSL_CTX *server;
 	SSL_CTX *client;
+	/* Set at birth. */
 	const struct tls_config *config;
 	unsigned char alpn_wire[TLS_ALPN_MAX]; /* the name's length, then the name */
 };
+
+/* A connection to be, by the files that were loaded last. NULL where memory is short. */
+SSL *tls_context_open(struct tls_context *ctx, bool server);
 
 /* The newest reason in OpenSSL's queue, and the queue emptied. */
 const char *tls_reason(void);

@@ -48,8 +48,9 @@ class Scene:
         host.later(self.proxy.close)
         self.source.prepare_source("vm1")
         self.destination.prepare_destination("vm1", self.proxy.address, streams=2,
+                                             map=self.rng.choice(["eager", "lazy"]),
                                              bandwidth_bytes_per_s=BULK_BYTES_PER_S)
-        options = {"memory": MEMORY, "backend": "memfd", "vcpus": 2, "workload": "random",
+        options = {"memory": MEMORY, "backend": self.rng.choice(["memfd", "memfd", "anon"]), "vcpus": 2, "workload": "random",
                    "write_percent": 30, "run_after_complete": 50, "seed": seed % 1000 + 1}
         self.source_vmm = host.minivmm("source", self.source, "vm1", **options)
         self.destination_vmm = host.minivmm("destination", self.destination, "vm1", **options)

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "postcopyd/certificates.h"
+
+#include <signal.h>
+#include <time.h>
+
+#include "postcopyd/service.h"
+#include "util/log.h"
+
+#define DAY_S (24 * 60 * 60)
+#define WARN_BEFORE_S (14 * DAY_S)
+
+static void look(const struct certificates *c)
+{
+	int64_t now = time(NULL);
+
+	for (size_t i = 0; i < c->n; i++) {
+		int64_t expiry = tls_context_expiry(c->contexts[i]);
+
+		if (!expiry || expiry - now > WARN_BEFORE_S)
+			continue;
+		if (expiry <= now)
+			log_error("this host's certificate has expired: no new connection is "
+			          "possible; renew it and reload");
+		else
+			log_warning("this host's certificate expires in %lld days: renew it and "
+			            "reload",
+			            (long long)((expiry - now) / DAY_S));
+		/* The contexts' files are the same. */
+		return;
+	}
+}
+
+static void on_daily(uv_timer_t *timer)
+{
+	look(timer->data);
+}
+
+static void on_sighup(uv_signal_t *handle, int signum)
+{
+	struct certificates *c = handle->data;
+	struct error err = ERROR_INIT;
+	int rc = 0;
+
+	(void)signum;
+	service_reloading();
+	for (size_t i = 0; i < c->n && !rc; i++)
+		rc = tls_context_reload(c->contexts[i], &err);
+	if (rc)
+		log_error("the certificates can't be loaded anew, those of before stay: %s",
+		          err.text);
+	else
+		log_info("the certificates are loaded anew, for connections to come");
+	look(c);
+	service_reloaded();
+}
+
+void certificates_init(struct certificates *c, uv_loop_t *loop, struct tls_context *const *contexts,
+                       size_t n)
+{
+	*c = (struct certificates){ .n = 0 };
+	for (size_t i = 0; i < n && c->n < CERTIFICATES_CONTEXTS_MAX; i++)
+		if (contexts[i])
+			c->contexts[c->n++] = contexts[i];
+	uv_signal_init(loop, &c->sighup);
+	uv_timer_init(loop, &c->daily);
+	c->sighup.data = c->daily.data = c;
+	uv_signal_start(&c->sighup, on_sighup, SIGHUP);
+	uv_timer_start(&c->daily, on_daily, 0, DAY_S * 1000ull);
+}
+
+void certificates_close(struct certificates *c)
+{
+	if (!c->daily.loop)
+		return;
+	uv_close((uv_handle_t *)&c->sighup, NULL);
+	uv_close((uv_handle_t *)&c->daily, NULL);
+}

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGHUP: the certificates are loaded anew, and no stream is dropped."""
+import shutil
+import signal
+
+import pytest
+
+import harness
+import pyvmm
+import stream
+from keeper import KeptDaemon
+from pki import Identity
+
+SIZE = 1 << 20
+PAGE = pyvmm.PAGE
+
+
+@pytest.fixture
+def files(host):
+    """A source's files that a test may change."""
+    def use(identity):
+        shutil.copy(identity.cert, host.dir / "own.pem")
+        shutil.copy(identity.key, host.dir / "own.key")
+
+    use(host.pki.source)
+    return Identity(host.dir / "own.pem", host.dir / "own.key", host.pki.ca), use
+
+
+def shown_certificate(daemon, pki):
+    connection = stream.dial(daemon.port, pki.destination)
+    certificate = connection.sock.getpeercert(binary_form=True)
+    connection.close()
+    return certificate
+
+
+def test_new_connections_show_the_new_certificate(host, files, pki):
+    identity, use = files
+    daemon = host.daemon("source", identity=identity, kind=KeptDaemon)
+    before = shown_certificate(daemon, pki)
+    use(pki.server)
+    assert shown_certificate(daemon, pki) == before
+    daemon.popen.send_signal(signal.SIGHUP)
+    daemon.wait_for_log("the certificates are loaded anew")
+    assert shown_certificate(daemon, pki) != before
+    harness.eventually(lambda: daemon.store.said("RELOADING=1"), "RELOADING=1 is told")
+    assert daemon.store.last("READY") == "1"
+
+
+def test_files_that_are_wrong_leave_those_of_before(host, files, pki):
+    identity, _ = files
+    daemon = host.daemon("source", identity=identity)
+    before = shown_certificate(daemon, pki)
+    identity.key.write_text("no key")
+    daemon.popen.send_signal(signal.SIGHUP)
+    daemon.wait_for_log("those of before stay")
+    assert "own.key" in daemon.log()
+    assert shown_certificate(daemon, pki) == before
+
+
+@pytest.mark.skipif(pyvmm.can_userfault() is not None, reason=str(pyvmm.can_userfault()))
+def test_streams_go_on(host, files, pki):
+    identity, use = files
+    source = host.daemon("source", identity=identity)
+    destination = host.daemon("destination")
+    content = pyvmm.guest_content(SIZE)
+    source.prepare_source("vm1")
+    destination.prepare_destination("vm1", source.address, bulk=False)
+    source_vmm = pyvmm.SourceVmm(source, "vm1", content)
+    destination_vmm = pyvmm.DestinationVmm(destination, "vm1", SIZE)
+    host.later(source_vmm.close)
+    host.later(destination_vmm.close)
+    destination.call("Start", id="vm1")
+    source_vmm.pause()
+    destination_vmm.load()
+    use(pki.server)
+    for daemon in (source, destination):
+        daemon.popen.send_signal(signal.SIGHUP)
+        daemon.wait_for_log("the certificates are loaded anew")
+    thread, page = destination_vmm.touch(5)
+    thread.join(harness.DEADLINE_S)
+    assert page.raw == content[5 * PAGE:6 * PAGE]
+    destination.call("SetLimits", id="vm1", bulk=True)
+    assert destination.wait_for_state("vm1", "complete")["reconnects"] == 0
+
+
+def test_certificate_that_expires_soon_is_told_of(host):
+    """Those of the tests are good for two days."""
+    host.daemon("source").wait_for_log("this host's certificate expires in 1 days")
