@@ -9,6 +9,7 @@
 
 #include "grpc/server_internal.h"
 #include "util/cleanup.h"
+#include "util/peer.h"
 #include "util/tcp_listen.h"
 #include "util/unix_listen.h"
 
@@ -18,8 +19,6 @@
 #define RETRY_MS 100u
 /* Anybody may try: credentials decide. */
 #define SOCKET_MODE 0666
-/* What SO_PEERGROUPS may say at most (NGROUPS_MAX). */
-#define PEER_GROUPS_MAX 65536u
 
 /* HTTP/2 as the server begins it, for one who is turned away: SETTINGS, and GOAWAY with a text. */
 static void say_goodbye(int fd, const char *text)
@@ -35,53 +34,16 @@ static void say_goodbye(int fd, const char *text)
 	(void)!send(fd, frames, 9 + 9 + 8 + len, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-static bool has_group(const struct grpc_listener *l, gid_t gid)
-{
-	for (size_t i = 0; i < l->n_groups; i++)
-		if (l->groups[i] == gid)
-			return true;
-	return false;
-}
-
-/* Whether one of the peer's supplementary groups may connect. */
-static bool has_extra_group(const struct grpc_listener *l, int fd)
-{
-	socklen_t len = 64 * sizeof(gid_t);
-	_cleanup_free_ gid_t *groups = malloc(len);
-	int rc = -1;
-
-	if (groups)
-		rc = getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len);
-	/* There are more: @len says how many. */
-	if (rc && errno == ERANGE && len <= PEER_GROUPS_MAX * sizeof(gid_t)) {
-		free(groups);
-		groups = malloc(len);
-		if (groups)
-			rc = getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len);
-	}
-	for (size_t i = 0; !rc && groups && i < len / sizeof *groups; i++)
-		if (has_group(l, groups[i]))
-			return true;
-	return false;
-}
-
-static bool is_allowed(const struct grpc_listener *l, int fd, const struct grpc_peer *peer)
-{
-	if (peer->uid == 0 || peer->uid == geteuid() || has_group(l, peer->gid))
-		return true;
-	return l->n_groups && has_extra_group(l, fd);
-}
-
 static void accept_local(struct grpc_listener *l, int accepted)
 {
 	_cleanup_close_ int fd = accepted;
 	struct ucred cred;
-	socklen_t len = sizeof cred;
 	struct grpc_peer peer = { .local = true };
 	char name[32];
+	int rc = peer_credentials(fd, &cred);
 
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len)) {
-		server_refused(l->server, "a local peer has no credentials: %s", strerror(errno));
+	if (rc) {
+		server_refused(l->server, "a local peer has no credentials: %s", strerror(-rc));
 		return;
 	}
 	snprintf(name, sizeof name, "uid %u", cred.uid);
@@ -89,7 +51,7 @@ static void accept_local(struct grpc_listener *l, int accepted)
 	peer.gid = cred.gid;
 	peer.pid = cred.pid;
 	peer.name = name;
-	if (!is_allowed(l, fd, &peer)) {
+	if (!peer_is_allowed(fd, &cred, l->groups, l->n_groups)) {
 		server_refused(l->server, "uid %u, gid %u (process %d) may not connect", cred.uid,
 		               cred.gid, cred.pid);
 		say_goodbye(fd, "this user may not connect: it is in none of the allowed groups");

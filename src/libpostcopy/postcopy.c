@@ -347,7 +347,8 @@ static int attach(enum vmm_wire_role role, const char *path, const char *id,
 		rc = register_regions(p, &msg, regions, err);
 	if (!rc)
 		rc = send_attach(p, &msg, regions, n_regions, err);
-	if (!rc)
+	/* Where it has turned us away it has said why before it closed. */
+	if (!rc || rc == -EPIPE)
 		rc = await_attached(p, id, err);
 	if (rc)
 		return rc;

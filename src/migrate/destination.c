@@ -122,6 +122,8 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 	}
 	attach->fds[0] = -1;
 	m->table = config.table;
+	if (m->owner->config.slow_fault_ns)
+		pull_set_slow_fault(m->pull, m->owner->config.slow_fault_ns);
 	if (state_fd < 0)
 		migration_keep_fd(m, "pages", pull_state_fd(m->pull));
 	return 0;

@@ -100,13 +100,20 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
                    struct error *err)
 {
 	struct migrations *ms = calloc(1, sizeof *ms);
+	const struct vmm_server_config vmm_server = {
+		.fd = config->vmm_fd,
+		.groups = config->vmm_groups,
+		.n_groups = config->n_vmm_groups,
+		.ops = &vmm_ops,
+		.arg = ms,
+	};
 	int rc;
 
 	if (!ms)
 		return error_set(err, -ENOMEM, "out of memory");
 	ms->loop = loop;
 	ms->config = *config;
-	rc = vmm_server_new(loop, config->vmm_fd, &vmm_ops, ms, &ms->vmm_server, err);
+	rc = vmm_server_new(loop, &vmm_server, &ms->vmm_server, err);
 	if (rc) {
 		free(ms);
 		return rc;

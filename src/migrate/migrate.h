@@ -44,8 +44,11 @@ struct migrations_config {
 	struct tls_context *tls;
 	struct page_server *page_server; /* NULL: this daemon can be no source */
 	int vmm_fd;                      /* the VMM socket, listening; taken over */
+	const gid_t *vmm_groups;         /* whose members may connect there, besides root and us */
+	size_t n_vmm_groups;
 	struct fd_store *store; /* where a next process finds what it goes on from; NULL: none */
 	uint64_t max_vmstate_bytes;
+	uint64_t slow_fault_ns; /* from here on a fault counts as slow; 0: PULL_SLOW_FAULT_NS */
 };
 
 /* What Prepare carries. */

@@ -2,18 +2,16 @@
 #include "postcopyd/control.h"
 
 #include <errno.h>
-#include <grp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "postcopyd/groups.h"
+#include "postcopyd/listeners.h"
 #include "rpc/service.h"
 #include "stream/page_server.h"
 #include "util/log.h"
-
-#define SOCKET_MODE 0666
 
 struct control {
 	struct rpc *rpc;
@@ -23,37 +21,20 @@ struct control {
 	char pages_address[sizeof(struct conn_target) + 4];
 };
 
-static int find_groups(const struct options_names *names, gid_t *ret, struct error *err)
-{
-	for (size_t i = 0; i < names->n; i++) {
-		const struct group *group = getgrnam(names->names[i]);
-
-		if (!group)
-			return error_set(err, -EINVAL, "control-group: no group \"%s\" here",
-			                 names->names[i]);
-		ret[i] = group->gr_gid;
-	}
-	return 0;
-}
-
 /* Takes over @fd in any case. */
 static int listen_unix(struct control *c, const struct options *o, int fd, struct error *err)
 {
-	gid_t groups[OPTIONS_NAMES_MAX];
-	struct grpc_listen_unix listen = {
-		.path = o->control_path,
-		.fd = fd,
-		.groups = groups,
-		.n_groups = o->control_groups.n,
-	};
-	int rc = find_groups(&o->control_groups, groups, err);
+	struct groups groups;
+	struct grpc_listen_unix listen = { .path = o->control_path, .fd = fd };
+	int rc = groups_find(&o->control_groups, "control-group", &groups, err);
 
-	/* Credentials decide, not the file's mode. Where it is not ours, the manager's word counts.
-	 */
-	if (!rc && o->control_groups.n)
-		(void)!chmod(o->control_path, SOCKET_MODE);
-	if (!rc)
+	if (!rc) {
+		listen.groups = groups.gids;
+		listen.n_groups = groups.n;
+		if (o->control_groups.n)
+			listener_open_up(o->control_path, "control-group");
 		rc = grpc_server_listen_unix(rpc_server(c->rpc), &listen, err);
+	}
 	if (rc)
 		close(fd);
 	return rc;

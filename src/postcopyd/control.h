@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The control plane as it is configured: the gRPC service on its unix socket, for root, for the
- * daemon's own user and for the members of groups; and over TCP with mutual TLS, where that is
- * asked for.
+ * daemon's own user and group and for the members of other groups; and over TCP with mutual TLS,
+ * where that is asked for.
  */
 #ifndef POSTCOPYD_CONTROL_H
 #define POSTCOPYD_CONTROL_H

@@ -6,11 +6,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include "stream/page_server.h"
 #include "util/log.h"
 #include "util/unix_listen.h"
+
+#define OPEN_MODE 0666
 
 /* The manager's word counts: it made the socket, and clients know where. */
 static void compare_path(int fd, const char *name, const char *path)
@@ -40,6 +43,16 @@ int listener_unix(struct fd_store *store, const char *name, const char *path, in
 	if (fd >= 0)
 		(void)fd_store_add(store, name, fd);
 	return fd;
+}
+
+void listener_open_up(const char *path, const char *key)
+{
+	struct stat st;
+
+	if (chmod(path, OPEN_MODE) && !stat(path, &st) && (st.st_mode & OPEN_MODE) != OPEN_MODE)
+		log_warning("%s: \"%s\" has mode %03o and is not ours to change; set "
+		            "SocketMode=0666 in its socket unit",
+		            key, path, (unsigned int)st.st_mode & 0777u);
 }
 
 int listener_pages(struct fd_store *store, const char *address, int *ret_fd, struct error *err)

@@ -16,6 +16,14 @@
 int listener_unix(struct fd_store *store, const char *name, const char *path, int type,
                   struct error *err);
 
+/*
+ * listener_open_up() - have others than the daemon's own group connect to the socket at @path
+ *
+ * Credentials decide then, and not the file's mode. Where the file is the manager's and stays
+ * closed to them, the log says that @key does nothing.
+ */
+void listener_open_up(const char *path, const char *key);
+
 /* The page streams' socket; @address may be NULL. Return: as above; -1 where there is none. */
 int listener_pages(struct fd_store *store, const char *address, int *ret_fd, struct error *err);
 

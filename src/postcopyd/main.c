@@ -15,6 +15,7 @@
 #include "postcopyd/certificates.h"
 #include "postcopyd/config_check.h"
 #include "postcopyd/control.h"
+#include "postcopyd/groups.h"
 #include "postcopyd/listeners.h"
 #include "postcopyd/options.h"
 #include "postcopyd/service.h"
@@ -22,6 +23,7 @@
 #include "stream/conn.h"
 #include "telemetry/metrics.h"
 #include "telemetry/stalls.h"
+#include "util/clock.h"
 #include "util/guard.h"
 #include "util/log.h"
 #include "util/thread.h"
@@ -49,6 +51,7 @@ struct daemon {
 	struct control *control;
 	struct metrics *metrics;
 	struct stalls *stalls;
+	struct groups vmm_groups;
 	struct service service;
 	struct certificates certificates;
 };
@@ -211,9 +214,34 @@ static int open_page_server(struct daemon *d, struct error *err)
 	return rc || fd < 0 ? rc : page_server_new(fd, d->tls, &d->page_server, err);
 }
 
+static int open_migrations(struct daemon *d, struct error *err)
+{
+	const struct options *o = &d->options;
+	struct migrations_config config = {
+		.tls = d->tls,
+		.page_server = d->page_server,
+		.vmm_groups = d->vmm_groups.gids,
+		.store = d->store,
+		.max_vmstate_bytes = o->max_vmstate_bytes,
+		/* 0: all are. */
+		.slow_fault_ns = o->trace_slow_us ? o->trace_slow_us * NSEC_PER_USEC : 1,
+	};
+	int rc = groups_find(&o->vmm_groups, "vmm-group", &d->vmm_groups, err);
+
+	if (rc)
+		return rc;
+	config.n_vmm_groups = d->vmm_groups.n;
+	config.vmm_fd = listener_unix(d->store, "vmm", o->vmm_path, SOCK_SEQPACKET, err);
+	if (config.vmm_fd < 0)
+		return config.vmm_fd;
+	if (o->vmm_groups.n)
+		listener_open_up(o->vmm_path, "vmm-group");
+	rc = migrations_new(&d->loop, &config, &d->migrations, err);
+	return rc ? rc : migrations_take_over(d->migrations, err);
+}
+
 static int daemon_open(struct daemon *d, struct error *err)
 {
-	struct migrations_config config;
 	int rc = watch_signals(d, err);
 
 	if (!rc)
@@ -226,18 +254,7 @@ static int daemon_open(struct daemon *d, struct error *err)
 		return rc;
 	if (!d->options.tls.n_allowed_names)
 		log_warning("no allow-peer: every peer of the CA may connect");
-	config = (struct migrations_config){
-		.tls = d->tls,
-		.page_server = d->page_server,
-		.vmm_fd = listener_unix(d->store, "vmm", d->options.vmm_path, SOCK_SEQPACKET, err),
-		.store = d->store,
-		.max_vmstate_bytes = d->options.max_vmstate_bytes,
-	};
-	if (config.vmm_fd < 0)
-		return err->code;
-	rc = migrations_new(&d->loop, &config, &d->migrations, err);
-	if (!rc)
-		rc = migrations_take_over(d->migrations, err);
+	rc = open_migrations(d, err);
 	/* Only now: who asks for a migration that is not there yet would give it up. */
 	if (!rc && d->page_server)
 		rc = page_server_start(d->page_server, err);

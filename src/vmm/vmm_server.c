@@ -6,6 +6,7 @@
 
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/peer.h"
 
 struct vmm_conn {
 	struct vmm_server *server;
@@ -19,9 +20,7 @@ struct vmm_conn {
 
 struct vmm_server {
 	uv_poll_t poll;
-	int fd;
-	const struct vmm_server_ops *ops;
-	void *arg;
+	struct vmm_server_config config;
 	struct vmm_conn *conns;
 	unsigned int n_conns;
 };
@@ -49,7 +48,7 @@ static void close_conn(struct vmm_conn *conn)
 	uv_poll_stop(&conn->poll);
 	uv_close((uv_handle_t *)&conn->poll, on_conn_closed);
 	if (owner)
-		server->ops->closed(owner);
+		server->config.ops->closed(owner);
 }
 
 pid_t vmm_conn_pid(const struct vmm_conn *conn)
@@ -67,14 +66,19 @@ int vmm_conn_send_type(struct vmm_conn *conn, enum vmm_wire_type type)
 	return vmm_conn_send(conn, &(struct vmm_wire_msg){ .type = type }, -1);
 }
 
-void vmm_conn_send_error(struct vmm_conn *conn, const struct error *why)
+static void send_error(int fd, const struct error *why)
 {
 	struct vmm_wire_msg msg = { .type = VMM_WIRE_ERROR };
 
 	msg.code = (uint32_t)(why->code ? -why->code : EIO);
 	snprintf(msg.text, sizeof msg.text, "%s", why->text);
 	/* It may be gone; then its connection ends by itself. */
-	(void)vmm_conn_send(conn, &msg, -1);
+	(void)vmm_wire_send(fd, &msg, NULL, 0);
+}
+
+void vmm_conn_send_error(struct vmm_conn *conn, const struct error *why)
+{
+	send_error(conn->fd, why);
 }
 
 void vmm_conn_disown(struct vmm_conn *conn)
@@ -92,7 +96,7 @@ static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, 
 
 	if (msg->type != VMM_WIRE_ATTACH)
 		return error_set(err, -EPROTO, "the first message must be ATTACH");
-	rc = server->ops->attach(server->arg, conn, &attach, &owner, err);
+	rc = server->config.ops->attach(server->config.arg, conn, &attach, &owner, err);
 	if (rc)
 		return rc;
 	conn->owner = owner;
@@ -111,7 +115,7 @@ static int handle_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg,
 		return error_set(err, -EBUSY, "attached already");
 	if (!conn->owner)
 		return 0;
-	return conn->server->ops->message(conn->owner, msg, n_fds ? &fds[0] : &none, err);
+	return conn->server->config.ops->message(conn->owner, msg, n_fds ? &fds[0] : &none, err);
 }
 
 /* One message. Return: 0; -EAGAIN where there is none; or why the VMM is to be cut off. */
@@ -188,22 +192,15 @@ void vmm_conn_catch_up(struct vmm_conn *conn)
 		cut_off(conn, rc, &err);
 }
 
-static pid_t peer_pid(int fd)
-{
-	struct ucred cred = { 0 };
-	socklen_t len = sizeof cred;
-
-	(void)!getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
-	return cred.pid;
-}
-
 /* Takes over @fd in any case. Return: NULL where there is no room for it. */
 static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 {
 	struct vmm_conn *conn = server->n_conns < VMM_CONNS_MAX ? calloc(1, sizeof *conn) : NULL;
+	struct ucred cred = { 0 };
 
+	(void)peer_credentials(fd, &cred);
 	if (!conn || uv_poll_init(server->poll.loop, &conn->poll, fd)) {
-		log_warning("VMM (pid %d) refused: %u are connected", (int)peer_pid(fd),
+		log_warning("VMM (pid %d) refused: %u are connected", (int)cred.pid,
 		            server->n_conns);
 		free(conn);
 		close(fd);
@@ -211,7 +208,7 @@ static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 	}
 	conn->server = server;
 	conn->fd = fd;
-	conn->pid = peer_pid(fd);
+	conn->pid = cred.pid;
 	conn->poll.data = conn;
 	conn->next = server->conns;
 	server->conns = conn;
@@ -220,15 +217,40 @@ static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 	return conn;
 }
 
+/* Return: 0; -EACCES, with @err for the one who is turned away. */
+static int check_peer(const struct vmm_server *server, int fd, struct error *err)
+{
+	struct ucred cred;
+	int rc = peer_credentials(fd, &cred);
+
+	if (rc)
+		return error_errno(err, rc, "credentials");
+	if (peer_is_allowed(fd, &cred, server->config.groups, server->config.n_groups))
+		return 0;
+	log_warning("VMM (pid %d) refused: uid %u, gid %u may not connect", (int)cred.pid, cred.uid,
+	            cred.gid);
+	return error_set(err, -EACCES,
+	                 "this user may not connect: it is in none of the allowed groups");
+}
+
 static void on_connection(uv_poll_t *poll, int status, int events)
 {
 	struct vmm_server *server = poll->data;
+	struct error err = ERROR_INIT;
 	int fd;
 
 	(void)events;
-	fd = status < 0 ? -1 : accept4(server->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (fd >= 0)
+	fd = status < 0 ? -1 : accept4(server->config.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (fd >= 0 && check_peer(server, fd, &err)) {
+		send_error(fd, &err);
+		/* What is closed with something unread is reset, and that is told before the rest.
+		 */
+		while (recv(fd, NULL, 0, MSG_DONTWAIT | MSG_TRUNC) > 0)
+			;
+		close(fd);
+	} else if (fd >= 0) {
 		add_conn(server, fd);
+	}
 }
 
 int vmm_server_adopt(struct vmm_server *server, int fd, void *owner, struct vmm_conn **ret)
@@ -248,19 +270,17 @@ int vmm_conn_fd(const struct vmm_conn *conn)
 	return conn->fd;
 }
 
-int vmm_server_new(uv_loop_t *loop, int fd, const struct vmm_server_ops *ops, void *arg,
-                   struct vmm_server **ret, struct error *err)
+int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, struct vmm_server **ret,
+                   struct error *err)
 {
 	struct vmm_server *server = calloc(1, sizeof *server);
 
-	if (!server || uv_poll_init(loop, &server->poll, fd)) {
+	if (!server || uv_poll_init(loop, &server->poll, config->fd)) {
 		free(server);
-		close(fd);
+		close(config->fd);
 		return error_set(err, -ENOMEM, "VMM socket: out of memory");
 	}
-	server->fd = fd;
-	server->ops = ops;
-	server->arg = arg;
+	server->config = *config;
 	server->poll.data = server;
 	uv_poll_start(&server->poll, UV_READABLE, on_connection);
 	*ret = server;
@@ -271,7 +291,7 @@ static void on_server_closed(uv_handle_t *handle)
 {
 	struct vmm_server *server = handle->data;
 
-	close_fd(&server->fd);
+	close_fd(&server->config.fd);
 	free(server);
 }
 

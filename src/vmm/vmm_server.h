@@ -7,7 +7,8 @@
  * VMMs connect to a unix SEQPACKET socket and say ATTACH (libpostcopy/vmm_wire.h);
  * the owner looks at the table and descriptors and takes or refuses them. After that each
  * message goes to the owner, and the end of the connection too. A VMM that says
- * something impossible is told so and cut off; the others never notice.
+ * something impossible is told so and cut off; the others never notice. Whoever attaches as a
+ * destination gets a guest's memory, so credentials decide who may, whatever the socket's mode.
  *
  * Threads: all of it runs on the loop's thread.
  */
@@ -47,13 +48,17 @@ struct vmm_server_ops {
 	void (*closed)(void *owner);
 };
 
-/*
- * vmm_server_new() - serve a socket that listens
- * @fd: taken over in any case
- * @arg: for ops->attach
- */
-int vmm_server_new(uv_loop_t *loop, int fd, const struct vmm_server_ops *ops, void *arg,
-                   struct vmm_server **ret, struct error *err);
+struct vmm_server_config {
+	int fd;              /* the socket, listening */
+	const gid_t *groups; /* who may connect besides root and our own user */
+	size_t n_groups;
+	const struct vmm_server_ops *ops;
+	void *arg; /* for ops->attach */
+};
+
+/* @config: copied; its groups must outlive the server, its fd is taken over in any case. */
+int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, struct vmm_server **ret,
+                   struct error *err);
 
 /* Cuts all VMMs off, without telling their owners. Memory goes when the loop has run on. */
 void vmm_server_close(struct vmm_server *server);

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration file as an administrator meets it: checked, printed, served from."""
+import grp
 import os
 import pathlib
 import subprocess
@@ -7,6 +8,25 @@ import subprocess
 import pytest
 
 import harness
+import pyvmm
+from test_migrate import Pair
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
+needs_userfault = pytest.mark.skipif(bool(pyvmm.can_userfault()),
+                                     reason=str(pyvmm.can_userfault()))
+NOBODY = 65534
+# Connects as a VMM that nobody has prepared for, and prints what it is told.
+ATTACH_TO_NOTHING = """
+import socket, sys
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sock.settimeout(20)
+sock.connect(sys.argv[1])
+try:
+    sock.send(bytes.fromhex(sys.argv[2]))
+except BrokenPipeError:
+    pass
+print(sock.recv(8192)[16:].decode())
+"""
 
 DAEMON = harness.BUILD / "src/postcopyd/postcopyd"
 
@@ -115,3 +135,79 @@ def test_a_daemon_serves_by_its_file_alone(host, pki):
         assert control.call("List") == {"migrations": []}
     daemon.popen.terminate()
     assert daemon.wait() == 0
+
+
+def attach_as(daemon, uid, gid, groups=()):
+    """What a VMM of another user is told."""
+    message = pyvmm.attach(pyvmm.DESTINATION, "nobody", []).hex()
+    become = ["setpriv", "--reuid", str(uid), "--regid", str(gid)]
+    become += ["--groups", ",".join(map(str, groups))] if groups else ["--clear-groups"]
+    done = subprocess.run([*become, "/usr/bin/python3", "-c", ATTACH_TO_NOTHING, daemon.vmm_path,
+                           message], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          cwd="/", timeout=3 * harness.DEADLINE_S)
+    assert done.returncode == 0, done.stderr
+    return "may not connect" not in done.stdout
+
+
+@needs_root
+def test_vmm_group_says_whose_vmms_may_attach(host):
+    allowed, other = grp.getgrgid(4), grp.getgrgid(5)
+    host.dir.chmod(0o755)
+    daemon = host.daemon("destination", extra=["--vmm-group", allowed.gr_name])
+    assert attach_as(daemon, 0, 0)
+    assert attach_as(daemon, NOBODY, 0)  # the daemon's own group
+    assert attach_as(daemon, NOBODY, allowed.gr_gid)
+    assert attach_as(daemon, NOBODY, NOBODY, [other.gr_gid, allowed.gr_gid])
+    assert not attach_as(daemon, NOBODY, NOBODY)
+    assert not attach_as(daemon, NOBODY, other.gr_gid)
+    assert "uid 65534, gid %d may not connect" % other.gr_gid in daemon.log()
+
+
+@needs_root
+def test_without_groups_the_mode_stands_and_credentials_decide(host):
+    host.dir.chmod(0o755)
+    daemon = host.daemon("destination")
+    assert daemon.vmm_path.stat().st_mode & 0o777 == 0o660
+    assert daemon.control_path.stat().st_mode & 0o777 == 0o660
+    daemon.vmm_path.chmod(0o666)
+    assert attach_as(daemon, NOBODY, 0)
+    assert not attach_as(daemon, NOBODY, NOBODY)
+
+
+def test_an_unknown_group_ends_the_start(host):
+    for key in ("vmm-group", "control-group"):
+        with pytest.raises(harness.Failure, match="%s: no group .*no-such-group" % key):
+            host.daemon("destination", extra=["--" + key, "no-such-group"])
+
+
+def test_max_streams_and_bandwidth_are_what_a_migration_begins_with(host):
+    daemon = host.daemon("destination", extra=["--max-streams", "1", "--bandwidth", "10M"])
+    limits = daemon.prepare_destination("vm1", "127.0.0.1:9")["limits"]
+    assert (limits["streams"], limits["bandwidth_bytes_per_s"]) == (1, 10 << 20)
+    with pytest.raises(harness.ControlError, match="limits.streams: 2, must be 1..1"):
+        daemon.prepare_destination("vm2", "127.0.0.1:9", streams=2)
+    with pytest.raises(harness.ControlError, match="limits.streams: 2, must be 1..1"):
+        daemon.call("SetLimits", id="vm1", streams=2)
+    own = daemon.prepare_destination("vm3", "127.0.0.1:9", bandwidth_bytes_per_s=5)["limits"]
+    assert own["bandwidth_bytes_per_s"] == 5
+
+
+@needs_userfault
+@pytest.mark.parametrize("slow_us, some_are_slow", [(0, True), (60000000, False)])
+def test_trace_slow_us_says_which_faults_count_as_slow(host, slow_us, some_are_slow):
+    import test_metrics  # it skips where its parser is absent
+    pair = Pair(host, extra=["--trace-slow-us", str(slow_us), *test_metrics.METRICS])
+    content = pyvmm.guest_content(1 << 20)
+    pair.source.prepare_source("vm1")
+    pair.destination.prepare_destination("vm1", pair.source.address, bulk=False)
+    with pyvmm.SourceVmm(pair.source, "vm1", content) as source, \
+            pyvmm.DestinationVmm(pair.destination, "vm1", len(content)) as destination:
+        pair.start("vm1")
+        source.pause()
+        destination.load()
+        pair.destination.wait_for_state("vm1", "postcopy")
+        thread, page = destination.touch(5)
+        thread.join(harness.DEADLINE_S)
+        assert page.raw == content[5 * pyvmm.PAGE:6 * pyvmm.PAGE]
+        found = test_metrics.samples(pair.destination)
+        assert (test_metrics.value(found, "postcopyd_faults_slow_total") > 0) == some_are_slow
