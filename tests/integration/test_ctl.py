@@ -11,6 +11,8 @@ import subprocess
 import pytest
 
 import harness
+import pyvmm
+import test_recover
 from harness import TOKEN
 
 CTL = harness.BUILD / "src/ctl/postcopyctl"
@@ -228,6 +230,26 @@ def test_poison_wants_its_bytes_confirmed(host):
     daemon.prepare_destination("vm1", "127.0.0.1:9")
     done = run("poison", "vm1", "--control", daemon.control_path)
     assert done.returncode == 2 and "--confirm" in done.stderr
+
+
+@pytest.mark.skipif(pyvmm.can_userfault() is not None, reason=str(pyvmm.can_userfault()))
+def test_what_is_missing_is_told_and_fetched_from_another_address(host):
+    pair = test_recover.Pair(host)
+    pair.run()
+    pair.proxy.refuse(True)
+    pair.destination.wait_for_state("vm1", "paused")
+    whose = ("vm1", "--control", pair.destination.control_path)
+    missing = json.loads(run("missing", *whose, "--json").stdout)
+    size = test_recover.SIZE - pyvmm.PAGE
+    assert missing["missing_bytes"] == size == sum(r["size_bytes"] for r in missing["ranges"])
+    assert "%d bytes are missing" % size in run("missing", *whose).stdout
+    done = run("poison", *whose, "--confirm", pyvmm.PAGE, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["reason"] == "CONFIRMATION"
+    done = run("recover", *whose, "--source", pair.source.address)
+    assert done.returncode == 0, done.stderr
+    pair.destination.wait_for_state("vm1", "postcopy")
+    pair.finish()
 
 
 def test_check_of_the_daemons_host_says_the_same_as_here(host):
