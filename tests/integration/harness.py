@@ -243,10 +243,15 @@ class Daemon(Process):
 
     def wait_for_state(self, migration_id, *states, deadline_s=None):
         """Watches until one of the states is there; fails on another last state."""
-        with self.control() as control:
-            for migration in control.watch(migration_id, deadline_s=deadline_s):
-                if migration["state"] in states:
-                    return migration
+        migration = {"state": "unknown", "reason": "the daemon says nothing"}
+        try:
+            with self.control() as control:
+                for migration in control.watch(migration_id, deadline_s=deadline_s):
+                    if migration["state"] in states:
+                        return migration
+        except ControlError as error:
+            if error.code != "DEADLINE_EXCEEDED":
+                raise
         raise Failure("%s: %s is %s (%s), waited for %s" % (
             self.name, migration_id, migration["state"], migration["reason"],
             " or ".join(states)))

@@ -337,7 +337,7 @@ def test_sigterm_lets_what_runs_end_first(host):
     harness.eventually(lambda: destination.store.said("STOPPING=1"), "it has taken the signal")
     with pytest.raises(harness.ControlError) as caught:
         destination.prepare_destination("vm2", source.address)
-    assert "about to end" in caught.value.message
+    assert "is ending" in caught.value.message
     destination.call("SetLimits", id="vm1", bulk=True)
     assert_guest_is_whole(destination_vmm)
     source_vmm.wait_for_event("complete")
