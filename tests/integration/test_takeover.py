@@ -315,6 +315,7 @@ def test_sigterm_parks_and_the_next_process_goes_on(pair, side):
     pair.start("vm1")
     pair.destination.wait_for_state("vm1", "postcopy")
     vmms[1].wait_for_event("resumed")
+    pair.source.wait_for_state("vm1", "postcopy")
     daemon = getattr(pair, side)
     daemon.popen.terminate()
     assert daemon.wait() == 0
@@ -337,7 +338,7 @@ def test_sigterm_lets_what_runs_end_first(host):
     harness.eventually(lambda: destination.store.said("STOPPING=1"), "it has taken the signal")
     with pytest.raises(harness.ControlError) as caught:
         destination.prepare_destination("vm2", source.address)
-    assert "is ending" in caught.value.message
+    assert caught.value.reason == "DRAINING" and "ending" in caught.value.message
     destination.call("SetLimits", id="vm1", bulk=True)
     assert_guest_is_whole(destination_vmm)
     source_vmm.wait_for_event("complete")
