@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -29,6 +30,8 @@
 /* An idle control connection is asked for a sign of life so often, and given so long for it. */
 #define PING_MS 2000u
 #define PONG_MS 5000u
+/* While warming, how often it is looked at whether the source has ended it. */
+#define WARM_LOOK_MS 200u
 /* The first distance between two points of the timeline; doubled whenever it is full. */
 #define TIMELINE_STEP_MS 5u
 
@@ -40,6 +43,7 @@ struct conductor {
 	unsigned int retry_ms;            /* until the next try to dial */
 	uint64_t dial_ns, ping_ns;        /* when next */
 	enum migration_farewell farewell; /* there is nothing else to do */
+	struct error refused;             /* the source was reached and wants no more of this */
 };
 
 void conductor_pull_complete(void *arg)
@@ -391,6 +395,8 @@ static bool keep_control(struct conductor *k)
 		k->ping_ns = clock_now_ns() + PING_MS * NSEC_PER_MSEC;
 		if (rc)
 			log_migration_debug(k->m->params.id, "control connection: %s", err.text);
+		if (rc && !is_network_error(rc))
+			k->refused = err;
 		return !rc;
 	}
 	if (now_ns < k->ping_ns)
@@ -521,6 +527,30 @@ static int conduct_on(struct conductor *k, struct error *err)
 	return rc ? rc : fetch_all(k, err);
 }
 
+/* Whether the control connection, on which nothing was asked, has come to its end. */
+static bool control_ended(const struct conductor *k)
+{
+	struct pollfd fd = { .fd = k->m->control->fd, .events = POLLIN | POLLRDHUP };
+
+	return poll(&fd, 1, 0) > 0;
+}
+
+/* Until switchover, or until the source says that it has given up. */
+static int stay_warm(struct conductor *k, struct error *err)
+{
+	while (!wait_order(k->m, ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL,
+	                   clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC)) {
+		if (k->m->control && control_ended(k))
+			set_control(k->m, NULL);
+		keep_control(k);
+		if (k->refused.code) {
+			*err = k->refused;
+			return err->code;
+		}
+	}
+	return check_stopped(k->m, err);
+}
+
 static int conduct(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
@@ -534,10 +564,7 @@ static int conduct(struct conductor *k, struct error *err)
 	if (rc)
 		return rc;
 	migration_post(m, NEWS_WARM);
-	while (!wait_order(m, ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL,
-	                   clock_now_ns() + PING_MS * NSEC_PER_MSEC))
-		keep_control(k);
-	rc = check_stopped(m, err);
+	rc = stay_warm(k, err);
 	if (!rc)
 		rc = switch_over(k, err);
 	if (!rc)
