@@ -15,6 +15,11 @@
 #define ENTRIES_MAX 128u
 /* The ioctl that maps a page wakes its vCPU before it returns and is stamped. */
 #define MAPPED_SLACK_NS (200 * NSEC_PER_USEC)
+/*
+ * Where the tracer sees only the sleep, a fault thread that is awake already has read the event
+ * before the vCPU, which has raised it, sleeps.
+ */
+#define ASLEEP_SLACK_NS (100 * NSEC_PER_USEC)
 /* Records that are looked at for one event: more than faults that were in flight with it. */
 #define CANDIDATES_MAX 256u
 
@@ -56,28 +61,33 @@ static uint64_t first_mapped_since(const struct fault_ring *ring, uint64_t ns)
 static bool is_of(const struct fault_record *r, const struct fault_tracer_event *event,
                   uint64_t page_bytes)
 {
-	if (r->read_ns < event->start_ns || r->read_ns > event->end_ns)
+	if (r->read_ns + ASLEEP_SLACK_NS < event->start_ns || r->read_ns > event->end_ns)
 		return false;
 	if (r->tid && event->tid)
 		return r->tid == (uint32_t)event->tid;
 	return event->address && r->addr && event->address - r->addr < page_bytes;
 }
 
+/* A thread has one fault at a time: of those that fit, the one that was read last is meant. */
 static bool find_record(const struct fault_ring *ring, const struct fault_tracer_event *event,
                         uint64_t page_bytes, struct fault_record *ret)
 {
 	uint64_t first = first_mapped_since(ring, event->start_ns);
 	uint64_t end = atomic_load(&ring->n);
+	struct fault_record r;
+	bool found = false;
 
 	for (uint64_t i = first; i < end && i - first < CANDIDATES_MAX; i++) {
-		if (!fault_ring_get(ring, i, ret))
+		if (!fault_ring_get(ring, i, &r))
 			continue;
-		if (ret->mapped_ns > event->end_ns + MAPPED_SLACK_NS)
-			return false;
-		if (is_of(ret, event, page_bytes))
-			return true;
+		if (r.mapped_ns > event->end_ns + MAPPED_SLACK_NS)
+			break;
+		if (!is_of(&r, event, page_bytes) || (found && r.read_ns < ret->read_ns))
+			continue;
+		*ret = r;
+		found = true;
 	}
-	return false;
+	return found;
 }
 
 static uint64_t stall_of(const struct fault_tracer_event *event)
@@ -103,6 +113,18 @@ static void keep_slow(struct stall_info *info, const struct fault_tracer_event *
 	place->record = record ? *record : (struct fault_record){ 0 };
 }
 
+/* Not what lies between the first stamp and the last: what the phases say, one by one. */
+static uint64_t sum_of_phases(const struct fault_record *r)
+{
+	struct fault_durations d;
+	uint64_t sum_ns = 0;
+
+	fault_record_durations(r, &d);
+	for (unsigned int i = 0; i < FAULT_PHASES; i++)
+		sum_ns += d.ns[i];
+	return sum_ns;
+}
+
 bool stalls_join(struct stall_info *info, const struct fault_ring *ring,
                  const struct fault_tracer_event *event)
 {
@@ -114,12 +136,12 @@ bool stalls_join(struct stall_info *info, const struct fault_ring *ring,
 		return false;
 	}
 	keep_slow(info, event, &r);
-	entry_ns = r.read_ns - event->start_ns;
+	entry_ns = r.read_ns > event->start_ns ? r.read_ns - event->start_ns : 0;
 	wakeup_ns = event->end_ns > r.mapped_ns ? event->end_ns - r.mapped_ns : 0;
 	histogram_add(&info->entry_ns, entry_ns);
 	histogram_add(&info->wakeup_ns, wakeup_ns);
 	histogram_add(&info->joined_ns, stall_of(event));
-	histogram_add(&info->phases_ns, entry_ns + fault_record_total_ns(&r) + wakeup_ns);
+	histogram_add(&info->phases_ns, entry_ns + sum_of_phases(&r) + wakeup_ns);
 	return true;
 }
 

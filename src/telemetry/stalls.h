@@ -13,7 +13,7 @@
  *   entry    the vCPU stands still .. the fault thread has read its event
  *   wakeup   the page is mapped .. the vCPU runs
  *
- * entry, the record's own phases and wakeup add up to the stall, but for what clocks and
+ * entry, the record's own phases and wakeup add up to the stall, but for what stamps and
  * tracepoints leave out: both sums are kept, so that anybody can see how well they agree.
  *
  * Where there is no eBPF there is nothing here, and whoever asks is told so.

@@ -101,6 +101,30 @@ static void test_a_vcpu_may_run_before_the_record_ends(void **state)
 	assert_int_equal(atomic_load(&info->wakeup_ns.max), 0);
 }
 
+/* The fault thread was awake: it has read the event before the vCPU sleeps. */
+static void test_an_event_may_be_read_before_the_vcpu_sleeps(void **state)
+{
+	(void)state;
+	record(1, 0x1000, 1000 * US);
+	assert_true(join(1, 0, 1005 * US, 1062 * US));
+	assert_int_equal(atomic_load(&info->entry_ns.max), 0);
+	assert_int_equal(atomic_load(&info->wakeup_ns.max), 12 * US);
+	assert_int_equal(atomic_load(&info->joined_ns.sum), 57 * US);
+	assert_int_equal(atomic_load(&info->phases_ns.sum), 62 * US);
+	/* The page was mapped before: this sleep is another fault's. */
+	assert_false(join(1, 0, 1055 * US, 1100 * US));
+}
+
+/* The one before was stamped late; both fit, and the later one is this stall's. */
+static void test_of_two_faults_of_a_thread_the_later_one_is_meant(void **state)
+{
+	(void)state;
+	record(1, 0x1000, 1000 * US);
+	record(1, 0x2000, 1040 * US);
+	assert_true(join(1, 0, 1045 * US, 1102 * US));
+	assert_int_equal(info->slow[0].record.addr, 0x2000);
+}
+
 static void test_the_slowest_stay(void **state)
 {
 	uint64_t least = UINT64_MAX;
@@ -139,6 +163,8 @@ int main(void)
 		TEST(test_a_stall_that_the_daemon_never_saw_has_no_phases),
 		TEST(test_without_a_thread_the_address_tells),
 		TEST(test_a_vcpu_may_run_before_the_record_ends),
+		TEST(test_an_event_may_be_read_before_the_vcpu_sleeps),
+		TEST(test_of_two_faults_of_a_thread_the_later_one_is_meant),
 		TEST(test_the_slowest_stay),
 		TEST(test_a_full_ring_is_searched_from_its_oldest_record),
 	};
