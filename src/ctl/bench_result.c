@@ -55,6 +55,8 @@ struct json_object *bench_result_new(const struct bench_options *o, struct json_
 		"fault_bulk_us",
 		"fault_phases_us",
 		"guest_stall_us",
+		"stall_joined_us",
+		"stall_phases_us",
 		"prefetch",
 		"reconnects",
 	};

@@ -112,6 +112,8 @@ static void add_latencies(struct json_object *o, const Postcopy__V1__Destination
 	if (stall)
 		json_set_string(stall, "source", d->guest_stall_source);
 	json_object_object_add(o, "guest_stall_us", stall);
+	json_object_object_add(o, "stall_joined_us", latency_json(d->stall_joined));
+	json_object_object_add(o, "stall_phases_us", latency_json(d->stall_phases));
 }
 
 static void add_counters(struct json_object *o, const Postcopy__V1__DestinationStatus *d)

@@ -18,6 +18,8 @@
  *    fault_bulk_us: {the same},                      those with bulk in flight
  *    fault_phases_us: {PHASE: {the same}...},
  *    guest_stall_us: {the same and source: "daemon"|"tracepoint"|...},
+ *    stall_joined_us, stall_phases_us: {as fault_us}, of the stalls whose phases are known: as the
+ *                      kernel saw them, and their phases added up; null without eBPF
  *    prefetch: {hit, late, wasted}, reconnects}
  * and at a source
  *   {served: {requests, pages, zero_pages, bytes, connected}}

@@ -217,6 +217,12 @@ static void set_stall(struct migration_message *t, const struct stalls *stalls,
 	t->stall = stall ? latency_message(&stall->stall_ns) : t->fault;
 	t->destination.guest_stall = &t->stall;
 	t->destination.guest_stall_source = (char *)(stall ? stalls_source(stalls) : "daemon");
+	if (!stall)
+		return;
+	t->stall_joined = latency_message(&stall->joined_ns);
+	t->stall_phases = latency_message(&stall->phases_ns);
+	t->destination.stall_joined = &t->stall_joined;
+	t->destination.stall_phases = &t->stall_phases;
 }
 
 static void set_source_address(struct migration_message *t, const struct conn_target *source)

@@ -27,6 +27,7 @@ struct migration_message {
 	Postcopy__V1__Faults faults;
 	Postcopy__V1__Prefetch prefetch;
 	Postcopy__V1__Latency fault, fault_idle, fault_bulk, stall;
+	Postcopy__V1__Latency stall_joined, stall_phases;
 	Postcopy__V1__Latency phase_latencies[STALL_PHASES];
 	Postcopy__V1__PhaseLatency phases[STALL_PHASES], *phase_pointers[STALL_PHASES];
 	char reason[ERROR_TEXT_MAX];

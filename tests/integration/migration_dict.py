@@ -58,6 +58,8 @@ def destination(d):
         "fault_bulk_us": field(d, "fault_latency_bulk", latency),
         "fault_phases_us": {phase.phase: latency(phase.latency) for phase in d.fault_phases},
         "guest_stall_us": stall,
+        "stall_joined_us": field(d, "stall_joined", latency),
+        "stall_phases_us": field(d, "stall_phases", latency),
         "prefetch": counters(d.prefetch, "hit", "late", "wasted"),
         "reconnects": d.reconnects}
 
@@ -73,6 +75,10 @@ def migration(m):
         to["served"] = counters(m.source, "requests", "pages", "zero_pages", "bytes",
                                 "connected")
     return to
+
+
+def stall(s):
+    return {name: getattr(s, name + "_ns") / 1e3 for name in ("total", "entry", "wakeup")}
 
 
 def buckets(histogram):
@@ -91,7 +97,8 @@ def report(r):
     to["slow_faults"] = [
         {"at_ms": dot.at_ns / 1e6, "us": dot.latency_ns / 1e3, "address": dot.address,
          "tid": dot.tid or None, "phase": dot.dominant_phase,
-         "phases_us": [ns / 1e3 for ns in dot.phase_ns]} for dot in r.slow_faults]
+         "phases_us": [ns / 1e3 for ns in dot.phase_ns],
+         "stall_us": field(dot, "stall", stall)} for dot in r.slow_faults]
     to["fault_histogram"] = buckets(r.fault_histogram)
     to["stall_histogram"] = buckets(r.stall_histogram)
     to["arrival"] = [[cell.pages, cell.mean_ns / 1e6, cell.fault_pages] for cell in r.arrival]

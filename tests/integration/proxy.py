@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A TCP proxy between destination and source, that can do to connections what networks do."""
+import collections
 import selectors
 import socket
 import struct
@@ -25,6 +26,8 @@ class Proxy:
         self.refusing = False
         self.bytes_per_s = None
         self.allowance = 0.0
+        self.delay_s = 0.0
+        self.held = collections.deque()  # (when it is due, pair, data)
         self.forwarded = 0
         self.stopping = False
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -53,6 +56,10 @@ class Proxy:
     def limit(self, bytes_per_s):
         self.allowance = 0.0
         self.bytes_per_s = bytes_per_s
+
+    def delay(self, seconds):
+        """What the target sends arrives so much later, in order, as from far away."""
+        self.delay_s = seconds
 
     def close(self):
         self.stopping = True
@@ -83,6 +90,25 @@ class Proxy:
         if pair in self.pairs:
             self.pairs.remove(pair)
 
+    @staticmethod
+    def _send(sock, data):
+        if not data:
+            raise ConnectionResetError
+        sock.sendall(data)
+
+    def _release(self):
+        """Sends what was held back for long enough. Returns how long the next one must wait."""
+        while self.held and self.held[0][0] <= time.monotonic():
+            _, pair, data = self.held.popleft()
+            with self.lock:
+                if pair not in self.pairs:
+                    continue
+                try:
+                    self._send(pair[0], data)
+                except OSError:
+                    self._end(pair)
+        return max(0, self.held[0][0] - time.monotonic()) if self.held else TICK_S
+
     def _forward(self, pair, source):
         other = pair[1] if source is pair[0] else pair[0]
         most = CHUNK if self.bytes_per_s is None else int(min(CHUNK, self.allowance))
@@ -90,9 +116,10 @@ class Proxy:
             return
         try:
             data = source.recv(most)
-            if not data:
-                raise ConnectionResetError
-            other.sendall(data)
+            if source is pair[1] and (self.delay_s or self.held):
+                self.held.append((time.monotonic() + self.delay_s, pair, data))
+                return
+            self._send(other, data)
         except OSError:
             self._end(pair)
             return
@@ -102,6 +129,7 @@ class Proxy:
     def _run(self):
         before = time.monotonic()
         while not self.stopping:
+            wait_s = min(TICK_S, self._release())
             with self.lock:
                 watched = {} if self.black else {
                     sock: pair for pair in self.pairs for sock in pair}
@@ -120,7 +148,7 @@ class Proxy:
                     continue
                 if not self.black:
                     selector.register(self.listener, selectors.EVENT_READ, None)
-                ready = selector.select(TICK_S)
+                ready = selector.select(wait_s)
             for key, _ in ready:
                 if key.data is None:
                     self._accept()

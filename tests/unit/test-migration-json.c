@@ -63,6 +63,7 @@ static void test_full_destination(void **state)
 	d.downtime = &downtime;
 	d.time_to_complete = &left;
 	d.fault_latency = d.guest_stall = &latency;
+	d.stall_joined = d.stall_phases = &latency;
 	d.guest_stall_source = (char *)"tracepoint";
 	d.n_fault_phases = 1;
 	d.fault_phases = phases;
@@ -88,6 +89,8 @@ static void test_full_destination(void **state)
 	assert_true(number(o, "fault_us.p99") == 1234.567);
 	assert_true(number(o, "fault_phases_us.answer.p99") == 1234.567);
 	assert_string_equal(json_string_or(o, "guest_stall_us.source", ""), "tracepoint");
+	assert_true(number(o, "stall_joined_us.p99") == 1234.567);
+	assert_true(number(o, "stall_phases_us.count") == 100);
 	assert_true(number(o, "limits.bandwidth_bytes_per_s") == 0);
 	assert_true(number(o, "streams") == 4);
 	assert_false(json_object_get_boolean(json_find(o, "limits.bulk")));
@@ -98,10 +101,11 @@ static void test_full_destination(void **state)
 /* Nothing is known yet, and a daemon of another day may have states of its own. */
 static void test_what_is_not_known_is_null(void **state)
 {
-	static const char *const unknown[] = { "state_time",    "memory_bytes",     "vmm_pid",
-		                               "downtime_us",   "bulk_bytes_per_s", "total_ms",
-		                               "eta_ms",        "fault_us",         "streams",
-		                               "guest_stall_us" };
+	static const char *const unknown[] = {
+		"state_time",       "memory_bytes",   "vmm_pid",         "downtime_us",
+		"bulk_bytes_per_s", "total_ms",       "eta_ms",          "fault_us",
+		"streams",          "guest_stall_us", "stall_joined_us", "stall_phases_us"
+	};
 	Postcopy__V1__DestinationStatus d = POSTCOPY__V1__DESTINATION_STATUS__INIT;
 	Postcopy__V1__Migration m = POSTCOPY__V1__MIGRATION__INIT;
 	_cleanup_json_ struct json_object *o = NULL;
