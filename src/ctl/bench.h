@@ -28,6 +28,7 @@ struct bench_options {
 	const char *backend;
 	const char *workload;
 	const char *map;
+	const char *trace;
 	const char *report;    /* HTML file, or NULL */
 	const char *keep_logs; /* directory, or NULL */
 	uint64_t memory_bytes;

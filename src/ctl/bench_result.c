@@ -21,6 +21,7 @@ static void add_options(struct json_object *result, const struct bench_options *
                         struct json_object *report)
 {
 	json_set_string(result, "workload", o->workload);
+	json_set_string(result, "trace", o->trace);
 	/* Where the daemon says what "auto" came to, that. */
 	json_set_string(result, "map", json_string_or(report, "map", o->map));
 	json_set_count(result, "vcpus", o->vcpus);

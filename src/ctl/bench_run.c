@@ -73,7 +73,7 @@ static int start_source(struct bench *b, struct error *err)
 		"--control", p.control, "--vmm", p.vmm, "--listen", "127.0.0.1:0",
 		"--cert", p.cert, "--key", p.key, "--ca", p.ca,
 		"--allow-peer", PKI_DESTINATION_NAME,
-		"--ready-fd", PROCESS_STATUS_FD_TEXT,
+		"--trace", (char *)b->options->trace, "--ready-fd", PROCESS_STATUS_FD_TEXT,
 		NULL,
 	};
 	/* clang-format on */
@@ -94,7 +94,7 @@ static int start_destination(struct bench *b, struct error *err)
 		b->daemon_path, "--config", "/dev/null",
 		"--control", p.control, "--vmm", p.vmm, "--cert", p.cert, "--key", p.key,
 		"--ca", p.ca, "--allow-peer", PKI_SOURCE_NAME,
-		"--ready-fd", PROCESS_STATUS_FD_TEXT,
+		"--trace", (char *)b->options->trace, "--ready-fd", PROCESS_STATUS_FD_TEXT,
 		NULL,
 	};
 	/* clang-format on */

@@ -86,6 +86,14 @@ def test_bench_writes_a_report_that_needs_nothing_else(tmp_path):
 
 
 @needs_kvm
+def test_bench_without_ebpf_has_the_daemon_s_stalls():
+    result = json.loads(bench("--json", "--trace", "off").stdout)
+    assert result["trace"] == "off"
+    assert result["guest_stall_us"]["source"] == "daemon"
+    assert result["stall_joined_us"] is None
+
+
+@needs_kvm
 def test_bench_leaves_no_directory_behind():
     before = set(os.listdir("/tmp"))
     done = bench("--json", "--backend", "anon")
