@@ -185,6 +185,7 @@ void chart_timeline(FILE *f, struct json_object *report)
 	size_t n_timeline = series_length(report, "timeline", &timeline);
 	size_t n_dots = series_length(report, "fault_dots", &dots);
 	double x_max = series_x_max(dots, n_dots, series_x_max(timeline, n_timeline, 0));
+	uint64_t faults_total;
 	struct plot pages = { .top = 30, .bottom = 190, .x_max = x_max };
 	struct plot faults = { .top = 250, .bottom = 470, .x_max = x_max };
 
@@ -199,6 +200,12 @@ void chart_timeline(FILE *f, struct json_object *report)
 	fprintf(f, "</svg>\n");
 	if (!n_dots)
 		fprintf(f, "<p class=\"note\">No fault had to wait for the source.</p>\n");
+	else if (json_count(report, "fault_us.count", &faults_total) && faults_total > n_dots)
+		fprintf(f,
+		        "<p class=\"note\">The dots are the latest %s of %s faults: the daemon "
+		        "keeps "
+		        "no more, those before are in the histogram only.</p>\n",
+		        text_count(n_dots).s, text_count(faults_total).s);
 }
 
 static void draw_bins(FILE *f, const struct plot *p, const struct log_bins *bins,

@@ -48,6 +48,18 @@ static const char *phase_name(struct json_object *names, size_t i)
 	return name ? name : "?";
 }
 
+/* Which phase is the @i-th of a fault: the report has the kernel's after the daemon's. */
+static size_t phase_in_time(struct json_object *names, size_t n, size_t i)
+{
+	size_t entry = 0;
+
+	while (entry < n && strcmp(phase_name(names, entry), "entry"))
+		entry++;
+	if (entry == n || i > entry)
+		return i;
+	return i ? i - 1 : entry;
+}
+
 static struct json_object *phase_latency(struct json_object *report, const char *name)
 {
 	return json_find(json_find(report, "fault_phases_us"), name);
@@ -74,12 +86,13 @@ void report_faults_write_phases(FILE *f, struct json_object *report)
 	size_t n = phase_names(report, &names), used = 0;
 
 	for (size_t i = 0; i < n; i++) {
-		const char *name = phase_name(names, i);
+		size_t phase = phase_in_time(names, n, i);
+		const char *name = phase_name(names, phase);
 		double us;
 
 		/* phase_text() is ours: it needs no escaping. */
 		if (json_number(phase_latency(report, name), "p50", &us) && us >= 0)
-			parts[used++] = (struct chart_part){ (int)i, phase_text(name), us };
+			parts[used++] = (struct chart_part){ (int)phase, phase_text(name), us };
 	}
 	if (!used)
 		return;
@@ -91,7 +104,7 @@ void report_faults_write_phases(FILE *f, struct json_object *report)
 	        "<div class=\"wide\"><table><tr><th>phase</th><th>p50</th><th>p90</th><th>p99</th>"
 	        "<th>p99.9</th><th>max</th></tr>\n");
 	for (size_t i = 0; i < n; i++) {
-		const char *name = phase_name(names, i);
+		const char *name = phase_name(names, phase_in_time(names, n, i));
 
 		if (phase_latency(report, name))
 			write_phase_row(f, name, phase_latency(report, name));
@@ -99,7 +112,8 @@ void report_faults_write_phases(FILE *f, struct json_object *report)
 	fprintf(f, "</table></div>\n");
 }
 
-static void write_slow_fault(FILE *f, struct json_object *fault, size_t n_phases)
+static void write_slow_fault(FILE *f, struct json_object *fault, struct json_object *names,
+                             size_t n_phases)
 {
 	struct json_object *us = json_find(fault, "phases_us");
 	uint64_t tid = json_count_or(fault, "tid", 0);
@@ -112,9 +126,10 @@ static void write_slow_fault(FILE *f, struct json_object *fault, size_t n_phases
 		fprintf(f, "%llu", (unsigned long long)tid);
 	fprintf(f, "</td>");
 	for (size_t i = 0; i < n_phases; i++) {
-		struct json_object *v = json_object_is_type(us, json_type_array)
-		                                ? json_object_array_get_idx(us, i)
-		                                : NULL;
+		struct json_object *v =
+		        json_object_is_type(us, json_type_array)
+		                ? json_object_array_get_idx(us, phase_in_time(names, n_phases, i))
+		                : NULL;
 		double phase_us = v ? json_object_get_double(v) : -1;
 
 		fprintf(f, "<td>%s</td>", phase_us >= 0 ? text_duration(phase_us).s : "");
@@ -136,11 +151,11 @@ void report_faults_write_slowest(FILE *f, struct json_object *report)
 	           "<th>resolved after</th><th>address</th><th>vCPU thread</th>");
 	for (size_t i = 0; i < n_phases; i++) {
 		fprintf(f, "<th>");
-		html_text(f, phase_name(names, i));
+		html_text(f, phase_name(names, phase_in_time(names, n_phases, i)));
 		fprintf(f, "</th>");
 	}
 	fprintf(f, "</tr>\n");
 	for (size_t i = 0; i < n && i < SLOWEST_SHOWN; i++)
-		write_slow_fault(f, json_object_array_get_idx(faults, i), n_phases);
+		write_slow_fault(f, json_object_array_get_idx(faults, i), names, n_phases);
 	fprintf(f, "</table></div>\n");
 }

@@ -259,6 +259,31 @@ static void test_page_tells_all(void **state)
 	free(page);
 }
 
+/* The report has the kernel's phases behind the daemon's; a person reads from left to right. */
+static void test_phases_are_shown_in_the_order_of_time(void **state)
+{
+	char *page = page_of("{\"phases\": [\"queue\", \"map\", \"entry\", \"wakeup\"],"
+	                     "\"slow_faults\": [{\"at_ms\": 1, \"us\": 100, \"phases_us\": "
+	                     "[11, 22, 33, 44]}]}");
+
+	(void)state;
+	assert_non_null(strstr(page, "<th>entry</th><th>queue</th><th>map</th><th>wakeup</th>"));
+	assert_non_null(strstr(page, "<td>33 µs</td><td>11 µs</td><td>22 µs</td><td>44 µs</td>"));
+	free(page);
+}
+
+static void test_dots_that_are_not_all_say_so(void **state)
+{
+	char *all = page_of("{\"fault_us\": {\"count\": 1}, \"fault_dots\": [[10, 83, 0]]}");
+	char *some = page_of("{\"fault_us\": {\"count\": 17243}, \"fault_dots\": [[10, 83, 0]]}");
+
+	(void)state;
+	assert_null(strstr(all, "The dots are"));
+	assert_non_null(strstr(some, "The dots are the latest 1 of 17,243 faults"));
+	free(all);
+	free(some);
+}
+
 static void test_bad_pages_cannot_be_overlooked(void **state)
 {
 	char *page = page_of("{\"integrity\": {\"pages_checked\": 262144, \"pages_bad\": 7}}");
@@ -357,6 +382,8 @@ int main(void)
 		cmocka_unit_test(test_progress_says_rate_and_time_left),
 		cmocka_unit_test(test_text_is_escaped),
 		cmocka_unit_test(test_page_tells_all),
+		cmocka_unit_test(test_phases_are_shown_in_the_order_of_time),
+		cmocka_unit_test(test_dots_that_are_not_all_say_so),
 		cmocka_unit_test(test_bad_pages_cannot_be_overlooked),
 		cmocka_unit_test(test_page_survives_absent_and_odd_members),
 		cmocka_unit_test(test_median_of_runs_sums_the_integrity),
