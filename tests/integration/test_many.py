@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""As many migrations at once as the fault tracer has slots, through one pair of daemons."""
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+import harness
+import pyvmm
+from test_metrics import METRICS, samples, value
+from test_migrate import Pair
+
+GUESTS = 64
+SIZE = 4 << 20
+# Those before bulk begins: the tracer may miss one or two (docs/tracing.md).
+STALLS_MIN = 10
+
+pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
+                                reason=str(pyvmm.can_userfault()))
+
+
+class Guests:
+    """guests.py, and what it says."""
+
+    def __init__(self, host, pair, ids):
+        with open(host.dir / "guests.log", "wb") as log:
+            self.popen = subprocess.Popen(
+                [sys.executable, pathlib.Path(__file__).with_name("guests.py"),
+                 pair.source.vmm_path, pair.destination.vmm_path, str(SIZE), *ids],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        self.lines = harness.Lines(self.popen.stdout.fileno(), "guests.py")
+        self.log = host.dir / "guests.log"
+        self.n = len(ids)
+        host.later(self.close)
+
+    def wait_for_all(self, event):
+        """What each guest says, by id."""
+        deadline = time.monotonic() + 2 * harness.DEADLINE_S
+        said = {}
+        while len(said) < self.n:
+            line = self.lines.next(deadline)
+            if line is None:
+                raise harness.Failure("guests.py ended: %s" % self.log.read_text()[-2000:])
+            status = json.loads(line)
+            assert status["event"] == event, status
+            said[status["id"]] = status
+        return said
+
+    def close(self):
+        self.popen.stdin.close()
+        if self.popen.poll() is None:
+            self.popen.kill()
+        self.popen.wait()
+        self.popen.stdout.close()
+
+
+def check_metrics(pair, migrations):
+    source, destination = samples(pair.source), samples(pair.destination)
+    for found, role in ((source, "source"), (destination, "destination")):
+        assert value(found, "postcopyd_migrations_total", role=role,
+                     result="complete") == len(migrations)
+    assert value(destination, "postcopyd_faults_total", kind="remote") == \
+        sum(m["faults"]["remote"] for m in migrations)
+    assert value(destination, "postcopyd_pages_missing") == 0
+    kind = migrations[0]["guest_stall_us"]["source"]
+    if kind != "daemon":
+        assert value(destination, "postcopyd_guest_stall_seconds_count", source=kind) == \
+            sum(m["guest_stall_us"]["count"] for m in migrations)
+
+
+def move(pair, ids):
+    """All of them at the same time. Returns the destination's migrations."""
+    for name in ids:
+        pair.source.prepare_source(name)
+        pair.destination.prepare_destination(name, pair.source.address, streams=1, bulk=False,
+                                             prefetch=False)
+    guests = Guests(pair.host, pair, ids)
+    guests.wait_for_all("attached")
+    for name in ids:
+        pair.start(name)
+    guests.wait_for_all("touched")
+    assert value(samples(pair.destination), "postcopyd_migrations_active", role="destination",
+                 state="postcopy") == len(ids)
+    for name in ids:
+        pair.destination.call("SetLimits", id=name, bulk=True)
+    guests.popen.stdin.close()
+    for result in guests.wait_for_all("result").values():
+        assert (result["pages_checked"], result["pages_bad"]) == (SIZE // 4096, 0), result
+    assert guests.popen.wait(harness.DEADLINE_S) == 0
+    for name in ids:
+        pair.source.wait_for_state(name, "complete")
+    return [pair.destination.wait_for_state(name, "complete") for name in ids]
+
+
+def test_64_guests_move_at_the_same_time(host):
+    pair = Pair(host, extra=METRICS)
+    daemons = (pair.source, pair.destination)
+    migrations = move(pair, ["first"])
+    before = [daemon.resources() for daemon in daemons]
+    migrations += move(pair, ["vm%d" % number for number in range(GUESTS)])
+    # Each had a slot of the tracer, where there is one.
+    assert "stalls are not measured" not in pair.destination.log()
+    for migration in migrations:
+        assert migration["guest_stall_us"]["count"] >= STALLS_MIN, migration
+        assert migration["guest_stall_us"]["source"] == migrations[0]["guest_stall_us"]["source"]
+    check_metrics(pair, migrations)
+    for daemon, was in zip(daemons, before):
+        harness.eventually(lambda: all(daemon.resources()[what] <= was[what]
+                                       for what in ("fds", "threads")),
+                           "%s is back at %s" % (daemon.name, was))
