@@ -10,7 +10,7 @@
 #include "postcopyd/groups.h"
 #include "postcopyd/listeners.h"
 #include "rpc/service.h"
-#include "stream/page_server.h"
+#include "util/cleanup.h"
 #include "util/log.h"
 
 struct control {
@@ -18,7 +18,6 @@ struct control {
 	/* TCP's: this host's certificate, the names that may drive it. */
 	struct tls_config tls_config;
 	struct tls_context *tls;
-	char pages_address[sizeof(struct conn_target) + 4];
 };
 
 /* Takes over @fd in any case. */
@@ -40,13 +39,19 @@ static int listen_unix(struct control *c, const struct options *o, int fd, struc
 	return rc;
 }
 
-static int listen_tls(struct control *c, const struct options *o, struct error *err)
+/* Takes over @fd in any case. */
+static int listen_tls(struct control *c, const struct options *o, int fd, struct error *err)
 {
-	struct grpc_listen_tls listen = { .address = o->control_listen, .fd = -1 };
+	_cleanup_close_ int given = fd;
+	struct grpc_listen_tls listen = { .address = o->control_listen, .fd = fd };
 	int rc;
 
-	if (!o->control_listen)
+	if (fd < 0 && !o->control_listen)
 		return 0;
+	if (!o->control_allow.n)
+		return error_set(err, -EINVAL,
+		                 "the service manager gives a socket for gRPC over TCP, but "
+		                 "control-allow names nobody who may call");
 	c->tls_config = o->tls;
 	c->tls_config.alpn = "h2";
 	c->tls_config.n_allowed_names = o->control_allow.n;
@@ -57,20 +62,11 @@ static int listen_tls(struct control *c, const struct options *o, struct error *
 		return rc;
 	listen.tls = c->tls;
 	rc = grpc_server_listen_tls(rpc_server(c->rpc), &listen, err);
-	if (!rc)
-		log_info("gRPC over TCP on port %u", control_port(c));
-	return rc;
-}
-
-/* The address as it was given, with the port that it got. */
-static void set_pages_address(struct control *c, const struct options *o,
-                              const struct page_server *page_server)
-{
-	const char *colon = page_server ? strrchr(o->listen, ':') : NULL;
-
-	if (colon)
-		snprintf(c->pages_address, sizeof c->pages_address, "%.*s:%u",
-		         (int)(colon - o->listen), o->listen, page_server_port(page_server));
+	if (rc)
+		return rc;
+	steal_fd(&given);
+	log_info("gRPC over TCP on port %u", control_port(c));
+	return 0;
 }
 
 int control_new(uv_loop_t *loop, const struct control_config *config, struct control **ret,
@@ -83,14 +79,15 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 
 	if (!c) {
 		close(config->unix_fd);
+		if (config->tcp_fd >= 0)
+			close(config->tcp_fd);
 		return error_set(err, -ENOMEM, "out of memory");
 	}
-	set_pages_address(c, o, config->page_server);
 	rpc = (struct rpc_config){
 		.migrations = config->migrations,
 		.stalls = config->stalls,
 		.version = POSTCOPY_VERSION,
-		.pages_address = c->pages_address,
+		.pages_address = config->pages_address,
 		.max_streams = (unsigned int)o->max_streams,
 		.bandwidth_bytes_per_s = o->bandwidth_bytes_per_s,
 		.finished = config->finished,
@@ -102,7 +99,9 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 	else
 		rc = listen_unix(c, o, config->unix_fd, err);
 	if (!rc)
-		rc = listen_tls(c, o, err);
+		rc = listen_tls(c, o, config->tcp_fd, err);
+	else if (config->tcp_fd >= 0)
+		close(config->tcp_fd);
 	/* Also half open: the caller closes it, lets the loop run on, and frees it. */
 	*ret = c;
 	return rc;

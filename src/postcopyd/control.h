@@ -14,7 +14,6 @@
 
 struct control;
 struct migrations;
-struct page_server;
 struct rpc;
 struct stalls;
 struct tls_context;
@@ -22,9 +21,10 @@ struct tls_context;
 struct control_config {
 	const struct options *options; /* must outlive it, as the migrations */
 	int unix_fd;                   /* the listening unix socket; taken over in any case */
+	int tcp_fd;                    /* of gRPC over TCP; -1: as configured; taken over as well */
 	struct migrations *migrations;
 	const struct stalls *stalls;
-	const struct page_server *page_server; /* NULL: this daemon can be no source */
+	const char *pages_address; /* where page streams are served; empty: this can be no source */
 	/* At the end of each call, as grpc/server.h has it; may be NULL. */
 	void (*finished)(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns);
 	void *arg;

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -43,6 +44,33 @@ int listener_unix(struct fd_store *store, const char *name, const char *path, in
 	if (fd >= 0)
 		(void)fd_store_add(store, name, fd);
 	return fd;
+}
+
+int listener_tcp(struct fd_store *store)
+{
+	int fd = fd_store_take(store, "control-tcp");
+
+	if (fd >= 0)
+		(void)fcntl(fd, F_SETFL, O_NONBLOCK);
+	return fd;
+}
+
+void listener_address(int fd, const char *configured, char *ret, size_t size)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof addr;
+	char host[NI_MAXHOST], port[NI_MAXSERV];
+	const char *colon = configured ? strrchr(configured, ':') : NULL;
+
+	*ret = 0;
+	if (getsockname(fd, (struct sockaddr *)&addr, &len) ||
+	    getnameinfo((struct sockaddr *)&addr, len, host, sizeof host, port, sizeof port,
+	                NI_NUMERICHOST | NI_NUMERICSERV))
+		return;
+	if (colon)
+		snprintf(ret, size, "%.*s:%s", (int)(colon - configured), configured, port);
+	else
+		snprintf(ret, size, addr.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
 }
 
 void listener_open_up(const char *path, const char *key)

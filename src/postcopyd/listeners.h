@@ -7,6 +7,8 @@
 #ifndef POSTCOPYD_LISTENERS_H
 #define POSTCOPYD_LISTENERS_H
 
+#include <stddef.h>
+
 #include "util/fd_store.h"
 
 /*
@@ -15,6 +17,12 @@
  */
 int listener_unix(struct fd_store *store, const char *name, const char *path, int type,
                   struct error *err);
+
+/* The service manager's socket for gRPC over TCP, or -1. */
+int listener_tcp(struct fd_store *store);
+
+/* Where @fd listens: as it is configured, with the port it got; else as the kernel has it. */
+void listener_address(int fd, const char *configured, char *ret, size_t size);
 
 /*
  * listener_open_up() - have others than the daemon's own group connect to the socket at @path

@@ -47,6 +47,7 @@ struct daemon {
 	struct fd_store *store;
 	struct tls_context *tls;
 	struct page_server *page_server;
+	char pages_address[sizeof(struct conn_target) + 4]; /* empty where there is none */
 	struct migrations *migrations;
 	struct control *control;
 	struct metrics *metrics;
@@ -138,15 +139,18 @@ static int open_control(struct daemon *d, struct error *err)
 		.options = &d->options,
 		.unix_fd = listener_unix(d->store, "control", d->options.control_path, SOCK_STREAM,
 		                         err),
+		.tcp_fd = -1,
 		.migrations = d->migrations,
 		.stalls = d->stalls,
-		.page_server = d->page_server,
+		.pages_address = d->pages_address,
 		.finished = count_call,
 		.arg = d,
 	};
 
-	return config.unix_fd < 0 ? config.unix_fd
-	                          : control_new(&d->loop, &config, &d->control, err);
+	if (config.unix_fd < 0)
+		return config.unix_fd;
+	config.tcp_fd = listener_tcp(d->store);
+	return control_new(&d->loop, &config, &d->control, err);
 }
 
 static void read_stall(void *arg, struct metrics_stall *ret)
@@ -211,7 +215,10 @@ static int open_page_server(struct daemon *d, struct error *err)
 {
 	int fd, rc = listener_pages(d->store, d->options.listen, &fd, err);
 
-	return rc || fd < 0 ? rc : page_server_new(fd, d->tls, &d->page_server, err);
+	if (rc || fd < 0)
+		return rc;
+	listener_address(fd, d->options.listen, d->pages_address, sizeof d->pages_address);
+	return page_server_new(fd, d->tls, &d->page_server, err);
 }
 
 static int open_migrations(struct daemon *d, struct error *err)
