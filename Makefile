@@ -19,10 +19,10 @@ $(BUILD)/build.ninja:
 	meson setup --buildtype=$(BUILDTYPE) $(BUILD)
 
 deps:
-	tests/install-deps build run test
+	tests/install-deps build build-optional run test
 
 demo:
-	tests/install-deps build run
+	tests/install-deps build build-optional run
 	$(MAKE) all
 	$(BUILD)/src/ctl/postcopyctl bench $(DEMO) --report $(REPORT)
 	@echo "The report with the timeline and the histograms: $(abspath $(REPORT))"
