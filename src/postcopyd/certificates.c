@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "postcopyd/service.h"
+#include "telemetry/metrics.h"
 #include "util/log.h"
 
 #define DAY_S (24 * 60 * 60)
@@ -46,6 +47,8 @@ static void on_sighup(uv_signal_t *handle, int signum)
 	service_reloading();
 	for (size_t i = 0; i < c->n && !rc; i++)
 		rc = tls_context_reload(c->contexts[i], &err);
+	if (!rc)
+		rc = metrics_reload(c->metrics, &err);
 	if (rc)
 		log_error("the certificates can't be loaded anew, those of before stay: %s",
 		          err.text);
@@ -56,9 +59,9 @@ static void on_sighup(uv_signal_t *handle, int signum)
 }
 
 void certificates_init(struct certificates *c, uv_loop_t *loop, struct tls_context *const *contexts,
-                       size_t n)
+                       size_t n, struct metrics *metrics)
 {
-	*c = (struct certificates){ .n = 0 };
+	*c = (struct certificates){ .metrics = metrics };
 	for (size_t i = 0; i < n && c->n < CERTIFICATES_CONTEXTS_MAX; i++)
 		if (contexts[i])
 			c->contexts[c->n++] = contexts[i];

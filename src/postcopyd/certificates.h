@@ -12,16 +12,22 @@
 
 #define CERTIFICATES_CONTEXTS_MAX 2
 
+struct metrics;
+
 struct certificates {
 	uv_signal_t sighup;
 	uv_timer_t daily;
 	size_t n;
 	struct tls_context *contexts[CERTIFICATES_CONTEXTS_MAX];
+	struct metrics *metrics;
 };
 
-/* @contexts: those that are NULL are passed over; must outlive certificates_close(). */
+/*
+ * @contexts: those that are NULL are passed over; must outlive certificates_close()
+ * @metrics: have their own; NULL: none
+ */
 void certificates_init(struct certificates *c, uv_loop_t *loop, struct tls_context *const *contexts,
-                       size_t n);
+                       size_t n, struct metrics *metrics);
 
 /* Its handles close. */
 void certificates_close(struct certificates *c);

@@ -90,6 +90,7 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 		.pages_address = config->pages_address,
 		.max_streams = (unsigned int)o->max_streams,
 		.bandwidth_bytes_per_s = o->bandwidth_bytes_per_s,
+		.certificate_expiry_s = config->certificate_expiry_s,
 		.finished = config->finished,
 		.arg = config->arg,
 	};

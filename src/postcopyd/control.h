@@ -25,6 +25,7 @@ struct control_config {
 	struct migrations *migrations;
 	const struct stalls *stalls;
 	const char *pages_address; /* where page streams are served; empty: this can be no source */
+	int64_t (*certificate_expiry_s)(void *arg); /* as rpc/service.h has it; may be NULL */
 	/* At the end of each call, as grpc/server.h has it; may be NULL. */
 	void (*finished)(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns);
 	void *arg;

@@ -133,6 +133,13 @@ static void count_call(void *arg, const char *path, enum grpc_code code, uint64_
 	metrics_count_rpc(d->metrics, path, grpc_code_name(code));
 }
 
+static int64_t certificate_expiry(void *arg)
+{
+	const struct daemon *d = arg;
+
+	return tls_context_expiry(d->tls);
+}
+
 static int open_control(struct daemon *d, struct error *err)
 {
 	struct control_config config = {
@@ -143,6 +150,7 @@ static int open_control(struct daemon *d, struct error *err)
 		.migrations = d->migrations,
 		.stalls = d->stalls,
 		.pages_address = d->pages_address,
+		.certificate_expiry_s = certificate_expiry,
 		.finished = count_call,
 		.arg = d,
 	};
@@ -173,13 +181,6 @@ static int open_stalls(struct daemon *d, struct error *err)
 		         *stalls_why(d->stalls) ? "; not better because " : "",
 		         stalls_why(d->stalls));
 	return rc;
-}
-
-static int64_t certificate_expiry(void *arg)
-{
-	const struct daemon *d = arg;
-
-	return tls_context_expiry(d->tls);
 }
 
 static int open_metrics(struct daemon *d, struct error *err)
@@ -301,7 +302,8 @@ static enum exit_status daemon_run(struct daemon *d)
 	} else {
 		thread_prefer_promptness();
 		certificates_init(&d->certificates, &d->loop,
-		                  (struct tls_context *[]){ d->tls, control_tls(d->control) }, 2);
+		                  (struct tls_context *[]){ d->tls, control_tls(d->control) }, 2,
+		                  d->metrics);
 		service_init(&d->service, &d->loop, d->migrations);
 		say_ready(d);
 	}

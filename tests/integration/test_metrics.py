@@ -289,10 +289,6 @@ def test_address_in_use_is_told(host, daemon):
         host.daemon("source", extra=("--metrics-listen", "127.0.0.1:%d" % port(daemon)))
 
 
-# Only where the daemon has what they tell.
-OPTIONAL = {"postcopyd_certificate_expiry_timestamp_seconds"}
-
-
 def scraped_types(daemon):
     return dict(re.findall(r"^# TYPE (\S+) (\S+)$", get(daemon, accept=None)[2], re.M))
 
@@ -307,7 +303,7 @@ def documented():
 def test_each_metric_is_documented(daemon):
     types = scraped_types(daemon)
     documents = documented()
-    assert set(documents) - OPTIONAL <= set(types) <= set(documents)
+    assert set(types) == set(documents)
     assert {name: documents[name][0] for name in types} == types
     for family in classic_parser.text_string_to_metric_families(get(daemon, accept=None)[2]):
         for sample in family.samples:
@@ -333,7 +329,7 @@ def expressions():
 
 
 def test_dashboard_and_alerts_name_what_there_is(daemon):
-    known = known_names(scraped_types(daemon)) | OPTIONAL
+    known = known_names(scraped_types(daemon))
     rules = (DOCS / "alerts/postcopyd.rules.yml").read_text()
     for text in [*re.findall(r"expr: (.*?)\n *(?:for|labels):", rules, re.S), *expressions()]:
         assert names_in(text) <= known

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGHUP: the certificates are loaded anew, and no stream is dropped."""
+import re
 import shutil
 import signal
+import ssl
+import time
 
 import pytest
 
 import harness
 import pyvmm
 import stream
+from control_client import Client
 from keeper import KeptDaemon
 from pki import Identity
 
@@ -86,3 +90,25 @@ def test_streams_go_on(host, files, pki):
 def test_certificate_that_expires_soon_is_told_of(host):
     """Those of the tests are good for two days."""
     host.daemon("source").wait_for_log("this host's certificate expires in 1 days")
+
+
+def test_metrics_show_the_new_certificate(host, files, pki):
+    identity, use = files
+    daemon = host.daemon("source", identity=identity,
+                         extra=["--metrics-listen", "127.0.0.1:0", "--metrics-tls", "yes"])
+    address = "127.0.0.1", int(re.search(r"metrics on port (\d+)", daemon.log()).group(1))
+    before = ssl.get_server_certificate(address)
+    use(pki.server)
+    daemon.popen.send_signal(signal.SIGHUP)
+    daemon.wait_for_log("the certificates are loaded anew")
+    assert before != ssl.get_server_certificate(address) == pki.server.cert.read_text()
+
+
+def test_the_day_it_expires_is_told_by_host_and_metrics(host, pki):
+    import test_metrics  # it skips where its parser is absent
+    daemon = host.daemon("source", extra=test_metrics.METRICS)
+    with Client("unix:%s" % daemon.control_path) as client:
+        expiry = client.host("GetInfo").certificate_expiry.seconds
+    assert time.time() < expiry < time.time() + 3 * 24 * 3600
+    assert test_metrics.value(test_metrics.samples(daemon),
+                              "postcopyd_certificate_expiry_timestamp_seconds") == expiry
