@@ -22,10 +22,10 @@ static void look(const struct certificates *c)
 			continue;
 		if (expiry <= now)
 			log_error("this host's certificate has expired: no new connection is "
-			          "possible; renew it and reload");
+			          "possible; renew it, then reload or restart");
 		else
-			log_warning("this host's certificate expires in %lld days: renew it and "
-			            "reload",
+			log_warning("this host's certificate expires in %lld days: renew it, then "
+			            "reload or restart",
 			            (long long)((expiry - now) / DAY_S));
 		/* The contexts' files are the same. */
 		return;
