@@ -87,7 +87,7 @@ struct fault_slot {
 	_Atomic uint64_t words[FAULT_RECORD_WORDS];
 };
 
-#define FAULT_RING_MAX 8192u
+#define FAULT_RING_MAX 4096u
 
 /* The latest records. */
 struct fault_ring {

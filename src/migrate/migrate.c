@@ -12,7 +12,7 @@
 #include "util/log.h"
 
 /* Ended migrations that are kept for whoever asks how they went. */
-#define ENDED_MAX 64u
+#define ENDED_MAX 32u
 
 /* The VMM socket's calls. */
 

@@ -28,7 +28,7 @@ CLASSIC = "text/plain; version=0.0.4; charset=utf-8"
 ACCEPT = ("application/openmetrics-text;version=1.0.0,"
           "application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1")
 METRICS = ("--metrics-listen", "127.0.0.1:0")
-ENDED_MAX = 64
+ENDED_MAX = 32
 
 needs_kvm = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK),
                                reason="/dev/kvm can't be opened: no vCPUs here")

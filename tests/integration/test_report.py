@@ -16,7 +16,7 @@ import harness
 
 GIB = 1 << 30
 # What a daemon keeps at most (migrate/migrate.h, fault/phases.h, fault/arrival.h).
-TIMELINE_MAX, DOTS_MAX, SLOW_MAX, CELLS_MAX = 1024, 8192, 64, 4096
+TIMELINE_MAX, DOTS_MAX, SLOW_MAX, CELLS_MAX = 1024, 4096, 64, 4096
 PHASES = ["queue", "request", "answer", "fill", "map", "entry", "wakeup"]
 PAGE_BYTES_MAX = 3 << 20
 WIDTH, HEIGHT = 900, 1500
