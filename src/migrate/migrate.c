@@ -168,7 +168,10 @@ void migrations_stop(struct migrations *ms)
 		say_what_is_left(m);
 	for (struct migration *m = ms->list; m; m = m->next)
 		stop(m);
+	/* It tells nobody of the VMMs that it cuts off. */
 	vmm_server_close(ms->vmm_server);
+	for (struct migration *m = ms->list; m; m = m->next)
+		m->vmm = NULL;
 }
 
 void migrations_close(struct migrations *ms)

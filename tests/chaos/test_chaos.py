@@ -43,6 +43,9 @@ class Scene:
         self.source = host.daemon("source", allow=["postcopy:destination"], kind=kind)
         self.destination = host.daemon("destination", allow=["postcopy:source"], kind=kind)
         self.daemons = [self.source, self.destination]
+        # The first call leaves a descriptor that the loop keeps.
+        for daemon in self.daemons:
+            daemon.call("List")
         self.before = {daemon: daemon.resources()["fds"] for daemon in self.daemons}
         self.proxy = Proxy(self.source.address)
         host.later(self.proxy.close)
