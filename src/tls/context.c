@@ -14,6 +14,8 @@
 
 /* Four records at a time: one read() then serves several SSL_read(). */
 #define READ_BUFFER_BYTES (64 * 1024)
+/* How long a session may be resumed. */
+#define SESSION_S 600
 /* AES-128 first: the cheapest of the three on anything with AES instructions. */
 #define CIPHERSUITES "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
 
@@ -71,6 +73,51 @@ static int load_files(SSL_CTX *ctx, const struct tls_config *config, struct erro
 	return 0;
 }
 
+/*
+ * Keep the client's newest session. It was made with one peer; another one can't read its
+ * ticket and makes a whole handshake of it.
+ */
+static int keep_session(SSL *ssl, SSL_SESSION *session)
+{
+	SSL_CTX *ctx = SSL_get_SSL_CTX(ssl);
+	struct tls_context *owner = SSL_CTX_get_app_data(ctx);
+	SSL_SESSION *old;
+
+	pthread_mutex_lock(&owner->lock);
+	/* One of the files before is of no more use. */
+	old = ctx == owner->client ? owner->session : session;
+	if (ctx == owner->client)
+		owner->session = session;
+	pthread_mutex_unlock(&owner->lock);
+	SSL_SESSION_free(old);
+	return 1;
+}
+
+/*
+ * Sessions are resumed: a connection that was lost is back with one signature less on either
+ * side. Who the peer is was settled by the handshake that made the session, and its name
+ * is checked anew each time (tls_check_peer()); the certificate's chain is not, so a session does
+ * not live long, and none outlives the files that it was made by.
+ */
+static int set_sessions(struct tls_context *owner, SSL_CTX *ctx, bool server)
+{
+	const char *alpn = owner->config->alpn;
+
+	SSL_CTX_set_app_data(ctx, owner);
+	SSL_CTX_set_timeout(ctx, SESSION_S);
+	if (!server) {
+		SSL_CTX_set_session_cache_mode(ctx,
+		                               SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+		SSL_CTX_sess_set_new_cb(ctx, keep_session);
+		return 1;
+	}
+	/* The tickets hold all of it: nothing is kept here. */
+	SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
+	return SSL_CTX_set_num_tickets(ctx, 1) == 1 &&
+	       SSL_CTX_set_session_id_context(ctx, (const unsigned char *)alpn,
+	                                      (unsigned int)strlen(alpn)) == 1;
+}
+
 static int make_ctx(struct tls_context *owner, bool server, SSL_CTX **ret, struct error *err)
 {
 	SSL_CTX *ctx = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
@@ -90,12 +137,11 @@ static int make_ctx(struct tls_context *owner, bool server, SSL_CTX **ret, struc
 	if (server) {
 		SSL_CTX_set_alpn_select_cb(ctx, select_alpn, owner);
 		SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE);
-		/* Connections live as long as a migration: there is nothing to resume. */
-		SSL_CTX_set_num_tickets(ctx, 0);
-		SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
 	} else if (SSL_CTX_set_alpn_protos(ctx, owner->alpn_wire, 1u + owner->alpn_wire[0])) {
 		return error_set(err, -EINVAL, "TLS context: %s", tls_reason());
 	}
+	if (!set_sessions(owner, ctx, server))
+		return error_set(err, -EINVAL, "TLS context: %s", tls_reason());
 	return load_files(ctx, owner->config, err);
 }
 
@@ -125,6 +171,7 @@ int tls_context_new(const struct tls_config *config, struct tls_context **ret, s
 int tls_context_reload(struct tls_context *ctx, struct error *err)
 {
 	SSL_CTX *server = NULL, *client = NULL, *old;
+	SSL_SESSION *session = NULL;
 	int rc = make_ctx(ctx, true, &server, err);
 
 	if (!rc)
@@ -137,8 +184,11 @@ int tls_context_reload(struct tls_context *ctx, struct error *err)
 		old = ctx->client;
 		ctx->client = client;
 		client = old;
+		session = ctx->session;
+		ctx->session = NULL;
 		pthread_mutex_unlock(&ctx->lock);
 	}
+	SSL_SESSION_free(session);
 	/* The connections that were made of them hold their own references. */
 	SSL_CTX_free(server);
 	SSL_CTX_free(client);
@@ -151,6 +201,8 @@ SSL *tls_context_open(struct tls_context *ctx, bool server)
 
 	pthread_mutex_lock(&ctx->lock);
 	ssl = SSL_new(server ? ctx->server : ctx->client);
+	if (ssl && !server && ctx->session)
+		SSL_set_session(ssl, ctx->session);
 	pthread_mutex_unlock(&ctx->lock);
 	return ssl;
 }
@@ -173,6 +225,7 @@ struct tls_context *tls_context_free(struct tls_context *ctx)
 {
 	if (!ctx)
 		return NULL;
+	SSL_SESSION_free(ctx->session);
 	SSL_CTX_free(ctx->server);
 	SSL_CTX_free(ctx->client);
 	pthread_mutex_destroy(&ctx->lock);

@@ -127,6 +127,9 @@ struct tls *tls_free(struct tls *tls)
 {
 	if (!tls)
 		return NULL;
+	/* A connection that was cut says nothing against its session. */
+	if (tls->ssl)
+		SSL_set_shutdown(tls->ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
 	SSL_free(tls->ssl);
 	free(tls);
 	return NULL;
@@ -227,4 +230,9 @@ const char *tls_description(const struct tls *tls)
 const char *tls_peer_name(const struct tls *tls)
 {
 	return tls->peer_name;
+}
+
+bool tls_is_resumed(const struct tls *tls)
+{
+	return SSL_session_reused(tls->ssl);
 }

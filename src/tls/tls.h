@@ -99,4 +99,7 @@ void tls_thread_end(void);
 const char *tls_description(const struct tls *tls);
 const char *tls_peer_name(const struct tls *tls);
 
+/* Whether it goes on with an earlier connection's session, without a whole handshake. */
+bool tls_is_resumed(const struct tls *tls);
+
 #endif

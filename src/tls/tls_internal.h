@@ -16,12 +16,16 @@ struct tls_context {
 	pthread_mutex_t lock;
 	SSL_CTX *server;
 	SSL_CTX *client;
+	SSL_SESSION *session; /* the client's newest, to be resumed; NULL: none */
 	/* Set at birth. */
 	const struct tls_config *config;
 	unsigned char alpn_wire[TLS_ALPN_MAX]; /* the name's length, then the name */
 };
 
-/* A connection to be, by the files that were loaded last. NULL where memory is short. */
+/*
+ * A connection to be, by the files that were loaded last; a client's resumes the newest session.
+ * NULL where memory is short.
+ */
 SSL *tls_context_open(struct tls_context *ctx, bool server);
 
 /* The newest reason in OpenSSL's queue, and the queue emptied. */
