@@ -400,14 +400,16 @@ int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, s
 		              .msg_iovlen = 1,
 		              .msg_control = control,
 		              .msg_controllen = sizeof control };
+	unsigned int n_resets = 0;
+	bool too_many;
 	size_t n_fds;
 	ssize_t n;
-	bool too_many;
 	int rc;
 
+	/* A reset is reported once, before what the peer said until then: LOADED perhaps. */
 	do
 		n = recvmsg(sock, &hdr, flags | MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
+	while (n < 0 && (errno == EINTR || (errno == ECONNRESET && n_resets++ == 0)));
 	if (n < 0)
 		return errno == ECONNRESET ? -EPIPE : -errno;
 	too_many = take_fds(&hdr, fds, &n_fds);

@@ -133,29 +133,21 @@ static int read_message(struct vmm_conn *conn, struct error *err)
 	return rc;
 }
 
-/*
- * libuv reports a hang-up with an error once, and then no more; the socket reports that it was
- * reset before it gives what was said until then, LOADED perhaps. So all of it is read here.
- */
+/* libuv reports a hang-up with an error once, and then no more: all that was said is read here. */
 static int read_last_messages(struct vmm_conn *conn, struct error *err)
 {
-	bool reset = false;
 	int rc;
 
-	do {
+	do
 		rc = read_message(conn, err);
-		if (rc == -ECONNRESET && !reset) {
-			reset = true;
-			rc = 0;
-		}
-	} while (!rc);
+	while (!rc);
 	return rc == -EAGAIN ? -EPIPE : rc;
 }
 
 /* @rc is why nothing more is read from it. */
 static void cut_off(struct vmm_conn *conn, int rc, struct error *err)
 {
-	if (rc != -EPIPE && rc != -ECONNRESET) {
+	if (rc != -EPIPE) {
 		if (!err->code)
 			error_errno(err, rc, "VMM socket");
 		log_warning("VMM (pid %d) refused: %s", (int)conn->pid, err->text);
@@ -172,8 +164,6 @@ static void on_readable(uv_poll_t *poll, int status, int events)
 
 	(void)events;
 	rc = status < 0 ? read_last_messages(conn, &err) : read_message(conn, &err);
-	if (rc == -ECONNRESET)
-		rc = read_last_messages(conn, &err);
 	if (rc && rc != -EAGAIN)
 		cut_off(conn, rc, &err);
 }
@@ -186,8 +176,6 @@ void vmm_conn_catch_up(struct vmm_conn *conn)
 	do
 		rc = read_message(conn, &err);
 	while (!rc);
-	if (rc == -ECONNRESET)
-		rc = read_last_messages(conn, &err);
 	if (rc != -EAGAIN)
 		cut_off(conn, rc, &err);
 }

@@ -501,6 +501,25 @@ static void test_peer_that_dies_is_end_of_file(void **state)
 	}
 }
 
+/* It had not read all that was said to it, so the socket is reset; what it said last counts. */
+static void test_last_words_come_through_a_reset(void **state)
+{
+	struct vmm_wire_msg vmstate = { .type = VMM_WIRE_PAUSE }, out;
+	struct vmm_wire_msg loaded = { .type = VMM_WIRE_LOADED };
+	struct pair p = make_pair();
+	int fds[VMM_WIRE_FDS_MAX];
+	size_t n = 0;
+
+	(void)state;
+	assert_int_equal(vmm_wire_send(p.a, &vmstate, NULL, 0), 0);
+	assert_int_equal(vmm_wire_send(p.b, &loaded, NULL, 0), 0);
+	close(p.b);
+	assert_int_equal(vmm_wire_recv(p.a, MSG_DONTWAIT, &out, fds, &n, NULL), 0);
+	assert_int_equal(out.type, VMM_WIRE_LOADED);
+	assert_int_equal(vmm_wire_recv(p.a, MSG_DONTWAIT, &out, fds, &n, NULL), -EPIPE);
+	close(p.a);
+}
+
 /* libpostcopy's side */
 
 static struct postcopy_region memfd_region(void)
@@ -993,6 +1012,7 @@ int main(void)
 		cmocka_unit_test(test_failed_receive_leaks_nothing),
 		cmocka_unit_test(test_credentials_do_not_crowd_out_descriptors),
 		cmocka_unit_test(test_peer_that_dies_is_end_of_file),
+		cmocka_unit_test(test_last_words_come_through_a_reset),
 		cmocka_unit_test(test_region_table_is_checked),
 		cmocka_unit_test(test_source_life),
 		cmocka_unit_test(test_source_refuses_what_does_not_fit),
