@@ -408,6 +408,8 @@ static bool keep_control(struct conductor *k)
 	if (rc) {
 		log_migration_warning(k->m->params.id, "control connection lost: %s",
 		                      rc == -EAGAIN ? "the source is silent" : err.text);
+		if (rc != -EAGAIN && !is_network_error(rc))
+			k->refused = err;
 		set_control(k->m, NULL);
 	}
 	return false;

@@ -132,13 +132,6 @@ static void let_go(struct migration *m)
 	migration_drop_fds(m, "vmstate");
 }
 
-/* Nobody there waits for an answer: it is to hear at once that there is nothing here any more. */
-static void cut_off_destination(struct migration *m)
-{
-	if (m->source)
-		page_server_remove(m->owner->config.page_server, m->source, true);
-}
-
 /* The guest runs on here: nobody may read its memory, and its VMM is told. */
 static void run_on(struct migration *m, const char *why)
 {
@@ -241,12 +234,9 @@ void source_vmm_closed(struct migration *m)
 			break;
 		error_set(&why, -ESRCH, "the source VMM is gone");
 		page_source_refuse(m->source, &why);
-		migration_move(m, MIGRATION_FAILED, "the source VMM is gone");
-		let_go(m);
-		return;
+		__attribute__((fallthrough));
 	case MIGRATION_WARMING:
 		migration_move(m, MIGRATION_FAILED, "the source VMM is gone");
-		cut_off_destination(m);
 		let_go(m);
 		return;
 	default:
@@ -335,7 +325,6 @@ int source_cancel(struct migration *m, struct error *err)
 	if (m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED)
 		return migration_refuse_now(m, "cancelling", err);
 	migration_move(m, MIGRATION_CANCELLED, "by command");
-	cut_off_destination(m);
 	run_on(m, "cancelled at the source");
 	return 0;
 }

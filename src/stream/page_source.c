@@ -460,6 +460,22 @@ static int abort_source(struct page_source *s, struct error *err)
 	return 0;
 }
 
+/* A destination that asks for a sign of life hears it, or that there is nothing here any more. */
+static int answer_ping(struct page_source *s, struct conn *c, struct error *err)
+{
+	bool withdrawn;
+	int rc;
+
+	pthread_mutex_lock(&s->lock);
+	withdrawn = s->withdrawn;
+	pthread_mutex_unlock(&s->lock);
+	if (withdrawn)
+		return error_set(err, -ECANCELED, "migration \"%s\": given up at the source",
+		                 s->id);
+	rc = conn_send_plain(c, FRAME_PONG);
+	return rc ? error_errno(err, rc, "connection: PONG") : 0;
+}
+
 static int serve_control_frame(struct page_source *s, struct conn *c, const struct frame_header *h,
                                struct error *err)
 {
@@ -471,8 +487,7 @@ static int serve_control_frame(struct page_source *s, struct conn *c, const stru
 		rc = wait_vmstate(s, err);
 		return rc ? rc : send_vmstate(s, c, received_ns, err);
 	case FRAME_PING:
-		rc = conn_send_plain(c, FRAME_PONG);
-		return rc ? error_errno(err, rc, "connection: PONG") : 0;
+		return answer_ping(s, c, err);
 	case FRAME_RESUMED:
 		pthread_mutex_lock(&s->lock);
 		s->resumed = true;
