@@ -181,8 +181,10 @@ static int dial_control(struct conductor *k, unsigned int for_ms, unsigned int e
 	for (;;) {
 		int rc = dial_once(k, err);
 
-		if (!is_network_error(rc) || clock_now_ns() >= until_ns ||
-		    wait_order(k->m, end_orders, next_try_ns(k)))
+		if (!is_network_error(rc) || clock_now_ns() >= until_ns)
+			return rc;
+		log_migration_info(k->m->params.id, "%s; dialling again", err->text);
+		if (wait_order(k->m, end_orders, next_try_ns(k)))
 			return rc;
 	}
 }

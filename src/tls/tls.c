@@ -26,12 +26,15 @@ static int handshake_error(struct tls *tls, int ret, int saved_errno, struct err
 	long verify = SSL_get_verify_result(tls->ssl);
 	int reason = SSL_get_error(tls->ssl, ret);
 
-	/* An end of file in the middle of it comes as an orderly end. */
-	if (reason == SSL_ERROR_SYSCALL || reason == SSL_ERROR_ZERO_RETURN ||
+	/* The socket's time is over; OpenSSL may have lost errno by now. */
+	if (reason == SSL_ERROR_WANT_READ || reason == SSL_ERROR_WANT_WRITE ||
 	    saved_errno == EAGAIN) {
 		ERR_clear_error();
-		if (saved_errno == EAGAIN)
-			return error_set(err, -ETIMEDOUT, "TLS handshake: the peer is silent");
+		return error_set(err, -ETIMEDOUT, "TLS handshake: the peer is silent");
+	}
+	/* An end of file in the middle of it comes as an orderly end. */
+	if (reason == SSL_ERROR_SYSCALL || reason == SSL_ERROR_ZERO_RETURN) {
+		ERR_clear_error();
 		if (saved_errno)
 			return error_errno(err, -saved_errno, "TLS handshake");
 		return error_set(err, -ECONNRESET, "TLS handshake: the peer closed");

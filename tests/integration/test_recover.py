@@ -225,3 +225,17 @@ def test_black_hole_is_survived(host):
     thread.join(30)
     assert page.raw == pair.content[9 * PAGE:10 * PAGE]
     pair.finish()
+
+
+def test_source_that_is_silent_while_it_is_dialled(host):
+    """Longer than the TLS handshake may take: it is dialled again."""
+    pair = Pair(host)
+    pair.proxy.black_hole(True)
+    pair.destination.call("Start", id="vm1", switchover=False)
+    pair.destination.wait_for_log("dialling again")
+    pair.proxy.black_hole(False)
+    pair.source.wait_for_state("vm1", "warming")
+    pair.destination.call("Switchover", id="vm1")
+    pair.source_vmm.pause()
+    pair.destination_vmm.load()
+    pair.finish()
