@@ -24,8 +24,9 @@ deps:
 demo:
 	tests/install-deps build build-optional run
 	$(MAKE) all
+	@echo "A real guest is migrated; its report, to open in a browser: $(abspath $(REPORT))"
 	$(BUILD)/src/ctl/postcopyctl bench $(DEMO) --report $(REPORT)
-	@echo "The report with the timeline and the histograms: $(abspath $(REPORT))"
+	@echo "The report: file://$(abspath $(REPORT))"
 
 test: deps
 	tests/run-suites --build $(BUILD)
