@@ -21,12 +21,21 @@ struct tls {
 	char peer_name[256];
 };
 
+/*
+ * A process that was stopped and goes on: receiving with a time limit then ends with EINTR, also
+ * where no signal is handled (signal(7)), and means nothing.
+ */
+static bool was_interrupted(int reason, int saved_errno)
+{
+	return reason == SSL_ERROR_WANT_READ && saved_errno == EINTR;
+}
+
 static int handshake_error(struct tls *tls, int ret, int saved_errno, struct error *err)
 {
 	long verify = SSL_get_verify_result(tls->ssl);
 	int reason = SSL_get_error(tls->ssl, ret);
 
-	/* The socket's time is over; OpenSSL may have lost errno by now. */
+	/* The socket's time is over. */
 	if (reason == SSL_ERROR_WANT_READ || reason == SSL_ERROR_WANT_WRITE ||
 	    saved_errno == EAGAIN) {
 		ERR_clear_error();
@@ -83,6 +92,8 @@ static int handshake_run(struct tls *tls, bool server,
 			return 0;
 		saved_errno = errno;
 		reason = SSL_get_error(tls->ssl, ret);
+		if (was_interrupted(reason, saved_errno))
+			continue;
 		if (!wait || (reason != SSL_ERROR_WANT_READ && reason != SSL_ERROR_WANT_WRITE))
 			return handshake_error(tls, ret, saved_errno, err);
 		rc = wait(arg, reason == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT, err);
@@ -156,11 +167,14 @@ static int io_error(struct tls *tls, int ret, int saved_errno)
 ssize_t tls_read(struct tls *tls, void *buf, size_t len)
 {
 	size_t n;
-	int ret;
+	int ret, saved_errno;
 
-	errno = 0;
-	ret = SSL_read_ex(tls->ssl, buf, len, &n);
-	return ret == 1 ? (ssize_t)n : io_error(tls, ret, errno);
+	do {
+		errno = 0;
+		ret = SSL_read_ex(tls->ssl, buf, len, &n);
+		saved_errno = errno;
+	} while (ret != 1 && was_interrupted(SSL_get_error(tls->ssl, ret), saved_errno));
+	return ret == 1 ? (ssize_t)n : io_error(tls, ret, saved_errno);
 }
 
 bool tls_pending(const struct tls *tls)
