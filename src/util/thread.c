@@ -12,6 +12,7 @@
 #define STACK_BYTES (512 * 1024)
 #define LATENCY_NICE (-15)
 #define SHORT_SLICE_NS (100 * NSEC_PER_USEC)
+#define LONG_SLICE_NS (20 * NSEC_PER_MSEC)
 
 static int start(pthread_t *ret, int detach_state, void *(*main)(void *), void *arg)
 {
@@ -85,7 +86,7 @@ void thread_prefer_promptness(void)
 
 void thread_prefer_throughput(void)
 {
-	set_scheduling(SCHED_BATCH, 0, 0);
+	set_scheduling(SCHED_BATCH, 0, LONG_SLICE_NS);
 }
 
 int thread_spin_poll(struct pollfd *fds, nfds_t n, uint64_t spin_ns, int timeout_ms)
