@@ -251,7 +251,11 @@ static bool in_handle_userfault(void *ctx)
 	return false;
 }
 
-/* On the CPU that is about to leave @task; its stack is the one we run on. */
+/*
+ * On the CPU that is about to leave @task; its stack is the one we run on. Who runs here next
+ * waits for us, the daemon's answer to this very fault perhaps: so whether it is a fault is looked
+ * at when the thread comes back, where its stack tells.
+ */
 static void task_left(void *ctx, struct task_struct *task, bool sleeps)
 {
 	struct fault_latency_owner *owner;
@@ -263,7 +267,7 @@ static void task_left(void *ctx, struct task_struct *task, bool sleeps)
 		return;
 	fault_drop(task->pid);
 	slot = slot_of(owner);
-	if (slot && sleeps && in_handle_userfault(ctx))
+	if (slot && sleeps && (wake_function || in_handle_userfault(ctx)))
 		fault_begin(owner, slot, task->pid, 0);
 }
 
@@ -281,7 +285,8 @@ struct {
 /*
  * The address is in no argument of sched_switch, but near the top of the stack of the thread that
  * sleeps: in the entry that handle_userfault() has put into the wait queue, to be known by
- * two pointers side by side, the thread and the function that wakes it.
+ * two pointers side by side, the thread and the function that wakes it. Return: 0 where the thread
+ * does not sleep there.
  */
 static __u64 sleeper_address(struct task_struct *task)
 {
@@ -289,13 +294,17 @@ static __u64 sleeper_address(struct task_struct *task)
 	struct userfaultfd_wait_queue *entry;
 	unsigned long sp = task->thread.sp;
 	struct stack_words *stack;
+	bool inside = false;
 	__u32 zero = 0;
 
 	stack = bpf_map_lookup_elem(&scratch, &zero);
 	if (!wake_function || !stack || bpf_probe_read_kernel(stack, sizeof *stack, (void *)sp))
 		return 0;
 	for (__u32 i = 0; i < STACK_WORDS - 1; i++) {
-		if (stack->words[i + 1] != wake_function || stack->words[i] != (__u64)task)
+		/* Where the sleep returns to, below the entry. */
+		inside |= stack->words[i] - userfault_begin < userfault_len_bytes;
+		if (!inside || stack->words[i + 1] != wake_function ||
+		    stack->words[i] != (__u64)task)
 			continue;
 		entry = (void *)(sp + i * sizeof(__u64) - private);
 		return BPF_CORE_READ(entry, msg.arg.pagefault.address);
@@ -311,7 +320,10 @@ static void task_came(struct task_struct *task)
 	if (!thread)
 		return;
 	thread->address = sleeper_address(task);
-	fault_end(thread, task, tid);
+	if (thread->address || !wake_function)
+		fault_end(thread, task, tid);
+	else
+		bpf_map_delete_elem(&threads, &tid);
 }
 
 SEC("tp_btf/sched_switch")
