@@ -244,9 +244,9 @@ static bool resolve(struct fault_thread *ft, struct fault *f)
 	int rc = resolver_map_page(&ft->caller, f->region, f->first_unit);
 
 	if (rc && rc != -ESRCH) {
-		log_error("migration %s: mapping region %u, unit %llu: %s; trying again",
-		          ft->pull->config.id, f->region, (unsigned long long)f->first_unit,
-		          strerror(-rc));
+		log_migration_error(ft->pull->config.id,
+		                    "mapping region %u, unit %llu: %s; trying again", f->region,
+		                    (unsigned long long)f->first_unit, strerror(-rc));
 		ft->look_again = true;
 		return false;
 	}

@@ -86,8 +86,10 @@ struct fault_tracer_range {
 };
 
 struct fault_tracer_counters {
-	uint64_t faults;      /* measured: the histogram `stall` has so many */
-	uint64_t unpaired;    /* their end was not seen, or their thread was killed */
+	uint64_t faults; /* measured: the histogram `stall` has so many */
+	/* Their end was not seen, or their thread was killed; by tracepoint sleeps of other kinds,
+	 * too. */
+	uint64_t unpaired;
 	uint64_t lost_faults; /* not measured: too many threads stood in faults */
 	uint64_t lost_events; /* measured, but the ring buffer was full */
 };
