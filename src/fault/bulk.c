@@ -252,10 +252,12 @@ static int take_answer(struct bulk *b, struct error *err)
 
 /*
  * Nothing to ask for: until a fault, a lost connection, or a switch changes that, or (where it
- * is not 0) until @until_ns.
+ * is not 0) until @until_ns. One that was taken back does not wait: it may hold a part of a word
+ * that nobody else asks for.
  */
-static void wait_for_work(struct pull *p, uint64_t seen, uint64_t until_ns)
+static void wait_for_work(const struct bulk *b, uint64_t seen, uint64_t until_ns)
 {
+	struct pull *p = b->pull;
 	const struct timespec at = {
 		.tv_sec = (time_t)(until_ns / NSEC_PER_SEC),
 		.tv_nsec = (long)(until_ns % NSEC_PER_SEC),
@@ -263,7 +265,7 @@ static void wait_for_work(struct pull *p, uint64_t seen, uint64_t until_ns)
 	int rc = 0;
 
 	pthread_mutex_lock(&p->lock);
-	while (p->work == seen && !atomic_load(&p->stopping) && rc != ETIMEDOUT)
+	while (p->work == seen && !is_retired(b) && !atomic_load(&p->stopping) && rc != ETIMEDOUT)
 		rc = until_ns ? pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &at)
 		              : pthread_cond_wait(&p->changed, &p->lock);
 	pthread_mutex_unlock(&p->lock);
@@ -302,7 +304,7 @@ static int turn(struct bulk *b, struct error *err)
 	if (rc)
 		return error_errno(err, rc, "connection");
 	if (!b->window.n)
-		wait_for_work(b->pull, seen, until_ns);
+		wait_for_work(b, seen, until_ns);
 	else if (!until_ns || answer_comes(b, until_ns))
 		return take_answer(b, err);
 	return 0;

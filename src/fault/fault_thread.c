@@ -199,6 +199,8 @@ static void finish(struct fault_thread *ft, struct fault *f)
 	uint64_t total_ns = fault_record_total_ns(r);
 	bool slow = total_ns >= stat_get(&stats->slow_fault_ns);
 
+	/* Before it is counted: who sees the count finds the record. */
+	fault_slow_add(&stats->slow, r);
 	if (slow)
 		stat_add(&stats->faults_slow, 1);
 	if (!(r->flags & FAULT_MINOR)) {
@@ -208,7 +210,6 @@ static void finish(struct fault_thread *ft, struct fault *f)
 		if (slow)
 			fault_ring_add(&stats->records, r);
 	}
-	fault_slow_add(&stats->slow, r);
 	probe_fault_mapped(r->addr, r->tid, total_ns, r->flags);
 	fault_table_remove(&ft->table, f);
 }
