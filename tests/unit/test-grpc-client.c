@@ -194,11 +194,12 @@ static bool transmit(struct server *s, const uint8_t *data, size_t len)
 	return send(s->fd, data, len, MSG_NOSIGNAL) == (ssize_t)len;
 }
 
-static bool heard_something(const struct server *s)
+/* Wait until the client takes a piece, or says something: that goes first. */
+static bool may_send(const struct server *s)
 {
-	struct pollfd fd = { .fd = s->fd, .events = POLLIN };
+	struct pollfd fd = { .fd = s->fd, .events = POLLIN | POLLOUT };
 
-	return poll(&fd, 1, 0) > 0;
+	return poll(&fd, 1, -1) > 0 && !(fd.revents & POLLIN);
 }
 
 /* Until the client goes, or the script wants to hang up. */
@@ -217,13 +218,13 @@ static void serve(struct server *s)
 	nghttp2_submit_settings(s->session, NGHTTP2_FLAG_NONE, &settings, 1);
 	while (!s->done) {
 		const uint8_t *data;
-		ssize_t n;
+		ssize_t n = 0;
 
-		/* A piece at a time, so that what the client says meanwhile is heard. */
-		n = nghttp2_session_mem_send(s->session, &data);
+		if (nghttp2_session_want_write(s->session) && may_send(s))
+			n = nghttp2_session_mem_send(s->session, &data);
 		if (n > 0 && !transmit(s, data, (size_t)n))
 			break;
-		if (n > 0 && !heard_something(s))
+		if (n > 0)
 			continue;
 		n = receive(s, buf, sizeof buf);
 		if (n <= 0 || nghttp2_session_mem_recv(s->session, buf, (size_t)n) < 0)
