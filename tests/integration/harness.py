@@ -182,12 +182,15 @@ class Control:
 class Daemon(Process):
     """postcopyd, waited for until it serves."""
 
-    def __init__(self, directory, name, identity, allow, listen="127.0.0.1:0", extra=()):
+    def __init__(self, directory, name, identity, allow, listen="127.0.0.1:0", extra=(),
+                 prefix=()):
+        """@prefix goes before the command: what shall run it."""
         self.control_path = directory / (name + ".control")
         self.vmm_path = directory / (name + ".vmm")
         self.name = name
         self.log_path = directory / (name + ".log")
-        self.command = [BUILD / "src/postcopyd/postcopyd", "--config", "/dev/null",
+        self.listen = listen
+        self.command = [*prefix, BUILD / "src/postcopyd/postcopyd", "--config", "/dev/null",
                         "--control", self.control_path, "--vmm", self.vmm_path,
                         "--listen", listen, "--cert", identity.cert, "--key", identity.key,
                         "--ca", identity.ca]
@@ -222,7 +225,7 @@ class Daemon(Process):
 
     @property
     def address(self):
-        return "127.0.0.1:%d" % self.port
+        return "%s:%d" % (self.listen.rpartition(":")[0], self.port)
 
     def control(self):
         return Control(self.control_path)

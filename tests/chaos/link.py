@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two hosts with a cable between them: network namespaces and a veth pair. What a proxy can't do is
+done here: packets get lost while either side's TCP believes that they are on their way."""
+import os
+import subprocess
+
+import pytest
+
+import harness
+
+# From RFC 5737: addresses that nobody else has.
+ADDRESSES = {"source": "192.0.2.1", "destination": "192.0.2.2"}
+# What the slow link lets through at once, and how long a packet may wait for its turn.
+BURST = "64kb"
+LATENCY = "400ms"
+
+
+class Link:
+    """Each side's namespace lives as long as a process of ours that does nothing."""
+
+    def __init__(self):
+        self.holders = {}
+        try:
+            self._connect()
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.close()
+            pytest.skip("no network namespaces with a veth pair here: %s" % error)
+
+    def _connect(self):
+        for side in ADDRESSES:
+            self.holders[side] = subprocess.Popen(["unshare", "--net", "cat"],
+                                                  stdin=subprocess.PIPE)
+        for holder in self.holders.values():
+            harness.eventually(lambda: self._has_namespace(holder), "a network namespace")
+        source, destination = (str(self.holders[side].pid) for side in ADDRESSES)
+        subprocess.run(["ip", "link", "add", "eth-source", "netns", source, "type", "veth",
+                        "peer", "name", "eth-destination", "netns", destination],
+                       check=True, capture_output=True, text=True)
+        for side, address in ADDRESSES.items():
+            self._run(side, "ip", "address", "add", address + "/30", "dev", "eth-" + side)
+            self._run(side, "ip", "link", "set", "eth-" + side, "up")
+
+    @staticmethod
+    def _has_namespace(holder):
+        if holder.poll() is not None:
+            raise OSError("unshare --net failed")
+        return os.readlink("/proc/%d/ns/net" % holder.pid) != os.readlink("/proc/self/ns/net")
+
+    def enter(self, side):
+        """What makes a command run on that side."""
+        return ["nsenter", "--net=/proc/%d/ns/net" % self.holders[side].pid]
+
+    def _run(self, side, *command):
+        subprocess.run([*self.enter(side), *command], check=True, capture_output=True, text=True)
+
+    def _shape(self, *qdisc):
+        for side in ADDRESSES:
+            self._run(side, "tc", "qdisc", "replace", "dev", "eth-" + side, "root", *qdisc)
+
+    def black_hole(self, on):
+        """Whatever is sent is lost, either way."""
+        self._shape("blackhole" if on else "noqueue")
+
+    def limit(self, bytes_per_s):
+        """Either way; None: no limit."""
+        if bytes_per_s:
+            self._shape("tbf", "rate", "%dbps" % bytes_per_s, "burst", BURST, "latency", LATENCY)
+        else:
+            self._shape("noqueue")
+
+    def close(self):
+        for holder in self.holders.values():
+            holder.stdin.close()
+            holder.wait()
