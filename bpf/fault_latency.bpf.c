@@ -331,7 +331,8 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 {
 	if (!slots_in_use)
 		return 0;
-	task_left(ctx, prev, !preempt && prev->__state);
+	/* Not one that ends: it never comes back. */
+	task_left(ctx, prev, !preempt && prev->__state & TASK_NORMAL);
 	task_came(next);
 	return 0;
 }

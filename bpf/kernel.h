@@ -39,6 +39,9 @@ enum {
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+/* linux/sched.h: in BTF there is no trace of it. Threads that sleep have one of its bits. */
+#define TASK_NORMAL 3
+
 struct thread_struct {
 	unsigned long sp; /* x86: of a task that does not run */
 };
