@@ -147,14 +147,6 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 
 	while (window_drop(&ft->window, &item))
 		;
-	for (unsigned int i = 0; i < ft->table.n; i++) {
-		struct fault *f = &ft->table.faults[i];
-
-		f->next_unit = f->first_unit;
-		f->asked = 0;
-		/* To be asked again: until then it waits for a connection. */
-		f->record.asked_ns = f->record.sent_ns = f->record.received_ns = 0;
-	}
 	pthread_mutex_lock(&p->lock);
 	ft->conn = NULL;
 	p->urgent_lost = true;
@@ -163,6 +155,14 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 	conn_free(c);
 	if (atomic_load(&p->stopping))
 		return;
+	for (unsigned int i = 0; i < ft->table.n; i++) {
+		struct fault *f = &ft->table.faults[i];
+
+		f->next_unit = f->first_unit;
+		f->asked = 0;
+		/* To be asked again: until then it waits for a connection. */
+		f->record.asked_ns = f->record.sent_ns = f->record.received_ns = 0;
+	}
 	log_migration_warning(p->config.id, "urgent connection lost: %s", why);
 	p->config.stalled(p->config.arg, why);
 }
@@ -567,6 +567,18 @@ static void check_alive(struct fault_thread *ft)
 	ft->due_ns = now_ns;
 }
 
+/*
+ * Everything is there, and nobody waits for answers any more: faults that still had one to come
+ * had their pages from bulk. Counted like the others, or they would be missing in the histograms.
+ */
+static void finish_brought(struct fault_thread *ft)
+{
+	unsigned int i = ft->table.n;
+
+	while (i--)
+		resolve(ft, &ft->table.faults[i]);
+}
+
 void *fault_thread_main(void *arg)
 {
 	struct fault_thread *ft = arg;
@@ -593,9 +605,11 @@ void *fault_thread_main(void *arg)
 		if (ft->table.n)
 			serve_faults(ft);
 	}
-	if (page_state_missing(p->state))
+	if (page_state_missing(p->state)) {
 		fetch_table_close(&ft->fetches);
-	else
+	} else {
+		finish_brought(ft);
 		fetch_table_finish(&ft->fetches);
+	}
 	return NULL;
 }

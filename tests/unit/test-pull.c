@@ -391,6 +391,34 @@ static void test_fault_ends_when_bulk_brings_its_page(void **state)
 	stop(&f);
 }
 
+/* The same, and the migration is over before the answer has come: the fault is counted still. */
+static void test_fault_whose_answer_never_comes_is_counted(void **state)
+{
+	const struct pull_stats *stats;
+	struct fault_record r;
+	struct toucher t;
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	stats = pull_stats(f.p);
+	assert_int_equal(pull_start(f.p), 0);
+	relay_hold(&f.relay, true);
+	touch(&f, &t, 700);
+	wait_count(&page_source_stats(f.s.source)->requests, 1);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	touched(&f, &t);
+	wait_complete(&f);
+	assert_int_equal(atomic_load(&stats->faults_remote), 1);
+	assert_int_equal(atomic_load(&stats->fault_idle_ns.count), 1);
+	assert_true(find_record(&f, 700, &r));
+	assert_int_equal(r.flags, FAULT_BROUGHT);
+	/* It was asked for before its page was there. */
+	assert_true(r.asked_ns && r.asked_ns < r.filled_ns);
+	stop(&f);
+}
+
 /*
  * Another thread has claimed the page and takes its time. The fault's answer is here and can't be
  * filled in; the faults of others are served all the same, and events read.
@@ -684,6 +712,7 @@ int main(void)
 		cmocka_unit_test(test_remote_fault_is_told_stamp_by_stamp),
 		cmocka_unit_test(test_minor_fault_is_told_as_one),
 		cmocka_unit_test(test_fault_ends_when_bulk_brings_its_page),
+		cmocka_unit_test(test_fault_whose_answer_never_comes_is_counted),
 		cmocka_unit_test(test_fault_on_a_claimed_page_holds_nobody_up),
 		cmocka_unit_test(test_fault_on_a_page_whose_claimer_gives_up_is_asked_again),
 		cmocka_unit_test(test_page_that_could_not_be_mapped_is_mapped_later),
