@@ -439,10 +439,23 @@ size_t migration_missing(struct migration *m, uint32_t region, uint64_t offset,
 	return m->pull ? pull_missing_ranges(m->pull, region, offset, ret, max) : 0;
 }
 
+static bool was_poisoned(struct migration *m)
+{
+	int code;
+
+	pthread_mutex_lock(&m->lock);
+	code = m->error.code;
+	pthread_mutex_unlock(&m->lock);
+	return m->state == MIGRATION_FAILED && code == -EHWPOISON;
+}
+
 int migration_poison(struct migration *m, struct error *err)
 {
 	if (m->params.role != MIGRATION_DESTINATION)
 		return refuse_source(m, "poisoning", err);
+	/* By a call whose answer got lost: who repeats it is told what has become. */
+	if (was_poisoned(m))
+		return 0;
 	if (m->state != MIGRATION_PAUSED)
 		return migration_refuse_now(m,
 		                            "poisoning what is missing (the source must be out of "

@@ -286,7 +286,7 @@ size_t migration_missing(struct migration *m, uint32_t region, uint64_t offset,
  * Destination, paused only: whoever touches a missing page gets a machine check rather than to
  * wait for ever, the rest of the guest is whole, and the migration fails, saying how much was lost.
  *
- * Return: 0, with that under way; -EBUSY with @err set.
+ * Return: 0, with that under way, or done by this process before; -EBUSY with @err set.
  */
 int migration_poison(struct migration *m, struct error *err);
 

@@ -201,6 +201,8 @@ def test_lost_pages_are_poisoned_by_command(host):
     if "UFFDIO_POISON" in reason:
         pytest.skip(reason)
     assert "%d bytes" % (len(missing) * PAGE) in reason
+    again = pair.destination.call("Poison", id="vm1", confirm_missing_bytes=len(missing) * PAGE)
+    assert again["state"] == "failed" and again["reason"] == reason
     waiter.join(harness.DEADLINE_S)
     assert result == [errno.EFAULT], "who waited for a lost page gets an error"
     for unit in (8, PAGES - 1):
