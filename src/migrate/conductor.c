@@ -19,9 +19,12 @@
 #include "util/log.h"
 #include "util/thread.h"
 
-/* How long a source that can't be reached is tried: before switchover, and around it. */
-#define DIAL_FOR_MS 10000u
-#define SWITCH_FOR_MS 30000u
+/*
+ * How long a source that can't be reached is tried: longer than networks are away for while they
+ * find another path. Where its host says that nobody listens, at the beginning, not so long.
+ */
+#define REACH_FOR_MS 30000u
+#define REFUSED_FOR_MS 10000u
 /* A goodbye is said for as long as it takes, but the VMM and others do not wait longer for it. */
 #define GOODBYE_FOR_MS 30000u
 /* Between two tries to dial: doubled from the first to the last, and up to half of it by chance. */
@@ -169,22 +172,37 @@ static uint64_t next_try_ns(struct conductor *k)
 	return at_ns;
 }
 
+/* For how long something is tried, and since when. */
+struct patience {
+	uint64_t since_ns;
+	unsigned int refused_for_ms;
+};
+
+static struct patience patience_from_now(unsigned int refused_for_ms)
+{
+	return (struct patience){ clock_now_ns(), refused_for_ms };
+}
+
+static bool is_worth_another_try(const struct patience *p, int rc)
+{
+	unsigned int for_ms = rc == -ECONNREFUSED ? p->refused_for_ms : REACH_FOR_MS;
+
+	return is_network_error(rc) && clock_now_ns() < p->since_ns + for_ms * NSEC_PER_MSEC;
+}
+
 /*
- * Open the control connection, trying for @for_ms, or until one of @end_orders is given.
+ * Open the control connection, with patience, or until the migration is to end.
  * Return: 0; or why not, with @err set.
  */
-static int dial_control(struct conductor *k, unsigned int for_ms, unsigned int end_orders,
-                        struct error *err)
+static int dial_control(struct conductor *k, const struct patience *p, struct error *err)
 {
-	uint64_t until_ns = clock_now_ns() + for_ms * NSEC_PER_MSEC;
-
 	for (;;) {
 		int rc = dial_once(k, err);
 
-		if (!is_network_error(rc) || clock_now_ns() >= until_ns)
+		if (!is_worth_another_try(p, rc))
 			return rc;
 		log_migration_info(k->m->params.id, "%s; dialling again", err->text);
-		if (wait_order(k->m, end_orders, next_try_ns(k)))
+		if (wait_order(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)))
 			return rc;
 	}
 }
@@ -218,11 +236,11 @@ static struct conn_target target_now(struct migration *m)
 }
 
 /* One try at all connections. */
-static int connect_once(struct conductor *k, unsigned int for_ms, struct error *err)
+static int connect_once(struct conductor *k, const struct patience *p, struct error *err)
 {
 	struct migration *m = k->m;
 	struct conn_target target;
-	int rc = dial_control(k, for_ms, ORDER_STOP | ORDER_CANCEL, err);
+	int rc = dial_control(k, p, err);
 
 	if (rc)
 		return rc;
@@ -241,14 +259,14 @@ static int connect_once(struct conductor *k, unsigned int for_ms, struct error *
 
 static int connect_all(struct conductor *k, struct error *err)
 {
-	/* The source's daemon may be on its way back, too. */
-	unsigned int for_ms = k->m->taken_over ? SWITCH_FOR_MS : DIAL_FOR_MS;
-	uint64_t until_ns = clock_now_ns() + for_ms * NSEC_PER_MSEC;
+	/* Of a guest that was taken over the source's daemon may be on its way back, too. */
+	const struct patience p =
+	        patience_from_now(k->m->taken_over ? REACH_FOR_MS : REFUSED_FOR_MS);
 	int rc;
 
 	do
-		rc = connect_once(k, for_ms, err);
-	while (is_network_error(rc) && clock_now_ns() < until_ns && !check_stopped(k->m, NULL) &&
+		rc = connect_once(k, &p, err);
+	while (is_worth_another_try(&p, rc) && !check_stopped(k->m, NULL) &&
 	       !wait_order(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)));
 	return rc;
 }
@@ -324,7 +342,7 @@ static int ask_vmstate(struct conductor *k, struct error *err)
 static int switch_over(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
-	uint64_t until_ns = clock_now_ns() + SWITCH_FOR_MS * NSEC_PER_MSEC;
+	const struct patience p = patience_from_now(REACH_FOR_MS);
 
 	/* A process after this one must know that the source guest may be paused. */
 	migration_post(m, NEWS_SWITCHOVER);
@@ -333,13 +351,15 @@ static int switch_over(struct conductor *k, struct error *err)
 		return -ECANCELED;
 	for (;;) {
 		int rc = m->control ? ask_vmstate(k, err) : -ECONNRESET;
+		struct patience again;
 
-		if (!is_network_error(rc) || clock_now_ns() >= until_ns)
+		if (!is_worth_another_try(&p, rc))
 			return rc;
 		if (check_stopped(m, err))
 			return -ECANCELED;
 		log_migration_warning(m->params.id, "switchover: %s; connecting again", err->text);
-		rc = dial_control(k, SWITCH_FOR_MS, ORDER_STOP | ORDER_CANCEL, err);
+		again = patience_from_now(REACH_FOR_MS);
+		rc = dial_control(k, &again, err);
 		if (rc)
 			return rc;
 	}
