@@ -15,6 +15,8 @@
 #include "util/clock.h"
 
 #define READY_TIMEOUT_MS 10000
+/* From a daemon's last word to its end. */
+#define DEATH_MS 1000
 /* The guest writes or checks all of its memory in this time, and much to spare. */
 #define GUEST_TIMEOUT_MS(bytes) (60000 + (int)((bytes) >> 20) * 20)
 #define WATCH_INTERVAL_MS 50
@@ -359,6 +361,22 @@ static int finish(struct run *run, struct error *err)
 	return r < 0 ? r : process_wait(&run->destination_vmm, timeout_ms, run->b->cancel_fd, err);
 }
 
+/* A daemon that has closed its connection may have died: what of is the news, then. */
+static int name_the_dead(struct run *run, struct error *err)
+{
+	struct process *const daemons[] = { &run->b->source_daemon, &run->b->destination_daemon };
+
+	for (size_t i = 0; i < sizeof daemons / sizeof *daemons; i++) {
+		struct error why = ERROR_INIT;
+
+		if (process_wait(daemons[i], DEATH_MS, run->b->cancel_fd, &why) != -ECHILD)
+			continue;
+		*err = why;
+		return -ECHILD;
+	}
+	return -EPIPE;
+}
+
 int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, struct error *err)
 {
 	_cleanup_json_ struct json_object *result = NULL;
@@ -381,6 +399,8 @@ int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, str
 	/* Where pages are bad that is the news, not how the VMM ended. */
 	if (!r && bench_result_good(result, NULL))
 		r = finish(&run, err);
+	if (r == -EPIPE)
+		r = name_the_dead(&run, err);
 	process_stop(&run.destination_vmm);
 	process_stop(&run.source_vmm);
 	if (!r)

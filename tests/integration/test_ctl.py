@@ -2,6 +2,7 @@
 """postcopyctl as a person or a script calls it: what it prints and how it ends."""
 import json
 import os
+import pathlib
 import pty
 import re
 import select
@@ -52,6 +53,28 @@ def test_check_names_the_source_of_the_stalls():
     line = next(l for l in run("check").stdout.splitlines() if l.startswith("guest stalls"))
     assert tracer["why"] in line
     assert tracer["source"] in line
+
+
+def child(parent, side):
+    """The pid of its postcopyd of that side."""
+    for pid in pathlib.Path("/proc/%d/task/%d/children" % (parent, parent)).read_text().split():
+        if "%s.control" % side in pathlib.Path("/proc/%s/cmdline" % pid).read_text():
+            return int(pid)
+    raise harness.Failure("no postcopyd is a %s" % side)
+
+
+@needs_kvm
+def test_bench_says_what_its_daemon_died_of(host):
+    pid, terminal = pty.fork()
+    if not pid:
+        # In postcopy for a second: who touches nothing has no faults to wait for.
+        os.execv(CTL, [CTL, "bench", "--memory", "32M", "--workload", "idle",
+                       "--idle-faults", "100000"])
+    host.later(lambda: os.close(terminal))
+    read_until(terminal, b"0 %")
+    os.kill(child(pid, "destination"), signal.SIGKILL)
+    read_until(terminal, b"the destination's postcopyd was killed by signal 9")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
 @needs_kvm
