@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "util/cleanup.h"
@@ -122,12 +123,53 @@ void source_stop(struct migration *m)
 	m->source = page_source_unref(m->source);
 }
 
+/*
+ * What stays of a source that has ended: who repeats its last word, for it has not heard the
+ * answer, hears the same.
+ */
+static void leave_verdict(struct migration *m)
+{
+	enum source_verdict verdict =
+	        m->state == MIGRATION_COMPLETE ? SOURCE_LET_GO : SOURCE_RUNS_ON;
+	struct error err = ERROR_INIT;
+	struct page_source *ended;
+	int rc;
+
+	if (!m->epoch)
+		return;
+	rc = page_source_new_ended(m->params.id, m->params.token, m->epoch, &m->holder, verdict,
+	                           m->reason, &ended, &err);
+	if (!rc) {
+		rc = page_server_add(m->owner->config.page_server, ended);
+		if (rc)
+			page_source_unref(ended);
+		else
+			m->ended = ended;
+	}
+	if (rc)
+		log_migration_warning(m->params.id,
+		                      "who asks again how it ended is told that it is unknown: %s",
+		                      strerror(-rc));
+}
+
+void source_forget(struct migration *m)
+{
+	if (!m->ended)
+		return;
+	page_server_remove(m->owner->config.page_server, m->ended, true);
+	m->ended = page_source_unref(m->ended);
+}
+
 /* It is decided and recorded: whoever asked may hear so, and what was served goes. */
 static void let_go(struct migration *m)
 {
+	enum source_verdict verdict =
+	        m->state == MIGRATION_COMPLETE ? SOURCE_LET_GO : SOURCE_RUNS_ON;
+
 	if (m->source)
-		page_source_acknowledge(m->source);
+		page_source_end(m->source, verdict, m->reason);
 	source_stop(m);
+	leave_verdict(m);
 	migration_drop_attach(m);
 	migration_drop_fds(m, "vmstate");
 }
@@ -167,6 +209,7 @@ static int check_vmstate(const struct migration *m, int fd, uint64_t len, struct
 /* The guest was not paused, or not well: it runs on, and the destination reads why. */
 static void fail_pause(struct migration *m, const struct error *why)
 {
+	m->holder.bound = false;
 	migration_move(m, MIGRATION_WARMING, "%s", why->text);
 	page_source_refuse(m->source, why);
 }
@@ -226,6 +269,7 @@ void source_vmm_closed(struct migration *m)
 	switch (m->state) {
 	case MIGRATION_ATTACHED:
 		source_stop(m);
+		m->epoch = 0;
 		migration_move(m, MIGRATION_PREPARED, "the VMM has detached");
 		migration_drop_attach(m);
 		return;
@@ -266,6 +310,8 @@ static void pause_guest(struct migration *m)
 	if (m->state != MIGRATION_WARMING)
 		return;
 	m->pause_sent_ns = clock_now_ns();
+	/* Who holds it is in the record before the guest can be paused for it. */
+	page_source_get_holder(m->source, &m->holder);
 	migration_move(m, MIGRATION_SWITCHING, "%s", "");
 	if (region_table_check_readable(&m->table, &why))
 		fail_pause(m, &why);
@@ -336,7 +382,7 @@ int source_take_over(struct migration *m, struct vmm_attach *attach, const struc
 
 	if (rc)
 		return rc;
-	page_source_restore(m->source, saved->epoch, saved->vmm_resumed);
+	page_source_restore(m->source, saved->epoch, &saved->holder, saved->vmm_resumed);
 	m->epoch = saved->epoch;
 	if (!saved->vmstate_held)
 		return 0;
@@ -367,8 +413,11 @@ static void repeat_last_word(struct migration *m)
 
 void source_go_on(struct migration *m)
 {
-	if (m->vmm && migration_state_is_final(m->state))
-		repeat_last_word(m);
+	if (migration_state_is_final(m->state)) {
+		leave_verdict(m);
+		if (m->vmm)
+			repeat_last_word(m);
+	}
 	/* First what it has said by now: the answer to PAUSE may be among it. */
 	if (m->vmm)
 		vmm_conn_catch_up(m->vmm);

@@ -13,7 +13,7 @@ static const struct {
 	/* Back to prepared: the VMM went away before anything had begun. */
 	[MIGRATION_ATTACHED] = { "attached",
 	                         TO(PREPARED) | TO(WARMING) | TO(FAILED) | TO(CANCELLED) },
-	/* Back to attached, on a source: the destination went away. */
+	/* Back to attached: the destination went away; or the source guest was attached anew. */
 	[MIGRATION_WARMING] = { "warming",
 	                        TO(ATTACHED) | TO(SWITCHING) | TO(FAILED) | TO(CANCELLED) },
 	/* Back to warming, on a source: the VMM could not pause, its guest runs on. */
