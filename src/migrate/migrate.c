@@ -489,6 +489,25 @@ int migration_poison(struct migration *m, struct error *err)
 	return 0;
 }
 
+static int refuse_destination(const struct migration *m, const char *what, struct error *err)
+{
+	return error_set(err, -EBUSY, "migration \"%s\": %s is its source's", m->params.id, what);
+}
+
+int migration_run_on(struct migration *m, struct error *err)
+{
+	if (m->params.role != MIGRATION_SOURCE)
+		return refuse_destination(m, "running on", err);
+	return source_run_on(m, err);
+}
+
+int migration_release(struct migration *m, struct error *err)
+{
+	if (m->params.role != MIGRATION_SOURCE)
+		return refuse_destination(m, "releasing", err);
+	return source_release(m, err);
+}
+
 static struct migration_served served(const struct migration *m)
 {
 	struct migration_served sum = m->served;
@@ -560,6 +579,8 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.pages_present = pages_present(m),
 		.served = served(m),
 		.connected = m->source && page_source_is_connected(m->source),
+		.holder_heard_ns = m->source ? page_source_holder_heard_ns(m->source) : 0,
+		.holder = m->holder,
 	};
 }
 

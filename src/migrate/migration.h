@@ -153,6 +153,8 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 void source_vmm_closed(struct migration *m);
 void source_news(struct migration *m, unsigned int news);
 int source_cancel(struct migration *m, struct error *err);
+int source_run_on(struct migration *m, struct error *err);
+int source_release(struct migration *m, struct error *err);
 
 /* @state_fd: a page state to go on from, borrowed; -1: all is missing. */
 int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,

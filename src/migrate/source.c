@@ -11,6 +11,9 @@
 #include "util/clock.h"
 #include "util/log.h"
 
+/* A holder that was heard so lately is not gone: it says something every 2 s. */
+#define HOLDER_SILENT_MS 10000u
+
 /* Called by connections' threads: pass the news on. */
 
 static void on_connected(void *arg)
@@ -319,9 +322,9 @@ static void pause_guest(struct migration *m)
 		send_pause(m);
 }
 
-static void finish(struct migration *m)
+static void finish(struct migration *m, const char *why)
 {
-	migration_move(m, MIGRATION_COMPLETE, "%s", "");
+	migration_move(m, MIGRATION_COMPLETE, "%s", why);
 	let_go(m);
 	if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
 		log_migration_warning(m->params.id, "the VMM could not be told");
@@ -356,7 +359,7 @@ void source_news(struct migration *m, unsigned int news)
 	if ((news & (NEWS_RESUMED | NEWS_COMPLETE)) && m->state == MIGRATION_SWITCHING && m->paused)
 		migration_move(m, MIGRATION_POSTCOPY, "%s", "");
 	if ((news & NEWS_COMPLETE) && m->state == MIGRATION_POSTCOPY)
-		finish(m);
+		finish(m, "");
 	if ((news & NEWS_ABORTED) && m->state != MIGRATION_POSTCOPY)
 		on_aborted_by_destination(m);
 }
@@ -364,14 +367,75 @@ void source_news(struct migration *m, unsigned int news)
 int source_cancel(struct migration *m, struct error *err)
 {
 	if (m->paused)
-		return error_set(err, -EBUSY,
-		                 "migration \"%s\": the destination has the guest's state and may "
-		                 "be running it: cancel it there",
-		                 m->params.id);
+		return error_set(
+		        err, -EBUSY,
+		        "migration \"%s\": the destination has the guest's state and may "
+		        "be running it: cancel it there; or, where it is gone for good, run "
+		        "on here (RunOn)",
+		        m->params.id);
 	if (m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED)
 		return migration_refuse_now(m, "cancelling", err);
 	migration_move(m, MIGRATION_CANCELLED, "by command");
 	run_on(m, "cancelled at the source");
+	return 0;
+}
+
+/* Of a guest whose holder is gone for good. Return: 0, or why it is not for now, with @err set. */
+static int check_holder_gone(const struct migration *m, const char *what, struct error *err)
+{
+	uint64_t heard_ns = m->source ? page_source_holder_heard_ns(m->source) : 0;
+	uint64_t silent_ms = (clock_now_ns() - heard_ns) / NSEC_PER_MSEC;
+	char holder[STREAM_HOLDER_TEXT_MAX];
+
+	if (!m->paused || migration_state_is_final(m->state))
+		return migration_refuse_now(m, what, err);
+	stream_holder_print(&m->holder, holder);
+	if (heard_ns && silent_ms < HOLDER_SILENT_MS)
+		return error_set(err, -EBUSY,
+		                 "migration \"%s\": its holder, %s, was heard %llu ms ago: it is "
+		                 "not gone",
+		                 m->params.id, holder, (unsigned long long)silent_ms);
+	return 0;
+}
+
+int source_run_on(struct migration *m, struct error *err)
+{
+	char holder[STREAM_HOLDER_TEXT_MAX];
+	int rc;
+
+	if (m->state == MIGRATION_CANCELLED)
+		return 0;
+	rc = check_holder_gone(m, "running on (the guest must be paused here)", err);
+	if (!rc && !m->vmm)
+		rc = error_set(err, -EBUSY,
+		               "migration \"%s\": its VMM is gone: there is nothing to run on",
+		               m->params.id);
+	if (rc)
+		return rc;
+	stream_holder_print(&m->holder, holder);
+	migration_move(m, MIGRATION_CANCELLED,
+	               "by command the guest runs on here; it must not run at %s", holder);
+	run_on(m, m->reason);
+	return 0;
+}
+
+int source_release(struct migration *m, struct error *err)
+{
+	char holder[STREAM_HOLDER_TEXT_MAX];
+	struct error why = ERROR_INIT;
+	int rc;
+
+	if (m->state == MIGRATION_COMPLETE)
+		return 0;
+	rc = check_holder_gone(m, "releasing (the guest must be paused here)", err);
+	if (rc)
+		return rc;
+	stream_holder_print(&m->holder, holder);
+	if (m->state == MIGRATION_SWITCHING)
+		migration_move(m, MIGRATION_POSTCOPY, "by command the guest is taken to run at %s",
+		               holder);
+	error_set(&why, 0, "by command the guest is given up here: it is %s's", holder);
+	finish(m, why.text);
 	return 0;
 }
 

@@ -85,6 +85,11 @@ struct stream_holder {
 	char name[STREAM_HOLDER_NAME_MAX]; /* of its certificate, for people */
 };
 
+#define STREAM_HOLDER_HEX_MAX (2 * HOLDER_BYTES + 1)
+
+/* All of it, as hex digits; empty where nobody holds it. */
+void stream_holder_hex(const struct stream_holder *h, char buf[STREAM_HOLDER_HEX_MAX]);
+
 /* "1f3a5c7e (postcopy:host2)". */
 void stream_holder_print(const struct stream_holder *h, char buf[STREAM_HOLDER_TEXT_MAX]);
 

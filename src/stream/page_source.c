@@ -212,6 +212,13 @@ void page_source_get_holder(struct page_source *s, struct stream_holder *ret)
 	pthread_mutex_unlock(&s->lock);
 }
 
+void stream_holder_hex(const struct stream_holder *h, char buf[STREAM_HOLDER_HEX_MAX])
+{
+	*buf = 0;
+	for (size_t i = 0; h->bound && i < sizeof h->id; i++)
+		snprintf(buf + 2 * i, 3, "%02x", h->id[i]);
+}
+
 void stream_holder_print(const struct stream_holder *h, char buf[STREAM_HOLDER_TEXT_MAX])
 {
 	snprintf(buf, STREAM_HOLDER_TEXT_MAX, "%02x%02x%02x%02x (%s)", h->id[0], h->id[1], h->id[2],
