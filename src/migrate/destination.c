@@ -406,6 +406,10 @@ void destination_news(struct migration *m, unsigned int news)
 		tell_attributes(m);
 	if ((news & NEWS_WARM) && m->state == MIGRATION_WARMING)
 		log_migration_info(m->params.id, "connected, %s", pull_tls(m->pull));
+	if (news & NEWS_FAREWELL) {
+		migration_save(m);
+		migration_order(m, ORDER_FAREWELL);
+	}
 	if (news & NEWS_SWITCHOVER)
 		begin_switchover(m);
 	if ((news & NEWS_VMSTATE) && m->state == MIGRATION_SWITCHING)

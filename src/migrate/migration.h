@@ -27,6 +27,7 @@ enum migration_news {
 	NEWS_ENDED = 1 << 10,     /* the conductor has returned */
 	NEWS_REWARM = 1 << 11,    /* the source guest was attached anew */
 	NEWS_UNHEARD = 1 << 12,   /* unheard has changed */
+	NEWS_FAREWELL = 1 << 13,  /* so has farewell: write it down */
 };
 
 /* What the loop asks of the conductor. */
@@ -38,6 +39,7 @@ enum conductor_order {
 	ORDER_PULL_COMPLETE = 1 << 4, /* from the pull: every page is present */
 	ORDER_POISON = 1 << 7,        /* what is missing is lost */
 	ORDER_RECORDED = 1 << 6,      /* that the source will be asked for switchover */
+	ORDER_FAREWELL = 1 << 8,      /* farewell is written down */
 	ORDER_PARK = 1 << 5,          /* with STOP: another process goes on, say nothing */
 };
 

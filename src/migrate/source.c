@@ -209,12 +209,14 @@ static int check_vmstate(const struct migration *m, int fd, uint64_t len, struct
 	return 0;
 }
 
-/* The guest was not paused, or not well: it runs on, and the destination reads why. */
-static void fail_pause(struct migration *m, const struct error *why)
+/*
+ * The guest was not paused, or not well. That ends the migration, and the guest runs on: nobody
+ * could tell a late answer to this PAUSE from one to the next.
+ */
+static void fail_pause(struct migration *m, const char *why)
 {
-	m->holder.bound = false;
-	migration_move(m, MIGRATION_WARMING, "%s", why->text);
-	page_source_refuse(m->source, why);
+	migration_move(m, MIGRATION_FAILED, "%s", why);
+	run_on(m, why);
 }
 
 static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
@@ -223,8 +225,7 @@ static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *f
 	int rc = check_vmstate(m, *fd, msg->vmstate_len, err);
 
 	if (rc) {
-		vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
-		fail_pause(m, err);
+		fail_pause(m, err->text);
 		return rc;
 	}
 	migration_keep_fd(m, "vmstate", *fd);
@@ -240,35 +241,30 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 {
 	bool asked = m->state == MIGRATION_SWITCHING && !m->paused;
 
-	/* It crossed our own last word. */
-	if (migration_state_is_final(m->state))
+	/* It crossed our own last word; but a guest that nobody wants paused is to run. */
+	if (migration_state_is_final(m->state)) {
+		if (msg->type == VMM_WIRE_PAUSED && m->state != MIGRATION_COMPLETE)
+			(void)vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
 		return 0;
+	}
 	if (msg->type == VMM_WIRE_PAUSED && asked)
 		return on_paused(m, msg, fd, err);
 	if (msg->type == VMM_WIRE_ERROR && asked) {
 		struct error why = ERROR_INIT;
 
 		error_set(&why, -(int)msg->code, "the source VMM can't pause: %s", msg->text);
-		fail_pause(m, &why);
+		fail_pause(m, why.text);
 		return 0;
 	}
-	/*
-	 * A process that took over has asked again, and both were answered. The second answer says
-	 * nothing new; but a guest that nobody wants paused any more is to run.
-	 */
-	if (m->taken_over && (msg->type == VMM_WIRE_PAUSED || msg->type == VMM_WIRE_ERROR)) {
-		if (msg->type == VMM_WIRE_PAUSED && !m->paused)
-			(void)vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
+	/* A process that took over has asked again, and both were answered: it says nothing new. */
+	if (m->taken_over && (msg->type == VMM_WIRE_PAUSED || msg->type == VMM_WIRE_ERROR))
 		return 0;
-	}
 	return error_set(err, -EPROTO, "message %u is not for a source that is %s", msg->type,
 	                 migration_state_name(m->state));
 }
 
 void source_vmm_closed(struct migration *m)
 {
-	struct error why = ERROR_INIT;
-
 	switch (m->state) {
 	case MIGRATION_ATTACHED:
 		source_stop(m);
@@ -279,8 +275,6 @@ void source_vmm_closed(struct migration *m)
 	case MIGRATION_SWITCHING:
 		if (m->paused)
 			break;
-		error_set(&why, -ESRCH, "the source VMM is gone");
-		page_source_refuse(m->source, &why);
 		__attribute__((fallthrough));
 	case MIGRATION_WARMING:
 		migration_move(m, MIGRATION_FAILED, "the source VMM is gone");
@@ -295,12 +289,8 @@ void source_vmm_closed(struct migration *m)
 
 static void send_pause(struct migration *m)
 {
-	struct error why = ERROR_INIT;
-
-	if (m->vmm && !vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE))
-		return;
-	error_set(&why, -ESRCH, "the source VMM can't be reached");
-	fail_pause(m, &why);
+	if (!m->vmm || vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE))
+		fail_pause(m, "the source VMM can't be reached");
 }
 
 /* The point of no return lies behind the vmstate: it is given to the destination or not at all. */
@@ -317,7 +307,7 @@ static void pause_guest(struct migration *m)
 	page_source_get_holder(m->source, &m->holder);
 	migration_move(m, MIGRATION_SWITCHING, "%s", "");
 	if (region_table_check_readable(&m->table, &why))
-		fail_pause(m, &why);
+		fail_pause(m, why.text);
 	else
 		send_pause(m);
 }
@@ -466,7 +456,7 @@ static void repeat_last_word(struct migration *m)
 
 	if (m->state == MIGRATION_COMPLETE) {
 		msg.type = VMM_WIRE_COMPLETE;
-	} else if (m->state == MIGRATION_FAILED) {
+	} else if (m->state == MIGRATION_FAILED && !m->pause_sent_ns) {
 		error_set(&why, -ECANCELED, "%s", m->reason);
 		vmm_conn_send_error(m->vmm, &why);
 		return;
