@@ -8,8 +8,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
-#include <linux/magic.h>
 
+#include "mem/descriptor.h"
 #include "util/cleanup.h"
 #include "util/guard.h"
 
@@ -37,111 +37,85 @@ struct memory *memory_free(struct memory *m)
 	free(m);
 	return NULL;
 }
-/* Where the descriptor leads, as the kernel names it; empty where it can't tell. */
-static void fd_name(int fd, char *buf, size_t size)
+
+/* All of the region lies in the file. Its kind is known: it may be asked. */
+static int check_size(const struct memory *m, uint32_t index, struct error *err)
 {
-	char link[64];
-	ssize_t len;
-
-	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-	len = readlink(link, buf, size - 1);
-	buf[len < 0 ? 0 : len] = 0;
-}
-
-static int refuse(uint32_t index, enum postcopy_memory kind, int fd, const char *why,
-                  struct error *err)
-{
-	char name[96];
-
-	fd_name(fd, name, sizeof name);
-	return error_set(err, -EINVAL, "region %u: descriptor (%s) is no %s: %s", index, name,
-	                 memory_name(kind), why);
-}
-
-/* memfd and hugetlb: a file of the right kind that can't shrink under us. */
-static int check_sealed_file(const struct memory *m, uint32_t index, struct error *err)
-{
-	bool huge = m->kind == POSTCOPY_MEMORY_HUGETLB;
-	struct statfs fs;
 	struct stat st;
-	int seals;
 
-	if (fstatfs(m->fd, &fs) || fstat(m->fd, &st))
+	if (fstat(m->fd, &st))
 		return error_errno(err, -errno, "region %u: descriptor", index);
-	if (huge && (fs.f_type != HUGETLBFS_MAGIC || (uint64_t)fs.f_bsize != m->page_size))
-		return refuse(index, m->kind, m->fd, "not hugetlbfs of the region's page size",
-		              err);
-	if (!huge && fs.f_type != TMPFS_MAGIC)
-		return refuse(index, m->kind, m->fd, "not shared memory", err);
 	if (st.st_size < 0 || m->fd_offset + m->size > (uint64_t)st.st_size)
 		return error_set(err, -EINVAL,
 		                 "region %u: offset %#llx plus size %#llx exceed the descriptor's "
 		                 "%#llx bytes",
 		                 index, (unsigned long long)m->fd_offset,
 		                 (unsigned long long)m->size, (unsigned long long)st.st_size);
-	seals = fcntl(m->fd, F_GET_SEALS);
+	return 0;
+}
+
+static int refuse(const struct memory *m, uint32_t index, const char *why, struct error *err)
+{
+	char name[96];
+
+	descriptor_name(m->fd, name, sizeof name);
+	return error_set(err, -EINVAL, "region %u: descriptor (%s) of %s: %s", index, name,
+	                 memory_name(m->kind), why);
+}
+
+/* memfd and hugetlb: a file that can't shrink under us. */
+static int seal(const struct memory *m, uint32_t index, struct error *err)
+{
+	int seals = fcntl(m->fd, F_GET_SEALS);
+
 	if (seals < 0)
-		return refuse(index, m->kind, m->fd, "it has no seals", err);
+		return refuse(m, index, "it has no seals", err);
 	if (!(seals & F_SEAL_SHRINK) && fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK))
-		return refuse(index, m->kind, m->fd,
+		return refuse(m, index,
 		              "it can't be sealed F_SEAL_SHRINK; create it with MFD_ALLOW_SEALING",
 		              err);
 	return 0;
 }
 
-static int check_guest_memfd(const struct memory *m, uint32_t index, struct error *err)
-{
-	struct stat st;
-	char name[96];
-
-	fd_name(m->fd, name, sizeof name);
-	if (!strstr(name, "kvm-gmem"))
-		return refuse(index, m->kind, m->fd, "not from KVM_CREATE_GUEST_MEMFD", err);
-	if (fstat(m->fd, &st))
-		return error_errno(err, -errno, "region %u: descriptor", index);
-	if (st.st_size < 0 || m->fd_offset + m->size > (uint64_t)st.st_size)
-		return error_set(err, -EINVAL,
-		                 "region %u: offset %#llx plus size %#llx exceed the guest_memfd's "
-		                 "%#llx bytes",
-		                 index, (unsigned long long)m->fd_offset,
-		                 (unsigned long long)m->size, (unsigned long long)st.st_size);
-	return 0;
-}
-
-static int check_proc_mem(const struct memory *m, uint32_t index, struct error *err)
+static int check_page_size(const struct memory *m, uint32_t index, struct error *err)
 {
 	struct statfs fs;
-	char name[96];
-	size_t len;
 
-	fd_name(m->fd, name, sizeof name);
-	len = strlen(name);
-	if (fstatfs(m->fd, &fs) || fs.f_type != PROC_SUPER_MAGIC || len < 4 ||
-	    strcmp(name + len - 4, "/mem"))
-		return refuse(index, m->kind, m->fd, "not a /proc/PID/mem", err);
+	if (fstatfs(m->fd, &fs))
+		return error_errno(err, -errno, "region %u: descriptor", index);
+	if ((uint64_t)fs.f_bsize != m->page_size)
+		return refuse(m, index, "its pages are not of the region's page size", err);
 	return 0;
 }
 
-static int check_fd(const struct memory *m, uint32_t index, bool writable, struct error *err)
+static int check_access(const struct memory *m, uint32_t index, bool writable, struct error *err)
 {
 	int flags = fcntl(m->fd, F_GETFL);
 
 	if (flags < 0)
 		return error_errno(err, -errno, "region %u: descriptor", index);
 	if (writable && (flags & O_ACCMODE) != O_RDWR)
-		return refuse(index, m->kind, m->fd, "not open for reading and writing", err);
+		return refuse(m, index, "not open for reading and writing", err);
 	if ((flags & O_ACCMODE) == O_WRONLY)
-		return refuse(index, m->kind, m->fd, "not open for reading", err);
-	switch (m->kind) {
-	case POSTCOPY_MEMORY_MEMFD:
-	case POSTCOPY_MEMORY_HUGETLB:
-		return check_sealed_file(m, index, err);
-	case POSTCOPY_MEMORY_GUEST_MEMFD:
-		return check_guest_memfd(m, index, err);
-	case POSTCOPY_MEMORY_ANONYMOUS:
-		return check_proc_mem(m, index, err);
-	}
-	return error_set(err, -EINVAL, "region %u: unknown memory", index);
+		return refuse(m, index, "not open for reading", err);
+	return 0;
+}
+
+static int check_fd(const struct memory *m, uint32_t index, bool writable, struct error *err)
+{
+	int rc = descriptor_check_memory(m->fd, m->kind, index, err);
+
+	if (!rc)
+		rc = check_access(m, index, writable, err);
+	if (rc || m->kind == POSTCOPY_MEMORY_ANONYMOUS)
+		return rc;
+	if (m->kind == POSTCOPY_MEMORY_HUGETLB)
+		rc = check_page_size(m, index, err);
+	if (!rc)
+		rc = check_size(m, index, err);
+	if (!rc && m->kind != POSTCOPY_MEMORY_GUEST_MEMFD)
+		rc = seal(m, index, err);
+	return rc;
 }
 
 static int map_alias(struct memory *m, uint32_t index, int prot, struct error *err)

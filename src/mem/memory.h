@@ -20,6 +20,8 @@
  * allocated, a truncated file is an error and not a signal, and the daemon's resident
  * size does not grow with the guest.
  *
+ * What a descriptor is was established before it is asked anything (mem/descriptor.h).
+ *
  * Threads: after opening, all calls are safe from any thread; who may fill what is
  * page_state's business.
  */

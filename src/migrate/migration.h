@@ -39,6 +39,8 @@ enum conductor_order {
 	ORDER_PARK = 1 << 5,          /* with STOP: another process goes on, say nothing */
 };
 
+struct memory;
+
 struct migration {
 	/* Set at birth. */
 	struct migrations *owner;
@@ -179,6 +181,25 @@ void source_stop(struct migration *m);
  */
 int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *ret,
                          struct error *err);
+
+/*
+ * migration_check_descriptors() - an ATTACH's, all of them, by what the kernel says that they are
+ *
+ * Before anything else is done with them: the service manager asks their filesystem, too.
+ * Return: 0 or -EINVAL with @err naming the one that is of another kind.
+ */
+int migration_check_descriptors(const struct vmm_attach *attach, struct error *err);
+
+/*
+ * migration_open_memories() - the memory behind each region that is not private
+ * @memories: REGIONS_MAX entries, all NULL
+ *
+ * Return: 0; or -errno with @err set, and what is opened is the caller's to free.
+ */
+int migration_open_memories(struct migration *m, const struct vmm_attach *attach,
+                            const struct region_table *table, struct memory **memories,
+                            struct error *err);
+void migration_free_memories(struct memory **memories);
 
 /* The state forbids what was asked for. Return: -EBUSY with @err saying so. */
 int migration_refuse_now(const struct migration *m, const char *what, struct error *err);

@@ -9,9 +9,11 @@ import struct
 
 import pytest
 
+import harness
 import pyvmm
 from harness import eventually
 from pyvmm import PAGE, Region
+from silent_fs import SilentFile
 
 SIZE = 4 << 20
 
@@ -232,6 +234,78 @@ def test_destination_with_a_memfd_for_a_userfaultfd_is_refused(host, guest_fd):
     code, text = refused(daemon, pyvmm.attach(pyvmm.DESTINATION, "vm1", [region],
                                               pyvmm.UFFD_FEATURES), [guest_fd, guest_fd])
     assert code and "userfaultfd" in text
+
+
+@pytest.mark.parametrize("name", ["[userfaultfd]", "anon_inode:[userfaultfd]"])
+def test_memfd_that_calls_itself_a_userfaultfd_is_refused(host, guest_fd, name):
+    """It was believed, and its bytes were read as the kernel's events. One of them says FORK and
+    names a descriptor, which was closed then: of another tenant's memory, say, whose number the
+    next attach got, and with it the guest."""
+    daemon = host.daemon("destination")
+    daemon.prepare_destination("vm1", "127.0.0.1:9")
+    impostor = os.memfd_create(name, os.MFD_CLOEXEC)
+    region = Region(SIZE, fd_index=1, uffd_mode=5)
+    code, text = refused(daemon, pyvmm.attach(pyvmm.DESTINATION, "vm1", [region],
+                                              pyvmm.UFFD_FEATURES), [impostor, guest_fd])
+    os.close(impostor)
+    assert code == errno.EINVAL and "is no userfaultfd" in text
+    assert daemon.state("vm1") == "prepared"
+
+
+@pytest.mark.parametrize("name", ["kvm-gmem", "anon_inode:[kvm-gmem]"])
+def test_memfd_that_calls_itself_a_guest_memfd_is_refused(daemon, guest_fd, name):
+    impostor = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.truncate(impostor, SIZE)
+    code, text = refused(daemon, pyvmm.attach(
+        pyvmm.SOURCE, "vm1", [Region(SIZE, memory=pyvmm.GUEST_MEMFD)]), [impostor])
+    os.close(impostor)
+    assert code == errno.EINVAL and "region 0" in text and "KVM_CREATE_GUEST_MEMFD" in text
+    attaches(daemon)
+
+
+@pytest.fixture
+def silent(host, daemon):
+    """After the daemon has started: no process may start while it is there."""
+    directory = host.dir / "silent"
+    directory.mkdir()
+    file = SilentFile(directory)
+    host.later(file.close)
+    if file.fd < 0:
+        pytest.skip(file.why)
+    return file
+
+
+SILENT = {
+    "memfd": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(1 << 20)]),
+    "hugetlb": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(2 << 20, memory=pyvmm.HUGETLB,
+                                                         page_size=2 << 20, host_addr=2 << 30)]),
+    "guest_memfd": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(1 << 20, memory=pyvmm.GUEST_MEMFD)]),
+    "anonymous": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(1 << 20, memory=pyvmm.ANONYMOUS)]),
+    "private": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(1 << 20, memory=pyvmm.GUEST_MEMFD,
+                                                         flags=pyvmm.PRIVATE)]),
+    "garbage": b"\xde\xad\xbe\xef" * 30,
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_file_of_a_filesystem_that_does_not_answer_hangs_nobody(daemon, silent, case):
+    """fstat() of it on the loop was the end of the daemon, beyond SIGKILL; so was close(). The
+    filesystem is asked nothing but what the process asks that closes the descriptor."""
+    with pyvmm.Socket(daemon.vmm_path) as sock:
+        sock.send(SILENT[case], [silent.fd])
+        code, _ = sock.expect_error()
+    assert code in (errno.EINVAL, errno.EPROTO)
+    attaches(daemon)
+    assert set(silent.close()) <= {"flush"}
+
+
+def test_channel_that_is_a_silent_file_hangs_nobody(host, daemon, silent, guest_fd):
+    vmm = pyvmm.SourceVmm(daemon, "vm1", bytes(SIZE))
+    vmm.send(pyvmm.packet(pyvmm.CHANNEL), [silent.fd])
+    vmm.expect_error()
+    vmm.close()
+    harness.eventually(lambda: daemon.state("vm1") == "prepared", "the VMM has gone")
+    assert set(silent.close()) <= {"flush"}
 
 
 @pytest.mark.parametrize("mode", [0, 2, 8, 0xFFFFFFFF])

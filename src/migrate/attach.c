@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a VMM hands over when it attaches: judged before it is used, or kept by anybody. */
+#include "migrate/migration.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+
+#include "mem/descriptor.h"
+#include "mem/memory.h"
+#include "mem/probe.h"
+#include "util/cleanup.h"
+#include "util/log.h"
+
+int migration_check_descriptors(const struct vmm_attach *attach, struct error *err)
+{
+	const struct vmm_wire_msg *msg = attach->msg;
+	int rc = 0;
+
+	if (msg->role == VMM_WIRE_DESTINATION)
+		rc = descriptor_check_userfaultfd(attach->fds[0], err);
+	for (uint32_t i = 0; i < msg->n_regions && !rc; i++) {
+		const struct vmm_wire_region *r = &msg->regions[i];
+
+		if (r->fd_index != VMM_WIRE_NO_FD)
+			rc = descriptor_check_memory(attach->fds[r->fd_index],
+			                             (enum postcopy_memory)r->memory, i, err);
+	}
+	return rc;
+}
+
+/*
+ * MINOR alone on guest_memfd: one kernel interface traps absent pages by it, another lets
+ * the guest read zeroes. Only trying tells them apart.
+ */
+static int check_minor_alone(const struct region *r, uint32_t index, struct error *err)
+{
+	struct probe_backend backend;
+	int rc = probe_backend_run(PROBE_GUEST_MEMFD, &backend, err);
+
+	if (!rc)
+		rc = probe_mode_check(&backend, r->uffd_mode, err);
+	if (rc)
+		error_prefix(err, "region %u", index);
+	return rc;
+}
+
+/* The modes a region must be registered with, or its faults would not be seen. */
+static int check_uffd_mode(const struct region *r, uint32_t index, struct error *err)
+{
+	const uint32_t both = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR;
+	uint32_t needed =
+	        r->memory == POSTCOPY_MEMORY_ANONYMOUS ? UFFDIO_REGISTER_MODE_MISSING : both;
+
+	if (r->uffd_mode == needed)
+		return 0;
+	if (r->memory == POSTCOPY_MEMORY_GUEST_MEMFD && r->uffd_mode == UFFDIO_REGISTER_MODE_MINOR)
+		return check_minor_alone(r, index, err);
+	return error_set(err, -EINVAL,
+	                 "region %u: %s registered with userfaultfd mode %#x, not the %#x that "
+	                 "traps every absent page",
+	                 index, memory_name(r->memory), r->uffd_mode, needed);
+}
+
+/* Return: 0 with *@ret_fd a copy of the region's descriptor, -1 where it has none. */
+static int copy_fd(const struct migration *m, const struct vmm_attach *attach,
+                   const struct region *r, uint32_t index, int *ret_fd, struct error *err)
+{
+	uint32_t place = attach->msg->regions[index].fd_index;
+	bool none =
+	        m->params.role == MIGRATION_DESTINATION && r->memory == POSTCOPY_MEMORY_ANONYMOUS;
+
+	if (none != (place == VMM_WIRE_NO_FD))
+		return error_set(err, -EINVAL, "region %u: %s %s a descriptor", index,
+		                 memory_name(r->memory), none ? "with" : "without");
+	if (none)
+		return 0;
+	/* Regions may share one descriptor. */
+	*ret_fd = fcntl(attach->fds[place], F_DUPFD_CLOEXEC, 0);
+	return *ret_fd < 0 ? error_errno(err, -errno, "region %u: descriptor", index) : 0;
+}
+
+int migration_open_memories(struct migration *m, const struct vmm_attach *attach,
+                            const struct region_table *table, struct memory **memories,
+                            struct error *err)
+{
+	bool destination = m->params.role == MIGRATION_DESTINATION;
+	int rc = 0;
+
+	for (uint32_t i = 0; i < table->n && !rc; i++) {
+		const struct region *r = &table->regions[i];
+		_cleanup_close_ int fd = -1;
+
+		/* Neither read nor written: no guest that has one is paused (pause_guest()). */
+		if (r->flags & POSTCOPY_REGION_PRIVATE)
+			continue;
+		rc = copy_fd(m, attach, r, i, &fd, err);
+		if (!rc && destination)
+			rc = check_uffd_mode(r, i, err);
+		if (!rc)
+			rc = destination ? memory_open_destination(r, i, fd, &memories[i], err)
+			                 : memory_open_source(r, i, fd, &memories[i], err);
+		if (!rc)
+			fd = -1;
+	}
+	if (!rc)
+		log_migration_debug(m->params.id, "%u regions, %llu MiB", table->n,
+		                    (unsigned long long)(table->size_bytes >> 20));
+	return rc;
+}
+
+void migration_free_memories(struct memory **memories)
+{
+	for (uint32_t i = 0; i < REGIONS_MAX; i++)
+		memories[i] = memory_free(memories[i]);
+}
