@@ -119,7 +119,7 @@ struct postcopy_region {
 	uint64_t page_size;       /**< bytes: 4096, 2 MiB or 1 GiB, what the mapping is made of */
 	void *host_addr;          /**< where it is mapped in this process, aligned to page_size */
 	int fd;             /**< the memory's descriptor; -1 for anonymous memory. Borrowed. */
-	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size */
+	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size; regions may not overlap */
 };
 
 enum postcopy_event_type {

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <sys/stat.h>
 
 #define PAGE_4K 4096ull
 #define PAGE_2M (2ull << 20)
@@ -92,6 +93,15 @@ static bool overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
 	return a < b + b_size && b < a + a_size;
 }
 
+/* Whatever their descriptors' numbers are. */
+static bool same_file(const struct postcopy_region *a, const struct postcopy_region *b)
+{
+	struct stat st_a, st_b;
+
+	return a->fd >= 0 && b->fd >= 0 && !fstat(a->fd, &st_a) && !fstat(b->fd, &st_b) &&
+	       st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
+}
+
 static int check_pair(const struct postcopy_region *regions, size_t i, size_t j, struct error *err)
 {
 	const struct postcopy_region *a = &regions[i], *b = &regions[j];
@@ -100,6 +110,9 @@ static int check_pair(const struct postcopy_region *regions, size_t i, size_t j,
 		return error_set(err, -EINVAL, "regions %zu and %zu overlap in guest memory", i, j);
 	if (overlap((uintptr_t)a->host_addr, a->size, (uintptr_t)b->host_addr, b->size))
 		return error_set(err, -EINVAL, "regions %zu and %zu overlap at host_addr", i, j);
+	if (!((a->flags | b->flags) & POSTCOPY_REGION_PRIVATE) &&
+	    overlap(a->fd_offset, a->size, b->fd_offset, b->size) && same_file(a, b))
+		return error_set(err, -EINVAL, "regions %zu and %zu overlap in their file", i, j);
 	return 0;
 }
 

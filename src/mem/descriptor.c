@@ -6,10 +6,10 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sched.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
@@ -141,6 +141,16 @@ int descriptor_check_userfaultfd(int fd, struct error *err)
 		return 0;
 	descriptor_name(fd, name, sizeof name);
 	return error_set(err, -EINVAL, "the first descriptor (%s) is no userfaultfd", name);
+}
+
+int descriptor_file(int fd, struct descriptor_file *ret)
+{
+	struct stat st;
+
+	if (fstat(fd, &st))
+		return -errno;
+	*ret = (struct descriptor_file){ .dev = st.st_dev, .ino = st.st_ino };
+	return 0;
 }
 
 /*

@@ -17,7 +17,9 @@
 #ifndef MEM_DESCRIPTOR_H
 #define MEM_DESCRIPTOR_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "postcopy/postcopy.h"
 #include "util/error.h"
@@ -48,6 +50,21 @@ int descriptor_check_memory(int fd, enum postcopy_memory memory, uint32_t index,
 
 /* The same for a userfaultfd. */
 int descriptor_check_userfaultfd(int fd, struct error *err);
+
+/* Which file it is, however many descriptors there are of it. All 0: none. */
+struct descriptor_file {
+	uint64_t dev;
+	uint64_t ino;
+};
+
+/* @fd: of a kind that is memory. Return: 0 or -errno. */
+int descriptor_file(int fd, struct descriptor_file *ret);
+
+static inline bool descriptor_same_file(const struct descriptor_file *a,
+                                        const struct descriptor_file *b)
+{
+	return a->ino && a->dev == b->dev && a->ino == b->ino;
+}
 
 /*
  * descriptor_discard() - close what a stranger has sent, whatever it is

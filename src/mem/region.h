@@ -90,6 +90,12 @@ static inline uint64_t region_units_per_page(const struct region *region)
 	return region->page_size >> UNIT_SHIFT;
 }
 
+/* Of ranges whose ends don't overflow. */
+static inline bool ranges_overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len)
+{
+	return a < b + b_len && b < a + a_len;
+}
+
 const char *memory_name(enum postcopy_memory memory);
 
 #endif

@@ -12,7 +12,8 @@
 #include "util/cleanup.h"
 #include "util/log.h"
 
-int migration_check_descriptors(const struct vmm_attach *attach, struct error *err)
+/* What they are: before their filesystem is asked anything, and before the service manager asks. */
+static int check_kinds(const struct vmm_attach *attach, struct error *err)
 {
 	const struct vmm_wire_msg *msg = attach->msg;
 	int rc = 0;
@@ -26,6 +27,64 @@ int migration_check_descriptors(const struct vmm_attach *attach, struct error *e
 			rc = descriptor_check_memory(attach->fds[r->fd_index],
 			                             (enum postcopy_memory)r->memory, i, err);
 	}
+	return rc;
+}
+
+/* The file behind each region; none behind anonymous memory, nor where nothing is migrated. */
+static int find_files(const struct vmm_attach *attach, const struct region_table *table,
+                      struct descriptor_file files[REGIONS_MAX], struct error *err)
+{
+	for (uint32_t i = 0; i < table->n; i++) {
+		const struct region *r = &table->regions[i];
+		uint32_t place = attach->msg->regions[i].fd_index;
+		int rc;
+
+		files[i] = (struct descriptor_file){ 0 };
+		if (place == VMM_WIRE_NO_FD || r->memory == POSTCOPY_MEMORY_ANONYMOUS ||
+		    (r->flags & POSTCOPY_REGION_PRIVATE))
+			continue;
+		rc = descriptor_file(attach->fds[place], &files[i]);
+		if (rc)
+			return error_errno(err, rc, "region %u: descriptor", i);
+	}
+	return 0;
+}
+
+static bool same_memory(const struct region *a, const struct descriptor_file *a_file,
+                        const struct region *b, const struct descriptor_file *b_file)
+{
+	return descriptor_same_file(a_file, b_file) &&
+	       ranges_overlap(a->fd_offset, a->size, b->fd_offset, b->size);
+}
+
+/* Each page is one region's: else the one's fill would undo what the guest wrote by the other. */
+static int check_overlap(const struct region_table *table,
+                         const struct descriptor_file files[REGIONS_MAX], struct error *err)
+{
+	for (uint32_t i = 1; i < table->n; i++)
+		for (uint32_t j = 0; j < i; j++)
+			if (same_memory(&table->regions[i], &files[i], &table->regions[j],
+			                &files[j]))
+				return error_set(err, -EINVAL,
+				                 "regions %u and %u overlap in their file", j, i);
+	return 0;
+}
+
+int migration_check_attach(struct migration *m, struct vmm_conn *conn,
+                           const struct vmm_attach *attach, struct error *err)
+{
+	struct descriptor_file files[REGIONS_MAX];
+	struct region_table table;
+	int rc = migration_read_table(attach->msg, &table, err);
+
+	(void)m;
+	(void)conn;
+	if (!rc)
+		rc = check_kinds(attach, err);
+	if (!rc)
+		rc = find_files(attach, &table, files, err);
+	if (!rc)
+		rc = check_overlap(&table, files, err);
 	return rc;
 }
 

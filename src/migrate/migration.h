@@ -183,12 +183,13 @@ int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *re
                          struct error *err);
 
 /*
- * migration_check_descriptors() - an ATTACH's, all of them, by what the kernel says that they are
+ * migration_check_attach() - whether a VMM may attach with what it hands over
  *
- * Before anything else is done with them: the service manager asks their filesystem, too.
- * Return: 0 or -EINVAL with @err naming the one that is of another kind.
+ * Before anything else is done with its descriptors. Nothing is changed.
+ * Return: 0; -EINVAL, -EBUSY with @err set.
  */
-int migration_check_descriptors(const struct vmm_attach *attach, struct error *err);
+int migration_check_attach(struct migration *m, struct vmm_conn *conn,
+                           const struct vmm_attach *attach, struct error *err);
 
 /*
  * migration_open_memories() - the memory behind each region that is not private

@@ -56,6 +56,9 @@ BAD_TABLES = {
     "regions that overlap in host memory": (
         [Region(SIZE // 2), Region(SIZE // 2, guest_phys_addr=SIZE, fd_offset=SIZE // 2,
                                    host_addr=0x10000000 + PAGE)], "overlap"),
+    "regions that share a page of their file": (
+        [Region(SIZE // 2), Region(SIZE // 2, guest_phys_addr=SIZE, fd_offset=SIZE // 2 - PAGE,
+                                   host_addr=0x20000000)], "0 and 1 overlap in their file"),
     "guest address plus size that overflows": (
         [Region(SIZE, guest_phys_addr=TOP - PAGE)], "region 0.*guest physical"),
     "host address plus size that overflows": (
@@ -97,6 +100,17 @@ def test_bad_region_table_is_refused(daemon, guest_fd, case):
     code, text = refused(daemon, pyvmm.attach(pyvmm.SOURCE, "vm1", regions), [guest_fd])
     assert code in (errno.EINVAL, errno.EPROTO, errno.E2BIG)
     assert re.search(named, text, re.I), text
+    attaches(daemon)
+
+
+def test_regions_that_overlap_in_a_file_that_is_given_twice_are_refused(daemon, guest_fd):
+    """Bulk put the source's old bytes over what the guest had written by the other region."""
+    again = os.open("/proc/self/fd/%d" % guest_fd, os.O_RDWR)
+    regions = [Region(SIZE // 2), Region(SIZE // 2, guest_phys_addr=SIZE, host_addr=0x20000000,
+                                         fd_index=1)]
+    code, text = refused(daemon, pyvmm.attach(pyvmm.SOURCE, "vm1", regions), [guest_fd, again])
+    os.close(again)
+    assert code == errno.EINVAL and "0 and 1 overlap in their file" in text
     attaches(daemon)
 
 
