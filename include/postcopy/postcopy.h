@@ -23,8 +23,9 @@
  *
  * The library creates the userfaultfd, registers the regions in the mode their
  * memory needs, and keeps its own copy of it open: closing the last reference
- * would let absent pages read as zeroes. Absent pages may be touched by any thread
- * of the VMM, from attach on; it sleeps until the page is there (before
+ * would let absent pages read as zeroes. Before that it discards what the regions hold: a page that
+ * is there before the guest has come would never be fetched. Absent pages may be touched by any
+ * thread of the VMM, from attach on; it sleeps until the page is there (before
  * POSTCOPY_EVENT_VMSTATE nobody delivers pages, so don't wait for such a thread).
  *
  * While attached on the destination:
@@ -165,8 +166,9 @@ POSTCOPY_API int postcopy_source_attach(const char *socket_path, const char *mig
  *
  * Arguments and errors as postcopy_source_attach(). Also -EPERM where this process may
  * not create a userfaultfd (needs CAP_SYS_PTRACE or access to /dev/userfaultfd), and
- * -EOPNOTSUPP where the kernel can't trap this kind of memory. On failure nothing stays
- * registered.
+ * -EOPNOTSUPP where the kernel can't trap this kind of memory, -EBUSY where a page of it is there
+ * that could not be discarded. On failure nothing stays registered. What the regions held is
+ * discarded in any case.
  */
 POSTCOPY_API int postcopy_destination_attach(const char *socket_path, const char *migration_id,
                                              const struct postcopy_region *regions,

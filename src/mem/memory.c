@@ -10,16 +10,23 @@
 #include <sys/vfs.h>
 
 #include "mem/descriptor.h"
+#include "mem/pagemap.h"
 #include "util/cleanup.h"
+#include "util/clock.h"
 #include "util/guard.h"
 
 /* Pieces at least this large are dropped from the alias after reading, to bound its RSS. */
 #define ALIAS_DROP_BYTES (64u * 1024u)
 
+/* What is discarded at a time: populated and mapped, that takes some 20 ms. */
+#define PUNCH_BYTES (64ull << 20)
+
 struct memory {
 	enum postcopy_memory kind;
 	int fd;
+	int seek_fd; /* memfd: a description of our own, for the VMM's has its offset for the VMM */
 	uint64_t fd_offset;
+	uint64_t host_addr; /* in the VMM */
 	uint64_t size;
 	uint64_t page_size;
 	char *alias; /* NULL where none is needed */
@@ -33,6 +40,7 @@ struct memory *memory_free(struct memory *m)
 		return NULL;
 	if (m->alias)
 		munmap(m->alias, m->size);
+	close_fd(&m->seek_fd);
 	close_fd(&m->fd);
 	free(m);
 	return NULL;
@@ -136,8 +144,9 @@ static struct memory *memory_alloc(const struct region *region)
 	if (!m)
 		return NULL;
 	m->kind = region->memory;
-	m->fd = -1;
+	m->fd = m->seek_fd = -1;
 	m->fd_offset = region->fd_offset;
+	m->host_addr = region->host_addr;
 	m->size = region->size;
 	m->page_size = region->page_size;
 	return m;
@@ -169,6 +178,17 @@ int memory_open_source(const struct region *region, uint32_t index, int fd, stru
 	return 0;
 }
 
+static int open_seek_fd(struct memory *m, uint32_t index, struct error *err)
+{
+	char link[64];
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", m->fd);
+	m->seek_fd = open(link, O_RDONLY | O_CLOEXEC);
+	if (m->seek_fd < 0)
+		return error_errno(err, -errno, "region %u: opening the memfd anew", index);
+	return 0;
+}
+
 /* Asked with nothing to write: a guest_memfd without write() is not seekable at all. */
 static bool knows_pwrite(int fd, uint64_t offset)
 {
@@ -189,8 +209,10 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 	}
 	m->fd = fd;
 	rc = check_fd(m, index, true, err);
-	if (!rc && m->kind != POSTCOPY_MEMORY_MEMFD)
-		rc = map_alias(m, index, PROT_READ | PROT_WRITE, err);
+	if (!rc)
+		rc = m->kind == POSTCOPY_MEMORY_MEMFD
+		             ? open_seek_fd(m, index, err)
+		             : map_alias(m, index, PROT_READ | PROT_WRITE, err);
 	if (rc)
 		return fail_open(m, rc);
 	atomic_store(&m->can_write,
@@ -198,6 +220,75 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 	                                                  knows_pwrite(m->fd, m->fd_offset)));
 	*ret = m;
 	return 0;
+}
+
+/* Whether the whole file has no page. KVM does not count a guest_memfd's. */
+static bool is_all_hole(const struct memory *m)
+{
+	struct stat st;
+
+	return m->kind != POSTCOPY_MEMORY_GUEST_MEMFD && !fstat(m->fd, &st) && !st.st_blocks;
+}
+
+/*
+ * Piece by piece, for nobody else is served meanwhile: larger ones where there is nothing, for
+ * those take no time.
+ */
+static int punch(const struct memory *m, uint32_t index, uint64_t deadline_ns, struct error *err)
+{
+	uint64_t piece = PUNCH_BYTES;
+
+	for (uint64_t at = 0, len; at < m->size && !is_all_hole(m); at += len) {
+		uint64_t begin_ns = clock_now_ns();
+
+		if (begin_ns > deadline_ns)
+			return error_set(err, -EBUSY,
+			                 "region %u: its memory is not empty, and too much to "
+			                 "discard from offset %#llx on: the VMM must do that "
+			                 "before it attaches (FALLOC_FL_PUNCH_HOLE)",
+			                 index, (unsigned long long)at);
+		piece = piece < m->page_size ? m->page_size : piece;
+		len = m->size - at < piece ? m->size - at : piece;
+		if (fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		              (off_t)(m->fd_offset + at), (off_t)len))
+			return error_errno(err, -errno, "region %u: discarding what is at %#llx",
+			                   index, (unsigned long long)at);
+		piece = clock_now_ns() - begin_ns < NSEC_PER_MSEC ? 2 * piece : PUNCH_BYTES;
+	}
+	return 0;
+}
+
+static int check_unmapped(const struct memory *m, uint32_t index, pid_t vmm, uint64_t deadline_ns,
+                          struct error *err)
+{
+	uint64_t addr = 0;
+	int rc = vmm ? pagemap_find(vmm, m->host_addr, m->host_addr + m->size, deadline_ns, &addr)
+	             : -EACCES;
+
+	/* Where it can't be told, the library's own discard has to do. */
+	if (rc)
+		return 0;
+	return error_set(err, -EBUSY,
+	                 "region %u: its memory is not empty, there is a page at offset %#llx: the "
+	                 "VMM must discard it before it registers it (MADV_DONTNEED)",
+	                 index, (unsigned long long)(addr - m->host_addr));
+}
+
+int memory_empty(struct memory *m, uint32_t index, pid_t vmm, uint64_t deadline_ns,
+                 struct error *err)
+{
+	int rc;
+
+	if (m->kind == POSTCOPY_MEMORY_ANONYMOUS)
+		return check_unmapped(m, index, vmm, deadline_ns, err);
+	if (is_all_hole(m))
+		return 0;
+	rc = punch(m, index, deadline_ns, err);
+	if (rc || m->kind != POSTCOPY_MEMORY_HUGETLB)
+		return rc;
+	/* What is discarded has lost its reservation, and a new mapping makes one. */
+	munmap(steal_ptr(&m->alias), m->size);
+	return map_alias(m, index, PROT_READ | PROT_WRITE, err);
 }
 
 int memory_read(struct memory *m, uint64_t offset, void *buf, size_t len)
@@ -277,20 +368,17 @@ int memory_fill(struct memory *m, uint64_t offset, const void *buf, size_t len, 
 	return rc;
 }
 
-bool memory_has(const struct memory *m, uint64_t offset)
+uint64_t memory_hole(const struct memory *m, uint64_t offset, uint64_t len)
 {
-	off_t at = (off_t)(m->fd_offset + offset);
-	_cleanup_close_ int fd = -1;
-	char link[64];
+	uint64_t at = m->fd_offset + offset;
 	off_t data;
 
-	/* A description of our own: the VMM's has its offset for the VMM. */
-	snprintf(link, sizeof link, "/proc/self/fd/%d", m->fd);
-	fd = open(link, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return true;
-	data = lseek(fd, at, SEEK_DATA);
-	return data == at || (data < 0 && errno != ENXIO);
+	if (m->kind == POSTCOPY_MEMORY_ANONYMOUS)
+		return len;
+	data = lseek(m->seek_fd, (off_t)at, SEEK_DATA);
+	if (data < 0)
+		return errno == ENXIO ? len : 0;
+	return (uint64_t)data - at < len ? (uint64_t)data - at : len;
 }
 
 int memory_touch(struct memory *m, uint64_t offset)

@@ -10,7 +10,11 @@
 #include "mem/memory.h"
 #include "mem/probe.h"
 #include "util/cleanup.h"
+#include "util/clock.h"
 #include "util/log.h"
+
+/* What the VMM should have discarded itself; nobody else is served meanwhile. */
+#define EMPTY_LIMIT_NS (50 * NSEC_PER_MSEC)
 
 /* What they are: before their filesystem is asked anything, and before the service manager asks. */
 static int check_kinds(const struct vmm_attach *attach, struct error *err)
@@ -139,6 +143,19 @@ static int copy_fd(const struct migration *m, const struct vmm_attach *attach,
 	return *ret_fd < 0 ? error_errno(err, -errno, "region %u: descriptor", index) : 0;
 }
 
+/* What is there before the guest has come is not the guest's. Only once: then it is. */
+static int empty_memories(const struct region_table *table, struct memory **memories, pid_t vmm,
+                          struct error *err)
+{
+	uint64_t deadline_ns = clock_now_ns() + EMPTY_LIMIT_NS;
+	int rc = 0;
+
+	for (uint32_t i = 0; i < table->n && !rc; i++)
+		if (memories[i])
+			rc = memory_empty(memories[i], i, vmm, deadline_ns, err);
+	return rc;
+}
+
 int migration_open_memories(struct migration *m, const struct vmm_attach *attach,
                             const struct region_table *table, struct memory **memories,
                             struct error *err)
@@ -162,6 +179,8 @@ int migration_open_memories(struct migration *m, const struct vmm_attach *attach
 		if (!rc)
 			fd = -1;
 	}
+	if (!rc && destination && m->state == MIGRATION_PREPARED)
+		rc = empty_memories(table, memories, attach->vmm, err);
 	if (!rc)
 		log_migration_debug(m->params.id, "%u regions, %llu MiB", table->n,
 		                    (unsigned long long)(table->size_bytes >> 20));

@@ -91,7 +91,7 @@ static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, 
                          size_t n_fds, struct error *err)
 {
 	struct vmm_server *server = conn->server;
-	struct vmm_attach attach = { .msg = msg, .fds = fds, .n_fds = n_fds };
+	struct vmm_attach attach = { .msg = msg, .fds = fds, .n_fds = n_fds, .vmm = conn->pid };
 	void *owner;
 	int rc;
 
