@@ -74,21 +74,98 @@ static int check_overlap(const struct region_table *table,
 	return 0;
 }
 
-int migration_check_attach(struct migration *m, struct vmm_conn *conn,
-                           const struct vmm_attach *attach, struct error *err)
+/* Whether a guest runs, or has run, in memory that did not get all of its pages. */
+static bool has_holes(struct migration *m)
+{
+	bool ran;
+
+	pthread_mutex_lock(&m->lock);
+	ran = m->may_have_run;
+	pthread_mutex_unlock(&m->lock);
+	return m->params.role == MIGRATION_DESTINATION && ran && m->state != MIGRATION_COMPLETE;
+}
+
+/*
+ * Whether a migration has a say about its memory still: it is under way; or its guest's holes are
+ * for good (they were poisoned), and whoever read them for a source would take them for zeroes.
+ */
+static bool holds_memory(struct migration *m, bool to_read)
+{
+	if (m->state == MIGRATION_PREPARED)
+		return false;
+	return !migration_state_is_final(m->state) || (to_read && has_holes(m));
+}
+
+/* Anonymous memory has no name of its own but its process and its place there. */
+static bool same_place(const struct region *a, pid_t a_vmm, const struct region *b, pid_t b_vmm)
+{
+	return a->memory == POSTCOPY_MEMORY_ANONYMOUS && b->memory == POSTCOPY_MEMORY_ANONYMOUS &&
+	       a_vmm && a_vmm == b_vmm &&
+	       ranges_overlap(a->host_addr, a->size, b->host_addr, b->size);
+}
+
+/* Return: the first region of @table that is memory of @other's too; @table->n where none is. */
+static uint32_t find_shared(const struct migration *other, const struct region_table *table,
+                            const struct descriptor_file files[REGIONS_MAX], pid_t vmm)
+{
+	pid_t other_vmm = other->vmm ? vmm_conn_pid(other->vmm) : 0;
+
+	for (uint32_t i = 0; i < table->n; i++)
+		for (uint32_t j = 0; j < other->table.n; j++)
+			if (same_memory(&table->regions[i], &files[i], &other->table.regions[j],
+			                &other->files[j]) ||
+			    same_place(&table->regions[i], vmm, &other->table.regions[j],
+			               other_vmm))
+				return i;
+	return table->n;
+}
+
+/*
+ * Guest memory belongs to one migration at a time. While its pages are still coming it can't be the
+ * source of the next one, which would send zeroes for what has not come; nor can one guest go to
+ * two places.
+ */
+static int check_owner(const struct migration *m, const struct vmm_attach *attach,
+                       const struct region_table *table,
+                       const struct descriptor_file files[REGIONS_MAX], struct error *err)
+{
+	bool to_read = m->params.role == MIGRATION_SOURCE;
+
+	for (struct migration *other = m->owner->list; other; other = other->next) {
+		uint32_t shared = find_shared(other, table, files, attach->vmm);
+
+		if (other == m || shared == table->n || !holds_memory(other, to_read))
+			continue;
+		/* Its VMM may have let go of it just now. */
+		if (other->vmm)
+			vmm_conn_catch_up(other->vmm);
+		if (holds_memory(other, to_read))
+			return error_set(
+			        err, -EBUSY,
+			        "region %u: its memory is that of migration \"%s\", a %s "
+			        "that is %s%s",
+			        shared, other->params.id, migration_role_name(other->params.role),
+			        migration_state_name(other->state),
+			        has_holes(other) ? " and has not got all of its pages" : "");
+	}
+	return 0;
+}
+
+int migration_check_attach(const struct migration *m, const struct vmm_attach *attach,
+                           struct error *err)
 {
 	struct descriptor_file files[REGIONS_MAX];
 	struct region_table table;
 	int rc = migration_read_table(attach->msg, &table, err);
 
-	(void)m;
-	(void)conn;
 	if (!rc)
 		rc = check_kinds(attach, err);
 	if (!rc)
 		rc = find_files(attach, &table, files, err);
 	if (!rc)
 		rc = check_overlap(&table, files, err);
+	if (!rc)
+		rc = check_owner(m, attach, &table, files, err);
 	return rc;
 }
 
@@ -161,7 +238,7 @@ int migration_open_memories(struct migration *m, const struct vmm_attach *attach
                             struct error *err)
 {
 	bool destination = m->params.role == MIGRATION_DESTINATION;
-	int rc = 0;
+	int rc = find_files(attach, table, m->files, err);
 
 	for (uint32_t i = 0; i < table->n && !rc; i++) {
 		const struct region *r = &table->regions[i];

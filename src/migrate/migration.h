@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 
+#include "mem/descriptor.h"
 #include "migrate/saved.h"
 #include "util/fd_store.h"
 #include "util/record.h"
@@ -54,6 +55,7 @@ struct migration {
 	struct migration_watcher *watchers;
 	struct vmm_conn *vmm; /* NULL while none is attached */
 	struct region_table table;
+	struct descriptor_file files[REGIONS_MAX]; /* behind each region, since it was opened */
 	uint32_t fd_index[REGIONS_MAX]; /* of each region, among the ATTACH's descriptors */
 	size_t n_fds;                   /* of the ATTACH, that the store keeps */
 	struct record record;           /* absent where there is no store */
@@ -188,8 +190,8 @@ int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *re
  * Before anything else is done with its descriptors. Nothing is changed.
  * Return: 0; -EINVAL, -EBUSY with @err set.
  */
-int migration_check_attach(struct migration *m, struct vmm_conn *conn,
-                           const struct vmm_attach *attach, struct error *err);
+int migration_check_attach(const struct migration *m, const struct vmm_attach *attach,
+                           struct error *err);
 
 /*
  * migration_open_memories() - the memory behind each region that is not private
