@@ -101,7 +101,10 @@ struct postcopy_error {
 
 /** What a region's memory is. The two sides may differ. */
 enum postcopy_memory {
-	/** memfd_create() without huge pages. Sealed F_SEAL_SHRINK by the daemon. */
+	/**
+	 * memfd_create() without huge pages, mapped MAP_SHARED. Sealed F_SEAL_SHRINK by the daemon;
+	 * at the destination not sealed against writing.
+	 */
 	POSTCOPY_MEMORY_MEMFD = 1,
 	/** memfd_create(MFD_HUGETLB). Page sizes 2 MiB and 1 GiB. */
 	POSTCOPY_MEMORY_HUGETLB = 2,

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <sys/stat.h>
 
+#include "util/maps.h"
+
 #define PAGE_4K 4096ull
 #define PAGE_2M (2ull << 20)
 #define PAGE_1G (1ull << 30)
@@ -50,6 +52,22 @@ static int check_multiple(uint64_t value, const char *what, const struct postcop
 	return 0;
 }
 
+/* By the source's file the daemon sees what the guest does, and by the destination's the other way.
+ */
+static int check_shared(const struct postcopy_region *r, size_t i, struct error *err)
+{
+	uint64_t start = (uintptr_t)r->host_addr, addr;
+	struct stat st;
+
+	if (r->fd < 0 || fstat(r->fd, &st) ||
+	    maps_find_private(0, start, start + r->size, st.st_dev, st.st_ino, &addr))
+		return 0;
+	return error_set(err, -EINVAL,
+	                 "region %zu: host_addr is mapped MAP_PRIVATE: what the guest writes there "
+	                 "is not in fd %d; map it MAP_SHARED",
+	                 i, r->fd);
+}
+
 static int check_region(const struct postcopy_region *r, size_t i, struct error *err)
 {
 	bool anonymous = r->memory == POSTCOPY_MEMORY_ANONYMOUS;
@@ -84,6 +102,8 @@ static int check_region(const struct postcopy_region *r, size_t i, struct error 
 		rc = check_multiple((uintptr_t)r->host_addr, "host_addr", r, i, err);
 	if (!rc)
 		rc = check_multiple(r->fd_offset, "fd_offset", r, i, err);
+	if (!rc)
+		rc = check_shared(r, i, err);
 	return rc;
 }
 

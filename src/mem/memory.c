@@ -10,7 +10,6 @@
 #include <sys/vfs.h>
 
 #include "mem/descriptor.h"
-#include "mem/pagemap.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/guard.h"
@@ -26,7 +25,6 @@ struct memory {
 	int fd;
 	int seek_fd; /* memfd: a description of our own, for the VMM's has its offset for the VMM */
 	uint64_t fd_offset;
-	uint64_t host_addr; /* in the VMM */
 	uint64_t size;
 	uint64_t page_size;
 	char *alias; /* NULL where none is needed */
@@ -71,18 +69,30 @@ static int refuse(const struct memory *m, uint32_t index, const char *why, struc
 	                 memory_name(m->kind), why);
 }
 
-/* memfd and hugetlb: a file that can't shrink under us. */
-static int seal(const struct memory *m, uint32_t index, struct error *err)
+/*
+ * memfd and hugetlb: a file that can't shrink under us, and where pages come that they can come to.
+ * F_SEAL_FUTURE_WRITE lets the VMM's mapping be written, but no descriptor, and no mapping of ours.
+ */
+static int check_seals(const struct memory *m, uint32_t index, bool writable, struct error *err)
 {
 	int seals = fcntl(m->fd, F_GET_SEALS);
 
 	if (seals < 0)
 		return refuse(m, index, "it has no seals", err);
-	if (!(seals & F_SEAL_SHRINK) && fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK))
+	if (writable && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)))
 		return refuse(m, index,
-		              "it can't be sealed F_SEAL_SHRINK; create it with MFD_ALLOW_SEALING",
+		              seals & F_SEAL_WRITE ? "it is sealed F_SEAL_WRITE: no page can come"
+		                                   : "it is sealed F_SEAL_FUTURE_WRITE: no page "
+		                                     "can come",
 		              err);
-	return 0;
+	if (seals & F_SEAL_SHRINK || !fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK))
+		return 0;
+	return refuse(m, index,
+	              seals & F_SEAL_SEAL ? "it can't be sealed F_SEAL_SHRINK; create it with "
+	                                    "MFD_ALLOW_SEALING"
+	                                  : "it can't be sealed F_SEAL_SHRINK, for it is not open "
+	                                    "for writing; seal it before, or open it O_RDWR",
+	              err);
 }
 
 static int check_page_size(const struct memory *m, uint32_t index, struct error *err)
@@ -122,7 +132,7 @@ static int check_fd(const struct memory *m, uint32_t index, bool writable, struc
 	if (!rc)
 		rc = check_size(m, index, err);
 	if (!rc && m->kind != POSTCOPY_MEMORY_GUEST_MEMFD)
-		rc = seal(m, index, err);
+		rc = check_seals(m, index, writable, err);
 	return rc;
 }
 
@@ -146,7 +156,6 @@ static struct memory *memory_alloc(const struct region *region)
 	m->kind = region->memory;
 	m->fd = m->seek_fd = -1;
 	m->fd_offset = region->fd_offset;
-	m->host_addr = region->host_addr;
 	m->size = region->size;
 	m->page_size = region->page_size;
 	return m;
@@ -258,30 +267,11 @@ static int punch(const struct memory *m, uint32_t index, uint64_t deadline_ns, s
 	return 0;
 }
 
-static int check_unmapped(const struct memory *m, uint32_t index, pid_t vmm, uint64_t deadline_ns,
-                          struct error *err)
-{
-	uint64_t addr = 0;
-	int rc = vmm ? pagemap_find(vmm, m->host_addr, m->host_addr + m->size, deadline_ns, &addr)
-	             : -EACCES;
-
-	/* Where it can't be told, the library's own discard has to do. */
-	if (rc)
-		return 0;
-	return error_set(err, -EBUSY,
-	                 "region %u: its memory is not empty, there is a page at offset %#llx: the "
-	                 "VMM must discard it before it registers it (MADV_DONTNEED)",
-	                 index, (unsigned long long)(addr - m->host_addr));
-}
-
-int memory_empty(struct memory *m, uint32_t index, pid_t vmm, uint64_t deadline_ns,
-                 struct error *err)
+int memory_empty(struct memory *m, uint32_t index, uint64_t deadline_ns, struct error *err)
 {
 	int rc;
 
-	if (m->kind == POSTCOPY_MEMORY_ANONYMOUS)
-		return check_unmapped(m, index, vmm, deadline_ns, err);
-	if (is_all_hole(m))
+	if (m->kind == POSTCOPY_MEMORY_ANONYMOUS || is_all_hole(m))
 		return 0;
 	rc = punch(m, index, deadline_ns, err);
 	if (rc || m->kind != POSTCOPY_MEMORY_HUGETLB)

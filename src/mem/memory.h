@@ -28,8 +28,6 @@
 #ifndef MEM_MEMORY_H
 #define MEM_MEMORY_H
 
-#include <sys/types.h>
-
 #include "mem/region.h"
 
 struct memory;
@@ -68,18 +66,16 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 
 /*
  * memory_empty() - have the destination's memory be all holes, before any of it is filled
- * @vmm: its process, whose own page tables tell of anonymous memory; 0 where it is not known
  * @deadline_ns: where it takes longer it is given up (clock_now_ns())
  *
  * What is there before the guest has come would be taken for the guest's, or for a page that
  * arrived. A file's pages are discarded, also those that are only allocated, which no SEEK_DATA
- * nor mincore() tells of; anonymous memory can only be looked at, and only where we may look.
+ * nor mincore() tells of. Anonymous memory is out of reach: mem/inspect.h looks at it.
  *
- * Return: 0; -EBUSY with @err naming the place where something is that can't be discarded, or is
- * too much; or the errno of fallocate().
+ * Return: 0; -EBUSY with @err naming the place from where on it was too much; or the errno of
+ * fallocate().
  */
-int memory_empty(struct memory *m, uint32_t index, pid_t vmm, uint64_t deadline_ns,
-                 struct error *err);
+int memory_empty(struct memory *m, uint32_t index, uint64_t deadline_ns, struct error *err);
 
 struct memory *memory_free(struct memory *m);
 

@@ -12,6 +12,7 @@
  *   region.h      the table and its checks: nothing from outside is used before it
  *   page_state.h  what has arrived: claimed, present, wanted
  *   descriptor.h  what a descriptor from outside is, before it is used
+ *   inspect.h     what a VMM's own mappings tell, where we may look
  *   memory.h      the memory behind a region: reading it and filling it
  *   addrmap.h     where a region is mapped in the VMM, as it moves
  *   probe.h       what this kernel can do, found by doing it

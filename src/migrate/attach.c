@@ -7,6 +7,7 @@
 #include <linux/userfaultfd.h>
 
 #include "mem/descriptor.h"
+#include "mem/inspect.h"
 #include "mem/memory.h"
 #include "mem/probe.h"
 #include "util/cleanup.h"
@@ -166,6 +167,9 @@ int migration_check_attach(const struct migration *m, const struct vmm_attach *a
 		rc = check_overlap(&table, files, err);
 	if (!rc)
 		rc = check_owner(m, attach, &table, files, err);
+	if (!rc)
+		rc = inspect_vmm(attach->vmm, &table, files,
+		                 m->params.role == MIGRATION_DESTINATION, err);
 	return rc;
 }
 
@@ -221,7 +225,7 @@ static int copy_fd(const struct migration *m, const struct vmm_attach *attach,
 }
 
 /* What is there before the guest has come is not the guest's. Only once: then it is. */
-static int empty_memories(const struct region_table *table, struct memory **memories, pid_t vmm,
+static int empty_memories(const struct region_table *table, struct memory **memories,
                           struct error *err)
 {
 	uint64_t deadline_ns = clock_now_ns() + EMPTY_LIMIT_NS;
@@ -229,7 +233,7 @@ static int empty_memories(const struct region_table *table, struct memory **memo
 
 	for (uint32_t i = 0; i < table->n && !rc; i++)
 		if (memories[i])
-			rc = memory_empty(memories[i], i, vmm, deadline_ns, err);
+			rc = memory_empty(memories[i], i, deadline_ns, err);
 	return rc;
 }
 
@@ -257,7 +261,7 @@ int migration_open_memories(struct migration *m, const struct vmm_attach *attach
 			fd = -1;
 	}
 	if (!rc && destination && m->state == MIGRATION_PREPARED)
-		rc = empty_memories(table, memories, attach->vmm, err);
+		rc = empty_memories(table, memories, err);
 	if (!rc)
 		log_migration_debug(m->params.id, "%u regions, %llu MiB", table->n,
 		                    (unsigned long long)(table->size_bytes >> 20));

@@ -2,6 +2,8 @@
 """What a confused or hostile VMM sends: refused in one line that names the thing, while the
 daemon serves the others on and keeps nothing."""
 import errno
+import fcntl
+import mmap
 import os
 import re
 import socket
@@ -16,6 +18,7 @@ from pyvmm import PAGE, Region
 from silent_fs import SilentFile
 
 SIZE = 4 << 20
+F_SEAL_FUTURE_WRITE = 0x10
 
 
 @pytest.fixture
@@ -248,6 +251,56 @@ def test_destination_with_a_memfd_for_a_userfaultfd_is_refused(host, guest_fd):
     code, text = refused(daemon, pyvmm.attach(pyvmm.DESTINATION, "vm1", [region],
                                               pyvmm.UFFD_FEATURES), [guest_fd, guest_fd])
     assert code and "userfaultfd" in text
+
+
+@pytest.mark.parametrize("seal", [fcntl.F_SEAL_WRITE, F_SEAL_FUTURE_WRITE],
+                         ids=["F_SEAL_WRITE", "F_SEAL_FUTURE_WRITE"])
+def test_destination_memory_that_no_page_can_come_to_is_refused(host, seal):
+    """It was attached, and the guest stood still for good at its first page: beyond the point of no
+    return."""
+    if pyvmm.can_userfault():
+        pytest.skip(pyvmm.can_userfault())
+    daemon = host.daemon("destination")
+    daemon.prepare_destination("vm1", "127.0.0.1:9")
+    fd = pyvmm.memfd(size=SIZE)
+    if seal == fcntl.F_SEAL_WRITE:
+        addr = pyvmm.libc.mmap(None, SIZE, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0)
+        uffd = pyvmm.userfaultfd(addr, SIZE, pyvmm.UFFD_MODE_MISSING)
+    else:
+        addr = pyvmm.map_shared(fd, SIZE)
+        uffd = pyvmm.userfaultfd(addr, SIZE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
+    region = Region(SIZE, fd_index=1, uffd_mode=5)
+    code, text = refused(daemon, pyvmm.attach(pyvmm.DESTINATION, "vm1", [region],
+                                              pyvmm.UFFD_FEATURES), [uffd, fd])
+    os.close(uffd)
+    os.close(fd)
+    assert code == errno.EINVAL and "region 0" in text and "sealed" in text
+
+
+def test_memfd_that_the_guest_has_as_a_private_mapping_is_no_source(daemon, guest_fd):
+    """What the guest had written was not in the file: its pages arrived as they once were."""
+    addr = pyvmm.libc.mmap(None, SIZE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE,
+                           guest_fd, 0)
+    code, text = refused(daemon, pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(SIZE, host_addr=addr)]),
+                         [guest_fd])
+    assert code == errno.EINVAL and "region 0" in text and "MAP_PRIVATE" in text
+    addr = pyvmm.map_shared(guest_fd, SIZE)
+    with pyvmm.Socket(daemon.vmm_path) as sock:
+        sock.send(pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(SIZE, host_addr=addr)]), [guest_fd])
+        sock.expect(pyvmm.ATTACHED)
+
+
+def test_source_descriptor_that_is_read_only_is_told_what_is_wrong(daemon, guest_fd):
+    """It was told to create its memfd with what it had been created with."""
+    fd = os.open("/proc/self/fd/%d" % guest_fd, os.O_RDONLY)
+    code, text = refused(daemon, good_attach(), [fd])
+    assert code == errno.EINVAL and "not open for writing" in text
+    fcntl.fcntl(guest_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    with pyvmm.Socket(daemon.vmm_path) as sock:
+        sock.send(good_attach(), [fd])
+        sock.expect(pyvmm.ATTACHED)
+    os.close(fd)
 
 
 @pytest.mark.parametrize("name", ["[userfaultfd]", "anon_inode:[userfaultfd]"])

@@ -21,6 +21,8 @@
 
 #include "fault/resolver.h"
 #include "guest.h"
+#include "libpostcopy/table.h"
+#include "mem/inspect.h"
 #include "mem/pagemap.h"
 #include "util/clock.h"
 
@@ -159,7 +161,7 @@ static void test_the_daemon_empties_a_memfd(void **state)
 		struct memory *m = open_memory(POSTCOPY_MEMORY_MEMFD, fd, p);
 
 		populate(how, fd, p);
-		if (memory_empty(m, 0, 0, UINT64_MAX, &err))
+		if (memory_empty(m, 0, UINT64_MAX, &err))
 			fail_msg("%s", err.text);
 		assert_false(has_pages(fd));
 		assert_false(is_mapped_anywhere(p));
@@ -177,33 +179,71 @@ static void test_what_takes_too_long_is_refused_by_name(void **state)
 	struct memory *m = open_memory(POSTCOPY_MEMORY_MEMFD, fd, p);
 
 	(void)state;
-	assert_int_equal(memory_empty(m, 3, 0, 0, &err), 0);
+	assert_int_equal(memory_empty(m, 3, 0, &err), 0);
 	memset(p, 1, SIZE);
-	assert_int_equal(memory_empty(m, 3, 0, 0, &err), -EBUSY);
+	assert_int_equal(memory_empty(m, 3, 0, &err), -EBUSY);
 	assert_non_null(strstr(err.text, "region 3"));
 	assert_non_null(strstr(err.text, "offset 0"));
 	munmap(p, SIZE);
 	memory_free(m);
 }
 
+static int inspect(enum postcopy_memory kind, const uint8_t *p, int fd, pid_t vmm,
+                   struct error *err)
+{
+	struct region r = {
+		.memory = kind, .size = SIZE, .page_size = UNIT_BYTES, .host_addr = (uintptr_t)p
+	};
+	struct descriptor_file files[REGIONS_MAX] = { 0 };
+	struct region_table table = { 0 };
+
+	assert_int_equal(region_table_add(&table, &r, NULL), 0);
+	if (fd >= 0)
+		assert_int_equal(descriptor_file(fd, &files[0]), 0);
+	return inspect_vmm(vmm, &table, files, true, err);
+}
+
 static void test_anonymous_memory_that_is_not_empty_is_refused_by_name(void **state)
 {
 	uint8_t *p = map_memory(-1);
-	struct memory *m = open_memory(POSTCOPY_MEMORY_ANONYMOUS, -1, p);
 	struct error err = ERROR_INIT;
 
 	(void)state;
 	madvise(p, SIZE, MADV_NOHUGEPAGE);
-	assert_int_equal(memory_empty(m, 2, getpid(), UINT64_MAX, &err), 0);
+	assert_int_equal(inspect(POSTCOPY_MEMORY_ANONYMOUS, p, -1, getpid(), &err), 0);
 	/* Read once: it is zero, and UFFDIO_COPY finds it there. */
 	assert_int_equal(((volatile uint8_t *)p)[77 * UNIT_BYTES], 0);
-	assert_int_equal(memory_empty(m, 2, getpid(), UINT64_MAX, &err), -EBUSY);
-	assert_non_null(strstr(err.text, "region 2"));
+	assert_int_equal(inspect(POSTCOPY_MEMORY_ANONYMOUS, p, -1, getpid(), &err), -EBUSY);
+	assert_non_null(strstr(err.text, "region 0"));
 	assert_non_null(strstr(err.text, "0x4d000"));
 	/* Whose it is is not known: the library's discard has to do. */
-	assert_int_equal(memory_empty(m, 2, 0, UINT64_MAX, &err), 0);
+	assert_int_equal(inspect(POSTCOPY_MEMORY_ANONYMOUS, p, -1, 0, &err), 0);
 	munmap(p, SIZE);
-	memory_free(m);
+}
+
+/* What the guest writes is not in the file that would be sent: at its next host, old pages. */
+static void test_a_private_mapping_is_refused_by_name(void **state)
+{
+	int fd = make_memfd();
+	uint8_t *p = map_memory(fd), *private;
+	struct error err = ERROR_INIT;
+	struct postcopy_region r = { .memory = POSTCOPY_MEMORY_MEMFD,
+		                     .size = SIZE,
+		                     .page_size = UNIT_BYTES,
+		                     .host_addr = p,
+		                     .fd = fd };
+
+	(void)state;
+	assert_int_equal(inspect(POSTCOPY_MEMORY_MEMFD, p, fd, getpid(), &err), 0);
+	assert_int_equal(table_check(&r, 1, &err), 0);
+	private = mmap(p + 9 * UNIT_BYTES, UNIT_BYTES, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
+	assert_true(private == p + 9 * UNIT_BYTES);
+	assert_int_equal(inspect(POSTCOPY_MEMORY_MEMFD, p, fd, getpid(), &err), -EINVAL);
+	assert_non_null(strstr(err.text, "MAP_PRIVATE at offset 0x9000"));
+	assert_int_equal(table_check(&r, 1, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "MAP_PRIVATE"));
+	munmap(p, SIZE);
+	close(fd);
 }
 
 static void again(void *arg)
@@ -322,6 +362,7 @@ int main(void)
 		cmocka_unit_test(test_the_daemon_empties_a_memfd),
 		cmocka_unit_test(test_what_takes_too_long_is_refused_by_name),
 		cmocka_unit_test(test_anonymous_memory_that_is_not_empty_is_refused_by_name),
+		cmocka_unit_test(test_a_private_mapping_is_refused_by_name),
 		cmocka_unit_test(test_a_page_that_was_there_is_not_taken_for_one_that_came),
 	};
 
