@@ -23,8 +23,9 @@
  *
  * The library creates the userfaultfd, registers the regions in the mode their
  * memory needs, and keeps its own copy of it open: closing the last reference
- * would let absent pages read as zeroes. Absent pages may be touched by any thread
- * of the VMM, from attach on; it sleeps until the page is there (before
+ * would let absent pages read as zeroes. Before that it discards what the regions hold: a page that
+ * is there before the guest has come would never be fetched. Absent pages may be touched by any
+ * thread of the VMM, from attach on; it sleeps until the page is there (before
  * POSTCOPY_EVENT_VMSTATE nobody delivers pages, so don't wait for such a thread).
  *
  * While attached on the destination:
@@ -100,7 +101,10 @@ struct postcopy_error {
 
 /** What a region's memory is. The two sides may differ. */
 enum postcopy_memory {
-	/** memfd_create() without huge pages. Sealed F_SEAL_SHRINK by the daemon. */
+	/**
+	 * memfd_create() without huge pages, mapped MAP_SHARED. Sealed F_SEAL_SHRINK by the daemon;
+	 * at the destination not sealed against writing.
+	 */
 	POSTCOPY_MEMORY_MEMFD = 1,
 	/** memfd_create(MFD_HUGETLB). Page sizes 2 MiB and 1 GiB. */
 	POSTCOPY_MEMORY_HUGETLB = 2,
@@ -119,7 +123,7 @@ struct postcopy_region {
 	uint64_t page_size;       /**< bytes: 4096, 2 MiB or 1 GiB, what the mapping is made of */
 	void *host_addr;          /**< where it is mapped in this process, aligned to page_size */
 	int fd;             /**< the memory's descriptor; -1 for anonymous memory. Borrowed. */
-	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size */
+	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size; regions may not overlap */
 };
 
 enum postcopy_event_type {
@@ -154,7 +158,8 @@ struct postcopy_event {
  *
  * Return: 0, or a negative errno: -EINVAL for a table the library or the daemon
  * refuses, -ENOENT where the daemon knows no such migration, -EBUSY where one is
- * attached already, -ECONNREFUSED / -ENOENT where no daemon listens, -ETIMEDOUT.
+ * attached already, or where another migration is still bringing pages of this memory or has it as
+ * its source, -ECONNREFUSED / -ENOENT where no daemon listens, -ETIMEDOUT.
  */
 POSTCOPY_API int postcopy_source_attach(const char *socket_path, const char *migration_id,
                                         const struct postcopy_region *regions, size_t n_regions,
@@ -165,8 +170,9 @@ POSTCOPY_API int postcopy_source_attach(const char *socket_path, const char *mig
  *
  * Arguments and errors as postcopy_source_attach(). Also -EPERM where this process may
  * not create a userfaultfd (needs CAP_SYS_PTRACE or access to /dev/userfaultfd), and
- * -EOPNOTSUPP where the kernel can't trap this kind of memory. On failure nothing stays
- * registered.
+ * -EOPNOTSUPP where the kernel can't trap this kind of memory, -EBUSY where a page of it is there
+ * that could not be discarded. On failure nothing stays registered. What the regions held is
+ * discarded in any case.
  */
 POSTCOPY_API int postcopy_destination_attach(const char *socket_path, const char *migration_id,
                                              const struct postcopy_region *regions,

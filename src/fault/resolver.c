@@ -255,6 +255,35 @@ static int copy_run(const struct resolver_caller *caller, uint32_t region, uint6
 	return 0;
 }
 
+/*
+ * The same for a run that may have pages in its file already (somebody has read the hole): these
+ * get their content by other means. So whoever takes over from us knows: of what was being copied
+ * nothing was there before.
+ */
+static int copy_to_holes(const struct resolver_caller *caller, uint32_t region, uint64_t offset,
+                         const uint8_t *data, uint64_t len, struct memory_filled *filled,
+                         uint64_t *ret_done)
+{
+	struct resolver *r = caller->resolver;
+	int rc = 0;
+
+	for (*ret_done = 0; *ret_done < len && !rc;) {
+		uint64_t at = offset + *ret_done, done;
+		uint64_t hole = memory_hole(r->memories[region], at, len - *ret_done);
+
+		if (hole) {
+			page_state_note_copy(r->state, region, (at >> UNIT_SHIFT) / WORD_UNITS,
+			                     units_of(at, hole));
+			rc = copy_run(caller, region, at, data + *ret_done, hole, filled, &done);
+		} else {
+			rc = fill_behind(r, region, at, UFFD_EXISTS, data + *ret_done, filled);
+			done = rc ? 0 : UNIT_BYTES;
+		}
+		*ret_done += done;
+	}
+	return rc;
+}
+
 static int fill_run(const struct resolver_caller *caller, const struct resolver_batch *b,
                     struct run run, struct memory_filled *filled, uint64_t *ret_done)
 {
@@ -265,10 +294,8 @@ static int fill_run(const struct resolver_caller *caller, const struct resolver_
 	size_t len = (size_t)run.n * UNIT_BYTES;
 	int rc;
 
-	if (fills_by_copy(r, b)) {
-		page_state_note_copy(r->state, b->region, b->word, units_of(offset, len));
-		return copy_run(caller, b->region, offset, data, len, filled, ret_done);
-	}
+	if (fills_by_copy(r, b))
+		return copy_to_holes(caller, b->region, offset, data, len, filled, ret_done);
 	note_no_copy(r, b->region, offset, len);
 	rc = memory_fill(r->memories[b->region], offset, data, len, b->for_fault, filled);
 	*ret_done = rc ? 0 : len;
@@ -458,18 +485,21 @@ void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
 
 static void settle_word(struct resolver *r, uint32_t region, uint64_t word)
 {
-	/* Where a page of it is, UFFDIO_COPY says so itself, and leaves it alone. */
-	bool told = r->table->regions[region].memory == POSTCOPY_MEMORY_ANONYMOUS;
 	uint64_t left = page_state_doubtful(r->state, region, word);
 
 	for (; left; left &= left - 1) {
 		uint64_t unit = word * WORD_UNITS + (uint64_t)__builtin_ctzll(left);
 		uint64_t bit = left & -left;
 
-		if (!told && memory_has(r->memories[region], unit << UNIT_SHIFT))
-			page_state_publish(r->state, region, word, bit);
-		else
+		/*
+		 * It was a hole when the copy was begun (copy_to_holes()): what is there now has
+		 * come by it, and is the guest's. Anonymous memory counts as a hole: where a
+		 * page of it is, UFFDIO_COPY says so itself, and leaves it alone.
+		 */
+		if (memory_hole(r->memories[region], unit << UNIT_SHIFT, UNIT_BYTES))
 			page_state_unclaim(r->state, region, word, bit);
+		else
+			page_state_publish(r->state, region, word, bit);
 	}
 }
 

@@ -101,7 +101,9 @@ void resolver_discard(struct resolver *r, uint64_t start, uint64_t end);
  * resolver_settle() - after a page state was taken over: what the process before was copying
  *
  * UFFDIO_COPY shows a page to the guest at once. Where it got there, the page is the guest's and is
- * never filled again; where it did not, the page is missing.
+ * never filled again; where it did not, the page is missing. In a memfd the page itself tells, for
+ * it is copied only to where none was: memory is empty at attach, and what turns up later (somebody
+ * has read a hole) is filled by other means.
  */
 void resolver_settle(struct resolver *r);
 

@@ -49,42 +49,6 @@ static const struct page_source_ops source_ops = {
 	.aborted = on_aborted,
 };
 
-static void free_memories(struct memory **memories, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++)
-		memory_free(memories[i]);
-}
-
-static int open_memories(struct migration *m, struct vmm_attach *attach,
-                         const struct region_table *table, struct memory **memories,
-                         struct error *err)
-{
-	for (uint32_t i = 0; i < table->n; i++) {
-		uint32_t index = attach->msg->regions[i].fd_index;
-		int fd, rc = index == VMM_WIRE_NO_FD
-		                     ? error_set(err, -EINVAL, "region %u: no descriptor", i)
-		                     : 0;
-
-		/* Never read: no guest that has one is paused (pause_guest()). */
-		if (table->regions[i].flags & POSTCOPY_REGION_PRIVATE)
-			continue;
-		/* Regions may share one descriptor. */
-		fd = rc ? -1 : fcntl(attach->fds[index], F_DUPFD_CLOEXEC, 0);
-		if (!rc && fd < 0)
-			rc = error_errno(err, -errno, "region %u: descriptor", i);
-		if (!rc)
-			rc = memory_open_source(&table->regions[i], i, fd, &memories[i], err);
-		if (rc) {
-			close_fd(&fd);
-			free_memories(memories, i);
-			return rc;
-		}
-	}
-	log_migration_debug(m->params.id, "%u regions, %llu MiB", table->n,
-	                    (unsigned long long)(table->size_bytes >> 20));
-	return 0;
-}
-
 int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err)
 {
 	struct memory *memories[REGIONS_MAX] = { 0 };
@@ -93,13 +57,15 @@ int source_attach(struct migration *m, struct vmm_attach *attach, struct error *
 	int rc = migration_read_table(attach->msg, &table, err);
 
 	if (!rc)
-		rc = open_memories(m, attach, &table, memories, err);
-	if (rc)
+		rc = migration_open_memories(m, attach, &table, memories, err);
+	if (rc) {
+		migration_free_memories(memories);
 		return rc;
+	}
 	rc = page_source_new(m->params.id, m->params.token, &table, memories, &source_ops, m,
 	                     &source, err);
 	if (rc) {
-		free_memories(memories, table.n);
+		migration_free_memories(memories);
 		return rc;
 	}
 	rc = page_server_add(m->owner->config.page_server, source);

@@ -45,9 +45,9 @@ static inline int guest_open_file(struct guest *g, enum postcopy_memory kind)
 
 static inline int guest_trap(struct guest *g, enum postcopy_memory kind, struct error *err)
 {
-	struct postcopy_region public = { .memory = kind,
-		                          .size = g->size,
-		                          .page_size = UNIT_BYTES };
+	struct postcopy_region public = {
+		.memory = kind, .fd = g->fd, .size = g->size, .page_size = UNIT_BYTES
+	};
 	struct region r = { .memory = kind, .size = g->size, .page_size = UNIT_BYTES };
 	uint64_t features;
 	int rc;

@@ -740,14 +740,13 @@ static void test_what_has_no_answer_is_asked_again(void **state)
 	assert_int_equal(fetch(v, 3 * PAGE), 0);
 }
 
-static void test_a_channel_opened_after_the_end_needs_no_daemon(void **state)
+/* The daemon's part from VMSTATE to COMPLETE. */
+static void complete(struct vmm *v)
 {
 	struct vmm_wire_msg msg = { .type = VMM_WIRE_VMSTATE };
 	int fd = memfd_create("vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	struct vmm *v = *state;
 	struct postcopy_event event;
 
-	NEED(v);
 	assert_int_equal(
 	        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL),
 	        0);
@@ -760,6 +759,39 @@ static void test_a_channel_opened_after_the_end_needs_no_daemon(void **state)
 	assert_int_equal(vmm_wire_send(v->sock, &msg, NULL, 0), 0);
 	assert_int_equal(postcopy_next_event(v->p, -1, &event, NULL), 0);
 	assert_int_equal(event.type, POSTCOPY_EVENT_COMPLETE);
+}
+
+/*
+ * A guest that was moved on too early was zeroes at its next host: memory that is arriving is
+ * nobody's source, as a whole or in part, nor another's destination, which would discard it.
+ */
+static void test_what_is_arriving_is_no_source(void **state)
+{
+	struct vmm *v = *state;
+	struct postcopy_region part = v->region;
+	struct postcopy_error err = { 0 };
+	struct postcopy *p = NULL;
+
+	NEED(v);
+	part.host_addr = (char *)part.host_addr + part.size - PAGE;
+	part.size = PAGE;
+	assert_int_equal(postcopy_source_attach("/nonexistent", "next", &part, 1, &p, &err),
+	                 -EBUSY);
+	assert_non_null(strstr(err.text, "\"vm\""));
+	assert_int_equal(postcopy_destination_attach("/nonexistent", "next", &part, 1, &p, &err),
+	                 -EBUSY);
+	complete(v);
+	assert_int_equal(postcopy_source_attach("/nonexistent", "next", &part, 1, &p, &err),
+	                 -ENOENT);
+	assert_null(p);
+}
+
+static void test_a_channel_opened_after_the_end_needs_no_daemon(void **state)
+{
+	struct vmm *v = *state;
+
+	NEED(v);
+	complete(v);
 	close_fd(&v->sock);
 	v->ch = postcopy_channel_close(v->ch);
 	assert_int_equal(postcopy_channel_open(v->p, &v->ch, NULL), 0);
@@ -827,6 +859,7 @@ int main(void)
 		VMM_TEST(test_a_daemon_that_is_gone),
 		VMM_TEST(test_answers_that_are_none),
 		VMM_TEST(test_what_has_no_answer_is_asked_again),
+		VMM_TEST(test_what_is_arriving_is_no_source),
 		VMM_TEST(test_a_channel_opened_after_the_end_needs_no_daemon),
 		cmocka_unit_test(test_a_source_has_no_channel),
 		VMM_TEST(test_attributes_are_an_event),
