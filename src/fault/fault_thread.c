@@ -23,6 +23,9 @@
 #define EVENTS_MAX 32
 /* GETs one fault may have in flight: more would put a 1 GiB page in front of a 4 KiB one. */
 #define GETS_PER_FAULT 8u
+/* GETs in flight up to which pages are asked for that only the VMM asks for: faults have the rest.
+ */
+#define FETCHED_WINDOW (WINDOW_MAX / 2)
 /* What is always waited for: userfaultfd, urgent connection, wake-up. */
 #define FDS_FIXED 3
 /* After each event or answer, how long the next is waited for awake. */
@@ -54,11 +57,17 @@ static void on_pagefault(struct fault_thread *ft, const struct uffd_msg *msg, ui
 	}
 	unit = (piece->offset + (addr - piece->host_addr)) >> UNIT_SHIFT;
 	unit -= unit % region_units_per_page(&p->config.table.regions[piece->region]);
-	if (fault_table_find(&ft->table, piece->region, unit)) {
+	f = fault_table_find(&ft->table, piece->region, unit);
+	if (f) {
+		f->waited = true;
 		stat_add(&p->stats.faults_coalesced, 1);
 		return;
 	}
-	f = fault_table_add(&ft->table, piece->region, unit);
+	if (fault_table_full(&ft->table)) {
+		ft->table.left_out = true;
+		return;
+	}
+	f = fault_table_add(&ft->table, piece->region, unit, 0);
 	f->record.read_ns = now_ns;
 	f->record.addr = addr & ~(p->config.table.regions[piece->region].page_size - 1);
 	/* 0 where the VMM has not asked for UFFD_FEATURE_THREAD_ID. */
@@ -108,12 +117,15 @@ static void on_event(struct fault_thread *ft, const struct uffd_msg *msg, uint64
 		                    ADDRMAP_PIECES_MAX);
 }
 
-/* Read what events there are, as far as there is room for faults. */
+/*
+ * Read what events there are, also where there is no room for faults: of who changes the
+ * mappings, nobody else gets on before its event is read.
+ */
 static void read_events(struct fault_thread *ft)
 {
 	struct uffd_msg msgs[EVENTS_MAX];
 
-	while (ft->table.n + EVENTS_MAX <= FAULT_TABLE_MAX) {
+	for (;;) {
 		ssize_t len = read(ft->pull->config.uffd, msgs, sizeof msgs);
 		uint64_t now_ns;
 
@@ -125,6 +137,16 @@ static void read_events(struct fault_thread *ft)
 		if ((size_t)len < sizeof msgs)
 			return;
 	}
+}
+
+/* There is room again: who found none raises its event anew, as others do who have an entry. */
+static void bring_back_left_out(struct fault_thread *ft)
+{
+	if (!ft->table.left_out || ft->table.n > FAULT_TABLE_MAX - FAULT_TABLE_ROOM)
+		return;
+	/* First: what is left out from here on comes after. */
+	ft->table.left_out = false;
+	resolver_wake_all(&ft->pull->resolver);
 }
 
 static void on_again(void *arg)
@@ -283,6 +305,11 @@ static uint64_t page_units_in_word(const struct fault *f, uint64_t per_page)
 	return per_page >= WORD_UNITS ? UINT64_MAX : 1ull << (f->first_unit % WORD_UNITS);
 }
 
+static bool may_ask(const struct fault_thread *ft, const struct fault *f)
+{
+	return ft->window.n < (f->waited ? WINDOW_MAX : FETCHED_WINDOW);
+}
+
 /*
  * Encode the GETs that a fault still needs, as far as the window takes them. A unit that
  * bulk has asked for, or even claimed, is asked for all the same: its answer may
@@ -295,7 +322,7 @@ static size_t ask_for(struct fault_thread *ft, struct fault *f, uint8_t *tx)
 	uint64_t end = f->first_unit + per_page;
 	size_t len = 0;
 
-	while (f->next_unit < end && f->asked < GETS_PER_FAULT && !window_full(&ft->window)) {
+	while (f->next_unit < end && f->asked < GETS_PER_FAULT && may_ask(ft, f)) {
 		struct scheduler_item item = {
 			.region = f->region,
 			.word = f->next_unit / WORD_UNITS,
@@ -340,7 +367,7 @@ static size_t serve(struct fault_thread *ft, struct fault *f, uint8_t *tx, bool 
 	*ret_gone = false;
 	if (!f->seen)
 		look_first(ft, f, present);
-	if (!present && ft->conn && !window_full(&ft->window))
+	if (!present && ft->conn && may_ask(ft, f))
 		len = ask_for(ft, f, tx);
 	if (f->asked)
 		return len;
@@ -368,21 +395,33 @@ static void stamp_sent(struct fault_thread *ft, uint64_t asked_ns)
 	}
 }
 
-/* Look at each fault that has something to do. */
+/* Those that are waited for, or the others. Return: how much was encoded at @tx. */
+static size_t serve_rank(struct fault_thread *ft, bool waited, uint8_t *tx)
+{
+	size_t len = 0;
+
+	for (unsigned int i = 0; i < ft->table.n;) {
+		struct fault *f = &ft->table.faults[i];
+		bool gone = false;
+
+		if (f->waited == waited)
+			len += serve(ft, f, tx + len, &gone);
+		if (!gone)
+			i++;
+	}
+	return len;
+}
+
+/* Look at each fault that has something to do: what the VMM asks for ahead comes last. */
 static void serve_faults(struct fault_thread *ft)
 {
 	uint8_t tx[WINDOW_MAX * (FRAME_HEADER_BYTES + FRAME_GET_BYTES)];
 	uint64_t asked_ns;
-	size_t len = 0;
+	size_t len = serve_rank(ft, true, tx);
 	int rc;
 
-	for (unsigned int i = 0; i < ft->table.n;) {
-		bool gone;
-
-		len += serve(ft, &ft->table.faults[i], tx + len, &gone);
-		if (!gone)
-			i++;
-	}
+	if (ft->table.n_fetched)
+		len += serve_rank(ft, false, tx + len);
 	if (!len)
 		return;
 	asked_ns = clock_now_ns();
@@ -496,10 +535,9 @@ static void take_deliveries(struct fault_thread *ft)
 static bool wait_for_news(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
-	bool room = ft->table.n + EVENTS_MAX <= FAULT_TABLE_MAX;
 	bool fetch_room = fetch_table_has_room(&ft->fetches);
 	struct pollfd fds[FDS_FIXED + FETCH_CHANNELS_MAX] = {
-		{ .fd = room ? p->config.uffd : -1, .events = POLLIN },
+		{ .fd = p->config.uffd, .events = POLLIN },
 		{ .fd = ft->conn ? ft->conn->fd : -1, .events = POLLIN },
 		{ .fd = p->wake_fd, .events = POLLIN },
 	};
@@ -604,6 +642,7 @@ void *fault_thread_main(void *arg)
 		 */
 		if (ft->table.n)
 			serve_faults(ft);
+		bring_back_left_out(ft);
 	}
 	if (page_state_missing(p->state)) {
 		fetch_table_close(&ft->fetches);

@@ -101,15 +101,15 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 static void fault_missing(struct fetch *f, uint64_t per_page, const struct page_state *state,
                           struct fault_table *faults, uint64_t now_ns)
 {
-	for (; f->faulted_to < f->end && !fault_table_full(faults); f->faulted_to += per_page) {
+	for (; f->faulted_to < f->end && !fault_table_fetched_full(faults);
+	     f->faulted_to += per_page) {
 		struct fault *fault;
 
 		if (page_state_page_present(state, f->region, f->faulted_to) ||
 		    fault_table_find(faults, f->region, f->faulted_to))
 			continue;
-		fault = fault_table_add(faults, f->region, f->faulted_to);
+		fault = fault_table_add(faults, f->region, f->faulted_to, FAULT_FETCHED);
 		fault->record.read_ns = now_ns;
-		fault->record.flags = FAULT_FETCHED;
 	}
 }
 
