@@ -9,7 +9,6 @@
 #include "fault/pull_internal.h"
 
 #include <errno.h>
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <string.h>
 #include <unistd.h>
@@ -19,8 +18,6 @@
 #include "util/probes.h"
 #include "util/thread.h"
 
-/* Events a read() takes. */
-#define EVENTS_MAX 32
 /* GETs one fault may have in flight: more would put a 1 GiB page in front of a 4 KiB one. */
 #define GETS_PER_FAULT 8u
 /* GETs in flight up to which pages are asked for that only the VMM asks for: faults have the rest.
@@ -41,8 +38,9 @@ static const struct region *region_of(const struct fault_thread *ft, const struc
 	return &ft->pull->config.table.regions[f->region];
 }
 
-static void on_pagefault(struct fault_thread *ft, const struct uffd_msg *msg, uint64_t now_ns)
+static void on_pagefault(void *arg, const struct uffd_msg *msg, uint64_t now_ns)
 {
+	struct fault_thread *ft = arg;
 	struct pull *p = ft->pull;
 	uint64_t addr = msg->arg.pagefault.address;
 	const struct addrmap_piece *piece = addrmap_find(&p->resolver.addrmap, addr);
@@ -75,68 +73,9 @@ static void on_pagefault(struct fault_thread *ft, const struct uffd_msg *msg, ui
 	probe_fault_read(f->record.addr, f->record.tid);
 }
 
-static void on_event(struct fault_thread *ft, const struct uffd_msg *msg, uint64_t now_ns)
-{
-	struct pull *p = ft->pull;
-	struct resolver *r = &p->resolver;
-	int rc = 0;
-
-	switch (msg->event) {
-	case UFFD_EVENT_PAGEFAULT:
-		on_pagefault(ft, msg, now_ns);
-		return;
-	case UFFD_EVENT_REMOVE:
-		resolver_discard(r, msg->arg.remove.start, msg->arg.remove.end);
-		pull_check_complete(p);
-		return;
-	case UFFD_EVENT_UNMAP:
-		pthread_rwlock_wrlock(&r->map_lock);
-		rc = addrmap_unmap(&r->addrmap, msg->arg.remove.start, msg->arg.remove.end);
-		pthread_rwlock_unlock(&r->map_lock);
-		break;
-	case UFFD_EVENT_REMAP:
-		pthread_rwlock_wrlock(&r->map_lock);
-		rc = addrmap_move(&r->addrmap, msg->arg.remap.from, msg->arg.remap.to,
-		                  msg->arg.remap.len);
-		pthread_rwlock_unlock(&r->map_lock);
-		break;
-	case UFFD_EVENT_FORK:
-		/* The child is not the guest. Without this copy its memory is unwatched. */
-		log_migration_warning(p->config.id,
-		                      "the VMM forked; the child does not see absent pages");
-		close((int)msg->arg.fork.ufd);
-		return;
-	default:
-		log_migration_warning(p->config.id, "userfaultfd event %u is unknown", msg->event);
-		return;
-	}
-	if (rc)
-		log_migration_error(p->config.id,
-		                    "guest memory is mapped in more than %d pieces: some "
-		                    "faults can't be served",
-		                    ADDRMAP_PIECES_MAX);
-}
-
-/*
- * Read what events there are, also where there is no room for faults: of who changes the
- * mappings, nobody else gets on before its event is read.
- */
 static void read_events(struct fault_thread *ft)
 {
-	struct uffd_msg msgs[EVENTS_MAX];
-
-	for (;;) {
-		ssize_t len = read(ft->pull->config.uffd, msgs, sizeof msgs);
-		uint64_t now_ns;
-
-		if (len <= 0)
-			return;
-		now_ns = clock_now_ns();
-		for (size_t i = 0; i < (size_t)len / sizeof *msgs; i++)
-			on_event(ft, &msgs[i], now_ns);
-		if ((size_t)len < sizeof msgs)
-			return;
-	}
+	events_read(&ft->pull->events, on_pagefault, ft);
 }
 
 /* There is room again: who found none raises its event anew, as others do who have an entry. */
@@ -149,9 +88,12 @@ static void bring_back_left_out(struct fault_thread *ft)
 	resolver_wake_all(&ft->pull->resolver);
 }
 
-static void on_again(void *arg)
+static bool on_again(void *arg)
 {
-	read_events(arg);
+	struct fault_thread *ft = arg;
+
+	read_events(ft);
+	return !atomic_load(&ft->pull->stopping);
 }
 
 static void begin_listening(struct fault_thread *ft)
@@ -266,6 +208,8 @@ static bool resolve(struct fault_thread *ft, struct fault *f)
 {
 	int rc = resolver_map_page(&ft->caller, f->region, f->first_unit);
 
+	if (rc == -ECANCELED)
+		return false;
 	if (rc && rc != -ESRCH) {
 		log_migration_error(ft->pull->config.id,
 		                    "mapping region %u, unit %llu: %s; trying again", f->region,
@@ -459,7 +403,7 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	rc = resolver_fill(&ft->caller, &batch, &filled);
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             true, received_ns);
-	if (rc && rc != -ESRCH)
+	if (rc && rc != -ESRCH && rc != -ECANCELED)
 		log_migration_error(p->config.id, "filling region %u at %#llx: %s; trying again",
 		                    item->region, (unsigned long long)unit << UNIT_SHIFT,
 		                    strerror(-rc));
@@ -617,6 +561,31 @@ static void finish_brought(struct fault_thread *ft)
 		resolve(ft, &ft->table.faults[i]);
 }
 
+/*
+ * Nothing is asked for or filled any more. But who changes its mappings still waits for its event
+ * to be read: to the very end, or the end of the watching.
+ */
+static void only_read_events(struct fault_thread *ft)
+{
+	struct pull *p = ft->pull;
+	struct pollfd fds[] = {
+		{ .fd = p->config.uffd, .events = POLLIN },
+		{ .fd = p->wake_fd, .events = POLLIN },
+	};
+	uint64_t drained;
+
+	pthread_mutex_lock(&p->lock);
+	ft->only_reads = true;
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+	while (!atomic_load(&ft->done)) {
+		(void)poll(fds, 2, -1);
+		if (fds[1].revents)
+			(void)!read(p->wake_fd, &drained, sizeof drained);
+		read_events(ft);
+	}
+}
+
 void *fault_thread_main(void *arg)
 {
 	struct fault_thread *ft = arg;
@@ -644,6 +613,7 @@ void *fault_thread_main(void *arg)
 			serve_faults(ft);
 		bring_back_left_out(ft);
 	}
+	only_read_events(ft);
 	if (page_state_missing(p->state)) {
 		fetch_table_close(&ft->fetches);
 	} else {

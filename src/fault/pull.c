@@ -5,10 +5,14 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
+#include "fault/uffd.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/thread.h"
+
+/* How often it is looked at whether nobody changes the mappings any more. */
+#define FINISH_LOOK_NS 500000
 
 int pull_new(const struct pull_config *config, struct pull **ret, struct error *err)
 {
@@ -36,6 +40,8 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 		.stats = &p->stats,
 	};
 	rc = resolver_init(&p->resolver);
+	if (!rc)
+		rc = events_init(&p->events, &p->resolver, p->config.id);
 	if (rc)
 		error_errno(err, rc, "pull: lock");
 	if (!rc)
@@ -83,24 +89,36 @@ void pull_cancel(struct pull *p)
 	pull_wake_fault_thread(p);
 }
 
-static void join_all(struct pull *p)
+static void join_fillers(struct pull *p)
 {
-	if (p->fault.runs)
-		pthread_join(p->fault.thread, NULL);
 	if (p->keeper_runs)
 		pthread_join(p->keeper, NULL);
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		if (p->bulks[i].runs)
 			pthread_join(p->bulks[i].thread, NULL);
-	p->fault.runs = p->keeper_runs = false;
+	p->keeper_runs = false;
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		p->bulks[i].runs = false;
 }
 
-void pull_stop(struct pull *p)
+void pull_stop_filling(struct pull *p)
 {
 	pull_cancel(p);
-	join_all(p);
+	join_fillers(p);
+	pthread_mutex_lock(&p->lock);
+	while (p->fault.runs && !p->fault.only_reads)
+		pthread_cond_wait(&p->changed, &p->lock);
+	pthread_mutex_unlock(&p->lock);
+}
+
+void pull_stop(struct pull *p)
+{
+	pull_stop_filling(p);
+	atomic_store(&p->fault.done, true);
+	pull_wake_fault_thread(p);
+	if (p->fault.runs)
+		pthread_join(p->fault.thread, NULL);
+	p->fault.runs = false;
 }
 
 void pull_release(struct pull *p)
@@ -133,6 +151,7 @@ struct pull *pull_free(struct pull *p)
 	if (!p)
 		return NULL;
 	pull_release(p);
+	events_deinit(&p->events);
 	resolver_deinit(&p->resolver);
 	throttle_deinit(&p->throttle);
 	pthread_cond_destroy(&p->changed);
@@ -393,12 +412,39 @@ int pull_add_channel(struct pull *p, int fd)
 	return 0;
 }
 
+/*
+ * Over and over, until nobody changes the mappings meanwhile: what was moved is watched still, and
+ * a call that was under way raises its event even after the end. The fault thread reads them. Only
+ * then is a piece that the kernel does not take as one looked at in parts.
+ */
+static int unregister_all(struct pull *p)
+{
+	const struct timespec pause = { .tv_nsec = FINISH_LOOK_NS };
+	bool by_parts = false;
+
+	for (;;) {
+		uint64_t changes = resolver_map_changes(&p->resolver);
+		int rc = resolver_unregister(&p->resolver, by_parts);
+
+		if (rc < 0)
+			return rc;
+		if (!events_settled(&p->events) || resolver_map_changes(&p->resolver) != changes)
+			nanosleep(&pause, NULL);
+		else if (rc != UFFD_UNMAPPED || by_parts)
+			return 0;
+		else
+			by_parts = true;
+	}
+}
+
 int pull_finish(struct pull *p, struct error *err)
 {
-	int rc = resolver_unregister(&p->resolver);
+	int rc = unregister_all(p);
 
 	if (rc)
 		return error_errno(err, rc, "UFFDIO_UNREGISTER");
+	/* Some kernels wake nobody where MINOR alone was registered. */
+	resolver_wake_all(&p->resolver);
 	pull_stop(p);
 	return 0;
 }

@@ -97,7 +97,8 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
 		pthread_rwlock_unlock(&r->map_lock);
 		if (rc != UFFD_AGAIN)
 			break;
-		caller->again(caller->arg);
+		if (!caller->again(caller->arg))
+			return -ECANCELED;
 	}
 	if (rc == UFFD_VMM_GONE)
 		return -ESRCH;
@@ -128,8 +129,8 @@ static int map_run(const struct resolver_caller *caller, uint32_t region, uint64
 		done += skip;
 		if (rc == UFFD_EXISTS || rc == UFFD_ABSENT || rc == UFFD_UNMAPPED)
 			done += UNIT_BYTES;
-		else if (rc == UFFD_AGAIN && done == skip)
-			caller->again(caller->arg);
+		else if (rc == UFFD_AGAIN && done == skip && !caller->again(caller->arg))
+			return -ECANCELED;
 		offset += done;
 		len -= done < len ? done : len;
 	}
@@ -243,7 +244,7 @@ static int copy_run(const struct resolver_caller *caller, uint32_t region, uint6
 			if (!rc)
 				*ret_done += UNIT_BYTES;
 		} else if (result == UFFD_AGAIN && !done) {
-			caller->again(caller->arg);
+			rc = caller->again(caller->arg) ? 0 : -ECANCELED;
 		} else if (result == UFFD_VMM_GONE) {
 			rc = -ESRCH;
 		} else if (result < 0) {
@@ -488,19 +489,46 @@ void resolver_wake_all(struct resolver *r)
 	pthread_rwlock_unlock(&r->map_lock);
 }
 
-int resolver_unregister(struct resolver *r)
+/* Of a range that is not all of one kind, what is registered still. */
+static int unregister_parts(int uffd, uint64_t addr, uint64_t len, uint64_t page_size)
+{
+	uint64_t half = len / page_size / 2 * page_size;
+	int rc = uffd_unregister(uffd, addr, len);
+
+	if (rc != UFFD_UNMAPPED || !half)
+		return rc;
+	rc = unregister_parts(uffd, addr, half, page_size);
+	if (rc < 0 || rc == UFFD_VMM_GONE)
+		return rc;
+	return unregister_parts(uffd, addr + half, len - half, page_size);
+}
+
+int resolver_unregister(struct resolver *r, bool by_parts)
 {
 	int rc = 0;
 
 	pthread_rwlock_rdlock(&r->map_lock);
 	for (uint32_t i = 0; i < r->addrmap.n; i++) {
 		const struct addrmap_piece *p = &r->addrmap.pieces[i];
-		int result = uffd_unregister(r->uffd, p->host_addr, p->len);
+		uint64_t page_size = r->table->regions[p->region].page_size;
+		int result = by_parts ? unregister_parts(r->uffd, p->host_addr, p->len, page_size)
+		                      : uffd_unregister(r->uffd, p->host_addr, p->len);
 
-		/* Unmapped meanwhile, or the VMM gone: nothing is left to watch. */
-		if (result < 0 && !rc)
+		if (result < 0 && rc >= 0)
 			rc = result;
+		else if (result == UFFD_UNMAPPED && !rc)
+			rc = UFFD_UNMAPPED;
 	}
 	pthread_rwlock_unlock(&r->map_lock);
 	return rc;
+}
+
+uint64_t resolver_map_changes(struct resolver *r)
+{
+	uint64_t changes;
+
+	pthread_rwlock_rdlock(&r->map_lock);
+	changes = r->map_changes;
+	pthread_rwlock_unlock(&r->map_lock);
+	return changes;
 }

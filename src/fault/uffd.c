@@ -78,7 +78,27 @@ int uffd_wake(int uffd, uint64_t addr, uint64_t len)
 int uffd_unregister(int uffd, uint64_t addr, uint64_t len)
 {
 	struct uffdio_range r = { .start = addr, .len = len };
+
+	if (!ioctl(uffd, UFFDIO_UNREGISTER, &r))
+		return UFFD_DONE;
+	switch (errno) {
+	case EINVAL:
+		return UFFD_UNMAPPED;
+	case ENOMEM: /* it has no address space any more */
+	case ESRCH:
+		return UFFD_VMM_GONE;
+	default:
+		return -errno;
+	}
+}
+
+/*
+ * Since Linux 4.18 each ioctl that fills begins by looking at the count of such threads, and only
+ * then at its range; this one has none.
+ */
+bool uffd_is_quiet(int uffd)
+{
 	uint64_t done;
 
-	return sort_result(ioctl(uffd, UFFDIO_UNREGISTER, &r), 0, &done);
+	return uffd_zeropage(uffd, 0, 0, &done) != UFFD_AGAIN;
 }

@@ -8,6 +8,7 @@
 #ifndef FAULT_UFFD_H
 #define FAULT_UFFD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* What became of a range. Negative values are unexpected errnos. */
@@ -36,7 +37,19 @@ int uffd_poison(int uffd, uint64_t addr, uint64_t len, uint64_t *ret_done);
 /* Have all threads that wait in a range look again. Return: as above. */
 int uffd_wake(int uffd, uint64_t addr, uint64_t len);
 
-/* Watch no longer. Return: as above. */
+/*
+ * Watch no longer; who waits is woken. Return: UFFD_DONE; UFFD_UNMAPPED where nothing was changed,
+ * because nothing is mapped there, or memory of another kind over any part of it; UFFD_VMM_GONE.
+ */
 int uffd_unregister(int uffd, uint64_t addr, uint64_t len);
+
+/*
+ * uffd_is_quiet() - no thread of the VMM is changing mappings of registered memory
+ *
+ * One that is has raised its event, or will, and waits until it is read. Asked after
+ * uffd_unregister() of all ranges the answer "quiet" is final: who comes later meets nothing that
+ * is registered, and who came before is still counted.
+ */
+bool uffd_is_quiet(int uffd);
 
 #endif

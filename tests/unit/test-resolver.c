@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "fault/resolver.h"
+#include "fault/uffd.h"
 #include "util/kernel_abi.h"
 
 #define PAGES 256u
@@ -85,13 +86,14 @@ static bool take_event(struct fixture *f, uint64_t *ret_fault_addr)
 	return true;
 }
 
-static void on_again(void *arg)
+static bool on_again(void *arg)
 {
 	struct fixture *f = arg;
 
 	f->agains++;
 	if (!take_event(f, NULL))
 		sched_yield();
+	return true;
 }
 
 /* Wait until an event is there, without taking it. */
@@ -163,7 +165,7 @@ static uint8_t *make_memory(enum postcopy_memory memory, size_t size, int *ret_f
 static void stop(struct fixture *f)
 {
 	if (f->ps) {
-		assert_int_equal(resolver_unregister(&f->r), 0);
+		assert_true(resolver_unregister(&f->r, false) >= 0);
 		resolver_deinit(&f->r);
 	}
 	page_state_free(f->ps);
@@ -514,10 +516,11 @@ struct racer {
 	uint64_t filled[PAGES / WORD_UNITS];
 };
 
-static void race_again(void *arg)
+static bool race_again(void *arg)
 {
 	(void)arg;
 	sched_yield();
+	return true;
 }
 
 static void *racer_main(void *arg)
@@ -696,6 +699,53 @@ static void test_a_fill_gives_way_to_a_discard_anonymous(void **state)
 {
 	(void)state;
 	fill_during_discard(POSTCOPY_MEMORY_ANONYMOUS, MADV_DONTNEED);
+}
+
+static bool give_up(void *arg)
+{
+	struct fixture *f = arg;
+
+	return ++f->agains < 3;
+}
+
+/*
+ * A daemon that was to end while its VMM discarded: nobody read events any more, the fill went on
+ * for ever, and systemd killed the process 90 s later, with every other guest's.
+ */
+static void fill_is_given_up(enum postcopy_memory memory)
+{
+	struct change c;
+	struct resolver_batch b = { .data_mask = 0xffff };
+	uint8_t data[16 * UNIT_BYTES] = { 0 };
+	uint64_t filled;
+
+	fixture = start(memory, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	b.data = data;
+	change(fixture, &c, 128, 2, MADV_DONTNEED);
+	wait_event(fixture);
+	fixture->caller.again = give_up;
+	assert_int_equal(resolver_fill(&fixture->caller, &b, &filled), -ECANCELED);
+	assert_int_equal(fixture->agains, 3);
+	assert_true(!filled && !page_state_claimed(fixture->ps, 0, 0));
+	fixture->caller.again = on_again;
+	assert_true(fill(fixture, 0, 0xffff, 0, 1) == 0xffff);
+	changed(&c);
+	check_page(fixture, 15, 16);
+	stop(fixture);
+}
+
+static void test_a_fill_that_is_to_stop_does_memfd(void **state)
+{
+	(void)state;
+	fill_is_given_up(POSTCOPY_MEMORY_MEMFD);
+}
+
+static void test_a_fill_that_is_to_stop_does_anonymous(void **state)
+{
+	(void)state;
+	fill_is_given_up(POSTCOPY_MEMORY_ANONYMOUS);
 }
 
 static void unmap_between(enum postcopy_memory memory)
@@ -911,6 +961,37 @@ static void test_a_region_of_several_vmas_memfd(void **state)
 	several_vmas(POSTCOPY_MEMORY_MEMFD);
 }
 
+/*
+ * The kernel unregisters nothing of a range that is all unmapped, or of which a part is a file
+ * (EINVAL), and that made a complete guest "failed". What is registered still is found.
+ */
+static void test_unregister_finds_what_is_left(void **state)
+{
+	struct change c;
+	int exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	uint8_t *hole;
+
+	(void)state;
+	START_OR_SKIP(MEMFD, LAZY);
+	change(fixture, &c, 0, 5, 0);
+	wait_event(fixture);
+	assert_true(take_event(fixture, NULL));
+	changed(&c);
+	/* As if nobody had told: a record without what the VMM has unmapped. */
+	addrmap_init(&fixture->r.addrmap, &fixture->table);
+	hole = mmap(page_at(fixture, 2), UNIT_BYTES, PROT_READ, MAP_PRIVATE | MAP_FIXED, exe, 0);
+	assert_true(hole == page_at(fixture, 2));
+	for (uint64_t word = 0; word < PAGES / WORD_UNITS; word++)
+		fill(fixture, word, 0, UINT64_MAX, 0);
+	assert_int_equal(resolver_unregister(&fixture->r, false), UFFD_UNMAPPED);
+	assert_true(resolver_unregister(&fixture->r, true) >= 0);
+	for (uint64_t unit = 5; unit < PAGES; unit++)
+		check_page(fixture, unit, 0);
+	no_more_events(fixture);
+	close(exe);
+	stop(fixture);
+}
+
 static void test_unregistered_holes_read_as_zeroes(void **state)
 {
 	(void)state;
@@ -918,7 +999,7 @@ static void test_unregistered_holes_read_as_zeroes(void **state)
 	for (uint64_t word = 0; word < PAGES / WORD_UNITS; word++)
 		fill(fixture, word, 0xff, ~0xffull, 3);
 	assert_int_equal(page_state_missing(fixture->ps), 0);
-	assert_int_equal(resolver_unregister(&fixture->r), 0);
+	assert_int_equal(resolver_unregister(&fixture->r, false), 0);
 	check_page(fixture, 0, 3);
 	check_page(fixture, 8, 0);
 	check_page(fixture, PAGES - 1, 0);
@@ -948,6 +1029,8 @@ int main(void)
 		cmocka_unit_test(test_a_removed_page_that_was_there_is_zero),
 		cmocka_unit_test(test_a_fill_gives_way_to_a_discard_memfd),
 		cmocka_unit_test(test_a_fill_gives_way_to_a_discard_anonymous),
+		cmocka_unit_test(test_a_fill_that_is_to_stop_does_memfd),
+		cmocka_unit_test(test_a_fill_that_is_to_stop_does_anonymous),
 		cmocka_unit_test(test_unmapped_pages_are_gone_around_memfd),
 		cmocka_unit_test(test_unmapped_pages_are_gone_around_anonymous),
 		cmocka_unit_test(test_a_fill_before_the_map_knows_of_a_move_is_tried_again),
@@ -956,6 +1039,7 @@ int main(void)
 		cmocka_unit_test(test_a_huge_page_is_mapped_when_it_is_whole),
 		cmocka_unit_test(test_a_region_of_several_vmas_memfd),
 		cmocka_unit_test(test_a_region_of_several_vmas_anonymous),
+		cmocka_unit_test(test_unregister_finds_what_is_left),
 		cmocka_unit_test(test_unregistered_holes_read_as_zeroes),
 	};
 
