@@ -1,11 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "fault/events.h"
 
+#include <stdatomic.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "fault/uffd.h"
 #include "util/clock.h"
 #include "util/log.h"
+
+/* An address map, and how many slots' events are in it already, of those that are being applied. */
+struct journal_map {
+	_Atomic uint32_t applied;
+	struct addrmap map;
+};
+
+/* Beside the page state. */
+struct event_journal {
+	struct uffd_msg slots[EVENTS_MAX]; /* event 0: clear */
+	_Atomic uint32_t ready;            /* there is a map */
+	_Atomic uint32_t current;          /* which one counts; the other one is being made */
+	struct journal_map maps[2];
+};
+_Static_assert(sizeof(struct event_journal) <= PAGE_STATE_ROOM_BYTES, "it fits its room");
 
 int events_init(struct events *e, struct resolver *resolver, const char *id)
 {
@@ -19,17 +36,32 @@ void events_deinit(struct events *e)
 	pthread_mutex_destroy(&e->lock);
 }
 
-static void change_map(struct events *e, const struct uffd_msg *msg)
+static struct journal_map *current_map(struct event_journal *j)
+{
+	return &j->maps[atomic_load(&j->current)];
+}
+
+/* The event in @slot, in a copy of the map, which then takes the place of the old one. */
+static void change_map(struct events *e, const struct uffd_msg *msg, unsigned int slot)
 {
 	struct resolver *r = e->resolver;
+	uint32_t other = 1 - atomic_load(&e->journal->current);
+	struct journal_map *next = &e->journal->maps[other];
 	int rc;
 
-	pthread_rwlock_wrlock(&r->map_lock);
+	/* By the process before this one. */
+	if (slot < atomic_load(&current_map(e->journal)->applied))
+		return;
+	next->map = r->addrmap;
 	if (msg->event == UFFD_EVENT_UNMAP)
-		rc = addrmap_unmap(&r->addrmap, msg->arg.remove.start, msg->arg.remove.end);
+		rc = addrmap_unmap(&next->map, msg->arg.remove.start, msg->arg.remove.end);
 	else
-		rc = addrmap_move(&r->addrmap, msg->arg.remap.from, msg->arg.remap.to,
+		rc = addrmap_move(&next->map, msg->arg.remap.from, msg->arg.remap.to,
 		                  msg->arg.remap.len);
+	atomic_store(&next->applied, slot + 1);
+	pthread_rwlock_wrlock(&r->map_lock);
+	atomic_store(&e->journal->current, other);
+	r->addrmap = next->map;
 	r->map_changes++;
 	pthread_rwlock_unlock(&r->map_lock);
 	if (rc)
@@ -39,20 +71,22 @@ static void change_map(struct events *e, const struct uffd_msg *msg)
 		                    ADDRMAP_PIECES_MAX);
 }
 
-static void apply(struct events *e, const struct uffd_msg *msg)
+/* @taken_up: the process that took it is gone, and with it whoever filled. */
+static void apply(struct events *e, const struct uffd_msg *msg, unsigned int slot, bool taken_up)
 {
 	switch (msg->event) {
 	case UFFD_EVENT_REMOVE:
-		resolver_discard(e->resolver, msg->arg.remove.start, msg->arg.remove.end);
+		resolver_discard(e->resolver, msg->arg.remove.start, msg->arg.remove.end, taken_up);
 		return;
 	case UFFD_EVENT_UNMAP:
 	case UFFD_EVENT_REMAP:
-		change_map(e, msg);
+		change_map(e, msg, slot);
 		return;
 	case UFFD_EVENT_FORK:
 		/* The child is not the guest. Without this copy its memory is unwatched. */
 		log_migration_warning(e->id, "the VMM forked; the child does not see absent pages");
-		close((int)msg->arg.fork.ufd);
+		if (!taken_up)
+			close((int)msg->arg.fork.ufd);
 		return;
 	default:
 		log_migration_warning(e->id, "userfaultfd event %u is unknown", msg->event);
@@ -60,28 +94,67 @@ static void apply(struct events *e, const struct uffd_msg *msg)
 	}
 }
 
+/* What it says is where it belongs. */
+static void clear(struct uffd_msg *slot)
+{
+	__atomic_store_n(&slot->event, 0, __ATOMIC_RELEASE);
+}
+
+void events_take_up(struct events *e)
+{
+	struct resolver *r = e->resolver;
+	struct event_journal *j = e->journal = page_state_room(r->state);
+
+	/* Read into a page that is not there, an event could be lost after all. */
+	(void)mlock(j, sizeof *j);
+	if (!atomic_load(&j->ready)) {
+		j->maps[0].map = r->addrmap;
+		atomic_store(&j->ready, 1);
+		return;
+	}
+	r->addrmap = current_map(j)->map;
+	for (unsigned int i = 0; i < EVENTS_MAX; i++) {
+		if (j->slots[i].event && j->slots[i].event != UFFD_EVENT_PAGEFAULT)
+			apply(e, &j->slots[i], i, true);
+		clear(&j->slots[i]);
+	}
+}
+
+/* Take one batch. Return: how many events it had. */
+static size_t read_batch(struct events *e,
+                         void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns),
+                         void *arg)
+{
+	struct uffd_msg *slots = e->journal->slots;
+	uint64_t now_ns;
+	ssize_t len;
+	size_t n;
+
+	/* All slots are clear: they are counted anew. */
+	atomic_store_explicit(&current_map(e->journal)->applied, 0, memory_order_release);
+	len = read(e->resolver->uffd, slots, sizeof e->journal->slots);
+	n = len > 0 ? (size_t)len / sizeof *slots : 0;
+	now_ns = clock_now_ns();
+	for (unsigned int i = 0; i < n; i++) {
+		if (slots[i].event == UFFD_EVENT_PAGEFAULT)
+			fault(arg, &slots[i], now_ns);
+		else
+			apply(e, &slots[i], i, false);
+		clear(&slots[i]);
+	}
+	return n;
+}
+
 void events_read(struct events *e,
                  void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns), void *arg)
 {
-	struct uffd_msg msgs[EVENTS_MAX];
-	size_t n = EVENTS_MAX;
+	size_t n;
 
-	while (n == EVENTS_MAX) {
-		ssize_t len;
-		uint64_t now_ns;
-
+	do {
 		pthread_mutex_lock(&e->lock);
-		len = read(e->resolver->uffd, msgs, sizeof msgs);
-		n = len > 0 ? (size_t)len / sizeof *msgs : 0;
-		now_ns = clock_now_ns();
-		for (size_t i = 0; i < n; i++) {
-			if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
-				fault(arg, &msgs[i], now_ns);
-			else
-				apply(e, &msgs[i]);
-		}
+		n = read_batch(e, fault, arg);
 		pthread_mutex_unlock(&e->lock);
-	}
+	} while (n == EVENTS_MAX);
 }
 
 /* First that nobody is in such a call; then, as its event was taken under the lock, the lock. */

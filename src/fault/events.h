@@ -11,6 +11,14 @@
  * UFFDIO_UNREGISTER took the range still raises its event afterwards. When there is none of these
  * any more the kernel tells: uffd_is_quiet().
  *
+ * A process may be killed at any instruction, and the kernel lets the VMM's call go as soon as its
+ * event is taken: nobody tells it again. So events are read straight into slots that lie beside the
+ * page state, in its memfd, together with the address map. What the kernel has taken from its queue
+ * it copies there before a SIGKILL ends the process; a slot is cleared when what its event says is
+ * in the page state or in the map. The next process applies what it finds in the slots, in order,
+ * before anything is filled: a discard may be repeated, and of a change of the map the map itself
+ * says that it is in it. Page faults are forgotten: who waits is woken, and raises a new one.
+ *
  * Threads: events_read() by the fault thread. events_settled() by any.
  */
 #ifndef FAULT_EVENTS_H
@@ -30,11 +38,20 @@ struct events {
 	const char *id; /* of the migration, for the log */
 
 	pthread_mutex_t lock; /* held from taking events until they are applied */
+	struct event_journal *journal;
 };
 
 /* @resolver: initialised. Return: 0 or -errno. */
 int events_init(struct events *e, struct resolver *resolver, const char *id);
 void events_deinit(struct events *e);
+
+/*
+ * events_take_up() - before anything is filled or read: where the process before was
+ *
+ * Of a page state that is new there is nothing to take up. The resolver has its state by now. Its
+ * address map is what the VMM has made of it since.
+ */
+void events_take_up(struct events *e);
 
 /*
  * events_read() - take all events there are; never waits for one

@@ -517,7 +517,8 @@ static void serve_fetches(struct fault_thread *ft)
 		return;
 	/* Before looking: a fill that comes after the look wakes us again. */
 	atomic_store(&p->fetching, true);
-	fetch_table_serve(&ft->fetches, &p->config.table, p->state, &ft->table, clock_now_ns());
+	stat_add(&p->stats.fill_zero, fetch_table_serve(&ft->fetches, &p->config.table, p->state,
+	                                                &ft->table, clock_now_ns()));
 	if (!ft->fetches.n)
 		atomic_store(&p->fetching, false);
 }

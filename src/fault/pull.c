@@ -63,6 +63,8 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	p->resolver.state = p->state;
 	p->config.uffd = config->uffd;
 	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
+	/* In this order: a discard that was taken settles what it names. */
+	events_take_up(&p->events);
 	if (config->state_fd >= 0)
 		resolver_settle(&p->resolver);
 	scheduler_set_prefetch(p->scheduler, config->prefetch);

@@ -431,29 +431,37 @@ static uint64_t units_in_word(uint64_t word, uint64_t first, uint64_t end)
 	return mask;
 }
 
-static void discard_units(struct resolver *r, uint32_t region, uint64_t first, uint64_t end)
+uint64_t resolver_discard_units(struct page_state *state, uint32_t region, uint64_t first,
+                                uint64_t end, bool claimed_too)
 {
-	for (uint64_t word = first / WORD_UNITS; word * WORD_UNITS < end; word++) {
-		uint64_t mine =
-		        page_state_claim(r->state, region, word, units_in_word(word, first, end));
+	uint64_t n = 0;
 
-		page_state_publish(r->state, region, word, mine);
-		stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(mine));
+	for (uint64_t word = first / WORD_UNITS; word * WORD_UNITS < end; word++) {
+		uint64_t units = units_in_word(word, first, end);
+		uint64_t mine = page_state_claim(state, region, word, units);
+
+		if (claimed_too)
+			mine = units & ~page_state_present(state, region, word);
+		page_state_publish(state, region, word, mine);
+		n += (uint64_t)__builtin_popcountll(mine);
 	}
+	return n;
 }
 
 /* Only the fault thread changes the addrmap, and this is the fault thread: no lock to read it. */
-void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
+void resolver_discard(struct resolver *r, uint64_t start, uint64_t end, bool claimed_too)
 {
 	for (uint32_t i = 0; i < r->addrmap.n; i++) {
 		const struct addrmap_piece *p = &r->addrmap.pieces[i];
 		uint64_t from = start > p->host_addr ? start : p->host_addr;
 		uint64_t to = end < p->host_addr + p->len ? end : p->host_addr + p->len;
 
-		if (from < to)
-			discard_units(r, p->region,
-			              (p->offset + (from - p->host_addr)) >> UNIT_SHIFT,
-			              (p->offset + (to - p->host_addr)) >> UNIT_SHIFT);
+		if (from >= to || r->table->regions[p->region].memory != POSTCOPY_MEMORY_ANONYMOUS)
+			continue;
+		from = (p->offset + (from - p->host_addr)) >> UNIT_SHIFT;
+		to = (p->offset + (to - p->host_addr)) >> UNIT_SHIFT;
+		stat_add(&r->stats->fill_zero,
+		         resolver_discard_units(r->state, p->region, from, to, claimed_too));
 	}
 }
 

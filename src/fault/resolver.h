@@ -96,8 +96,24 @@ int resolver_fill(const struct resolver_caller *caller, const struct resolver_ba
  */
 int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uint64_t first_unit);
 
-/* The guest has discarded a range of host addresses: what is missing of it is zero from now on. */
-void resolver_discard(struct resolver *r, uint64_t start, uint64_t end);
+/*
+ * resolver_discard() - UFFD_EVENT_REMOVE of a range of host addresses
+ * @claimed_too: also units that are claimed and not present: nobody lives who fills them
+ *
+ * What is missing of anonymous memory is zero from now on. Of shared memory the event proves
+ * nothing: MADV_DONTNEED leaves the file's content, which is the source's, MADV_FREE fails, and so
+ * does MADV_REMOVE under a seal; there a page is discarded by resolver_discard_units() only. By the
+ * fault thread.
+ */
+void resolver_discard(struct resolver *r, uint64_t start, uint64_t end, bool claimed_too);
+
+/*
+ * resolver_discard_units() - what is missing of [@first, @end) of a region is zero from now on
+ *
+ * Units that somebody is filling at this moment are left to him. Return: how many are zero.
+ */
+uint64_t resolver_discard_units(struct page_state *state, uint32_t region, uint64_t first,
+                                uint64_t end, bool claimed_too);
 
 /*
  * resolver_settle() - after a page state was taken over: what the process before was copying

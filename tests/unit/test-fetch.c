@@ -75,9 +75,20 @@ static int daemon_teardown(void **state)
 static void ask(int vmm, uint64_t tag, uint64_t addr, uint64_t len)
 {
 	struct fetch_request q = { .tag = tag, .guest_phys_addr = addr, .len = len };
-	uint8_t buf[FETCH_REQUEST_BYTES];
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX];
 
-	fetch_request_encode(&q, buf);
+	assert_int_equal(fetch_request_encode(&q, buf), FETCH_REQUEST_BYTES);
+	assert_int_equal(send(vmm, buf, FETCH_REQUEST_BYTES, 0), FETCH_REQUEST_BYTES);
+}
+
+static void ask_discard(int vmm, uint64_t tag, uint64_t addr, uint64_t len)
+{
+	struct fetch_request q = {
+		.tag = tag, .guest_phys_addr = addr, .len = len, .discard = true
+	};
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX];
+
+	assert_int_equal(fetch_request_encode(&q, buf), sizeof buf);
 	assert_int_equal(send(vmm, buf, sizeof buf, 0), sizeof buf);
 }
 
@@ -302,6 +313,48 @@ static void test_a_full_fault_table_is_filled_up_later(void **state)
 	assert_non_null(fault_table_find(&d->faults, 1, 0));
 }
 
+/* Zero at once what is missing; and an answer when what somebody was filling is in place. */
+static void test_a_discard_waits_for_what_is_being_filled(void **state)
+{
+	struct daemon *d = *state;
+
+	make_present(d, 0, 11, 1);
+	assert_true(page_state_claim(d->state, 0, 0, 1ull << 12));
+	ask_discard(d->vmm, 9, MIB + 10 * PAGE, 4 * PAGE);
+	serve(d);
+	assert_int_equal(d->faults.n, 0);
+	assert_true(page_state_present(d->state, 0, 0) == 0xbull << 10);
+	expect_none(d->vmm);
+	page_state_publish(d->state, 0, 0, 1ull << 12);
+	serve(d);
+	expect_answer(d->vmm, 9, 0);
+	/* Another that its filler gives up: the discard has it then. */
+	assert_true(page_state_claim(d->state, 0, 0, 1ull << 20));
+	ask_discard(d->vmm, 10, MIB + 20 * PAGE, PAGE);
+	serve(d);
+	expect_none(d->vmm);
+	page_state_unclaim(d->state, 0, 0, 1ull << 20);
+	serve(d);
+	expect_answer(d->vmm, 10, 0);
+}
+
+/* A part of a huge page, of which a part is here: that is all that is discarded. */
+static void test_a_discard_of_a_part_of_a_huge_page(void **state)
+{
+	struct daemon *d = *state;
+
+	make_present(d, 1, 1, 1);
+	ask_discard(d->vmm, 1, HUGE_START, 3 * PAGE);
+	serve(d);
+	expect_answer(d->vmm, 1, 0);
+	assert_true(page_state_present(d->state, 1, 0) == 7);
+	assert_false(page_state_page_present(d->state, 1, 0));
+	ask_discard(d->vmm, 2, HUGE_START, 2 * MIB);
+	serve(d);
+	expect_answer(d->vmm, 2, 0);
+	assert_true(page_state_page_present(d->state, 1, 0));
+}
+
 static void test_the_end_is_told(void **state)
 {
 	struct daemon *d = *state;
@@ -444,7 +497,7 @@ static int vmm_teardown(void **state)
 /* The request that has come, or 0 where there is none. */
 static uint64_t requested(struct vmm *v, uint64_t addr, uint64_t len)
 {
-	uint8_t buf[FETCH_REQUEST_BYTES + 1];
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX + 1];
 	struct fetch_request q;
 	ssize_t n = recv(v->channel, buf, sizeof buf, MSG_DONTWAIT);
 
@@ -812,6 +865,8 @@ int main(void)
 		DAEMON_TEST(test_a_channel_s_place_is_used_again),
 		DAEMON_TEST(test_more_than_fit_wait_in_the_socket),
 		DAEMON_TEST(test_a_full_fault_table_is_filled_up_later),
+		DAEMON_TEST(test_a_discard_waits_for_what_is_being_filled),
+		DAEMON_TEST(test_a_discard_of_a_part_of_a_huge_page),
 		DAEMON_TEST(test_the_end_is_told),
 		DAEMON_TEST(test_without_the_end_nothing_is_promised),
 		VMM_TEST(test_fetch_waits_for_its_answer),
