@@ -33,9 +33,10 @@
  *   - shared memory (memfd, hugetlb, guest_memfd): no call of the kernel's alone discards a
  *     page that has not arrived. The source's content comes, after MADV_DONTNEED (which on
  *     shared memory never discards), but also after MADV_REMOVE and
- *     fallocate(FALLOC_FL_PUNCH_HOLE), of which nobody can be sure to hear. So what is to
- *     be given back and to read as zeroes (a balloon's pages, memory that is unplugged) is
- *     told first, by postcopy_discard(). Guests that may not count on zeroes need nothing.
+ *     fallocate(FALLOC_FL_PUNCH_HOLE), of which nobody can be sure to hear (of a huge page
+ *     that had arrived in part, that part may be zero). So what is to be given back and to
+ *     read as zeroes (a balloon's pages, memory that is unplugged) is told first, by
+ *     postcopy_discard(). Guests that may not count on zeroes need nothing.
  *   - a page that is on its way at that very moment: postcopy_discard() waits for it;
  *     MADV_DONTNEED on anonymous memory alone may leave its former content.
  *   - munmap() and mremap() of whole or partial regions are followed. Each of these calls

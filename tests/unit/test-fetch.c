@@ -792,6 +792,47 @@ static void test_what_has_no_answer_is_asked_again(void **state)
 	assert_int_equal(fetch(v, 3 * PAGE), 0);
 }
 
+/* The discard that has come, or 0 where there is none. */
+static uint64_t requested_discard(struct vmm *v, uint64_t addr, uint64_t len)
+{
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX + 1];
+	struct fetch_request q;
+	ssize_t n = recv(v->channel, buf, sizeof buf, MSG_DONTWAIT);
+
+	if (n < 0)
+		return 0;
+	assert_true(fetch_request_decode(buf, (size_t)n, &q));
+	assert_true(q.discard && q.guest_phys_addr == addr && q.len == len);
+	return q.tag;
+}
+
+/* Of a daemon that was started again it is asked again; what is large goes in pieces. */
+static void test_a_discard_is_told_until_it_is_answered(void **state)
+{
+	struct vmm *v = *state;
+	uint64_t first, second;
+
+	NEED(v);
+	assert_int_equal(postcopy_discard(v->ch, 0, 3 * MIB, 0, NULL), -ETIMEDOUT);
+	first = requested_discard(v, 0, 2 * MIB);
+	assert_true(first);
+	say(v, FETCH_TAG_AGAIN, 0);
+	assert_int_equal(postcopy_discard(v->ch, 0, 3 * MIB, 0, NULL), -ETIMEDOUT);
+	assert_int_equal(requested_discard(v, 0, 2 * MIB), first);
+	assert_false(requested_discard(v, 0, 0));
+	/* A fetch of the same range is another question. */
+	assert_int_equal(postcopy_channel_fetch(v->ch, 0, 2 * MIB, 0, NULL), -ETIMEDOUT);
+	assert_true(requested(v, 0, 2 * MIB));
+	say(v, first, 0);
+	assert_int_equal(postcopy_discard(v->ch, 0, 3 * MIB, 0, NULL), -ETIMEDOUT);
+	second = requested_discard(v, 2 * MIB, MIB);
+	assert_true(second);
+	say(v, second, EINVAL);
+	assert_int_equal(postcopy_discard(v->ch, 2 * MIB, MIB, 0, NULL), -EINVAL);
+	assert_int_equal(postcopy_discard(v->ch, 0, 100, 0, NULL), -EINVAL);
+	assert_int_equal(postcopy_discard(v->ch, 0, 0, 0, NULL), -EINVAL);
+}
+
 static void test_a_channel_opened_after_the_end_needs_no_daemon(void **state)
 {
 	struct vmm_wire_msg msg = { .type = VMM_WIRE_VMSTATE };
@@ -881,6 +922,7 @@ int main(void)
 		VMM_TEST(test_a_daemon_that_is_gone),
 		VMM_TEST(test_answers_that_are_none),
 		VMM_TEST(test_what_has_no_answer_is_asked_again),
+		VMM_TEST(test_a_discard_is_told_until_it_is_answered),
 		VMM_TEST(test_a_channel_opened_after_the_end_needs_no_daemon),
 		cmocka_unit_test(test_a_source_has_no_channel),
 		VMM_TEST(test_attributes_are_an_event),

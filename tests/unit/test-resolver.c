@@ -976,6 +976,42 @@ static void test_a_region_of_several_vmas_anonymous(void **state)
 	several_vmas(POSTCOPY_MEMORY_ANONYMOUS);
 }
 
+/*
+ * A huge page of which a part has arrived, and of which that part is being filled: discarded, told
+ * first, it is zero as a whole. What it lost: one that was punched out while a part was being
+ * filled came back as that part, for the fill made the page anew.
+ */
+static void test_a_half_arrived_huge_page_is_discarded_whole(void **state)
+{
+	struct memory_filled filled = { 0 };
+	uint8_t data[UNIT_BYTES];
+
+	(void)state;
+	fixture = start_sized(POSTCOPY_MEMORY_HUGETLB, 2 * SIZE_2M, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	memset(data, 0x55, sizeof data);
+	assert_true(fill(fixture, 8, UINT64_MAX, 0, 7) == UINT64_MAX);
+	assert_int_equal(page_state_claim(fixture->ps, 0, 9, 1), 1);
+	assert_int_equal(resolver_discard_units(fixture->ps, 0, 512, 1024, false), 512 - 64 - 1);
+	/* Not whole yet: the VMM has no answer, and punches nothing out. */
+	assert_false(page_state_page_present(fixture->ps, 0, 512));
+	assert_int_equal(memory_fill(fixture->memories[0], SIZE_2M + 64 * UNIT_BYTES, data,
+	                             sizeof data, false, &filled),
+	                 0);
+	page_state_publish(fixture->ps, 0, 9, 1);
+	assert_true(page_state_page_present(fixture->ps, 0, 512));
+	assert_int_equal(fallocate(memory_fd(fixture->memories[0]),
+	                           FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, SIZE_2M, SIZE_2M),
+	                 0);
+	/* Nothing that comes late is put there. */
+	assert_true(fill(fixture, 8, UINT64_MAX, 0, 7) == 0);
+	touch_present(fixture, 512, 0);
+	check_page(fixture, 512 + 64, 0);
+	check_page(fixture, 512 + 5, 0);
+	stop(fixture);
+}
+
 static void test_a_region_of_several_vmas_memfd(void **state)
 {
 	(void)state;
@@ -1057,6 +1093,7 @@ int main(void)
 		cmocka_unit_test(test_a_fill_of_what_is_unmapped_for_good_is_done),
 		cmocka_unit_test(test_mapped_pages_are_gone_around),
 		cmocka_unit_test(test_a_huge_page_is_mapped_when_it_is_whole),
+		cmocka_unit_test(test_a_half_arrived_huge_page_is_discarded_whole),
 		cmocka_unit_test(test_a_region_of_several_vmas_memfd),
 		cmocka_unit_test(test_a_region_of_several_vmas_anonymous),
 		cmocka_unit_test(test_unregister_finds_what_is_left),
