@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "fault/events.h"
 
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "fault/uffd.h"
@@ -23,6 +27,8 @@ struct event_journal {
 	struct journal_map maps[2];
 };
 _Static_assert(sizeof(struct event_journal) <= PAGE_STATE_ROOM_BYTES, "it fits its room");
+
+#define INTERRUPT_SIGNAL SIGURG
 
 int events_init(struct events *e, struct resolver *resolver, const char *id)
 {
@@ -120,6 +126,46 @@ void events_take_up(struct events *e)
 	}
 }
 
+static void do_nothing(int signal)
+{
+	(void)signal;
+}
+
+/* Ignored it would interrupt nothing, and by default it is. */
+void events_reader_begin(void)
+{
+	const struct sigaction action = { .sa_handler = do_nothing };
+	sigset_t set;
+
+	sigaction(INTERRUPT_SIGNAL, &action, NULL);
+	sigemptyset(&set);
+	sigaddset(&set, INTERRUPT_SIGNAL);
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
+void events_interrupt(pthread_t reader)
+{
+	pthread_kill(reader, INTERRUPT_SIGNAL);
+}
+
+/* As read(), but it does not wait. */
+static ssize_t read_now(struct events *e, void *buf, size_t len)
+{
+	struct iovec iov = { buf, len };
+	struct pollfd fd = { .fd = e->resolver->uffd, .events = POLLIN };
+	ssize_t n;
+
+	if (!e->no_nowait) {
+		n = preadv2(fd.fd, &iov, 1, -1, RWF_NOWAIT);
+		if (n >= 0 || errno != EOPNOTSUPP)
+			return n;
+		e->no_nowait = true;
+	}
+	if (poll(&fd, 1, 0) != 1 || !(fd.revents & POLLIN))
+		return 0;
+	return read(fd.fd, buf, len);
+}
+
 /* Take one batch. Return: how many events it had. */
 static size_t read_batch(struct events *e,
                          void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns),
@@ -132,7 +178,7 @@ static size_t read_batch(struct events *e,
 
 	/* All slots are clear: they are counted anew. */
 	atomic_store_explicit(&current_map(e->journal)->applied, 0, memory_order_release);
-	len = read(e->resolver->uffd, slots, sizeof e->journal->slots);
+	len = read_now(e, slots, sizeof e->journal->slots);
 	n = len > 0 ? (size_t)len / sizeof *slots : 0;
 	now_ns = clock_now_ns();
 	for (unsigned int i = 0; i < n; i++) {

@@ -11,6 +11,11 @@
  * UFFDIO_UNREGISTER took the range still raises its event afterwards. When there is none of these
  * any more the kernel tells: uffd_is_quiet().
  *
+ * The VMM shares the open file, so it may make it blocking at any time, and take an event away
+ * between poll() and read(): the reader says of each single read that it is not to wait
+ * (RWF_NOWAIT). Before Linux 6.10 that can't be said of a userfaultfd; there a VMM that does both
+ * can have its own reader wait, until events_interrupt().
+ *
  * A process may be killed at any instruction, and the kernel lets the VMM's call go as soon as its
  * event is taken: nobody tells it again. So events are read straight into slots that lie beside the
  * page state, in its memfd, together with the address map. What the kernel has taken from its queue
@@ -19,7 +24,8 @@
  * before anything is filled: a discard may be repeated, and of a change of the map the map itself
  * says that it is in it. Page faults are forgotten: who waits is woken, and raises a new one.
  *
- * Threads: events_read() by the fault thread. events_settled() by any.
+ * Threads: events_read() by the fault thread, which calls events_reader_begin() first. Others by
+ * any.
  */
 #ifndef FAULT_EVENTS_H
 #define FAULT_EVENTS_H
@@ -39,6 +45,7 @@ struct events {
 
 	pthread_mutex_t lock; /* held from taking events until they are applied */
 	struct event_journal *journal;
+	bool no_nowait; /* this kernel reads a userfaultfd without RWF_NOWAIT only */
 };
 
 /* @resolver: initialised. Return: 0 or -errno. */
@@ -53,12 +60,17 @@ void events_deinit(struct events *e);
  */
 void events_take_up(struct events *e);
 
+void events_reader_begin(void);
+
 /*
  * events_read() - take all events there are; never waits for one
  * @fault: called with each page fault
  */
 void events_read(struct events *e,
                  void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns), void *arg);
+
+/* Have events_read() in @reader, should it wait after all, return. From any thread; repeat it. */
+void events_interrupt(pthread_t reader);
 
 /*
  * events_settled() - whether all that the VMM has done to its mappings is known here

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "fault/uffd.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/probes.h"
@@ -497,6 +498,8 @@ static bool wait_for_news(struct fault_thread *ft)
 	                 ft->look_again ? REFILL_MS
 	                 : ft->conn     ? ALIVE_LOOK_MS
 	                                : -1);
+	if (fds[0].revents & POLLERR)
+		uffd_set_nonblocking(p->config.uffd);
 	if (fds[1].revents)
 		ft->heard_ns = clock_now_ns();
 	ft->look_again = false;
@@ -581,6 +584,8 @@ static void only_read_events(struct fault_thread *ft)
 	pthread_mutex_unlock(&p->lock);
 	while (!atomic_load(&ft->done)) {
 		(void)poll(fds, 2, -1);
+		if (fds[0].revents & POLLERR)
+			uffd_set_nonblocking(p->config.uffd);
 		if (fds[1].revents)
 			(void)!read(p->wake_fd, &drained, sizeof drained);
 		read_events(ft);
@@ -594,6 +599,7 @@ void *fault_thread_main(void *arg)
 
 	thread_set_name("fault");
 	thread_prefer_latency();
+	events_reader_begin();
 	ft->caller = (struct resolver_caller){
 		.resolver = &p->resolver, .again = on_again, .woken = on_woken, .arg = ft
 	};

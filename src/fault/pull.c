@@ -13,6 +13,8 @@
 
 /* How often it is looked at whether nobody changes the mappings any more. */
 #define FINISH_LOOK_NS 500000
+/* A reader of events that has not ended by then may be kept waiting by its VMM. */
+#define INTERRUPT_MS 200u
 
 int pull_new(const struct pull_config *config, struct pull **ret, struct error *err)
 {
@@ -84,6 +86,14 @@ static void shutdown_all(struct pull *p)
 	pthread_mutex_unlock(&p->lock);
 }
 
+static struct timespec until(unsigned int ms)
+{
+	uint64_t ns = clock_now_ns() + ms * NSEC_PER_MSEC;
+
+	return (struct timespec){ .tv_sec = (time_t)(ns / NSEC_PER_SEC),
+		                  .tv_nsec = (long)(ns % NSEC_PER_SEC) };
+}
+
 void pull_cancel(struct pull *p)
 {
 	atomic_store(&p->stopping, true);
@@ -108,8 +118,12 @@ void pull_stop_filling(struct pull *p)
 	pull_cancel(p);
 	join_fillers(p);
 	pthread_mutex_lock(&p->lock);
-	while (p->fault.runs && !p->fault.only_reads)
-		pthread_cond_wait(&p->changed, &p->lock);
+	while (p->fault.runs && !p->fault.only_reads) {
+		const struct timespec at = until(INTERRUPT_MS);
+
+		if (pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &at))
+			events_interrupt(p->fault.thread);
+	}
 	pthread_mutex_unlock(&p->lock);
 }
 
@@ -118,9 +132,14 @@ void pull_stop(struct pull *p)
 	pull_stop_filling(p);
 	atomic_store(&p->fault.done, true);
 	pull_wake_fault_thread(p);
-	if (p->fault.runs)
-		pthread_join(p->fault.thread, NULL);
-	p->fault.runs = false;
+	while (p->fault.runs) {
+		const struct timespec at = until(INTERRUPT_MS);
+
+		if (pthread_clockjoin_np(p->fault.thread, NULL, CLOCK_MONOTONIC, &at))
+			events_interrupt(p->fault.thread);
+		else
+			p->fault.runs = false;
+	}
 }
 
 void pull_release(struct pull *p)
@@ -252,15 +271,11 @@ void pull_redirect(struct pull *p, const struct conn_target *target)
 
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms)
 {
-	uint64_t until_ns = clock_now_ns() + timeout_ms * NSEC_PER_MSEC;
-	struct timespec until = {
-		.tv_sec = (time_t)(until_ns / NSEC_PER_SEC),
-		.tv_nsec = (long)(until_ns % NSEC_PER_SEC),
-	};
+	const struct timespec at = until(timeout_ms);
 
 	/* Not the time of day, which somebody may set. */
 	while (!atomic_load(&p->stopping) &&
-	       pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &until) != ETIMEDOUT)
+	       pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &at) != ETIMEDOUT)
 		;
 }
 

@@ -2,10 +2,88 @@
 #include "fault/uffd.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <linux/userfaultfd.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
+#include "util/cleanup.h"
 #include "util/kernel_abi.h"
+
+#define EVENTS_NEEDED                                                                              \
+	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP)
+
+/* The features of a userfaultfd, as the kernel tells them. Return: false where it is none. */
+static bool read_features(int fd, uint64_t *ret)
+{
+	_cleanup_close_ int info = -1;
+	char path[64], text[1024];
+	const char *line;
+	ssize_t len;
+
+	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+	info = open(path, O_RDONLY | O_CLOEXEC);
+	len = info < 0 ? -1 : read(info, text, sizeof text - 1);
+	if (len < 0)
+		return false;
+	text[len] = 0;
+	line = strstr(text, "\nAPI:\t");
+	return line && sscanf(line, "\nAPI:\t%*x:%" SCNx64 ":", ret) == 1;
+}
+
+/* A file can be named like it, but no path is without a slash at its front. */
+static int read_kind(int fd, uint64_t *ret_features, struct error *err)
+{
+	char link[64], name[64];
+	ssize_t len;
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+	len = readlink(link, name, sizeof name - 1);
+	name[len < 0 ? 0 : len] = 0;
+	if (strcmp(name, "anon_inode:[userfaultfd]") || !read_features(fd, ret_features))
+		return error_set(err, -EINVAL, "the first descriptor (%s) is no userfaultfd", name);
+	uffd_set_nonblocking(fd);
+	return 0;
+}
+
+int uffd_check_kind(int fd, struct error *err)
+{
+	uint64_t features;
+
+	return read_kind(fd, &features, err);
+}
+
+int uffd_check(int fd, uint64_t claimed, struct error *err)
+{
+	uint64_t features;
+	int rc = read_kind(fd, &features, err);
+
+	if (rc)
+		return rc;
+	if (claimed & ~features)
+		return error_set(err, -EINVAL,
+		                 "the userfaultfd has not the features %#" PRIx64
+		                 " that it is said to have (%#" PRIx64 ")",
+		                 claimed & ~features, claimed);
+	if (EVENTS_NEEDED & ~features)
+		return error_set(err, -EINVAL,
+		                 "the userfaultfd was made without the events %#" PRIx64
+		                 " (UFFD_FEATURE_EVENT_REMOVE, _UNMAP and _REMAP are needed): what "
+		                 "the VMM discards or moves would go unnoticed",
+		                 EVENTS_NEEDED & ~features);
+	return 0;
+}
+
+void uffd_set_nonblocking(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags >= 0 && !(flags & O_NONBLOCK))
+		(void)fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
 
 /*
  * @done is what the kernel says it did: bytes, or a negative errno where it did nothing.

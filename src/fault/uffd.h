@@ -11,6 +11,25 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "util/error.h"
+
+/*
+ * uffd_check() - is that a userfaultfd, and fit for a guest?
+ * @claimed: features that its sender says it has
+ *
+ * By what the kernel alone can say of a descriptor. Events are needed, or what the VMM unmaps,
+ * moves and discards would not be known. From here on it does not block.
+ *
+ * Return: 0; -EINVAL with @err set.
+ */
+int uffd_check(int fd, uint64_t claimed, struct error *err);
+
+/* Only whether it is one: of a guest that runs already nothing else matters. */
+int uffd_check_kind(int fd, struct error *err);
+
+/* Whoever shares the description may have changed that: poll() says POLLERR then. */
+void uffd_set_nonblocking(int fd);
+
 /* What became of a range. Negative values are unexpected errnos. */
 enum uffd_result {
 	UFFD_DONE = 0,     /* all of it */

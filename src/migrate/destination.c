@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "fault/fetch.h"
+#include "fault/uffd.h"
 #include "mem/probe.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
@@ -78,19 +79,6 @@ static int open_memories(struct vmm_attach *attach, const struct region_table *t
 	return rc;
 }
 
-static int check_uffd(int fd, struct error *err)
-{
-	char link[64], name[64];
-	ssize_t len;
-
-	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-	len = readlink(link, name, sizeof name - 1);
-	name[len < 0 ? 0 : len] = 0;
-	if (!strstr(name, "[userfaultfd]"))
-		return error_set(err, -EINVAL, "the first descriptor (%s) is no userfaultfd", name);
-	return 0;
-}
-
 int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
                        struct error *err)
 {
@@ -107,7 +95,9 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 		.stalled = conductor_pull_stalled,
 		.arg = m,
 	};
-	int rc = check_uffd(attach->fds[0], err);
+	/* One that was taken over was checked by the process that took it in. */
+	int rc = state_fd < 0 ? uffd_check(attach->fds[0], attach->msg->uffd_features, err)
+	                      : uffd_check_kind(attach->fds[0], err);
 
 	if (!rc)
 		rc = migration_read_table(attach->msg, &config.table, err);

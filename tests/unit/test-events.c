@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "fault/fault_table.h"
@@ -43,6 +44,27 @@ int ioctl(int fd, unsigned long request, ...)
 	if (request == UFFDIO_POISON && before_poison)
 		before_poison();
 	return (int)syscall(SYS_ioctl, fd, request, arg);
+}
+
+/* A kernel before Linux 6.10; and a VMM that does its worst between poll() and read(). */
+static atomic_bool no_nowait, steals;
+
+ssize_t preadv2(int fd, const struct iovec *iov, int n, off_t offset, int flags)
+{
+	if (atomic_load(&no_nowait)) {
+		errno = EOPNOTSUPP;
+		return -1;
+	}
+	return syscall(SYS_preadv2, fd, iov, n, offset, offset, flags);
+}
+
+ssize_t read(int fd, void *buf, size_t len)
+{
+	if (len == 32 * sizeof(struct uffd_msg) && atomic_exchange(&steals, false)) {
+		(void)syscall(SYS_read, fd, buf, len);
+		fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+	}
+	return syscall(SYS_read, fd, buf, len);
 }
 
 /* A source that nobody can reach, and a guest. */
@@ -428,6 +450,66 @@ static void test_a_pull_ends_while_the_vmm_discards(void **state)
 	}
 }
 
+static void free_in_time(struct fixture *f)
+{
+	uint64_t begin_ns = clock_now_ns();
+
+	f->p = pull_free(f->p);
+	assert_true(clock_now_ns() - begin_ns < 5 * NSEC_PER_SEC);
+}
+
+/*
+ * A VMM whose userfaultfd blocks, from the beginning or whenever it likes: the reader waited in
+ * read() for good, and a restart of the daemon 90 s for it, with every other guest.
+ */
+static void test_a_blocking_userfaultfd_blocks_nobody(void **state)
+{
+	struct fixture f;
+	struct act a[3];
+
+	(void)state;
+	if (!start(&f, POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_EAGER))
+		skip();
+	connect_now(&f);
+	assert_int_equal(fcntl(f.g.uffd, F_SETFL, 0), 0);
+	assert_int_equal(pull_start(f.p), 0);
+	for (unsigned int i = 0; i < 3; i++) {
+		touch(&f, &a[i], 10 * i);
+		touched(&f, &a[i]);
+		assert_int_equal(fcntl(f.g.uffd, F_SETFL, 0), 0);
+	}
+	free_in_time(&f);
+	stop(&f);
+}
+
+/* The same where the kernel knows of no read() that does not wait. */
+static void test_a_reader_that_is_kept_waiting_ends_with_the_pull(void **state)
+{
+	struct fixture f;
+	struct act a;
+
+	(void)state;
+	if (!start(&f, POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_EAGER))
+		skip();
+	connect_now(&f);
+	atomic_store(&no_nowait, true);
+	assert_int_equal(pull_start(f.p), 0);
+	touch(&f, &a, 1);
+	touched(&f, &a);
+	atomic_store(&steals, true);
+	touch(&f, &a, 2);
+	while (atomic_load(&steals))
+		poll(NULL, 0, 1);
+	free_in_time(&f);
+	/* The next one has a kernel that can, and wakes who has lost its event. */
+	atomic_store(&no_nowait, false);
+	f.p = make_pull(&f.g, -1, RESOLVER_MAP_EAGER, &f.complete_fd);
+	pull_connect_later(f.p, &f.s.target, f.s.client_side.context, &f.s.hello, f.s.epoch);
+	assert_int_equal(pull_start(f.p), 0);
+	touched(&f, &a);
+	stop(&f);
+}
+
 static struct fixture *moving;
 static struct act mover;
 static uint8_t *moved_to;
@@ -662,6 +744,8 @@ int main(void)
 		cmocka_unit_test(test_discards_while_the_watching_ends),
 		cmocka_unit_test(test_unmapping_while_the_watching_ends),
 		cmocka_unit_test(test_a_pull_ends_while_the_vmm_discards),
+		cmocka_unit_test(test_a_blocking_userfaultfd_blocks_nobody),
+		cmocka_unit_test(test_a_reader_that_is_kept_waiting_ends_with_the_pull),
 		cmocka_unit_test(test_what_moves_is_poisoned_where_it_is),
 		cmocka_unit_test(test_told_discards_are_zero),
 		cmocka_unit_test(test_no_discard_is_lost_by_a_kill),

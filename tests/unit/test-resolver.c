@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -976,6 +977,56 @@ static void test_a_region_of_several_vmas_anonymous(void **state)
 	several_vmas(POSTCOPY_MEMORY_ANONYMOUS);
 }
 
+static int uffd_with(uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	assert_int_equal(ioctl(fd, UFFDIO_API, &api), 0);
+	return fd;
+}
+
+static void assert_refused(int fd, uint64_t claimed, const char *why)
+{
+	struct error err = ERROR_INIT;
+
+	assert_int_equal(uffd_check(fd, claimed, &err), -EINVAL);
+	if (!strstr(err.text, why))
+		fail_msg("%s", err.text);
+	close(fd);
+}
+
+/*
+ * A memfd that calls itself so was believed: its bytes were read as events. So was a userfaultfd
+ * without events: what its VMM discarded came back, what it moved was not found.
+ */
+static void test_what_is_no_fit_userfaultfd_is_refused(void **state)
+{
+	const uint64_t events =
+	        UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP;
+	struct error err = ERROR_INIT;
+	int fd;
+
+	(void)state;
+	fd = open_uffd();
+	if (fd < 0)
+		skip();
+	close(fd);
+	assert_refused(memfd_create("[userfaultfd]", MFD_CLOEXEC), 0, "no userfaultfd");
+	assert_refused(memfd_create("anon_inode:[userfaultfd]", MFD_CLOEXEC), 0, "no userfaultfd");
+	assert_refused(eventfd(0, EFD_CLOEXEC), 0, "no userfaultfd");
+	assert_refused(uffd_with(0), 0, "without the events 0x4c");
+	assert_refused(uffd_with(events & ~UFFD_FEATURE_EVENT_REMOVE), 0, "without the events 0x8");
+	assert_refused(uffd_with(events), events | UFFD_FEATURE_THREAD_ID, "said to have");
+	fd = uffd_with(events);
+	assert_int_equal(uffd_check(fd, events, &err), 0);
+	assert_true(fcntl(fd, F_GETFL) & O_NONBLOCK);
+	close(fd);
+	fd = uffd_with(0);
+	assert_int_equal(uffd_check_kind(fd, &err), 0);
+	close(fd);
+}
+
 /*
  * A huge page of which a part has arrived, and of which that part is being filled: discarded, told
  * first, it is zero as a whole. What it lost: one that was punched out while a part was being
@@ -1094,6 +1145,7 @@ int main(void)
 		cmocka_unit_test(test_mapped_pages_are_gone_around),
 		cmocka_unit_test(test_a_huge_page_is_mapped_when_it_is_whole),
 		cmocka_unit_test(test_a_half_arrived_huge_page_is_discarded_whole),
+		cmocka_unit_test(test_what_is_no_fit_userfaultfd_is_refused),
 		cmocka_unit_test(test_a_region_of_several_vmas_memfd),
 		cmocka_unit_test(test_a_region_of_several_vmas_anonymous),
 		cmocka_unit_test(test_unregister_finds_what_is_left),
