@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include "fault/fetch.h"
+#include "fault/uffd.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -29,8 +30,12 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 		.connection = conductor_pull_connection,
 		.arg = m,
 	};
-	int rc = migration_read_table(attach->msg, &config.table, err);
+	/* One that was taken over was checked by the process that took it in. */
+	int rc = state_fd < 0 ? uffd_check(attach->fds[0], attach->msg->uffd_features, err)
+	                      : uffd_check_kind(attach->fds[0], err);
 
+	if (!rc)
+		rc = migration_read_table(attach->msg, &config.table, err);
 	if (!rc)
 		rc = migration_open_memories(m, attach, &config.table, config.memories, err);
 	if (!rc)

@@ -246,9 +246,10 @@ static void test_a_private_mapping_is_refused_by_name(void **state)
 	close(fd);
 }
 
-static void again(void *arg)
+static bool again(void *arg)
 {
 	(void)arg;
+	return true;
 }
 
 #define THERE 3u /* somebody has read the hole: a page of zeroes */
