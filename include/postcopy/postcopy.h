@@ -43,6 +43,9 @@
  *   - munmap() and mremap() of whole or partial regions are followed. Each of these calls
  *     returns when the daemon has heard of it, and waits while no daemon runs.
  *   - the regions are set MADV_DONTFORK: a child does not see guest memory.
+ *   - they are set MADV_NOHUGEPAGE: a huge page would fill absent ones with zeroes. After
+ *     POSTCOPY_EVENT_COMPLETE, and not before, the VMM may set MADV_HUGEPAGE again; let nobody
+ *     MADV_COLLAPSE guest memory by another mapping until then.
  *   - never fallocate() or KVM_PRE_FAULT_MEMORY a page that has not arrived.
  *
  * Faults that are no userfaultfd events

@@ -144,7 +144,8 @@ static int map_run(const struct resolver_caller *caller, uint32_t region, uint64
  *
  * For anonymous memory nothing else does. For memfd it is also the better way wherever the page
  * is to be mapped at once: pwrite() holds the file's lock, so that two bulk threads would not
- * get on side by side, and a fault would wait behind both.
+ * get on side by side, and a fault would wait behind both. And it makes the one page, where a
+ * pwrite() may make a huge one, with zeroes around.
  */
 static bool fills_by_copy(const struct resolver *r, const struct resolver_batch *b)
 {
@@ -152,7 +153,8 @@ static bool fills_by_copy(const struct resolver *r, const struct resolver_batch 
 	case POSTCOPY_MEMORY_ANONYMOUS:
 		return true;
 	case POSTCOPY_MEMORY_MEMFD:
-		return b->for_fault || r->map == RESOLVER_MAP_EAGER;
+		return b->for_fault || r->map == RESOLVER_MAP_EAGER ||
+		       memory_writes_huge(r->memories[b->region]);
 	default:
 		return false;
 	}

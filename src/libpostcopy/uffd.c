@@ -141,6 +141,14 @@ int uffd_register(int fd, const struct postcopy_region *r, size_t index, uint32_
 
 	if (r->memory != POSTCOPY_MEMORY_ANONYMOUS)
 		mode |= UFFDIO_REGISTER_MODE_MINOR;
+	/*
+	 * A huge page that khugepaged, MADV_COLLAPSE or the first touch made of a few small ones
+	 * would hold zeroes where pages are absent. A kernel that makes none does not know the
+	 * advice.
+	 */
+	if (madvise(r->host_addr, r->size, MADV_NOHUGEPAGE) && errno != EINVAL)
+		return error_errno(err, -errno, "region %zu: MADV_NOHUGEPAGE at %p", index,
+		                   r->host_addr);
 	/* Before: after it the madvise() would wait for somebody who reads its event. */
 	rc = discard(r, index, err);
 	if (rc)

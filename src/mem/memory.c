@@ -28,6 +28,7 @@ struct memory {
 	uint64_t size;
 	uint64_t page_size;
 	char *alias; /* NULL where none is needed */
+	bool writes_huge;
 	/* Cleared for good at the first pwrite() that the kernel doesn't know. */
 	atomic_bool can_write;
 };
@@ -144,6 +145,8 @@ static int map_alias(struct memory *m, uint32_t index, int prot, struct error *e
 		return error_errno(err, -errno, "region %u: mapping %llu MiB of %s", index,
 		                   (unsigned long long)(m->size >> 20), memory_name(m->kind));
 	}
+	/* No huge page is to be made of what we touch. A kernel that makes none refuses. */
+	(void)madvise(m->alias, m->size, MADV_NOHUGEPAGE);
 	return 0;
 }
 
@@ -187,6 +190,16 @@ int memory_open_source(const struct region *region, uint32_t index, int fd, stru
 	return 0;
 }
 
+/* Found by doing it, to a memfd of our own: they all are of one mount. */
+static bool try_huge_write(void)
+{
+	_cleanup_close_ int fd = memfd_create("postcopy-huge", MFD_CLOEXEC);
+	struct stat st;
+
+	return fd >= 0 && !ftruncate(fd, 4 << 20) && pwrite(fd, "", 1, 0) == 1 && !fstat(fd, &st) &&
+	       (uint64_t)st.st_blocks * 512 > UNIT_BYTES;
+}
+
 static int open_seek_fd(struct memory *m, uint32_t index, struct error *err)
 {
 	char link[64];
@@ -224,6 +237,7 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 		             : map_alias(m, index, PROT_READ | PROT_WRITE, err);
 	if (rc)
 		return fail_open(m, rc);
+	m->writes_huge = m->kind == POSTCOPY_MEMORY_MEMFD && try_huge_write();
 	atomic_store(&m->can_write,
 	             m->kind == POSTCOPY_MEMORY_MEMFD || (m->kind == POSTCOPY_MEMORY_GUEST_MEMFD &&
 	                                                  knows_pwrite(m->fd, m->fd_offset)));
@@ -378,6 +392,11 @@ int memory_touch(struct memory *m, uint64_t offset)
 	if (!m->alias)
 		return -EOPNOTSUPP;
 	return guard_copy(&byte, m->alias + offset, sizeof byte);
+}
+
+bool memory_writes_huge(const struct memory *m)
+{
+	return m->writes_huge;
 }
 
 enum memory_fill memory_fill_method(const struct memory *m, bool for_fault)

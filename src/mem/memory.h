@@ -113,6 +113,12 @@ uint64_t memory_hole(const struct memory *m, uint64_t offset, uint64_t len);
  */
 int memory_touch(struct memory *m, uint64_t offset);
 
+/*
+ * Whether a write of one page makes more than that present, for the kernel has huge pages for
+ * memfds (/sys/kernel/mm/transparent_hugepage/shmem_enabled). UFFDIO_COPY makes one.
+ */
+bool memory_writes_huge(const struct memory *m);
+
 /* How memory_fill() would fill: MEMORY_FILL_COPY means that it can't. */
 enum memory_fill memory_fill_method(const struct memory *m, bool for_fault);
 

@@ -117,6 +117,7 @@ enum probe_fact_id {
 	PROBE_KVM,                   /* /dev/kvm can be opened and makes VMs */
 	PROBE_USERFAULTFD,           /* may be created; the detail says which way */
 	PROBE_UFFDIO_POISON,         /* lost pages can be poisoned */
+	PROBE_HOLES,                 /* absent pages stay absent where huge pages are made */
 	PROBE_KVM_PRE_FAULT,         /* KVM_PRE_FAULT_MEMORY */
 	PROBE_KVM_MEMORY_ATTRIBUTES, /* private / shared ranges */
 	PROBE_KVM_USERFAULT,         /* faults as KVM exits */

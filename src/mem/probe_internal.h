@@ -118,6 +118,9 @@ void probe_backend_fill(const struct probe_env *env, enum probe_backend_id id,
 /* Which ABI these results of guest_memfd amount to. */
 enum probe_gmem_abi probe_gmem_abi_of(const struct probe_mode_result modes[PROBE_MODES]);
 
+/* Whether a memfd's absent pages stay absent. */
+void probe_collapse_fill(const struct probe_env *env, struct probe_row *row);
+
 /* Fills @rows with the facts about the host, by enum probe_fact_id. */
 void probe_host_fill(const struct probe_env *env, struct probe_row rows[PROBE_FACTS]);
 

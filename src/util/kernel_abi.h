@@ -26,6 +26,11 @@
 #define MADV_DONTNEED_LOCKED 24
 #endif
 
+/* include/uapi/asm-generic/mman-common.h, Linux 6.1 */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
 /* include/uapi/linux/userfaultfd.h, Linux 6.1 */
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC 0xAA

@@ -89,6 +89,27 @@ static void populate(unsigned int how, int fd, uint8_t *p)
 	}
 }
 
+/* Of the mapping that begins at @p: "nh" is MADV_NOHUGEPAGE. */
+static bool has_flag(const uint8_t *p, const char *flag)
+{
+	FILE *f = fopen("/proc/self/smaps", "re");
+	char line[512], start[32];
+	bool here = false, found = false;
+
+	assert_non_null(f);
+	snprintf(start, sizeof start, "%lx-", (unsigned long)(uintptr_t)p);
+	while (fgets(line, sizeof line, f)) {
+		if (!strncmp(line, start, strlen(start)))
+			here = true;
+		else if (here && !strncmp(line, "VmFlags:", 8)) {
+			found = strstr(line, flag);
+			break;
+		}
+	}
+	fclose(f);
+	return found;
+}
+
 static void the_library_empties(int fd, unsigned int how)
 {
 	uint8_t *p = map_memory(fd);
@@ -113,6 +134,9 @@ static void the_library_empties(int fd, unsigned int how)
 	if (uffd_register(uffd, &r, 0, &mode, &err))
 		fail_msg("%s", err.text);
 	assert_false(is_mapped_anywhere(p));
+	/* It would stay so: on Linux 6.1 a huge page filled the rest with zeroes. */
+	if (!access("/sys/kernel/mm/transparent_hugepage", F_OK))
+		assert_true(has_flag(p, " nh"));
 	if (fd >= 0) {
 		assert_false(has_pages(fd));
 		close(fd);
