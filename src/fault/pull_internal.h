@@ -33,6 +33,7 @@ struct bulk {
 	struct window window;
 	struct scheduler_item rest; /* of a word that is asked for in parts; want_mask 0: none */
 	bool redo;                  /* some part of that word could not be filled */
+	unsigned int refused;       /* fills, because the VMM was changing its mappings */
 	struct resolver_caller caller;
 };
 
