@@ -42,7 +42,8 @@ struct fault_thread {
 	pthread_t thread;
 	bool runs;
 	bool only_reads;   /* under pull->lock: it fills nothing any more */
-	atomic_bool done;  /* nor is it to read events */
+	bool ends;         /* under pull->lock: nor does it read events */
+	atomic_bool done;  /* it is to end */
 	struct conn *conn; /* changed under pull->lock */
 	struct window window;
 	struct fault_table table;
