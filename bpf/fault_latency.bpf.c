@@ -119,6 +119,24 @@ static void fault_drop(__u32 tid)
 	bpf_map_delete_elem(&threads, &tid);
 }
 
+/*
+ * The thread's number in its own pid namespace: so the userfaultfd's events name it, and so does
+ * the daemon's record. A VMM in a container has others than we see.
+ */
+static __u32 namespace_tid(struct task_struct *task)
+{
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	__u32 level = BPF_CORE_READ(pid, level);
+	__u64 own = (__u64)pid + bpf_core_field_offset(struct pid, numbers) +
+	            (__u64)level * bpf_core_type_size(struct upid);
+	int nr;
+
+	if (!pid || bpf_probe_read_kernel(&nr, sizeof nr,
+	                                  (void *)(own + bpf_core_field_offset(struct upid, nr))))
+		return 0;
+	return nr;
+}
+
 static void event_send(struct fault_latency_slot *slot, const struct fault_latency_thread *thread,
                        struct task_struct *task, __u32 tid, __u64 end_ns)
 {
@@ -135,6 +153,7 @@ static void event_send(struct fault_latency_slot *slot, const struct fault_laten
 	event->slot = thread->owner.slot;
 	event->epoch = thread->owner.epoch;
 	event->tid = tid;
+	event->ns_tid = namespace_tid(task);
 	bpf_probe_read_kernel(event->comm, sizeof event->comm, &task->comm);
 	bpf_ringbuf_submit(event, 0);
 }

@@ -65,6 +65,7 @@ struct fault_latency_event {
 	__u32 slot;
 	__u32 epoch;
 	__u32 tid;
+	__u32 ns_tid; /* the same as its own pid namespace counts; 0: not known */
 	char comm[FAULT_LATENCY_COMM];
 };
 

@@ -46,10 +46,21 @@ struct thread_struct {
 	unsigned long sp; /* x86: of a task that does not run */
 };
 
+struct upid {
+	int nr;
+};
+
+/* A thread's numbers, in the pid namespaces that it is in, its own at the end. */
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+};
+
 struct task_struct {
 	unsigned int __state;
 	int pid;
 	int tgid;
+	struct pid *thread_pid;
 	char comm[16];
 	struct thread_struct thread;
 };

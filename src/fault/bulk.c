@@ -17,16 +17,22 @@
 
 /* Requests in flight on one connection: 8 of up to 256 KiB, 2 MiB. */
 #define BULK_WINDOW 8u
+/* Fills that are refused, until another thread is let on this core. */
+#define REFUSED_YIELD 64u
 /* After a fill that failed for want of memory. */
 #define REFILL_MS 100u
 
-/* The fault thread reads the event that is in the way. */
+/*
+ * The event that is in the way wakes the fault thread, which reads it. A VMM that discards page
+ * after page leaves fills but a microsecond or two between one call and the next: who tries without
+ * a pause meets them.
+ */
 static bool on_again(void *arg)
 {
 	struct bulk *b = arg;
 
-	pull_wake_fault_thread(b->pull);
-	sched_yield();
+	if (!(++b->refused % REFUSED_YIELD))
+		sched_yield();
 	return !atomic_load(&b->pull->stopping);
 }
 

@@ -568,6 +568,14 @@ static void finish_brought(struct fault_thread *ft)
 		resolve(ft, &ft->table.faults[i]);
 }
 
+static void say(struct pull *p, bool *what)
+{
+	pthread_mutex_lock(&p->lock);
+	*what = true;
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+}
+
 /*
  * Nothing is asked for or filled any more. But who changes its mappings still waits for its event
  * to be read: to the very end, or the end of the watching.
@@ -581,10 +589,7 @@ static void only_read_events(struct fault_thread *ft)
 	};
 	uint64_t drained;
 
-	pthread_mutex_lock(&p->lock);
-	ft->only_reads = true;
-	pthread_cond_broadcast(&p->changed);
-	pthread_mutex_unlock(&p->lock);
+	say(p, &ft->only_reads);
 	while (!atomic_load(&ft->done)) {
 		(void)poll(fds, 2, -1);
 		if (fds[0].revents & POLLERR)
@@ -593,6 +598,7 @@ static void only_read_events(struct fault_thread *ft)
 			(void)!read(p->wake_fd, &drained, sizeof drained);
 		read_events(ft);
 	}
+	say(p, &ft->ends);
 }
 
 void *fault_thread_main(void *arg)

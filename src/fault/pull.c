@@ -119,12 +119,11 @@ static void join_fillers(struct pull *p)
 		p->bulks[i].runs = false;
 }
 
-void pull_stop_filling(struct pull *p)
+/* Until the fault thread says so, though its VMM may keep it waiting. */
+static void await_fault_thread(struct pull *p, const bool *says)
 {
-	pull_cancel(p);
-	join_fillers(p);
 	pthread_mutex_lock(&p->lock);
-	while (p->fault.runs && !p->fault.only_reads) {
+	while (p->fault.runs && !*says) {
 		const struct timespec at = until(INTERRUPT_MS);
 
 		if (pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &at))
@@ -133,19 +132,22 @@ void pull_stop_filling(struct pull *p)
 	pthread_mutex_unlock(&p->lock);
 }
 
+void pull_stop_filling(struct pull *p)
+{
+	pull_cancel(p);
+	join_fillers(p);
+	await_fault_thread(p, &p->fault.only_reads);
+}
+
 void pull_stop(struct pull *p)
 {
 	pull_stop_filling(p);
 	atomic_store(&p->fault.done, true);
 	pull_wake_fault_thread(p);
-	while (p->fault.runs) {
-		const struct timespec at = until(INTERRUPT_MS);
-
-		if (pthread_clockjoin_np(p->fault.thread, NULL, CLOCK_MONOTONIC, &at))
-			events_interrupt(p->fault.thread);
-		else
-			p->fault.runs = false;
-	}
+	await_fault_thread(p, &p->fault.ends);
+	if (p->fault.runs)
+		pthread_join(p->fault.thread, NULL);
+	p->fault.runs = false;
 }
 
 void pull_release(struct pull *p)

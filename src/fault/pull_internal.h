@@ -34,6 +34,7 @@ struct bulk {
 	struct window window;
 	struct scheduler_item rest; /* of a word that is asked for in parts; want_mask 0: none */
 	bool redo;                  /* some part of that word could not be filled */
+	unsigned int refused;       /* fills, because the VMM was changing its mappings */
 	struct resolver_caller caller;
 };
 
@@ -42,7 +43,8 @@ struct fault_thread {
 	pthread_t thread;
 	bool runs;
 	bool only_reads;   /* under pull->lock: it fills nothing any more */
-	atomic_bool done;  /* nor is it to read events */
+	bool ends;         /* under pull->lock: nor does it read events */
+	atomic_bool done;  /* it is to end */
 	struct conn *conn; /* changed under pull->lock */
 	struct window window;
 	struct fault_table table;

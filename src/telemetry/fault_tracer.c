@@ -215,6 +215,7 @@ static int ring_event(void *arg, void *data, size_t len_bytes)
 	event = (struct fault_tracer_event){
 		.slot = (int)raw->slot,
 		.tid = (pid_t)raw->tid,
+		.ns_tid = raw->ns_tid,
 		.address = raw->address,
 		.start_ns = raw->start_ns,
 		.woken_ns = raw->woken_ns,

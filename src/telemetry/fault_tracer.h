@@ -63,6 +63,7 @@ enum fault_tracer_mode {
 struct fault_tracer_event {
 	int slot;
 	pid_t tid;
+	uint32_t ns_tid;   /* the same as the thread's own pid namespace counts; 0: not known */
 	uint64_t address;  /* in the VMM; 0 where it is not known */
 	uint64_t start_ns; /* the vCPU stood still... */
 	uint64_t woken_ns; /* was woken (0: before it slept)... */

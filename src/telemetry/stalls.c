@@ -63,8 +63,9 @@ static bool is_of(const struct fault_record *r, const struct fault_tracer_event 
 {
 	if (r->read_ns + ASLEEP_SLACK_NS < event->start_ns || r->read_ns > event->end_ns)
 		return false;
-	if (r->tid && event->tid)
-		return r->tid == (uint32_t)event->tid;
+	/* Both as the VMM's pid namespace counts: userfaultfd tells no other. */
+	if (r->tid && event->ns_tid)
+		return r->tid == event->ns_tid;
 	return event->address && r->addr && event->address - r->addr < page_bytes;
 }
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A daemon dies at each point of a migration, on either side, and the next process goes on: the
 guest only stalls, and each of its pages is right."""
+import mmap
 import os
 import struct
+import threading
+import time
 
 import pytest
 
@@ -324,6 +327,42 @@ def test_sigterm_parks_and_the_next_process_goes_on(pair, side):
     daemon.start()
     pair.destination.call("SetLimits", id="vm1", bulk=True)
     pair.finish("vm1", *vmms)
+
+
+def discard_all_the_time(vmm, unit, stop):
+    """A thread of a VMM whose balloon takes the same page over and over."""
+    def main():
+        while not stop.is_set():
+            pyvmm.libc.madvise(vmm.addr + unit * pyvmm.PAGE, pyvmm.PAGE, mmap.MADV_DONTNEED)
+    thread = threading.Thread(target=main, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_sigterm_while_the_vmm_discards(scripted):
+    """What it lost: fills that the kernel refuses while a madvise() waits for its event went on for
+    ever, for nobody read events any more. The daemon was killed after 90 s, with all its guests."""
+    destination = scripted.destination
+    destination.call("SetLimits", id="vm1", bandwidth_bytes_per_s=512 << 10)
+    scripted.start("vm1")
+    scripted.source_vmm.pause()
+    scripted.destination_vmm.load()
+    stop = threading.Event()
+    threads = [discard_all_the_time(scripted.destination_vmm, unit, stop) for unit in (3, 90)]
+    for _ in range(3):
+        destination.wait_for_state("vm1", "postcopy")
+        began = time.monotonic()
+        destination.popen.terminate()
+        assert destination.wait() == 0
+        assert time.monotonic() - began < 10
+        destination.start()
+    stop.set()
+    for thread in threads:
+        thread.join(harness.DEADLINE_S)
+        assert not thread.is_alive(), "a madvise() is stuck"
+    destination.call("SetLimits", id="vm1", bandwidth_bytes_per_s=0)
+    # Of shared memory that is no discard: all of the source's content comes.
+    scripted.finish()
 
 
 @needs_kvm

@@ -692,7 +692,8 @@ static void test_no_discard_is_lost_by_a_kill(void **state)
 		pid_t daemon = start_daemon(&f, state_fd);
 
 		while (atomic_load(&d.n) < until && atomic_load(&d.n) < DISCARDED)
-			;
+			if (waitpid(daemon, NULL, WNOHANG))
+				fail_msg("the daemon has ended by itself");
 		kill_daemon(daemon);
 		kills++;
 	}

@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -53,6 +54,7 @@ struct vmm {
 	int release; /* eventfd: with @hold, one answer for each count */
 	bool hold;
 	uint64_t delay_ns; /* before each answer, else */
+	uint32_t ptid;     /* whom the last event named */
 	pthread_t handler;
 };
 
@@ -114,7 +116,7 @@ static void answer(const struct vmm *v, uint64_t address)
 
 static void *handler_main(void *arg)
 {
-	const struct vmm *v = arg;
+	struct vmm *v = arg;
 	struct pollfd fds[] = { { .fd = v->uffd, .events = POLLIN },
 		                { .fd = v->stop, .events = POLLIN } };
 	struct uffd_msg msg;
@@ -123,6 +125,7 @@ static void *handler_main(void *arg)
 		/* EINTR: a change of user goes by a signal to each thread */
 		if (poll(fds, 2, -1) < 0 || read(v->uffd, &msg, sizeof msg) != sizeof msg)
 			continue;
+		v->ptid = msg.arg.pagefault.feat.ptid;
 		count_up(v->taken);
 		answer(v, msg.arg.pagefault.address);
 	}
@@ -132,7 +135,7 @@ static void *handler_main(void *arg)
 /* Return: false where there is no userfaultfd; why is printed then. */
 static bool vmm_init(struct vmm *v, bool hold, uint64_t delay_ns)
 {
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_THREAD_ID };
 	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 
 	*v = (struct vmm){ .hold = hold, .delay_ns = delay_ns };
@@ -260,6 +263,7 @@ static void check_event(const struct fault_tracer_event *e, int slot, uint64_t d
 
 	assert_int_equal(e->slot, slot);
 	assert_int_equal(e->tid, vcpu.tid);
+	assert_int_equal(e->ns_tid, vmm.ptid);
 	assert_string_equal(e->comm, VCPU_NAME);
 	assert_true(page < PAGES);
 	assert_true(e->start_ns >= vcpu.before_ns[page]);
@@ -324,6 +328,68 @@ static void test_stall_by_tracepoint(void **state)
 {
 	(void)state;
 	check_stall(FAULT_TRACER_TRACEPOINT, "tracepoint");
+}
+
+/* A VMM in a container: its vCPU faults when it is told to. Says whom the event named. */
+static _Noreturn void be_contained_vmm(int go, int told)
+{
+	struct vmm v;
+	struct vcpu c;
+	char byte;
+
+	if (!vmm_init(&v, false, 5 * NSEC_PER_MSEC) || read(go, &byte, 1) != 1)
+		_exit(1);
+	/* A switch-in may be missed now and then. */
+	touch(&c, &v, 0, 16);
+	if (write(told, &v.ptid, sizeof v.ptid) != sizeof v.ptid ||
+	    write(told, &c.tid, sizeof c.tid) < 0)
+		_exit(1);
+	(void)!read(go, &byte, 1);
+	_exit(0);
+}
+
+/*
+ * userfaultfd names threads as their own pid namespace counts them: the stalls of a VMM in a
+ * container found no record of the daemon's, and had no phases.
+ */
+static void test_thread_in_a_pid_namespace_is_named_as_userfaultfd_does(void **state)
+{
+	struct fault_tracer *t = tracer_open_auto(0, 0);
+	uint32_t ptid;
+	int go[2], told[2];
+	pid_t child, tid;
+
+	(void)state;
+	if (!t)
+		skip();
+	assert_true(!pipe(go) && !pipe(told));
+	child = (pid_t)syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
+	if (!child) {
+		close(go[1]);
+		be_contained_vmm(go[0], told[1]);
+	}
+	close(told[1]);
+	if (child < 0) {
+		print_message("skipped: no pid namespace: %s\n", strerror(errno));
+		fault_tracer_free(t);
+		skip();
+	}
+	trace(t, child, NULL, 0);
+	assert_int_equal(write(go[1], "", 1), 1);
+	assert_int_equal(read(told[0], &ptid, sizeof ptid), sizeof ptid);
+	assert_int_equal(read(told[0], &tid, sizeof tid), sizeof tid);
+	assert_int_equal(ptid, tid);
+	wait_readable(fault_tracer_fd(t));
+	assert_true(fault_tracer_poll(t) > 0);
+	for (unsigned int i = 0; i < events.n; i++) {
+		assert_int_equal(events.list[i].ns_tid, ptid);
+		assert_int_not_equal(events.list[i].tid, ptid);
+	}
+	close(go[1]);
+	assert_int_equal(waitpid(child, NULL, 0), child);
+	close(go[0]);
+	close(told[0]);
+	fault_tracer_free(t);
 }
 
 static void test_best_way_is_taken_and_says_why_none_is_better(void **state)
@@ -753,6 +819,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_bucket_is_that_of_the_histogram),
+		cmocka_unit_test(test_thread_in_a_pid_namespace_is_named_as_userfaultfd_does),
 		cmocka_unit_test(test_best_way_is_taken_and_says_why_none_is_better),
 		cmocka_unit_test(test_stall_by_fentry),
 		cmocka_unit_test(test_stall_by_kprobe),

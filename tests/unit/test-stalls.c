@@ -45,11 +45,14 @@ static void record(uint32_t tid, uint64_t addr, uint64_t read_ns)
 	fault_ring_add(ring, &r);
 }
 
+/* @tid: in the VMM's pid namespace; here it has another number. */
 static bool join(pid_t tid, uint64_t address, uint64_t start_ns, uint64_t end_ns)
 {
-	const struct fault_tracer_event event = {
-		.tid = tid, .address = address, .start_ns = start_ns, .end_ns = end_ns
-	};
+	const struct fault_tracer_event event = { .tid = tid ? tid + 1 : 0,
+		                                  .ns_tid = (uint32_t)tid,
+		                                  .address = address,
+		                                  .start_ns = start_ns,
+		                                  .end_ns = end_ns };
 
 	return stalls_join(info, ring, &event);
 }
