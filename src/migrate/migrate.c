@@ -16,6 +16,21 @@
 
 /* The VMM socket's calls. */
 
+static int attach_role(struct migration *m, struct vmm_attach *attach, struct error *err)
+{
+	return m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err)
+	                                          : destination_attach(m, attach, -1, err);
+}
+
+/* As if it had never attached. */
+static void detach_role(struct migration *m)
+{
+	if (m->params.role == MIGRATION_SOURCE)
+		source_stop(m);
+	else
+		m->pull = pull_free(m->pull);
+}
+
 static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
                      struct error *err)
 {
@@ -33,9 +48,14 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 		                 m->params.id);
 	if (m->state != MIGRATION_PREPARED)
 		return migration_refuse_now(m, "attaching", err);
-	migration_keep_attach(m, attach);
-	rc = m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err)
-	                                        : destination_attach(m, attach, -1, err);
+	rc = migration_keep_attach(m, attach, !vmm_conn_uid(conn), err);
+	if (!rc)
+		rc = attach_role(m, attach, err);
+	if (!rc) {
+		rc = migration_keep_fd(m, "vmm", vmm_conn_fd(conn), err);
+		if (rc)
+			detach_role(m);
+	}
 	if (rc) {
 		migration_drop_attach(m);
 		return error_prefix(err, "migration \"%s\"", m->params.id);
@@ -44,7 +64,6 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 		m->fd_index[i] = attach->msg->regions[i].fd_index;
 	m->vmm = conn;
 	m->taken_over = false;
-	migration_keep_fd(m, "vmm", vmm_conn_fd(conn));
 	*ret_owner = m;
 	migration_move(m, MIGRATION_ATTACHED, "%s", "");
 	return 0;
@@ -119,6 +138,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 		return rc;
 	}
 	uv_async_init(loop, &ms->news, on_news);
+	uv_timer_init(loop, &ms->again);
 	ms->news.data = ms;
 	*ret = ms;
 	return 0;
@@ -164,6 +184,7 @@ static void say_what_is_left(const struct migration *m)
 
 void migrations_stop(struct migrations *ms)
 {
+	uv_timer_stop(&ms->again);
 	for (struct migration *m = ms->list; m; m = m->next)
 		say_what_is_left(m);
 	for (struct migration *m = ms->list; m; m = m->next)
@@ -177,6 +198,7 @@ void migrations_stop(struct migrations *ms)
 void migrations_close(struct migrations *ms)
 {
 	uv_close((uv_handle_t *)&ms->news, NULL);
+	uv_close((uv_handle_t *)&ms->again, NULL);
 }
 
 static void migration_free(struct migration *m)
@@ -187,6 +209,7 @@ static void migration_free(struct migration *m)
 	page_source_unref(m->source);
 	close_fd(&m->vmstate_fd);
 	record_deinit(&m->record);
+	takeover_forget(m);
 	pthread_cond_destroy(&m->ordered);
 	pthread_mutex_destroy(&m->lock);
 	OPENSSL_cleanse(m->params.token, sizeof m->params.token);
@@ -362,7 +385,7 @@ int migration_start(struct migration *m, bool switchover, struct error *err)
 		                 m->params.id);
 	if (m->owner->draining && m->state == MIGRATION_ATTACHED)
 		return refuse_draining(err);
-	return destination_start(m, switchover, err);
+	return takeover_check(m, err) ? err->code : destination_start(m, switchover, err);
 }
 
 int migration_switchover(struct migration *m, struct error *err)
@@ -370,7 +393,7 @@ int migration_switchover(struct migration *m, struct error *err)
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": switch it over at its destination",
 		                 m->params.id);
-	return destination_switchover(m, err);
+	return takeover_check(m, err) ? err->code : destination_switchover(m, err);
 }
 
 int migration_cancel(struct migration *m, struct error *err)
@@ -379,6 +402,8 @@ int migration_cancel(struct migration *m, struct error *err)
 		return 0;
 	if (migration_state_is_final(m->state))
 		return migration_refuse_now(m, "cancelling", err);
+	if (takeover_check(m, err))
+		return err->code;
 	return m->params.role == MIGRATION_SOURCE ? source_cancel(m, err)
 	                                          : destination_cancel(m, err);
 }
@@ -406,6 +431,8 @@ int migration_set_limits(struct migration *m, const struct migration_limits *lim
 		                 m->params.id);
 	if (limits->streams_given)
 		rc = check_streams(limits->streams, err);
+	if (!rc)
+		rc = takeover_check(m, err);
 	if (rc)
 		return rc;
 	merge_limits(&m->limits, limits);
@@ -430,7 +457,7 @@ int migration_recover(struct migration *m, const struct conn_target *target, str
 {
 	if (m->params.role != MIGRATION_DESTINATION)
 		return refuse_source(m, "recovering", err);
-	return destination_recover(m, target, err);
+	return takeover_check(m, err) ? err->code : destination_recover(m, target, err);
 }
 
 size_t migration_missing(struct migration *m, uint32_t region, uint64_t offset,
@@ -456,6 +483,8 @@ int migration_poison(struct migration *m, struct error *err)
 	/* By a call whose answer got lost: who repeats it is told what has become. */
 	if (was_poisoned(m))
 		return 0;
+	if (takeover_check(m, err))
+		return err->code;
 	if (m->state != MIGRATION_PAUSED)
 		return migration_refuse_now(m,
 		                            "poisoning what is missing (the source must be out of "

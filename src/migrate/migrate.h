@@ -46,7 +46,8 @@ struct migrations_config {
 	int vmm_fd;                      /* the VMM socket, listening; taken over */
 	const gid_t *vmm_groups;         /* whose members may connect there, besides root and us */
 	size_t n_vmm_groups;
-	struct fd_store *store; /* where a next process finds what it goes on from; NULL: none */
+	struct fd_store *store;    /* where a next process finds what it goes on from; NULL: none */
+	unsigned int max_channels; /* that a VMM's migration has in the store */
 	uint64_t max_vmstate_bytes;
 	uint64_t slow_fault_ns; /* from here on a fault counts as slow; 0: PULL_SLOW_FAULT_NS */
 };
@@ -168,6 +169,9 @@ struct migrations_totals {
 	/* Destinations that are under way, now. */
 	uint64_t pages_missing;
 	uint64_t bulk_in_flight;
+
+	/* The service manager's store: entries that are kept or held, and may be; 0 without one. */
+	uint64_t store_entries, store_max;
 };
 
 /* Pages present over time, at most this many points. */

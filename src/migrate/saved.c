@@ -69,6 +69,23 @@ static void put_regions(const struct saved *s, Postcopy__V1__SavedRegion *messag
 	}
 }
 
+static size_t put_entries(const struct saved *s, Postcopy__V1__SavedEntry *messages,
+                          Postcopy__V1__SavedEntry **list)
+{
+	size_t n = 0;
+
+	for (uint32_t i = 0; i < VMM_WIRE_FDS_MAX; i++) {
+		if (!*s->entries[i])
+			continue;
+		messages[n] = (Postcopy__V1__SavedEntry)POSTCOPY__V1__SAVED_ENTRY__INIT;
+		messages[n].fd_index = i;
+		messages[n].entry = (char *)s->entries[i];
+		list[n] = &messages[n];
+		n++;
+	}
+	return n;
+}
+
 static void put_times(const struct migration_times *t, Postcopy__V1__SavedTimes *m)
 {
 	m->started = t->started_ns;
@@ -86,6 +103,7 @@ static void put_times(const struct migration_times *t, Postcopy__V1__SavedTimes 
 size_t saved_encode(const struct saved *s, void *buf)
 {
 	Postcopy__V1__SavedRegion regions[REGIONS_MAX], *list[REGIONS_MAX];
+	Postcopy__V1__SavedEntry entries[VMM_WIRE_FDS_MAX], *entry_list[VMM_WIRE_FDS_MAX];
 	Postcopy__V1__SavedMigration m = POSTCOPY__V1__SAVED_MIGRATION__INIT;
 	Postcopy__V1__SavedParams params = POSTCOPY__V1__SAVED_PARAMS__INIT;
 	Postcopy__V1__SavedLimits limits = POSTCOPY__V1__SAVED_LIMITS__INIT;
@@ -107,6 +125,8 @@ size_t saved_encode(const struct saved *s, void *buf)
 	m.reason = (char *)s->reason;
 	m.n_regions = s->n_regions;
 	m.regions = list;
+	m.n_entries = put_entries(s, entries, entry_list);
+	m.entries = entry_list;
 	m.epoch = s->epoch;
 	m.switchover = s->switchover;
 	m.vmm_resumed = s->vmm_resumed;
@@ -198,6 +218,18 @@ static int get_regions(const Postcopy__V1__SavedMigration *m, struct saved *ret,
 	return 0;
 }
 
+static int get_entries(const Postcopy__V1__SavedMigration *m, struct saved *ret, struct error *err)
+{
+	for (size_t i = 0; i < m->n_entries; i++) {
+		const Postcopy__V1__SavedEntry *e = m->entries[i];
+
+		if (e->fd_index >= VMM_WIRE_FDS_MAX || strlen(e->entry) >= FD_STORE_NAME_BYTES)
+			return bad("its list of entries", err);
+		strcpy(ret->entries[e->fd_index], e->entry);
+	}
+	return 0;
+}
+
 static int get_state(const Postcopy__V1__SavedMigration *m, struct saved *ret, struct error *err)
 {
 	bool known = false;
@@ -255,6 +287,8 @@ int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *e
 		rc = get_target(m->target_host, m->target_port, &ret->target, err);
 	if (!rc)
 		rc = get_regions(m, ret, err);
+	if (!rc)
+		rc = get_entries(m, ret, err);
 	if (!rc)
 		rc = get_state(m, ret, err);
 	if (rc)

@@ -84,6 +84,8 @@ static void add_live(struct migrations_totals *t, struct migration *m)
 void migrations_get_totals(struct migrations *ms, struct migrations_totals *ret)
 {
 	memcpy(ret, &ms->totals, sizeof *ret);
+	ret->store_entries = fd_store_count(ms->config.store);
+	ret->store_max = fd_store_max(ms->config.store);
 	for (struct migration *m = ms->list; m; m = m->next)
 		add_live(ret, m);
 }

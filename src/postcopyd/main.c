@@ -230,6 +230,7 @@ static int open_migrations(struct daemon *d, struct error *err)
 		.page_server = d->page_server,
 		.vmm_groups = d->vmm_groups.gids,
 		.store = d->store,
+		.max_channels = (unsigned int)o->max_channels,
 		.max_vmstate_bytes = o->max_vmstate_bytes,
 		/* 0: all are. */
 		.slow_fault_ns = o->trace_slow_us ? o->trace_slow_us * NSEC_PER_USEC : 1,
@@ -254,8 +255,10 @@ static int daemon_open(struct daemon *d, struct error *err)
 
 	if (!rc)
 		rc = fd_store_new(&d->store, err);
-	if (!rc)
+	if (!rc) {
+		fd_store_set_max(d->store, (unsigned int)d->options.fd_store_max);
 		rc = tls_context_new(&d->options.tls, &d->tls, err);
+	}
 	if (!rc)
 		rc = open_page_server(d, err);
 	if (rc)

@@ -38,6 +38,7 @@ struct options {
 	const char *vmm_path;
 	struct options_names vmm_groups;
 	uint64_t max_vmstate_bytes;
+	uint64_t max_channels; /* of a VMM */
 	/* [stream] */
 	const char *listen; /* NULL: no source here */
 	uint64_t max_streams;
@@ -55,6 +56,7 @@ struct options {
 	enum log_format log_format;
 	/* [daemon] */
 	uint64_t drain_timeout_s; /* 0: park at once */
+	uint64_t fd_store_max;
 	/* The command line's alone. */
 	const char *config_path; /* NULL: the default file, where there is one */
 	int ready_fd;            /* -1: nobody waits */

@@ -74,6 +74,25 @@ static void put_migrations(struct openmetrics *om, const struct migrations_total
 		                    t->prepared[roles[r] - 1]);
 }
 
+static void put_store(struct openmetrics *om, const struct migrations_totals *t)
+{
+	static const struct openmetrics_family entries = {
+		"postcopyd_fd_store_entries",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"Descriptors that the service manager keeps for the next process, or has room for.",
+	};
+	static const struct openmetrics_family max = {
+		"postcopyd_fd_store_entries_max",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"How many it keeps at most; 0: there is no such store.",
+	};
+
+	put_one(om, &entries, t->store_entries);
+	put_one(om, &max, t->store_max);
+}
+
 static void put_downtime(struct openmetrics *om, const struct migrations_totals *t)
 {
 	static const struct openmetrics_family downtime = {
@@ -258,4 +277,5 @@ void migration_metrics_put(struct openmetrics *om, const struct migrations_total
 	put_pages(om, t);
 	put_faults(om, t, stall);
 	put_served(om, t);
+	put_store(om, t);
 }

@@ -13,7 +13,8 @@ struct vmm_conn {
 	struct vmm_conn *next;
 	uv_poll_t poll;
 	int fd;
-	pid_t pid;   /* of who connected, for the log */
+	pid_t pid; /* of who connected, for the log */
+	uid_t uid;
 	void *owner; /* NULL before ATTACH and after disown */
 	bool attached;
 };
@@ -54,6 +55,11 @@ static void close_conn(struct vmm_conn *conn)
 pid_t vmm_conn_pid(const struct vmm_conn *conn)
 {
 	return conn->pid;
+}
+
+uid_t vmm_conn_uid(const struct vmm_conn *conn)
+{
+	return conn->uid;
 }
 
 int vmm_conn_send(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int fd)
@@ -197,6 +203,7 @@ static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 	conn->server = server;
 	conn->fd = fd;
 	conn->pid = cred.pid;
+	conn->uid = cred.uid;
 	conn->poll.data = conn;
 	conn->next = server->conns;
 	server->conns = conn;

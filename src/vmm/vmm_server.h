@@ -66,6 +66,9 @@ void vmm_server_close(struct vmm_server *server);
 /* The VMM's process, as the kernel named it when it connected. */
 pid_t vmm_conn_pid(const struct vmm_conn *conn);
 
+/* And its user. */
+uid_t vmm_conn_uid(const struct vmm_conn *conn);
+
 /*
  * vmm_server_adopt() - go on with a VMM that another process of this daemon has let in
  * @fd: its socket; taken over in any case
