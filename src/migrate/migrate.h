@@ -207,6 +207,13 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 int migrations_take_over(struct migrations *ms, struct error *err);
 
 /*
+ * migrations_are_left() - is there anything in the store that a process must go on from?
+ *
+ * Nothing is taken. A record that can't be read counts.
+ */
+bool migrations_are_left(struct fd_store *store);
+
+/*
  * migrations_drain() - the end is near: no new migration is prepared or started
  *
  * Return: how many are under way still, between start and their end.

@@ -80,14 +80,16 @@ static int read_records(struct fd_store *store, struct left **ret, struct error 
 {
 	_cleanup_(left_free_p) struct left *list = NULL;
 	const char *name;
+	unsigned int n = 0;
 
-	while ((name = fd_store_unused(store, RECORD_PREFIX, 0))) {
+	while ((name = fd_store_name(store, RECORD_PREFIX, n))) {
 		struct left *l = NULL;
 		int fd = fd_store_get(store, name);
 		int rc = fd < 0 ? error_errno(err, fd, "descriptor") : read_record(fd, &l, err);
 
 		if (!rc) {
 			insert(&list, l);
+			n++;
 			continue;
 		}
 		/* Not ours to judge: whoever wrote it, or has what we lack, can go on from it. */
@@ -98,6 +100,22 @@ static int read_records(struct fd_store *store, struct left **ret, struct error 
 	}
 	*ret = steal_ptr(&list);
 	return 0;
+}
+
+bool migrations_are_left(struct fd_store *store)
+{
+	const char *name;
+
+	for (unsigned int n = 0; (name = fd_store_name(store, RECORD_PREFIX, n)); n++) {
+		_cleanup_(left_free_p) struct left *l = NULL;
+		int fd = fd_store_get(store, name);
+
+		if (fd < 0 || read_record(fd, &l, NULL))
+			return true;
+		if (!migration_state_is_final(l->saved.state) || l->saved.farewell != FAREWELL_NONE)
+			return true;
+	}
+	return false;
 }
 
 static void fill_message(const struct saved *s, struct vmm_wire_msg *msg)

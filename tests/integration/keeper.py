@@ -196,3 +196,18 @@ class KeptDaemon(Daemon):
             super().shut_down()
         finally:
             self.store.close()
+
+
+def drop_from_store(daemon, name):
+    with daemon.store.lock:
+        for entry in [entry for entry in daemon.store.fds if entry[0] == name]:
+            daemon.store.fds.remove(entry)
+            os.close(entry[1])
+
+
+def restart(daemons):
+    """All at the same time, then all again."""
+    for daemon in daemons:
+        daemon.crash()
+    for daemon in daemons:
+        daemon.start()

@@ -9,14 +9,14 @@ import pytest
 
 import harness
 import pyvmm
-from keeper import KeptDaemon
+from keeper import KeptDaemon, restart
 from test_metrics import samples, value
 from test_takeover import Scripted, kept, say_paused
 
 pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
                                 reason=str(pyvmm.can_userfault()))
 HALF = 256 << 10
-LISTENERS = 3
+LISTENERS_AND_CONFIG = 4
 
 
 class ManySource(pyvmm.SourceVmm):
@@ -87,13 +87,6 @@ def make_pair(host, **destination):
             host.daemon("destination", allow=["postcopy:source"], kind=KeptDaemon, **destination)]
 
 
-def restart(daemons):
-    for daemon in daemons:
-        daemon.crash()
-    for daemon in daemons:
-        daemon.start()
-
-
 def test_two_descriptors_of_one_file(host):
     """The manager kept the first and dropped the second; the next process said '"mem2.vm1" is not
     among the descriptors', failed the migration and lost the guest."""
@@ -162,7 +155,7 @@ def fill(daemon, at_most):
 def test_what_does_not_fit_is_refused_and_nothing_is_lost(host):
     """What was beyond the manager's limit was dropped without a word: with 4,090 Prepares the next
     guest that attached was lost at an ordinary restart ("VMM is gone")."""
-    most = LISTENERS + 6 + 4
+    most = LISTENERS_AND_CONFIG + 6 + 4
     daemons = source, destination = make_pair(
         host, most=most, extra=["--metrics-listen", "127.0.0.1:0"])
     content = pyvmm.guest_content(HALF)

@@ -8,7 +8,7 @@ import pytest
 
 import harness
 import pyvmm
-from keeper import KeptDaemon
+from keeper import KeptDaemon, drop_from_store
 from test_migrate import Pair, assert_guest_is_whole, attach, pytestmark as needs_kvm
 
 needs_userfaultfd = pytest.mark.skipif(pyvmm.can_userfault() is not None,
@@ -118,8 +118,8 @@ class Scripted(KeptPair):
 
 
 def kept(daemon):
-    """What the store holds of the migration, beside the sockets that listen."""
-    return set(daemon.store.names()) - {"control", "vmm", "pages"}
+    """What the store holds of the migration, beside what is the daemon's."""
+    return set(daemon.store.names()) - {"control", "vmm", "pages", "config0", "config1"}
 
 
 def say(vmm, *kinds):
@@ -367,7 +367,7 @@ def test_second_sigterm_parks_at_once(host):
 def test_manager_is_told_what_goes_on(host):
     daemon = host.daemon("destination", kind=KeptDaemon, env={"WATCHDOG_USEC": "200000"})
     harness.eventually(lambda: daemon.store.said("READY=1"), "READY=1")
-    assert daemon.store.names() == ["control", "pages", "vmm"]
+    assert daemon.store.names() == ["config0", "control", "pages", "vmm"]
     harness.eventually(lambda: daemon.store.last("STATUS") == "0 migrations", "a status")
     daemon.prepare_destination("vm1", "127.0.0.1:1")
     harness.eventually(lambda: daemon.store.last("STATUS") == "1 migration: 1 prepared",
@@ -376,13 +376,6 @@ def test_manager_is_told_what_goes_on(host):
 
 
 # The store itself.
-
-
-def drop_from_store(daemon, name):
-    with daemon.store.lock:
-        for entry in [entry for entry in daemon.store.fds if entry[0] == name]:
-            daemon.store.fds.remove(entry)
-            os.close(entry[1])
 
 
 def test_descriptors_without_a_record_are_dropped_by_name(scripted):
