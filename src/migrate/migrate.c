@@ -77,6 +77,41 @@ static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, stru
 	                                          : destination_message(m, msg, fd, err);
 }
 
+/* Nobody came for it: what it holds is somebody else's. */
+static void expire(struct migration *m)
+{
+	migration_move(m, MIGRATION_CANCELLED,
+	               "no VMM has attached within %llu s (prepare-timeout)",
+	               (unsigned long long)(m->owner->config.prepare_timeout_ms / 1000));
+}
+
+static void on_expiry(uv_timer_t *timer)
+{
+	struct migrations *ms = timer->data;
+	uint64_t now_ms = uv_now(timer->loop), patience_ms = ms->config.prepare_timeout_ms;
+	bool any = false;
+
+	for (struct migration *m = ms->list; m; m = m->next) {
+		if (m->state != MIGRATION_PREPARED)
+			continue;
+		if (now_ms - m->waits_since_ms >= patience_ms)
+			expire(m);
+		else
+			any = true;
+	}
+	if (!any)
+		uv_timer_stop(timer);
+}
+
+/* From time to time, as long as any waits. */
+static void watch_expiry(struct migrations *ms)
+{
+	uint64_t look_ms = ms->config.prepare_timeout_ms / 4;
+
+	if (look_ms && !uv_is_active((uv_handle_t *)&ms->expiry))
+		uv_timer_start(&ms->expiry, on_expiry, look_ms, look_ms);
+}
+
 static void on_closed(void *owner)
 {
 	struct migration *m = owner;
@@ -87,6 +122,7 @@ static void on_closed(void *owner)
 	else
 		destination_vmm_closed(m);
 	migration_drop_fds(m, "vmm");
+	watch_expiry(m->owner);
 }
 
 static void on_news(uv_async_t *async)
@@ -121,6 +157,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	struct migrations *ms = calloc(1, sizeof *ms);
 	const struct vmm_server_config vmm_server = {
 		.fd = config->vmm_fd,
+		.limits = config->vmm_limits,
 		.groups = config->vmm_groups,
 		.n_groups = config->n_vmm_groups,
 		.ops = &vmm_ops,
@@ -139,6 +176,8 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	}
 	uv_async_init(loop, &ms->news, on_news);
 	uv_timer_init(loop, &ms->again);
+	uv_timer_init(loop, &ms->expiry);
+	ms->expiry.data = ms;
 	ms->news.data = ms;
 	*ret = ms;
 	return 0;
@@ -185,6 +224,7 @@ static void say_what_is_left(const struct migration *m)
 void migrations_stop(struct migrations *ms)
 {
 	uv_timer_stop(&ms->again);
+	uv_timer_stop(&ms->expiry);
 	for (struct migration *m = ms->list; m; m = m->next)
 		say_what_is_left(m);
 	for (struct migration *m = ms->list; m; m = m->next)
@@ -199,6 +239,7 @@ void migrations_close(struct migrations *ms)
 {
 	uv_close((uv_handle_t *)&ms->news, NULL);
 	uv_close((uv_handle_t *)&ms->again, NULL);
+	uv_close((uv_handle_t *)&ms->expiry, NULL);
 }
 
 static void migration_free(struct migration *m)
@@ -288,6 +329,18 @@ static int refuse_draining(struct error *err)
 	return error_set(err, -EBUSY, "this daemon is ending: it begins no new migration");
 }
 
+static int check_number(const struct migrations *ms, struct error *err)
+{
+	unsigned int n = 0;
+
+	for (const struct migration *m = ms->list; m; m = m->next)
+		n += !migration_state_is_final(m->state);
+	if (!ms->config.max_migrations || n < ms->config.max_migrations)
+		return 0;
+	return error_set(err, -EUSERS, "%u migrations are under way or prepared (max-migrations)",
+	                 n);
+}
+
 struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
                                 struct error *err)
 {
@@ -310,6 +363,8 @@ struct migration *migration_new(struct migrations *ms, const struct migration_pa
 		.prefetch = params->prefetch,
 	};
 	m->seq = ++ms->last_seq;
+	m->waits_since_ms = uv_now(ms->loop);
+	watch_expiry(ms);
 	m->prepared_real_ns = m->state_real_ns = clock_real_ns();
 	m->target = params->source;
 	m->vmstate_fd = -1;
@@ -340,6 +395,9 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 	}
 	if (ms->draining)
 		return refuse_draining(err);
+	rc = check_number(ms, err);
+	if (rc)
+		return rc;
 	forget_ended(ms);
 	m = migration_new(ms, params, err);
 	if (!m)
@@ -460,10 +518,13 @@ int migration_recover(struct migration *m, const struct conn_target *target, str
 	return takeover_check(m, err) ? err->code : destination_recover(m, target, err);
 }
 
-size_t migration_missing(struct migration *m, uint32_t region, uint64_t offset,
-                         struct pull_range *ret, size_t max)
+size_t migration_missing(struct migration *m, struct pull_place *at, struct pull_range *ret,
+                         size_t max)
 {
-	return m->pull ? pull_missing_ranges(m->pull, region, offset, ret, max) : 0;
+	if (m->pull)
+		return pull_missing_ranges(m->pull, at, ret, max);
+	at->region = m->table.n;
+	return 0;
 }
 
 static bool was_poisoned(struct migration *m)

@@ -60,6 +60,7 @@ struct migration {
 	bool must_go_on;                /* its normal course could not be begun again yet */
 	uint64_t started_ns, resumed_ns, ended_ns;
 	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
+	uint64_t waits_since_ms; /* for its VMM, by the loop's clock */
 	/* source */
 	struct page_source *source;
 	uint64_t pause_sent_ns;
@@ -113,6 +114,7 @@ struct migrations {
 	bool draining;
 	uint64_t last_seq;
 	bool store_warned; /* that the manager's store is nearly full */
+	uv_timer_t expiry; /* of those for which no VMM comes */
 	uv_timer_t again;  /* for those that could not be taken over yet */
 	uint64_t again_ms; /* its pause */
 };

@@ -237,6 +237,11 @@ static int open_migrations(struct daemon *d, struct error *err)
 		.page_server = d->page_server,
 		.vmm_groups = d->vmm_groups.gids,
 		.store = d->store,
+		.vmm_limits = { .conns = (unsigned int)o->max_vmms,
+		                .waiting = (unsigned int)o->max_waiting_vmms,
+		                .attach_timeout_ms = (unsigned int)o->attach_timeout_s * 1000 },
+		.prepare_timeout_ms = o->prepare_timeout_s * 1000,
+		.max_migrations = (unsigned int)o->max_migrations,
 		.max_channels = (unsigned int)o->max_channels,
 		.max_vmstate_bytes = o->max_vmstate_bytes,
 		/* 0: all are. */

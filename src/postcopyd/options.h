@@ -38,6 +38,10 @@ struct options {
 	const char *vmm_path;
 	struct options_names vmm_groups;
 	uint64_t max_vmstate_bytes;
+	uint64_t max_vmms, max_waiting_vmms; /* connected; of one user before they attach */
+	uint64_t attach_timeout_s;
+	uint64_t prepare_timeout_s; /* 0: none */
+	uint64_t max_migrations;
 	uint64_t max_channels; /* of a VMM */
 	/* [stream] */
 	const char *listen; /* NULL: no source here */

@@ -329,6 +329,7 @@ static int list_missing(struct rpc *rpc, const void *request, struct rpc_answer 
 	_cleanup_free_ struct pull_range *ranges = NULL;
 	char token[PAGE_TOKEN_MAX] = "";
 	struct page_position from;
+	struct pull_place at;
 	struct migration_info info;
 
 	if (!m)
@@ -341,12 +342,16 @@ static int list_missing(struct rpc *rpc, const void *request, struct rpc_answer 
 	ranges = calloc(max + 1, sizeof *ranges);
 	if (!ranges)
 		return error_set(&e->error, -ENOMEM, "out of memory");
-	n = migration_missing(m, (uint32_t)(from.at >> PLACE_REGION_SHIFT),
-	                      from.at & PLACE_OFFSET_MASK, ranges, max + 1);
+	at = (struct pull_place){ (uint32_t)(from.at >> PLACE_REGION_SHIFT),
+		                  from.at & PLACE_OFFSET_MASK };
+	n = migration_missing(m, &at, ranges, max + 1);
 	if (n > max) {
-		from.at = (uint64_t)ranges[max].region << PLACE_REGION_SHIFT | ranges[max].offset;
-		page_token_print(&from, token);
+		at = (struct pull_place){ ranges[max].region, ranges[max].offset };
 		n = max;
+	}
+	if (at.region < info.regions->n) {
+		from.at = (uint64_t)at.region << PLACE_REGION_SHIFT | at.offset;
+		page_token_print(&from, token);
 	}
 	return pack_missing(&info, ranges, n, token, ret, e);
 }
