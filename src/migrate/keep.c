@@ -123,7 +123,8 @@ int migration_save_first(struct migration *m, struct error *err)
 
 	if (!fd_store_exists(store))
 		return 0;
-	rc = fd_store_check_room(store, 1, fd_store_max(store) / SPARE_PART, err);
+	rc = fd_store_check_room(
+	        store, 1, m->params.client_is_root ? 0 : fd_store_max(store) / SPARE_PART, err);
 	if (rc)
 		return error_prefix(err, "migration \"%s\"", m->params.id);
 	rc = record_init(&m->record);

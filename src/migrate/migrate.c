@@ -13,6 +13,8 @@
 
 /* Ended migrations that are kept for whoever asks how they went. */
 #define ENDED_MAX 32u
+/* Migrations more than the most, for root alone. */
+#define ROOT_SPARE 16u
 
 /* The VMM socket's calls. */
 
@@ -329,16 +331,28 @@ static int refuse_draining(struct error *err)
 	return error_set(err, -EBUSY, "this daemon is ending: it begins no new migration");
 }
 
-static int check_number(const struct migrations *ms, struct error *err)
+/* Shares of who prepares. Root gets in where limits are reached, with a few more. */
+static int check_number(const struct migrations *ms, const struct migration_params *params,
+                        struct error *err)
 {
-	unsigned int n = 0;
+	unsigned int n = 0, of_client = 0, most = ms->config.max_migrations;
 
-	for (const struct migration *m = ms->list; m; m = m->next)
-		n += !migration_state_is_final(m->state);
-	if (!ms->config.max_migrations || n < ms->config.max_migrations)
+	for (const struct migration *m = ms->list; m; m = m->next) {
+		if (migration_state_is_final(m->state))
+			continue;
+		n++;
+		of_client += !strcmp(m->params.client, params->client);
+	}
+	if (most && n >= most + (params->client_is_root ? ROOT_SPARE : 0))
+		return error_set(err, -EUSERS,
+		                 "%u migrations are under way or prepared (max-migrations)", n);
+	most = ms->config.max_client_migrations;
+	if (!most || params->client_is_root || !*params->client || of_client < most)
 		return 0;
-	return error_set(err, -EUSERS, "%u migrations are under way or prepared (max-migrations)",
-	                 n);
+	return error_set(err, -EUSERS,
+	                 "\"%s\" has %u migrations under way or prepared "
+	                 "(max-client-migrations)",
+	                 params->client, of_client);
 }
 
 struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
@@ -395,9 +409,11 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 	}
 	if (ms->draining)
 		return refuse_draining(err);
-	rc = check_number(ms, err);
-	if (rc)
+	rc = check_number(ms, params, err);
+	if (rc) {
+		log_migration_warning(params->id, "refused: %s", err->text);
 		return rc;
+	}
 	forget_ended(ms);
 	m = migration_new(ms, params, err);
 	if (!m)

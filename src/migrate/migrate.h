@@ -49,12 +49,16 @@ struct migrations_config {
 	size_t n_vmm_groups;
 	struct fd_store *store; /* where a next process finds what it goes on from; NULL: none */
 	struct vmm_limits vmm_limits;
-	uint64_t prepare_timeout_ms; /* for a VMM to attach; 0: none */
-	unsigned int max_migrations; /* that are not over; 0: no limit but memory's */
-	unsigned int max_channels;   /* that a VMM's migration has in the store */
+	uint64_t prepare_timeout_ms;        /* for a VMM to attach; 0: none */
+	unsigned int max_client_migrations; /* of them of one client; 0: no limit */
+	unsigned int max_migrations;        /* that are not over; 0: no limit but memory's */
+	unsigned int max_channels;          /* that a VMM's migration has in the store */
 	uint64_t max_vmstate_bytes;
 	uint64_t slow_fault_ns; /* from here on a fault counts as slow; 0: PULL_SLOW_FAULT_NS */
 };
+
+/* A client's name with its end; what is longer is cut. */
+#define MIGRATION_CLIENT_BYTES 128
 
 /* What Prepare carries. */
 struct migration_params {
@@ -69,6 +73,9 @@ struct migration_params {
 	enum resolver_map map;
 	bool bulk;
 	bool prefetch;
+	/* Who says it, for shares: whoever repeats it is welcome. */
+	char client[MIGRATION_CLIENT_BYTES]; /* empty: nobody knows */
+	bool client_is_root;                 /* it gets in where limits are reached */
 };
 
 /* Limits that may change at any time. What is not given stays as it is. */

@@ -47,6 +47,7 @@ static void put_params(const struct migration_params *p, Postcopy__V1__SavedPara
 	m->bulk_off = !p->bulk;
 	m->prefetch_off = !p->prefetch;
 	m->bandwidth_bytes_per_s = p->bandwidth_bytes_per_s;
+	m->client = (char *)p->client;
 }
 
 static void put_regions(const struct saved *s, Postcopy__V1__SavedRegion *messages,
@@ -175,6 +176,7 @@ static int get_params(const Postcopy__V1__SavedParams *m, struct migration_param
 	ret->bulk = !m->bulk_off;
 	ret->prefetch = !m->prefetch_off;
 	ret->bandwidth_bytes_per_s = m->bandwidth_bytes_per_s;
+	snprintf(ret->client, sizeof ret->client, "%s", m->client);
 	return get_target(m->source_host, m->source_port, &ret->source, err);
 }
 

@@ -241,6 +241,7 @@ static int open_migrations(struct daemon *d, struct error *err)
 		                .waiting = (unsigned int)o->max_waiting_vmms,
 		                .attach_timeout_ms = (unsigned int)o->attach_timeout_s * 1000 },
 		.prepare_timeout_ms = o->prepare_timeout_s * 1000,
+		.max_client_migrations = (unsigned int)o->max_client_migrations,
 		.max_migrations = (unsigned int)o->max_migrations,
 		.max_channels = (unsigned int)o->max_channels,
 		.max_vmstate_bytes = o->max_vmstate_bytes,

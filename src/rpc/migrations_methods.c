@@ -171,6 +171,12 @@ static int parse_prepare(struct rpc *rpc, const Postcopy__V1__PrepareRequest *r,
 	}
 }
 
+static void name_client(const struct grpc_peer *peer, struct migration_params *params)
+{
+	snprintf(params->client, sizeof params->client, "%s", peer->name);
+	params->client_is_root = peer->local && !peer->uid;
+}
+
 static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                    struct rpc_error *e)
 {
@@ -182,6 +188,7 @@ static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
 	if (!rc && rpc->draining && !migrations_find(rpc->config.migrations, r->id, NULL))
 		rc = rpc_error_set(e, -EBUSY, REASON(DRAINING),
 		                   "this daemon is ending: it takes no new migrations");
+	name_client(rpc->peer, &params);
 	if (!rc) {
 		rc = migrations_prepare(rpc->config.migrations, &params, &m, &e->error);
 		if (rc == -EBUSY)

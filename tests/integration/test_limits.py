@@ -103,18 +103,29 @@ def test_what_nobody_comes_for_expires(host):
 
 
 def test_migrations_are_counted(host):
+    """Of root 16 more; shares of other clients are test-methods' matter."""
     daemon = host.daemon("source", extra=["--max-migrations", "2"])
-    for name in ("vm1", "vm2"):
-        daemon.prepare_source(name)
+    most = 2 if os.getuid() else 2 + 16
+    for number in range(most):
+        daemon.prepare_source("vm%d" % number)
     with pytest.raises(harness.ControlError) as caught:
-        daemon.prepare_source("vm3")
+        daemon.prepare_source("more")
     assert caught.value.reason == "TOO_MANY" and "(max-migrations)" in caught.value.message
     daemon.call("Cancel", id="vm1")
-    daemon.prepare_source("vm3")
+    daemon.prepare_source("more")
+
+
+def is_called(daemon):
+    """Whether a control connection is open: it may outlast its call for a moment."""
+    with open("/proc/net/unix") as sockets:
+        rows = [line.split() for line in sockets]
+    # Num RefCount Protocol Flags Type St Inode Path; 03: connected.
+    return any(row[5] == "03" and row[7:] == [str(daemon.control_path)] for row in rows)
 
 
 def leave_descriptors(daemon, number):
     """As many numbers as that are free below the limit."""
+    harness.eventually(lambda: not is_called(daemon), "all connections are closed")
     used = {int(fd) for fd in os.listdir("/proc/%d/fd" % daemon.pid)}
     free = [fd for fd in range(4096) if fd not in used]
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (free[number], 4096))

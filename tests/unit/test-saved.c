@@ -29,6 +29,7 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 		.source = { .host = "2001:db8::1", .port = "7000" },
 	};
 	memset(s->params.id, 'i', MIGRATION_ID_MAX);
+	memset(s->params.client, 'c', MIGRATION_CLIENT_BYTES - 1);
 	memset(s->params.token, 0xa5, TOKEN_BYTES);
 	s->target = (struct conn_target){ .host = "other.example", .port = "7001" };
 	s->limits = (struct migration_limits){ true, 7, true, 5, true, true, true, false };
