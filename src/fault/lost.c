@@ -14,18 +14,25 @@
 
 #include "fault/uffd.h"
 
+/* Bitmap words (256 KiB each) that one call looks at: some milliseconds. */
+#define LOOK_WORDS (1ull << 19)
+
 static uint64_t missing_in_word(const struct pull *p, uint32_t region, uint64_t word)
 {
 	return region_word_mask(&p->config.table.regions[region], word) &
 	       ~page_state_present(p->state, region, word);
 }
 
-/* The first unit from @unit on that is missing (or not); the region's end where there is none. */
-static uint64_t find_unit(const struct pull *p, uint32_t region, uint64_t unit, bool missing)
+/*
+ * The first unit from @unit on that is missing (or not); the region's end where there is none; or
+ * as far as @words went, which are used up.
+ */
+static uint64_t find_unit(const struct pull *p, uint32_t region, uint64_t unit, bool missing,
+                          uint64_t *words)
 {
 	const struct region *r = &p->config.table.regions[region];
 
-	while (unit < r->units) {
+	while (unit < r->units && *words) {
 		uint64_t mask = missing_in_word(p, region, unit / WORD_UNITS);
 
 		mask = (missing ? mask : ~mask) & UINT64_MAX << (unit % WORD_UNITS);
@@ -34,32 +41,54 @@ static uint64_t find_unit(const struct pull *p, uint32_t region, uint64_t unit, 
 			break;
 		}
 		unit += WORD_UNITS - unit % WORD_UNITS;
+		--*words;
 	}
 	return unit < r->units ? unit : r->units;
 }
 
-size_t pull_missing_ranges(const struct pull *p, uint32_t region, uint64_t offset,
-                           struct pull_range *ret, size_t max)
+/* Of one region. */
+static size_t missing_in_region(const struct pull *p, struct pull_place *at, struct pull_range *ret,
+                                size_t max, uint64_t *words)
 {
-	uint64_t unit = offset >> UNIT_SHIFT;
+	uint64_t unit = at->offset >> UNIT_SHIFT, end = p->config.table.regions[at->region].units;
 	size_t n = 0;
 
-	for (; p->state && region < p->config.table.n && n < max; region++, unit = 0) {
-		uint64_t end = p->config.table.regions[region].units;
+	while (n < max && *words && unit < end) {
+		uint64_t first = find_unit(p, at->region, unit, true, words);
+
+		unit = first;
+		if (first == end || !*words)
+			break;
+		unit = find_unit(p, at->region, first, false, words);
+		ret[n++] = (struct pull_range){
+			.region = at->region,
+			.offset = first << UNIT_SHIFT,
+			.len = (unit - first) << UNIT_SHIFT,
+		};
+	}
+	at->offset = unit << UNIT_SHIFT;
+	return n;
+}
+
+size_t pull_missing_ranges(const struct pull *p, struct pull_place *at, struct pull_range *ret,
+                           size_t max)
+{
+	const struct region_table *table = &p->config.table;
+	uint64_t words = LOOK_WORDS;
+	size_t n = 0;
+
+	if (!p->state)
+		at->region = table->n;
+	while (at->region < table->n && n < max && words) {
+		const struct region *r = &table->regions[at->region];
 
 		/* It is neither read nor written: nothing of it is ever brought. */
-		if (p->config.table.regions[region].flags & POSTCOPY_REGION_PRIVATE)
-			continue;
-		while (n < max && (unit = find_unit(p, region, unit, true)) < end) {
-			uint64_t first = unit;
-
-			unit = find_unit(p, region, unit, false);
-			ret[n++] = (struct pull_range){
-				.region = region,
-				.offset = first << UNIT_SHIFT,
-				.len = (unit - first) << UNIT_SHIFT,
-			};
+		if (!(r->flags & POSTCOPY_REGION_PRIVATE)) {
+			n += missing_in_region(p, at, ret + n, max - n, &words);
+			if (at->offset >> UNIT_SHIFT < r->units)
+				break;
 		}
+		*at = (struct pull_place){ .region = at->region + 1 };
 	}
 	return n;
 }
@@ -109,11 +138,11 @@ static uint64_t give_up_word(struct pull *p, uint32_t region, uint64_t word)
 static int poison_region(struct pull *p, uint32_t region, uint64_t *units)
 {
 	const struct region *r = &p->config.table.regions[region];
-	uint64_t per_page = region_units_per_page(r), unit = 0;
+	uint64_t per_page = region_units_per_page(r), unit = 0, all = UINT64_MAX;
 
-	while ((unit = find_unit(p, region, unit, true)) < r->units) {
+	while ((unit = find_unit(p, region, unit, true, &all)) < r->units) {
 		uint64_t first = unit - unit % per_page;
-		uint64_t end = find_unit(p, region, unit, false) + per_page - 1;
+		uint64_t end = find_unit(p, region, unit, false, &all) + per_page - 1;
 		int rc;
 
 		end -= end % per_page;
@@ -133,13 +162,15 @@ static int poison_region(struct pull *p, uint32_t region, uint64_t *units)
  */
 static int try_first(struct pull *p)
 {
+	struct pull_place at = { .region = 0 };
 	struct pull_range first;
 	const struct region *r;
 	uint64_t unit, mask, mine;
 	int rc;
 
-	if (!pull_missing_ranges(p, 0, 0, &first, 1))
-		return 0;
+	while (!pull_missing_ranges(p, &at, &first, 1))
+		if (at.region == p->config.table.n)
+			return 0;
 	r = &p->config.table.regions[first.region];
 	unit = first.offset >> UNIT_SHIFT;
 	mask = missing_in_word(p, first.region, unit / WORD_UNITS) & 1ull << (unit % WORD_UNITS);

@@ -150,13 +150,23 @@ struct pull_range {
 	uint64_t len;
 };
 
+/* A place in it; at the end the region is the table's n. */
+struct pull_place {
+	uint32_t region;
+	uint64_t offset; /* bytes */
+};
+
 /*
- * pull_missing_ranges() - what is not here, from @offset of @region on
+ * pull_missing_ranges() - what is not here, from a place on
+ * @at: moves on, to the end or to where it has found or looked at enough for one call
  *
- * By the owner only. Return: how many ranges, at most @max, are in @ret.
+ * By the owner only. Sparse memory of any size takes bounded time: a range may go on in the next
+ * call, and nothing found is not the end.
+ *
+ * Return: how many ranges, at most @max, are in @ret.
  */
-size_t pull_missing_ranges(const struct pull *p, uint32_t region, uint64_t offset,
-                           struct pull_range *ret, size_t max);
+size_t pull_missing_ranges(const struct pull *p, struct pull_place *at, struct pull_range *ret,
+                           size_t max);
 
 /*
  * pull_poison() - all that is missing is lost: who touches it gets SIGBUS

@@ -356,16 +356,21 @@ static void just_close(int *fd)
 	close(*fd);
 }
 
+/* What became of a packet's descriptors. */
+enum taken {
+	TAKEN_ALL,
+	TAKEN_TOO_MANY, /* for us */
+	TAKEN_LOST, /* this process has as many open as it may, and the kernel closed the rest */
+};
+
 /*
  * The descriptors of a packet. There can be more than fit: the control buffer has
  * room for credentials too, which the kernel fills with descriptors where the socket
- * does not ask for any.
- *
- * Return: whether they were too many; those beyond the limit are discarded.
+ * does not ask for any. Those beyond the limit are discarded.
  */
-static bool take_fds(struct msghdr *hdr, int *fds, size_t *n_fds, void (*discard)(int *fd))
+static enum taken take_fds(struct msghdr *hdr, int *fds, size_t *n_fds, void (*discard)(int *fd))
 {
-	bool too_many = hdr->msg_flags & MSG_CTRUNC;
+	bool too_many = false;
 
 	*n_fds = 0;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(hdr); c; c = CMSG_NXTHDR(hdr, c)) {
@@ -386,7 +391,26 @@ static bool take_fds(struct msghdr *hdr, int *fds, size_t *n_fds, void (*discard
 			}
 		}
 	}
-	return too_many;
+	/* Fewer came than there was room for. */
+	if ((hdr->msg_flags & MSG_CTRUNC) && *n_fds < VMM_WIRE_FDS_MAX)
+		return TAKEN_LOST;
+	return too_many || (hdr->msg_flags & MSG_CTRUNC) ? TAKEN_TOO_MANY : TAKEN_ALL;
+}
+
+/* A packet that came without all of its descriptors: at most its type is of use. */
+static int lost_fds(const void *buf, size_t len, struct vmm_wire_msg *ret_msg, struct error *err)
+{
+	struct reader r = reader_init(buf, len);
+	int rc;
+
+	memset(ret_msg, 0, sizeof *ret_msg);
+	rc = get_header(&r, &ret_msg->type, err);
+	if (rc)
+		return rc;
+	return error_set(err, -EMFILE,
+	                 "%s: its descriptors could not be taken, for this process has as many "
+	                 "open as it may (RLIMIT_NOFILE; LimitNOFILE= of a unit)",
+	                 type_name(ret_msg->type));
 }
 
 int vmm_wire_recv_from(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds,
@@ -401,7 +425,7 @@ int vmm_wire_recv_from(int sock, int flags, struct vmm_wire_msg *ret_msg, int *f
 		              .msg_control = control,
 		              .msg_controllen = sizeof control };
 	unsigned int n_resets = 0;
-	bool too_many;
+	enum taken taken;
 	size_t n_fds;
 	ssize_t n;
 	int rc;
@@ -412,10 +436,12 @@ int vmm_wire_recv_from(int sock, int flags, struct vmm_wire_msg *ret_msg, int *f
 	while (n < 0 && (errno == EINTR || (errno == ECONNRESET && n_resets++ == 0)));
 	if (n < 0)
 		return errno == ECONNRESET ? -EPIPE : -errno;
-	too_many = take_fds(&hdr, fds, &n_fds, discard);
+	taken = take_fds(&hdr, fds, &n_fds, discard);
 	if (!n)
 		rc = -EPIPE;
-	else if (too_many)
+	else if (taken == TAKEN_LOST)
+		rc = lost_fds(buf, (size_t)n, ret_msg, err);
+	else if (taken == TAKEN_TOO_MANY)
 		rc = error_set(err, -EPROTO, "packet with more than %d descriptors",
 		               VMM_WIRE_FDS_MAX);
 	else if (hdr.msg_flags & MSG_TRUNC)

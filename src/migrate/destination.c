@@ -14,6 +14,15 @@
 #include "util/log.h"
 #include "util/thread.h"
 
+static int keep_page_state(struct migration *m, struct error *err)
+{
+	int rc = migration_keep_fd(m, "pages", pull_state_fd(m->pull), err);
+
+	if (rc)
+		m->pull = pull_free(m->pull);
+	return rc;
+}
+
 int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
                        struct error *err)
 {
@@ -48,9 +57,7 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 	m->table = config.table;
 	if (m->owner->config.slow_fault_ns)
 		pull_set_slow_fault(m->pull, m->owner->config.slow_fault_ns);
-	if (state_fd < 0)
-		migration_keep_fd(m, "pages", pull_state_fd(m->pull));
-	return 0;
+	return state_fd < 0 ? keep_page_state(m, err) : 0;
 }
 
 /* The conductor is to end, and the source to run its guest on: so it will be, whoever does it. */
@@ -91,23 +98,39 @@ static int check_channel(int fd, struct error *err)
 
 /*
  * One channel too many is closed, which its VMM sees: no reason to end the migration, for
- * without it the guest is lost.
+ * without it the guest is lost. Where there is no way back any more, even a channel that a restart
+ * would lose is better than none.
  */
+static void serve_channel(struct migration *m, int fd)
+{
+	struct error why = ERROR_INIT;
+	int rc = migration_keep_channel(m, fd, &why);
+
+	if (rc && (!m->may_have_run || rc == -EEXIST)) {
+		close(fd);
+	} else {
+		if (rc)
+			log_migration_warning(m->params.id,
+			                      "a fetch channel will not outlive this process: %s",
+			                      why.text);
+		rc = pull_add_channel(m->pull, fd);
+		if (rc)
+			error_errno(&why, rc, "fetch channel");
+	}
+	if (rc)
+		log_migration_warning(m->params.id, "a fetch channel is refused: %s", why.text);
+}
+
 static int add_channel(struct migration *m, int *fd, struct error *err)
 {
 	int rc = check_channel(*fd, err);
 
 	if (rc)
 		return rc;
-	if (m->state == MIGRATION_COMPLETE) {
+	if (m->state == MIGRATION_COMPLETE)
 		fetch_channel_finish(steal_fd(fd));
-	} else if (!migration_state_is_final(m->state)) {
-		migration_keep_fd(m, "channel", *fd);
-		rc = pull_add_channel(m->pull, steal_fd(fd));
-	}
-	if (rc)
-		log_migration_warning(m->params.id, "a fetch channel is refused: %s",
-		                      strerror(-rc));
+	else if (!migration_state_is_final(m->state))
+		serve_channel(m, steal_fd(fd));
 	return 0;
 }
 
@@ -178,7 +201,6 @@ static void release(struct migration *m)
 	if (!migration_state_is_final(m->state))
 		return;
 	migration_drop_attach(m);
-	migration_drop_fds(m, "vmstate");
 	close_fd(&m->vmstate_fd);
 }
 
@@ -238,13 +260,29 @@ static int send_vmstate(struct migration *m)
 	return m->vmm ? vmm_conn_send(m->vmm, &msg, m->vmstate_fd) : -ESRCH;
 }
 
+static void tell_vmm_failed(struct migration *m, const struct error *why)
+{
+	struct vmm_conn *vmm = m->vmm;
+
+	if (vmm)
+		vmm_conn_send_error(vmm, why);
+}
+
 /* The point of no return: from here on the guest may run here. */
 static void give_vmstate(struct migration *m)
 {
+	struct error why = ERROR_INIT;
 	bool mine;
-	int rc;
+	int rc = migration_keep_fd(m, "vmstate", m->vmstate_fd, &why);
 
-	migration_keep_fd(m, "vmstate", m->vmstate_fd);
+	/* The guest is still the source's. */
+	if (rc) {
+		expect_abort(m);
+		migration_order(m, ORDER_CANCEL);
+		tell_vmm_failed(m, &why);
+		migration_move(m, MIGRATION_FAILED, "%s", why.text);
+		return;
+	}
 	pthread_mutex_lock(&m->lock);
 	mine = !m->given_up && !(m->orders & (ORDER_CANCEL | ORDER_STOP));
 	m->may_have_run = mine;
@@ -270,14 +308,6 @@ static void tell_attributes(struct migration *m)
 	if (m->vmm && vmm_conn_send(m->vmm, &msg, -1))
 		log_migration_warning(m->params.id,
 		                      "the VMM could not be told its regions' attributes");
-}
-
-static void tell_vmm_failed(struct migration *m, const struct error *why)
-{
-	struct vmm_conn *vmm = m->vmm;
-
-	if (vmm)
-		vmm_conn_send_error(vmm, why);
 }
 
 static void on_failed(struct migration *m)
@@ -437,30 +467,42 @@ int destination_cancel(struct migration *m, struct error *err)
 	}
 }
 
+static int take_channels(struct migration *m, struct error *err)
+{
+	const char *name;
+
+	for (unsigned int i = 0; (name = migration_channel(m, i)); i++) {
+		int fd = fd_store_get(m->owner->config.store, name);
+
+		if (fd < 0)
+			return error_errno(err, fd, "\"%s\"", name);
+		fetch_channel_ask_again(fd);
+		(void)pull_add_channel(m->pull, fd);
+	}
+	return 0;
+}
+
 /* Memory, page state, fetch channels, and the vmstate where the guest may not run yet. */
 int destination_take_over(struct migration *m, struct vmm_attach *attach, struct error *err)
 {
 	_cleanup_close_ int state_fd = migration_take_fd(m, "pages");
-	int fd, rc;
+	_cleanup_close_ int vmstate_fd = -1;
+	int rc;
 
 	if (state_fd < 0)
-		return error_set(err, -ENOENT, "the page state is not among the descriptors");
-	rc = destination_attach(m, attach, state_fd, err);
-	if (rc)
-		return rc;
-	while ((fd = migration_take_fd(m, "channel")) >= 0) {
-		fetch_channel_ask_again(fd);
-		(void)pull_add_channel(m->pull, fd);
+		return error_errno(err, state_fd, "the page state");
+	m->may_have_run = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED;
+	if (m->may_have_run && !m->resumed_ns) {
+		vmstate_fd = migration_take_fd(m, "vmstate");
+		if (vmstate_fd < 0)
+			return error_errno(err, vmstate_fd, "the vmstate");
 	}
-	if (m->state != MIGRATION_POSTCOPY && m->state != MIGRATION_PAUSED)
-		return 0;
-	m->may_have_run = true;
-	if (m->resumed_ns)
-		return 0;
-	m->vmstate_fd = migration_take_fd(m, "vmstate");
-	if (m->vmstate_fd < 0)
-		return error_set(err, -ENOENT, "the vmstate is not among the descriptors");
-	return 0;
+	rc = destination_attach(m, attach, state_fd, err);
+	if (!rc)
+		rc = take_channels(m, err);
+	if (!rc)
+		m->vmstate_fd = steal_fd(&vmstate_fd);
+	return rc;
 }
 
 /* Our last word again: the process before may not have got to it. */
@@ -476,10 +518,11 @@ static void repeat_last_word(struct migration *m)
 	tell_vmm_failed(m, &why);
 }
 
-void destination_go_on(struct migration *m)
+int destination_go_on(struct migration *m)
 {
 	bool waits = m->state == MIGRATION_PREPARED || m->state == MIGRATION_ATTACHED;
 	bool over = migration_state_is_final(m->state);
+	int rc = 0;
 
 	if (m->resumed_ns) {
 		note_downtime(m);
@@ -490,8 +533,10 @@ void destination_go_on(struct migration *m)
 	if (!over && m->farewell == FAREWELL_ABORT)
 		m->orders |= ORDER_CANCEL;
 	m->goodbye_only = over;
-	if ((over ? m->farewell != FAREWELL_NONE : !waits) && conductor_start(m))
-		log_migration_error(m->params.id, "no thread to go on with");
+	if (over ? m->farewell != FAREWELL_NONE : !waits)
+		rc = conductor_start(m);
+	if (rc)
+		return rc;
 	if (m->vmm && over)
 		repeat_last_word(m);
 	if (m->vmm)
@@ -500,6 +545,7 @@ void destination_go_on(struct migration *m)
 		destination_vmm_closed(m);
 	if (m->vmstate_fd >= 0 && m->vmm && !migration_state_is_final(m->state))
 		(void)send_vmstate(m);
+	return 0;
 }
 
 void destination_stop(struct migration *m)

@@ -1,12 +1,44 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The half of taking over that leaves things behind. */
+#include <ctype.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "migrate/takeover.h"
 #include "util/log.h"
 
-#define NAME_MAX_BYTES (MIGRATION_ID_MAX + 32)
+/* The manager's store is told of from so full on, and again once it was emptier than that. */
+#define WARN_PERCENT 80u
+#define CALM_PERCENT 70u
+/* This part of the store only root's VMMs get. */
+#define SPARE_PART 32u
+
+_Static_assert(MIGRATION_ID_MAX + 32 < FD_STORE_NAME_BYTES, "any kind and id make a name");
+
+static void name_fd(const struct migration *m, const char *kind, char name[FD_STORE_NAME_BYTES])
+{
+	snprintf(name, FD_STORE_NAME_BYTES, "%s.%s", kind, m->params.id);
+}
+
+static void name_memory(const struct migration *m, size_t index, char name[FD_STORE_NAME_BYTES])
+{
+	snprintf(name, FD_STORE_NAME_BYTES, "mem%zu.%s", index, m->params.id);
+}
+
+/* Memory that is an entry of another name: the next process can't guess that. */
+static void put_entries(const struct migration *m, struct saved *s)
+{
+	for (size_t i = 0; i < m->n_fds; i++) {
+		char name[FD_STORE_NAME_BYTES];
+		const char *entry;
+
+		name_memory(m, i, name);
+		entry = fd_store_entry(m->owner->config.store, name);
+		if (entry && strcmp(entry, name))
+			snprintf(s->entries[i], sizeof s->entries[i], "%s", entry);
+	}
+}
 
 static void put_regions(const struct migration *m, struct saved *s)
 {
@@ -37,6 +69,7 @@ static void put_all(struct migration *m, struct saved *s)
 	s->state = m->state;
 	memcpy(s->reason, m->reason, sizeof s->reason);
 	put_regions(m, s);
+	put_entries(m, s);
 	s->switchover = m->switchover;
 	s->vmm_resumed = source && m->state == MIGRATION_POSTCOPY;
 	s->times.started_ns = m->started_ns;
@@ -66,7 +99,8 @@ void migration_save(struct migration *m)
 	uint8_t buf[RECORD_BYTES_MAX];
 	int rc = -ENOMEM;
 
-	if (m->record.fd < 0)
+	/* What is not taken over yet is in the record, and not in @m. */
+	if (m->record.fd < 0 || m->left)
 		return;
 	s = calloc(1, sizeof *s);
 	if (s) {
@@ -85,70 +119,189 @@ void migration_save(struct migration *m)
 
 int migration_save_first(struct migration *m, struct error *err)
 {
+	struct fd_store *store = m->owner->config.store;
 	int rc;
 
-	if (!fd_store_exists(m->owner->config.store))
+	if (!fd_store_exists(store))
 		return 0;
+	rc = fd_store_check_room(
+	        store, 1, m->params.client_is_root ? 0 : fd_store_max(store) / SPARE_PART, err);
+	if (rc)
+		return error_prefix(err, "migration \"%s\"", m->params.id);
 	rc = record_init(&m->record);
 	if (rc)
 		return error_errno(err, rc, "migration \"%s\": record", m->params.id);
 	migration_save(m);
-	migration_keep_fd(m, "record", m->record.fd);
+	rc = migration_keep_fd(m, "record", m->record.fd, err);
+	return rc ? error_prefix(err, "migration \"%s\"", m->params.id) : 0;
+}
+
+static void look_how_full(struct migrations *ms)
+{
+	uint64_t count = fd_store_count(ms->config.store), max = fd_store_max(ms->config.store);
+
+	if (count * 100 < max * CALM_PERCENT)
+		ms->store_warned = false;
+	if (count * 100 < max * WARN_PERCENT || ms->store_warned)
+		return;
+	ms->store_warned = true;
+	log_warning("the service manager keeps %llu of %llu descriptors for this daemon: soon no "
+	            "migration more fits (FileDescriptorStoreMax= of the unit)",
+	            (unsigned long long)count, (unsigned long long)max);
+}
+
+static int keep(struct migration *m, const char *name, int fd, struct error *err)
+{
+	int rc = fd_store_add(m->owner->config.store, name, fd);
+
+	if (rc && rc != -EEXIST)
+		fd_store_remove(m->owner->config.store, name);
+	if (rc)
+		return error_errno(err, rc, "the service manager does not keep \"%s\"", name);
+	look_how_full(m->owner);
 	return 0;
 }
 
-static void name_fd(const struct migration *m, const char *kind, char name[NAME_MAX_BYTES])
+int migration_keep_fd(struct migration *m, const char *kind, int fd, struct error *err)
 {
-	snprintf(name, NAME_MAX_BYTES, "%s.%s", kind, m->params.id);
-}
-
-void migration_keep_fd(struct migration *m, const char *kind, int fd)
-{
-	char name[NAME_MAX_BYTES];
-	int rc;
+	struct fd_store *store = m->owner->config.store;
+	const char *entry = fd_store_exists(store) ? fd_store_find(store, fd) : NULL;
+	char name[FD_STORE_NAME_BYTES];
 
 	name_fd(m, kind, name);
-	rc = fd_store_add(m->owner->config.store, name, fd);
-	if (rc)
-		log_migration_error(m->params.id, "the service manager does not keep \"%s\": %s",
-		                    name, strerror(-rc));
+	if (entry && !fd_store_entry(store, name))
+		return error_set(err, -EEXIST,
+		                 "the descriptor that is to be \"%s\" is the same open file as "
+		                 "\"%s\"",
+		                 name, entry);
+	return keep(m, name, fd, err);
 }
 
 void migration_drop_fds(struct migration *m, const char *kind)
 {
-	char name[NAME_MAX_BYTES];
+	char name[FD_STORE_NAME_BYTES];
 
 	name_fd(m, kind, name);
 	fd_store_remove(m->owner->config.store, name);
 }
 
-void migration_keep_attach(struct migration *m, const struct vmm_attach *attach)
+static int check_room(const struct migration *m, size_t n_fds, bool root, struct error *err)
+{
+	const struct fd_store *store = m->owner->config.store;
+	/* The VMM's socket and the vmstate; the page state. */
+	size_t n = n_fds + 2 + (m->params.role == MIGRATION_DESTINATION);
+
+	return fd_store_check_room(store, (unsigned int)n,
+	                           root ? 0 : fd_store_max(store) / SPARE_PART, err);
+}
+
+/* The vmstate is kept when there may be no way back: it must fit then. */
+int migration_hold_room(struct migration *m, struct error *err)
+{
+	char name[FD_STORE_NAME_BYTES];
+	int rc;
+
+	name_fd(m, "vmstate", name);
+	rc = fd_store_hold(m->owner->config.store, name);
+	return rc ? error_errno(err, rc, "room for \"%s\"", name) : 0;
+}
+
+int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, bool root,
+                          struct error *err)
 {
 	size_t first = m->params.role == MIGRATION_DESTINATION;
+	int rc = check_room(m, attach->n_fds, root, err);
 
-	if (first)
-		migration_keep_fd(m, "uffd", attach->fds[0]);
-	for (size_t i = first; i < attach->n_fds; i++) {
-		char kind[32];
+	if (!rc)
+		rc = migration_hold_room(m, err);
+	if (!rc && first)
+		rc = migration_keep_fd(m, "uffd", attach->fds[0], err);
+	for (size_t i = first; i < attach->n_fds && !rc; i++) {
+		char name[FD_STORE_NAME_BYTES];
 
-		snprintf(kind, sizeof kind, "mem%zu", i);
-		migration_keep_fd(m, kind, attach->fds[i]);
+		/* Two of them, or another migration, may have the same open file. */
+		name_memory(m, i, name);
+		rc = keep(m, name, attach->fds[i], err);
 	}
 	m->n_fds = attach->n_fds;
+	return rc;
 }
 
 void migration_drop_attach(struct migration *m)
 {
 	for (size_t i = 0; i < m->n_fds; i++) {
-		char kind[32];
+		char name[FD_STORE_NAME_BYTES];
 
-		snprintf(kind, sizeof kind, "mem%zu", i);
-		migration_drop_fds(m, kind);
+		name_memory(m, i, name);
+		fd_store_remove(m->owner->config.store, name);
 	}
 	if (m->n_fds && m->params.role == MIGRATION_DESTINATION) {
+		const char *channel;
+
 		migration_drop_fds(m, "uffd");
 		migration_drop_fds(m, "pages");
-		migration_drop_fds(m, "channel");
+		while ((channel = migration_channel(m, 0)))
+			fd_store_remove(m->owner->config.store, channel);
 	}
+	migration_drop_fds(m, "vmstate");
 	m->n_fds = 0;
+}
+
+/* "channel7.ID"; the manager may have several that it calls the same ("channel.ID+1"). */
+static bool is_channel_of(const struct migration *m, const char *name)
+{
+	size_t len = strlen(m->params.id);
+
+	name += strlen("channel");
+	while (isdigit((unsigned char)*name))
+		name++;
+	return *name == '.' && !strncmp(name + 1, m->params.id, len) &&
+	       (!name[1 + len] || name[1 + len] == '+');
+}
+
+const char *migration_channel(const struct migration *m, unsigned int n)
+{
+	const char *name;
+
+	for (unsigned int i = 0; (name = fd_store_name(m->owner->config.store, "channel", i)); i++)
+		if (is_channel_of(m, name) && !n--)
+			return name;
+	return NULL;
+}
+
+/* Those whose VMM has closed them. Return: how many are left. */
+static unsigned int sweep_channels(struct migration *m)
+{
+	struct fd_store *store = m->owner->config.store;
+	unsigned int n = 0;
+	const char *name;
+
+	while ((name = migration_channel(m, n)))
+		if (fd_store_hung_up(store, name))
+			fd_store_remove(store, name);
+		else
+			n++;
+	return n;
+}
+
+int migration_keep_channel(struct migration *m, int fd, struct error *err)
+{
+	struct fd_store *store = m->owner->config.store;
+	unsigned int n = sweep_channels(m), number = 0;
+	char kind[32], name[FD_STORE_NAME_BYTES];
+	int rc;
+
+	if (!fd_store_exists(store))
+		return 0;
+	if (n >= m->owner->config.max_channels)
+		return error_set(err, -EUSERS, "a VMM has %u fetch channels at most (max-channels)",
+		                 m->owner->config.max_channels);
+	rc = fd_store_check_room(store, 1, fd_store_max(store) / SPARE_PART, err);
+	if (rc)
+		return rc;
+	do {
+		snprintf(kind, sizeof kind, "channel%u", number++);
+		name_fd(m, kind, name);
+	} while (fd_store_entry(store, name));
+	return migration_keep_fd(m, kind, fd, err);
 }

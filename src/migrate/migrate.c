@@ -14,8 +14,25 @@
 
 /* Ended migrations that are kept for whoever asks how they went. */
 #define ENDED_MAX 32u
+/* Migrations more than the most, for root alone. */
+#define ROOT_SPARE 16u
 
 /* The VMM socket's calls. */
+
+static int attach_role(struct migration *m, struct vmm_attach *attach, struct error *err)
+{
+	return m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err)
+	                                          : destination_attach(m, attach, -1, err);
+}
+
+/* As if it had never attached. */
+static void detach_role(struct migration *m)
+{
+	if (m->params.role == MIGRATION_SOURCE)
+		source_stop(m);
+	else
+		m->pull = pull_free(m->pull);
+}
 
 static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
                      struct error *err)
@@ -37,9 +54,14 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 	rc = migration_check_attach(m, attach, err);
 	if (rc)
 		return error_prefix(err, "migration \"%s\"", m->params.id);
-	migration_keep_attach(m, attach);
-	rc = m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err)
-	                                        : destination_attach(m, attach, -1, err);
+	rc = migration_keep_attach(m, attach, !vmm_conn_uid(conn), err);
+	if (!rc)
+		rc = attach_role(m, attach, err);
+	if (!rc) {
+		rc = migration_keep_fd(m, "vmm", vmm_conn_fd(conn), err);
+		if (rc)
+			detach_role(m);
+	}
 	if (rc) {
 		migration_drop_attach(m);
 		return error_prefix(err, "migration \"%s\"", m->params.id);
@@ -48,7 +70,6 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 		m->fd_index[i] = attach->msg->regions[i].fd_index;
 	m->vmm = conn;
 	m->taken_over = false;
-	migration_keep_fd(m, "vmm", vmm_conn_fd(conn));
 	*ret_owner = m;
 	migration_move(m, MIGRATION_ATTACHED, "%s", "");
 	return 0;
@@ -62,6 +83,41 @@ static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, stru
 	                                          : destination_message(m, msg, fd, err);
 }
 
+/* Nobody came for it: what it holds is somebody else's. */
+static void expire(struct migration *m)
+{
+	migration_move(m, MIGRATION_CANCELLED,
+	               "no VMM has attached within %llu s (prepare-timeout)",
+	               (unsigned long long)(m->owner->config.prepare_timeout_ms / 1000));
+}
+
+static void on_expiry(uv_timer_t *timer)
+{
+	struct migrations *ms = timer->data;
+	uint64_t now_ms = uv_now(timer->loop), patience_ms = ms->config.prepare_timeout_ms;
+	bool any = false;
+
+	for (struct migration *m = ms->list; m; m = m->next) {
+		if (m->state != MIGRATION_PREPARED)
+			continue;
+		if (now_ms - m->waits_since_ms >= patience_ms)
+			expire(m);
+		else
+			any = true;
+	}
+	if (!any)
+		uv_timer_stop(timer);
+}
+
+/* From time to time, as long as any waits. */
+static void watch_expiry(struct migrations *ms)
+{
+	uint64_t look_ms = ms->config.prepare_timeout_ms / 4;
+
+	if (look_ms && !uv_is_active((uv_handle_t *)&ms->expiry))
+		uv_timer_start(&ms->expiry, on_expiry, look_ms, look_ms);
+}
+
 static void on_closed(void *owner)
 {
 	struct migration *m = owner;
@@ -72,6 +128,7 @@ static void on_closed(void *owner)
 	else
 		destination_vmm_closed(m);
 	migration_drop_fds(m, "vmm");
+	watch_expiry(m->owner);
 }
 
 static void on_news(uv_async_t *async)
@@ -106,6 +163,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	struct migrations *ms = calloc(1, sizeof *ms);
 	const struct vmm_server_config vmm_server = {
 		.fd = config->vmm_fd,
+		.limits = config->vmm_limits,
 		.groups = config->vmm_groups,
 		.n_groups = config->n_vmm_groups,
 		.ops = &vmm_ops,
@@ -123,6 +181,9 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 		return rc;
 	}
 	uv_async_init(loop, &ms->news, on_news);
+	uv_timer_init(loop, &ms->again);
+	uv_timer_init(loop, &ms->expiry);
+	ms->expiry.data = ms;
 	ms->news.data = ms;
 	*ret = ms;
 	return 0;
@@ -170,6 +231,8 @@ static void say_what_is_left(const struct migration *m)
 
 void migrations_stop(struct migrations *ms)
 {
+	uv_timer_stop(&ms->again);
+	uv_timer_stop(&ms->expiry);
 	for (struct migration *m = ms->list; m; m = m->next)
 		say_what_is_left(m);
 	for (struct migration *m = ms->list; m; m = m->next)
@@ -183,6 +246,8 @@ void migrations_stop(struct migrations *ms)
 void migrations_close(struct migrations *ms)
 {
 	uv_close((uv_handle_t *)&ms->news, NULL);
+	uv_close((uv_handle_t *)&ms->again, NULL);
+	uv_close((uv_handle_t *)&ms->expiry, NULL);
 }
 
 static void migration_free(struct migration *m)
@@ -194,6 +259,7 @@ static void migration_free(struct migration *m)
 	close_fd(&m->vmstate_fd);
 	record_deinit(&m->record);
 	dialing_deinit(&m->dialing);
+	takeover_forget(m);
 	pthread_cond_destroy(&m->ordered);
 	pthread_mutex_destroy(&m->lock);
 	OPENSSL_cleanse(m->params.token, sizeof m->params.token);
@@ -273,6 +339,30 @@ static int refuse_draining(struct error *err)
 	return error_set(err, -EBUSY, "this daemon is ending: it begins no new migration");
 }
 
+/* Shares of who prepares. Root gets in where limits are reached, with a few more. */
+static int check_number(const struct migrations *ms, const struct migration_params *params,
+                        struct error *err)
+{
+	unsigned int n = 0, of_client = 0, most = ms->config.max_migrations;
+
+	for (const struct migration *m = ms->list; m; m = m->next) {
+		if (migration_state_is_final(m->state))
+			continue;
+		n++;
+		of_client += !strcmp(m->params.client, params->client);
+	}
+	if (most && n >= most + (params->client_is_root ? ROOT_SPARE : 0))
+		return error_set(err, -EUSERS,
+		                 "%u migrations are under way or prepared (max-migrations)", n);
+	most = ms->config.max_client_migrations;
+	if (!most || params->client_is_root || !*params->client || of_client < most)
+		return 0;
+	return error_set(err, -EUSERS,
+	                 "\"%s\" has %u migrations under way or prepared "
+	                 "(max-client-migrations)",
+	                 params->client, of_client);
+}
+
 struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
                                 struct error *err)
 {
@@ -295,6 +385,8 @@ struct migration *migration_new(struct migrations *ms, const struct migration_pa
 		.prefetch = params->prefetch,
 	};
 	m->seq = ++ms->last_seq;
+	m->waits_since_ms = uv_now(ms->loop);
+	watch_expiry(ms);
 	m->prepared_real_ns = m->state_real_ns = clock_real_ns();
 	m->target = params->source;
 	m->vmstate_fd = -1;
@@ -340,6 +432,11 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 	}
 	if (ms->draining)
 		return refuse_draining(err);
+	rc = check_number(ms, params, err);
+	if (rc) {
+		log_migration_warning(params->id, "refused: %s", err->text);
+		return rc;
+	}
 	forget_ended(ms);
 	m = migration_new(ms, params, err);
 	if (!m)
@@ -387,7 +484,7 @@ int migration_start(struct migration *m, bool switchover, struct error *err)
 		                 m->params.id);
 	if (m->owner->draining && m->state == MIGRATION_ATTACHED)
 		return refuse_draining(err);
-	return destination_start(m, switchover, err);
+	return takeover_check(m, err) ? err->code : destination_start(m, switchover, err);
 }
 
 int migration_switchover(struct migration *m, struct error *err)
@@ -395,7 +492,7 @@ int migration_switchover(struct migration *m, struct error *err)
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": switch it over at its destination",
 		                 m->params.id);
-	return destination_switchover(m, err);
+	return takeover_check(m, err) ? err->code : destination_switchover(m, err);
 }
 
 int migration_cancel(struct migration *m, struct error *err)
@@ -404,6 +501,8 @@ int migration_cancel(struct migration *m, struct error *err)
 		return 0;
 	if (migration_state_is_final(m->state))
 		return migration_refuse_now(m, "cancelling", err);
+	if (takeover_check(m, err))
+		return err->code;
 	return m->params.role == MIGRATION_SOURCE ? source_cancel(m, err)
 	                                          : destination_cancel(m, err);
 }
@@ -431,6 +530,8 @@ int migration_set_limits(struct migration *m, const struct migration_limits *lim
 		                 m->params.id);
 	if (limits->streams_given)
 		rc = check_streams(limits->streams, err);
+	if (!rc)
+		rc = takeover_check(m, err);
 	if (rc)
 		return rc;
 	merge_limits(&m->limits, limits);
@@ -455,13 +556,16 @@ int migration_recover(struct migration *m, const struct conn_target *target, str
 {
 	if (m->params.role != MIGRATION_DESTINATION)
 		return refuse_source(m, "recovering", err);
-	return destination_recover(m, target, err);
+	return takeover_check(m, err) ? err->code : destination_recover(m, target, err);
 }
 
-size_t migration_missing(struct migration *m, uint32_t region, uint64_t offset,
-                         struct pull_range *ret, size_t max)
+size_t migration_missing(struct migration *m, struct pull_place *at, struct pull_range *ret,
+                         size_t max)
 {
-	return m->pull ? pull_missing_ranges(m->pull, region, offset, ret, max) : 0;
+	if (m->pull)
+		return pull_missing_ranges(m->pull, at, ret, max);
+	at->region = m->table.n;
+	return 0;
 }
 
 static bool was_poisoned(struct migration *m)
@@ -481,6 +585,8 @@ int migration_poison(struct migration *m, struct error *err)
 	/* By a call whose answer got lost: who repeats it is told what has become. */
 	if (was_poisoned(m))
 		return 0;
+	if (takeover_check(m, err))
+		return err->code;
 	if (m->state != MIGRATION_PAUSED)
 		return migration_refuse_now(m,
 		                            "poisoning what is missing (the source must be out of "

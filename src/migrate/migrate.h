@@ -28,6 +28,7 @@
 #include "fault/pull.h"
 #include "migrate/state.h"
 #include "stream/page_server.h"
+#include "vmm/vmm_server.h"
 
 struct fd_store;
 struct migrations;
@@ -47,9 +48,17 @@ struct migrations_config {
 	const gid_t *vmm_groups;         /* whose members may connect there, besides root and us */
 	size_t n_vmm_groups;
 	struct fd_store *store; /* where a next process finds what it goes on from; NULL: none */
+	struct vmm_limits vmm_limits;
+	uint64_t prepare_timeout_ms;        /* for a VMM to attach; 0: none */
+	unsigned int max_client_migrations; /* of them of one client; 0: no limit */
+	unsigned int max_migrations;        /* that are not over; 0: no limit but memory's */
+	unsigned int max_channels;          /* that a VMM's migration has in the store */
 	uint64_t max_vmstate_bytes;
 	uint64_t slow_fault_ns; /* from here on a fault counts as slow; 0: PULL_SLOW_FAULT_NS */
 };
+
+/* A client's name with its end; what is longer is cut. */
+#define MIGRATION_CLIENT_BYTES 128
 
 /* What Prepare carries. */
 struct migration_params {
@@ -64,6 +73,9 @@ struct migration_params {
 	enum resolver_map map;
 	bool bulk;
 	bool prefetch;
+	/* Who says it, for shares: whoever repeats it is welcome. */
+	char client[MIGRATION_CLIENT_BYTES]; /* empty: nobody knows */
+	bool client_is_root;                 /* it gets in where limits are reached */
 };
 
 /* Limits that may change at any time. What is not given stays as it is. */
@@ -171,6 +183,11 @@ struct migrations_totals {
 	/* Destinations that are under way, now. */
 	uint64_t pages_missing;
 	uint64_t bulk_in_flight;
+
+	/* The service manager's store: entries that are kept or held, and may be; 0 without one. */
+	uint64_t store_entries, store_max;
+
+	uint64_t vmm_refusals[VMM_REFUSALS];
 };
 
 /* Pages present over time, at most this many points. */
@@ -204,6 +221,13 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
  * @err set.
  */
 int migrations_take_over(struct migrations *ms, struct error *err);
+
+/*
+ * migrations_are_left() - is there anything in the store that a process must go on from?
+ *
+ * Nothing is taken. A record that can't be read counts.
+ */
+bool migrations_are_left(struct fd_store *store);
 
 /*
  * migrations_drain() - the end is near: no new migration is prepared or started
@@ -276,12 +300,12 @@ int migration_set_limits(struct migration *m, const struct migration_limits *lim
 int migration_recover(struct migration *m, const struct conn_target *target, struct error *err);
 
 /*
- * migration_missing() - the guest memory that is not here, from @offset of @region on
+ * migration_missing() - the guest memory that is not here, as pull_missing_ranges()
  *
  * Destination. Return: how many ranges, at most @max, are in @ret.
  */
-size_t migration_missing(struct migration *m, uint32_t region, uint64_t offset,
-                         struct pull_range *ret, size_t max);
+size_t migration_missing(struct migration *m, struct pull_place *at, struct pull_range *ret,
+                         size_t max);
 
 /*
  * migration_poison() - the source is gone for good: give up what is missing

@@ -67,8 +67,11 @@ struct migration {
 	size_t n_fds;                   /* of the ATTACH, that the store keeps */
 	struct record record;           /* absent where there is no store */
 	bool taken_over;                /* since the VMM was attached, by another process */
+	struct saved *left;             /* what is to be taken over still; NULL: nothing */
+	bool must_go_on;                /* its normal course could not be begun again yet */
 	uint64_t started_ns, resumed_ns, ended_ns;
 	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
+	uint64_t waits_since_ms; /* for its VMM, by the loop's clock */
 	/* source */
 	struct page_source *source;
 	struct page_source *ended; /* what answers for it when it has ended; NULL: nothing */
@@ -125,6 +128,10 @@ struct migrations {
 	        totals; /* of what the migrations in the list don't know any more */
 	bool draining;
 	uint64_t last_seq;
+	bool store_warned; /* that the manager's store is nearly full */
+	uv_timer_t expiry; /* of those for which no VMM comes */
+	uv_timer_t again;  /* for those that could not be taken over yet */
+	uint64_t again_ms; /* its pause */
 };
 
 /* Before what @m has counted is freed. */
@@ -151,7 +158,10 @@ void migration_tell(struct migration *m, const char *reason);
 
 /* What each role does with: an attached VMM, its messages, its end; news; a cancel. */
 int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
-/* Taking over: guest memory first; then, with the VMM's socket (or without), go on. */
+/*
+ * Taking over: guest memory first, or nothing at all; then, with the VMM's socket (or without), go
+ * on. The destination may have no thread for that: then it has done nothing, and is called again.
+ */
 int source_take_over(struct migration *m, struct vmm_attach *attach, const struct saved *saved,
                      struct error *err);
 void source_go_on(struct migration *m);
@@ -166,7 +176,7 @@ int source_release(struct migration *m, struct error *err);
 int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
                        struct error *err);
 int destination_take_over(struct migration *m, struct vmm_attach *attach, struct error *err);
-void destination_go_on(struct migration *m);
+int destination_go_on(struct migration *m);
 int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
                         struct error *err);
 void destination_vmm_closed(struct migration *m);

@@ -47,6 +47,7 @@ static void put_params(const struct migration_params *p, Postcopy__V1__SavedPara
 	m->bulk_off = !p->bulk;
 	m->prefetch_off = !p->prefetch;
 	m->bandwidth_bytes_per_s = p->bandwidth_bytes_per_s;
+	m->client = (char *)p->client;
 }
 
 static void put_regions(const struct saved *s, Postcopy__V1__SavedRegion *messages,
@@ -69,6 +70,23 @@ static void put_regions(const struct saved *s, Postcopy__V1__SavedRegion *messag
 	}
 }
 
+static size_t put_entries(const struct saved *s, Postcopy__V1__SavedEntry *messages,
+                          Postcopy__V1__SavedEntry **list)
+{
+	size_t n = 0;
+
+	for (uint32_t i = 0; i < VMM_WIRE_FDS_MAX; i++) {
+		if (!*s->entries[i])
+			continue;
+		messages[n] = (Postcopy__V1__SavedEntry)POSTCOPY__V1__SAVED_ENTRY__INIT;
+		messages[n].fd_index = i;
+		messages[n].entry = (char *)s->entries[i];
+		list[n] = &messages[n];
+		n++;
+	}
+	return n;
+}
+
 static void put_times(const struct migration_times *t, Postcopy__V1__SavedTimes *m)
 {
 	m->started = t->started_ns;
@@ -86,6 +104,7 @@ static void put_times(const struct migration_times *t, Postcopy__V1__SavedTimes 
 size_t saved_encode(const struct saved *s, void *buf)
 {
 	Postcopy__V1__SavedRegion regions[REGIONS_MAX], *list[REGIONS_MAX];
+	Postcopy__V1__SavedEntry entries[VMM_WIRE_FDS_MAX], *entry_list[VMM_WIRE_FDS_MAX];
 	Postcopy__V1__SavedMigration m = POSTCOPY__V1__SAVED_MIGRATION__INIT;
 	Postcopy__V1__SavedParams params = POSTCOPY__V1__SAVED_PARAMS__INIT;
 	Postcopy__V1__SavedLimits limits = POSTCOPY__V1__SAVED_LIMITS__INIT;
@@ -107,6 +126,8 @@ size_t saved_encode(const struct saved *s, void *buf)
 	m.reason = (char *)s->reason;
 	m.n_regions = s->n_regions;
 	m.regions = list;
+	m.n_entries = put_entries(s, entries, entry_list);
+	m.entries = entry_list;
 	m.epoch = s->epoch;
 	if (s->holder.bound) {
 		m.holder.data = (uint8_t *)s->holder.id;
@@ -160,6 +181,7 @@ static int get_params(const Postcopy__V1__SavedParams *m, struct migration_param
 	ret->bulk = !m->bulk_off;
 	ret->prefetch = !m->prefetch_off;
 	ret->bandwidth_bytes_per_s = m->bandwidth_bytes_per_s;
+	snprintf(ret->client, sizeof ret->client, "%s", m->client);
 	return get_target(m->source_host, m->source_port, &ret->source, err);
 }
 
@@ -200,6 +222,18 @@ static int get_regions(const Postcopy__V1__SavedMigration *m, struct saved *ret,
 			.uffd_mode = m->regions[i]->uffd_mode,
 		};
 	ret->n_regions = (uint32_t)m->n_regions;
+	return 0;
+}
+
+static int get_entries(const Postcopy__V1__SavedMigration *m, struct saved *ret, struct error *err)
+{
+	for (size_t i = 0; i < m->n_entries; i++) {
+		const Postcopy__V1__SavedEntry *e = m->entries[i];
+
+		if (e->fd_index >= VMM_WIRE_FDS_MAX || strlen(e->entry) >= FD_STORE_NAME_BYTES)
+			return bad("its list of entries", err);
+		strcpy(ret->entries[e->fd_index], e->entry);
+	}
 	return 0;
 }
 
@@ -272,6 +306,8 @@ int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *e
 		rc = get_target(m->target_host, m->target_port, &ret->target, err);
 	if (!rc)
 		rc = get_regions(m, ret, err);
+	if (!rc)
+		rc = get_entries(m, ret, err);
 	if (!rc)
 		rc = get_state(m, ret, err);
 	if (rc)

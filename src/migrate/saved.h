@@ -7,10 +7,11 @@
 #define MIGRATE_SAVED_H
 
 #include "migrate/migrate.h"
+#include "util/fd_store.h"
 #include "vmm/vmm_server.h"
 
 /* A daemon refuses what a newer major has written; unknown fields of its own major it drops. */
-#define SAVED_MAJOR 1
+#define SAVED_MAJOR 2
 
 /* What a destination has still to tell the source, however long that takes. */
 enum migration_farewell {
@@ -34,6 +35,8 @@ struct saved {
 	char reason[ERROR_TEXT_MAX];
 	uint32_t n_regions; /* 0: no VMM was attached */
 	struct vmm_wire_region regions[REGIONS_MAX];
+	/* What the store's manager calls the descriptor of an index; empty: "mem<index>.<id>". */
+	char entries[VMM_WIRE_FDS_MAX][FD_STORE_NAME_BYTES];
 	uint64_t epoch;
 	struct stream_holder holder; /* destination: itself; source: who holds it */
 	bool switchover;

@@ -49,11 +49,12 @@ static const struct page_source_ops source_ops = {
 	.aborted = on_aborted,
 };
 
-int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err)
+/* The guest's memory, that nobody finds yet. */
+static int open_source(struct migration *m, struct vmm_attach *attach, struct page_source **ret,
+                       struct error *err)
 {
 	struct memory *memories[REGIONS_MAX] = { 0 };
 	struct region_table table;
-	struct page_source *source;
 	int rc = migration_read_table(attach->msg, &table, err);
 
 	if (!rc)
@@ -62,21 +63,35 @@ int source_attach(struct migration *m, struct vmm_attach *attach, struct error *
 		migration_free_memories(memories);
 		return rc;
 	}
-	rc = page_source_new(m->params.id, m->params.token, &table, memories, &source_ops, m,
-	                     &source, err);
-	if (rc) {
+	rc = page_source_new(m->params.id, m->params.token, &table, memories, &source_ops, m, ret,
+	                     err);
+	if (rc)
 		migration_free_memories(memories);
-		return rc;
-	}
-	rc = page_server_add(m->owner->config.page_server, source);
+	else
+		m->table = table;
+	return rc;
+}
+
+/* Takes over @source in any case. */
+static int offer_source(struct migration *m, struct page_source *source, struct error *err)
+{
+	int rc = page_server_add(m->owner->config.page_server, source);
+
 	if (rc) {
 		page_source_unref(source);
 		return error_errno(err, rc, "page server");
 	}
-	m->table = table;
 	m->source = source;
 	m->epoch = page_source_epoch(source);
 	return 0;
+}
+
+int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err)
+{
+	struct page_source *source;
+	int rc = open_source(m, attach, &source, err);
+
+	return rc ? rc : offer_source(m, source, err);
 }
 
 void source_stop(struct migration *m)
@@ -140,7 +155,6 @@ static void let_go(struct migration *m)
 	source_stop(m);
 	leave_verdict(m);
 	migration_drop_attach(m);
-	migration_drop_fds(m, "vmstate");
 }
 
 /* The guest runs on here: nobody may read its memory, and its VMM is told. */
@@ -190,11 +204,12 @@ static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *f
 {
 	int rc = check_vmstate(m, *fd, msg->vmstate_len, err);
 
+	if (!rc)
+		rc = migration_keep_fd(m, "vmstate", *fd, err);
 	if (rc) {
 		fail_pause(m, err->text);
 		return rc;
 	}
-	migration_keep_fd(m, "vmstate", *fd);
 	m->paused = true;
 	m->vmstate_len = msg->vmstate_len;
 	m->source_pause_ns = clock_now_ns() - m->pause_sent_ns;
@@ -398,20 +413,22 @@ int source_release(struct migration *m, struct error *err)
 int source_take_over(struct migration *m, struct vmm_attach *attach, const struct saved *saved,
                      struct error *err)
 {
-	int fd, rc = source_attach(m, attach, err);
+	struct page_source *source;
+	int fd = saved->vmstate_held ? migration_take_fd(m, "vmstate") : -1, rc;
 
-	if (rc)
+	if (saved->vmstate_held && fd < 0)
+		return error_errno(err, fd, "the vmstate");
+	rc = open_source(m, attach, &source, err);
+	if (rc) {
+		close_fd(&fd);
 		return rc;
-	page_source_restore(m->source, saved->epoch, &saved->holder, saved->vmm_resumed);
-	m->epoch = saved->epoch;
-	if (!saved->vmstate_held)
-		return 0;
-	fd = migration_take_fd(m, "vmstate");
-	if (fd < 0)
-		return error_set(err, -ENOENT, "the vmstate is not among the descriptors");
-	m->paused = true;
-	page_source_set_vmstate(m->source, fd, saved->vmstate_len, saved->pause_ns);
-	return 0;
+	}
+	/* Whole before anybody finds it. */
+	page_source_restore(source, saved->epoch, &saved->holder, saved->vmm_resumed);
+	m->paused = saved->vmstate_held;
+	if (m->paused)
+		page_source_set_vmstate(source, fd, saved->vmstate_len, saved->pause_ns);
+	return offer_source(m, source, err);
 }
 
 /* Our last word again: the process before may not have got to it. */

@@ -10,6 +10,10 @@
 
 #define RECORD_PREFIX "record."
 
+/* Between tries to take over what could not be for want of something. */
+#define AGAIN_MIN_MS 50u
+#define AGAIN_MAX_MS 5000u
+
 /* A record that was read, until a migration has been made of it. */
 struct left {
 	struct left *next;
@@ -30,6 +34,12 @@ static struct left *left_free(struct left *l)
 	return NULL;
 }
 DEFINE_CLEANUP(struct left *, left_free);
+
+/* What may be there a moment later. */
+static bool is_want(int rc)
+{
+	return rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE || rc == -EAGAIN || rc == -ENOBUFS;
+}
 
 /* Return: 0 with the record read; or what is wrong with it, with @err set. */
 static int read_record(int fd, struct left **ret, struct error *err)
@@ -70,24 +80,42 @@ static int read_records(struct fd_store *store, struct left **ret, struct error 
 {
 	_cleanup_(left_free_p) struct left *list = NULL;
 	const char *name;
+	unsigned int n = 0;
 
-	while ((name = fd_store_name(store, RECORD_PREFIX, 0))) {
+	while ((name = fd_store_name(store, RECORD_PREFIX, n))) {
 		struct left *l = NULL;
-		int fd = fd_store_take(store, name);
-		int rc = read_record(fd, &l, err);
+		int fd = fd_store_get(store, name);
+		int rc = fd < 0 ? error_errno(err, fd, "descriptor") : read_record(fd, &l, err);
 
 		if (!rc) {
 			insert(&list, l);
+			n++;
 			continue;
 		}
-		/* Not ours to judge: whoever wrote it can go on from it. */
-		if (rc == -EPROTONOSUPPORT || rc == -ENOMEM)
+		/* Not ours to judge: whoever wrote it, or has what we lack, can go on from it. */
+		if (rc == -EPROTONOSUPPORT || is_want(rc))
 			return error_prefix(err, "\"%s\"", name);
 		log_error("\"%s\" is of no use: %s", name, err->text);
 		fd_store_remove(store, name);
 	}
 	*ret = steal_ptr(&list);
 	return 0;
+}
+
+bool migrations_are_left(struct fd_store *store)
+{
+	const char *name;
+
+	for (unsigned int n = 0; (name = fd_store_name(store, RECORD_PREFIX, n)); n++) {
+		_cleanup_(left_free_p) struct left *l = NULL;
+		int fd = fd_store_get(store, name);
+
+		if (fd < 0 || read_record(fd, &l, NULL))
+			return true;
+		if (!migration_state_is_final(l->saved.state) || l->saved.farewell != FAREWELL_NONE)
+			return true;
+	}
+	return false;
 }
 
 static void fill_message(const struct saved *s, struct vmm_wire_msg *msg)
@@ -99,12 +127,27 @@ static void fill_message(const struct saved *s, struct vmm_wire_msg *msg)
 	memcpy(msg->regions, s->regions, sizeof msg->regions);
 }
 
+/* The descriptor of an index. Return: it; or -errno with @err naming it. */
+static int take_memory_fd(struct migration *m, size_t index, struct error *err)
+{
+	struct fd_store *store = m->owner->config.store;
+	char name[FD_STORE_NAME_BYTES];
+	int fd = 0;
+
+	snprintf(name, sizeof name, "mem%zu.%s", index, m->params.id);
+	if (*m->left->entries[index])
+		fd = fd_store_link(store, name, m->left->entries[index]);
+	if (!fd)
+		fd = fd_store_get(store, name);
+	if (fd == -ENOENT)
+		return error_set(err, -ENOENT, "\"%s\" is not among the descriptors", name);
+	return fd < 0 ? error_errno(err, fd, "\"%s\"", name) : fd;
+}
+
 /* The descriptors of the ATTACH from the store. Return: 0, or -ENOENT with @err naming one. */
 static int take_fds(struct migration *m, struct vmm_attach *attach, struct error *err)
 {
-	struct fd_store *store = m->owner->config.store;
 	size_t first = m->params.role == MIGRATION_DESTINATION;
-	char name[MIGRATION_ID_MAX + 32];
 
 	attach->n_fds = first;
 	for (uint32_t i = 0; i < attach->msg->n_regions; i++) {
@@ -117,29 +160,29 @@ static int take_fds(struct migration *m, struct vmm_attach *attach, struct error
 	}
 	m->n_fds = attach->n_fds;
 	for (size_t i = 0; i < attach->n_fds; i++) {
-		if (i < first)
-			snprintf(name, sizeof name, "uffd.%s", m->params.id);
-		else
-			snprintf(name, sizeof name, "mem%zu.%s", i, m->params.id);
-		attach->fds[i] = fd_store_take(store, name);
-		if (attach->fds[i] < 0)
-			return error_set(err, -ENOENT, "\"%s\" is not among the descriptors", name);
+		int fd = i < first ? migration_take_fd(m, "uffd") : take_memory_fd(m, i, err);
+
+		if (fd < 0 && i < first)
+			return error_errno(err, fd, "\"uffd.%s\"", m->params.id);
+		if (fd < 0)
+			return fd;
+		attach->fds[i] = fd;
 	}
 	return 0;
 }
 
 int migration_take_fd(struct migration *m, const char *kind)
 {
-	char name[MIGRATION_ID_MAX + 32];
+	char name[FD_STORE_NAME_BYTES];
 
 	snprintf(name, sizeof name, "%s.%s", kind, m->params.id);
-	return fd_store_take(m->owner->config.store, name);
+	return fd_store_get(m->owner->config.store, name);
 }
 
 /* Guest memory and what belongs to it. */
-static int take_memory(struct migration *m, const struct saved *s, struct vmm_wire_msg *msg,
-                       struct error *err)
+static int take_memory(struct migration *m, struct vmm_wire_msg *msg, struct error *err)
 {
+	const struct saved *s = m->left;
 	int fds[VMM_WIRE_FDS_MAX];
 	struct vmm_attach attach = { .msg = msg, .fds = fds };
 	int rc;
@@ -182,66 +225,211 @@ static void restore(struct migration *m, const struct saved *s)
 		m->fd_index[i] = s->regions[i].fd_index;
 }
 
-static void adopt_vmm(struct migration *m)
+static int adopt_vmm(struct migration *m, struct error *err)
 {
-	int fd = migration_take_fd(m, "vmm");
+	int fd = migration_take_fd(m, "vmm"), rc;
 
-	if (fd >= 0 && vmm_server_adopt(m->owner->vmm_server, fd, m, &m->vmm))
-		log_migration_error(m->params.id, "the VMM's socket can't be taken up");
+	if (fd == -ENOENT)
+		return 0;
+	if (fd < 0)
+		return error_errno(err, fd, "the VMM's socket");
+	rc = vmm_server_adopt(m->owner->vmm_server, fd, m, &m->vmm);
+	return rc ? error_errno(err, rc, "the VMM's socket") : 0;
+}
+
+/* All of it, or nothing. Return: 0; or -errno with @err set. */
+static int take_up(struct migration *m, struct error *err)
+{
+	struct vmm_wire_msg *msg = calloc(1, sizeof *msg);
+	bool has_memory = m->state != MIGRATION_PREPARED && !migration_state_is_final(m->state);
+	int rc;
+
+	if (!msg)
+		return error_set(err, -ENOMEM, "out of memory");
+	fill_message(m->left, msg);
+	rc = m->left->n_regions ? migration_read_table(msg, &m->table, err) : 0;
+	if (!rc && has_memory)
+		rc = take_memory(m, msg, err);
+	if (!rc && has_memory)
+		rc = migration_hold_room(m, err);
+	free(msg);
+	if (!rc)
+		rc = adopt_vmm(m, err);
+	if (rc && m->params.role == MIGRATION_SOURCE)
+		source_stop(m);
+	else if (rc)
+		m->pull = pull_free(m->pull);
+	return rc;
+}
+
+void takeover_forget(struct migration *m)
+{
+	if (m->left)
+		explicit_bzero(m->left, sizeof *m->left);
+	free(m->left);
+	m->left = NULL;
 }
 
 /* Each role's normal course from where it was. */
 static void go_on(struct migration *m)
 {
-	adopt_vmm(m);
+	struct error why = ERROR_INIT;
+	int rc = 0;
+
+	m->must_go_on = false;
 	if (m->params.role == MIGRATION_SOURCE)
 		source_go_on(m);
 	else
-		destination_go_on(m);
+		rc = destination_go_on(m);
+	if (!rc)
+		return;
+	m->must_go_on = true;
+	error_errno(&why, rc, "no thread to go on with");
+	takeover_try_again(m, &why);
 }
 
-static void take_over(struct migrations *ms, struct left *l)
+static void take_over(struct migration *m)
 {
-	const struct saved *s = &l->saved;
-	struct vmm_wire_msg *msg = calloc(1, sizeof *msg);
 	struct error err = ERROR_INIT;
-	struct migration *m = migration_new(ms, &s->params, NULL);
-	int rc = 0;
+	int rc = take_up(m, &err);
 
-	if (!m || !msg) {
-		log_migration_error(s->params.id, "out of memory: left in the store");
-		free(msg);
+	if (is_want(rc)) {
+		takeover_try_again(m, &err);
 		return;
 	}
-	m->record = l->record;
-	l->record = RECORD_INIT;
-	restore(m, s);
-	fill_message(s, msg);
-	if (s->n_regions)
-		rc = migration_read_table(msg, &m->table, &err);
-	if (!rc && m->state != MIGRATION_PREPARED && !migration_state_is_final(m->state))
-		rc = take_memory(m, s, msg, &err);
-	free(msg);
+	snprintf(m->reason, sizeof m->reason, "%s", m->left->reason);
+	takeover_forget(m);
 	log_migration_info(m->params.id, "taken over as %s, %s",
 	                   m->params.role == MIGRATION_SOURCE ? "source" : "destination",
 	                   migration_state_name(m->state));
-	if (rc)
+	if (rc) {
+		/* To be told so. */
+		(void)adopt_vmm(m, NULL);
 		migration_move(m, MIGRATION_FAILED, "it can't be taken over: %s", err.text);
+	}
 	go_on(m);
 }
 
-/* What belongs to no migration: its record was not there yet, or not any more. */
-static void drop_strays(struct fd_store *store)
+static bool is_due(const struct migration *m)
 {
-	static const char *const kinds[] = { "vmm.",   "mem",      "uffd.",
-		                             "pages.", "vmstate.", "channel." };
+	return m->left || m->must_go_on;
+}
+
+static bool any_is_due(const struct migrations *ms)
+{
+	for (const struct migration *m = ms->list; m; m = m->next)
+		if (is_due(m))
+			return true;
+	return false;
+}
+
+/* Sources that are not there yet are not unknown. */
+static void tell_page_server(struct migrations *ms)
+{
+	bool incomplete = false;
+
+	for (struct migration *m = ms->list; m; m = m->next)
+		incomplete |= m->left && m->params.role == MIGRATION_SOURCE;
+	if (ms->config.page_server)
+		page_server_set_incomplete(ms->config.page_server, incomplete);
+}
+
+static void on_again(uv_timer_t *timer)
+{
+	struct migrations *ms = timer->data;
+
+	for (struct migration *m = ms->list; m; m = m->next) {
+		if (m->left)
+			take_over(m);
+		else if (m->must_go_on)
+			go_on(m);
+	}
+	tell_page_server(ms);
+	if (!any_is_due(ms)) {
+		ms->again_ms = 0;
+		return;
+	}
+	ms->again_ms = ms->again_ms * 2 < AGAIN_MAX_MS ? ms->again_ms * 2 : AGAIN_MAX_MS;
+	uv_timer_start(&ms->again, on_again, ms->again_ms, 0);
+}
+
+void takeover_try_again(struct migration *m, const struct error *why)
+{
+	struct migrations *ms = m->owner;
+	char reason[sizeof m->reason];
+
+	snprintf(reason, sizeof reason, "not taken over yet, it is tried again: %.200s", why->text);
+	/* Once, and not with each try. */
+	if (strcmp(m->reason, reason))
+		log_migration_warning(m->params.id, "%s", reason);
+	memcpy(m->reason, reason, sizeof m->reason);
+	if (ms->again_ms)
+		return;
+	ms->again_ms = AGAIN_MIN_MS;
+	ms->again.data = ms;
+	uv_timer_start(&ms->again, on_again, ms->again_ms, 0);
+}
+
+int takeover_check(const struct migration *m, struct error *err)
+{
+	if (!m->left)
+		return 0;
+	return error_set(err, -EAGAIN, "migration \"%s\" is %s: %s", m->params.id,
+	                 migration_state_name(m->state), m->reason);
+}
+
+/* A migration in the list of each. Return: 0 or -ENOMEM with @err: nothing was touched. */
+static int enlist(struct migrations *ms, struct left *list, struct error *err)
+{
+	for (struct left *l = list; l; l = l->next) {
+		struct migration *m = migration_new(ms, &l->saved.params, err);
+
+		if (!m)
+			return -ENOMEM;
+		m->left = malloc(sizeof *m->left);
+		if (!m->left)
+			return error_set(err, -ENOMEM, "out of memory");
+		*m->left = l->saved;
+		m->record = l->record;
+		l->record = RECORD_INIT;
+		restore(m, m->left);
+	}
+	return 0;
+}
+
+/* Whether its name ends in the id of one that is to be taken over still. */
+static bool is_wanted(const struct migrations *ms, const char *name)
+{
+	size_t len = strcspn(name, "+");
+
+	for (struct migration *m = ms->list; m; m = m->next) {
+		size_t id_len = strlen(m->params.id);
+
+		if (is_due(m) && len > id_len && name[len - id_len - 1] == '.' &&
+		    !strncmp(name + len - id_len, m->params.id, id_len))
+			return true;
+	}
+	return false;
+}
+
+/* What belongs to no migration: its record was not there yet, or not any more. */
+static void drop_strays(struct migrations *ms)
+{
+	static const char *const kinds[] = {
+		"vmm.", "mem", "uffd.", "pages.", "vmstate.", "channel"
+	};
 
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+		unsigned int n = 0;
 		const char *name;
 
-		while ((name = fd_store_name(store, kinds[i], 0))) {
+		while ((name = fd_store_unused(ms->config.store, kinds[i], n))) {
+			if (is_wanted(ms, name)) {
+				n++;
+				continue;
+			}
 			log_warning("descriptor \"%s\" belongs to no migration: dropped", name);
-			fd_store_remove(store, name);
+			fd_store_remove(ms->config.store, name);
 		}
 	}
 }
@@ -251,10 +439,18 @@ int migrations_take_over(struct migrations *ms, struct error *err)
 	_cleanup_(left_free_p) struct left *list = NULL;
 	int rc = read_records(ms->config.store, &list, err);
 
+	if (!rc)
+		rc = enlist(ms, list, err);
 	if (rc)
 		return rc;
-	for (struct left *l = list; l; l = l->next)
-		take_over(ms, l);
-	drop_strays(ms->config.store);
+	/* As they were prepared: the list has the last one first. */
+	for (struct left *l = list; l; l = l->next) {
+		struct migration *m = migrations_find(ms, l->saved.params.id, NULL);
+
+		if (m->left)
+			take_over(m);
+	}
+	tell_page_server(ms);
+	drop_strays(ms);
 	return 0;
 }

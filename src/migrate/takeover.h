@@ -10,12 +10,18 @@
  *
  *   record    what is no descriptor (saved.h), in a memfd of two slots (util/record.h)
  *   vmm       the VMM's socket
- *   mem0...   the guest's memory, by its place among the ATTACH's descriptors
+ *   mem0...   the guest's memory, by its place among the ATTACH's descriptors; where that is an
+ *             open file which is kept already, the record has the entry's name
  *   uffd      destination: the userfaultfd
  *   pages     destination: the page state (mem/page_state.h), and with it the userfaultfd's
  *             events that are being applied and where guest memory is mapped (fault/events.h)
  *   vmstate   source: until the destination has it all; destination: until the guest runs
- *   channel   destination: fetch channels
+ *   channel0... destination: fetch channels
+ *
+ * The store has a limit, and what is beyond it is lost at a restart. So room is looked for, and
+ * held, while a refusal costs nothing: at Prepare for the record, at ATTACH for all that a
+ * migration will need. Only fetch channels may come late; one for which there is no room then
+ * is served all the same.
  *
  * Two rules make any instant a good one:
  *
@@ -37,6 +43,11 @@
  * not handed on: they are dialled anew. Statistics start at zero, but for what the page state
  * holds; the times of the downtime's parts are in the record.
  *
+ * A process that lacks memory, descriptors or threads for a migration leaves it as it was, in
+ * the store and in the record, and tries again until it has them: wanting something is no end
+ * for a guest. Destinations that ask for such a source are cut off without an answer meanwhile
+ * and dial again.
+ *
  * A record that a newer daemon wrote in a way we don't know stops us before anything is touched:
  * all stays in the store, for the newer one to be started again.
  */
@@ -51,15 +62,45 @@ int migration_save_first(struct migration *m, struct error *err);
 /* Write what has been decided into the record. */
 void migration_save(struct migration *m);
 
-/* Keep a descriptor in the store, or drop all of that kind. */
-void migration_keep_fd(struct migration *m, const char *kind, int fd);
+/*
+ * Keep a descriptor in the store, or drop it. Return: 0; or why the next process would not have it,
+ * with @err set. Whoever can still go back does.
+ */
+int migration_keep_fd(struct migration *m, const char *kind, int fd, struct error *err);
 void migration_drop_fds(struct migration *m, const char *kind);
 
-/* One of that kind that the process before has left, the caller's from now on; or -1. */
+/* What the process before has left: the caller's from now on; -ENOENT; or another errno. */
 int migration_take_fd(struct migration *m, const char *kind);
 
-/* The same with what an ATTACH brought; the VMM's socket is apart. */
-void migration_keep_attach(struct migration *m, const struct vmm_attach *attach);
+/*
+ * migration_keep_attach() - what an ATTACH brought, and room for what comes later
+ * @root: of root's VMM, which gets what is spared for it
+ *
+ * The VMM's socket is apart. Also after a failure: migration_drop_attach().
+ *
+ * Return: 0; -EUSERS where it does not fit; or -errno; with @err set.
+ */
+int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, bool root,
+                          struct error *err);
 void migration_drop_attach(struct migration *m);
+int migration_hold_room(struct migration *m, struct error *err);
+
+/* A fetch channel. Return: as above; -EUSERS also where the VMM has enough of them. */
+int migration_keep_channel(struct migration *m, int fd, struct error *err);
+
+/* The name of its fetch channel number @n in the store, or NULL. */
+const char *migration_channel(const struct migration *m, unsigned int n);
+
+/*
+ * takeover_try_again() - what has failed for want of something is tried again, by a timer
+ * @m: with @m->left (nothing of it is taken over) or @m->must_go_on (all but go_on())
+ */
+void takeover_try_again(struct migration *m, const struct error *why);
+
+/* @m->left goes. */
+void takeover_forget(struct migration *m);
+
+/* A migration that is not taken over yet takes no command. Return: 0 or -EAGAIN with @err set. */
+int takeover_check(const struct migration *m, struct error *err);
 
 #endif

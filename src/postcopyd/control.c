@@ -90,6 +90,7 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 		.pages_address = config->pages_address,
 		.max_streams = (unsigned int)o->max_streams,
 		.bandwidth_bytes_per_s = o->bandwidth_bytes_per_s,
+		.config_error = config->config_error,
 		.certificate_expiry_s = config->certificate_expiry_s,
 		.finished = config->finished,
 		.arg = config->arg,
@@ -99,9 +100,13 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 		close(config->unix_fd);
 	else
 		rc = listen_unix(c, o, config->unix_fd, err);
-	if (!rc)
+	if (!rc) {
 		rc = listen_tls(c, o, config->tcp_fd, err);
-	else if (config->tcp_fd >= 0)
+		if (rc && config->may_lack_tcp) {
+			log_error("gRPC over TCP is not served: %s", err->text);
+			rc = 0;
+		}
+	} else if (config->tcp_fd >= 0)
 		close(config->tcp_fd);
 	/* Also half open: the caller closes it, lets the loop run on, and frees it. */
 	*ret = c;

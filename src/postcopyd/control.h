@@ -26,6 +26,8 @@ struct control_config {
 	const struct stalls *stalls;
 	const char *pages_address; /* where page streams are served; empty: this can be no source */
 	int64_t (*certificate_expiry_s)(void *arg); /* as rpc/service.h has it; may be NULL */
+	const char *config_error; /* why what runs is not what is configured; empty: it is */
+	bool may_lack_tcp;        /* gRPC over TCP that can't be had is no reason to fail */
 	/* At the end of each call, as grpc/server.h has it; may be NULL. */
 	void (*finished)(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns);
 	void *arg;

@@ -31,7 +31,7 @@ static void compare_path(int fd, const char *name, const char *path)
 int listener_unix(struct fd_store *store, const char *name, const char *path, int type,
                   struct error *err)
 {
-	int fd = fd_store_take(store, name);
+	int fd = fd_store_get(store, name);
 	char what[32];
 
 	if (fd >= 0) {
@@ -39,6 +39,8 @@ int listener_unix(struct fd_store *store, const char *name, const char *path, in
 		(void)fcntl(fd, F_SETFL, O_NONBLOCK);
 		return fd;
 	}
+	if (fd != -ENOENT)
+		return error_errno(err, fd, "the service manager's %s socket", name);
 	snprintf(what, sizeof what, "%s socket", name);
 	fd = unix_listen(path, type, what, err);
 	if (fd >= 0)
@@ -48,7 +50,7 @@ int listener_unix(struct fd_store *store, const char *name, const char *path, in
 
 int listener_tcp(struct fd_store *store)
 {
-	int fd = fd_store_take(store, "control-tcp");
+	int fd = fd_store_get(store, "control-tcp");
 
 	if (fd >= 0)
 		(void)fcntl(fd, F_SETFL, O_NONBLOCK);
@@ -85,8 +87,10 @@ void listener_open_up(const char *path, const char *key)
 
 int listener_pages(struct fd_store *store, const char *address, int *ret_fd, struct error *err)
 {
-	int fd = fd_store_take(store, "pages");
+	int fd = fd_store_get(store, "pages");
 
+	if (fd < 0 && fd != -ENOENT)
+		return error_errno(err, fd, "the service manager's socket for page streams");
 	if (fd < 0 && address) {
 		fd = page_server_listen(address, err);
 		if (fd < 0)

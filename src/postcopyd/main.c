@@ -16,6 +16,7 @@
 #include "postcopyd/config_check.h"
 #include "postcopyd/control.h"
 #include "postcopyd/groups.h"
+#include "postcopyd/last_config.h"
 #include "postcopyd/listeners.h"
 #include "postcopyd/options.h"
 #include "postcopyd/service.h"
@@ -39,6 +40,9 @@ enum exit_status {
 
 struct daemon {
 	struct options options;
+	bool has_guests; /* the process before has left migrations under way */
+	struct error
+	        config_error; /* why it does not run with what is configured; code 0: it does */
 	uv_loop_t loop;
 	uv_signal_t sigterm;
 	uv_signal_t sigint;
@@ -151,6 +155,8 @@ static int open_control(struct daemon *d, struct error *err)
 		.stalls = d->stalls,
 		.pages_address = d->pages_address,
 		.certificate_expiry_s = certificate_expiry,
+		.config_error = d->config_error.text,
+		.may_lack_tcp = d->has_guests,
 		.finished = count_call,
 		.arg = d,
 	};
@@ -194,6 +200,7 @@ static int open_metrics(struct daemon *d, struct error *err)
 		.migrations = d->migrations,
 		.read_stall = read_stall,
 		.certificate_expiry = certificate_expiry,
+		.config_is_older = d->config_error.code,
 		.arg = d,
 	};
 	struct conn_target address;
@@ -230,6 +237,13 @@ static int open_migrations(struct daemon *d, struct error *err)
 		.page_server = d->page_server,
 		.vmm_groups = d->vmm_groups.gids,
 		.store = d->store,
+		.vmm_limits = { .conns = (unsigned int)o->max_vmms,
+		                .waiting = (unsigned int)o->max_waiting_vmms,
+		                .attach_timeout_ms = (unsigned int)o->attach_timeout_s * 1000 },
+		.prepare_timeout_ms = o->prepare_timeout_s * 1000,
+		.max_client_migrations = (unsigned int)o->max_client_migrations,
+		.max_migrations = (unsigned int)o->max_migrations,
+		.max_channels = (unsigned int)o->max_channels,
 		.max_vmstate_bytes = o->max_vmstate_bytes,
 		/* 0: all are. */
 		.slow_fault_ns = o->trace_slow_us ? o->trace_slow_us * NSEC_PER_USEC : 1,
@@ -252,8 +266,7 @@ static int daemon_open(struct daemon *d, struct error *err)
 {
 	int rc = watch_signals(d, err);
 
-	if (!rc)
-		rc = fd_store_new(&d->store, err);
+	fd_store_set_max(d->store, (unsigned int)d->options.fd_store_max);
 	if (!rc)
 		rc = tls_context_new(&d->options.tls, &d->tls, err);
 	if (!rc)
@@ -270,7 +283,24 @@ static int daemon_open(struct daemon *d, struct error *err)
 		rc = open_stalls(d, err);
 	if (!rc)
 		rc = open_control(d, err);
-	return rc ? rc : open_metrics(d, err);
+	if (!rc)
+		rc = open_metrics(d, err);
+	/* Guests can do without. */
+	if (rc && d->control && d->has_guests) {
+		log_error("%s: not served", err->text);
+		d->config_error = *err;
+		rc = 0;
+	}
+	return rc;
+}
+
+/* For the next process, should it be given a worse one. */
+static void keep_config(struct daemon *d)
+{
+	struct error err = ERROR_INIT;
+
+	if (!d->config_error.code && last_config_keep(d->store, &d->options, &err))
+		log_warning("a restart with a wrong file would end badly: %s", err.text);
 }
 
 static void say_ready(const struct daemon *d)
@@ -304,14 +334,14 @@ static enum exit_status daemon_run(struct daemon *d)
 		certificates_init(&d->certificates, &d->loop,
 		                  (struct tls_context *[]){ d->tls, control_tls(d->control) }, 2,
 		                  d->metrics);
-		service_init(&d->service, &d->loop, d->migrations);
+		keep_config(d);
+		service_init(&d->service, &d->loop, d->migrations, d->config_error.text);
 		say_ready(d);
 	}
 	uv_run(&d->loop, UV_RUN_DEFAULT);
 	control_free(d->control);
 	migrations_free(d->migrations);
 	tls_context_free(d->tls);
-	fd_store_free(d->store);
 	uv_loop_close(&d->loop);
 	return rc ? EXIT_FAILED : EXIT_OK;
 }
@@ -333,35 +363,95 @@ static void tell_errors(const struct options *o, const struct config_errors *err
 		tell_error(o, "and more errors");
 }
 
-/* Takes the options and, where that is asked for, looks at what they name. Return: as main(). */
-static enum exit_status read_options(int argc, char **argv, struct options *o, bool *ret_go_on)
+/* The configuration of the process before, where that is better than @parsed or not. */
+static bool take_last_config(struct daemon *d, bool parsed)
 {
 	struct config_errors errors = { .n = 0 };
-	int rc = options_parse(argc, argv, o, &errors);
+	struct options last;
+	int rc = last_config_read(d->store, &last);
 
-	*ret_go_on = !rc && !o->check_config;
+	if (!rc)
+		config_check(&last, &errors);
+	if (rc || (parsed && errors.n)) {
+		options_deinit(&last);
+		return false;
+	}
+	last.ready_fd = d->options.ready_fd;
+	options_deinit(&d->options);
+	d->options = last;
+	return true;
+}
+
+/*
+ * What is configured is wrong, and guests hang on what the service manager keeps: it would throw
+ * that away if we ended for that reason. Return: whether there is something to run with.
+ */
+static bool make_do(struct daemon *d, bool parsed, const struct config_errors *errors)
+{
+	const struct options *o = &d->options;
+	bool is_last = take_last_config(d, parsed);
+
+	d->config_error = errors->list[0];
+	if (!is_last && (!o->tls.cert_path || !o->tls.key_path || !o->tls.ca_path)) {
+		log_error("the configuration is wrong, and there is none of before: the migrations "
+		          "that are under way stand still until it is mended");
+		return false;
+	}
+	log_error("the configuration is wrong, and migrations are under way: going on %s; mend it "
+	          "and restart",
+	          is_last ? "with the one of before" : "without what is wrong in it");
+	return true;
+}
+
+static void open_log(const struct options *o, bool parsed)
+{
+	if (parsed)
+		log_init("postcopyd", o->log_level, o->log_format);
+	else
+		log_init("postcopyd", LOG_LEVEL_INFO, LOG_FORMAT_AUTO);
+}
+
+/* Takes the options and, where that is asked for, looks at what they name. Return: as main(). */
+static enum exit_status read_options(int argc, char **argv, struct daemon *d, bool *ret_go_on)
+{
+	struct config_errors errors = { .n = 0 };
+	struct options *o = &d->options;
+	int rc = options_parse(argc, argv, o, &errors);
+	bool asked = rc > 0 || o->check_config;
+
+	*ret_go_on = !rc && !asked;
 	if (rc > 0)
 		return EXIT_OK;
-	if (!rc && o->check_config)
+	d->has_guests = !asked && migrations_are_left(d->store);
+	if (!rc && (asked || d->has_guests))
 		config_check(o, &errors);
-	if (rc)
-		log_init("postcopyd", LOG_LEVEL_INFO, LOG_FORMAT_AUTO);
-	else
-		log_init("postcopyd", o->log_level, o->log_format);
+	open_log(o, !rc);
 	tell_errors(o, &errors);
-	if (o->check_config && !errors.n)
+	if (asked && !errors.n)
 		puts("OK");
-	return errors.n ? EXIT_CONFIG : EXIT_OK;
+	if (!errors.n || !d->has_guests)
+		return errors.n ? EXIT_CONFIG : EXIT_OK;
+	*ret_go_on = make_do(d, !rc, &errors);
+	/* Not the status that systemd gives up for. */
+	return EXIT_FAILED;
 }
 
 int main(int argc, char **argv)
 {
 	struct daemon d = { 0 };
+	struct error err = ERROR_INIT;
+	enum exit_status status;
 	bool go_on;
-	enum exit_status status = read_options(argc, argv, &d.options, &go_on);
 
+	if (fd_store_new(&d.store, &err)) {
+		log_init("postcopyd", LOG_LEVEL_INFO, LOG_FORMAT_AUTO);
+		log_error("%s", err.text);
+		return EXIT_FAILED;
+	}
+	status = read_options(argc, argv, &d, &go_on);
 	if (go_on)
 		status = daemon_run(&d);
+	fd_store_free(d.store);
 	options_deinit(&d.options);
 	return status;
 }

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fault/fetch.h"
 #include "postcopyd/config_file.h"
 #include "postcopyd/option.h"
 #include "stream/frame.h"
@@ -35,6 +36,27 @@ static const struct option_row table[] = {
 	  .help = "group whose members may connect; repeat; root and its own user always may" },
 	{ "vmm", "max-vmstate", OPTION_SIZE, AT(max_vmstate_bytes), .arg = "BYTES",
 	  .help = "largest device state", .fallback = "64M", .min = 1, .max = 1ull << 40 },
+	{ "vmm", "max-vmms", OPTION_NUMBER, AT(max_vmms), .arg = "N",
+	  .help = "most VMMs that are connected at a time; root's get a few more",
+	  .fallback = "256", .min = 1, .max = 16384 },
+	{ "vmm", "max-waiting-vmms", OPTION_NUMBER, AT(max_waiting_vmms), .arg = "N",
+	  .help = "most of one user, but root, that have not attached yet", .fallback = "32",
+	  .min = 1, .max = 16384 },
+	{ "vmm", "attach-timeout", OPTION_NUMBER, AT(attach_timeout_s), .arg = "SECONDS",
+	  .help = "how long a VMM may be connected without attaching", .fallback = "10", .min = 1,
+	  .max = 3600 },
+	{ "vmm", "prepare-timeout", OPTION_NUMBER, AT(prepare_timeout_s), .arg = "SECONDS",
+	  .help = "how long a migration waits for its VMM; 0: for ever", .fallback = "3600",
+	  .max = 31536000 },
+	{ "vmm", "max-migrations", OPTION_NUMBER, AT(max_migrations), .arg = "N",
+	  .help = "most migrations that are not over", .fallback = "1024", .min = 1,
+	  .max = 1000000 },
+	{ "vmm", "max-client-migrations", OPTION_NUMBER, AT(max_client_migrations), .arg = "N",
+	  .help = "most of them that one client, but root, has prepared", .fallback = "512",
+	  .min = 1, .max = 1000000 },
+	{ "vmm", "max-channels", OPTION_NUMBER, AT(max_channels), .arg = "N",
+	  .help = "most fetch channels of a VMM", .fallback = "64", .min = 1,
+	  .max = FETCH_CHANNELS_MAX },
 
 	{ "stream", "listen", OPTION_ADDRESS, AT(listen), .arg = "HOST:PORT",
 	  .help = "serve page streams here; port 0: any; none: be no source", .fallback = "none" },
@@ -89,6 +111,9 @@ static const struct option_row table[] = {
 	{ "daemon", "drain-timeout", OPTION_NUMBER, AT(drain_timeout_s), .arg = "SECONDS",
 	  .help = "how long SIGTERM lets migrations run on; 0: park them at once", .fallback = "0",
 	  .max = 86400 },
+	{ "daemon", "fd-store-max", OPTION_NUMBER, AT(fd_store_max), .arg = "N",
+	  .help = "FileDescriptorStoreMax= of the unit, where systemd does not say it (before 254)",
+	  .fallback = "4096", .min = 16, .max = 1000000 },
 
 	{ NULL, "config", OPTION_TEXT, AT(config_path), .arg = "FILE",
 	  .help = "the file to read instead of " OPTIONS_DEFAULT_CONFIG },

@@ -38,6 +38,11 @@ struct options {
 	const char *vmm_path;
 	struct options_names vmm_groups;
 	uint64_t max_vmstate_bytes;
+	uint64_t max_vmms, max_waiting_vmms; /* connected; of one user before they attach */
+	uint64_t attach_timeout_s;
+	uint64_t prepare_timeout_s; /* 0: none */
+	uint64_t max_migrations, max_client_migrations;
+	uint64_t max_channels; /* of a VMM */
 	/* [stream] */
 	const char *listen; /* NULL: no source here */
 	uint64_t max_streams;
@@ -55,6 +60,7 @@ struct options {
 	enum log_format log_format;
 	/* [daemon] */
 	uint64_t drain_timeout_s; /* 0: park at once */
+	uint64_t fd_store_max;
 	/* The command line's alone. */
 	const char *config_path; /* NULL: the default file, where there is one */
 	int ready_fd;            /* -1: nobody waits */

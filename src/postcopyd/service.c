@@ -18,7 +18,7 @@ static void on_watchdog(uv_timer_t *timer)
 }
 
 /* "3 migrations: 1 attached, 2 postcopy" */
-static void describe(struct migrations *ms, char *text, size_t size)
+static void describe(struct migrations *ms, const char *trouble, char *text, size_t size)
 {
 	unsigned int count[MIGRATION_STATES] = { 0 }, n = 0;
 	size_t len;
@@ -36,6 +36,8 @@ static void describe(struct migrations *ms, char *text, size_t size)
 			len += (size_t)snprintf(text + len, size - len, "%s %u %s",
 			                        told++ ? "," : ":", count[i],
 			                        migration_state_name((enum migration_state)i));
+	if (*trouble && len < size)
+		snprintf(text + len, size - len, "; runs with an older configuration: %s", trouble);
 }
 
 static void on_status(uv_timer_t *timer)
@@ -43,19 +45,20 @@ static void on_status(uv_timer_t *timer)
 	struct service *s = timer->data;
 	char text[sizeof s->text];
 
-	describe(s->migrations, text, sizeof text);
+	describe(s->migrations, s->trouble, text, sizeof text);
 	if (!strcmp(text, s->text))
 		return;
 	memcpy(s->text, text, sizeof text);
 	(void)sd_notifyf(false, "STATUS=%s", text);
 }
 
-void service_init(struct service *s, uv_loop_t *loop, struct migrations *migrations)
+void service_init(struct service *s, uv_loop_t *loop, struct migrations *migrations,
+                  const char *trouble)
 {
 	uint64_t watchdog_us = 0;
 	bool managed = sd_notify(false, "READY=1") > 0;
 
-	*s = (struct service){ .migrations = migrations };
+	*s = (struct service){ .migrations = migrations, .trouble = trouble };
 	uv_timer_init(loop, &s->watchdog);
 	uv_timer_init(loop, &s->status);
 	s->status.data = s;

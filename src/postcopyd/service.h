@@ -14,11 +14,16 @@ struct service {
 	struct migrations *migrations;
 	uv_timer_t watchdog;
 	uv_timer_t status;
-	char text[160]; /* the status that was told last */
+	const char *trouble;
+	char text[512]; /* the status that was told last */
 };
 
-/* READY=1, and from now on WATCHDOG=1 and STATUS= from the loop. */
-void service_init(struct service *s, uv_loop_t *loop, struct migrations *migrations);
+/*
+ * service_init() - READY=1, and from now on WATCHDOG=1 and STATUS= from the loop
+ * @trouble: why what runs is not what is configured, borrowed; empty: it is
+ */
+void service_init(struct service *s, uv_loop_t *loop, struct migrations *migrations,
+                  const char *trouble);
 
 /* Its handles close; nothing more is told. */
 void service_close(struct service *s);

@@ -223,6 +223,7 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 	info.pages_address = (char *)config->pages_address;
 	info.start_time = &start;
 	info.draining = rpc->draining;
+	info.config_error = (char *)(config->config_error ? config->config_error : "");
 	info.migrations_active = count_active(config->migrations);
 	if (config->certificate_expiry_s)
 		expiry.seconds = config->certificate_expiry_s(config->arg);

@@ -54,8 +54,10 @@ void rpc_unary(struct rpc *rpc, struct grpc_call *call, const ProtobufCMessageDe
 	struct rpc_answer answer = { 0 };
 	int rc = message_unpack(type, bytes, len, &request, &e);
 
+	rpc->peer = grpc_call_peer(call);
 	if (!rc)
 		rc = fn(rpc, request, &answer, &e);
+	rpc->peer = NULL;
 	if (!rc) {
 		rc = grpc_call_send(call, answer.bytes, answer.len);
 		if (rc)

@@ -22,6 +22,7 @@ struct rpc {
 	struct descriptors descriptors;
 	uint64_t started_real_ns;
 	bool draining;
+	const struct grpc_peer *peer; /* whose unary call it is, while it lasts */
 	unsigned int n_streams;
 	struct health_watch *health_watches;
 	struct check check;

@@ -171,6 +171,12 @@ static int parse_prepare(struct rpc *rpc, const Postcopy__V1__PrepareRequest *r,
 	}
 }
 
+static void name_client(const struct grpc_peer *peer, struct migration_params *params)
+{
+	snprintf(params->client, sizeof params->client, "%s", peer->name);
+	params->client_is_root = peer->local && !peer->uid;
+}
+
 static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                    struct rpc_error *e)
 {
@@ -182,6 +188,7 @@ static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
 	if (!rc && rpc->draining && !migrations_find(rpc->config.migrations, r->id, NULL))
 		rc = rpc_error_set(e, -EBUSY, REASON(DRAINING),
 		                   "this daemon is ending: it takes no new migrations");
+	name_client(rpc->peer, &params);
 	if (!rc) {
 		rc = migrations_prepare(rpc->config.migrations, &params, &m, &e->error);
 		if (rc == -EBUSY)
@@ -329,6 +336,7 @@ static int list_missing(struct rpc *rpc, const void *request, struct rpc_answer 
 	_cleanup_free_ struct pull_range *ranges = NULL;
 	char token[PAGE_TOKEN_MAX] = "";
 	struct page_position from;
+	struct pull_place at;
 	struct migration_info info;
 
 	if (!m)
@@ -341,12 +349,16 @@ static int list_missing(struct rpc *rpc, const void *request, struct rpc_answer 
 	ranges = calloc(max + 1, sizeof *ranges);
 	if (!ranges)
 		return error_set(&e->error, -ENOMEM, "out of memory");
-	n = migration_missing(m, (uint32_t)(from.at >> PLACE_REGION_SHIFT),
-	                      from.at & PLACE_OFFSET_MASK, ranges, max + 1);
+	at = (struct pull_place){ (uint32_t)(from.at >> PLACE_REGION_SHIFT),
+		                  from.at & PLACE_OFFSET_MASK };
+	n = migration_missing(m, &at, ranges, max + 1);
 	if (n > max) {
-		from.at = (uint64_t)ranges[max].region << PLACE_REGION_SHIFT | ranges[max].offset;
-		page_token_print(&from, token);
+		at = (struct pull_place){ ranges[max].region, ranges[max].offset };
 		n = max;
+	}
+	if (at.region < info.regions->n) {
+		from.at = (uint64_t)at.region << PLACE_REGION_SHIFT | at.offset;
+		page_token_print(&from, token);
 	}
 	return pack_missing(&info, ranges, n, token, ret, e);
 }

@@ -41,6 +41,8 @@ struct rpc_config {
 	const char *pages_address;      /* where the page server listens; empty: no source here */
 	unsigned int max_streams;       /* of one migration; 0: as many as are possible */
 	uint64_t bandwidth_bytes_per_s; /* of one migration where it names none; 0: no cap */
+	const char
+	        *config_error; /* why what runs is not what is configured; empty or NULL: it is */
 	/* The end of this host's certificate, seconds since 1970; 0: not known. May be NULL. */
 	int64_t (*certificate_expiry_s)(void *arg);
 	/* At the end of each call, for metrics: as grpc/server.h has it. May be NULL. */

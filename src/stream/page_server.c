@@ -41,6 +41,7 @@ struct page_server {
 	struct server_conn *conns;
 	unsigned int n_conns;
 	bool stopping;
+	bool incomplete;
 	struct page_source **sources; /* a reference each */
 	size_t n_sources;
 };
@@ -61,6 +62,7 @@ static int open_conn(struct server_conn *sc, struct hello *hello, struct error *
 	struct page_source *source;
 	struct hello_reply reply;
 	struct conn *c;
+	bool incomplete;
 	int rc = conn_accept(sc->fd, server->tls, &c, hello, err);
 
 	pthread_mutex_lock(&server->lock);
@@ -71,9 +73,14 @@ static int open_conn(struct server_conn *sc, struct hello *hello, struct error *
 	sc->c = rc ? NULL : c;
 	source = rc ? NULL : find_source(server, hello->migration_id);
 	sc->source = source;
+	incomplete = server->incomplete;
 	pthread_mutex_unlock(&server->lock);
 	if (rc)
 		return rc;
+	if (!source && incomplete)
+		return error_set(err, -ECONNRESET,
+		                 "migration \"%s\": not among those that are taken over by now",
+		                 hello->migration_id);
 	/* A wrong id and a wrong token (page_source_open()) look the same to one who guesses. */
 	if (!source)
 		rc = error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
@@ -305,6 +312,13 @@ static void shut_all(struct page_server *server, const struct page_source *only)
 		else if (sc->fd >= 0)
 			shutdown(sc->fd, SHUT_RDWR);
 	}
+}
+
+void page_server_set_incomplete(struct page_server *server, bool incomplete)
+{
+	pthread_mutex_lock(&server->lock);
+	server->incomplete = incomplete;
+	pthread_mutex_unlock(&server->lock);
 }
 
 struct page_server *page_server_free(struct page_server *server)

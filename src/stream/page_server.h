@@ -163,6 +163,13 @@ int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, s
  */
 int page_server_start(struct page_server *server, struct error *err);
 
+/*
+ * page_server_set_incomplete() - sources are missing that will be here
+ *
+ * Whoever asks for one that is unknown meanwhile is cut off without a word, and so dials again.
+ */
+void page_server_set_incomplete(struct page_server *server, bool incomplete);
+
 /* Ends all connections and waits for their threads. NULL is allowed. */
 struct page_server *page_server_free(struct page_server *server);
 

@@ -98,12 +98,20 @@ static void put_daemon(const struct metrics *m, struct openmetrics *om)
 		"seconds",
 		"When this host's certificate ends, in seconds since 1970.",
 	};
+	static const struct openmetrics_family older = {
+		"postcopyd_config_older",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"1 where the configuration is wrong and the one of before is in use.",
+	};
 	int64_t expiry_s =
 	        m->config.certificate_expiry ? m->config.certificate_expiry(m->config.arg) : 0;
 	struct log_counts log = log_get_counts();
 
 	openmetrics_open(om, &build);
 	openmetrics_integer(om, OPENMETRICS_LABELS({ "version", m->config.version }), 1);
+	openmetrics_open(om, &older);
+	openmetrics_integer(om, OPENMETRICS_NO_LABELS, m->config.config_is_older);
 	openmetrics_open(om, &suppressed);
 	openmetrics_integer(om, OPENMETRICS_NO_LABELS, log.suppressed);
 	openmetrics_open(om, &lost);

@@ -41,6 +41,7 @@ struct metrics_config {
 	const char *cert_path;
 	const char *key_path;
 	const char *ca_path;
+	bool config_is_older;          /* than what is configured, which is wrong */
 	struct migrations *migrations; /* must outlive the metrics */
 	/* NULL: there is none. @ret is all zeroes. */
 	void (*read_stall)(void *arg, struct metrics_stall *ret);

@@ -74,6 +74,40 @@ static void put_migrations(struct openmetrics *om, const struct migrations_total
 		                    t->prepared[roles[r] - 1]);
 }
 
+static void put_store(struct openmetrics *om, const struct migrations_totals *t)
+{
+	static const struct openmetrics_family entries = {
+		"postcopyd_fd_store_entries",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"Descriptors that the service manager keeps for the next process, or has room for.",
+	};
+	static const struct openmetrics_family max = {
+		"postcopyd_fd_store_entries_max",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"How many it keeps at most; 0: there is no such store.",
+	};
+
+	put_one(om, &entries, t->store_entries);
+	put_one(om, &max, t->store_max);
+}
+
+static void put_refusals(struct openmetrics *om, const struct migrations_totals *t)
+{
+	static const struct openmetrics_family refused = {
+		"postcopyd_vmm_refused",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"VMMs, or what they brought, that were turned away, by reason.",
+	};
+
+	openmetrics_open(om, &refused);
+	for (enum vmm_refusal r = 0; r < VMM_REFUSALS; r++)
+		openmetrics_integer(om, OPENMETRICS_LABELS({ "reason", vmm_refusal_name(r) }),
+		                    t->vmm_refusals[r]);
+}
+
 static void put_downtime(struct openmetrics *om, const struct migrations_totals *t)
 {
 	static const struct openmetrics_family downtime = {
@@ -258,4 +292,6 @@ void migration_metrics_put(struct openmetrics *om, const struct migrations_total
 	put_pages(om, t);
 	put_faults(om, t, stall);
 	put_served(om, t);
+	put_store(om, t);
+	put_refusals(om, t);
 }

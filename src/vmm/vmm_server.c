@@ -2,6 +2,8 @@
 #include "vmm/vmm_server.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "mem/descriptor.h"
@@ -9,14 +11,19 @@
 #include "util/log.h"
 #include "util/peer.h"
 
+/* How long nothing is accepted where there is not even a descriptor to say so by. */
+#define NO_DESCRIPTOR_MS 100u
+
 struct vmm_conn {
 	struct vmm_server *server;
 	struct vmm_conn *next;
 	uv_poll_t poll;
 	int fd;
-	pid_t pid;   /* of who connected, for the log */
+	pid_t pid; /* of who connected, for the log */
+	uid_t uid;
 	void *owner; /* NULL before ATTACH and after disown */
 	bool attached;
+	uint64_t due_ms; /* for ATTACH, by the loop's clock */
 };
 
 struct vmm_server {
@@ -24,7 +31,30 @@ struct vmm_server {
 	struct vmm_server_config config;
 	struct vmm_conn *conns;
 	unsigned int n_conns;
+	uv_timer_t deadline; /* runs while any has to attach still, or nothing can be accepted */
+	int spare_fd;        /* for when there is no other; -1: gone as well */
+	bool told;           /* that there is none, since one was accepted */
+	unsigned int n_handles;
+	uint64_t refusals[VMM_REFUSALS];
 };
+
+const char *vmm_refusal_name(enum vmm_refusal refusal)
+{
+	static const char *const names[VMM_REFUSALS] = {
+		[VMM_REFUSED_GROUP] = "group",
+		[VMM_REFUSED_LIMIT] = "limit",
+		[VMM_REFUSED_USER] = "user",
+		[VMM_REFUSED_DEADLINE] = "deadline",
+		[VMM_REFUSED_DESCRIPTORS] = "descriptors",
+	};
+
+	return names[refusal];
+}
+
+const uint64_t *vmm_server_refusals(const struct vmm_server *server)
+{
+	return server->refusals;
+}
 
 static void on_conn_closed(uv_handle_t *handle)
 {
@@ -55,6 +85,11 @@ static void close_conn(struct vmm_conn *conn)
 pid_t vmm_conn_pid(const struct vmm_conn *conn)
 {
 	return conn->pid;
+}
+
+uid_t vmm_conn_uid(const struct vmm_conn *conn)
+{
+	return conn->uid;
 }
 
 int vmm_conn_send(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int fd)
@@ -119,6 +154,21 @@ static int handle_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg,
 	return conn->server->config.ops->message(conn->owner, msg, n_fds ? &fds[0] : &none, err);
 }
 
+/*
+ * A message whose descriptors this process had no room for. One that a guest can do without costs
+ * nothing else. Return: 0, or -EMFILE: the VMM is to be told and cut off.
+ */
+static int handle_cut_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg,
+                              const struct error *why)
+{
+	conn->server->refusals[VMM_REFUSED_DESCRIPTORS]++;
+	if (!conn->attached || msg->type != VMM_WIRE_CHANNEL)
+		return -EMFILE;
+	/* It is closed by now, and its VMM sees that. */
+	log_warning("VMM (pid %d): a fetch channel is refused: %s", (int)conn->pid, why->text);
+	return 0;
+}
+
 /* One message. Return: 0; -EAGAIN where there is none; or why the VMM is to be cut off. */
 static int read_message(struct vmm_conn *conn, struct error *err)
 {
@@ -128,6 +178,8 @@ static int read_message(struct vmm_conn *conn, struct error *err)
 	int rc = vmm_wire_recv_from(conn->fd, MSG_DONTWAIT, &msg, fds, &n_fds, descriptor_discard,
 	                            err);
 
+	if (rc == -EMFILE)
+		return handle_cut_message(conn, &msg, err);
 	if (!rc)
 		rc = handle_message(conn, &msg, fds, n_fds, err);
 	for (size_t i = 0; i < n_fds; i++)
@@ -182,16 +234,62 @@ void vmm_conn_catch_up(struct vmm_conn *conn)
 		cut_off(conn, rc, &err);
 }
 
-/* Takes over @fd in any case. Return: NULL where there is no room for it. */
+static const struct vmm_limits *limits(const struct vmm_server *server)
+{
+	return &server->config.limits;
+}
+
+static void refuse_late(struct vmm_conn *conn)
+{
+	struct error why = ERROR_INIT;
+
+	conn->server->refusals[VMM_REFUSED_DEADLINE]++;
+	error_set(&why, -ETIMEDOUT, "no ATTACH within %u ms (attach-timeout)",
+	          limits(conn->server)->attach_timeout_ms);
+	cut_off(conn, -ETIMEDOUT, &why);
+}
+
+static void on_deadline(uv_timer_t *timer);
+
+/* For the first one that is due. */
+static void set_deadline(struct vmm_server *server)
+{
+	uint64_t now_ms = uv_now(server->poll.loop), due_ms = UINT64_MAX;
+
+	for (struct vmm_conn *c = server->conns; c; c = c->next)
+		if (!c->attached && c->due_ms < due_ms)
+			due_ms = c->due_ms;
+	if (due_ms != UINT64_MAX)
+		uv_timer_start(&server->deadline, on_deadline,
+		               due_ms > now_ms ? due_ms - now_ms : 0, 0);
+}
+
+static void on_connection(uv_poll_t *poll, int status, int events);
+
+static void on_deadline(uv_timer_t *timer)
+{
+	struct vmm_server *server = timer->data;
+	uint64_t now_ms = uv_now(timer->loop);
+
+	for (struct vmm_conn *c = server->conns, *next; c; c = next) {
+		next = c->next;
+		if (!c->attached && c->due_ms <= now_ms)
+			refuse_late(c);
+	}
+	/* Where there was no descriptor at all. */
+	uv_poll_start(&server->poll, UV_READABLE, on_connection);
+	set_deadline(server);
+}
+
+/* Takes over @fd in any case. Return: NULL where there is no memory for it. */
 static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 {
-	struct vmm_conn *conn = server->n_conns < VMM_CONNS_MAX ? calloc(1, sizeof *conn) : NULL;
+	struct vmm_conn *conn = calloc(1, sizeof *conn);
 	struct ucred cred = { 0 };
 
 	(void)peer_credentials(fd, &cred);
 	if (!conn || uv_poll_init(server->poll.loop, &conn->poll, fd)) {
-		log_warning("VMM (pid %d) refused: %u are connected", (int)cred.pid,
-		            server->n_conns);
+		log_warning("VMM (pid %d) refused: out of memory", (int)cred.pid);
 		free(conn);
 		close(fd);
 		return NULL;
@@ -199,6 +297,8 @@ static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 	conn->server = server;
 	conn->fd = fd;
 	conn->pid = cred.pid;
+	conn->uid = cred.uid;
+	conn->due_ms = uv_now(server->poll.loop) + limits(server)->attach_timeout_ms;
 	conn->poll.data = conn;
 	conn->next = server->conns;
 	server->conns = conn;
@@ -207,20 +307,100 @@ static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 	return conn;
 }
 
-/* Return: 0; -EACCES, with @err for the one who is turned away. */
-static int check_peer(const struct vmm_server *server, int fd, struct error *err)
+static unsigned int count_waiting(const struct vmm_server *server, uid_t uid)
 {
+	unsigned int n = 0;
+
+	for (const struct vmm_conn *c = server->conns; c; c = c->next)
+		n += !c->attached && c->uid == uid;
+	return n;
+}
+
+static int refuse(struct vmm_server *server, enum vmm_refusal refusal, int code,
+                  const struct ucred *cred, struct error *err)
+{
+	server->refusals[refusal]++;
+	log_warning("VMM (pid %d, uid %u, gid %u) refused: %s", (int)cred->pid, cred->uid,
+	            cred->gid, err->text);
+	return code;
+}
+
+/* Return: 0; or -errno, with @err for the one who is turned away. */
+static int check_peer(struct vmm_server *server, int fd, struct error *err)
+{
+	unsigned int most = limits(server)->conns, waiting = limits(server)->waiting;
 	struct ucred cred;
 	int rc = peer_credentials(fd, &cred);
 
 	if (rc)
 		return error_errno(err, rc, "credentials");
-	if (peer_is_allowed(fd, &cred, server->config.groups, server->config.n_groups))
-		return 0;
-	log_warning("VMM (pid %d) refused: uid %u, gid %u may not connect", (int)cred.pid, cred.uid,
-	            cred.gid);
-	return error_set(err, -EACCES,
-	                 "this user may not connect: it is in none of the allowed groups");
+	if (!peer_is_allowed(fd, &cred, server->config.groups, server->config.n_groups)) {
+		rc = error_set(err, -EACCES,
+		               "this user may not connect: it is in none of the allowed groups");
+		return refuse(server, VMM_REFUSED_GROUP, rc, &cred, err);
+	}
+	if (server->n_conns >= most + (cred.uid ? 0 : VMM_ROOT_SPARE)) {
+		rc = error_set(err, -EUSERS, "%u VMMs are connected (max-vmms)", server->n_conns);
+		return refuse(server, VMM_REFUSED_LIMIT, rc, &cred, err);
+	}
+	if (cred.uid && count_waiting(server, cred.uid) >= waiting) {
+		rc = error_set(err, -EUSERS,
+		               "%u connections of this user have not attached yet "
+		               "(max-waiting-vmms)",
+		               waiting);
+		return refuse(server, VMM_REFUSED_USER, rc, &cred, err);
+	}
+	return 0;
+}
+
+/* Tell it why, and close. */
+static void turn_away(int fd, const struct error *why)
+{
+	send_error(fd, why);
+	/* What is closed with something unread is reset, and that is told before the rest. */
+	while (recv(fd, NULL, 0, MSG_DONTWAIT | MSG_TRUNC) > 0)
+		;
+	close(fd);
+}
+
+static int accept_one(const struct vmm_server *server)
+{
+	int fd = accept4(server->config.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static void keep_spare(struct vmm_server *server)
+{
+	if (server->spare_fd < 0)
+		server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+/* No descriptor for one who waits: what is not taken would wake us again at once. */
+static void on_no_descriptor(struct vmm_server *server, int rc)
+{
+	struct error why = ERROR_INIT;
+	int fd;
+
+	server->refusals[VMM_REFUSED_DESCRIPTORS]++;
+	if (!server->told)
+		log_error("VMM socket: no descriptor for a connection (LimitNOFILE= of the unit): "
+		          "%s; VMMs are turned away until there is one",
+		          strerror(-rc));
+	server->told = true;
+	close_fd(&server->spare_fd);
+	fd = accept_one(server);
+	if (fd >= 0) {
+		error_set(&why, -EMFILE,
+		          "postcopyd has no descriptor left for a connection: try again, or raise "
+		          "LimitNOFILE= of its unit");
+		turn_away(fd, &why);
+	} else if (fd != -EAGAIN) {
+		/* Somebody else has it. Nothing is accepted for a while. */
+		uv_poll_stop(&server->poll);
+		uv_timer_start(&server->deadline, on_deadline, NO_DESCRIPTOR_MS, 0);
+	}
+	keep_spare(server);
 }
 
 static void on_connection(uv_poll_t *poll, int status, int events)
@@ -230,16 +410,18 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 	int fd;
 
 	(void)events;
-	fd = status < 0 ? -1 : accept4(server->config.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	if (fd >= 0 && check_peer(server, fd, &err)) {
-		send_error(fd, &err);
-		/* What is closed with something unread is reset, and that is told before the rest.
-		 */
-		while (recv(fd, NULL, 0, MSG_DONTWAIT | MSG_TRUNC) > 0)
-			;
-		close(fd);
+	if (status < 0)
+		return;
+	keep_spare(server);
+	fd = accept_one(server);
+	if (fd == -EMFILE || fd == -ENFILE || fd == -ENOBUFS || fd == -ENOMEM) {
+		on_no_descriptor(server, fd);
 	} else if (fd >= 0) {
-		add_conn(server, fd);
+		server->told = false;
+		if (check_peer(server, fd, &err))
+			turn_away(fd, &err);
+		else if (add_conn(server, fd))
+			set_deadline(server);
 	}
 }
 
@@ -264,6 +446,7 @@ int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, stru
                    struct error *err)
 {
 	struct vmm_server *server = calloc(1, sizeof *server);
+	struct vmm_limits *l;
 
 	if (!server || uv_poll_init(loop, &server->poll, config->fd)) {
 		free(server);
@@ -271,7 +454,15 @@ int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, stru
 		return error_set(err, -ENOMEM, "VMM socket: out of memory");
 	}
 	server->config = *config;
-	server->poll.data = server;
+	l = &server->config.limits;
+	l->conns = l->conns ? l->conns : VMM_CONNS_MAX;
+	l->waiting = l->waiting ? l->waiting : VMM_WAITING_MAX;
+	l->attach_timeout_ms = l->attach_timeout_ms ? l->attach_timeout_ms : VMM_ATTACH_TIMEOUT_MS;
+	server->spare_fd = -1;
+	keep_spare(server);
+	uv_timer_init(loop, &server->deadline);
+	server->n_handles = 2;
+	server->poll.data = server->deadline.data = server;
 	uv_poll_start(&server->poll, UV_READABLE, on_connection);
 	*ret = server;
 	return 0;
@@ -281,7 +472,10 @@ static void on_server_closed(uv_handle_t *handle)
 {
 	struct vmm_server *server = handle->data;
 
+	if (--server->n_handles)
+		return;
 	close_fd(&server->config.fd);
+	close_fd(&server->spare_fd);
 	free(server);
 }
 
@@ -296,4 +490,5 @@ void vmm_server_close(struct vmm_server *server)
 	}
 	uv_poll_stop(&server->poll);
 	uv_close((uv_handle_t *)&server->poll, on_server_closed);
+	uv_close((uv_handle_t *)&server->deadline, on_server_closed);
 }

@@ -10,6 +10,10 @@
  * something impossible is told so and cut off; the others never notice. Whoever attaches as a
  * destination gets a guest's memory, so credentials decide who may, whatever the socket's mode.
  *
+ * A connection costs a descriptor and says nothing until ATTACH: of one user only so many wait for
+ * that, and not for long. Root's are let in where the limits are reached, a few more of them. Where
+ * this process has no descriptor left, one that is kept for it lets the caller be told so.
+ *
  * Threads: all of it runs on the loop's thread.
  */
 #ifndef VMM_VMM_SERVER_H
@@ -19,8 +23,12 @@
 
 #include "libpostcopy/vmm_wire.h"
 
-/* VMMs connected at a time; one more is refused. */
-#define VMM_CONNS_MAX 256
+/* Where the configuration names none. */
+#define VMM_CONNS_MAX 256u
+#define VMM_WAITING_MAX 32u
+#define VMM_ATTACH_TIMEOUT_MS 10000u
+/* More than the most, for root's alone. */
+#define VMM_ROOT_SPARE 16u
 
 struct vmm_conn;
 struct vmm_server;
@@ -49,8 +57,28 @@ struct vmm_server_ops {
 	void (*closed)(void *owner);
 };
 
+/* Why one was turned away. */
+enum vmm_refusal {
+	VMM_REFUSED_GROUP,       /* it may not connect */
+	VMM_REFUSED_LIMIT,       /* so many are connected */
+	VMM_REFUSED_USER,        /* so many of its user have not attached yet */
+	VMM_REFUSED_DEADLINE,    /* it did not attach in time */
+	VMM_REFUSED_DESCRIPTORS, /* this process has none left */
+	VMM_REFUSALS
+};
+
+const char *vmm_refusal_name(enum vmm_refusal refusal);
+
+/* Limits; 0: as above. */
+struct vmm_limits {
+	unsigned int conns;   /* at a time */
+	unsigned int waiting; /* of them of one user before ATTACH */
+	unsigned int attach_timeout_ms;
+};
+
 struct vmm_server_config {
-	int fd;              /* the socket, listening */
+	int fd; /* the socket, listening */
+	struct vmm_limits limits;
 	const gid_t *groups; /* who may connect besides root and our own user */
 	size_t n_groups;
 	const struct vmm_server_ops *ops;
@@ -64,8 +92,14 @@ int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, stru
 /* Cuts all VMMs off, without telling their owners. Memory goes when the loop has run on. */
 void vmm_server_close(struct vmm_server *server);
 
+/* How many were refused, by reason. */
+const uint64_t *vmm_server_refusals(const struct vmm_server *server);
+
 /* The VMM's process, as the kernel named it when it connected. */
 pid_t vmm_conn_pid(const struct vmm_conn *conn);
+
+/* And its user. */
+uid_t vmm_conn_uid(const struct vmm_conn *conn);
 
 /*
  * vmm_server_adopt() - go on with a VMM that another process of this daemon has let in

@@ -147,9 +147,11 @@ class Scene:
         for daemon in self.daemons:
             # One that was started again has the record, and what it was given beside it.
             harness.eventually(
-                lambda: set(daemon.store.names()) <= {"control", "pages", "vmm", "record.vm1"},
+                lambda: set(daemon.store.names()) <= {"control", "pages", "vmm", "config0",
+                                                      "config1", "record.vm1"},
                 "%s has let go of %s" % (daemon.name, daemon.store.names()))
-            harness.eventually(lambda: daemon.resources()["fds"] <= self.before[daemon] + 1,
+            # The record's, and the store's copy of it.
+            harness.eventually(lambda: daemon.resources()["fds"] <= self.before[daemon] + 2,
                                "%s leaks no descriptor" % daemon.name)
 
 
@@ -164,6 +166,27 @@ def test_sigkill(host, seed, sides):
         daemon.crash()
     for daemon in daemons:
         daemon.start()
+    scene.goes_on(here)
+    scene.finish()
+
+
+def test_restart_with_a_wrong_file(host, seed):
+    """The daemon ended with status 2, and what the manager kept was lost."""
+    scene = Scene(host, seed, "SIGKILL, and a wrong configuration")
+    wrong = host.dir / "wrong.conf"
+    wrong.write_text("[stream]\nmax-streems=4\n")
+    scene.go_to_a_point()
+    # It is not to be over meanwhile: without a migration the wrong file would be the end.
+    scene.destination.call("SetLimits", id="vm1", bulk=False)
+    here = scene.breaks()
+    if here <= PAGES:
+        for daemon in scene.daemons:
+            daemon.crash()
+            daemon.command[daemon.command.index("--config") + 1] = wrong
+        for daemon in scene.daemons:
+            daemon.start()
+            assert "going on with the one of before" in daemon.log()
+    scene.destination.call("SetLimits", id="vm1", bulk=True)
     scene.goes_on(here)
     scene.finish()
 

@@ -31,6 +31,14 @@ int grpc_call_send(struct grpc_call *call, const void *message, size_t len)
 	return 0;
 }
 
+static struct grpc_peer caller = { .local = true, .name = "uid 0" };
+
+const struct grpc_peer *grpc_call_peer(const struct grpc_call *call)
+{
+	(void)call;
+	return &caller;
+}
+
 size_t grpc_call_queued(const struct grpc_call *call)
 {
 	(void)call;

@@ -31,8 +31,10 @@ class Store:
     """The manager's side of a NOTIFY_SOCKET. A thread of its own reads it, for the daemon may
     say more than a socket holds while the test waits for something else."""
 
-    def __init__(self, path):
+    def __init__(self, path, most=None):
+        """@most: descriptors that are kept; more are dropped without a word, as systemd does."""
         self.path = path
+        self.most = most
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.sock.bind(str(path))
         self.lock = threading.Lock()
@@ -62,6 +64,8 @@ class Store:
             for fd in fds:
                 # As systemd does: once is enough, whatever the name.
                 if any(same_file(fd, kept) for _, kept in self.fds):
+                    os.close(fd)
+                elif self.most is not None and len(self.fds) >= self.most:
                     os.close(fd)
                 else:
                     self.fds.append((name, fd))
@@ -144,10 +148,14 @@ class Spawned:
 class KeptDaemon(Daemon):
     """A daemon with a manager that keeps its descriptors."""
 
-    def __init__(self, directory, name, identity, allow, activated=(), env=None, **options):
-        self.store = Store(directory / (name + ".notify"))
+    def __init__(self, directory, name, identity, allow, activated=(), env=None, most=None,
+                 **options):
+        """@most: descriptors in the store, told as systemd 254 tells it."""
+        self.store = Store(directory / (name + ".notify"), most)
         self.activated = list(activated)  # (name, descriptor): sockets that the manager listens on
-        self.env = env or {}
+        self.env = dict(env or {})
+        if most is not None:
+            self.env["FDSTORE"] = str(most)
         super().__init__(directory, name, identity, allow, **options)
 
     def spawn(self, ready_fd):
@@ -188,3 +196,18 @@ class KeptDaemon(Daemon):
             super().shut_down()
         finally:
             self.store.close()
+
+
+def drop_from_store(daemon, name):
+    with daemon.store.lock:
+        for entry in [entry for entry in daemon.store.fds if entry[0] == name]:
+            daemon.store.fds.remove(entry)
+            os.close(entry[1])
+
+
+def restart(daemons):
+    """All at the same time, then all again."""
+    for daemon in daemons:
+        daemon.crash()
+    for daemon in daemons:
+        daemon.start()

@@ -99,9 +99,9 @@ def guest_content(size, seed=1):
     return random.Random(seed).randbytes(size)
 
 
-def map_shared(fd, size):
+def map_shared(fd, size, offset=0):
     """Maps guest memory. It stays mapped: munmap() would wait for the daemon to hear of it."""
-    addr = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    addr = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, offset)
     if addr == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "mmap of guest memory")
     libc.madvise(addr, size, mmap.MADV_DONTFORK)
@@ -113,8 +113,12 @@ def userfaultfd(addr, size, mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR, features=U
     if fd < 0:
         raise OSError(ctypes.get_errno(), "userfaultfd")
     fcntl.ioctl(fd, UFFDIO_API, struct.pack("<QQQ", UFFD_API, features, 0))
-    fcntl.ioctl(fd, UFFDIO_REGISTER, struct.pack("<QQQQ", addr, size, mode, 0))
+    register(fd, addr, size, mode)
     return fd
+
+
+def register(uffd, addr, size, mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR):
+    fcntl.ioctl(uffd, UFFDIO_REGISTER, struct.pack("<QQQQ", addr, size, mode, 0))
 
 
 class Socket:

@@ -39,7 +39,8 @@ needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"),
 
 def port(daemon):
     daemon.wait_for_log("metrics on port")
-    return int(re.search(r"metrics on port (\d+)", daemon.log()).group(1))
+    # Of its last process.
+    return int(re.findall(r"metrics on port (\d+)", daemon.log())[-1])
 
 
 def get(daemon, accept=ACCEPT, context=None, path="/metrics", method="GET"):

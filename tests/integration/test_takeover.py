@@ -11,7 +11,7 @@ import pytest
 
 import harness
 import pyvmm
-from keeper import KeptDaemon
+from keeper import KeptDaemon, drop_from_store
 from test_migrate import Pair, assert_guest_is_whole, attach, pytestmark as needs_kvm
 
 needs_userfaultfd = pytest.mark.skipif(pyvmm.can_userfault() is not None,
@@ -121,8 +121,8 @@ class Scripted(KeptPair):
 
 
 def kept(daemon):
-    """What the store holds of the migration, beside the sockets that listen."""
-    return set(daemon.store.names()) - {"control", "vmm", "pages"}
+    """What the store holds of the migration, beside what is the daemon's."""
+    return set(daemon.store.names()) - {"control", "vmm", "pages", "config0", "config1"}
 
 
 def say(vmm, *kinds):
@@ -406,7 +406,7 @@ def test_second_sigterm_parks_at_once(host):
 def test_manager_is_told_what_goes_on(host):
     daemon = host.daemon("destination", kind=KeptDaemon, env={"WATCHDOG_USEC": "200000"})
     harness.eventually(lambda: daemon.store.said("READY=1"), "READY=1")
-    assert daemon.store.names() == ["control", "pages", "vmm"]
+    assert daemon.store.names() == ["config0", "control", "pages", "vmm"]
     harness.eventually(lambda: daemon.store.last("STATUS") == "0 migrations", "a status")
     daemon.prepare_destination("vm1", "127.0.0.1:1")
     harness.eventually(lambda: daemon.store.last("STATUS") == "1 migration: 1 prepared",
@@ -415,13 +415,6 @@ def test_manager_is_told_what_goes_on(host):
 
 
 # The store itself.
-
-
-def drop_from_store(daemon, name):
-    with daemon.store.lock:
-        for entry in [entry for entry in daemon.store.fds if entry[0] == name]:
-            daemon.store.fds.remove(entry)
-            os.close(entry[1])
 
 
 def test_descriptors_without_a_record_are_dropped_by_name(scripted):
@@ -485,14 +478,14 @@ def test_record_of_a_newer_build_with_unknown_fields_is_taken_up(scripted):
 def test_record_of_an_unknown_major_version_is_left_for_the_newer_build(scripted):
     scripted.destination.crash()
     before = scripted.destination.store.names()
-    rewrite_record(scripted.destination, lambda content: content + b"\x08\x02\x12\x050.9.0")
+    rewrite_record(scripted.destination, lambda content: content + b"\x08\x03\x12\x050.9.0")
     with pytest.raises(harness.Failure) as caught:
         scripted.destination.start()
-    assert "postcopyd 0.9.0 wrote it, in version 2" in str(caught.value)
+    assert "postcopyd 0.9.0 wrote it, in version 3" in str(caught.value)
     scripted.destination.store.settle()
     assert scripted.destination.store.names() == before
     # The build that knows it is started again.
-    rewrite_record(scripted.destination, lambda content: content + b"\x08\x01")
+    rewrite_record(scripted.destination, lambda content: content + b"\x08\x02")
     scripted.destination.start()
     scripted.start("vm1")
     scripted.source_vmm.pause()

@@ -27,6 +27,8 @@
 #include "util/unix_listen.h"
 
 #define MESSAGES_MAX 8
+#define MIGRATIONS_MAX 2000
+#define CLIENT_MIGRATIONS_MAX 3
 #define MIGRATIONS "/postcopy.v1.Migrations/"
 
 /* The transport's half, as grpc/server.h promises it. */
@@ -55,6 +57,14 @@ int grpc_call_send(struct grpc_call *call, const void *message, size_t len)
 	memcpy(call->messages[call->n].bytes, message, len);
 	call->messages[call->n++].len = len;
 	return 0;
+}
+
+static struct grpc_peer caller = { .local = true, .name = "uid 0" };
+
+const struct grpc_peer *grpc_call_peer(const struct grpc_call *call)
+{
+	(void)call;
+	return &caller;
 }
 
 size_t grpc_call_queued(const struct grpc_call *call)
@@ -99,7 +109,11 @@ struct fixture {
 static int setup(void **state)
 {
 	struct fixture *f = calloc(1, sizeof *f);
-	struct migrations_config config = { .max_vmstate_bytes = 1 << 20 };
+	struct migrations_config config = {
+		.max_vmstate_bytes = 1 << 20,
+		.max_migrations = MIGRATIONS_MAX,
+		.max_client_migrations = CLIENT_MIGRATIONS_MAX,
+	};
 	struct rpc_config rpc = { .version = "1.2.3", .pages_address = "" };
 	struct error err = ERROR_INIT;
 
@@ -306,6 +320,33 @@ static void test_prepare_announces_a_migration(void **state)
 	assert_int_equal(count_migrations(f), 1);
 	for (size_t i = 0; i + 6 <= f->call.messages[0].len; i++)
 		assert_memory_not_equal(f->call.messages[0].bytes + i, "secret", 6);
+}
+
+/* One client had all there was, and the others' guests could not be moved. */
+static void test_clients_have_shares(void **state)
+{
+	struct fixture *f = *state;
+	Postcopy__V1__PrepareRequest r;
+	char id[16];
+
+	caller = (struct grpc_peer){ .local = true, .uid = 1000, .name = "uid 1000" };
+	for (unsigned int i = 0; i <= CLIENT_MIGRATIONS_MAX; i++) {
+		snprintf(id, sizeof id, "a%u", i);
+		r = prepare_request(id);
+		if (i < CLIENT_MIGRATIONS_MAX)
+			message_free(&migration_of(f, MIGRATIONS "Prepare", &r)->base);
+		else
+			refused(f, MIGRATIONS "Prepare", &r, GRPC_RESOURCE_EXHAUSTED, "TOO_MANY",
+			        "max-client-migrations");
+	}
+	caller = (struct grpc_peer){ .name = "postcopy:other" };
+	r = prepare_request("b");
+	message_free(&migration_of(f, MIGRATIONS "Prepare", &r)->base);
+	/* Again is no more. */
+	caller = (struct grpc_peer){ .local = true, .uid = 1000, .name = "uid 1000" };
+	r = prepare_request("a0");
+	message_free(&migration_of(f, MIGRATIONS "Prepare", &r)->base);
+	caller = (struct grpc_peer){ .local = true, .name = "uid 0" };
 }
 
 static void test_each_bad_field_is_refused_by_its_name(void **state)
@@ -1078,6 +1119,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		METHODS_TEST(test_prepare_announces_a_migration),
+		METHODS_TEST(test_clients_have_shares),
 		METHODS_TEST(test_each_bad_field_is_refused_by_its_name),
 		METHODS_TEST(test_a_source_takes_nothing_of_a_destination),
 		METHODS_TEST(test_the_same_prepare_again_changes_nothing),

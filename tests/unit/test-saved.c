@@ -29,6 +29,7 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 		.source = { .host = "2001:db8::1", .port = "7000" },
 	};
 	memset(s->params.id, 'i', MIGRATION_ID_MAX);
+	memset(s->params.client, 'c', MIGRATION_CLIENT_BYTES - 1);
 	memset(s->params.token, 0xa5, TOKEN_BYTES);
 	s->target = (struct conn_target){ .host = "other.example", .port = "7001" };
 	s->limits = (struct migration_limits){ true, 7, true, 5, true, true, true, false };
@@ -47,6 +48,9 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 			.fd_index = i ? i : VMM_WIRE_NO_FD,
 			.uffd_mode = 5,
 		};
+	/* The longest that there are. */
+	for (uint32_t i = 0; n_regions && i < VMM_WIRE_FDS_MAX; i++)
+		snprintf(s->entries[i], sizeof s->entries[i], "mem64.%s+1000", s->params.id);
 	s->epoch = UINT64_MAX - 7;
 	s->switchover = s->vmm_resumed = s->vmstate_held = true;
 	s->vmstate_len = 1ull << 33;
@@ -110,7 +114,7 @@ static void test_newer_major_is_refused_by_name(void **state)
 	assert_int_equal(buf[1], SAVED_MAJOR);
 	buf[1] = SAVED_MAJOR + 1;
 	assert_int_equal(saved_decode(buf, len, got, &err), -EPROTONOSUPPORT);
-	assert_non_null(strstr(err.text, "version 2"));
+	assert_non_null(strstr(err.text, "version 3"));
 	free(s);
 	free(got);
 	free(buf);

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strangers share a host: what one of them can take up is bounded, each limit is told, and root gets
+in all the same."""
+import os
+import resource
+import select
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import harness
+import pyvmm
+from keeper import KeptDaemon
+from test_metrics import samples, value
+from test_takeover import Scripted
+
+needs_userfaultfd = pytest.mark.skipif(pyvmm.can_userfault() is not None,
+                                       reason=str(pyvmm.can_userfault()))
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
+NOBODY = 65534
+METRICS = ["--metrics-listen", "127.0.0.1:0"]
+# Connects many times and prints what each is told, or "silence" for who may wait.
+CONNECT = """
+import select, socket, sys
+socks = []
+for _ in range(int(sys.argv[2])):
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.connect(sys.argv[1])
+    socks.append(sock)
+for sock in socks:
+    ready = select.select([sock], [], [], float(sys.argv[3]))[0]
+    print(sock.recv(8192)[16:].decode() if ready else "silence")
+"""
+
+
+def connect_as_nobody(daemon, number, wait_s=0.2):
+    done = subprocess.run([sys.executable, "-c", CONNECT, daemon.vmm_path, str(number),
+                           str(wait_s)], user=NOBODY, group=NOBODY, extra_groups=[],
+                          capture_output=True, text=True, timeout=harness.DEADLINE_S, check=True)
+    return done.stdout.splitlines()
+
+
+def open_to_nobody(host, *extra):
+    host.dir.chmod(0o755)
+    group = [*METRICS, "--vmm-group", "nogroup", *map(str, extra)]
+    return host.daemon("source", extra=group)
+
+
+def refused(daemon, reason):
+    return value(samples(daemon), "postcopyd_vmm_refused_total", reason=reason)
+
+
+@needs_root
+def test_silent_vmms_of_one_user_are_few(host):
+    """256 connections that never attached kept everybody else out, for as long as they liked."""
+    daemon = open_to_nobody(host, "--max-waiting-vmms", 4)
+    told = connect_as_nobody(daemon, 6)
+    assert told[:4] == ["silence"] * 4
+    for text in told[4:]:
+        assert "4 connections of this user have not attached yet (max-waiting-vmms)" in text
+    assert refused(daemon, "user") == 2
+    assert "max-waiting-vmms" in daemon.log()
+
+
+@needs_root
+def test_root_gets_in_where_the_limit_is_reached(host):
+    daemon = open_to_nobody(host, "--max-vmms", 2)
+    vmms = [pyvmm.Socket(daemon.vmm_path) for _ in range(2)]
+    assert "2 VMMs are connected (max-vmms)" in connect_as_nobody(daemon, 1)[0]
+    daemon.prepare_source("vm1")
+    pyvmm.SourceVmm(daemon, "vm1", b"x" * pyvmm.PAGE).close()
+    for vmm in vmms:
+        vmm.close()
+    assert refused(daemon, "limit") == 1
+
+
+def test_who_does_not_attach_is_sent_away(host):
+    """A silent connection was there for ever."""
+    daemon = host.daemon("source", extra=[*METRICS, "--attach-timeout", "1"])
+    daemon.prepare_source("vm1")
+    attached = pyvmm.SourceVmm(daemon, "vm1", b"x" * pyvmm.PAGE)
+    host.later(attached.close)
+    silent = pyvmm.Socket(daemon.vmm_path)
+    code, text = silent.expect_error()
+    assert "attach-timeout" in text
+    silent.close()
+    assert daemon.state("vm1") == "attached"
+    assert refused(daemon, "deadline") == 1
+
+
+def test_what_nobody_comes_for_expires(host):
+    """Prepared migrations stayed for ever: 4,090 of them filled what the manager keeps."""
+    daemon = host.daemon("source", kind=KeptDaemon, extra=["--prepare-timeout", "1"])
+    daemon.prepare_source("vm1")
+    daemon.prepare_source("vm2")
+    vmm = pyvmm.SourceVmm(daemon, "vm2", b"x" * pyvmm.PAGE)
+    host.later(vmm.close)
+    migration = daemon.wait_for_state("vm1", "cancelled")
+    assert "prepare-timeout" in migration["reason"]
+    assert daemon.state("vm2") == "attached"
+
+
+def test_migrations_are_counted(host):
+    """Of root 16 more; shares of other clients are test-methods' matter."""
+    daemon = host.daemon("source", extra=["--max-migrations", "2"])
+    most = 2 if os.getuid() else 2 + 16
+    for number in range(most):
+        daemon.prepare_source("vm%d" % number)
+    with pytest.raises(harness.ControlError) as caught:
+        daemon.prepare_source("more")
+    assert caught.value.reason == "TOO_MANY" and "(max-migrations)" in caught.value.message
+    daemon.call("Cancel", id="vm1")
+    daemon.prepare_source("more")
+
+
+def is_called(daemon):
+    """Whether a control connection is open: it may outlast its call for a moment."""
+    with open("/proc/net/unix") as sockets:
+        rows = [line.split() for line in sockets]
+    # Num RefCount Protocol Flags Type St Inode Path; 03: connected.
+    return any(row[5] == "03" and row[7:] == [str(daemon.control_path)] for row in rows)
+
+
+def leave_descriptors(daemon, number):
+    """As many numbers as that are free below the limit."""
+    harness.eventually(lambda: not is_called(daemon), "all connections are closed")
+    used = {int(fd) for fd in os.listdir("/proc/%d/fd" % daemon.pid)}
+    free = [fd for fd in range(4096) if fd not in used]
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (free[number], 4096))
+
+
+def cpu_ticks(pid):
+    with open("/proc/%d/stat" % pid) as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_out_of_descriptors_vmms_are_told_and_nothing_spins(host):
+    """The loop took a core, said nothing, and whoever connected heard nothing."""
+    daemon = host.daemon("source", extra=METRICS)
+    daemon.prepare_source("vm1")
+    leave_descriptors(daemon, 0)
+    socks = [pyvmm.Socket(daemon.vmm_path) for _ in range(6)]
+    for sock in socks:
+        code, text = sock.expect_error()
+        assert "no descriptor left" in text and "LimitNOFILE=" in text
+        sock.close()
+    assert daemon.log().count("no descriptor for a connection") == 1
+    before = cpu_ticks(daemon.pid)
+    select.select([], [], [], 1)
+    assert cpu_ticks(daemon.pid) - before < os.sysconf("SC_CLK_TCK") // 2
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+    vmm = pyvmm.SourceVmm(daemon, "vm1", b"x" * pyvmm.PAGE)
+    host.later(vmm.close)
+    assert refused(daemon, "descriptors") == 6
+
+
+def test_attach_whose_descriptors_find_no_room_is_told_so(host):
+    """It was told that it had sent more than 65."""
+    daemon = host.daemon("source")
+    daemon.prepare_source("vm1")
+    leave_descriptors(daemon, 1)
+    with pytest.raises(harness.Failure) as caught:
+        pyvmm.SourceVmm(daemon, "vm1", b"x" * pyvmm.PAGE)
+    assert "this process has as many open as it may" in str(caught.value)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+    assert daemon.state("vm1") == "prepared"
+
+
+@needs_userfaultfd
+def test_channel_that_finds_no_room_costs_no_guest(host):
+    """The VMM was cut off as if it had sent too many, and its guest, in postcopy, was lost."""
+    scripted = Scripted(host)
+    daemon = scripted.destination
+    daemon.call("SetLimits", id="vm1", bulk=False)
+    scripted.start("vm1")
+    scripted.source_vmm.pause()
+    scripted.destination_vmm.load()
+    daemon.wait_for_state("vm1", "postcopy")
+    leave_descriptors(daemon, 0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(harness.DEADLINE_S)
+    scripted.destination_vmm.send(pyvmm.packet(pyvmm.CHANNEL), [theirs.fileno()])
+    theirs.close()
+    assert ours.recv(1) == b""
+    daemon.wait_for_log("a fetch channel is refused")
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+    assert daemon.state("vm1") == "postcopy"
+    daemon.call("SetLimits", id="vm1", bulk=True)
+    scripted.finish()
+
+
+@needs_userfaultfd
+def test_missing_of_sparse_memory_is_looked_for_in_parts(host):
+    """The whole bitmap was walked on the loop: 0.9 s for all, of 16 TiB."""
+    size = 300 << 30
+    source, destination = host.daemon("source"), host.daemon("destination")
+    destination.prepare_destination("vm1", source.address)
+    vmm = pyvmm.DestinationVmm(destination, "vm1", size)
+    host.later(vmm.close)
+    token, pages = "", []
+    while True:
+        answer = destination.call("ListMissing", id="vm1", page_token=token)
+        pages.append([(r.guest_phys_addr, r.size_bytes) for r in answer.ranges])
+        token = answer.next_page_token
+        if not token:
+            break
+    assert len(pages) == 3
+    at = 0
+    for address, length in sum(pages, []):
+        assert address == at
+        at += length
+    assert at == size == answer.missing_bytes
