@@ -93,6 +93,7 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 			continue;
 		}
 		f->channel = channel;
+		f->poisoned = false;
 		f->tag = q.tag;
 		t->n++;
 	}
@@ -122,8 +123,10 @@ void fetch_table_serve(struct fetch_table *t, const struct region_table *regions
 
 		fault_missing(f, per_page, state, faults, now_ns);
 		while (f->present_to < f->end &&
-		       page_state_page_present(state, f->region, f->present_to))
+		       page_state_page_present(state, f->region, f->present_to)) {
+			f->poisoned |= page_state_page_poisoned(state, f->region, f->present_to);
 			f->present_to += per_page;
+		}
 		if (f->present_to < f->end) {
 			i++;
 			continue;
@@ -131,9 +134,10 @@ void fetch_table_serve(struct fetch_table *t, const struct region_table *regions
 		/* Out of the table first: a failed answer drops all of the channel's. */
 		unsigned int channel = f->channel;
 		uint64_t tag = f->tag;
+		int code = f->poisoned ? EHWPOISON : 0;
 
 		remove_fetch(t, i);
-		answer(t, channel, tag, 0);
+		answer(t, channel, tag, code);
 	}
 }
 

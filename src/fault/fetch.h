@@ -19,6 +19,7 @@ struct fetch {
 	uint32_t region;
 	uint64_t tag;
 	uint64_t present_to; /* units: all before are present */
+	bool poisoned;       /* some of them have no content */
 	uint64_t faulted_to; /* units: all before are present or in the fault table */
 	uint64_t end;        /* units */
 };

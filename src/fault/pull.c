@@ -10,6 +10,9 @@
 #include "util/log.h"
 #include "util/thread.h"
 
+/* A line in the log that may come page by page: so often at most. */
+#define TELL_MS 10000u
+
 int pull_new(const struct pull_config *config, struct pull **ret, struct error *err)
 {
 	struct pull *p = calloc(1, sizeof *p);
@@ -57,8 +60,11 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	p->resolver.state = p->state;
 	p->config.uffd = config->uffd;
 	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
-	if (config->state_fd >= 0)
+	if (config->state_fd >= 0) {
 		resolver_settle(&p->resolver);
+		/* Unlike the rest of the statistics these tell of the guest. */
+		atomic_store(&p->stats.pages_poisoned, page_state_count_poisoned(p->state));
+	}
 	scheduler_set_prefetch(p->scheduler, config->prefetch);
 	*ret = p;
 	return 0;
@@ -245,6 +251,10 @@ void pull_wait_locked(struct pull *p, unsigned int timeout_ms)
 
 void pull_back_off_locked(struct pull *p, unsigned int *retry_ms)
 {
+	if (!*retry_ms) {
+		*retry_ms = PULL_RETRY_MIN_MS;
+		return;
+	}
 	/* By up to a half more: a source that comes back is not met by all at once. */
 	pull_wait_locked(p,
 	                 *retry_ms + (unsigned int)(clock_now_ns() / 1024 % (*retry_ms / 2 + 1)));
@@ -270,11 +280,40 @@ void pull_check_complete(struct pull *p)
 		p->config.complete(p->config.arg);
 }
 
+/* Whether a line that may come page by page is due again. */
+static bool is_due(_Atomic uint64_t *told_ns)
+{
+	uint64_t now_ns = clock_now_ns(), last_ns = atomic_load(told_ns);
+
+	return (!last_ns || now_ns - last_ns > TELL_MS * NSEC_PER_MSEC) &&
+	       atomic_compare_exchange_strong(told_ns, &last_ns, now_ns);
+}
+
+void pull_tell_poisoned(struct pull *p, const struct scheduler_item *item, uint64_t filled)
+{
+	uint64_t lost = page_state_poisoned(p->state, item->region, item->word) & filled;
+	uint64_t unit;
+
+	if (lost && is_due(&p->told_poisoned_ns)) {
+		unit = item->word * WORD_UNITS + (uint64_t)__builtin_ctzll(lost);
+		log_migration_error(p->config.id,
+		                    "region %u at %#llx can't be read at the source, or its memory "
+		                    "here is broken: poisoned, %llu pages by now",
+		                    item->region, (unsigned long long)unit << UNIT_SHIFT,
+		                    (unsigned long long)stat_get(&p->stats.pages_poisoned));
+	}
+	if (stat_get(&p->stats.pages_unpoisoned) && is_due(&p->told_unpoisoned_ns))
+		log_migration_error(p->config.id,
+		                    "the source can't read some pages, and this kernel has no "
+		                    "UFFDIO_POISON for this memory (Linux 6.6 has it for some): "
+		                    "they stay missing");
+}
+
 /* Dial a new urgent connection whenever the fault thread has lost its own. */
 static void *keeper_main(void *arg)
 {
 	struct pull *p = arg;
-	unsigned int retry_ms = PULL_RETRY_MIN_MS;
+	unsigned int retry_ms = 0;
 
 	thread_set_name("keeper");
 	pthread_mutex_lock(&p->lock);
@@ -287,15 +326,18 @@ static void *keeper_main(void *arg)
 			pthread_cond_wait(&p->changed, &p->lock);
 			continue;
 		}
+		if (p->urgent_useful)
+			retry_ms = 0;
+		p->urgent_useful = false;
+		pull_back_off_locked(p, &retry_ms);
+		if (atomic_load(&p->stopping))
+			break;
 		pthread_mutex_unlock(&p->lock);
 		rc = pull_dial(p, STREAM_URGENT, &c, &err);
 		p->config.stalled(p->config.arg, err.text);
 		pthread_mutex_lock(&p->lock);
-		if (rc) {
-			pull_back_off_locked(p, &retry_ms);
+		if (rc)
 			continue;
-		}
-		retry_ms = PULL_RETRY_MIN_MS;
 		p->urgent_lost = false;
 		p->urgent_ready = c;
 		stat_add(&p->stats.reconnects, 1);

@@ -144,6 +144,8 @@ void migration_drop_attach(struct migration *m)
 		snprintf(kind, sizeof kind, "mem%zu", i);
 		migration_drop_fds(m, kind);
 	}
+	if (m->n_fds && m->params.role == MIGRATION_SOURCE)
+		migration_drop_fds(m, "poison");
 	if (m->n_fds && m->params.role == MIGRATION_DESTINATION) {
 		migration_drop_fds(m, "uffd");
 		migration_drop_fds(m, "pages");

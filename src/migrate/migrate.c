@@ -476,6 +476,7 @@ static struct migration_served served(const struct migration *m)
 	sum.requests += atomic_load(&stats->requests);
 	sum.pages += atomic_load(&stats->pages);
 	sum.zero_pages += atomic_load(&stats->zero_pages);
+	sum.unreadable_pages += atomic_load(&stats->unreadable_pages);
 	sum.bytes += atomic_load(&stats->bytes);
 	return sum;
 }
@@ -493,6 +494,16 @@ static uint64_t pages_present(const struct migration *m)
 	return m->table.units - pull_missing(m->pull);
 }
 
+/* Why it is as it is. A page that can neither be brought nor poisoned keeps it from being whole. */
+static const char *reason(const struct migration *m)
+{
+	if (!*m->reason && m->state == MIGRATION_POSTCOPY && m->pull &&
+	    stat_get(&pull_stats(m->pull)->pages_unpoisoned))
+		return "the source can't read some pages, and this kernel can't poison them: they "
+		       "stay missing";
+	return m->reason;
+}
+
 void migration_get_info(struct migration *m, struct migration_info *ret)
 {
 	*ret = (struct migration_info){
@@ -500,7 +511,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.id = m->params.id,
 		.role = m->params.role,
 		.state = m->state,
-		.reason = m->reason,
+		.reason = reason(m),
 		.memory_bytes = m->table.size_bytes,
 		.page_bytes = m->table.n ? m->table.regions[0].page_size : 0,
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",

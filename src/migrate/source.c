@@ -109,6 +109,33 @@ int source_attach(struct migration *m, struct vmm_attach *attach, struct error *
 	return 0;
 }
 
+/* What its VMM has poisoned; also after a take-over. */
+static int take_poisoned(struct migration *m, int fd, struct error *err)
+{
+	struct poison_list *list;
+	int rc = poison_list_read(&m->table, fd, &list, err);
+
+	if (rc)
+		return rc;
+	log_migration_warning(m->params.id,
+	                      "%llu pages of the guest are poisoned since a migration before: they "
+	                      "stay so",
+	                      (unsigned long long)poison_list_units(list));
+	page_source_set_poisoned(m->source, list);
+	return 0;
+}
+
+static int on_poisoned(struct migration *m, int fd, struct error *err)
+{
+	int rc = take_poisoned(m, fd, err);
+
+	if (rc)
+		return rc;
+	migration_drop_fds(m, "poison");
+	migration_keep_fd(m, "poison", fd);
+	return 0;
+}
+
 void source_stop(struct migration *m)
 {
 	struct migration_info info;
@@ -196,6 +223,11 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 
 	/* It crossed our own last word. */
 	if (migration_state_is_final(m->state))
+		return 0;
+	if (msg->type == VMM_WIRE_POISONED && asked)
+		return on_poisoned(m, *fd, err);
+	/* Said again, like the PAUSED that follows it. */
+	if (msg->type == VMM_WIRE_POISONED && m->taken_over && m->paused)
 		return 0;
 	if (msg->type == VMM_WIRE_PAUSED && asked)
 		return on_paused(m, msg, fd, err);
@@ -338,6 +370,13 @@ int source_take_over(struct migration *m, struct vmm_attach *attach, const struc
 		return rc;
 	page_source_restore(m->source, saved->epoch, saved->vmm_resumed);
 	m->epoch = saved->epoch;
+	fd = migration_take_fd(m, "poison");
+	if (fd >= 0) {
+		rc = take_poisoned(m, fd, err);
+		close(fd);
+		if (rc)
+			return rc;
+	}
 	if (!saved->vmstate_held)
 		return 0;
 	fd = migration_take_fd(m, "vmstate");

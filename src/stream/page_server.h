@@ -21,6 +21,7 @@
 
 #include "mem/memory.h"
 #include "stream/conn.h"
+#include "stream/poison_list.h"
 
 /* Connections at a time; one more is refused. */
 #define PAGE_SERVER_CONNS_MAX 1024
@@ -47,6 +48,7 @@ struct page_source_stats {
 	_Atomic uint64_t requests;
 	_Atomic uint64_t pages;
 	_Atomic uint64_t zero_pages;
+	_Atomic uint64_t unreadable_pages; /* that can't be read: the destination poisons them */
 	_Atomic uint64_t bytes;
 };
 
@@ -61,6 +63,14 @@ int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
                     const struct page_source_ops *ops, void *arg, struct page_source **ret,
                     struct error *err);
 struct page_source *page_source_unref(struct page_source *s);
+
+/*
+ * page_source_set_poisoned() - what the source VMM has poisoned: it is served as unreadable
+ * @list: taken over
+ *
+ * Before page_source_set_vmstate(): nothing is read until then.
+ */
+void page_source_set_poisoned(struct page_source *s, struct poison_list *list);
 
 /*
  * page_source_set_vmstate() - the guest is paused: its memory may be read from now on

@@ -33,6 +33,7 @@ struct page_source {
 	uint64_t epoch;
 	struct region_table table;
 	struct memory *memories[REGIONS_MAX];
+	struct poison_list *poisoned; /* set before the guest is paused; NULL: none */
 	const struct page_source_ops *ops;
 	void *arg;
 
@@ -95,6 +96,7 @@ struct page_source *page_source_unref(struct page_source *s)
 		return NULL;
 	for (uint32_t i = 0; i < s->table.n; i++)
 		memory_free(s->memories[i]);
+	poison_list_free(s->poisoned);
 	close_fd(&s->vmstate_fd);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);
@@ -111,6 +113,12 @@ const char *page_source_id(const struct page_source *s)
 const struct page_source_stats *page_source_stats(const struct page_source *s)
 {
 	return &s->stats;
+}
+
+void page_source_set_poisoned(struct page_source *s, struct poison_list *list)
+{
+	poison_list_free(s->poisoned);
+	s->poisoned = list;
 }
 
 bool page_source_is_connected(const struct page_source *s)
@@ -246,12 +254,47 @@ static bool unit_is_zero(const uint8_t *unit)
 	return true;
 }
 
-/* The wanted units, read run by run, at their places in @data. */
-static int read_units(struct page_source *s, const struct frame_get *get, uint8_t *data,
-                      struct error *err)
+/* What is wrong with the memory itself, not with this try to read it. */
+static bool is_lost(int rc)
 {
-	uint64_t left = get->want_mask;
+	return rc == -EIO || rc == -EFAULT || rc == -EHWPOISON;
+}
 
+/*
+ * @n units from @first of a word on. Where not all of them can be read they are read one by one,
+ * so that one bad page costs no other. Return: 0, the bad ones in *@lost; or -errno.
+ */
+static int read_run(struct page_source *s, const struct frame_get *get, unsigned int first,
+                    unsigned int n, uint8_t *data, uint64_t *lost)
+{
+	struct memory *m = s->memories[get->region];
+	int rc = memory_read(m, (get->first_unit + first) << UNIT_SHIFT,
+	                     data + (size_t)first * UNIT_BYTES, (size_t)n * UNIT_BYTES);
+
+	if (!is_lost(rc))
+		return rc;
+	for (unsigned int i = first; i < first + n; i++) {
+		rc = n == 1 ? rc
+		            : memory_read(m, (get->first_unit + i) << UNIT_SHIFT,
+		                          data + (size_t)i * UNIT_BYTES, UNIT_BYTES);
+		if (is_lost(rc))
+			*lost |= 1ull << i;
+		else if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* The wanted units, read run by run, at their places in @data. Those that can't be: in *@lost. */
+static int read_units(struct page_source *s, const struct frame_get *get, uint8_t *data,
+                      uint64_t *lost, struct error *err)
+{
+	uint64_t left;
+
+	/* Poison lies in the VMM's mapping: its memory's descriptor reads as zeroes there. */
+	*lost = get->want_mask &
+	        poison_list_mask(s->poisoned, get->region, get->first_unit / WORD_UNITS);
+	left = get->want_mask & ~*lost;
 	while (left) {
 		unsigned int first = (unsigned int)__builtin_ctzll(left);
 		uint64_t rest = ~(left >> first);
@@ -260,8 +303,7 @@ static int read_units(struct page_source *s, const struct frame_get *get, uint8_
 
 		if (n > WORD_UNITS - first)
 			n = WORD_UNITS - first;
-		rc = memory_read(s->memories[get->region], (get->first_unit + first) << UNIT_SHIFT,
-		                 data + (size_t)first * UNIT_BYTES, (size_t)n * UNIT_BYTES);
+		rc = read_run(s, get, first, n, data, lost);
 		if (rc)
 			return error_errno(err, rc, "migration \"%s\": reading region %u at %#llx",
 			                   s->id, get->region,
@@ -301,10 +343,12 @@ static void count_answer(struct page_source_stats *stats, const struct frame_pag
 {
 	uint64_t data = (uint64_t)__builtin_popcountll(pages->data_mask);
 	uint64_t zero = (uint64_t)__builtin_popcountll(pages->zero_mask);
+	uint64_t lost = (uint64_t)__builtin_popcountll(pages->error_mask);
 
 	atomic_fetch_add_explicit(&stats->requests, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->pages, data, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->zero_pages, zero, memory_order_relaxed);
+	atomic_fetch_add_explicit(&stats->unreadable_pages, lost, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->bytes, bytes, memory_order_relaxed);
 }
 
@@ -314,11 +358,11 @@ static int answer_get(struct page_source *s, struct conn *c, uint64_t request_id
 {
 	struct frame_pages pages = { .region = get->region, .first_unit = get->first_unit };
 	size_t len;
-	int rc = read_units(s, get, tx + PAGES_HEAD, err);
+	int rc = read_units(s, get, tx + PAGES_HEAD, &pages.error_mask, err);
 
 	if (rc)
 		return rc;
-	len = pack_units(get->want_mask, tx + PAGES_HEAD, &pages);
+	len = pack_units(get->want_mask & ~pages.error_mask, tx + PAGES_HEAD, &pages);
 	frame_pages_encode(&pages, request_id, tx);
 	/* Before it is sent: who has the answer finds it counted. */
 	count_answer(&s->stats, &pages, PAGES_HEAD + len);

@@ -7,6 +7,7 @@
 #ifndef UTIL_KERNEL_ABI_H
 #define UTIL_KERNEL_ABI_H
 
+#include <linux/fs.h>
 #include <linux/ioctl.h>
 #include <linux/kvm.h>
 #include <linux/types.h>
@@ -50,6 +51,31 @@ struct uffdio_poison {
 /* include/uapi/linux/userfaultfd.h, Linux 6.7 */
 #ifndef UFFD_FEATURE_WP_ASYNC
 #define UFFD_FEATURE_WP_ASYNC (1 << 15)
+#endif
+
+/* include/uapi/linux/fs.h, Linux 6.7 */
+#ifndef PAGEMAP_SCAN
+#define PAGE_IS_SWAPPED (1 << 4)
+struct page_region {
+	__u64 start;
+	__u64 end;
+	__u64 categories;
+};
+struct pm_scan_arg {
+	__u64 size;
+	__u64 flags;
+	__u64 start;
+	__u64 end;
+	__u64 walk_end;
+	__u64 vec;
+	__u64 vec_len;
+	__u64 max_pages;
+	__u64 category_inverted;
+	__u64 category_mask;
+	__u64 category_anyof_mask;
+	__u64 return_mask;
+};
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
 #endif
 
 /* include/uapi/linux/userfaultfd.h, Linux 6.8 */

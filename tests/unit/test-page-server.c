@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "ctl/pki.h"
+#include "libpostcopy/poison_wire.h"
 #include "stream/page_server.h"
 #include "stream/window.h"
 
@@ -470,6 +471,116 @@ static void test_nothing_is_read_while_the_guest_runs(void **state)
 	end(g);
 }
 
+/* What is known of the next answer's masks. */
+static void check_masks(struct conn *c, struct window *w, uint64_t data, uint64_t zero,
+                        uint64_t error)
+{
+	struct error err = ERROR_INIT;
+	struct scheduler_item item;
+	struct frame_pages pages;
+	struct frame_header h;
+	const void *payload;
+
+	if (conn_next_frame(c, &h, &payload, &err) ||
+	    window_answer(w, &h, payload, &pages, &item, &err))
+		fail_msg("%s", err.text);
+	assert_true(pages.data_mask == data && pages.zero_mask == zero &&
+	            pages.error_mask == error);
+}
+
+/*
+ * One page that can't be read ended its connection, and every one that asked for it again. Here
+ * memory is lost as a VMM loses it: unmapped, where it is read by /proc/PID/mem.
+ */
+static void test_what_can_not_be_read_costs_no_connection(void **state)
+{
+	struct region r = { .memory = POSTCOPY_MEMORY_ANONYMOUS,
+		            .size = 8 * UNIT_BYTES,
+		            .page_size = UNIT_BYTES };
+	struct guest *g = calloc(1, sizeof *g);
+	struct error err = ERROR_INIT;
+	struct window w = { 0 };
+	struct memory *memory;
+	struct conn *c;
+	uint8_t *p;
+
+	(void)state;
+	p = mmap(NULL, r.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memset(p, 1, r.size);
+	munmap(p + 2 * UNIT_BYTES, UNIT_BYTES);
+	munmap(p + 5 * UNIT_BYTES, 2 * UNIT_BYTES);
+	r.fd_offset = (uintptr_t)p;
+	strcpy(g->id, "vm1");
+	assert_int_equal(region_table_add(&g->table, &r, &err), 0);
+	assert_int_equal(memory_open_source(&g->table.regions[0], 0,
+	                                    open("/proc/self/mem", O_RDONLY | O_CLOEXEC), &memory,
+	                                    &err),
+	                 0);
+	assert_int_equal(
+	        page_source_new("vm1", g->token, &g->table, &memory, &ops, g, &g->source, &err), 0);
+	assert_int_equal(page_server_add(server, g->source), 0);
+	pause_guest(g);
+	c = open_pages(g, STREAM_URGENT, page_source_epoch(g->source));
+	ask(c, &w, 0, 0, 0xff);
+	check_masks(c, &w, 0x9b, 0, 0x64);
+	ask(c, &w, 0, 0, 0x04);
+	check_masks(c, &w, 0, 0, 0x04);
+	ask(c, &w, 0, 0, 0x81);
+	check_masks(c, &w, 0x81, 0, 0);
+	assert_int_equal(page_source_stats(g->source)->unreadable_pages, 4);
+	conn_free(c);
+	end(g);
+	munmap(p, r.size);
+}
+
+static int make_poison_list(const struct poison_record *records, size_t n)
+{
+	int fd = memfd_create("test-poison", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	uint8_t buf[POISON_RECORD_BYTES];
+
+	for (size_t i = 0; i < n; i++) {
+		poison_record_encode(&records[i], buf);
+		assert_int_equal(write(fd, buf, sizeof buf), sizeof buf);
+	}
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK), 0);
+	return fd;
+}
+
+/* Poison is in the VMM's mapping only: what its memory reads as is not what the guest has. */
+static void test_what_the_vmm_has_poisoned_is_served_as_unreadable(void **state)
+{
+	static const struct poison_record records[] = {
+		{ 0, 1 * UNIT_BYTES, UNIT_BYTES },
+		{ 0, 60 * UNIT_BYTES, 70 * UNIT_BYTES },
+		{ 1, 63 * UNIT_BYTES, UNIT_BYTES },
+	};
+	struct guest *g = new_guest("vm1", 1);
+	int fd = make_poison_list(records, 3);
+	struct error err = ERROR_INIT;
+	struct poison_list *list;
+	struct window w = { 0 };
+	struct conn *c;
+
+	(void)state;
+	assert_int_equal(poison_list_read(&g->table, fd, &list, &err), 0);
+	close(fd);
+	assert_int_equal(poison_list_units(list), 72);
+	page_source_set_poisoned(g->source, list);
+	pause_guest(g);
+	c = open_pages(g, STREAM_BULK, page_source_epoch(g->source));
+	/* 1 and 2 have content, 0 and 3 are zero. */
+	ask(c, &w, 0, 0, 0xf00000000000000full);
+	check_masks(c, &w, 0x4, 0x9, 0xf000000000000002ull);
+	ask(c, &w, 0, 1, UINT64_MAX);
+	check_masks(c, &w, 0, 0, UINT64_MAX);
+	ask(c, &w, 0, 2, 3);
+	check_masks(c, &w, 0, 0, 3);
+	ask(c, &w, 1, 0, 1ull << 63 | 1ull << 62);
+	check_masks(c, &w, 1ull << 62, 0, 1ull << 63);
+	conn_free(c);
+	end(g);
+}
+
 static void test_requests_beyond_the_table_are_refused(void **state)
 {
 	static const struct scheduler_item bad[] = {
@@ -882,6 +993,8 @@ int main(void)
 		SERVER_TEST(test_a_whole_migration),
 		SERVER_TEST(test_a_lost_control_connection_gets_the_same_vmstate_again),
 		SERVER_TEST(test_nothing_is_read_while_the_guest_runs),
+		SERVER_TEST(test_what_can_not_be_read_costs_no_connection),
+		SERVER_TEST(test_what_the_vmm_has_poisoned_is_served_as_unreadable),
 		SERVER_TEST(test_requests_beyond_the_table_are_refused),
 		SERVER_TEST(test_wrong_id_and_wrong_token_look_the_same),
 		SERVER_TEST(test_only_who_knows_the_secret_gets_in),
