@@ -559,7 +559,11 @@ static void check_alive(struct fault_thread *ft)
 	if (!ft->conn)
 		return;
 	if (ft->due_ns && now_ns - since_ns > PULL_SILENT_MS * NSEC_PER_MSEC) {
-		lose_connection(ft, "the source is silent");
+		atomic_store(&ft->pull->silent, true);
+		lose_connection(ft, atomic_load(&ft->pull->small_only)
+		                            ? "full-size packets from the source do not get "
+		                              "through: path MTU (a firewall that drops ICMP?)"
+		                            : "the source is silent");
 		return;
 	}
 	if (ft->due_ns || now_ns - ft->heard_ns < PING_MS * NSEC_PER_MSEC)

@@ -147,38 +147,54 @@ struct pull *pull_free(struct pull *p)
 	return NULL;
 }
 
+static struct conn_target target_now(struct pull *p)
+{
+	struct conn_target target;
+
+	pthread_mutex_lock(&p->lock);
+	target = p->target;
+	pthread_mutex_unlock(&p->lock);
+	return target;
+}
+
+/* How the connection waits, by what it is for. */
+static int settle(struct conn *c, enum stream_role role, struct error *err)
+{
+	int rc = 0;
+
+	/* Not from one answer to the next, but from one byte: a slow link is none that is dead. */
+	if (role == STREAM_BULK)
+		conn_set_receive_timeout(c, 2 * PULL_SILENT_MS);
+	else
+		rc = conn_set_blocking(c, false);
+	return rc ? error_errno(err, rc, "%s connection", stream_role_name(role)) : 0;
+}
+
 int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct error *err)
 {
 	struct hello_reply *reply = malloc(sizeof *reply);
 	struct hello hello = p->hello;
-	struct conn_target target;
+	struct conn_target target = target_now(p);
 	int rc;
 
 	if (!reply)
 		return error_set(err, -ENOMEM, "connection: out of memory");
 	hello.role = role;
 	hello.regions.n = 0;
-	pthread_mutex_lock(&p->lock);
-	target = p->target;
-	pthread_mutex_unlock(&p->lock);
 	rc = conn_dial(&target, p->tls, &hello, ret, reply, err);
 	free(reply);
-	/* Not from one answer to the next, but from one byte: a slow link is none that is dead. */
-	if (!rc && role == STREAM_BULK)
-		conn_set_receive_timeout(*ret, 2 * PULL_SILENT_MS);
-	if (!rc && role == STREAM_URGENT) {
-		rc = conn_set_blocking(*ret, false);
-		if (rc) {
-			*ret = conn_free(*ret);
-			error_errno(err, rc, "urgent connection");
-		}
-	}
+	if (rc)
+		return rc;
+	rc = settle(*ret, role, err);
+	if (rc)
+		*ret = conn_free(*ret);
 	return rc;
 }
 
-/* Dial, and show the connection to pull_cancel(). */
+/* Dial, see that pages can come at all, and show the connection to pull_cancel(). */
 static int connect_to(struct pull *p, enum stream_role role, struct conn **slot, struct error *err)
 {
+	struct conn_target target = target_now(p);
 	struct conn *c, *old;
 	int rc = atomic_load(&p->stopping) ? error_set(err, -ECANCELED, "cancelled")
 	                                   : pull_dial(p, role, &c, err);
@@ -190,7 +206,11 @@ static int connect_to(struct pull *p, enum stream_role role, struct conn **slot,
 	*slot = c;
 	pthread_mutex_unlock(&p->lock);
 	conn_free(old);
-	return 0;
+	rc = conn_probe(c, &target, err);
+	/* The probe has left it as conn_dial() does. */
+	if (!rc)
+		rc = settle(c, role, err);
+	return rc;
 }
 
 static void set_peer(struct pull *p, const struct conn_target *target, struct tls_context *tls,
@@ -309,6 +329,30 @@ void pull_tell_poisoned(struct pull *p, const struct scheduler_item *item, uint6
 		                    "they stay missing");
 }
 
+/*
+ * An urgent connection in place of one that is lost. Where the source was silent it may be the path
+ * that lets small packets through only: then that is the reason that is told; the connection is
+ * used all the same, for the guest has nothing better.
+ */
+static int dial_urgent(struct pull *p, struct conn **ret, struct error *err)
+{
+	struct conn_target target = target_now(p);
+	struct error why = ERROR_INIT;
+	int rc = pull_dial(p, STREAM_URGENT, ret, err);
+
+	if (rc || !atomic_exchange(&p->silent, false))
+		return rc;
+	rc = conn_probe(*ret, &target, &why);
+	atomic_store(&p->small_only, rc == -ETIMEDOUT);
+	if (!rc)
+		rc = settle(*ret, STREAM_URGENT, err);
+	if (!rc)
+		return 0;
+	*ret = conn_free(*ret);
+	log_migration_warning(p->config.id, "%s", why.text);
+	return pull_dial(p, STREAM_URGENT, ret, err);
+}
+
 /* Dial a new urgent connection whenever the fault thread has lost its own. */
 static void *keeper_main(void *arg)
 {
@@ -333,7 +377,7 @@ static void *keeper_main(void *arg)
 		if (atomic_load(&p->stopping))
 			break;
 		pthread_mutex_unlock(&p->lock);
-		rc = pull_dial(p, STREAM_URGENT, &c, &err);
+		rc = dial_urgent(p, &c, &err);
 		p->config.stalled(p->config.arg, err.text);
 		pthread_mutex_lock(&p->lock);
 		if (rc)

@@ -71,8 +71,10 @@ struct pull {
 	_Atomic unsigned int streams; /* written under the lock */
 	struct throttle throttle;
 	_Atomic uint64_t told_poisoned_ns, told_unpoisoned_ns; /* in the log; 0: not yet */
-	atomic_bool fetching; /* the VMM waits for a fetch: the fault thread looks after fills */
-	int wake_fd;          /* eventfd: the fault thread looks around */
+	atomic_bool silent;     /* the urgent connection was lost because nothing came */
+	atomic_bool small_only; /* and then packets of full size did not get through */
+	atomic_bool fetching;   /* the VMM waits for a fetch: the fault thread looks after fills */
+	int wake_fd;            /* eventfd: the fault thread looks around */
 
 	/* Under the lock. */
 	pthread_mutex_t lock;

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include "util/cleanup.h"
+#include "util/clock.h"
 
 /* A peer that acknowledges nothing for this long is dead. */
 #define PEER_TIMEOUT_MS 10000
@@ -127,7 +128,47 @@ static int connect_target(const struct conn_target *target, struct error *err)
 	return fd;
 }
 
-/* @fd is taken over on success only. */
+/*
+ * The one place where a connection that is being opened, or probed, waits for its peer: until
+ * poll() says @events, or its deadline is over.
+ */
+static int wait_ready(void *arg, short events, struct error *err)
+{
+	const struct conn *c = arg;
+	struct pollfd fd = { .fd = c->fd, .events = events };
+	uint64_t now_ns;
+
+	while ((now_ns = clock_now_ns()) < c->deadline_ns) {
+		uint64_t left_ms = (c->deadline_ns - now_ns) / NSEC_PER_MSEC + 1;
+		int n = poll(&fd, 1, (int)left_ms);
+
+		if (n > 0)
+			return 0;
+		if (n < 0 && errno != EINTR)
+			return error_errno(err, -errno, "connection: poll");
+	}
+	return error_set(err, -ETIMEDOUT, "the peer is silent");
+}
+
+/* From here on all that is sent and received has to be over in time. Return: 0 or -errno. */
+static int begin_deadline(struct conn *c)
+{
+	int rc = conn_set_blocking(c, false);
+
+	c->deadline_ns = clock_now_ns() + CONN_OPEN_TIMEOUT_MS * NSEC_PER_MSEC;
+	if (c->tls)
+		tls_set_wait(c->tls, wait_ready, c);
+	return rc;
+}
+
+static int end_deadline(struct conn *c)
+{
+	tls_set_wait(c->tls, NULL, NULL);
+	c->deadline_ns = 0;
+	return conn_set_blocking(c, true);
+}
+
+/* @fd is taken over on success only. Its deadline has begun. */
 static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **ret,
                     struct error *err)
 {
@@ -140,14 +181,23 @@ static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **
 		free(c);
 		return error_set(err, -ENOMEM, "connection: out of memory");
 	}
-	set_timeouts(fd, CONN_OPEN_TIMEOUT_MS);
-	rc = tls_handshake(tls, fd, server, &c->tls, err);
-	c->fd = rc ? -1 : fd;
-	if (rc)
+	c->fd = fd;
+	rc = begin_deadline(c);
+	if (rc) {
+		error_errno(err, rc, "connection: O_NONBLOCK");
+	} else {
+		rc = tls_handshake_wait(tls, fd, server, wait_ready, c, &c->tls, err);
+		if (rc == -ETIMEDOUT)
+			error_prefix(err, "TLS handshake");
+	}
+	if (rc) {
+		c->fd = -1;
 		conn_free(c);
-	else
-		*ret = c;
-	return rc;
+		return rc;
+	}
+	tls_set_wait(c->tls, wait_ready, c);
+	*ret = c;
+	return 0;
 }
 
 struct conn *conn_free(struct conn *c)
@@ -168,8 +218,8 @@ void conn_shutdown(const struct conn *c)
 
 static int silent_peer(int rc, const char *what, struct error *err)
 {
-	if (rc == -EAGAIN)
-		return error_set(err, -ETIMEDOUT, "no %s from the peer for %d ms", what,
+	if (rc == -ETIMEDOUT)
+		return error_set(err, rc, "no %s from the peer within %d ms", what,
 		                 CONN_OPEN_TIMEOUT_MS);
 	return rc;
 }
@@ -202,11 +252,57 @@ int conn_dial(const struct conn_target *target, struct tls_context *tls, const s
 	if (rc) {
 		silent_peer(rc, "HELLO_REPLY", err);
 		error_prefix(err, "source %s:%s", target->host, target->port);
-		return rc == -EAGAIN ? -ETIMEDOUT : rc;
+		return rc;
 	}
-	set_timeouts(c->fd, 0);
+	rc = end_deadline(c);
+	if (rc)
+		return error_errno(err, rc, "source %s:%s", target->host, target->port);
 	*ret = steal_ptr(&c);
 	return 0;
+}
+
+/* Whether what was sent last has not reached the peer's kernel. */
+static bool is_unacknowledged(const struct conn *c)
+{
+	struct tcp_info info = { 0 };
+	socklen_t len = sizeof info;
+
+	return !getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) && info.tcpi_unacked;
+}
+
+int conn_probe(struct conn *c, const struct conn_target *target, struct error *err)
+{
+	struct frame_header h = { .type = FRAME_PROBE, .payload_len = FRAME_PROBE_BYTES };
+	const void *payload;
+	int rc = begin_deadline(c);
+
+	/* Nothing is being received: its buffer is as good as any. */
+	frame_header_encode(&h, c->rx);
+	if (!rc)
+		rc = conn_send(c, c->rx, FRAME_HEADER_BYTES + FRAME_PROBE_BYTES);
+	if (!rc)
+		rc = conn_expect_frame(c, FRAME_PROBE_REPLY, &h, &payload, err);
+	if (rc == -ETIMEDOUT)
+		return error_set(err, rc,
+		                 "full-size packets do not get through %s %s:%s: path MTU (a "
+		                 "firewall that drops ICMP?)",
+		                 is_unacknowledged(c) ? "to" : "from", target->host, target->port);
+	if (rc)
+		return err->code ? error_prefix(err, "source %s:%s: probe", target->host,
+		                                target->port)
+		                 : error_errno(err, rc, "source %s:%s: probe", target->host,
+		                               target->port);
+	rc = end_deadline(c);
+	return rc ? error_errno(err, rc, "source %s:%s", target->host, target->port) : 0;
+}
+
+int conn_answer_probe(struct conn *c)
+{
+	struct frame_header h = { .type = FRAME_PROBE_REPLY, .payload_len = FRAME_PROBE_BYTES };
+
+	/* It lies there still, behind its header. */
+	frame_header_encode(&h, c->rx);
+	return conn_send(c, c->rx, FRAME_HEADER_BYTES + FRAME_PROBE_BYTES);
 }
 
 int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
@@ -229,7 +325,11 @@ int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello
 		return rc;
 	}
 	tune_socket(c->fd, ret_hello->role);
-	set_timeouts(c->fd, 0);
+	rc = end_deadline(c);
+	if (rc) {
+		c->fd = -1;
+		return error_errno(err, rc, "connection");
+	}
 	*ret = steal_ptr(&c);
 	return 0;
 }
@@ -257,6 +357,13 @@ static int receive(struct conn *c, size_t want, struct error *err)
 	while (c->rx_have < want) {
 		ssize_t n = tls_read(c->tls, c->rx + c->rx_have, want - c->rx_have);
 
+		if (n == -EAGAIN && c->deadline_ns) {
+			int rc = wait_ready(c, POLLIN, err);
+
+			if (rc)
+				return rc;
+			continue;
+		}
 		if (n == -EAGAIN)
 			return -EAGAIN;
 		if (n == 0)

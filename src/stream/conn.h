@@ -12,12 +12,16 @@
 #include "stream/hello.h"
 #include "tls/tls.h"
 
-/* How long the peer may take for the TCP connect, the TLS handshake and the HELLO, each. */
+/*
+ * How long the peer may take for the TCP connect; for the TLS handshake and the HELLO together; and
+ * for the probe. From beginning to end: a peer that sends a byte a second gains nothing.
+ */
 #define CONN_OPEN_TIMEOUT_MS 5000
 
 struct conn {
 	int fd;
 	struct tls *tls;
+	uint64_t deadline_ns; /* while it is opened or probed: for all of that; else 0 */
 	/* The frame that is being received: FRAME_PAGES_MAX bytes. */
 	uint8_t *rx;
 	size_t rx_have;
@@ -52,6 +56,21 @@ int conn_dial(const struct conn_target *target, struct tls_context *tls, const s
  */
 int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
                 struct error *err);
+
+/*
+ * conn_probe() - do packets of full size get through, both ways?
+ * @target: for the error's text
+ *
+ * A path that drops them in silence lets a connection be opened and pings be answered; pages never
+ * come. Directly after conn_dial(), before anything else is asked.
+ *
+ * Return: 0; -ETIMEDOUT and other errnos of the network with @err set: the connection is of no more
+ * use.
+ */
+int conn_probe(struct conn *c, const struct conn_target *target, struct error *err);
+
+/* The source's answer to a PROBE that was just received. Return: 0 or -errno. */
+int conn_answer_probe(struct conn *c);
 
 struct conn *conn_free(struct conn *c);
 

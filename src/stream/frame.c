@@ -31,6 +31,8 @@ static const struct frame_lengths {
 	[FRAME_ABORT_ACK] = { "ABORT_ACK", 0, 0 },
 	[FRAME_PING] = { "PING", 0, 0 },
 	[FRAME_PONG] = { "PONG", 0, 0 },
+	[FRAME_PROBE] = { "PROBE", FRAME_PROBE_BYTES, FRAME_PROBE_BYTES },
+	[FRAME_PROBE_REPLY] = { "PROBE_REPLY", FRAME_PROBE_BYTES, FRAME_PROBE_BYTES },
 };
 
 void frame_header_encode(const struct frame_header *h, void *buf)

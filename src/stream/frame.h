@@ -23,7 +23,7 @@
  *   CONTROL:  SWITCHOVER -> ; <- VMSTATE, VMSTATE_DATA... ; RESUMED -> ;
  *             COMPLETE -> ; <- COMPLETE_ACK        or    ABORT -> ; <- ABORT_ACK
  *   URGENT, BULK:  GET -> ; <- PAGES
- *   any:      PING -> ; <- PONG
+ *   any:      PING -> ; <- PONG    and, when it was just opened, PROBE -> ; <- PROBE_REPLY
  *   any:      <- ERROR, then the source closes
  */
 #ifndef STREAM_FRAME_H
@@ -45,6 +45,7 @@
 #define FRAME_VMSTATE_BYTES 24
 #define FRAME_HELLO_MAX 16384                 /* payload of HELLO and HELLO_REPLY */
 #define FRAME_ERROR_MAX 512                   /* payload of ERROR */
+#define FRAME_PROBE_BYTES (64u * 1024u)       /* payload of PROBE: many packets, of any MTU */
 #define FRAME_VMSTATE_DATA_MAX (256u * 1024u) /* payload of VMSTATE_DATA */
 #define FRAME_PAGES_MAX (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES + WORD_UNITS * UNIT_BYTES)
 
@@ -65,6 +66,8 @@ enum frame_type {
 	FRAME_ABORT_ACK = 13, /* no payload: the guest runs on at the source */
 	FRAME_PING = 14,      /* no payload: is the source still there? On an idle connection. */
 	FRAME_PONG = 15,      /* no payload: its answer */
+	FRAME_PROBE = 16,     /* FRAME_PROBE_BYTES: do packets of full size get through? */
+	FRAME_PROBE_REPLY = 17, /* the same bytes back */
 };
 
 struct frame_header {

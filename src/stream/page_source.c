@@ -383,13 +383,14 @@ static void wait_for_fault(struct page_source *s, struct conn *c)
 		thread_spin_poll(&(struct pollfd){ .fd = c->fd, .events = POLLIN }, 1, SPIN_NS, 0);
 }
 
-/* The next GET; who asks for a sign of life meanwhile gets it. */
+/* The next GET; who asks for a sign of life meanwhile, or for large packets, gets them. */
 static int next_get(struct conn *c, struct frame_header *h, const void **payload, struct error *err)
 {
 	int rc;
 
-	while (!(rc = conn_next_frame(c, h, payload, err)) && h->type == FRAME_PING) {
-		rc = conn_send_plain(c, FRAME_PONG);
+	while (!(rc = conn_next_frame(c, h, payload, err)) &&
+	       (h->type == FRAME_PING || h->type == FRAME_PROBE)) {
+		rc = h->type == FRAME_PING ? conn_send_plain(c, FRAME_PONG) : conn_answer_probe(c);
 		if (rc)
 			return error_errno(err, rc, "connection: PONG");
 	}
@@ -532,6 +533,9 @@ static int serve_control_frame(struct page_source *s, struct conn *c, const stru
 		return rc ? rc : send_vmstate(s, c, received_ns, err);
 	case FRAME_PING:
 		return answer_ping(s, c, err);
+	case FRAME_PROBE:
+		rc = conn_answer_probe(c);
+		return rc ? error_errno(err, rc, "connection: PROBE_REPLY") : 0;
 	case FRAME_RESUMED:
 		pthread_mutex_lock(&s->lock);
 		s->resumed = true;

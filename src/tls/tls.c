@@ -17,6 +17,9 @@
 struct tls {
 	SSL *ssl;
 	int fd;
+	/* How the caller waits; NULL: by poll(), for as long as it takes. */
+	int (*wait)(void *arg, short events, struct error *err);
+	void *wait_arg;
 	char description[64];
 	char peer_name[256];
 };
@@ -182,10 +185,19 @@ bool tls_pending(const struct tls *tls)
 	return SSL_has_pending(tls->ssl);
 }
 
+void tls_set_wait(struct tls *tls, int (*wait)(void *arg, short events, struct error *err),
+                  void *arg)
+{
+	tls->wait = wait;
+	tls->wait_arg = arg;
+}
+
 static int wait_writable(const struct tls *tls)
 {
 	struct pollfd fd = { .fd = tls->fd, .events = POLLOUT };
 
+	if (tls->wait)
+		return tls->wait(tls->wait_arg, POLLOUT, NULL);
 	return poll(&fd, 1, -1) < 0 && errno != EINTR ? -errno : 0;
 }
 

@@ -67,6 +67,10 @@ int tls_handshake_wait(struct tls_context *ctx, int fd, bool server,
                        struct tls **ret, struct error *err);
 struct tls *tls_free(struct tls *tls);
 
+/* How tls_write() waits for a non-blocking socket from now on; NULL: for as long as it takes. */
+void tls_set_wait(struct tls *tls, int (*wait)(void *arg, short events, struct error *err),
+                  void *arg);
+
 /*
  * tls_read() - some bytes
  *

@@ -15,7 +15,7 @@ ALPN = "postcopy/1"
 VERSION = 2
 
 HELLO, HELLO_REPLY, ERROR, GET, PAGES, SWITCHOVER, VMSTATE, VMSTATE_DATA = range(1, 9)
-RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG = range(9, 16)
+RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG, PROBE, PROBE_REPLY = range(9, 18)
 CONTROL, URGENT, BULK = 1, 2, 3
 
 FULL_MASK = (1 << WORD_UNITS) - 1
@@ -266,3 +266,5 @@ class FakeSource:
             connection.send(frame(ABORT_ACK))
         elif kind == PING:
             connection.send(frame(PONG))
+        elif kind == PROBE:
+            connection.send(frame(PROBE_REPLY, payload))

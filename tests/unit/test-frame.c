@@ -31,6 +31,8 @@ static const struct {
 	{ FRAME_ABORT_ACK, 0, 0 },
 	{ FRAME_PING, 0, 0 },
 	{ FRAME_PONG, 0, 0 },
+	{ FRAME_PROBE, 64 * 1024, 64 * 1024 },
+	{ FRAME_PROBE_REPLY, 64 * 1024, 64 * 1024 },
 };
 #define N_TYPES (sizeof lengths / sizeof *lengths)
 

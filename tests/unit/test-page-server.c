@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -581,6 +582,99 @@ static void test_what_the_vmm_has_poisoned_is_served_as_unreadable(void **state)
 	end(g);
 }
 
+/* Of what comes from either side so much goes through; the rest is swallowed. */
+#define SMALL_BYTES 20000
+
+struct swallower {
+	int from, to;
+	pthread_t thread;
+};
+
+static void *swallower_main(void *arg)
+{
+	struct swallower *s = arg;
+	size_t left = SMALL_BYTES;
+	char buf[4096];
+	ssize_t n;
+
+	while ((n = recv(s->from, buf, sizeof buf, 0)) > 0) {
+		size_t part = (size_t)n < left ? (size_t)n : left;
+
+		if (part && send(s->to, buf, part, MSG_NOSIGNAL) < 0)
+			break;
+		left -= part;
+	}
+	shutdown(s->to, SHUT_RDWR);
+	return NULL;
+}
+
+static int connect_to(unsigned int port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET,
+		                 .sin_port = htons((uint16_t)port),
+		                 .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+	return fd;
+}
+
+/* One connection, from a listener to the server. */
+struct small_path {
+	int listener;
+	struct swallower there, back;
+};
+
+static void *small_path_main(void *arg)
+{
+	struct small_path *p = arg;
+
+	p->there.from = accept(p->listener, NULL, NULL);
+	p->there.to = connect_to(page_server_port(server));
+	p->back = (struct swallower){ .from = p->there.to, .to = p->there.from };
+	pthread_create(&p->back.thread, NULL, swallower_main, &p->back);
+	swallower_main(&p->there);
+	pthread_join(p->back.thread, NULL);
+	close(p->there.from);
+	close(p->there.to);
+	return NULL;
+}
+
+/* A path on which only what is small gets through is told from one that is well. */
+static void test_probe_finds_a_path_for_small_packets_only(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct small_path path = { 0 };
+	struct error err = ERROR_INIT;
+	struct sockaddr_in a;
+	socklen_t len = sizeof a;
+	pthread_t thread;
+	struct conn *c;
+	uint64_t epoch;
+
+	(void)state;
+	c = open_control(g, &epoch);
+	if (conn_probe(c, &target, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(conn_send_plain(c, FRAME_PING), 0);
+	expect_plain(c, FRAME_PONG);
+	conn_free(c);
+
+	path.listener = page_server_listen("127.0.0.1:0", &err);
+	/* It does not block, as the server wants it. */
+	assert_int_equal(fcntl(path.listener, F_SETFL, 0), 0);
+	assert_int_equal(getsockname(path.listener, (struct sockaddr *)&a, &len), 0);
+	snprintf(target.port, sizeof target.port, "%u", ntohs(a.sin_port));
+	assert_int_equal(pthread_create(&thread, NULL, small_path_main, &path), 0);
+	c = open_control(g, &epoch);
+	assert_int_equal(conn_probe(c, &target, &err), -ETIMEDOUT);
+	assert_non_null(strstr(err.text, "full-size packets do not get through"));
+	conn_free(c);
+	pthread_join(thread, NULL);
+	close(path.listener);
+	end(g);
+}
+
 static void test_requests_beyond_the_table_are_refused(void **state)
 {
 	static const struct scheduler_item bad[] = {
@@ -995,6 +1089,7 @@ int main(void)
 		SERVER_TEST(test_nothing_is_read_while_the_guest_runs),
 		SERVER_TEST(test_what_can_not_be_read_costs_no_connection),
 		SERVER_TEST(test_what_the_vmm_has_poisoned_is_served_as_unreadable),
+		SERVER_TEST(test_probe_finds_a_path_for_small_packets_only),
 		SERVER_TEST(test_requests_beyond_the_table_are_refused),
 		SERVER_TEST(test_wrong_id_and_wrong_token_look_the_same),
 		SERVER_TEST(test_only_who_knows_the_secret_gets_in),
