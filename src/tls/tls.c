@@ -17,6 +17,8 @@
 struct tls {
 	SSL *ssl;
 	int fd;
+	const struct tls_context *ctx;
+	struct tls_key_use key_use;
 	/* How the caller waits; NULL: by poll(), for as long as it takes. */
 	int (*wait)(void *arg, short events, struct error *err);
 	void *wait_arg;
@@ -120,6 +122,7 @@ int tls_handshake_wait(struct tls_context *ctx, int fd, bool server,
 	if (!tls)
 		return error_set(err, -ENOMEM, "TLS: out of memory");
 	tls->fd = fd;
+	tls->ctx = ctx;
 	tls->ssl = tls_context_open(ctx, server);
 	if (!tls->ssl || !attach_socket(tls->ssl, fd, server)) {
 		rc = error_set(err, -ENOMEM, "TLS: %s", tls_reason());
@@ -220,6 +223,25 @@ static int flush(struct tls *tls)
 	}
 }
 
+/* Here and now: else the next read would send it, and would have to wait for the socket. */
+static int rekey(struct tls *tls)
+{
+	int ret, rc = 0;
+
+	while (!rc) {
+		errno = 0;
+		ret = SSL_do_handshake(tls->ssl);
+		if (ret == 1)
+			return 0;
+		rc = io_error(tls, ret, errno);
+		if (rc == -EAGAIN)
+			rc = wait_writable(tls);
+		else if (!rc)
+			rc = -EPIPE;
+	}
+	return rc;
+}
+
 int tls_write(struct tls *tls, const void *buf, size_t len)
 {
 	const char *from = buf;
@@ -233,6 +255,10 @@ int tls_write(struct tls *tls, const void *buf, size_t len)
 		if (ret == 1) {
 			from += n;
 			len -= n;
+			rc = tls_note_records(tls->ctx, tls->ssl, &tls->key_use, n) ? rekey(tls)
+			                                                            : 0;
+			if (rc)
+				return rc;
 			continue;
 		}
 		rc = io_error(tls, ret, errno);
@@ -249,6 +275,11 @@ int tls_write(struct tls *tls, const void *buf, size_t len)
 void tls_thread_end(void)
 {
 	OPENSSL_thread_stop();
+}
+
+uint64_t tls_key_updates(const struct tls *tls)
+{
+	return tls->key_use.updates;
 }
 
 const char *tls_description(const struct tls *tls)
