@@ -156,8 +156,7 @@ static int begin_deadline(struct conn *c)
 	int rc = conn_set_blocking(c, false);
 
 	c->deadline_ns = clock_now_ns() + CONN_OPEN_TIMEOUT_MS * NSEC_PER_MSEC;
-	if (c->tls)
-		tls_set_wait(c->tls, wait_ready, c);
+	tls_set_wait(c->tls, wait_ready, c);
 	return rc;
 }
 
@@ -168,7 +167,7 @@ static int end_deadline(struct conn *c)
 	return conn_set_blocking(c, true);
 }
 
-/* @fd is taken over on success only. Its deadline has begun. */
+/* @fd is taken over on success only; it does not block from now on. */
 static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **ret,
                     struct error *err)
 {
@@ -182,22 +181,32 @@ static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **
 		return error_set(err, -ENOMEM, "connection: out of memory");
 	}
 	c->fd = fd;
-	rc = begin_deadline(c);
-	if (rc) {
+	rc = conn_set_blocking(c, false);
+	if (rc)
 		error_errno(err, rc, "connection: O_NONBLOCK");
-	} else {
-		rc = tls_handshake_wait(tls, fd, server, wait_ready, c, &c->tls, err);
-		if (rc == -ETIMEDOUT)
-			error_prefix(err, "TLS handshake");
+	else
+		rc = tls_open(tls, fd, server, &c->tls, err);
+	if (!rc) {
+		*ret = c;
+		return 0;
 	}
-	if (rc) {
-		c->fd = -1;
-		conn_free(c);
-		return rc;
+	c->fd = -1;
+	conn_free(c);
+	return rc;
+}
+
+/* The TLS handshake, within the deadline. */
+static int shake_hands(struct conn *c, struct error *err)
+{
+	short events = 0;
+	int rc;
+
+	while ((rc = tls_handshake_step(c->tls, &events, err)) == -EAGAIN) {
+		rc = wait_ready(c, events, err);
+		if (rc)
+			return error_prefix(err, "TLS handshake");
 	}
-	tls_set_wait(c->tls, wait_ready, c);
-	*ret = c;
-	return 0;
+	return rc;
 }
 
 struct conn *conn_free(struct conn *c)
@@ -240,6 +249,11 @@ int conn_dial(const struct conn_target *target, struct tls_context *tls, const s
 	rc = conn_new(fd, tls, false, &c, err);
 	if (rc) {
 		close(fd);
+		return rc;
+	}
+	begin_deadline(c);
+	rc = shake_hands(c, err);
+	if (rc) {
 		error_prefix(err, "source %s:%s", target->host, target->port);
 		return rc;
 	}
@@ -305,33 +319,48 @@ int conn_answer_probe(struct conn *c)
 	return conn_send(c, c->rx, FRAME_HEADER_BYTES + FRAME_PROBE_BYTES);
 }
 
-int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
-                struct error *err)
+/* A stranger's connection: there are others to look after. */
+static int wait_never(void *arg, short events, struct error *err)
 {
-	_cleanup_(conn_free_p) struct conn *c = NULL;
+	(void)arg;
+	(void)events;
+	(void)err;
+	return -EAGAIN;
+}
+
+int conn_accept_begin(int fd, struct tls_context *tls, struct conn **ret, struct error *err)
+{
+	int rc = conn_new(fd, tls, true, ret, err);
+
+	if (!rc)
+		tls_set_wait((*ret)->tls, wait_never, NULL);
+	return rc;
+}
+
+int conn_accept_step(struct conn *c, short *ret_events, struct hello *ret_hello, struct error *err)
+{
 	struct frame_header h;
 	const void *payload;
-	int rc = conn_new(fd, tls, true, &c, err);
+	int rc = c->greeted ? 0 : tls_handshake_step(c->tls, ret_events, err);
 
 	if (rc)
 		return rc;
+	c->greeted = true;
 	rc = conn_expect_frame(c, FRAME_HELLO, &h, &payload, err);
 	if (!rc)
 		rc = hello_decode(payload, h.payload_len, ret_hello, err);
-	if (rc) {
-		rc = silent_peer(rc, "HELLO", err);
+	if (rc == -EAGAIN)
+		*ret_events = POLLIN;
+	else if (rc)
 		conn_send_error(c, err);
-		c->fd = -1;
-		return rc;
-	}
-	tune_socket(c->fd, ret_hello->role);
-	rc = end_deadline(c);
-	if (rc) {
-		c->fd = -1;
-		return error_errno(err, rc, "connection");
-	}
-	*ret = steal_ptr(&c);
-	return 0;
+	return rc;
+}
+
+int conn_accept_end(struct conn *c, enum stream_role role)
+{
+	tune_socket(c->fd, role);
+	tls_set_wait(c->tls, NULL, NULL);
+	return conn_set_blocking(c, true);
 }
 
 int conn_send_plain(struct conn *c, enum frame_type type)

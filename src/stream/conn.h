@@ -21,6 +21,7 @@
 struct conn {
 	int fd;
 	struct tls *tls;
+	bool greeted;         /* the TLS handshake of an accepted one is done */
 	uint64_t deadline_ns; /* while it is opened or probed: for all of that; else 0 */
 	/* The frame that is being received: FRAME_PAGES_MAX bytes. */
 	uint8_t *rx;
@@ -49,13 +50,19 @@ int conn_dial(const struct conn_target *target, struct tls_context *tls, const s
               struct conn **ret, struct hello_reply *ret_reply, struct error *err);
 
 /*
- * conn_accept() - TLS on an accepted socket, and its HELLO
- * @fd: taken over on success only
+ * conn_accept_begin() - a stranger's connection
+ * @fd: accepted; taken over on success only
  *
- * Return: as conn_dial(). On -EPROTO, -EINVAL after TLS the peer was told why.
+ * Nothing here blocks: conn_accept_step() goes on with the TLS handshake and the HELLO whenever
+ * poll() says *@ret_events of conn->fd, until it is done. How long that may take is the caller's
+ * business. conn_accept_end() makes it a connection like any other, that blocks.
+ *
+ * conn_accept_step() returns 0 with the HELLO; -EAGAIN; or as conn_dial(). On -EPROTO, -EINVAL
+ * after TLS the peer was told why.
  */
-int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
-                struct error *err);
+int conn_accept_begin(int fd, struct tls_context *tls, struct conn **ret, struct error *err);
+int conn_accept_step(struct conn *c, short *ret_events, struct hello *ret_hello, struct error *err);
+int conn_accept_end(struct conn *c, enum stream_role role);
 
 /*
  * conn_probe() - do packets of full size get through, both ways?

@@ -2,10 +2,12 @@
 /*
  * The source's page server.
  *
- * It listens on TCP and serves any number of migrations at once. Each connection has a
+ * It listens on TCP and serves any number of migrations at once. Strangers are received by one
+ * thread (stream/reception.h). Each connection that has proven the token of a migration has a
  * thread of its own, so that one migration's bulk never stands in front of another's
- * fault. What it may serve is a set of page_sources, one for each attached source guest,
- * found by migration id and proven by token.
+ * fault, and a place among those of its migration and role: nobody's bulk takes a place from
+ * anybody's urgent connection. What it may serve is a set of page_sources, one for each attached
+ * source guest, found by migration id and proven by token.
  *
  * A page_source is shared: the migration that owns it and each of its connections hold a
  * reference. It only ever reads guest memory, and only after the guest is paused.
@@ -22,9 +24,6 @@
 #include "mem/memory.h"
 #include "stream/conn.h"
 #include "stream/poison_list.h"
-
-/* Connections at a time; one more is refused. */
-#define PAGE_SERVER_CONNS_MAX 1024
 
 struct page_source;
 struct page_server;

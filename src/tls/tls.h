@@ -71,6 +71,17 @@ int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret
 int tls_handshake_wait(struct tls_context *ctx, int fd, bool server,
                        int (*wait)(void *arg, short events, struct error *err), void *arg,
                        struct tls **ret, struct error *err);
+
+/*
+ * tls_open(), tls_handshake_step() - the same for one who has other things to do meanwhile
+ * @fd: non-blocking; stays the caller's
+ * @ret_events: what to poll() for where it is not done yet
+ *
+ * Return: 0; -EAGAIN; or as tls_handshake(). Nothing is read or written before it is done.
+ */
+int tls_open(struct tls_context *ctx, int fd, bool server, struct tls **ret, struct error *err);
+int tls_handshake_step(struct tls *tls, short *ret_events, struct error *err);
+
 struct tls *tls_free(struct tls *tls);
 
 /* How tls_write() waits for a non-blocking socket from now on; NULL: for as long as it takes. */

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -26,6 +27,7 @@
 #include "stream/window.h"
 
 #include "support.h"
+#include "util/clock.h"
 
 /* Two regions, of which one ends within a word. */
 static const uint64_t units[] = { 130, 64 };
@@ -675,6 +677,207 @@ static void test_probe_finds_a_path_for_small_packets_only(void **state)
 	end(g);
 }
 
+/* The head of a TLS record that never becomes whole. */
+static const uint8_t record_head[] = { 0x16, 0x03, 0x01, 0x3f, 0xff };
+#define TRICKLERS 100u
+#define TRICKLE_MS 100
+
+/* Strangers that say a byte now and then. */
+struct tricklers {
+	int fds[TRICKLERS];
+	pthread_t thread;
+	atomic_bool ending;
+};
+
+static void *trickle_main(void *arg)
+{
+	struct tricklers *t = arg;
+
+	while (!atomic_load(&t->ending)) {
+		for (unsigned int i = 0; i < TRICKLERS; i++)
+			(void)!send(t->fds[i], "", 1, MSG_NOSIGNAL);
+		poll(NULL, 0, TRICKLE_MS);
+	}
+	return NULL;
+}
+
+static int connect_from(const char *address)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET };
+	struct sockaddr_in to = { .sin_family = AF_INET,
+		                  .sin_port = htons((uint16_t)page_server_port(server)),
+		                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	inet_pton(AF_INET, address, &a.sin_addr);
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+	assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+	assert_int_equal(send(fd, record_head, sizeof record_head, MSG_NOSIGNAL),
+	                 sizeof record_head);
+	return fd;
+}
+
+static unsigned int count_threads(void)
+{
+	DIR *d = opendir("/proc/self/task");
+	unsigned int n = 0;
+
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+/* Whether the server has hung up. */
+static bool is_closed(int fd, int timeout_ms)
+{
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+	char byte;
+
+	return poll(&pfd, 1, timeout_ms) == 1 && recv(fd, &byte, 1, MSG_DONTWAIT) <= 0;
+}
+
+/*
+ * 1,024 of these held all slots and a thread each, for as long as they liked: guests' own
+ * destinations could not come back to them. Now each has 5 s, however it fills them, no thread, and
+ * one of a few slots; and a crowd from one host pushes out itself alone.
+ */
+static void test_strangers_have_little_and_not_for_long(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	unsigned int threads = count_threads();
+	struct tricklers t = { .ending = false };
+	struct conn *control, *urgent;
+	uint64_t epoch, begin_ns;
+	int other;
+
+	(void)state;
+	begin_ns = clock_now_ns();
+	other = connect_from("127.0.0.2");
+	for (unsigned int i = 0; i < TRICKLERS; i++)
+		t.fds[i] = connect_from("127.0.0.1");
+	assert_int_equal(pthread_create(&t.thread, NULL, trickle_main, &t), 0);
+	/* Who can say who it is gets in at once. */
+	control = open_control(g, &epoch);
+	pause_guest(g);
+	urgent = open_pages(g, STREAM_URGENT, epoch);
+	fetch_everything(g, urgent);
+	/* The trickler here, and the two that were let in. */
+	assert_true(count_threads() <= threads + 3);
+	assert_true(is_closed(t.fds[0], WAIT_S * 1000));
+	assert_false(is_closed(other, 0));
+	assert_true(clock_now_ns() - begin_ns < CONN_OPEN_TIMEOUT_MS * NSEC_PER_MSEC);
+	for (unsigned int i = 0; i < TRICKLERS; i++)
+		assert_true(is_closed(t.fds[i], 2 * CONN_OPEN_TIMEOUT_MS));
+	assert_true(is_closed(other, 0));
+	assert_true(clock_now_ns() - begin_ns < 2ull * CONN_OPEN_TIMEOUT_MS * NSEC_PER_MSEC);
+	atomic_store(&t.ending, true);
+	pthread_join(t.thread, NULL);
+	for (unsigned int i = 0; i < TRICKLERS; i++)
+		close(t.fds[i]);
+	close(other);
+	conn_free(control);
+	conn_free(urgent);
+	end(g);
+}
+
+/* A source that answers a byte at a time made the dialling thread wait for as long as it liked. */
+static void *trickle_source_main(void *arg)
+{
+	int fd = accept(*(int *)arg, NULL, NULL);
+
+	(void)!send(fd, record_head, sizeof record_head, MSG_NOSIGNAL);
+	while (send(fd, "", 1, MSG_NOSIGNAL) == 1)
+		poll(NULL, 0, TRICKLE_MS);
+	close(fd);
+	return NULL;
+}
+
+static void test_dialling_a_source_that_trickles_ends_in_time(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct error err = ERROR_INIT;
+	int listener = page_server_listen("127.0.0.1:0", &err);
+	uint64_t epoch, begin_ns = clock_now_ns();
+	struct sockaddr_in a;
+	socklen_t len = sizeof a;
+	pthread_t thread;
+	struct conn *c;
+
+	(void)state;
+	assert_int_equal(fcntl(listener, F_SETFL, 0), 0);
+	assert_int_equal(getsockname(listener, (struct sockaddr *)&a, &len), 0);
+	snprintf(target.port, sizeof target.port, "%u", ntohs(a.sin_port));
+	assert_int_equal(pthread_create(&thread, NULL, trickle_source_main, &listener), 0);
+	assert_int_equal(dial(new_hello(g, STREAM_CONTROL, 0), &c, &epoch, &err), -ETIMEDOUT);
+	assert_true(clock_now_ns() - begin_ns < 2ull * CONN_OPEN_TIMEOUT_MS * NSEC_PER_MSEC);
+	pthread_join(thread, NULL);
+	close(listener);
+	end(g);
+}
+
+static bool answers(const struct guest *g, struct conn *c)
+{
+	struct window w = { 0 };
+
+	ask(c, &w, 0, 0, 1);
+	check_answer(g, c, &w);
+	return true;
+}
+
+static void expect_end(struct conn *c)
+{
+	struct error err = ERROR_INIT;
+	struct frame_header h;
+	const void *payload;
+
+	conn_set_receive_timeout(c, WAIT_S * 1000);
+	assert_int_equal(conn_next_frame(c, &h, &payload, &err), -ECONNRESET);
+}
+
+/*
+ * Bulk connections that are lost and dialled anew, again and again, filled the 1,024 slots of all
+ * migrations: a guest's fault had no connection to go by. Each kind has its own places in each
+ * migration, and the newest is the one that is meant.
+ */
+#define DIALLED 40u
+#define BULK_PLACES 32u
+#define CONTROL_PLACES 4u
+static void test_bulk_that_reconnects_takes_no_other_place(void **state)
+{
+	struct guest *g = new_guest("vm1", 1), *other = new_guest("vm2", 2);
+	struct conn *bulk[DIALLED], *controls[CONTROL_PLACES + 2], *urgent, *others;
+	uint64_t epoch;
+
+	(void)state;
+	pause_guest(g);
+	pause_guest(other);
+	for (unsigned int i = 0; i < CONTROL_PLACES + 2; i++)
+		controls[i] = open_control(g, &epoch);
+	urgent = open_pages(g, STREAM_URGENT, epoch);
+	for (unsigned int i = 0; i < DIALLED; i++)
+		bulk[i] = open_pages(g, STREAM_BULK, epoch);
+	others = open_pages(other, STREAM_URGENT, page_source_epoch(other->source));
+	for (unsigned int i = 0; i < DIALLED - BULK_PLACES; i++)
+		expect_end(bulk[i]);
+	for (unsigned int i = DIALLED - BULK_PLACES; i < DIALLED; i++)
+		assert_true(answers(g, bulk[i]));
+	expect_end(controls[0]);
+	expect_end(controls[1]);
+	assert_int_equal(conn_send_plain(controls[CONTROL_PLACES + 1], FRAME_PING), 0);
+	expect_plain(controls[CONTROL_PLACES + 1], FRAME_PONG);
+	assert_true(answers(g, urgent) && answers(other, others));
+	for (unsigned int i = 0; i < DIALLED; i++)
+		conn_free(bulk[i]);
+	for (unsigned int i = 0; i < CONTROL_PLACES + 2; i++)
+		conn_free(controls[i]);
+	conn_free(urgent);
+	conn_free(others);
+	server = page_server_free(server);
+	free_guest(g);
+	free_guest(other);
+}
+
 static void test_requests_beyond_the_table_are_refused(void **state)
 {
 	static const struct scheduler_item bad[] = {
@@ -1090,6 +1293,9 @@ int main(void)
 		SERVER_TEST(test_what_can_not_be_read_costs_no_connection),
 		SERVER_TEST(test_what_the_vmm_has_poisoned_is_served_as_unreadable),
 		SERVER_TEST(test_probe_finds_a_path_for_small_packets_only),
+		SERVER_TEST(test_strangers_have_little_and_not_for_long),
+		SERVER_TEST(test_dialling_a_source_that_trickles_ends_in_time),
+		SERVER_TEST(test_bulk_that_reconnects_takes_no_other_place),
 		SERVER_TEST(test_requests_beyond_the_table_are_refused),
 		SERVER_TEST(test_wrong_id_and_wrong_token_look_the_same),
 		SERVER_TEST(test_only_who_knows_the_secret_gets_in),
