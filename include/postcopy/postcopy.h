@@ -249,7 +249,8 @@ POSTCOPY_API int postcopy_channel_open(struct postcopy *p, struct postcopy_chann
  * @len: bytes, multiple of 4096, at most POSTCOPY_FETCH_MAX, within one region
  * @timeout_ms: -1 to wait for good
  *
- * Return: 0, at once where the page is there; -EINVAL for a range that is none; -ETIMEDOUT,
+ * Return: 0, at once where the page is there; -EINVAL for a range that is none; -EHWPOISON
+ * where some of it is lost: the source can't read it; -ETIMEDOUT,
  * with the pages still asked for: fetching them again goes on waiting; -EAGAIN where
  * POSTCOPY_ASKS_MAX others are waited for; -EPIPE where the daemon is gone, or has refused
  * the channel for one too many.
@@ -270,7 +271,8 @@ POSTCOPY_API int postcopy_channel_ask(struct postcopy_channel *ch, uint64_t gues
  * postcopy_channel_next() - an answer to postcopy_channel_ask(), in any order
  * @timeout_ms: 0 to look, -1 to wait for good
  * @ret_tag: whose answer it is
- * @ret_result: 0 where its pages are in place, or -EINVAL where that range is none
+ * @ret_result: 0 where its pages are in place, -EINVAL where that range is none, or -EHWPOISON
+ *              where some of it is lost
  *
  * Return: 0; -ETIMEDOUT; -ENOENT where nothing is asked; -EPIPE where the daemon is gone.
  */

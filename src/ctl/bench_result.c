@@ -48,6 +48,7 @@ struct json_object *bench_result_new(const struct bench_options *o, struct json_
 		"bulk_bytes",
 		"bulk_bytes_per_s",
 		"pages_total",
+		"pages_poisoned",
 		"pages_zero",
 		"fill",
 		"faults",

@@ -214,6 +214,7 @@ static void add_destination(struct json_object *o, const Postcopy__V1__Destinati
 		set_null(o, "bulk_bytes_per_s");
 	json_set_count(o, "pages_total", d->pages_total);
 	json_set_count(o, "pages_present", d->pages_present);
+	json_set_count(o, "pages_poisoned", d->pages_poisoned);
 	add_counters(o, d);
 	add_latencies(o, d);
 }
@@ -225,6 +226,7 @@ static void add_source(struct json_object *o, const Postcopy__V1__SourceStatus *
 	json_set_count(served, "requests", s->requests);
 	json_set_count(served, "pages", s->pages);
 	json_set_count(served, "zero_pages", s->zero_pages);
+	json_set_count(served, "unreadable_pages", s->unreadable_pages);
 	json_set_count(served, "bytes", s->bytes);
 	json_set_bool(served, "connected", s->connected);
 	json_object_object_add(o, "served", served);

@@ -10,7 +10,8 @@
  *    limits: {bandwidth_bytes_per_s, streams, bulk, prefetch},
  *    downtime_us: {total, pause, send, load, resume}, resume_time,
  *    total_ms, eta_ms,                               from start on; until it is complete
- *    bulk_bytes, bulk_bytes_per_s, pages_total, pages_present, pages_zero,
+ *    bulk_bytes, bulk_bytes_per_s, pages_total, pages_present, pages_poisoned,
+ *    pages_zero,
  *    fill: {write, memcpy, copy, zero},              pages, by what filled them
  *    faults: {total, remote, minor, coalesced},
  *    fault_us: {count, p50, p90, p99, p999, max},    event read -> resolved, remote faults
@@ -22,7 +23,7 @@
  *                      kernel saw them, and their phases added up; null without eBPF
  *    prefetch: {hit, late, wasted}, reconnects}
  * and at a source
- *   {served: {requests, pages, zero_pages, bytes, connected}}
+ *   {served: {requests, pages, zero_pages, unreadable_pages, bytes, connected}}
  *
  * A report is a migration and
  *   {phases: [name...], timeline: [[ms, pages_present]...], fault_dots: [[ms, us, phase]...],

@@ -53,6 +53,8 @@ static void print_pages(struct json_object *m)
 		printf(" (%.1f %%)", 100.0 * (double)present / (double)total);
 	if (json_count(m, "pages_zero", &zero))
 		printf(", %s of them zero", text_count(zero).s);
+	if (json_count_or(m, "pages_poisoned", 0))
+		printf(", %s POISONED", text_count(json_count_or(m, "pages_poisoned", 0)).s);
 	putchar('\n');
 }
 
@@ -111,6 +113,9 @@ static void print_served(struct json_object *m)
 		printf("  %-12s %s in %s pages for %s requests\n", "served",
 		       text_bytes(json_number_or(m, "served.bytes", 0)).s,
 		       text_count(json_count_or(m, "served.pages", 0)).s, text_count(requests).s);
+	if (json_count_or(m, "served.unreadable_pages", 0))
+		printf("  %-12s %s pages can't be read: the destination poisons them\n", "",
+		       text_count(json_count_or(m, "served.unreadable_pages", 0)).s);
 }
 
 static void print_holder(struct json_object *m)

@@ -22,6 +22,11 @@
 /* After a fill that failed for want of memory. */
 #define REFILL_MS 100u
 
+static bool is_retired(const struct bulk *b)
+{
+	return b->index >= atomic_load(&b->pull->streams);
+}
+
 /*
  * The event that is in the way wakes the fault thread, which reads it. A VMM that discards page
  * after page leaves fills but a microsecond or two between one call and the next: who tries without
@@ -95,24 +100,31 @@ static void lose_connection(struct bulk *b, const char *why)
 		log_migration_warning(p->config.id, "bulk connection lost: %s", why);
 }
 
-static void dial(struct bulk *b, unsigned int *retry_ms)
+/*
+ * At once where the connection before has brought an answer, else after a pause that grows: a
+ * source that lets us in and then closes is not dialled hundreds of times a second.
+ */
+static void dial(struct bulk *b)
 {
 	struct pull *p = b->pull;
 	struct error err = ERROR_INIT;
 	struct conn *c;
-	int rc = pull_dial(p, &b->dialing, STREAM_BULK, &c, &err);
+	int rc;
 
 	pthread_mutex_lock(&p->lock);
-	if (!rc) {
-		b->conn = c;
-		*retry_ms = PULL_RETRY_MIN_MS;
-	} else {
-		pull_back_off_locked(p, retry_ms);
-	}
+	pull_back_off_locked(p, &b->retry_ms);
 	pthread_mutex_unlock(&p->lock);
-	if (rc)
+	if (atomic_load(&p->stopping) || is_retired(b))
+		return;
+	rc = pull_dial(p, &b->dialing, STREAM_BULK, &c, &err);
+	if (rc) {
 		log_migration_debug(p->config.id, "bulk connection: %s", err.text);
-	else if (b->lost)
+		return;
+	}
+	pthread_mutex_lock(&p->lock);
+	b->conn = c;
+	pthread_mutex_unlock(&p->lock);
+	if (b->lost)
 		stat_add(&p->stats.reconnects, 1);
 }
 
@@ -148,11 +160,6 @@ static bool next_item(struct bulk *b, unsigned int units, struct scheduler_item 
 	rest->want_mask &= ~ret->want_mask;
 	ret->part = rest->want_mask;
 	return true;
-}
-
-static bool is_retired(const struct bulk *b)
-{
-	return b->index >= atomic_load(&b->pull->streams);
 }
 
 /*
@@ -198,7 +205,8 @@ static void count(struct pull *p, const struct frame_pages *pages,
 
 	probe_bulk_filled(item->region, item->word, filled, bytes);
 	stat_add(&p->stats.bulk_bytes, bytes);
-	throttle_give_back(&p->throttle, (unsigned int)__builtin_popcountll(pages->zero_mask));
+	throttle_give_back(&p->throttle, (unsigned int)__builtin_popcountll(pages->zero_mask |
+	                                                                    pages->error_mask));
 	stat_add(&p->stats.prefetch_wasted, (uint64_t)__builtin_popcountll(wasted));
 	if (item->prefetch)
 		stat_add(&p->stats.prefetch_hit, (uint64_t)__builtin_popcountll(filled));
@@ -213,6 +221,7 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 		.word = item->word,
 		.data_mask = pages->data_mask,
 		.zero_mask = pages->zero_mask,
+		.error_mask = pages->error_mask,
 		.data = data,
 	};
 	uint64_t filled;
@@ -220,6 +229,7 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 	uint64_t now_ns = clock_now_ns();
 
 	count(p, pages, item, filled, rc);
+	pull_tell_poisoned(p, item, filled);
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             false, now_ns);
 	if (atomic_load(&p->fetching))
@@ -253,6 +263,7 @@ static int take_answer(struct bulk *b, struct error *err)
 		rc = window_answer(&b->window, &h, payload, &pages, &item, err);
 	if (rc)
 		return rc;
+	b->retry_ms = 0;
 	atomic_fetch_sub(&b->pull->stats.bulk_in_flight, 1);
 	fill(b, &pages, &item, (const uint8_t *)payload + FRAME_PAGES_BYTES);
 	return 0;
@@ -345,7 +356,6 @@ void *bulk_main(void *arg)
 {
 	struct bulk *b = arg;
 	struct pull *p = b->pull;
-	unsigned int retry_ms = PULL_RETRY_MIN_MS;
 
 	thread_set_name("bulk");
 	thread_prefer_throughput();
@@ -364,7 +374,7 @@ void *bulk_main(void *arg)
 			if (retire(b))
 				break;
 		} else if (!b->conn) {
-			dial(b, &retry_ms);
+			dial(b);
 		} else if (turn(b, &err)) {
 			lose_connection(b, err.text);
 		}

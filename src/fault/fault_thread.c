@@ -102,7 +102,7 @@ static void begin_listening(struct fault_thread *ft)
 {
 	ft->heard_ns = clock_now_ns();
 	ft->due_ns = 0;
-	ft->pinged = false;
+	ft->pinged = ft->answered = false;
 }
 
 static void lose_connection(struct fault_thread *ft, const char *why)
@@ -118,6 +118,7 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 	p->urgent_lost = true;
 	p->dials_failed = 0;
 	snprintf(p->stall, sizeof p->stall, "%s", why);
+	p->urgent_useful = ft->answered;
 	pthread_cond_broadcast(&p->changed);
 	pthread_mutex_unlock(&p->lock);
 	conn_free(c);
@@ -395,6 +396,7 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 		.word = item->word,
 		.data_mask = pages->data_mask,
 		.zero_mask = pages->zero_mask,
+		.error_mask = pages->error_mask,
 		.data = data,
 		.for_fault = !f || !(f->record.flags & FAULT_FETCHED),
 	};
@@ -407,6 +409,7 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	rc = resolver_fill(&ft->caller, &batch, &filled);
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             true, received_ns);
+	pull_tell_poisoned(p, item, filled);
 	if (rc && rc != -ESRCH && rc != -ECANCELED)
 		log_migration_error(p->config.id, "filling region %u at %#llx: %s; trying again",
 		                    item->region, (unsigned long long)unit << UNIT_SHIFT,
@@ -441,13 +444,16 @@ static void read_answers(struct fault_thread *ft)
 		rc = conn_next_frame(ft->conn, &h, &payload, &err);
 		if (!rc && h.type == FRAME_PONG && ft->pinged) {
 			ft->pinged = false;
+			ft->answered = true;
 			continue;
 		}
 		if (!rc)
 			rc = window_answer(&ft->window, &h, payload, &pages, &item, &err);
-		if (!rc)
+		if (!rc) {
+			ft->answered = true;
 			take_answer(ft, &pages, &item,
 			            (const uint8_t *)payload + FRAME_PAGES_BYTES);
+		}
 	}
 	if (ft->conn && rc != -EAGAIN)
 		lose_connection(ft, err.text);
@@ -542,7 +548,11 @@ static void check_alive(struct fault_thread *ft)
 	if (!ft->conn)
 		return;
 	if (ft->due_ns && now_ns - since_ns > PULL_SILENT_MS * NSEC_PER_MSEC) {
-		lose_connection(ft, "the source is silent");
+		atomic_store(&ft->pull->silent, true);
+		lose_connection(ft, atomic_load(&ft->pull->small_only)
+		                            ? "full-size packets from the source do not get "
+		                              "through: path MTU (a firewall that drops ICMP?)"
+		                            : "the source is silent");
 		return;
 	}
 	if (ft->due_ns || now_ns - ft->heard_ns < PING_MS * NSEC_PER_MSEC)

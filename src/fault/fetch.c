@@ -96,6 +96,7 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 			continue;
 		}
 		f->channel = channel;
+		f->poisoned = false;
 		f->tag = q.tag;
 		t->n++;
 	}
@@ -138,8 +139,11 @@ uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *reg
 			                                    false);
 		else
 			fault_missing(f, per_page, state, faults, now_ns);
-		while (f->present_to < f->end && is_present(state, f, f->present_to))
+		while (f->present_to < f->end && is_present(state, f, f->present_to)) {
+			f->poisoned |= !f->discard &&
+			               page_state_page_poisoned(state, f->region, f->present_to);
 			f->present_to += per_page;
+		}
 		if (f->present_to < f->end) {
 			i++;
 			continue;
@@ -147,9 +151,10 @@ uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *reg
 		/* Out of the table first: a failed answer drops all of the channel's. */
 		unsigned int channel = f->channel;
 		uint64_t tag = f->tag;
+		int code = f->poisoned ? EHWPOISON : 0;
 
 		remove_fetch(t, i);
-		answer(t, channel, tag, 0);
+		answer(t, channel, tag, code);
 	}
 	return discarded;
 }

@@ -22,6 +22,7 @@ struct fetch {
 	uint64_t tag;
 	bool discard;
 	uint64_t present_to; /* units: all before are present */
+	bool poisoned;       /* some of them have no content */
 	uint64_t faulted_to; /* units: all before are present or in the fault table */
 	uint64_t end;        /* units */
 };

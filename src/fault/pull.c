@@ -15,6 +15,8 @@
 #define FINISH_LOOK_NS 500000
 /* A reader of events that has not ended by then may be kept waiting by its VMM. */
 #define INTERRUPT_MS 200u
+/* A line in the log that may come page by page: so often at most. */
+#define TELL_MS 10000u
 
 int pull_new(const struct pull_config *config, struct pull **ret, struct error *err)
 {
@@ -70,8 +72,11 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
 	/* In this order: a discard that was taken settles what it names. */
 	events_take_up(&p->events);
-	if (config->state_fd >= 0)
+	if (config->state_fd >= 0) {
 		resolver_settle(&p->resolver);
+		/* Unlike the rest of the statistics these tell of the guest. */
+		atomic_store(&p->stats.pages_poisoned, page_state_count_poisoned(p->state));
+	}
 	scheduler_set_prefetch(p->scheduler, config->prefetch);
 	*ret = p;
 	return 0;
@@ -192,39 +197,55 @@ struct pull *pull_free(struct pull *p)
 	return NULL;
 }
 
+static struct conn_target target_now(struct pull *p)
+{
+	struct conn_target target;
+
+	pthread_mutex_lock(&p->lock);
+	target = p->target;
+	pthread_mutex_unlock(&p->lock);
+	return target;
+}
+
+/* How the connection waits, by what it is for. */
+static int settle(struct conn *c, enum stream_role role, struct error *err)
+{
+	int rc = 0;
+
+	/* Not from one answer to the next, but from one byte: a slow link is none that is dead. */
+	if (role == STREAM_BULK)
+		conn_set_receive_timeout(c, 2 * PULL_SILENT_MS);
+	else
+		rc = conn_set_blocking(c, false);
+	return rc ? error_errno(err, rc, "%s connection", stream_role_name(role)) : 0;
+}
+
 int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct conn **ret,
               struct error *err)
 {
 	struct hello_reply *reply = malloc(sizeof *reply);
 	struct hello hello = p->hello;
-	struct conn_target target;
+	struct conn_target target = target_now(p);
 	int rc;
 
 	if (!reply)
 		return error_set(err, -ENOMEM, "connection: out of memory");
 	hello.role = role;
 	hello.regions.n = 0;
-	pthread_mutex_lock(&p->lock);
-	target = p->target;
-	pthread_mutex_unlock(&p->lock);
 	rc = conn_dial(d, &target, p->tls, &hello, ret, reply, err);
 	free(reply);
-	/* Not from one answer to the next, but from one byte: a slow link is none that is dead. */
-	if (!rc && role == STREAM_BULK)
-		conn_set_receive_timeout(*ret, 2 * PULL_SILENT_MS);
-	if (!rc && role == STREAM_URGENT) {
-		rc = conn_set_blocking(*ret, false);
-		if (rc) {
-			*ret = conn_free(*ret);
-			error_errno(err, rc, "urgent connection");
-		}
-	}
+	if (rc)
+		return rc;
+	rc = settle(*ret, role, err);
+	if (rc)
+		*ret = conn_free(*ret);
 	return rc;
 }
 
-/* Dial, and show the connection to pull_cancel(). */
+/* Dial, see that pages can come at all, and show the connection to pull_cancel(). */
 static int connect_to(struct pull *p, enum stream_role role, struct conn **slot, struct error *err)
 {
+	struct conn_target target = target_now(p);
 	struct conn *c, *old;
 	int rc = atomic_load(&p->stopping) ? error_set(err, -ECANCELED, "cancelled")
 	                                   : pull_dial(p, &p->dialing, role, &c, err);
@@ -236,7 +257,11 @@ static int connect_to(struct pull *p, enum stream_role role, struct conn **slot,
 	*slot = c;
 	pthread_mutex_unlock(&p->lock);
 	conn_free(old);
-	return 0;
+	rc = conn_probe(c, &target, err);
+	/* The probe has left it as conn_dial() does. */
+	if (!rc)
+		rc = settle(c, role, err);
+	return rc;
 }
 
 static void set_peer(struct pull *p, const struct conn_target *target, struct tls_context *tls,
@@ -297,6 +322,10 @@ void pull_wait_locked(struct pull *p, unsigned int timeout_ms)
 
 void pull_back_off_locked(struct pull *p, unsigned int *retry_ms)
 {
+	if (!*retry_ms) {
+		*retry_ms = PULL_RETRY_MIN_MS;
+		return;
+	}
 	/* By up to a half more: a source that comes back is not met by all at once. */
 	pull_wait_locked(p,
 	                 *retry_ms + (unsigned int)(clock_now_ns() / 1024 % (*retry_ms / 2 + 1)));
@@ -322,11 +351,64 @@ void pull_check_complete(struct pull *p)
 		p->config.complete(p->config.arg);
 }
 
+/* Whether a line that may come page by page is due again. */
+static bool is_due(_Atomic uint64_t *told_ns)
+{
+	uint64_t now_ns = clock_now_ns(), last_ns = atomic_load(told_ns);
+
+	return (!last_ns || now_ns - last_ns > TELL_MS * NSEC_PER_MSEC) &&
+	       atomic_compare_exchange_strong(told_ns, &last_ns, now_ns);
+}
+
+void pull_tell_poisoned(struct pull *p, const struct scheduler_item *item, uint64_t filled)
+{
+	uint64_t lost = page_state_poisoned(p->state, item->region, item->word) & filled;
+	uint64_t unit;
+
+	if (lost && is_due(&p->told_poisoned_ns)) {
+		unit = item->word * WORD_UNITS + (uint64_t)__builtin_ctzll(lost);
+		log_migration_error(p->config.id,
+		                    "region %u at %#llx can't be read at the source, or its memory "
+		                    "here is broken: poisoned, %llu pages by now",
+		                    item->region, (unsigned long long)unit << UNIT_SHIFT,
+		                    (unsigned long long)stat_get(&p->stats.pages_poisoned));
+	}
+	if (stat_get(&p->stats.pages_unpoisoned) && is_due(&p->told_unpoisoned_ns))
+		log_migration_error(p->config.id,
+		                    "the source can't read some pages, and this kernel has no "
+		                    "UFFDIO_POISON for this memory (Linux 6.6 has it for some): "
+		                    "they stay missing");
+}
+
+/*
+ * An urgent connection in place of one that is lost. Where the source was silent it may be the path
+ * that lets small packets through only: then that is the reason that is told; the connection is
+ * used all the same, for the guest has nothing better.
+ */
+static int dial_urgent(struct pull *p, struct conn **ret, struct error *err)
+{
+	struct conn_target target = target_now(p);
+	struct error why = ERROR_INIT;
+	int rc = pull_dial(p, &p->dialing, STREAM_URGENT, ret, err);
+
+	if (rc || !atomic_exchange(&p->silent, false))
+		return rc;
+	rc = conn_probe(*ret, &target, &why);
+	atomic_store(&p->small_only, rc == -ETIMEDOUT);
+	if (!rc)
+		rc = settle(*ret, STREAM_URGENT, err);
+	if (!rc)
+		return 0;
+	*ret = conn_free(*ret);
+	log_migration_warning(p->config.id, "%s", why.text);
+	return pull_dial(p, &p->dialing, STREAM_URGENT, ret, err);
+}
+
 /* Dial a new urgent connection whenever the fault thread has lost its own. */
 static void *keeper_main(void *arg)
 {
 	struct pull *p = arg;
-	unsigned int retry_ms = PULL_RETRY_MIN_MS;
+	unsigned int retry_ms = 0;
 
 	thread_set_name("keeper");
 	pthread_mutex_lock(&p->lock);
@@ -339,21 +421,24 @@ static void *keeper_main(void *arg)
 			pthread_cond_wait(&p->changed, &p->lock);
 			continue;
 		}
+		if (p->urgent_useful)
+			retry_ms = 0;
+		p->urgent_useful = false;
+		pull_back_off_locked(p, &retry_ms);
+		if (atomic_load(&p->stopping))
+			break;
 		pthread_mutex_unlock(&p->lock);
-		rc = pull_dial(p, &p->dialing, STREAM_URGENT, &c, &err);
+		rc = dial_urgent(p, &c, &err);
 		pthread_mutex_lock(&p->lock);
 		snprintf(p->stall, sizeof p->stall, "%s", err.text);
 		p->dials_failed += rc != 0;
 		if (!rc) {
-			retry_ms = PULL_RETRY_MIN_MS;
 			p->urgent_lost = false;
 			p->urgent_ready = c;
 			stat_add(&p->stats.reconnects, 1);
 			pull_wake_fault_thread(p);
 		}
 		p->config.connection(p->config.arg);
-		if (rc)
-			pull_back_off_locked(p, &retry_ms);
 	}
 	pthread_mutex_unlock(&p->lock);
 	return NULL;

@@ -76,7 +76,8 @@ struct pull *pull_free(struct pull *p);
  * @epoch: from its reply
  * @tls: must outlive the pull
  *
- * Blocking. May be called again where it failed. Return: as conn_dial().
+ * Each is probed: a path that takes no packets of full size is found while the guest runs at its
+ * source still. Blocking. May be called again where it failed. Return: as conn_dial().
  */
 int pull_connect(struct pull *p, const struct conn_target *target, struct tls_context *tls,
                  const struct hello *hello, uint64_t epoch, struct error *err);

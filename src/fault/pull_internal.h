@@ -26,10 +26,11 @@ struct bulk {
 	struct pull *pull;
 	unsigned int index; /* at or above pull->streams: it retires */
 	pthread_t thread;
-	bool runs;         /* to be joined */
-	bool ended;        /* under pull->lock: it has retired, or is about to return */
-	struct conn *conn; /* changed under pull->lock */
-	bool lost;         /* a connection: the next one is a reconnect */
+	bool runs;             /* to be joined */
+	bool ended;            /* under pull->lock: it has retired, or is about to return */
+	struct conn *conn;     /* changed under pull->lock */
+	bool lost;             /* a connection: the next one is a reconnect */
+	unsigned int retry_ms; /* of pull_back_off_locked() */
 	struct dialing dialing;
 	struct window window;
 	struct scheduler_item rest; /* of a word that is asked for in parts; want_mask 0: none */
@@ -54,6 +55,7 @@ struct fault_thread {
 	 * none). */
 	uint64_t heard_ns, due_ns;
 	bool pinged;
+	bool answered;   /* the source, on this connection */
 	bool look_again; /* soon, though nothing may happen: memory could not be had, or a claim */
 	uint64_t filled_ns, mapped_ns; /* of the fill that is going on; 0: it has woken nobody */
 };
@@ -75,8 +77,11 @@ struct pull {
 	atomic_bool bulk_on;
 	_Atomic unsigned int streams; /* written under the lock */
 	struct throttle throttle;
-	atomic_bool fetching; /* the VMM waits for a fetch: the fault thread looks after fills */
-	int wake_fd;          /* eventfd: the fault thread looks around */
+	_Atomic uint64_t told_poisoned_ns, told_unpoisoned_ns; /* in the log; 0: not yet */
+	atomic_bool silent;     /* the urgent connection was lost because nothing came */
+	atomic_bool small_only; /* and then packets of full size did not get through */
+	atomic_bool fetching;   /* the VMM waits for a fetch: the fault thread looks after fills */
+	int wake_fd;            /* eventfd: the fault thread looks around */
 
 	/* Under the lock. */
 	pthread_mutex_t lock;
@@ -87,6 +92,7 @@ struct pull {
 	bool urgent_lost;
 	unsigned int dials_failed;            /* since it was lost */
 	char stall[ERROR_TEXT_MAX];           /* why; empty while it is there */
+	bool urgent_useful;                   /* an answer has come on the one before */
 	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the fault thread */
 	unsigned int n_channels_new;
 	struct dialing dialing; /* the keeper's, and pull_connect()'s before that runs */
@@ -115,7 +121,10 @@ void pull_stop_filling(struct pull *p);
 /* Wait on the condition for at most @timeout_ms, or until stopping. The lock is held. */
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms);
 
-/* Between two tries to dial; the next waits longer. The lock is held. */
+/*
+ * Before a try to dial. @retry_ms 0 (nothing was tried yet, or what came of the try before was
+ * of use): not at all; the next waits longer. The lock is held.
+ */
 void pull_back_off_locked(struct pull *p, unsigned int *retry_ms);
 
 /* Bulk may find something to do again. */
@@ -123,6 +132,9 @@ void pull_work_changed(struct pull *p);
 
 /* Have the fault thread look around. */
 void pull_wake_fault_thread(struct pull *p);
+
+/* Call after each fill: says in the log what of @filled is poisoned, or can't be. */
+void pull_tell_poisoned(struct pull *p, const struct scheduler_item *item, uint64_t filled);
 
 /* Call after each fill: signals completion, once. */
 void pull_check_complete(struct pull *p);

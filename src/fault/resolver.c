@@ -59,6 +59,16 @@ static int make_zero_page(struct resolver *r, uint32_t region, uint64_t offset, 
 	return rc ? rc : UFFD_EXISTS;
 }
 
+/* Who touches the page at @addr gets SIGBUS. Return: as the ioctls. */
+static int poison_once(struct resolver *r, uint64_t addr, uint64_t len)
+{
+	uint64_t done;
+	int rc = uffd_poison(r->uffd, addr, len, &done);
+
+	/* It is poisoned already. */
+	return rc == UFFD_EXISTS ? uffd_wake(r->uffd, addr, len) : rc;
+}
+
 /* One try at one mapped page. Return: as the ioctls. */
 static int map_once(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
                     uint64_t len)
@@ -67,6 +77,8 @@ static int map_once(struct resolver *r, uint32_t region, uint64_t offset, uint64
 	uint64_t done;
 	int rc;
 
+	if (page_state_page_poisoned(r->state, region, offset >> UNIT_SHIFT))
+		return poison_once(r, addr, len);
 	/* Anonymous memory has no page cache: what is present is mapped, or zero. */
 	if (anonymous) {
 		rc = uffd_zeropage(r->uffd, addr, len, &done);
@@ -79,6 +91,23 @@ static int map_once(struct resolver *r, uint32_t region, uint64_t offset, uint64
 			rc = uffd_continue(r->uffd, addr, len, &done);
 	}
 	return rc == UFFD_EXISTS ? uffd_wake(r->uffd, addr, len) : rc;
+}
+
+/*
+ * The memory behind a page that was whole is broken (CONTINUE: EIO): it is lost like one that the
+ * source can't read. Return: whether it was not known.
+ */
+static bool lose_page(struct resolver *r, uint32_t region, uint64_t first_unit)
+{
+	uint64_t end = first_unit + region_units_per_page(&r->table->regions[region]);
+
+	if (page_state_page_poisoned(r->state, region, first_unit))
+		return false;
+	for (uint64_t unit = first_unit; unit < end; unit++)
+		page_state_note_poisoned(r->state, region, unit / WORD_UNITS,
+		                         1ull << (unit % WORD_UNITS));
+	stat_add(&r->stats->pages_poisoned, end - first_unit);
+	return true;
 }
 
 int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uint64_t first_unit)
@@ -95,10 +124,12 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
 		             ? map_once(r, region, offset, addr, len)
 		             : UFFD_UNMAPPED;
 		pthread_rwlock_unlock(&r->map_lock);
-		if (rc != UFFD_AGAIN)
+		if (rc == UFFD_AGAIN) {
+			if (!caller->again(caller->arg))
+				return -ECANCELED;
+		} else if (rc != -EIO || !lose_page(r, region, first_unit)) {
 			break;
-		if (!caller->again(caller->arg))
-			return -ECANCELED;
+		}
 	}
 	if (rc == UFFD_VMM_GONE)
 		return -ESRCH;
@@ -127,6 +158,11 @@ static int map_run(const struct resolver_caller *caller, uint32_t region, uint64
 		if (!mapped)
 			break;
 		done += skip;
+		/* A memory error: of this page alone. */
+		if (rc == -EIO)
+			rc = resolver_map_page(caller, region, (offset + done) >> UNIT_SHIFT)
+			             ? UFFD_UNMAPPED
+			             : UFFD_EXISTS;
 		if (rc == UFFD_EXISTS || rc == UFFD_ABSENT || rc == UFFD_UNMAPPED)
 			done += UNIT_BYTES;
 		else if (rc == UFFD_AGAIN && done == skip && !caller->again(caller->arg))
@@ -310,32 +346,61 @@ static uint64_t run_mask(unsigned int first, uint64_t n)
 	return (n == WORD_UNITS ? UINT64_MAX : (1ull << n) - 1) << first;
 }
 
+/* What has become of claimed units that have data. */
+struct fill_result {
+	uint64_t done;   /* filled */
+	uint64_t broken; /* their memory here does not work: EIO */
+	bool behind;     /* some of them are filled by other means than UFFDIO_COPY */
+};
+
+/* The units of a run from @first on, one by one: one of them has memory that does not work. */
+static int fill_singly(const struct resolver_caller *caller, const struct resolver_batch *b,
+                       struct run run, struct memory_filled *filled, struct fill_result *ret)
+{
+	for (unsigned int i = run.first; i < run.first + run.n; i++) {
+		uint64_t bytes;
+		int rc = fill_run(caller, b, (struct run){ .first = i, .n = 1 }, filled, &bytes);
+
+		if (!rc)
+			ret->done |= 1ull << i;
+		else if (rc == -EIO)
+			ret->broken |= 1ull << i;
+		else
+			return rc;
+	}
+	return 0;
+}
+
 /*
  * Fill the claimed units that have data. On failure gives back the claims of what was not
- * filled. Return: 0 or -errno; *@ret_done is what is filled, *@ret_behind whether some of it by
- * other means than UFFDIO_COPY.
+ * filled. Return: 0 or -errno.
  */
 static int fill_claimed(const struct resolver_caller *caller, const struct resolver_batch *b,
-                        uint64_t claimed, uint64_t *ret_done, bool *ret_behind)
+                        uint64_t claimed, struct fill_result *ret)
 {
 	struct resolver *r = caller->resolver;
 	struct memory_filled filled = { 0 };
-	uint64_t left = claimed & b->data_mask, done = 0;
+	uint64_t left = claimed & b->data_mask;
 	int rc = 0;
 
+	*ret = (struct fill_result){ 0 };
 	while (left && !rc) {
 		struct run run = next_run(&left);
 		uint64_t bytes;
 
 		rc = fill_run(caller, b, run, &filled, &bytes);
-		done |= run_mask(run.first, bytes >> UNIT_SHIFT);
+		ret->done |= run_mask(run.first, bytes >> UNIT_SHIFT);
+		run.first += (unsigned int)(bytes >> UNIT_SHIFT);
+		run.n -= (unsigned int)(bytes >> UNIT_SHIFT);
+		if (rc == -EIO)
+			rc = fill_singly(caller, b, run, &filled, ret);
 	}
 	if (rc)
-		page_state_unclaim(r->state, b->region, b->word, claimed & b->data_mask & ~done);
+		page_state_unclaim(r->state, b->region, b->word,
+		                   claimed & b->data_mask & ~(ret->done | ret->broken));
 	stat_add(&r->stats->fill_write, filled.write);
 	stat_add(&r->stats->fill_memcpy, filled.memcpy);
-	*ret_done = done;
-	*ret_behind = filled.write || filled.memcpy;
+	ret->behind = filled.write || filled.memcpy;
 	return rc;
 }
 
@@ -362,6 +427,40 @@ static int map_pages(const struct resolver_caller *caller, const struct resolver
 		if (page_state_page_present(r->state, b->region, unit))
 			rc = resolver_map_page(caller, b->region, unit);
 	}
+	return rc;
+}
+
+/*
+ * Poison the host pages of claimed units that have no content, which wakes who waits for them.
+ * Of a larger host page the rest may be missing still: it is poisoned for good. What can't be
+ * poisoned is given back.
+ *
+ * Return: 0 (also where the kernel can't do it), or -errno; *@ret_done are those that are.
+ */
+static int poison_claimed(const struct resolver_caller *caller, const struct resolver_batch *b,
+                          uint64_t lost, uint64_t *ret_done)
+{
+	struct resolver *r = caller->resolver;
+	int rc = 0;
+
+	*ret_done = 0;
+	for (uint64_t left = lost; left && !rc; left &= left - 1) {
+		uint64_t bit = left & -left, mask = bit;
+		uint64_t unit = next_page(&r->table->regions[b->region], b->word, &mask);
+
+		page_state_note_poisoned(r->state, b->region, b->word, bit);
+		rc = resolver_map_page(caller, b->region, unit);
+		if (!rc)
+			*ret_done |= bit;
+		else
+			page_state_note_sound(r->state, b->region, b->word, bit);
+		if (rc == -EINVAL || rc == -ENOTTY) {
+			stat_add(&r->stats->pages_unpoisoned, 1);
+			rc = 0;
+		}
+	}
+	page_state_unclaim(r->state, b->region, b->word, lost & ~*ret_done);
+	stat_add(&r->stats->pages_poisoned, (uint64_t)__builtin_popcountll(*ret_done));
 	return rc;
 }
 
@@ -411,25 +510,28 @@ static int fill_part(const struct resolver_caller *caller, const struct resolver
 {
 	struct resolver *r = caller->resolver;
 	uint64_t claimed = page_state_claim(r->state, b->region, b->word,
-	                                    (b->data_mask | b->zero_mask) & part);
+	                                    (b->data_mask | b->zero_mask | b->error_mask) & part);
 	uint64_t zero = claimed & b->zero_mask;
-	uint64_t data, wanted, filled_ns;
-	bool behind;
-	int rc, map_rc;
+	uint64_t lost, wanted, filled_ns;
+	struct fill_result result;
+	int rc, poison_rc, map_rc;
 
 	if (!claimed)
 		return 0;
-	rc = fill_claimed(caller, b, claimed, &data, &behind);
-	wanted = page_state_publish(r->state, b->region, b->word, data | zero);
+	rc = fill_claimed(caller, b, claimed, &result);
+	poison_rc = poison_claimed(caller, b, (claimed & b->error_mask) | result.broken, &lost);
+	wanted = page_state_publish(r->state, b->region, b->word, result.done | zero | lost);
 	filled_ns = wanted ? clock_now_ns() : 0;
 	if (wanted)
 		probe_fault_filled(b->region, b->word, wanted);
 	stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(zero));
-	*filled |= data | zero;
-	map_rc = map_filled(caller, b, data, wanted, behind);
+	*filled |= result.done | zero | lost;
+	map_rc = map_filled(caller, b, result.done, wanted, result.behind);
 	if (wanted && !map_rc && caller->woken)
 		tell_woken(caller, b, wanted, filled_ns);
-	return rc ? rc : map_rc;
+	if (rc)
+		return rc;
+	return poison_rc ? poison_rc : map_rc;
 }
 
 /*
@@ -472,6 +574,7 @@ uint64_t resolver_discard_units(struct page_state *state, uint32_t region, uint6
 		if (claimed_too)
 			mine = units & ~page_state_present(state, region, word);
 		page_state_publish(state, region, word, mine);
+		page_state_note_sound(state, region, word, units);
 		n += (uint64_t)__builtin_popcountll(mine);
 	}
 	return n;

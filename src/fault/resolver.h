@@ -15,6 +15,11 @@
  * kernel (UFFDIO_ZEROPAGE, or a read of the alias), never by writing, for by then a
  * guest's write may already be in it.
  *
+ * A unit without content (the source can't read it, or the memory here is broken) is poisoned
+ * in that place of the order: claimed, noted as poisoned, UFFDIO_POISON over its host page,
+ * published. From then on the page is poisoned wherever others would be mapped. Where the
+ * kernel can't poison it, it stays missing.
+ *
  * Threads: the fault thread and the bulk threads, each with its own resolver_caller.
  * map_lock guards the addrmap: readers hold it over one ioctl, the fault thread writes.
  */
@@ -71,6 +76,7 @@ struct resolver_batch {
 	uint64_t word;
 	uint64_t data_mask; /* units whose bytes are in @data, lowest first */
 	uint64_t zero_mask;
+	uint64_t error_mask; /* the source can't read them */
 	const uint8_t *data;
 	bool for_fault; /* an answer to a fault, not ahead of it */
 };
@@ -83,6 +89,9 @@ void resolver_deinit(struct resolver *r);
  * resolver_fill() - fill, publish, map and wake what is still missing of a batch
  * @ret_filled: the units that this call filled; the others were there
  *
+ * Units that turn out to have no place that works (EIO: a memory error here) are poisoned like
+ * those that the source can't read. What can't be poisoned is missing as before.
+ *
  * Return: 0; -ESRCH where the VMM is gone; -ENOMEM, -ENOSPC, -EFAULT where the memory
  * can't be had, -ECANCELED: what was not filled is missing as before.
  */
@@ -91,6 +100,8 @@ int resolver_fill(const struct resolver_caller *caller, const struct resolver_ba
 
 /*
  * resolver_map_page() - map a host page all of whose units are present, and wake its waiters
+ *
+ * One that is poisoned is poisoned again.
  *
  * Return: 0 (also where it was mapped, or the VMM has unmapped it), -ESRCH, -ECANCELED or -errno.
  */

@@ -19,6 +19,10 @@ struct pull_stats {
 	_Atomic uint64_t fill_copy;
 	_Atomic uint64_t fill_zero; /* zero at the source, or discarded by the guest: left a hole */
 
+	/* Units without content: the source can't read them, or their memory here is broken. */
+	_Atomic uint64_t pages_poisoned;
+	_Atomic uint64_t pages_unpoisoned; /* answers of such that this kernel can't poison */
+
 	_Atomic uint64_t faults;           /* events read */
 	_Atomic uint64_t faults_remote;    /* the page was not there: it is asked for */
 	_Atomic uint64_t faults_minor;     /* the page was there already */

@@ -137,7 +137,7 @@ static int take_answer(struct postcopy_channel *ch, const struct fetch_answer *a
 	    (!a || a->state == ASK_ANSWERED || a->state == ASK_FETCHED))
 		return 0;
 	if (!a || a->state == ASK_ANSWERED || a->state == ASK_FETCHED ||
-	    (answer->code && answer->code != EINVAL))
+	    (answer->code && answer->code != EINVAL && answer->code != EHWPOISON))
 		return error_set(err, -EPIPE,
 		                 "postcopyd answers a fetch that nobody waits for, or by an "
 		                 "impossible error; the channel is of no more use");

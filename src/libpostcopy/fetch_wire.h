@@ -10,8 +10,9 @@
  *                   and, where it is no fetch: u64 what (FETCH_DISCARD)
  *   daemon -> VMM   u64 tag, u32 code (0 or a positive errno), u32 reserved (0)
  *
- * An answer says that every page of the range is in place. FETCH_DISCARD: those that had not
- * arrived are zero, and nothing of any is still on its way. Answers come in any order. The
+ * An answer says that every page of the range is in place; EHWPOISON, that some of it is lost: the
+ * source can't read it. FETCH_DISCARD: those that had not arrived are zero, and nothing of any is
+ * still on its way. Answers come in any order. The
  * tag FETCH_TAG_ALL, which no request may use, says that all of the guest is: nothing needs to
  * be asked any more, and what was asked is there. FETCH_TAG_AGAIN says that another process
  * of the daemon serves the channel now: what has no answer yet is to be asked again, for the

@@ -15,6 +15,10 @@ int report_error(struct postcopy_error *to, int rc, const struct error *from);
  */
 int wait_readable(int sock, uint64_t deadline_ns);
 
+/* A memfd with @len bytes of @data that nobody can change. Return: 0 or -errno with @err set. */
+int make_sealed_memfd(const char *name, const void *data, size_t len, int *ret_fd,
+                      struct error *err);
+
 /*
  * give_channel() - pass the daemon its end of a fetch channel
  * @fd: borrowed

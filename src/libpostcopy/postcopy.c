@@ -15,6 +15,7 @@
 
 #include "libpostcopy/arriving.h"
 #include "libpostcopy/internal.h"
+#include "libpostcopy/poison.h"
 #include "libpostcopy/table.h"
 #include "libpostcopy/uffd.h"
 #include "libpostcopy/vmm_wire.h"
@@ -81,6 +82,7 @@ struct postcopy {
 	uint64_t pause_asked_ns;
 	/* What was said last, to say it again: source, destination. */
 	int vmstate_fd;
+	int poison_fd; /* what is poisoned here; -1: nothing */
 	uint64_t vmstate_len, pause_ns;
 	char load_error[ERROR_TEXT_MAX];
 	/* destination: our own copy. Were the daemon's the last one, its death would let
@@ -346,7 +348,7 @@ static int attach(enum vmm_wire_role role, const char *path, const char *id,
 		return error_set(err, -ENOMEM, "out of memory");
 	p->role = role;
 	p->state = role == VMM_WIRE_SOURCE ? STATE_RUNNING : STATE_WAITING;
-	p->sock = p->uffd = p->vmstate_fd = -1;
+	p->sock = p->uffd = p->vmstate_fd = p->poison_fd = -1;
 	rc = connect_daemon(path, &p->sock, err);
 	if (!rc && role == VMM_WIRE_DESTINATION)
 		rc = register_regions(p, &msg, regions, err);
@@ -355,6 +357,10 @@ static int attach(enum vmm_wire_role role, const char *path, const char *id,
 	/* Where it has turned us away it has said why before it closed. */
 	if (!rc || rc == -EPIPE)
 		rc = await_attached(p, id, err);
+	/* Not when it pauses: that is downtime. What poisons pages is a migration to here, and that
+	 * was over before this one could begin. */
+	if (!rc && role == VMM_WIRE_SOURCE)
+		rc = poison_find(regions, n_regions, &p->poison_fd, err);
 	if (rc)
 		return rc;
 	if (role == VMM_WIRE_DESTINATION)
@@ -441,8 +447,10 @@ static int say_paused(struct postcopy *p, struct error *err)
 	struct vmm_wire_msg msg = { .type = VMM_WIRE_PAUSED,
 		                    .vmstate_len = p->vmstate_len,
 		                    .pause_ns = p->pause_ns };
+	struct vmm_wire_msg poisoned = { .type = VMM_WIRE_POISONED };
+	int rc = p->poison_fd < 0 ? 0 : send_message(p, &poisoned, &p->poison_fd, 1, err);
 
-	return send_message(p, &msg, &p->vmstate_fd, 1, err);
+	return rc ? rc : send_message(p, &msg, &p->vmstate_fd, 1, err);
 }
 
 static int say_plain(struct postcopy *p, enum vmm_wire_type type, struct error *err)
@@ -588,18 +596,19 @@ static int write_all(int fd, const char *data, size_t len)
 	return 0;
 }
 
-static int make_vmstate(const void *vmstate, size_t len, int *ret_fd, struct error *err)
+int make_sealed_memfd(const char *name, const void *data, size_t len, int *ret_fd,
+                      struct error *err)
 {
-	_cleanup_close_ int fd = memfd_create("postcopy-vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	_cleanup_close_ int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	int rc;
 
 	if (fd < 0)
-		return error_errno(err, -errno, "can't create a memfd for the vmstate");
-	rc = write_all(fd, vmstate, len);
+		return error_errno(err, -errno, "can't create memfd %s", name);
+	rc = write_all(fd, data, len);
 	if (rc)
-		return error_errno(err, rc, "can't write a vmstate of %zu bytes", len);
+		return error_errno(err, rc, "can't write %zu bytes to memfd %s", len, name);
 	if (fcntl(fd, F_ADD_SEALS, VMSTATE_SEALS))
-		return error_errno(err, -errno, "can't seal the vmstate");
+		return error_errno(err, -errno, "can't seal memfd %s", name);
 	*ret_fd = steal_fd(&fd);
 	return 0;
 }
@@ -622,7 +631,7 @@ static int source_paused(struct postcopy *p, const void *vmstate, size_t len, st
 	if (!rc && !vmstate && len)
 		rc = error_set(err, -EINVAL, "vmstate is NULL");
 	if (!rc)
-		rc = make_vmstate(vmstate, len, &fd, err);
+		rc = make_sealed_memfd("postcopy-vmstate", vmstate, len, &fd, err);
 	if (rc)
 		return rc;
 	p->vmstate_fd = steal_fd(&fd);
@@ -716,6 +725,7 @@ struct postcopy *postcopy_detach(struct postcopy *p)
 		uffd_unregister(p->uffd, p->registered[i].addr, p->registered[i].size);
 	close_fd(&p->uffd);
 	close_fd(&p->vmstate_fd);
+	close_fd(&p->poison_fd);
 	close_fd(&p->sock);
 	free(p);
 	return NULL;

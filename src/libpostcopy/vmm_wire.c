@@ -20,12 +20,13 @@ _Static_assert(VMM_WIRE_HEADER_BYTES + 4 + 4 + 8 + 4 + POSTCOPY_ID_MAX +
 static const char *type_name(enum vmm_wire_type type)
 {
 	static const char *const names[] = {
-		[VMM_WIRE_ATTACH] = "ATTACH",   [VMM_WIRE_ATTACHED] = "ATTACHED",
-		[VMM_WIRE_ERROR] = "ERROR",     [VMM_WIRE_PAUSE] = "PAUSE",
-		[VMM_WIRE_PAUSED] = "PAUSED",   [VMM_WIRE_RESUME] = "RESUME",
-		[VMM_WIRE_VMSTATE] = "VMSTATE", [VMM_WIRE_LOADED] = "LOADED",
-		[VMM_WIRE_RESUMED] = "RESUMED", [VMM_WIRE_COMPLETE] = "COMPLETE",
-		[VMM_WIRE_CHANNEL] = "CHANNEL", [VMM_WIRE_ATTRIBUTES] = "ATTRIBUTES",
+		[VMM_WIRE_ATTACH] = "ATTACH",     [VMM_WIRE_ATTACHED] = "ATTACHED",
+		[VMM_WIRE_ERROR] = "ERROR",       [VMM_WIRE_PAUSE] = "PAUSE",
+		[VMM_WIRE_PAUSED] = "PAUSED",     [VMM_WIRE_RESUME] = "RESUME",
+		[VMM_WIRE_VMSTATE] = "VMSTATE",   [VMM_WIRE_LOADED] = "LOADED",
+		[VMM_WIRE_RESUMED] = "RESUMED",   [VMM_WIRE_COMPLETE] = "COMPLETE",
+		[VMM_WIRE_CHANNEL] = "CHANNEL",   [VMM_WIRE_ATTRIBUTES] = "ATTRIBUTES",
+		[VMM_WIRE_POISONED] = "POISONED",
 	};
 
 	return names[type];
@@ -126,6 +127,7 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 	case VMM_WIRE_RESUMED:
 	case VMM_WIRE_COMPLETE:
 	case VMM_WIRE_CHANNEL:
+	case VMM_WIRE_POISONED:
 		break;
 	}
 	put_u32(put_u16(put_u16(buf, (uint16_t)msg->type), VMM_WIRE_VERSION),
@@ -256,8 +258,8 @@ static int get_attributes(struct reader *r, struct vmm_wire_msg *msg, struct err
 /* How many descriptors a type travels with; ATTACH says so itself. */
 static int check_fd_count(enum vmm_wire_type type, size_t n_fds, struct error *err)
 {
-	bool has_fd =
-	        type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE || type == VMM_WIRE_CHANNEL;
+	bool has_fd = type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
+	              type == VMM_WIRE_CHANNEL || type == VMM_WIRE_POISONED;
 	size_t want = has_fd ? 1 : 0;
 
 	if (n_fds > VMM_WIRE_FDS_MAX || (type != VMM_WIRE_ATTACH && n_fds != want))
@@ -279,7 +281,7 @@ static int get_header(struct reader *r, enum vmm_wire_type *ret_type, struct err
 		                 "the other side speaks version %u of the VMM protocol, this one "
 		                 "%d: install libpostcopy and postcopyd of the same release",
 		                 version, VMM_WIRE_VERSION);
-	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_ATTRIBUTES)
+	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_POISONED)
 		return error_set(err, -EPROTO, "unknown message type %u", type);
 	if (len != (size_t)(r->end - r->pos))
 		return error_set(err, -EPROTO, "%s says %u bytes of payload, but has %zu",

@@ -11,7 +11,7 @@
  *   ATTACH (table, fds)     ->
  *                           <-   ATTACHED, or ERROR and the socket closes
  *   source:                 <-   PAUSE
- *   PAUSED (vmstate) / ERROR ->
+ *   POISONED (fd) where some of the guest is, PAUSED (vmstate) / ERROR ->
  *                           <-   RESUME (cancelled in time) or COMPLETE
  *   destination:
  *   CHANNEL (fd), any time  ->
@@ -23,7 +23,7 @@
  *
  * A daemon that was started again, and found the socket in the service manager's store, asks
  * again where it does not know the answer: PAUSE, VMSTATE and COMPLETE may come twice, and
- * PAUSED, LOADED, RESUMED and the ERROR of a failed load are then said again.
+ * POISONED, PAUSED, LOADED, RESUMED and the ERROR of a failed load are then said again.
  */
 #ifndef LIBPOSTCOPY_VMM_WIRE_H
 #define LIBPOSTCOPY_VMM_WIRE_H
@@ -54,6 +54,7 @@ enum vmm_wire_type {
 	VMM_WIRE_COMPLETE = 10,
 	VMM_WIRE_CHANNEL = 11,
 	VMM_WIRE_ATTRIBUTES = 12,
+	VMM_WIRE_POISONED = 13,
 };
 
 enum vmm_wire_role {
@@ -84,6 +85,7 @@ struct vmm_wire_region {
  *   PAUSED:   vmstate_len, pause_ns (what stopping the vCPUs and saving took); one fd
  *   VMSTATE:  vmstate_len; one fd
  *   CHANNEL:  one fd: the daemon's end of a fetch channel (libpostcopy/fetch_wire.h)
+ *   POISONED: one fd: a sealed memfd of ranges (libpostcopy/poison_wire.h)
  *   ATTRIBUTES: n_regions, and the flags of each of regions; nothing else of them
  *   ERROR:    code (positive errno), text
  */

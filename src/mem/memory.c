@@ -312,8 +312,11 @@ int memory_read(struct memory *m, uint64_t offset, void *buf, size_t len)
 
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EFAULT;
+		if (n < 0)
+			return -errno;
+		/* A process that has exited reads as empty: all of it is gone, not this page. */
+		if (!n)
+			return m->kind == POSTCOPY_MEMORY_ANONYMOUS ? -ESRCH : -EFAULT;
 		done += (size_t)n;
 	}
 	return 0;

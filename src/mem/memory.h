@@ -83,7 +83,8 @@ struct memory *memory_free(struct memory *m);
  * memory_read() - read guest memory on the source
  * @offset: bytes into the region; @offset + @len lies within it
  *
- * Return: 0; -EFAULT where the memory can't be had (gone, poisoned, private); -EIO.
+ * Return: 0; -EFAULT, -EIO, -EHWPOISON where this part can't be had (gone, poisoned, private);
+ * -ESRCH where the VMM that anonymous memory is read from is gone, and all of it with it.
  */
 int memory_read(struct memory *m, uint64_t offset, void *buf, size_t len);
 

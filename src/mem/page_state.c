@@ -11,7 +11,7 @@
 #include "util/cleanup.h"
 
 /* Bumped with each change of what lies in the memfd. */
-#define STATE_MAGIC 0x3330737063747370ull /* "pstcps03" */
+#define STATE_MAGIC 0x3430737063747370ull /* "pstcps04" */
 #define STATE_PAGE_BYTES 4096
 /* The header's page, and the room. */
 #define STATE_HEADER_BYTES (STATE_PAGE_BYTES + PAGE_STATE_ROOM_BYTES)
@@ -31,6 +31,8 @@ struct region_state {
 	_Atomic uint64_t *present;
 	_Atomic uint64_t *wanted;
 	_Atomic uint64_t *copying;
+	_Atomic uint64_t *poisoned;
+	uint64_t words;
 };
 
 struct page_state {
@@ -55,7 +57,7 @@ DEFINE_CLEANUP(struct page_state *, page_state_free);
 
 static size_t state_bytes(uint64_t words)
 {
-	return STATE_HEADER_BYTES + 4 * words * sizeof(uint64_t);
+	return STATE_HEADER_BYTES + 5 * words * sizeof(uint64_t);
 }
 
 static void lay_out(struct page_state *ps, const struct region_table *table, uint64_t words)
@@ -72,6 +74,8 @@ static void lay_out(struct page_state *ps, const struct region_table *table, uin
 			.present = bits + words,
 			.wanted = bits + 2 * words,
 			.copying = bits + 3 * words,
+			.poisoned = bits + 4 * words,
+			.words = r->words,
 		};
 		bits += r->words;
 	}
@@ -143,6 +147,7 @@ static void take_stock(struct page_state *ps, const struct region_table *table)
 			uint64_t copying = atomic_load(&r->copying[word]);
 
 			atomic_fetch_and(&r->claimed[word], present | copying);
+			atomic_fetch_and(&r->poisoned[word], present);
 			missing -= (uint64_t)__builtin_popcountll(present);
 		}
 	atomic_store(&ps->header->missing, missing);
@@ -207,6 +212,34 @@ void page_state_note_no_copy(struct page_state *ps, uint32_t region, uint64_t wo
 		atomic_fetch_and(&r->copying[word], ~mask);
 }
 
+void page_state_note_poisoned(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
+{
+	atomic_fetch_or(&ps->regions[region].poisoned[word], mask);
+}
+
+void page_state_note_sound(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
+{
+	struct region_state *r = &ps->regions[region];
+
+	if (atomic_load(&r->poisoned[word]) & mask)
+		atomic_fetch_and(&r->poisoned[word], ~mask);
+}
+
+uint64_t page_state_poisoned(const struct page_state *ps, uint32_t region, uint64_t word)
+{
+	return atomic_load(&ps->regions[region].poisoned[word]);
+}
+
+uint64_t page_state_count_poisoned(const struct page_state *ps)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < ps->n_regions; i++)
+		for (uint64_t word = 0; word < ps->regions[i].words; word++)
+			n += (uint64_t)__builtin_popcountll(page_state_poisoned(ps, i, word));
+	return n;
+}
+
 uint64_t page_state_doubtful(const struct page_state *ps, uint32_t region, uint64_t word)
 {
 	const struct region_state *r = &ps->regions[region];
@@ -240,6 +273,17 @@ bool page_state_page_present(const struct page_state *ps, uint32_t region, uint6
 		if (mask & ~atomic_load(&r->present[unit / WORD_UNITS]))
 			return false;
 	return true;
+}
+
+bool page_state_page_poisoned(const struct page_state *ps, uint32_t region, uint64_t first_unit)
+{
+	const struct region_state *r = &ps->regions[region];
+	uint64_t mask = page_mask(r, first_unit);
+
+	for (uint64_t unit = first_unit; unit < first_unit + r->units_per_page; unit += WORD_UNITS)
+		if (mask & atomic_load(&r->poisoned[unit / WORD_UNITS]))
+			return true;
+	return false;
 }
 
 bool page_state_want(struct page_state *ps, uint32_t region, uint64_t first_unit)

@@ -4,13 +4,15 @@
  *
  * Theory of operation
  * -------------------
- * Four bitmaps a region, in one memfd, so that a process that takes over finds
+ * Five bitmaps a region, in one memfd, so that a process that takes over finds
  * them:
  *
  *   claimed   somebody fills this unit, or has: the one atomic bit that makes sure of
  *             one fill. Who sets it fills; everyone else drops the data.
  *   present   its whole content is in place. Only the claimer sets it, afterwards.
  *   wanted    a fault waits (or waited) for it.
+ *   poisoned  there is no content for it (the source can't read it, or its page here is
+ *             broken): it counts as present, and who touches its host page gets SIGBUS.
  *   copying   its claimer fills it by UFFDIO_COPY, which shows it to the guest in the same
  *             moment: before it is present the guest may have it, and have written to it.
  *
@@ -74,6 +76,20 @@ void page_state_unclaim(struct page_state *ps, uint32_t region, uint64_t word, u
 /* Claimed units are about to be filled by UFFDIO_COPY; or by other means after all. */
 void page_state_note_copy(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
 void page_state_note_no_copy(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+
+/*
+ * Claimed units have no content: from now on their host pages are poisoned, never mapped. Before
+ * they are published. Or they were discarded since, and are zero.
+ */
+void page_state_note_poisoned(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+void page_state_note_sound(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+
+/* Is any unit of the host page that begins at @first_unit poisoned? */
+bool page_state_page_poisoned(const struct page_state *ps, uint32_t region, uint64_t first_unit);
+
+/* The poisoned units of a word; and how many there are, over all regions. */
+uint64_t page_state_poisoned(const struct page_state *ps, uint32_t region, uint64_t word);
+uint64_t page_state_count_poisoned(const struct page_state *ps);
 
 /*
  * page_state_doubtful() - after page_state_adopt(): what the process before was copying

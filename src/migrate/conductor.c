@@ -258,6 +258,9 @@ static int connect_once(struct conductor *k, const struct patience *p, struct er
 	if (rc)
 		return rc;
 	target = target_now(m);
+	rc = conn_probe(m->control, &target, err);
+	if (rc)
+		return rc;
 	return pull_connect(m->pull, &target, m->owner->config.tls, &k->hello, k->reply.epoch, err);
 }
 

@@ -352,6 +352,23 @@ static void begin_switchover(struct migration *m)
 		migration_order(m, ORDER_RECORDED);
 }
 
+/* All that there is to be had is here. */
+static void complete(struct migration *m)
+{
+	uint64_t poisoned = stat_get(&pull_stats(m->pull)->pages_poisoned);
+
+	if (poisoned)
+		migration_move(m, MIGRATION_COMPLETE,
+		               "%llu pages of 4 KiB could not be read at the source, or their "
+		               "memory here is broken, and are poisoned: the guest gets a machine "
+		               "check where it touches them",
+		               (unsigned long long)poisoned);
+	else
+		migration_move(m, MIGRATION_COMPLETE, "%s", "");
+	if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
+		log_migration_warning(m->params.id, "the VMM could not be told");
+}
+
 void destination_news(struct migration *m, unsigned int news)
 {
 	bool over = migration_state_is_final(m->state);
@@ -378,11 +395,8 @@ void destination_news(struct migration *m, unsigned int news)
 		migration_move(m, MIGRATION_ATTACHED, "the source guest was attached anew");
 		migration_move(m, MIGRATION_WARMING, "from the beginning: %s", m->reason);
 	}
-	if ((news & NEWS_COMPLETE) && !over) {
-		migration_move(m, MIGRATION_COMPLETE, "%s", "");
-		if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
-			log_migration_warning(m->params.id, "the VMM could not be told");
-	}
+	if ((news & NEWS_COMPLETE) && !over)
+		complete(m);
 	if (news & NEWS_ENDED) {
 		pthread_join(m->conductor, NULL);
 		m->conductor_runs = false;

@@ -235,6 +235,8 @@ void migration_drop_attach(struct migration *m)
 		name_memory(m, i, name);
 		fd_store_remove(m->owner->config.store, name);
 	}
+	if (m->n_fds && m->params.role == MIGRATION_SOURCE)
+		migration_drop_fds(m, "poison");
 	if (m->n_fds && m->params.role == MIGRATION_DESTINATION) {
 		const char *channel;
 

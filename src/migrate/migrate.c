@@ -628,6 +628,7 @@ static struct migration_served served(const struct migration *m)
 	sum.requests += atomic_load(&stats->requests);
 	sum.pages += atomic_load(&stats->pages);
 	sum.zero_pages += atomic_load(&stats->zero_pages);
+	sum.unreadable_pages += atomic_load(&stats->unreadable_pages);
 	sum.bytes += atomic_load(&stats->bytes);
 	return sum;
 }
@@ -645,18 +646,29 @@ static uint64_t pages_present(const struct migration *m)
 	return m->table.units - pull_missing(m->pull);
 }
 
+/* Why it is as it is. A page that can neither be brought nor poisoned keeps it from being whole. */
+static const char *reason(const struct migration *m)
+{
+	if (!*m->reason && m->state == MIGRATION_POSTCOPY && m->pull &&
+	    stat_get(&pull_stats(m->pull)->pages_unpoisoned))
+		return "the source can't read some pages, and this kernel can't poison them: they "
+		       "stay missing";
+	return m->reason;
+}
+
 /* With what the source has not acknowledged. */
 static const char *reason_now(struct migration *m)
 {
+	const char *why = reason(m);
 	bool unheard;
 
 	pthread_mutex_lock(&m->lock);
 	unheard = *m->unheard;
 	if (unheard)
-		snprintf(m->reason_unheard, sizeof m->reason_unheard, "%s%s%s", m->reason,
-		         *m->reason ? "; " : "", m->unheard);
+		snprintf(m->reason_unheard, sizeof m->reason_unheard, "%s%s%s", why,
+		         *why ? "; " : "", m->unheard);
 	pthread_mutex_unlock(&m->lock);
-	return unheard ? m->reason_unheard : m->reason;
+	return unheard ? m->reason_unheard : why;
 }
 
 void migration_get_info(struct migration *m, struct migration_info *ret)

@@ -105,6 +105,7 @@ struct migration_served {
 	uint64_t requests;
 	uint64_t pages; /* with their bytes */
 	uint64_t zero_pages;
+	uint64_t unreadable_pages;
 	uint64_t bytes;
 };
 
@@ -169,6 +170,7 @@ struct migrations_totals {
 
 	/* Destinations: struct pull_stats, summed. */
 	uint64_t fill_write, fill_memcpy, fill_copy, fill_zero;
+	uint64_t pages_poisoned;
 	uint64_t faults, faults_remote, faults_minor, faults_coalesced;
 	uint64_t bulk_bytes;
 	uint64_t prefetch_hit, prefetch_late, prefetch_wasted;

@@ -94,6 +94,39 @@ int source_attach(struct migration *m, struct vmm_attach *attach, struct error *
 	return rc ? rc : offer_source(m, source, err);
 }
 
+/* What its VMM has poisoned; also after a take-over. */
+static int take_poisoned(struct migration *m, struct page_source *source, int fd, struct error *err)
+{
+	struct poison_list *list;
+	int rc = poison_list_read(&m->table, fd, &list, err);
+
+	if (rc)
+		return rc;
+	log_migration_warning(m->params.id,
+	                      "%llu pages of the guest are poisoned since a migration before: they "
+	                      "stay so",
+	                      (unsigned long long)poison_list_units(list));
+	page_source_set_poisoned(source, list);
+	return 0;
+}
+
+static int on_poisoned(struct migration *m, int fd, struct error *err)
+{
+	int rc = take_poisoned(m, m->source, fd, err);
+
+	if (rc)
+		return rc;
+	migration_drop_fds(m, "poison");
+	return migration_keep_fd(m, "poison", fd, err);
+}
+
+static int take_over_poisoned(struct migration *m, struct page_source *source, struct error *err)
+{
+	_cleanup_close_ int fd = migration_take_fd(m, "poison");
+
+	return fd < 0 ? 0 : take_poisoned(m, source, fd, err);
+}
+
 void source_stop(struct migration *m)
 {
 	struct migration_info info;
@@ -228,6 +261,11 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 			(void)vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
 		return 0;
 	}
+	if (msg->type == VMM_WIRE_POISONED && asked)
+		return on_poisoned(m, *fd, err);
+	/* Said again, like the PAUSED that follows it. */
+	if (msg->type == VMM_WIRE_POISONED && m->taken_over && m->paused)
+		return 0;
 	if (msg->type == VMM_WIRE_PAUSED && asked)
 		return on_paused(m, msg, fd, err);
 	if (msg->type == VMM_WIRE_ERROR && asked) {
@@ -425,6 +463,12 @@ int source_take_over(struct migration *m, struct vmm_attach *attach, const struc
 	}
 	/* Whole before anybody finds it. */
 	page_source_restore(source, saved->epoch, &saved->holder, saved->vmm_resumed);
+	rc = take_over_poisoned(m, source, err);
+	if (rc) {
+		page_source_unref(source);
+		close_fd(&fd);
+		return rc;
+	}
 	m->paused = saved->vmstate_held;
 	if (m->paused)
 		page_source_set_vmstate(source, fd, saved->vmstate_len, saved->pause_ns);

@@ -15,6 +15,7 @@ static void add_pull(struct migrations_totals *t, const struct pull_stats *s)
 	t->faults_minor += stat_get(&s->faults_minor);
 	t->faults_coalesced += stat_get(&s->faults_coalesced);
 	t->faults_slow += stat_get(&s->faults_slow);
+	t->pages_poisoned += stat_get(&s->pages_poisoned);
 	t->bulk_bytes += stat_get(&s->bulk_bytes);
 	t->prefetch_hit += stat_get(&s->prefetch_hit);
 	t->prefetch_late += stat_get(&s->prefetch_late);
@@ -31,6 +32,7 @@ static void add_served(struct migrations_totals *t, const struct migration_serve
 	t->served.requests += s->requests;
 	t->served.pages += s->pages;
 	t->served.zero_pages += s->zero_pages;
+	t->served.unreadable_pages += s->unreadable_pages;
 	t->served.bytes += s->bytes;
 }
 

@@ -256,6 +256,7 @@ static void set_destination(struct migration_message *t, struct migration *m,
 	d->pages_total = info->pages_total;
 	d->pages_present = info->pages_present;
 	if (info->pull) {
+		d->pages_poisoned = stat_get(&info->pull->pages_poisoned);
 		set_bulk(t, info->pull);
 		set_counters(t, info->pull);
 		set_latencies(t, info->pull);
@@ -272,6 +273,7 @@ static void set_source(struct migration_message *t, const struct migration_info 
 	t->source.requests = info->served.requests;
 	t->source.pages = info->served.pages;
 	t->source.zero_pages = info->served.zero_pages;
+	t->source.unreadable_pages = info->served.unreadable_pages;
 	t->source.bytes = info->served.bytes;
 	t->source.connected = info->connected;
 	stream_holder_hex(&info->holder, t->holder);

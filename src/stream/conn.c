@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 
 #include "util/cleanup.h"
+#include "util/clock.h"
 
 /* A peer that acknowledges nothing for this long is dead. */
 #define PEER_TIMEOUT_MS 10000
@@ -93,7 +94,46 @@ int conn_set_blocking(struct conn *c, bool blocking)
 	return fcntl(c->fd, F_SETFL, flags) ? -errno : 0;
 }
 
-/* @fd is taken over on success only. */
+/*
+ * The one place where a connection that is being opened, or probed, waits for its peer: until
+ * poll() says @events, or its deadline is over.
+ */
+static int wait_ready(void *arg, short events, struct error *err)
+{
+	const struct conn *c = arg;
+	struct pollfd fd = { .fd = c->fd, .events = events };
+	uint64_t now_ns;
+
+	while ((now_ns = clock_now_ns()) < c->deadline_ns) {
+		uint64_t left_ms = (c->deadline_ns - now_ns) / NSEC_PER_MSEC + 1;
+		int n = poll(&fd, 1, (int)left_ms);
+
+		if (n > 0)
+			return 0;
+		if (n < 0 && errno != EINTR)
+			return error_errno(err, -errno, "connection: poll");
+	}
+	return error_set(err, -ETIMEDOUT, "the peer is silent");
+}
+
+/* From here on all that is sent and received has to be over in time. Return: 0 or -errno. */
+static int begin_deadline(struct conn *c)
+{
+	int rc = conn_set_blocking(c, false);
+
+	c->deadline_ns = clock_now_ns() + CONN_OPEN_TIMEOUT_MS * NSEC_PER_MSEC;
+	tls_set_wait(c->tls, wait_ready, c);
+	return rc;
+}
+
+static int end_deadline(struct conn *c)
+{
+	tls_set_wait(c->tls, NULL, NULL);
+	c->deadline_ns = 0;
+	return conn_set_blocking(c, true);
+}
+
+/* @fd is taken over on success only; it does not block from now on. */
 static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **ret,
                     struct error *err)
 {
@@ -106,13 +146,32 @@ static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **
 		free(c);
 		return error_set(err, -ENOMEM, "connection: out of memory");
 	}
-	set_timeouts(fd, CONN_OPEN_TIMEOUT_MS);
-	rc = tls_handshake(tls, fd, server, &c->tls, err);
-	c->fd = rc ? -1 : fd;
+	c->fd = fd;
+	rc = conn_set_blocking(c, false);
 	if (rc)
-		conn_free(c);
+		error_errno(err, rc, "connection: O_NONBLOCK");
 	else
+		rc = tls_open(tls, fd, server, &c->tls, err);
+	if (!rc) {
 		*ret = c;
+		return 0;
+	}
+	c->fd = -1;
+	conn_free(c);
+	return rc;
+}
+
+/* The TLS handshake, within the deadline. */
+static int shake_hands(struct conn *c, struct error *err)
+{
+	short events = 0;
+	int rc;
+
+	while ((rc = tls_handshake_step(c->tls, &events, err)) == -EAGAIN) {
+		rc = wait_ready(c, events, err);
+		if (rc)
+			return error_prefix(err, "TLS handshake");
+	}
 	return rc;
 }
 
@@ -134,13 +193,13 @@ void conn_shutdown(const struct conn *c)
 
 static int silent_peer(int rc, const char *what, struct error *err)
 {
-	if (rc == -EAGAIN)
-		return error_set(err, -ETIMEDOUT, "no %s from the peer for %d ms", what,
+	if (rc == -ETIMEDOUT)
+		return error_set(err, rc, "no %s from the peer within %d ms", what,
 		                 CONN_OPEN_TIMEOUT_MS);
 	return rc;
 }
 
-/* Everything after the TCP connection. */
+/* Everything after the TCP connection. @fd is taken over where *@ret is set, also on failure. */
 static int greet(int fd, const struct conn_target *target, struct tls_context *tls,
                  const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,
                  struct error *err)
@@ -151,11 +210,15 @@ static int greet(int fd, const struct conn_target *target, struct tls_context *t
 	const void *payload;
 	int rc = conn_new(fd, tls, false, &c, err);
 
+	if (rc)
+		return rc;
+	*ret = c;
+	begin_deadline(c);
+	rc = shake_hands(c, err);
 	if (rc) {
 		error_prefix(err, "source %s:%s", target->host, target->port);
 		return rc;
 	}
-	*ret = c;
 	rc = conn_send(c, frame, hello_encode(hello, frame));
 	if (rc)
 		return error_errno(err, rc, "source %s:%s: HELLO", target->host, target->port);
@@ -165,10 +228,10 @@ static int greet(int fd, const struct conn_target *target, struct tls_context *t
 	if (rc) {
 		silent_peer(rc, "HELLO_REPLY", err);
 		error_prefix(err, "source %s:%s", target->host, target->port);
-		return rc == -EAGAIN ? -ETIMEDOUT : rc;
+		return rc;
 	}
-	set_timeouts(c->fd, 0);
-	return 0;
+	rc = end_deadline(c);
+	return rc ? error_errno(err, rc, "source %s:%s", target->host, target->port) : 0;
 }
 
 int conn_dial(struct dialing *d, const struct conn_target *target, struct tls_context *tls,
@@ -196,29 +259,92 @@ int conn_dial(struct dialing *d, const struct conn_target *target, struct tls_co
 	return rc;
 }
 
-int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
-                struct error *err)
+/* Whether what was sent last has not reached the peer's kernel. */
+static bool is_unacknowledged(const struct conn *c)
 {
-	_cleanup_(conn_free_p) struct conn *c = NULL;
+	struct tcp_info info = { 0 };
+	socklen_t len = sizeof info;
+
+	return !getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) && info.tcpi_unacked;
+}
+
+int conn_probe(struct conn *c, const struct conn_target *target, struct error *err)
+{
+	struct frame_header h = { .type = FRAME_PROBE, .payload_len = FRAME_PROBE_BYTES };
+	const void *payload;
+	int rc = begin_deadline(c);
+
+	/* Nothing is being received: its buffer is as good as any. */
+	frame_header_encode(&h, c->rx);
+	if (!rc)
+		rc = conn_send(c, c->rx, FRAME_HEADER_BYTES + FRAME_PROBE_BYTES);
+	if (!rc)
+		rc = conn_expect_frame(c, FRAME_PROBE_REPLY, &h, &payload, err);
+	if (rc == -ETIMEDOUT)
+		return error_set(err, rc,
+		                 "full-size packets do not get through %s %s:%s: path MTU (a "
+		                 "firewall that drops ICMP?)",
+		                 is_unacknowledged(c) ? "to" : "from", target->host, target->port);
+	if (rc)
+		return err->code ? error_prefix(err, "source %s:%s: probe", target->host,
+		                                target->port)
+		                 : error_errno(err, rc, "source %s:%s: probe", target->host,
+		                               target->port);
+	rc = end_deadline(c);
+	return rc ? error_errno(err, rc, "source %s:%s", target->host, target->port) : 0;
+}
+
+int conn_answer_probe(struct conn *c)
+{
+	struct frame_header h = { .type = FRAME_PROBE_REPLY, .payload_len = FRAME_PROBE_BYTES };
+
+	/* It lies there still, behind its header. */
+	frame_header_encode(&h, c->rx);
+	return conn_send(c, c->rx, FRAME_HEADER_BYTES + FRAME_PROBE_BYTES);
+}
+
+/* A stranger's connection: there are others to look after. */
+static int wait_never(void *arg, short events, struct error *err)
+{
+	(void)arg;
+	(void)events;
+	(void)err;
+	return -EAGAIN;
+}
+
+int conn_accept_begin(int fd, struct tls_context *tls, struct conn **ret, struct error *err)
+{
+	int rc = conn_new(fd, tls, true, ret, err);
+
+	if (!rc)
+		tls_set_wait((*ret)->tls, wait_never, NULL);
+	return rc;
+}
+
+int conn_accept_step(struct conn *c, short *ret_events, struct hello *ret_hello, struct error *err)
+{
 	struct frame_header h;
 	const void *payload;
-	int rc = conn_new(fd, tls, true, &c, err);
+	int rc = c->greeted ? 0 : tls_handshake_step(c->tls, ret_events, err);
 
 	if (rc)
 		return rc;
+	c->greeted = true;
 	rc = conn_expect_frame(c, FRAME_HELLO, &h, &payload, err);
 	if (!rc)
 		rc = hello_decode(payload, h.payload_len, ret_hello, err);
-	if (rc) {
-		rc = silent_peer(rc, "HELLO", err);
+	if (rc == -EAGAIN)
+		*ret_events = POLLIN;
+	else if (rc)
 		conn_send_error(c, err);
-		c->fd = -1;
-		return rc;
-	}
-	tune_socket(c->fd, ret_hello->role);
-	set_timeouts(c->fd, 0);
-	*ret = steal_ptr(&c);
-	return 0;
+	return rc;
+}
+
+int conn_accept_end(struct conn *c, enum stream_role role)
+{
+	tune_socket(c->fd, role);
+	tls_set_wait(c->tls, NULL, NULL);
+	return conn_set_blocking(c, true);
 }
 
 int conn_send_plain(struct conn *c, enum frame_type type)
@@ -244,6 +370,13 @@ static int receive(struct conn *c, size_t want, struct error *err)
 	while (c->rx_have < want) {
 		ssize_t n = tls_read(c->tls, c->rx + c->rx_have, want - c->rx_have);
 
+		if (n == -EAGAIN && c->deadline_ns) {
+			int rc = wait_ready(c, POLLIN, err);
+
+			if (rc)
+				return rc;
+			continue;
+		}
 		if (n == -EAGAIN)
 			return -EAGAIN;
 		if (n == 0)

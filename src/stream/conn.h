@@ -13,12 +13,17 @@
 #include "stream/hello.h"
 #include "tls/tls.h"
 
-/* How long the peer may take for the TCP connect, the TLS handshake and the HELLO, each. */
+/*
+ * How long the peer may take for the TCP connect; for the TLS handshake and the HELLO together; and
+ * for the probe. From beginning to end: a peer that sends a byte a second gains nothing.
+ */
 #define CONN_OPEN_TIMEOUT_MS 5000
 
 struct conn {
 	int fd;
 	struct tls *tls;
+	bool greeted;         /* the TLS handshake of an accepted one is done */
+	uint64_t deadline_ns; /* while it is opened or probed: for all of that; else 0 */
 	/* The frame that is being received: FRAME_PAGES_MAX bytes. */
 	uint8_t *rx;
 	size_t rx_have;
@@ -44,13 +49,34 @@ int conn_dial(struct dialing *d, const struct conn_target *target, struct tls_co
               struct error *err);
 
 /*
- * conn_accept() - TLS on an accepted socket, and its HELLO
- * @fd: taken over on success only
+ * conn_accept_begin() - a stranger's connection
+ * @fd: accepted; taken over on success only
  *
- * Return: as conn_dial(). On -EPROTO, -EINVAL after TLS the peer was told why.
+ * Nothing here blocks: conn_accept_step() goes on with the TLS handshake and the HELLO whenever
+ * poll() says *@ret_events of conn->fd, until it is done. How long that may take is the caller's
+ * business. conn_accept_end() makes it a connection like any other, that blocks.
+ *
+ * conn_accept_step() returns 0 with the HELLO; -EAGAIN; or as conn_dial(). On -EPROTO, -EINVAL
+ * after TLS the peer was told why.
  */
-int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,
-                struct error *err);
+int conn_accept_begin(int fd, struct tls_context *tls, struct conn **ret, struct error *err);
+int conn_accept_step(struct conn *c, short *ret_events, struct hello *ret_hello, struct error *err);
+int conn_accept_end(struct conn *c, enum stream_role role);
+
+/*
+ * conn_probe() - do packets of full size get through, both ways?
+ * @target: for the error's text
+ *
+ * A path that drops them in silence lets a connection be opened and pings be answered; pages never
+ * come. Directly after conn_dial(), before anything else is asked.
+ *
+ * Return: 0; -ETIMEDOUT and other errnos of the network with @err set: the connection is of no more
+ * use.
+ */
+int conn_probe(struct conn *c, const struct conn_target *target, struct error *err);
+
+/* The source's answer to a PROBE that was just received. Return: 0 or -errno. */
+int conn_answer_probe(struct conn *c);
 
 struct conn *conn_free(struct conn *c);
 

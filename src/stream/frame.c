@@ -31,6 +31,8 @@ static const struct frame_lengths {
 	[FRAME_ABORT_ACK] = { "ABORT_ACK", 0, 0 },
 	[FRAME_PING] = { "PING", 0, 0 },
 	[FRAME_PONG] = { "PONG", 0, 0 },
+	[FRAME_PROBE] = { "PROBE", FRAME_PROBE_BYTES, FRAME_PROBE_BYTES },
+	[FRAME_PROBE_REPLY] = { "PROBE_REPLY", FRAME_PROBE_BYTES, FRAME_PROBE_BYTES },
 };
 
 void frame_header_encode(const struct frame_header *h, void *buf)
@@ -96,7 +98,8 @@ size_t frame_pages_encode(const struct frame_pages *pages, uint64_t request_id, 
 	p = put_u32(p, 0);
 	p = put_u64(p, pages->first_unit);
 	p = put_u64(p, pages->data_mask);
-	put_u64(p, pages->zero_mask);
+	p = put_u64(p, pages->zero_mask);
+	put_u64(p, pages->error_mask);
 	return FRAME_HEADER_BYTES + FRAME_PAGES_BYTES;
 }
 
@@ -156,10 +159,12 @@ int frame_pages_decode(const struct frame_header *h, const void *payload, struct
 	ret->first_unit = get_u64(&r);
 	ret->data_mask = get_u64(&r);
 	ret->zero_mask = get_u64(&r);
+	ret->error_mask = get_u64(&r);
 	if (reserved)
 		return error_set(err, -EPROTO, "PAGES frame with reserved field %#x", reserved);
-	if (ret->data_mask & ret->zero_mask)
-		return error_set(err, -EPROTO, "PAGES frame with units both zero and not");
+	if ((ret->data_mask & ret->zero_mask) ||
+	    ((ret->data_mask | ret->zero_mask) & ret->error_mask))
+		return error_set(err, -EPROTO, "PAGES frame with units in two masks");
 	want = FRAME_PAGES_BYTES + (size_t)__builtin_popcountll(ret->data_mask) * UNIT_BYTES;
 	if (h->payload_len != want)
 		return error_set(err, -EPROTO,

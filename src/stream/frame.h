@@ -14,15 +14,16 @@
  * Memory is counted in units of 4 KiB whatever the host pages are, so that 4 KiB,
  * 2 MiB and 1 GiB pages share one page state, one wire and one source. 64 units in a
  * row, aligned, are a word: a GET asks for some units of one word by a 64-bit mask,
- * and one PAGES answers one GET with two masks, the units whose bytes follow and the
- * units that are zero; together they are exactly what was asked. So the largest
+ * and one PAGES answers one GET with three masks, the units whose bytes follow, the
+ * units that are zero and the units that the source can't read (a memory error, poison);
+ * no two of them overlap, and together they are exactly what was asked. So the largest
  * answer is 256 KiB and no field needs a length that could lie. Many GETs may be in
  * flight; answers keep their order.
  *
  *   CONTROL:  SWITCHOVER -> ; <- VMSTATE, VMSTATE_DATA... ; RESUMED -> ;
  *             COMPLETE -> ; <- COMPLETE_ACK        or    ABORT -> ; <- ABORT_ACK
  *   URGENT, BULK:  GET -> ; <- PAGES
- *   any:      PING -> ; <- PONG
+ *   any:      PING -> ; <- PONG    and, when it was just opened, PROBE -> ; <- PROBE_REPLY
  *   any:      <- ERROR, then the source closes
  */
 #ifndef STREAM_FRAME_H
@@ -34,15 +35,17 @@
 #include "mem/region.h"
 #include "util/error.h"
 
-#define STREAM_VERSION 1
+/* 2: PAGES has an error mask. */
+#define STREAM_VERSION 2
 #define STREAM_ALPN "postcopy/1"
 
 #define FRAME_HEADER_BYTES 16
 #define FRAME_GET_BYTES 24
-#define FRAME_PAGES_BYTES 32
+#define FRAME_PAGES_BYTES 40
 #define FRAME_VMSTATE_BYTES 24
 #define FRAME_HELLO_MAX 16384                 /* payload of HELLO and HELLO_REPLY */
 #define FRAME_ERROR_MAX 512                   /* payload of ERROR */
+#define FRAME_PROBE_BYTES (64u * 1024u)       /* payload of PROBE: many packets, of any MTU */
 #define FRAME_VMSTATE_DATA_MAX (256u * 1024u) /* payload of VMSTATE_DATA */
 #define FRAME_PAGES_MAX (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES + WORD_UNITS * UNIT_BYTES)
 
@@ -63,6 +66,8 @@ enum frame_type {
 	FRAME_ABORT_ACK = 13, /* no payload: the guest runs on at the source */
 	FRAME_PING = 14,      /* no payload: is the source still there? On an idle connection. */
 	FRAME_PONG = 15,      /* no payload: its answer */
+	FRAME_PROBE = 16,     /* FRAME_PROBE_BYTES: do packets of full size get through? */
+	FRAME_PROBE_REPLY = 17, /* the same bytes back */
 };
 
 struct frame_header {
@@ -81,7 +86,9 @@ struct frame_pages {
 	uint32_t region;
 	uint64_t first_unit;
 	uint64_t data_mask; /* units whose bytes follow, lowest first */
-	uint64_t zero_mask; /* units that are all zero; data | zero == want, data & zero == 0 */
+	uint64_t zero_mask; /* units that are all zero */
+	/* Units that can't be read: what was in them is lost. data | zero | error == want. */
+	uint64_t error_mask;
 };
 
 struct frame_vmstate {

@@ -114,12 +114,16 @@ size_t hello_reply_encode(const struct hello_reply *reply, void *buf)
 	return put_frame_header(FRAME_HELLO_REPLY, len, buf);
 }
 
-static int check_version(uint32_t version, struct error *err)
+static int check_version(uint32_t version, const char *peer, const char *self, struct error *err)
 {
-	if (version != STREAM_VERSION)
-		return error_set(err, -EPROTO, "page stream version %u, this daemon speaks %u",
-		                 version, STREAM_VERSION);
-	return 0;
+	if (version == STREAM_VERSION)
+		return 0;
+	/* The other side reads this too: "here" would be wrong for one of the two. */
+	return error_set(err, -EPROTO,
+	                 "page stream version %u from the %s, version %u at the %s: upgrade the "
+	                 "%s's postcopyd",
+	                 version, peer, STREAM_VERSION, self,
+	                 version < STREAM_VERSION ? peer : self);
 }
 
 static const uint8_t nobody[HOLDER_BYTES];
@@ -128,7 +132,7 @@ static int check_hello(const Postcopy__V1__StreamHello *m, struct error *err)
 {
 	size_t id_len = strlen(m->migration_id);
 
-	if (check_version(m->version, err))
+	if (check_version(m->version, "destination", "source", err))
 		return -EPROTO;
 	if ((int)m->role < STREAM_CONTROL || (int)m->role > STREAM_BULK)
 		return error_set(err, -EPROTO, "HELLO with unknown role %d", (int)m->role);
@@ -172,7 +176,7 @@ int hello_reply_decode(const void *payload, size_t len, struct hello_reply *ret,
 	if (!m)
 		return error_set(err, -EPROTO,
 		                 "HELLO_REPLY of %zu bytes is not the message it should be", len);
-	if (check_version(m->version, err))
+	if (check_version(m->version, "source", "destination", err))
 		return -EPROTO;
 	ret->epoch = m->epoch;
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);

@@ -12,36 +12,53 @@
 #include <sys/socket.h>
 
 #include "stream/page_source.h"
+#include "stream/reception.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 #include "util/tcp_listen.h"
 #include "util/thread.h"
 
-/* One accepted connection; in the server's list until its thread ends. */
+/*
+ * Connections of one migration, by role; one more takes the place of the oldest: who knows the
+ * token dials anew because the one before is of no more use. 16 bulk streams, and as many that are
+ * lost and nobody has noticed.
+ */
+static const unsigned int conns_max[] = {
+	[STREAM_CONTROL] = 4,
+	[STREAM_URGENT] = 4,
+	[STREAM_BULK] = 32,
+};
+/* Of one migration, those included that have been cut and are ending. */
+#define CONNS_OF_SOURCE_MAX 80u
+
+/* One connection that was let in; in the server's list until its thread ends. */
 struct server_conn {
 	struct page_server *server;
-	struct server_conn *next;
-	char peer[64];              /* its address, for the log */
-	int fd;                     /* before TLS, to cut it; then c's */
-	struct conn *c;             /* under the server's lock */
-	struct page_source *source; /* under the server's lock; a reference */
-	struct page_source_control control;
+	struct server_conn *next; /* older */
+	char peer[64];            /* its address, for the log */
+	enum stream_role role;
+	struct conn *c;
+	struct page_source *source;    /* a reference */
+	struct page_source_conn place; /* in it */
+	bool cut; /* under the server's lock: it is ending, and counts no more */
+	size_t reply_len;
+	uint8_t reply[]; /* the HELLO_REPLY */
 };
 
 struct page_server {
-	struct tls_context *tls;
 	int listen_fd;
 	int stop_fd;
 	unsigned int port;
 	pthread_t accepter;
 	bool accepter_runs;
+	struct reception *reception; /* the accepter's */
 
 	pthread_mutex_t lock;
 	pthread_cond_t idle; /* the list of connections became empty */
 	struct server_conn *conns;
 	unsigned int n_conns;
 	bool stopping;
-	bool incomplete;
+	bool incomplete;              /* some that were left are not taken over yet */
 	struct page_source **sources; /* a reference each */
 	size_t n_sources;
 };
@@ -54,52 +71,19 @@ static struct page_source *find_source(struct page_server *server, const char *i
 	return NULL;
 }
 
-/* The TLS and HELLO part of a connection's life. */
-static int open_conn(struct server_conn *sc, struct hello *hello, struct error *err)
+/* Of all that it holds, but its place in the list. */
+static void leave(struct server_conn *sc)
 {
-	uint8_t frame[FRAME_HEADER_BYTES + FRAME_HELLO_MAX];
-	struct page_server *server = sc->server;
-	struct page_source *source;
-	struct hello_reply reply;
-	struct conn *c;
-	bool incomplete;
-	int rc = conn_accept(sc->fd, server->tls, &c, hello, err);
-
-	pthread_mutex_lock(&server->lock);
-	/* Under the lock: shut_all() must not meet a number that is somebody else's by now. */
-	if (rc)
-		close_fd(&sc->fd);
-	sc->fd = -1;
-	sc->c = rc ? NULL : c;
-	source = rc ? NULL : find_source(server, hello->migration_id);
-	sc->source = source;
-	incomplete = server->incomplete;
-	pthread_mutex_unlock(&server->lock);
-	if (rc)
-		return rc;
-	if (!source && incomplete)
-		return error_set(err, -ECONNRESET,
-		                 "migration \"%s\": not among those that are taken over by now",
-		                 hello->migration_id);
-	/* A wrong id and a wrong token (page_source_open()) look the same to one who guesses. */
-	if (!source)
-		rc = error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
-		               hello->migration_id);
-	else
-		rc = page_source_open(source, hello, c, &sc->control, &reply, err);
-	if (rc) {
-		conn_send_error(c, err);
-		return rc;
-	}
-	rc = conn_send(c, frame, hello_reply_encode(&reply, frame));
-	return rc ? error_errno(err, rc, "connection: HELLO_REPLY") : 0;
+	if (sc->source)
+		page_source_close(sc->source, &sc->place);
+	conn_free(sc->c);
+	page_source_unref(sc->source);
+	free(sc);
 }
 
 static void remove_conn(struct server_conn *sc)
 {
 	struct page_server *server = sc->server;
-	struct page_source *source;
-	struct conn *c;
 
 	pthread_mutex_lock(&server->lock);
 	for (struct server_conn **p = &server->conns; *p; p = &(*p)->next)
@@ -107,14 +91,8 @@ static void remove_conn(struct server_conn *sc)
 			*p = sc->next;
 			break;
 		}
-	c = sc->c;
-	source = sc->source;
 	pthread_mutex_unlock(&server->lock);
-	if (source)
-		page_source_close(source, &sc->control);
-	conn_free(c);
-	page_source_unref(source);
-	free(sc);
+	leave(sc);
 	tls_thread_end();
 	/* Last: from here on the server may be freed. */
 	pthread_mutex_lock(&server->lock);
@@ -140,104 +118,181 @@ static void settle_thread(enum stream_role role)
 static void *conn_main(void *arg)
 {
 	struct server_conn *sc = arg;
+	const char *id = page_source_id(sc->source), *role = stream_role_name(sc->role);
 	struct error err = ERROR_INIT;
-	struct hello *hello = malloc(sizeof *hello);
-	int rc = hello ? open_conn(sc, hello, &err) : -ENOMEM;
+	int rc = conn_send(sc->c, sc->reply, sc->reply_len);
 
-	if (rc) {
-		log_warning("page server: connection from %s refused: %s", sc->peer, err.text);
+	settle_thread(sc->role);
+	if (rc)
+		error_errno(&err, rc, "connection: HELLO_REPLY");
+	else
+		rc = page_source_serve(sc->source, &sc->place, sc->role, &err);
+	if (rc == -ECONNRESET || rc == -EPIPE) {
+		log_migration_debug(id, "%s connection ended", role);
 	} else {
-		settle_thread(hello->role);
-		rc = page_source_serve(sc->source, sc->c, &sc->control, hello, &err);
-		if (rc == -ECONNRESET || rc == -EPIPE) {
-			log_migration_debug(hello->migration_id, "%s connection ended",
-			                    stream_role_name(hello->role));
-		} else {
-			conn_send_error(sc->c, &err);
-			log_migration_warning(hello->migration_id, "%s connection from \"%s\": %s",
-			                      stream_role_name(hello->role),
-			                      tls_peer_name(sc->c->tls), err.text);
-		}
+		conn_send_error(sc->c, &err);
+		log_migration_warning(id, "%s connection from \"%s\": %s", role,
+		                      tls_peer_name(sc->c->tls), err.text);
 	}
-	free(hello);
 	remove_conn(sc);
 	return NULL;
 }
 
-static void name_peer(int fd, char *buf, size_t size)
+/* Has it proven what it says? Return: 0 with the source that it is for. */
+static int check_hello(struct server_conn *sc, const struct hello *hello, struct error *err)
 {
-	struct sockaddr_storage addr;
-	socklen_t len = sizeof addr;
-	char host[48], port[8];
+	_cleanup_free_ struct hello_reply *reply = malloc(sizeof *reply);
+	struct page_server *server = sc->server;
+	bool incomplete;
+	int rc;
 
-	if (getpeername(fd, (struct sockaddr *)&addr, &len) ||
-	    getnameinfo((struct sockaddr *)&addr, len, host, sizeof host, port, sizeof port,
-	                NI_NUMERICHOST | NI_NUMERICSERV))
-		snprintf(buf, size, "(gone)");
-	else
-		snprintf(buf, size, "%s port %s", host, port);
+	if (!reply)
+		return error_set(err, -ENOMEM, "the source's daemon: out of memory");
+	pthread_mutex_lock(&server->lock);
+	sc->source = find_source(server, hello->migration_id);
+	incomplete = server->incomplete;
+	pthread_mutex_unlock(&server->lock);
+	if (!sc->source && incomplete)
+		return error_set(err, -ECONNRESET,
+		                 "migration \"%s\": not among those that are taken over by now",
+		                 hello->migration_id);
+	/* A wrong id and a wrong token (page_source_open()) look the same to one who guesses. */
+	if (!sc->source)
+		return error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
+		                 hello->migration_id);
+	rc = page_source_open(sc->source, hello, sc->c, &sc->place, reply, err);
+	if (!rc)
+		sc->reply_len = hello_reply_encode(reply, sc->reply);
+	return rc;
 }
 
-static void start_conn(struct page_server *server, int fd)
+/* Cut the oldest connections of its kind until there is room for one more. The lock is held. */
+static void make_room(const struct page_server *server, const struct page_source *source,
+                      enum stream_role role)
 {
-	struct server_conn *sc = calloc(1, sizeof *sc);
+	unsigned int n = 0;
+
+	/* Newest first. */
+	for (struct server_conn *sc = server->conns; sc; sc = sc->next) {
+		if (sc->source != source || sc->role != role || sc->cut || ++n < conns_max[role])
+			continue;
+		sc->cut = true;
+		conn_shutdown(sc->c);
+	}
+}
+
+static unsigned int count_of_source(const struct page_server *server,
+                                    const struct page_source *source)
+{
+	unsigned int n = 0;
+
+	for (const struct server_conn *sc = server->conns; sc; sc = sc->next)
+		n += sc->source == source;
+	return n;
+}
+
+/* Into the list. Return: 0; -EBUSY, -ECANCELED with @err set. */
+static int list_conn(struct page_server *server, struct server_conn *sc, struct error *err)
+{
 	int rc = 0;
 
-	if (!sc) {
-		close(fd);
-		return;
-	}
-	sc->server = server;
-	sc->fd = fd;
-	name_peer(fd, sc->peer, sizeof sc->peer);
 	pthread_mutex_lock(&server->lock);
-	if (server->stopping || server->n_conns >= PAGE_SERVER_CONNS_MAX) {
-		rc = -EMFILE;
+	if (server->stopping) {
+		rc = error_set(err, -ECANCELED, "the source's daemon is ending");
+	} else if (count_of_source(server, sc->source) >= CONNS_OF_SOURCE_MAX) {
+		rc = error_set(err, -EBUSY, "migration \"%s\": %u connections are open or ending",
+		               page_source_id(sc->source), CONNS_OF_SOURCE_MAX);
 	} else {
+		make_room(server, sc->source, sc->role);
 		sc->next = server->conns;
 		server->conns = sc;
 		server->n_conns++;
 	}
 	pthread_mutex_unlock(&server->lock);
+	return rc;
+}
+
+static int new_conn(struct page_server *server, struct conn *c, enum stream_role role,
+                    const char *peer, struct server_conn **ret, struct error *err)
+{
+	struct server_conn *sc = calloc(1, sizeof *sc + FRAME_HEADER_BYTES + FRAME_HELLO_MAX);
+
+	if (!sc)
+		return error_set(err, -ENOMEM, "the source's daemon: out of memory");
+	sc->server = server;
+	sc->role = role;
+	sc->c = c;
+	snprintf(sc->peer, sizeof sc->peer, "%s", peer);
+	*ret = sc;
+	return 0;
+}
+
+/* On the accepter's thread: who has said HELLO gets a thread of its own, if it may come in. */
+static void admit(void *arg, struct conn *c, const struct hello *hello, const char *peer)
+{
+	struct page_server *server = arg;
+	struct error err = ERROR_INIT;
+	struct server_conn *sc = NULL;
+	int rc = new_conn(server, c, hello->role, peer, &sc, &err);
+
+	if (!rc)
+		rc = check_hello(sc, hello, &err);
+	if (!rc)
+		rc = list_conn(server, sc, &err);
 	if (rc) {
-		log_warning("page server: connection refused: %u are open", PAGE_SERVER_CONNS_MAX);
-		close(fd);
-		free(sc);
+		conn_send_error(c, &err);
+		reception_tell(server->reception, peer, err.text);
+		if (sc)
+			leave(sc);
+		else
+			conn_free(c);
 		return;
 	}
-	rc = thread_start_detached(conn_main, sc);
+	rc = conn_accept_end(c, hello->role);
+	if (!rc)
+		rc = thread_start_detached(conn_main, sc);
 	if (rc) {
 		log_error("page server: no thread for a connection: %s", strerror(-rc));
-		close_fd(&sc->fd);
 		remove_conn(sc);
+	}
+}
+
+static void accept_one(struct page_server *server)
+{
+	int fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+
+	if (fd >= 0) {
+		reception_add(server->reception, fd);
+	} else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
+		log_error("page server: accept: %s", strerror(errno));
+		/* The connection stays in the backlog: don't spin on it. */
+		poll(&(struct pollfd){ .fd = server->stop_fd, .events = POLLIN }, 1, 100);
 	}
 }
 
 static void *accept_main(void *arg)
 {
 	struct page_server *server = arg;
-	struct pollfd fds[] = {
+	struct pollfd fds[2 + STRANGERS_MAX] = {
 		{ .fd = server->listen_fd, .events = POLLIN },
 		{ .fd = server->stop_fd, .events = POLLIN },
 	};
 
 	thread_set_name("accept");
 	for (;;) {
-		int fd;
+		int timeout_ms = -1;
+		unsigned int n = reception_prepare(server->reception, fds + 2, &timeout_ms);
 
-		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+		if (poll(fds, 2 + n, timeout_ms) < 0 && errno != EINTR)
 			break;
 		if (fds[1].revents)
 			break;
-		fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC);
-		if (fd >= 0) {
-			start_conn(server, fd);
-		} else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) {
-			log_error("page server: accept: %s", strerror(errno));
-			/* The connection stays in the backlog: don't spin on it. */
-			poll(&fds[1], 1, 100);
-		}
+		/* Those who are here first: one more may take the place of one of them. */
+		reception_serve(server->reception, fds + 2, n);
+		if (fds[0].revents)
+			accept_one(server);
 	}
+	reception_close(server->reception);
 	return NULL;
 }
 
@@ -275,12 +330,17 @@ int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, s
 		close(fd);
 		return error_set(err, -ENOMEM, "page server: out of memory");
 	}
-	server->tls = tls;
 	server->listen_fd = fd;
 	pthread_mutex_init(&server->lock, NULL);
 	pthread_cond_init(&server->idle, NULL);
 	server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	rc = server->stop_fd < 0 ? error_errno(err, -errno, "page server: eventfd") : 0;
+	server->reception = calloc(1, sizeof *server->reception);
+	if (!rc && !server->reception)
+		rc = error_set(err, -ENOMEM, "page server: out of memory");
+	if (!rc)
+		*server->reception =
+		        (struct reception){ .tls = tls, .admit = admit, .arg = server };
 	/* One from the service manager may block. */
 	if (!rc && fcntl(fd, F_SETFL, O_NONBLOCK))
 		rc = error_errno(err, -errno, "page stream: the socket");
@@ -305,12 +365,8 @@ int page_server_start(struct page_server *server, struct error *err)
 static void shut_all(struct page_server *server, const struct page_source *only)
 {
 	for (struct server_conn *sc = server->conns; sc; sc = sc->next) {
-		if (only && sc->source != only)
-			continue;
-		if (sc->c)
+		if (!only || sc->source == only)
 			conn_shutdown(sc->c);
-		else if (sc->fd >= 0)
-			shutdown(sc->fd, SHUT_RDWR);
 	}
 }
 
@@ -340,6 +396,7 @@ struct page_server *page_server_free(struct page_server *server)
 	for (size_t i = 0; i < server->n_sources; i++)
 		page_source_unref(server->sources[i]);
 	free(server->sources);
+	free(server->reception);
 	close_fd(&server->stop_fd);
 	close_fd(&server->listen_fd);
 	pthread_cond_destroy(&server->idle);

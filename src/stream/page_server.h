@@ -2,10 +2,12 @@
 /*
  * The source's page server.
  *
- * It listens on TCP and serves any number of migrations at once. Each connection has a
+ * It listens on TCP and serves any number of migrations at once. Strangers are received by one
+ * thread (stream/reception.h). Each connection that has proven the token of a migration has a
  * thread of its own, so that one migration's bulk never stands in front of another's
- * fault. What it may serve is a set of page_sources, one for each attached source guest,
- * found by migration id and proven by token.
+ * fault, and a place among those of its migration and role: nobody's bulk takes a place from
+ * anybody's urgent connection. What it may serve is a set of page_sources, one for each attached
+ * source guest, found by migration id and proven by token.
  *
  * A page_source is shared: the migration that owns it and each of its connections hold a
  * reference. It only ever reads guest memory, and only after the guest is paused.
@@ -32,9 +34,7 @@
 
 #include "mem/memory.h"
 #include "stream/conn.h"
-
-/* Connections at a time; one more is refused. */
-#define PAGE_SERVER_CONNS_MAX 1024
+#include "stream/poison_list.h"
 
 #define STREAM_HOLDER_NAME_MAX 128
 #define STREAM_HOLDER_TEXT_MAX (STREAM_HOLDER_NAME_MAX + 16)
@@ -64,6 +64,7 @@ struct page_source_stats {
 	_Atomic uint64_t requests;
 	_Atomic uint64_t pages;
 	_Atomic uint64_t zero_pages;
+	_Atomic uint64_t unreadable_pages; /* that can't be read: the destination poisons them */
 	_Atomic uint64_t bytes;
 };
 
@@ -106,6 +107,14 @@ int page_source_new_ended(const char *id, const uint8_t token[TOKEN_BYTES], uint
                           const char *why, struct page_source **ret, struct error *err);
 
 void page_source_get_holder(struct page_source *s, struct stream_holder *ret);
+
+/*
+ * page_source_set_poisoned() - what the source VMM has poisoned: it is served as unreadable
+ * @list: taken over
+ *
+ * Before page_source_set_vmstate(): nothing is read until then.
+ */
+void page_source_set_poisoned(struct page_source *s, struct poison_list *list);
 
 /*
  * page_source_set_vmstate() - the guest is paused: its memory may be read from now on

@@ -36,6 +36,7 @@ struct page_source {
 	uint64_t epoch;
 	struct region_table table;
 	struct memory *memories[REGIONS_MAX];
+	struct poison_list *poisoned; /* set before the guest is paused; NULL: none */
 	const struct page_source_ops *ops;
 	void *arg;
 
@@ -55,7 +56,7 @@ struct page_source {
 	/* From SWITCHING on, and never another; read without the lock while readable. */
 	struct stream_holder holder;
 	bool resumed; /* the guest has run at the holder's: no way back by its word */
-	struct page_source_control *list; /* control connections, from HELLO to end */
+	struct page_source_conn *list; /* control connections, from HELLO to end */
 	/* ENDED. */
 	enum source_verdict verdict;
 	char why[ERROR_TEXT_MAX];
@@ -121,6 +122,7 @@ struct page_source *page_source_unref(struct page_source *s)
 		return NULL;
 	for (uint32_t i = 0; i < s->table.n; i++)
 		memory_free(s->memories[i]);
+	poison_list_free(s->poisoned);
 	close_fd(&s->vmstate_fd);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);
@@ -142,6 +144,12 @@ const struct page_source_stats *page_source_stats(const struct page_source *s)
 uint64_t page_source_holder_heard_ns(const struct page_source *s)
 {
 	return atomic_load(&s->holder_heard_ns);
+}
+
+void page_source_set_poisoned(struct page_source *s, struct poison_list *list)
+{
+	poison_list_free(s->poisoned);
+	s->poisoned = list;
 }
 
 bool page_source_is_connected(const struct page_source *s)
@@ -301,26 +309,17 @@ static int check_attachment(const struct page_source *s, const struct hello *hel
  */
 static void supersede(struct page_source *s, const uint8_t holder[HOLDER_BYTES])
 {
-	for (struct page_source_control *ctl = s->list; ctl; ctl = ctl->next)
+	for (struct page_source_conn *ctl = s->list; ctl; ctl = ctl->next)
 		if (!ctl->superseded && !memcmp(ctl->holder, holder, HOLDER_BYTES)) {
 			ctl->superseded = true;
 			conn_shutdown(ctl->conn);
 		}
 }
 
-static void list_control(struct page_source *s, const struct hello *hello,
-                         struct page_source_control *ctl, struct conn *c)
-{
-	memcpy(ctl->holder, hello->holder, HOLDER_BYTES);
-	ctl->conn = c;
-	ctl->next = s->list;
-	s->list = ctl;
-}
-
-void page_source_close(struct page_source *s, struct page_source_control *ctl)
+void page_source_close(struct page_source *s, struct page_source_conn *ctl)
 {
 	pthread_mutex_lock(&s->lock);
-	for (struct page_source_control **at = &s->list; *at; at = &(*at)->next)
+	for (struct page_source_conn **at = &s->list; *at; at = &(*at)->next)
 		if (*at == ctl) {
 			*at = ctl->next;
 			break;
@@ -329,11 +328,13 @@ void page_source_close(struct page_source *s, struct page_source_control *ctl)
 }
 
 int page_source_open(struct page_source *s, const struct hello *hello, struct conn *c,
-                     struct page_source_control *ctl, struct hello_reply *reply, struct error *err)
+                     struct page_source_conn *ctl, struct hello_reply *reply, struct error *err)
 {
 	int rc;
 
 	*reply = (struct hello_reply){ .epoch = s->epoch };
+	*ctl = (struct page_source_conn){ .conn = c };
+	memcpy(ctl->holder, hello->holder, HOLDER_BYTES);
 	if (CRYPTO_memcmp(hello->token, s->token, TOKEN_BYTES))
 		return error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
 		                 s->id);
@@ -343,8 +344,10 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 	rc = check_holder(s, hello->holder, err);
 	if (!rc)
 		rc = check_attachment(s, hello, err);
-	if (!rc && hello->role == STREAM_CONTROL)
-		list_control(s, hello, ctl, c);
+	if (!rc && hello->role == STREAM_CONTROL) {
+		ctl->next = s->list;
+		s->list = ctl;
+	}
 	pthread_mutex_unlock(&s->lock);
 	if (rc || hello->role != STREAM_CONTROL || s->phase == SOURCE_ENDED)
 		return rc;
@@ -386,12 +389,47 @@ static bool unit_is_zero(const uint8_t *unit)
 	return true;
 }
 
-/* The wanted units, read run by run, at their places in @data. */
-static int read_units(struct page_source *s, const struct frame_get *get, uint8_t *data,
-                      struct error *err)
+/* What is wrong with the memory itself, not with this try to read it. */
+static bool is_lost(int rc)
 {
-	uint64_t left = get->want_mask;
+	return rc == -EIO || rc == -EFAULT || rc == -EHWPOISON;
+}
 
+/*
+ * @n units from @first of a word on. Where not all of them can be read they are read one by one,
+ * so that one bad page costs no other. Return: 0, the bad ones in *@lost; or -errno.
+ */
+static int read_run(struct page_source *s, const struct frame_get *get, unsigned int first,
+                    unsigned int n, uint8_t *data, uint64_t *lost)
+{
+	struct memory *m = s->memories[get->region];
+	int rc = memory_read(m, (get->first_unit + first) << UNIT_SHIFT,
+	                     data + (size_t)first * UNIT_BYTES, (size_t)n * UNIT_BYTES);
+
+	if (!is_lost(rc))
+		return rc;
+	for (unsigned int i = first; i < first + n; i++) {
+		rc = n == 1 ? rc
+		            : memory_read(m, (get->first_unit + i) << UNIT_SHIFT,
+		                          data + (size_t)i * UNIT_BYTES, UNIT_BYTES);
+		if (is_lost(rc))
+			*lost |= 1ull << i;
+		else if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* The wanted units, read run by run, at their places in @data. Those that can't be: in *@lost. */
+static int read_units(struct page_source *s, const struct frame_get *get, uint8_t *data,
+                      uint64_t *lost, struct error *err)
+{
+	uint64_t left;
+
+	/* Poison lies in the VMM's mapping: its memory's descriptor reads as zeroes there. */
+	*lost = get->want_mask &
+	        poison_list_mask(s->poisoned, get->region, get->first_unit / WORD_UNITS);
+	left = get->want_mask & ~*lost;
 	while (left) {
 		unsigned int first = (unsigned int)__builtin_ctzll(left);
 		uint64_t rest = ~(left >> first);
@@ -400,8 +438,7 @@ static int read_units(struct page_source *s, const struct frame_get *get, uint8_
 
 		if (n > WORD_UNITS - first)
 			n = WORD_UNITS - first;
-		rc = memory_read(s->memories[get->region], (get->first_unit + first) << UNIT_SHIFT,
-		                 data + (size_t)first * UNIT_BYTES, (size_t)n * UNIT_BYTES);
+		rc = read_run(s, get, first, n, data, lost);
 		if (rc)
 			return error_errno(err, rc, "migration \"%s\": reading region %u at %#llx",
 			                   s->id, get->region,
@@ -441,10 +478,12 @@ static void count_answer(struct page_source_stats *stats, const struct frame_pag
 {
 	uint64_t data = (uint64_t)__builtin_popcountll(pages->data_mask);
 	uint64_t zero = (uint64_t)__builtin_popcountll(pages->zero_mask);
+	uint64_t lost = (uint64_t)__builtin_popcountll(pages->error_mask);
 
 	atomic_fetch_add_explicit(&stats->requests, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->pages, data, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->zero_pages, zero, memory_order_relaxed);
+	atomic_fetch_add_explicit(&stats->unreadable_pages, lost, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->bytes, bytes, memory_order_relaxed);
 }
 
@@ -454,11 +493,11 @@ static int answer_get(struct page_source *s, struct conn *c, uint64_t request_id
 {
 	struct frame_pages pages = { .region = get->region, .first_unit = get->first_unit };
 	size_t len;
-	int rc = read_units(s, get, tx + PAGES_HEAD, err);
+	int rc = read_units(s, get, tx + PAGES_HEAD, &pages.error_mask, err);
 
 	if (rc)
 		return rc;
-	len = pack_units(get->want_mask, tx + PAGES_HEAD, &pages);
+	len = pack_units(get->want_mask & ~pages.error_mask, tx + PAGES_HEAD, &pages);
 	frame_pages_encode(&pages, request_id, tx);
 	/* Before it is sent: who has the answer finds it counted. */
 	count_answer(&s->stats, &pages, PAGES_HEAD + len);
@@ -479,13 +518,14 @@ static void wait_for_fault(struct page_source *s, struct conn *c)
 		thread_spin_poll(&(struct pollfd){ .fd = c->fd, .events = POLLIN }, 1, SPIN_NS, 0);
 }
 
-/* The next GET; who asks for a sign of life meanwhile gets it. */
+/* The next GET; who asks for a sign of life meanwhile, or for large packets, gets them. */
 static int next_get(struct conn *c, struct frame_header *h, const void **payload, struct error *err)
 {
 	int rc;
 
-	while (!(rc = conn_next_frame(c, h, payload, err)) && h->type == FRAME_PING) {
-		rc = conn_send_plain(c, FRAME_PONG);
+	while (!(rc = conn_next_frame(c, h, payload, err)) &&
+	       (h->type == FRAME_PING || h->type == FRAME_PROBE)) {
+		rc = h->type == FRAME_PING ? conn_send_plain(c, FRAME_PONG) : conn_answer_probe(c);
 		if (rc)
 			return error_errno(err, rc, "connection: PONG");
 	}
@@ -497,9 +537,10 @@ static int next_get(struct conn *c, struct frame_header *h, const void **payload
 	return rc;
 }
 
-static int serve_pages(struct page_source *s, struct conn *c, const struct hello *hello,
-                       struct error *err)
+static int serve_pages(struct page_source *s, const struct page_source_conn *pc,
+                       enum stream_role role, struct error *err)
 {
+	struct conn *c = pc->conn;
 	/* Aligned so that the data behind the header is aligned for the zero scan. */
 	_cleanup_free_ uint8_t *tx = aligned_alloc(64, (FRAME_PAGES_MAX + 63) / 64 * 64);
 	struct frame_header h;
@@ -514,10 +555,10 @@ static int serve_pages(struct page_source *s, struct conn *c, const struct hello
 		if (!rc)
 			rc = frame_get_decode(payload, &get, err);
 		if (!rc)
-			rc = check_get(s, hello->holder, &get, err);
+			rc = check_get(s, pc->holder, &get, err);
 		if (!rc)
 			rc = answer_get(s, c, h.request_id, &get, tx, err);
-		if (!rc && hello->role == STREAM_URGENT)
+		if (!rc && role == STREAM_URGENT)
 			wait_for_fault(s, c);
 		else
 			atomic_store_explicit(&s->last_bulk_ns, clock_now_ns(),
@@ -528,7 +569,7 @@ static int serve_pages(struct page_source *s, struct conn *c, const struct hello
 _Static_assert(PAGES_HEAD % sizeof(uint64_t) == 0, "the data in a PAGES frame is aligned");
 
 /* Under the lock: whether what comes over this connection is its destination's word. */
-static int check_control(const struct page_source *s, const struct page_source_control *ctl,
+static int check_control(const struct page_source *s, const struct page_source_conn *ctl,
                          struct error *err)
 {
 	if (ctl->superseded)
@@ -538,8 +579,7 @@ static int check_control(const struct page_source *s, const struct page_source_c
 }
 
 /* Under the lock: the first that asks holds it, and the owner is asked to pause the guest. */
-static int bind_holder(struct page_source *s, const struct page_source_control *ctl,
-                       struct error *err)
+static int bind_holder(struct page_source *s, const struct page_source_conn *ctl, struct error *err)
 {
 	int rc = check_control(s, ctl, err);
 
@@ -562,7 +602,7 @@ static int bind_holder(struct page_source *s, const struct page_source_control *
 }
 
 /* A VMM may take its time to pause: the destination hears that we are still here. */
-static int wait_or_say_so(struct page_source *s, const struct page_source_control *ctl,
+static int wait_or_say_so(struct page_source *s, const struct page_source_conn *ctl,
                           struct error *err)
 {
 	uint64_t until_ns = clock_now_ns() + PAUSING_SIGN_MS * NSEC_PER_MSEC;
@@ -584,7 +624,7 @@ static int wait_or_say_so(struct page_source *s, const struct page_source_contro
  * Have the owner pause the guest, unless that was done (a connection before this one), and
  * wait for the vmstate. Return: 0, or why there is none.
  */
-static int wait_vmstate(struct page_source *s, const struct page_source_control *ctl,
+static int wait_vmstate(struct page_source *s, const struct page_source_conn *ctl,
                         struct error *err)
 {
 	int rc;
@@ -637,7 +677,7 @@ static int send_vmstate(struct page_source *s, struct conn *c, uint64_t received
  * The fence: who has said that the guest ran there can't say that it did not; and who holds nothing
  * ends only what nobody holds.
  */
-static int abort_source(struct page_source *s, const struct page_source_control *ctl,
+static int abort_source(struct page_source *s, const struct page_source_conn *ctl,
                         struct error *err)
 {
 	int rc;
@@ -660,7 +700,7 @@ static int abort_source(struct page_source *s, const struct page_source_control 
 }
 
 /* RESUMED and COMPLETE: the holder's alone, of a guest that was paused for it. */
-static int check_word(struct page_source *s, const struct page_source_control *ctl, bool *ret_ended,
+static int check_word(struct page_source *s, const struct page_source_conn *ctl, bool *ret_ended,
                       struct error *err)
 {
 	int rc;
@@ -674,7 +714,7 @@ static int check_word(struct page_source *s, const struct page_source_control *c
 	return rc;
 }
 
-static int note_resumed(struct page_source *s, const struct page_source_control *ctl,
+static int note_resumed(struct page_source *s, const struct page_source_conn *ctl,
                         struct error *err)
 {
 	bool ended;
@@ -689,7 +729,7 @@ static int note_resumed(struct page_source *s, const struct page_source_control 
 	return 0;
 }
 
-static int complete_source(struct page_source *s, const struct page_source_control *ctl,
+static int complete_source(struct page_source *s, const struct page_source_conn *ctl,
                            struct error *err)
 {
 	bool ended;
@@ -703,8 +743,7 @@ static int complete_source(struct page_source *s, const struct page_source_contr
 }
 
 /* A destination that asks for a sign of life hears it, or that there is nothing here any more. */
-static int check_alive(struct page_source *s, const struct page_source_control *ctl,
-                       struct error *err)
+static int check_alive(struct page_source *s, const struct page_source_conn *ctl, struct error *err)
 {
 	int rc;
 
@@ -729,10 +768,10 @@ static int answer_plain(struct conn *c, int rc, enum frame_type type, struct err
 	return rc;
 }
 
-static int serve_control_frame(struct page_source *s, struct conn *c,
-                               const struct page_source_control *ctl, const struct frame_header *h,
-                               struct error *err)
+static int serve_control_frame(struct page_source *s, const struct page_source_conn *ctl,
+                               const struct frame_header *h, struct error *err)
 {
+	struct conn *c = ctl->conn;
 	uint64_t received_ns = clock_now_ns();
 	int rc;
 
@@ -742,6 +781,9 @@ static int serve_control_frame(struct page_source *s, struct conn *c,
 		return rc ? rc : send_vmstate(s, c, received_ns, err);
 	case FRAME_PING:
 		return answer_plain(c, check_alive(s, ctl, err), FRAME_PONG, err);
+	case FRAME_PROBE:
+		rc = conn_answer_probe(c);
+		return rc ? error_errno(err, rc, "connection: PROBE_REPLY") : 0;
 	case FRAME_RESUMED:
 		return note_resumed(s, ctl, err);
 	case FRAME_COMPLETE:
@@ -754,7 +796,7 @@ static int serve_control_frame(struct page_source *s, struct conn *c,
 	}
 }
 
-static void note_heard(struct page_source *s, const struct page_source_control *ctl)
+static void note_heard(struct page_source *s, const struct page_source_conn *ctl)
 {
 	pthread_mutex_lock(&s->lock);
 	if (is_holder(s, ctl->holder))
@@ -762,8 +804,7 @@ static void note_heard(struct page_source *s, const struct page_source_control *
 	pthread_mutex_unlock(&s->lock);
 }
 
-static int serve_control(struct page_source *s, struct conn *c, struct page_source_control *ctl,
-                         struct error *err)
+static int serve_control(struct page_source *s, struct page_source_conn *ctl, struct error *err)
 {
 	struct frame_header h;
 	const void *payload;
@@ -772,20 +813,18 @@ static int serve_control(struct page_source *s, struct conn *c, struct page_sour
 	atomic_fetch_add(&s->controls, 1);
 	tell(s, s->ops->connected);
 	do {
-		rc = conn_next_frame(c, &h, &payload, err);
+		rc = conn_next_frame(ctl->conn, &h, &payload, err);
 		note_heard(s, ctl);
 		if (!rc)
-			rc = serve_control_frame(s, c, ctl, &h, err);
+			rc = serve_control_frame(s, ctl, &h, err);
 	} while (!rc);
 	atomic_fetch_sub(&s->controls, 1);
 	tell(s, s->ops->connected);
 	return rc;
 }
 
-int page_source_serve(struct page_source *s, struct conn *c, struct page_source_control *ctl,
-                      const struct hello *hello, struct error *err)
+int page_source_serve(struct page_source *s, struct page_source_conn *pc, enum stream_role role,
+                      struct error *err)
 {
-	if (hello->role == STREAM_CONTROL)
-		return serve_control(s, c, ctl, err);
-	return serve_pages(s, c, hello, err);
+	return role == STREAM_CONTROL ? serve_control(s, pc, err) : serve_pages(s, pc, role, err);
 }

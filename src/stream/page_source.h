@@ -5,11 +5,12 @@
 
 #include "stream/page_server.h"
 
-/* A control connection: in its source's list from its HELLO to its end; under the source's lock. */
-struct page_source_control {
-	struct page_source_control *next;
-	uint8_t holder[HOLDER_BYTES]; /* who dialled */
+/* A connection's place; a control connection is in its source's list until it is closed. */
+struct page_source_conn {
 	struct conn *conn;
+	uint8_t holder[HOLDER_BYTES]; /* who dialled */
+	/* Control; under the source's lock. */
+	struct page_source_conn *next;
 	bool superseded; /* by a later one of the same destination: nothing it says counts */
 };
 
@@ -23,13 +24,13 @@ const char *page_source_id(const struct page_source *s);
  * is meant; -EBUSY, somebody else holds it; -ECANCELED, -ESHUTDOWN, it has ended.
  */
 int page_source_open(struct page_source *s, const struct hello *hello, struct conn *c,
-                     struct page_source_control *ctl, struct hello_reply *reply, struct error *err);
+                     struct page_source_conn *ctl, struct hello_reply *reply, struct error *err);
 
 /* Where it was let in over a control connection: before the connection is freed. */
-void page_source_close(struct page_source *s, struct page_source_control *ctl);
+void page_source_close(struct page_source *s, struct page_source_conn *ctl);
 
-/* Serve one connection, which @hello has opened, until it ends. Return: why it did, @err set. */
-int page_source_serve(struct page_source *s, struct conn *c, struct page_source_control *ctl,
-                      const struct hello *hello, struct error *err);
+/* Serve one connection that page_source_open() has let in. Return: why it ended, @err set. */
+int page_source_serve(struct page_source *s, struct page_source_conn *pc, enum stream_role role,
+                      struct error *err);
 
 #endif

@@ -32,7 +32,8 @@ int window_answer(struct window *w, const struct frame_header *h, const void *pa
 		return rc;
 	if (h->request_id != w->next_id - w->n || ret_pages->region != asked->region ||
 	    ret_pages->first_unit != asked->word * WORD_UNITS ||
-	    (ret_pages->data_mask | ret_pages->zero_mask) != asked->want_mask)
+	    (ret_pages->data_mask | ret_pages->zero_mask | ret_pages->error_mask) !=
+	            asked->want_mask)
 		return error_set(err, -EPROTO,
 		                 "PAGES for request %llu (region %u, unit %llu) are not what "
 		                 "request %llu (region %u, unit %llu) asked for",

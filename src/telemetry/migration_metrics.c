@@ -161,10 +161,9 @@ static void put_pages(struct openmetrics *om, const struct migrations_totals *t)
 		"Pages of 4 KiB fetched ahead near faults: in time, too late, or not needed.",
 	};
 	const struct labelled fills[] = {
-		{ "write", t->fill_write },
-		{ "memcpy", t->fill_memcpy },
-		{ "copy", t->fill_copy },
-		{ "zero", t->fill_zero },
+		{ "write", t->fill_write },      { "memcpy", t->fill_memcpy },
+		{ "copy", t->fill_copy },        { "zero", t->fill_zero },
+		{ "poison", t->pages_poisoned },
 	};
 	const struct labelled results[] = {
 		{ "hit", t->prefetch_hit },
@@ -202,6 +201,7 @@ static void put_served(struct openmetrics *om, const struct migrations_totals *t
 	const struct labelled contents[] = {
 		{ "data", t->served.pages },
 		{ "zero", t->served.zero_pages },
+		{ "unreadable", t->served.unreadable_pages },
 	};
 
 	put_one(om, &requests, t->served.requests);

@@ -233,6 +233,24 @@ struct tls_context *tls_context_free(struct tls_context *ctx)
 	return NULL;
 }
 
+bool tls_note_records(const struct tls_context *ctx, SSL *ssl, struct tls_key_use *use, size_t len)
+{
+	uint64_t limit =
+	        ctx->config->records_per_key ? ctx->config->records_per_key : TLS_RECORDS_PER_KEY;
+
+	use->records += (len + SSL3_RT_MAX_PLAIN_LENGTH - 1) / SSL3_RT_MAX_PLAIN_LENGTH;
+	if (use->records < limit)
+		return false;
+	/* Ours alone: the peer counts for itself. It can't fail between two whole records. */
+	if (SSL_key_update(ssl, SSL_KEY_UPDATE_NOT_REQUESTED) != 1) {
+		ERR_clear_error();
+		return false;
+	}
+	use->records = 0;
+	use->updates++;
+	return true;
+}
+
 static bool name_allowed(const struct tls_config *config, const char *name)
 {
 	for (size_t i = 0; i < config->n_allowed_names; i++)

@@ -17,6 +17,11 @@
 struct tls {
 	SSL *ssl;
 	int fd;
+	const struct tls_context *ctx;
+	struct tls_key_use key_use;
+	/* How the caller waits; NULL: by poll(), for as long as it takes. */
+	int (*wait)(void *arg, short events, struct error *err);
+	void *wait_arg;
 	char description[64];
 	char peer_name[256];
 };
@@ -30,17 +35,10 @@ static bool was_interrupted(int reason, int saved_errno)
 	return reason == SSL_ERROR_WANT_READ && saved_errno == EINTR;
 }
 
-static int handshake_error(struct tls *tls, int ret, int saved_errno, struct error *err)
+static int handshake_error(struct tls *tls, int reason, int saved_errno, struct error *err)
 {
 	long verify = SSL_get_verify_result(tls->ssl);
-	int reason = SSL_get_error(tls->ssl, ret);
 
-	/* The socket's time is over. */
-	if (reason == SSL_ERROR_WANT_READ || reason == SSL_ERROR_WANT_WRITE ||
-	    saved_errno == EAGAIN) {
-		ERR_clear_error();
-		return error_set(err, -ETIMEDOUT, "TLS handshake: the peer is silent");
-	}
 	/* An end of file in the middle of it comes as an orderly end. */
 	if (reason == SSL_ERROR_SYSCALL || reason == SSL_ERROR_ZERO_RETURN) {
 		ERR_clear_error();
@@ -78,28 +76,54 @@ static bool attach_socket(SSL *ssl, int fd, bool server)
 	return true;
 }
 
-/* Until it is done, or has failed. @wait NULL: the socket blocks. */
-static int handshake_run(struct tls *tls, bool server,
-                         int (*wait)(void *arg, short events, struct error *err), void *arg,
-                         struct error *err)
+int tls_open(struct tls_context *ctx, int fd, bool server, struct tls **ret, struct error *err)
 {
-	for (;;) {
-		int ret, reason, saved_errno, rc;
+	struct tls *tls = calloc(1, sizeof *tls);
 
-		errno = 0;
-		ret = server ? SSL_accept(tls->ssl) : SSL_connect(tls->ssl);
-		if (ret == 1)
-			return 0;
-		saved_errno = errno;
-		reason = SSL_get_error(tls->ssl, ret);
-		if (was_interrupted(reason, saved_errno))
-			continue;
-		if (!wait || (reason != SSL_ERROR_WANT_READ && reason != SSL_ERROR_WANT_WRITE))
-			return handshake_error(tls, ret, saved_errno, err);
-		rc = wait(arg, reason == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT, err);
-		if (rc < 0)
-			return rc;
+	if (!tls)
+		return error_set(err, -ENOMEM, "TLS: out of memory");
+	tls->fd = fd;
+	tls->ctx = ctx;
+	tls->ssl = tls_context_open(ctx, server);
+	if (!tls->ssl || !attach_socket(tls->ssl, fd, server)) {
+		tls_free(tls);
+		return error_set(err, -ENOMEM, "TLS: %s", tls_reason());
 	}
+	if (server)
+		SSL_set_accept_state(tls->ssl);
+	else
+		SSL_set_connect_state(tls->ssl);
+	*ret = tls;
+	return 0;
+}
+
+/* Done: who is it? */
+static int settle_peer(struct tls *tls, struct error *err)
+{
+	int rc = tls_check_peer(tls->ctx, tls->ssl, tls->peer_name, sizeof tls->peer_name, err);
+
+	snprintf(tls->description, sizeof tls->description, "%s %s", SSL_get_version(tls->ssl),
+	         SSL_get_cipher_name(tls->ssl));
+	return rc;
+}
+
+int tls_handshake_step(struct tls *tls, short *ret_events, struct error *err)
+{
+	int ret, reason, saved_errno;
+
+	do {
+		errno = 0;
+		ret = SSL_do_handshake(tls->ssl);
+		saved_errno = errno;
+		if (ret == 1)
+			return settle_peer(tls, err);
+		reason = SSL_get_error(tls->ssl, ret);
+	} while (was_interrupted(reason, saved_errno));
+	if (reason != SSL_ERROR_WANT_READ && reason != SSL_ERROR_WANT_WRITE)
+		return handshake_error(tls, reason, saved_errno, err);
+	ERR_clear_error();
+	*ret_events = reason == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT;
+	return -EAGAIN;
 }
 
 int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret, struct error *err)
@@ -111,29 +135,23 @@ int tls_handshake_wait(struct tls_context *ctx, int fd, bool server,
                        int (*wait)(void *arg, short events, struct error *err), void *arg,
                        struct tls **ret, struct error *err)
 {
-	struct tls *tls = calloc(1, sizeof *tls);
-	int rc;
+	struct tls *tls;
+	short events;
+	int rc = tls_open(ctx, fd, server, &tls, err);
 
-	if (!tls)
-		return error_set(err, -ENOMEM, "TLS: out of memory");
-	tls->fd = fd;
-	tls->ssl = tls_context_open(ctx, server);
-	if (!tls->ssl || !attach_socket(tls->ssl, fd, server)) {
-		rc = error_set(err, -ENOMEM, "TLS: %s", tls_reason());
-		goto fail;
+	if (rc)
+		return rc;
+	while ((rc = tls_handshake_step(tls, &events, err)) == -EAGAIN) {
+		/* A socket that blocks: its time is over. */
+		rc = wait ? wait(arg, events, err)
+		          : error_set(err, -ETIMEDOUT, "TLS handshake: the peer is silent");
+		if (rc < 0)
+			break;
 	}
-	rc = handshake_run(tls, server, wait, arg, err);
 	if (rc)
-		goto fail;
-	rc = tls_check_peer(ctx, tls->ssl, tls->peer_name, sizeof tls->peer_name, err);
-	if (rc)
-		goto fail;
-	snprintf(tls->description, sizeof tls->description, "%s %s", SSL_get_version(tls->ssl),
-	         SSL_get_cipher_name(tls->ssl));
-	*ret = tls;
-	return 0;
-fail:
-	tls_free(tls);
+		tls_free(tls);
+	else
+		*ret = tls;
 	return rc;
 }
 
@@ -182,10 +200,19 @@ bool tls_pending(const struct tls *tls)
 	return SSL_has_pending(tls->ssl);
 }
 
+void tls_set_wait(struct tls *tls, int (*wait)(void *arg, short events, struct error *err),
+                  void *arg)
+{
+	tls->wait = wait;
+	tls->wait_arg = arg;
+}
+
 static int wait_writable(const struct tls *tls)
 {
 	struct pollfd fd = { .fd = tls->fd, .events = POLLOUT };
 
+	if (tls->wait)
+		return tls->wait(tls->wait_arg, POLLOUT, NULL);
 	return poll(&fd, 1, -1) < 0 && errno != EINTR ? -errno : 0;
 }
 
@@ -208,6 +235,25 @@ static int flush(struct tls *tls)
 	}
 }
 
+/* Here and now: else the next read would send it, and would have to wait for the socket. */
+static int rekey(struct tls *tls)
+{
+	int ret, rc = 0;
+
+	while (!rc) {
+		errno = 0;
+		ret = SSL_do_handshake(tls->ssl);
+		if (ret == 1)
+			return 0;
+		rc = io_error(tls, ret, errno);
+		if (rc == -EAGAIN)
+			rc = wait_writable(tls);
+		else if (!rc)
+			rc = -EPIPE;
+	}
+	return rc;
+}
+
 int tls_write(struct tls *tls, const void *buf, size_t len)
 {
 	const char *from = buf;
@@ -221,6 +267,10 @@ int tls_write(struct tls *tls, const void *buf, size_t len)
 		if (ret == 1) {
 			from += n;
 			len -= n;
+			rc = tls_note_records(tls->ctx, tls->ssl, &tls->key_use, n) ? rekey(tls)
+			                                                            : 0;
+			if (rc)
+				return rc;
 			continue;
 		}
 		rc = io_error(tls, ret, errno);
@@ -237,6 +287,11 @@ int tls_write(struct tls *tls, const void *buf, size_t len)
 void tls_thread_end(void)
 {
 	OPENSSL_thread_stop();
+}
+
+uint64_t tls_key_updates(const struct tls *tls)
+{
+	return tls->key_use.updates;
 }
 
 const char *tls_description(const struct tls *tls)

@@ -18,6 +18,11 @@
 #include "util/error.h"
 
 #define TLS_NAMES_MAX 64
+/*
+ * AES-GCM is safe for 2^24.5 records of one key (RFC 8446, 5.5), some 360 GiB; OpenSSL counts
+ * none. Each side counts its own and sends KeyUpdate for its own direction.
+ */
+#define TLS_RECORDS_PER_KEY (1u << 22)
 
 struct tls_config {
 	const char *alpn;                         /* the protocol inside: "postcopy/1", "h2" */
@@ -26,6 +31,7 @@ struct tls_config {
 	const char *ca_path;                      /* PEM, the authorities of the peers */
 	const char *allowed_names[TLS_NAMES_MAX]; /* SANs; none: any peer of the authority */
 	size_t n_allowed_names;
+	uint64_t records_per_key; /* then ours is replaced; 0: TLS_RECORDS_PER_KEY */
 };
 
 struct tls_context;
@@ -65,7 +71,22 @@ int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret
 int tls_handshake_wait(struct tls_context *ctx, int fd, bool server,
                        int (*wait)(void *arg, short events, struct error *err), void *arg,
                        struct tls **ret, struct error *err);
+
+/*
+ * tls_open(), tls_handshake_step() - the same for one who has other things to do meanwhile
+ * @fd: non-blocking; stays the caller's
+ * @ret_events: what to poll() for where it is not done yet
+ *
+ * Return: 0; -EAGAIN; or as tls_handshake(). Nothing is read or written before it is done.
+ */
+int tls_open(struct tls_context *ctx, int fd, bool server, struct tls **ret, struct error *err);
+int tls_handshake_step(struct tls *tls, short *ret_events, struct error *err);
+
 struct tls *tls_free(struct tls *tls);
+
+/* How tls_write() waits for a non-blocking socket from now on; NULL: for as long as it takes. */
+void tls_set_wait(struct tls *tls, int (*wait)(void *arg, short events, struct error *err),
+                  void *arg);
 
 /*
  * tls_read() - some bytes
@@ -94,6 +115,9 @@ int tls_write(struct tls *tls, const void *buf, size_t len);
  * taken down under it.
  */
 void tls_thread_end(void);
+
+/* How many KeyUpdates were sent. */
+uint64_t tls_key_updates(const struct tls *tls);
 
 /* "TLSv1.3 TLS_AES_128_GCM_SHA256"; and the peer's name that was allowed. Owned by @tls. */
 const char *tls_description(const struct tls *tls);

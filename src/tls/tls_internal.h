@@ -28,6 +28,19 @@ struct tls_context {
  */
 SSL *tls_context_open(struct tls_context *ctx, bool server);
 
+/* The records that were written by one key. */
+struct tls_key_use {
+	uint64_t records;
+	uint64_t updates;
+};
+
+/*
+ * tls_note_records() - after a write of @len bytes
+ *
+ * Return: whether the key has done enough, and a new one is announced: SSL_do_handshake() sends it.
+ */
+bool tls_note_records(const struct tls_context *ctx, SSL *ssl, struct tls_key_use *use, size_t len);
+
 /* The newest reason in OpenSSL's queue, and the queue emptied. */
 const char *tls_reason(void);
 

@@ -11,6 +11,7 @@
 struct tls_pipe {
 	const struct tls_context *ctx;
 	SSL *ssl;
+	struct tls_key_use key_use;
 	BIO *in;  /* ssl's */
 	BIO *out; /* ssl's */
 	char peer_name[256];
@@ -120,6 +121,11 @@ int tls_pipe_write(struct tls_pipe *p, const void *buf, size_t len)
 
 		/* Into memory: there is nothing to wait for. */
 		if (SSL_write_ex(p->ssl, from, len, &n) != 1) {
+			ERR_clear_error();
+			return -EPROTO;
+		}
+		if (tls_note_records(p->ctx, p->ssl, &p->key_use, n) &&
+		    SSL_do_handshake(p->ssl) != 1) {
 			ERR_clear_error();
 			return -EPROTO;
 		}

@@ -7,6 +7,7 @@
 #ifndef UTIL_KERNEL_ABI_H
 #define UTIL_KERNEL_ABI_H
 
+#include <linux/fs.h>
 #include <linux/ioctl.h>
 #include <linux/kvm.h>
 #include <linux/types.h>

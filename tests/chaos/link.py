@@ -61,6 +61,16 @@ class Link:
         """Whatever is sent is lost, either way."""
         self._shape("blackhole" if on else "noqueue")
 
+    def drop_large(self):
+        """Packets of full size to the destination are lost, and nobody is told: jumbo frames on
+        one side, and the other believes that it takes them, too. No offload, so that what is on
+        the wire is what the MTU says."""
+        for side in ADDRESSES:
+            self._run(side, "ip", "link", "set", "eth-" + side, "mtu", "9000", "gso_max_segs", "1")
+        self._run("destination", "ip", "link", "set", "eth-destination", "mtu", "1500")
+        self._run("destination", "ip", "route", "replace", ADDRESSES["source"] + "/32", "dev",
+                  "eth-destination", "advmss", "8960")
+
     def limit(self, bytes_per_s):
         """Either way; None: no limit."""
         if bytes_per_s:

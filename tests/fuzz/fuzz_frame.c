@@ -36,13 +36,14 @@ static void check_pages(const uint8_t *data, const struct frame_header *h)
 
 	if (!frame_pages_decode(h, data + FRAME_HEADER_BYTES, &pages, &err)) {
 		FUZZ_CHECK(!(pages.data_mask & pages.zero_mask));
+		FUZZ_CHECK(!((pages.data_mask | pages.zero_mask) & pages.error_mask));
 		FUZZ_CHECK(frame_pages_encode(&pages, h->request_id, back) == sizeof back);
 		FUZZ_CHECK(!memcmp(back, data, sizeof back));
 	}
 	window_ask(&w, &item, back);
 	if (!window_answer(&w, h, data + FRAME_HEADER_BYTES, &pages, &item, &err)) {
 		FUZZ_CHECK(pages.region == 1 && pages.first_unit == 2 * WORD_UNITS);
-		FUZZ_CHECK((pages.data_mask | pages.zero_mask) == 0xff);
+		FUZZ_CHECK((pages.data_mask | pages.zero_mask | pages.error_mask) == 0xff);
 		FUZZ_CHECK(!w.n);
 	} else {
 		FUZZ_CHECK(w.n == 1 && err.code < 0);
@@ -94,7 +95,11 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	struct frame_get get = { .region = 1, .first_unit = 128, .want_mask = 0xff };
 	struct frame_pages zero = { .region = 1, .first_unit = 128, .zero_mask = 0xff };
 	struct frame_pages both = {
-		.region = 1, .first_unit = 128, .data_mask = 0x0f, .zero_mask = 0xf0
+		.region = 1,
+		.first_unit = 128,
+		.data_mask = 0x0f,
+		.zero_mask = 0x70,
+		.error_mask = 0x80,
 	};
 	struct frame_vmstate vmstate = { .len = 1 << 20, .pause_ns = 1, .held_ns = 2 };
 	struct frame_header plain = { .type = (uint16_t)(FRAME_HELLO + i - 5) };

@@ -50,6 +50,7 @@ def destination(d):
         "bulk_bytes": d.bulk_bytes,
         "bulk_bytes_per_s": d.bulk_bytes_per_s if d.WhichOneof("optional_rate") else None,
         "pages_total": d.pages_total, "pages_present": d.pages_present,
+        "pages_poisoned": d.pages_poisoned,
         "pages_zero": d.fill.zero,
         "fill": counters(d.fill, "write", "memcpy", "copy", "zero"),
         "faults": counters(d.faults, "total", "remote", "minor", "coalesced"),
@@ -72,8 +73,8 @@ def migration(m):
     if half == "destination":
         to.update(destination(m.destination))
     elif half == "source":
-        to["served"] = counters(m.source, "requests", "pages", "zero_pages", "bytes",
-                                "connected")
+        to["served"] = counters(m.source, "requests", "pages", "zero_pages",
+                                "unreadable_pages", "bytes", "connected")
         to.update(holder=m.source.holder, holder_name=m.source.holder_name)
     return to
 

@@ -17,9 +17,9 @@ from harness import DEADLINE_S, Failure
 
 PAGE = 4096
 ATTACH, ATTACHED, ERROR, PAUSE, PAUSED, RESUME, VMSTATE, LOADED, RESUMED, COMPLETE = range(1, 11)
-CHANNEL, ATTRIBUTES = 11, 12
+CHANNEL, ATTRIBUTES, POISONED = 11, 12, 13
 NAMES = ["", "ATTACH", "ATTACHED", "ERROR", "PAUSE", "PAUSED", "RESUME", "VMSTATE", "LOADED",
-         "RESUMED", "COMPLETE", "CHANNEL", "ATTRIBUTES"]
+         "RESUMED", "COMPLETE", "CHANNEL", "ATTRIBUTES", "POISONED"]
 SOURCE, DESTINATION = 1, 2
 MEMFD, HUGETLB, GUEST_MEMFD, ANONYMOUS = 1, 2, 3, 4
 NO_FD = 0xFFFFFFFF
@@ -40,6 +40,8 @@ libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_i
                       ctypes.c_long]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.pwrite.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
 libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
@@ -75,6 +77,12 @@ def attach(role, migration_id, regions, uffd_features=0):
 
 def paused(vmstate_len, pause_ns=1000):
     return packet(PAUSED, struct.pack("<QQ", vmstate_len, pause_ns))
+
+
+def poisoned(ranges):
+    """The records of (region, first page, pages)."""
+    return b"".join(struct.pack("<IIQQ", region, 0, first * PAGE, n * PAGE)
+                    for region, first, n in ranges)
 
 
 def memfd(content=b"", size=None):
@@ -188,9 +196,13 @@ class SourceVmm(Socket):
         self.send(attach(SOURCE, migration_id, [Region(len(content))]), [self.memory_fd])
         self.expect(ATTACHED)
 
-    def pause(self):
+    def pause(self, poisoned_ranges=()):
         """Waits for PAUSE and answers it."""
         self.expect(PAUSE)
+        if poisoned_ranges:
+            fd = sealed_memfd(poisoned(poisoned_ranges))
+            self.send(packet(POISONED), [fd])
+            os.close(fd)
         fd = sealed_memfd(self.vmstate)
         self.send(paused(len(self.vmstate)), [fd])
         os.close(fd)
@@ -198,6 +210,25 @@ class SourceVmm(Socket):
     def close(self):
         super().close()
         os.close(self.memory_fd)
+
+
+class AnonymousSourceVmm(SourceVmm):
+    """The same of private memory, that the daemon reads by /proc/PID/mem."""
+
+    def __init__(self, daemon, migration_id, content, vmstate=b"the vmstate"):
+        Socket.__init__(self, daemon.vmm_path)
+        self.vmstate = vmstate
+        self.addr = libc.mmap(None, len(content), mmap.PROT_READ | mmap.PROT_WRITE,
+                              mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        ctypes.memmove(self.addr, content, len(content))
+        self.memory_fd = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+        region = Region(len(content), memory=ANONYMOUS, host_addr=self.addr, fd_offset=self.addr)
+        self.send(attach(SOURCE, migration_id, [region]), [self.memory_fd])
+        self.expect(ATTACHED)
+
+    def lose(self, unit):
+        """A page that can't be read any more."""
+        libc.munmap(self.addr + unit * PAGE, PAGE)
 
 
 class DestinationVmm(Socket):
@@ -236,6 +267,17 @@ class DestinationVmm(Socket):
                                   args=(page, self.addr + unit * PAGE, PAGE))
         thread.start()
         return thread, page
+
+    def read_by_kernel(self, unit):
+        """Reads a page as the kernel does for a system call: where a vCPU would get SIGBUS this
+        raises OSError."""
+        fd = memfd(size=PAGE)
+        try:
+            if libc.pwrite(fd, self.addr + unit * PAGE, PAGE, 0) != PAGE:
+                raise OSError(ctypes.get_errno(), "page %d" % unit)
+            return os.pread(fd, PAGE, 0)
+        finally:
+            os.close(fd)
 
     def wrong_pages(self, content):
         """Pages that are neither absent (a hole reads as zeroes) nor what they must be."""

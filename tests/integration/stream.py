@@ -12,9 +12,10 @@ from harness import DEADLINE_S, TOKEN
 UNIT = 4096
 WORD_UNITS = 64
 ALPN = "postcopy/1"
+VERSION = 2
 
 HELLO, HELLO_REPLY, ERROR, GET, PAGES, SWITCHOVER, VMSTATE, VMSTATE_DATA = range(1, 9)
-RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG = range(9, 16)
+RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG, PROBE, PROBE_REPLY = range(9, 18)
 CONTROL, URGENT, BULK = 1, 2, 3
 
 # Who dials, unless a test says otherwise.
@@ -48,13 +49,13 @@ def region(guest_phys_addr, size, page_size=UNIT, memory=1):
     return field(1, guest_phys_addr) + field(2, size) + field(3, page_size) + field(4, memory)
 
 
-def hello(role, migration_id, token=TOKEN, epoch=0, regions=(), version=1, holder=HOLDER):
+def hello(role, migration_id, token=TOKEN, epoch=0, regions=(), version=VERSION, holder=HOLDER):
     return (field(1, version) + field(2, role) + field(3, migration_id.encode()) +
             field(4, bytes.fromhex(token)) + fixed64(5, epoch) +
             b"".join(field(6, r) for r in regions) + field(7, holder))
 
 
-def hello_reply(epoch, regions=(), version=1):
+def hello_reply(epoch, regions=(), version=VERSION):
     return field(1, version) + fixed64(2, epoch) + b"".join(field(3, r) for r in regions)
 
 
@@ -97,9 +98,9 @@ def get(region_index, first_unit, mask, request_id=1):
     return frame(GET, struct.pack("<IIQQ", region_index, 0, first_unit, mask), request_id)
 
 
-def pages(region_index, first_unit, data_mask, zero_mask, data, request_id=1):
-    return frame(PAGES, struct.pack("<IIQQQ", region_index, 0, first_unit, data_mask, zero_mask)
-                 + data, request_id)
+def pages(region_index, first_unit, data_mask, zero_mask, data, request_id=1, error_mask=0):
+    return frame(PAGES, struct.pack("<IIQQQQ", region_index, 0, first_unit, data_mask, zero_mask,
+                                    error_mask) + data, request_id)
 
 
 class Connection:
@@ -268,3 +269,5 @@ class FakeSource:
             connection.send(frame(ABORT_ACK))
         elif kind == PING:
             connection.send(frame(PONG))
+        elif kind == PROBE:
+            connection.send(frame(PROBE_REPLY, payload))

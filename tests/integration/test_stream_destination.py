@@ -114,16 +114,16 @@ LIES = {
     "an answer to another request": lambda s, r, f, m, i: stream.pages(
         r, f, m, 0, WRONG * units(m), i + 1000),
     "too few bytes": lambda s, r, f, m, i: stream.frame(stream.PAGES, struct.pack(
-        "<IIQQQ", r, 0, f, m, 0) + WRONG * (units(m) - 1), i),
+        "<IIQQQQ", r, 0, f, m, 0, 0) + WRONG * (units(m) - 1), i),
     "too many bytes": lambda s, r, f, m, i: stream.frame(stream.PAGES, struct.pack(
-        "<IIQQQ", r, 0, f, m, 0) + WRONG * (units(m) + 1), i),
+        "<IIQQQQ", r, 0, f, m, 0, 0) + WRONG * (units(m) + 1), i),
     "a frame of 4 GiB": lambda s, r, f, m, i: stream.frame(
         stream.PAGES, b"", i, length=0xFFFFFFFF),
     "an unknown frame": lambda s, r, f, m, i: stream.frame(99),
     "a destination's frame": lambda s, r, f, m, i: stream.get(r, f, m, i),
     "garbage": lambda s, r, f, m, i: b"\xa5" * 4096,
     "a reserved field": lambda s, r, f, m, i: stream.frame(stream.PAGES, struct.pack(
-        "<IIQQQ", r, 1, f, m, 0) + WRONG * units(m), i),
+        "<IIQQQQ", r, 1, f, m, 0, 0) + WRONG * units(m), i),
 }
 
 

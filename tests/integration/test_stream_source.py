@@ -63,9 +63,9 @@ class Served:
             connection.send(stream.get(0, word * 64, stream.FULL_MASK, word))
             kind, payload, request_id = connection.receive()
             assert (kind, request_id) == (stream.PAGES, word)
-            _, _, first, data, zero = struct.unpack_from("<IIQQQ", payload)
+            _, _, first, data, zero, _ = struct.unpack_from("<IIQQQQ", payload)
             assert (first, data | zero, data & zero) == (word * 64, stream.FULL_MASK, 0)
-            assert payload[32:] == self.content[word * 64 * UNIT:(word + 1) * 64 * UNIT]
+            assert payload[40:] == self.content[word * 64 * UNIT:(word + 1) * 64 * UNIT]
         connection.close()
 
     def still_opens(self):
@@ -178,7 +178,7 @@ BAD_HELLOS = {
     "an unknown migration": (dict(migration_id="vm2"), "migration|token"),
     "an empty id": (dict(migration_id=""), "migration id"),
     "an id of 65 bytes": (dict(migration_id="x" * 65), "migration id"),
-    "another version": (dict(version=2), "version 2"),
+    "an older version": (dict(version=1), "upgrade the destination's postcopyd"),
     "an unknown role": (dict(role=9), "role"),
     "no role": (dict(role=0), "role"),
     "no regions": (dict(regions=[]), "region"),
@@ -305,8 +305,8 @@ def test_zero_pages_travel_as_a_bit(host):
     connection, _ = served.dial(stream.URGENT, epoch=reply[2][0])
     connection.send(stream.get(0, 0, 0x1F))
     _, payload, _ = connection.receive()
-    assert struct.unpack_from("<IIQQQ", payload)[3:] == (0x11, 0x0E)
-    assert payload[32:] == content[:UNIT] + content[4 * UNIT:5 * UNIT]
+    assert struct.unpack_from("<IIQQQQ", payload)[3:] == (0x11, 0x0E, 0)
+    assert payload[40:] == content[:UNIT] + content[4 * UNIT:5 * UNIT]
     connection.close()
     control.close()
 

@@ -20,7 +20,7 @@ static const struct {
 	{ FRAME_HELLO_REPLY, 0, FRAME_HELLO_MAX },
 	{ FRAME_ERROR, 4, FRAME_ERROR_MAX },
 	{ FRAME_GET, 24, 24 },
-	{ FRAME_PAGES, 32, 32 + 64 * 4096 },
+	{ FRAME_PAGES, 40, 40 + 64 * 4096 },
 	{ FRAME_SWITCHOVER, 0, 0 },
 	{ FRAME_VMSTATE, 24, 24 },
 	{ FRAME_VMSTATE_DATA, 1, 256 * 1024 },
@@ -31,6 +31,8 @@ static const struct {
 	{ FRAME_ABORT_ACK, 0, 0 },
 	{ FRAME_PING, 0, 0 },
 	{ FRAME_PONG, 0, 0 },
+	{ FRAME_PROBE, 64 * 1024, 64 * 1024 },
+	{ FRAME_PROBE_REPLY, 64 * 1024, 64 * 1024 },
 };
 #define N_TYPES (sizeof lengths / sizeof *lengths)
 
@@ -212,8 +214,17 @@ static void test_bad_pages_are_refused(void **state)
 	assert_non_null(strstr(err.text, "reserved"));
 	pages.zero_mask = 6;
 	assert_int_equal(decode_pages(&pages, 0, right, &back, &err), -EPROTO);
-	assert_non_null(strstr(err.text, "both zero and not"));
+	assert_non_null(strstr(err.text, "in two masks"));
 	pages.zero_mask = 4;
+	/* A unit that can't be read has no content beside. */
+	for (uint64_t error = 2; error <= 4; error *= 2) {
+		pages.error_mask = error;
+		assert_int_equal(decode_pages(&pages, 0, right, &back, &err), -EPROTO);
+		assert_non_null(strstr(err.text, "in two masks"));
+	}
+	pages.error_mask = 8;
+	assert_int_equal(decode_pages(&pages, 0, right, &back, &err), 0);
+	assert_true(back.error_mask == 8);
 	pages.first_unit = 65;
 	assert_int_equal(decode_pages(&pages, 0, right, &back, &err), -EPROTO);
 	assert_non_null(strstr(err.text, "multiple of 64"));

@@ -206,20 +206,27 @@ static void test_fields_out_of_bounds_are_refused(void **state)
 	struct hello *back = calloc(1, sizeof *back);
 
 	(void)state;
-	assert_int_equal(hello_decode(buf, raw_hello(buf, 1, bulk, 1, 64, 32), back, NULL), 0);
+	assert_int_equal(
+	        hello_decode(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 64, 32), back, NULL), 0);
 	assert_int_equal(back->role, STREAM_BULK);
 	assert_int_equal(strlen(back->migration_id), MIGRATION_ID_MAX);
 	free(back);
-	refuse(buf, raw_hello(buf, 2, bulk, 1, 1, 32), -EPROTO, "version 2");
+	/* Who is to be upgraded is said, in words that are true wherever they are read. */
+	refuse(buf, raw_hello(buf, STREAM_VERSION - 1, bulk, 1, 1, 32), -EPROTO,
+	       "upgrade the destination's postcopyd");
+	refuse(buf, raw_hello(buf, STREAM_VERSION + 1, bulk, 1, 1, 32), -EPROTO,
+	       "upgrade the source's postcopyd");
 	refuse(buf, raw_hello(buf, 0, bulk, 1, 1, 32), -EPROTO, "version 0");
-	refuse(buf, raw_hello(buf, 1, zero, 1, 1, 32), -EPROTO, "role");
-	refuse(buf, raw_hello(buf, 1, four, 1, 1, 32), -EPROTO, "role");
-	refuse(buf, raw_hello(buf, 1, minus, sizeof minus, 1, 32), -EPROTO, "role");
-	refuse(buf, raw_hello(buf, 1, bulk, 1, 0, 32), -EPROTO, "migration id of 0 bytes");
-	refuse(buf, raw_hello(buf, 1, bulk, 1, 65, 32), -EPROTO, "migration id of 65 bytes");
-	refuse(buf, raw_hello(buf, 1, bulk, 1, 1, 31), -EPROTO, "token of 31 bytes");
-	refuse(buf, raw_hello(buf, 1, bulk, 1, 1, 33), -EPROTO, "token of 33 bytes");
-	refuse(buf, raw_hello(buf, 1, bulk, 1, 1, 0), -EPROTO, "token of 0 bytes");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, zero, 1, 1, 32), -EPROTO, "role");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, four, 1, 1, 32), -EPROTO, "role");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, minus, sizeof minus, 1, 32), -EPROTO, "role");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 0, 32), -EPROTO,
+	       "migration id of 0 bytes");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 65, 32), -EPROTO,
+	       "migration id of 65 bytes");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 31), -EPROTO, "token of 31 bytes");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 33), -EPROTO, "token of 33 bytes");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 0), -EPROTO, "token of 0 bytes");
 	/* Nothing at all is a message to protobuf, with all fields 0. */
 	refuse(buf, 0, -EPROTO, "version 0");
 	refuse((const uint8_t *)"\xff\xff\xff", 3, -EPROTO, "not the message");
@@ -233,7 +240,7 @@ static void test_a_hello_of_nobody_is_refused(void **state)
 {
 	static const uint8_t bulk[] = { 3 };
 	uint8_t buf[512];
-	size_t len = raw_hello(buf, 1, bulk, 1, 1, 32);
+	size_t len = raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 32);
 
 	(void)state;
 	memset(buf + len - HOLDER_BYTES, 0, HOLDER_BYTES);
@@ -294,7 +301,7 @@ static void test_more_regions_than_there_may_be_are_refused(void **state)
 	uint8_t buf[4096], *p = buf;
 
 	(void)state;
-	p += raw_hello(buf, 1, control, 1, 1, 32);
+	p += raw_hello(buf, STREAM_VERSION, control, 1, 1, 32);
 	for (uint64_t i = 0; i < REGIONS_MAX; i++)
 		p = raw_region(p, i << 30);
 	assert_int_equal(hello_decode(buf, (size_t)(p - buf), back, NULL), 0);

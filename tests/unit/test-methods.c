@@ -510,7 +510,7 @@ static void test_garbage_is_refused_by_each_method(void **state)
 		call_bytes(f, &f->call, m->path, large, sizeof large);
 		check_refusal(&f->call, GRPC_RESOURCE_EXHAUSTED, "INVALID_REQUEST", "65537 bytes");
 	}
-	assert_int_equal(n, 19);
+	assert_int_equal(n, 21);
 }
 
 /* Whatever comes, each call ends or lasts, and nothing else happens (ASan looks on). */

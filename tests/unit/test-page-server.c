@@ -6,10 +6,12 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -20,10 +22,12 @@
 #include <unistd.h>
 
 #include "ctl/pki.h"
+#include "libpostcopy/poison_wire.h"
 #include "stream/page_server.h"
 #include "stream/window.h"
 
 #include "support.h"
+#include "util/clock.h"
 
 /* Two regions, of which one ends within a word. */
 static const uint64_t units[] = { 130, 64 };
@@ -475,6 +479,410 @@ static void test_nothing_is_read_while_the_guest_runs(void **state)
 	end(g);
 }
 
+/* What is known of the next answer's masks. */
+static void check_masks(struct conn *c, struct window *w, uint64_t data, uint64_t zero,
+                        uint64_t error)
+{
+	struct error err = ERROR_INIT;
+	struct scheduler_item item;
+	struct frame_pages pages;
+	struct frame_header h;
+	const void *payload;
+
+	if (conn_next_frame(c, &h, &payload, &err) ||
+	    window_answer(w, &h, payload, &pages, &item, &err))
+		fail_msg("%s", err.text);
+	assert_true(pages.data_mask == data && pages.zero_mask == zero &&
+	            pages.error_mask == error);
+}
+
+/*
+ * One page that can't be read ended its connection, and every one that asked for it again. Here
+ * memory is lost as a VMM loses it: unmapped, where it is read by /proc/PID/mem.
+ */
+static void test_what_can_not_be_read_costs_no_connection(void **state)
+{
+	struct region r = { .memory = POSTCOPY_MEMORY_ANONYMOUS,
+		            .size = 8 * UNIT_BYTES,
+		            .page_size = UNIT_BYTES };
+	struct guest *g = calloc(1, sizeof *g);
+	struct error err = ERROR_INIT;
+	struct window w = { 0 };
+	struct memory *memory;
+	struct conn *c;
+	uint8_t *p;
+
+	(void)state;
+	p = mmap(NULL, r.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memset(p, 1, r.size);
+	munmap(p + 2 * UNIT_BYTES, UNIT_BYTES);
+	munmap(p + 5 * UNIT_BYTES, 2 * UNIT_BYTES);
+	r.fd_offset = (uintptr_t)p;
+	strcpy(g->id, "vm1");
+	assert_int_equal(region_table_add(&g->table, &r, &err), 0);
+	assert_int_equal(memory_open_source(&g->table.regions[0], 0,
+	                                    open("/proc/self/mem", O_RDONLY | O_CLOEXEC), &memory,
+	                                    &err),
+	                 0);
+	assert_int_equal(
+	        page_source_new("vm1", g->token, &g->table, &memory, &ops, g, &g->source, &err), 0);
+	assert_int_equal(page_server_add(server, g->source), 0);
+	pause_guest(g);
+	c = open_pages(g, STREAM_URGENT, page_source_epoch(g->source));
+	ask(c, &w, 0, 0, 0xff);
+	check_masks(c, &w, 0x9b, 0, 0x64);
+	ask(c, &w, 0, 0, 0x04);
+	check_masks(c, &w, 0, 0, 0x04);
+	ask(c, &w, 0, 0, 0x81);
+	check_masks(c, &w, 0x81, 0, 0);
+	assert_int_equal(page_source_stats(g->source)->unreadable_pages, 4);
+	conn_free(c);
+	end(g);
+	munmap(p, r.size);
+}
+
+static int make_poison_list(const struct poison_record *records, size_t n)
+{
+	int fd = memfd_create("test-poison", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	uint8_t buf[POISON_RECORD_BYTES];
+
+	for (size_t i = 0; i < n; i++) {
+		poison_record_encode(&records[i], buf);
+		assert_int_equal(write(fd, buf, sizeof buf), sizeof buf);
+	}
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK), 0);
+	return fd;
+}
+
+/* Poison is in the VMM's mapping only: what its memory reads as is not what the guest has. */
+static void test_what_the_vmm_has_poisoned_is_served_as_unreadable(void **state)
+{
+	static const struct poison_record records[] = {
+		{ 0, 1 * UNIT_BYTES, UNIT_BYTES },
+		{ 0, 60 * UNIT_BYTES, 70 * UNIT_BYTES },
+		{ 1, 63 * UNIT_BYTES, UNIT_BYTES },
+	};
+	struct guest *g = new_guest("vm1", 1);
+	int fd = make_poison_list(records, 3);
+	struct error err = ERROR_INIT;
+	struct poison_list *list;
+	struct window w = { 0 };
+	struct conn *c;
+
+	(void)state;
+	assert_int_equal(poison_list_read(&g->table, fd, &list, &err), 0);
+	close(fd);
+	assert_int_equal(poison_list_units(list), 72);
+	page_source_set_poisoned(g->source, list);
+	pause_guest(g);
+	c = open_pages(g, STREAM_BULK, page_source_epoch(g->source));
+	/* 1 and 2 have content, 0 and 3 are zero. */
+	ask(c, &w, 0, 0, 0xf00000000000000full);
+	check_masks(c, &w, 0x4, 0x9, 0xf000000000000002ull);
+	ask(c, &w, 0, 1, UINT64_MAX);
+	check_masks(c, &w, 0, 0, UINT64_MAX);
+	ask(c, &w, 0, 2, 3);
+	check_masks(c, &w, 0, 0, 3);
+	ask(c, &w, 1, 0, 1ull << 63 | 1ull << 62);
+	check_masks(c, &w, 1ull << 62, 0, 1ull << 63);
+	conn_free(c);
+	end(g);
+}
+
+/* Of what comes from either side so much goes through; the rest is swallowed. */
+#define SMALL_BYTES 20000
+
+struct swallower {
+	int from, to;
+	pthread_t thread;
+};
+
+static void *swallower_main(void *arg)
+{
+	struct swallower *s = arg;
+	size_t left = SMALL_BYTES;
+	char buf[4096];
+	ssize_t n;
+
+	while ((n = recv(s->from, buf, sizeof buf, 0)) > 0) {
+		size_t part = (size_t)n < left ? (size_t)n : left;
+
+		if (part && send(s->to, buf, part, MSG_NOSIGNAL) < 0)
+			break;
+		left -= part;
+	}
+	shutdown(s->to, SHUT_RDWR);
+	return NULL;
+}
+
+static int connect_to(unsigned int port)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET,
+		                 .sin_port = htons((uint16_t)port),
+		                 .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+	return fd;
+}
+
+/* One connection, from a listener to the server. */
+struct small_path {
+	int listener;
+	struct swallower there, back;
+};
+
+static void *small_path_main(void *arg)
+{
+	struct small_path *p = arg;
+
+	p->there.from = accept(p->listener, NULL, NULL);
+	p->there.to = connect_to(page_server_port(server));
+	p->back = (struct swallower){ .from = p->there.to, .to = p->there.from };
+	pthread_create(&p->back.thread, NULL, swallower_main, &p->back);
+	swallower_main(&p->there);
+	pthread_join(p->back.thread, NULL);
+	close(p->there.from);
+	close(p->there.to);
+	return NULL;
+}
+
+/* A path on which only what is small gets through is told from one that is well. */
+static void test_probe_finds_a_path_for_small_packets_only(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct small_path path = { 0 };
+	struct error err = ERROR_INIT;
+	struct sockaddr_in a;
+	socklen_t len = sizeof a;
+	pthread_t thread;
+	struct conn *c;
+	uint64_t epoch;
+
+	(void)state;
+	c = open_control(g, &epoch);
+	if (conn_probe(c, &target, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(conn_send_plain(c, FRAME_PING), 0);
+	expect_plain(c, FRAME_PONG);
+	conn_free(c);
+
+	path.listener = page_server_listen("127.0.0.1:0", &err);
+	/* It does not block, as the server wants it. */
+	assert_int_equal(fcntl(path.listener, F_SETFL, 0), 0);
+	assert_int_equal(getsockname(path.listener, (struct sockaddr *)&a, &len), 0);
+	snprintf(target.port, sizeof target.port, "%u", ntohs(a.sin_port));
+	assert_int_equal(pthread_create(&thread, NULL, small_path_main, &path), 0);
+	c = open_control(g, &epoch);
+	assert_int_equal(conn_probe(c, &target, &err), -ETIMEDOUT);
+	assert_non_null(strstr(err.text, "full-size packets do not get through"));
+	conn_free(c);
+	pthread_join(thread, NULL);
+	close(path.listener);
+	end(g);
+}
+
+/* The head of a TLS record that never becomes whole. */
+static const uint8_t record_head[] = { 0x16, 0x03, 0x01, 0x3f, 0xff };
+#define TRICKLERS 100u
+#define TRICKLE_MS 100
+
+/* Strangers that say a byte now and then. */
+struct tricklers {
+	int fds[TRICKLERS];
+	pthread_t thread;
+	atomic_bool ending;
+};
+
+static void *trickle_main(void *arg)
+{
+	struct tricklers *t = arg;
+
+	while (!atomic_load(&t->ending)) {
+		for (unsigned int i = 0; i < TRICKLERS; i++)
+			(void)!send(t->fds[i], "", 1, MSG_NOSIGNAL);
+		poll(NULL, 0, TRICKLE_MS);
+	}
+	return NULL;
+}
+
+static int connect_from(const char *address)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET };
+	struct sockaddr_in to = { .sin_family = AF_INET,
+		                  .sin_port = htons((uint16_t)page_server_port(server)),
+		                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	inet_pton(AF_INET, address, &a.sin_addr);
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, sizeof a), 0);
+	assert_int_equal(connect(fd, (struct sockaddr *)&to, sizeof to), 0);
+	assert_int_equal(send(fd, record_head, sizeof record_head, MSG_NOSIGNAL),
+	                 sizeof record_head);
+	return fd;
+}
+
+static unsigned int count_threads(void)
+{
+	DIR *d = opendir("/proc/self/task");
+	unsigned int n = 0;
+
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+/* Whether the server has hung up. */
+static bool is_closed(int fd, int timeout_ms)
+{
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+	char byte;
+
+	return poll(&pfd, 1, timeout_ms) == 1 && recv(fd, &byte, 1, MSG_DONTWAIT) <= 0;
+}
+
+/*
+ * 1,024 of these held all slots and a thread each, for as long as they liked: guests' own
+ * destinations could not come back to them. Now each has 5 s, however it fills them, no thread, and
+ * one of a few slots; and a crowd from one host pushes out itself alone.
+ */
+static void test_strangers_have_little_and_not_for_long(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	unsigned int threads = count_threads();
+	struct tricklers t = { .ending = false };
+	struct conn *control, *urgent;
+	uint64_t epoch, begin_ns;
+	int other;
+
+	(void)state;
+	begin_ns = clock_now_ns();
+	other = connect_from("127.0.0.2");
+	for (unsigned int i = 0; i < TRICKLERS; i++)
+		t.fds[i] = connect_from("127.0.0.1");
+	assert_int_equal(pthread_create(&t.thread, NULL, trickle_main, &t), 0);
+	/* Who can say who it is gets in at once. */
+	control = open_control(g, &epoch);
+	pause_guest(g);
+	urgent = open_pages(g, STREAM_URGENT, epoch);
+	fetch_everything(g, urgent);
+	/* The trickler here, and the two that were let in. */
+	assert_true(count_threads() <= threads + 3);
+	assert_true(is_closed(t.fds[0], WAIT_S * 1000));
+	assert_false(is_closed(other, 0));
+	assert_true(clock_now_ns() - begin_ns < CONN_OPEN_TIMEOUT_MS * NSEC_PER_MSEC);
+	for (unsigned int i = 0; i < TRICKLERS; i++)
+		assert_true(is_closed(t.fds[i], 2 * CONN_OPEN_TIMEOUT_MS));
+	assert_true(is_closed(other, 0));
+	assert_true(clock_now_ns() - begin_ns < 2ull * CONN_OPEN_TIMEOUT_MS * NSEC_PER_MSEC);
+	atomic_store(&t.ending, true);
+	pthread_join(t.thread, NULL);
+	for (unsigned int i = 0; i < TRICKLERS; i++)
+		close(t.fds[i]);
+	close(other);
+	conn_free(control);
+	conn_free(urgent);
+	end(g);
+}
+
+/* A source that answers a byte at a time made the dialling thread wait for as long as it liked. */
+static void *trickle_source_main(void *arg)
+{
+	int fd = accept(*(int *)arg, NULL, NULL);
+
+	(void)!send(fd, record_head, sizeof record_head, MSG_NOSIGNAL);
+	while (send(fd, "", 1, MSG_NOSIGNAL) == 1)
+		poll(NULL, 0, TRICKLE_MS);
+	close(fd);
+	return NULL;
+}
+
+static void test_dialling_a_source_that_trickles_ends_in_time(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct error err = ERROR_INIT;
+	int listener = page_server_listen("127.0.0.1:0", &err);
+	uint64_t epoch, begin_ns = clock_now_ns();
+	struct sockaddr_in a;
+	socklen_t len = sizeof a;
+	pthread_t thread;
+	struct conn *c;
+
+	(void)state;
+	assert_int_equal(fcntl(listener, F_SETFL, 0), 0);
+	assert_int_equal(getsockname(listener, (struct sockaddr *)&a, &len), 0);
+	snprintf(target.port, sizeof target.port, "%u", ntohs(a.sin_port));
+	assert_int_equal(pthread_create(&thread, NULL, trickle_source_main, &listener), 0);
+	assert_int_equal(dial(new_hello(g, STREAM_CONTROL, 0), &c, &epoch, &err), -ETIMEDOUT);
+	assert_true(clock_now_ns() - begin_ns < 2ull * CONN_OPEN_TIMEOUT_MS * NSEC_PER_MSEC);
+	pthread_join(thread, NULL);
+	close(listener);
+	end(g);
+}
+
+static bool answers(const struct guest *g, struct conn *c)
+{
+	struct window w = { 0 };
+
+	ask(c, &w, 0, 0, 1);
+	check_answer(g, c, &w);
+	return true;
+}
+
+static void expect_end(struct conn *c)
+{
+	struct error err = ERROR_INIT;
+	struct frame_header h;
+	const void *payload;
+
+	conn_set_receive_timeout(c, WAIT_S * 1000);
+	assert_int_equal(conn_next_frame(c, &h, &payload, &err), -ECONNRESET);
+}
+
+/*
+ * Bulk connections that are lost and dialled anew, again and again, filled the 1,024 slots of all
+ * migrations: a guest's fault had no connection to go by. Each kind has its own places in each
+ * migration, and the newest is the one that is meant.
+ */
+#define DIALLED 40u
+#define BULK_PLACES 32u
+#define CONTROL_PLACES 4u
+static void test_bulk_that_reconnects_takes_no_other_place(void **state)
+{
+	struct guest *g = new_guest("vm1", 1), *other = new_guest("vm2", 2);
+	struct conn *bulk[DIALLED], *controls[CONTROL_PLACES + 2], *urgent, *others;
+	uint64_t epoch;
+
+	(void)state;
+	pause_guest(g);
+	pause_guest(other);
+	for (unsigned int i = 0; i < CONTROL_PLACES + 2; i++)
+		controls[i] = open_control(g, &epoch);
+	urgent = open_pages(g, STREAM_URGENT, epoch);
+	for (unsigned int i = 0; i < DIALLED; i++)
+		bulk[i] = open_pages(g, STREAM_BULK, epoch);
+	others = open_pages(other, STREAM_URGENT, page_source_epoch(other->source));
+	for (unsigned int i = 0; i < DIALLED - BULK_PLACES; i++)
+		expect_end(bulk[i]);
+	for (unsigned int i = DIALLED - BULK_PLACES; i < DIALLED; i++)
+		assert_true(answers(g, bulk[i]));
+	expect_end(controls[0]);
+	expect_end(controls[1]);
+	assert_int_equal(conn_send_plain(controls[CONTROL_PLACES + 1], FRAME_PING), 0);
+	expect_plain(controls[CONTROL_PLACES + 1], FRAME_PONG);
+	assert_true(answers(g, urgent) && answers(other, others));
+	for (unsigned int i = 0; i < DIALLED; i++)
+		conn_free(bulk[i]);
+	for (unsigned int i = 0; i < CONTROL_PLACES + 2; i++)
+		conn_free(controls[i]);
+	conn_free(urgent);
+	conn_free(others);
+	server = page_server_free(server);
+	free_guest(g);
+	free_guest(other);
+}
+
 static void test_requests_beyond_the_table_are_refused(void **state)
 {
 	static const struct scheduler_item bad[] = {
@@ -742,8 +1150,7 @@ static struct conn *open_stranger(const struct guest *g, enum stream_role role, 
  */
 static void test_only_the_holder_is_answered(void **state)
 {
-	static const enum frame_type words[] = { FRAME_SWITCHOVER, FRAME_RESUMED, FRAME_COMPLETE,
-		                                 FRAME_ABORT, FRAME_PING };
+	static const enum frame_type words[] = { FRAME_SWITCHOVER, FRAME_COMPLETE, FRAME_ABORT };
 	struct guest *g = new_guest("vm1", 1);
 	struct conn *a, *b[sizeof words / sizeof *words], *b_bulk, *bulk;
 	struct stream_holder holder;
@@ -1091,6 +1498,12 @@ int main(void)
 		SERVER_TEST(test_a_whole_migration),
 		SERVER_TEST(test_a_lost_control_connection_gets_the_same_vmstate_again),
 		SERVER_TEST(test_nothing_is_read_while_the_guest_runs),
+		SERVER_TEST(test_what_can_not_be_read_costs_no_connection),
+		SERVER_TEST(test_what_the_vmm_has_poisoned_is_served_as_unreadable),
+		SERVER_TEST(test_probe_finds_a_path_for_small_packets_only),
+		SERVER_TEST(test_strangers_have_little_and_not_for_long),
+		SERVER_TEST(test_dialling_a_source_that_trickles_ends_in_time),
+		SERVER_TEST(test_bulk_that_reconnects_takes_no_other_place),
 		SERVER_TEST(test_requests_beyond_the_table_are_refused),
 		SERVER_TEST(test_wrong_id_and_wrong_token_look_the_same),
 		SERVER_TEST(test_only_who_knows_the_secret_gets_in),

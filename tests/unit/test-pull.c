@@ -710,6 +710,29 @@ static void test_connections_lost_between_parts_of_a_word_lose_nothing(void **st
 	stop(&f);
 }
 
+/*
+ * A source that lets every connection in and closes it at its first request: 500 TLS handshakes
+ * a second were the answer, from bulk alone.
+ */
+static void test_connections_of_no_use_are_dialled_ever_more_slowly(void **state)
+{
+	const struct pull_stats *stats;
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	stats = pull_stats(f.p);
+	page_source_withdraw(f.s.source);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_count(&stats->reconnects, 2);
+	/* Of each connection: at once, then after 50, 100, 200, 400 ms. */
+	poll(NULL, 0, 1000);
+	assert_true(atomic_load(&stats->reconnects) <= 12);
+	stop(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -726,6 +749,7 @@ int main(void)
 		cmocka_unit_test(test_streams_change_while_it_runs),
 		cmocka_unit_test(test_streams_change_all_the_time),
 		cmocka_unit_test(test_connections_lost_between_parts_of_a_word_lose_nothing),
+		cmocka_unit_test(test_connections_of_no_use_are_dialled_ever_more_slowly),
 	};
 
 	return cmocka_run_group_tests_name("pull", tests, NULL, NULL);

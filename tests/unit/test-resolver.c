@@ -362,6 +362,165 @@ static void no_more_events(struct fixture *f)
 	assert_int_equal(poll(&fd, 1, 0), 0);
 }
 
+/* In place of libc's: memory that has gone bad under a page (EIO), a kernel without UFFDIO_POISON.
+ */
+static atomic_uint continues_to_break;
+static atomic_bool no_poison;
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list ap;
+	void *arg;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if (request == UFFDIO_CONTINUE && atomic_load(&continues_to_break)) {
+		atomic_fetch_sub(&continues_to_break, 1);
+		errno = EIO;
+		return -1;
+	}
+	if (request == UFFDIO_POISON && atomic_load(&no_poison)) {
+		errno = EINVAL;
+		return -1;
+	}
+	return (int)syscall(SYS_ioctl, fd, request, arg);
+}
+
+/* What the guest finds there: a machine check, as the kernel tells a system call of it. */
+static bool is_poisoned(const struct fixture *f, uint64_t unit)
+{
+	int fd = memfd_create("test", MFD_CLOEXEC);
+	ssize_t n = write(fd, page_at(f, unit), 1);
+	int error = errno;
+
+	close(fd);
+	errno = error;
+	return n < 0 && errno == EFAULT;
+}
+
+/* One word, of which nothing has come. */
+static uint64_t lose(struct fixture *f, uint64_t word, uint64_t error)
+{
+	struct resolver_batch b = { .word = word, .error_mask = error, .data = (uint8_t *)"" };
+	uint64_t filled;
+
+	assert_int_equal(resolver_fill(&f->caller, &b, &filled), 0);
+	return filled;
+}
+
+struct loser {
+	pthread_t thread;
+	const struct fixture *f;
+	uint64_t unit;
+	bool poisoned;
+};
+
+static void *loser_main(void *arg)
+{
+	struct loser *l = arg;
+
+	l->poisoned = is_poisoned(l->f, l->unit);
+	return NULL;
+}
+
+/*
+ * A page that the source can't read is poisoned: whoever waits for it gets a machine check, the
+ * others their pages, and the guest becomes whole. It was asked for again for ever.
+ */
+static void lose_pages(enum postcopy_memory memory, enum resolver_map map)
+{
+	struct loser l = { .unit = 70 };
+
+	fixture = start(memory, map);
+	if (!fixture)
+		skip();
+	l.f = fixture;
+	assert_int_equal(pthread_create(&l.thread, NULL, loser_main, &l), 0);
+	assert_true(wait_fault(fixture) == (uintptr_t)page_at(fixture, 70));
+	assert_false(page_state_want(fixture->ps, 0, 70));
+	assert_true(lose(fixture, 1, 0xc0) == 0xc0);
+	pthread_join(l.thread, NULL);
+	assert_true(l.poisoned);
+	assert_true(is_poisoned(fixture, 71));
+	assert_true(fill(fixture, 1, 0x3f, UINT64_MAX << 8, 3) == ~0xc0ull);
+	assert_int_equal(stat_get(&fixture->stats.pages_poisoned), 2);
+	assert_int_equal(page_state_missing(fixture->ps), PAGES - WORD_UNITS);
+	/* A fault that comes late, and an answer that does, change nothing. */
+	assert_int_equal(resolver_map_page(&fixture->caller, 0, 70), 0);
+	assert_true(fill(fixture, 1, 0xc0, 0, 9) == 0);
+	assert_true(is_poisoned(fixture, 70));
+	assert_int_equal(page_state_count_poisoned(fixture->ps), 2);
+	stop(fixture);
+}
+
+static void test_what_the_source_can_not_read_is_poisoned_memfd_eager(void **state)
+{
+	(void)state;
+	lose_pages(POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_EAGER);
+}
+
+static void test_what_the_source_can_not_read_is_poisoned_memfd_lazy(void **state)
+{
+	(void)state;
+	lose_pages(POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_LAZY);
+}
+
+static void test_what_the_source_can_not_read_is_poisoned_anonymous(void **state)
+{
+	(void)state;
+	lose_pages(POSTCOPY_MEMORY_ANONYMOUS, RESOLVER_MAP_EAGER);
+}
+
+/* One unit of a huge page costs all of it; the rest of it comes and is never shown. */
+static void test_a_huge_page_that_is_not_whole_is_poisoned(void **state)
+{
+	(void)state;
+	fixture = start_sized(POSTCOPY_MEMORY_HUGETLB, 2 * SIZE_2M, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	fill(fixture, 0, ~1ull, 0, 1);
+	assert_true(lose(fixture, 0, 1) == 1);
+	for (uint64_t word = 1; word < 16; word++)
+		fill(fixture, word, UINT64_MAX, 0, 1);
+	assert_true(is_poisoned(fixture, 0) && is_poisoned(fixture, 300));
+	assert_false(is_poisoned(fixture, 512));
+	assert_int_equal(page_state_missing(fixture->ps), 0);
+	stop(fixture);
+}
+
+/* The kernel can't: the page stays missing, and all else is as if nothing had been. */
+static void test_what_can_not_be_poisoned_stays_missing(void **state)
+{
+	(void)state;
+	START_OR_SKIP(MEMFD, EAGER);
+	atomic_store(&no_poison, true);
+	assert_true(lose(fixture, 1, 0x3) == 0);
+	atomic_store(&no_poison, false);
+	assert_int_equal(stat_get(&fixture->stats.pages_unpoisoned), 2);
+	assert_int_equal(stat_get(&fixture->stats.pages_poisoned), 0);
+	assert_int_equal(page_state_missing(fixture->ps), PAGES);
+	assert_int_equal(page_state_count_poisoned(fixture->ps), 0);
+	/* Should it come after all, it is a page like any other. */
+	assert_true(fill(fixture, 1, 0x3, 0, 7) == 0x3);
+	check_page(fixture, 64, 7);
+	stop(fixture);
+}
+
+/* A memory error here: mapping it says EIO for ever, and was tried for ever. */
+static void test_a_page_whose_memory_here_is_broken_is_poisoned(void **state)
+{
+	(void)state;
+	START_OR_SKIP(MEMFD, LAZY);
+	assert_true(fill(fixture, 0, 0xff, 0, 1) == 0xff);
+	atomic_store(&continues_to_break, 1);
+	assert_int_equal(resolver_map_page(&fixture->caller, 0, 3), 0);
+	assert_true(is_poisoned(fixture, 3));
+	assert_int_equal(stat_get(&fixture->stats.pages_poisoned), 1);
+	touch_present(fixture, 4, 5);
+	stop(fixture);
+}
+
 static void test_eager_maps_what_it_fills(void **state)
 {
 	(void)state;
@@ -1144,6 +1303,12 @@ static void test_unregistered_holes_read_as_zeroes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_what_the_source_can_not_read_is_poisoned_memfd_eager),
+		cmocka_unit_test(test_what_the_source_can_not_read_is_poisoned_memfd_lazy),
+		cmocka_unit_test(test_what_the_source_can_not_read_is_poisoned_anonymous),
+		cmocka_unit_test(test_a_huge_page_that_is_not_whole_is_poisoned),
+		cmocka_unit_test(test_what_can_not_be_poisoned_stays_missing),
+		cmocka_unit_test(test_a_page_whose_memory_here_is_broken_is_poisoned),
 		cmocka_unit_test(test_eager_maps_what_it_fills),
 		cmocka_unit_test(test_eager_fills_a_whole_word),
 		cmocka_unit_test(test_lazy_maps_on_the_fault),

@@ -6,14 +6,17 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "ctl/pki.h"
+#include "support.h"
 #include "tls/tls.h"
 
 static char dir[] = "/tmp/test-tls-XXXXXX";
@@ -115,6 +118,120 @@ static void test_a_resumed_peer_s_name_is_checked(void **state)
 	assert_int_not_equal(client.rc, 0);
 }
 
+/* Records of various sizes both ways at once, by a poll loop such as the fault thread's. */
+#define STREAM_BYTES (24u << 20)
+#define PIECE_MAX 70000u
+
+struct streamer {
+	bool server;
+	int fd;
+	unsigned int piece; /* of what is written at a time, at most */
+	int rc;
+	uint64_t updates;
+	uint8_t next; /* to be received */
+	size_t received;
+	struct error err;
+};
+
+/* What is there. Return: 0 or -errno. */
+static int receive_some(struct streamer *s, struct tls *tls)
+{
+	uint8_t buf[20000];
+	ssize_t n;
+
+	while ((n = tls_read(tls, buf, sizeof buf)) > 0) {
+		for (ssize_t i = 0; i < n; i++)
+			if (buf[i] != s->next++)
+				return -EBADMSG;
+		s->received += (size_t)n;
+	}
+	if (n == -EAGAIN || (!n && s->received == STREAM_BYTES))
+		return 0;
+	return n ? (int)n : -ECONNRESET;
+}
+
+static int handshake_wait(void *arg, short events, struct error *err)
+{
+	struct pollfd fd = { .fd = ((struct streamer *)arg)->fd, .events = events };
+
+	(void)err;
+	return poll(&fd, 1, 10000) == 1 ? 0 : -ETIMEDOUT;
+}
+
+static int stream_both_ways(struct streamer *s, struct tls *tls)
+{
+	struct pollfd fd = { .fd = s->fd };
+	uint8_t *piece = malloc(PIECE_MAX), next = 0;
+	uint64_t random = s->piece;
+	size_t sent = 0;
+	int rc = 0;
+
+	while (!rc && (sent < STREAM_BYTES || s->received < STREAM_BYTES)) {
+		fd.events = (short)(POLLIN | (sent < STREAM_BYTES ? POLLOUT : 0));
+		if (!tls_pending(tls) && poll(&fd, 1, 20000) != 1)
+			rc = -ETIMEDOUT;
+		if (!rc)
+			rc = receive_some(s, tls);
+		if (!rc && sent < STREAM_BYTES && (fd.revents & POLLOUT)) {
+			size_t n = 1 + random_below(&random, s->piece);
+
+			if (n > STREAM_BYTES - sent)
+				n = STREAM_BYTES - sent;
+			for (size_t i = 0; i < n; i++)
+				piece[i] = next++;
+			rc = tls_write(tls, piece, n);
+			sent += n;
+		}
+	}
+	free(piece);
+	return rc;
+}
+
+static void *streamer_main(void *arg)
+{
+	struct streamer *s = arg;
+	struct tls *tls = NULL;
+
+	s->rc = tls_handshake_wait(contexts[!s->server], s->fd, s->server, handshake_wait, s, &tls,
+	                           &s->err);
+	if (!s->rc)
+		s->rc = stream_both_ways(s, tls);
+	s->updates = tls ? tls_key_updates(tls) : 0;
+	/* The other may be receiving still. */
+	shutdown(s->fd, SHUT_WR);
+	tls_free(tls);
+	return NULL;
+}
+
+/*
+ * Some 360 GiB were sent by one key, which AES-GCM is not safe for. Thousands of new keys in both
+ * directions at once, on sockets that do not block: every byte comes, and nobody stands still.
+ */
+static void test_keys_are_replaced_by_count_both_ways_at_once(void **state)
+{
+	struct streamer server = { .server = true, .piece = 4200 }, client = { .piece = 900 };
+	pthread_t thread;
+	int fds[2];
+
+	(void)state;
+	configs[0].records_per_key = 3;
+	configs[1].records_per_key = 2;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds),
+	                 0);
+	server.fd = fds[0];
+	client.fd = fds[1];
+	assert_int_equal(pthread_create(&thread, NULL, streamer_main, &server), 0);
+	streamer_main(&client);
+	pthread_join(thread, NULL);
+	close(fds[0]);
+	close(fds[1]);
+	if (server.rc || client.rc)
+		fail_msg("server: %s, after %zu bytes; client: %s, after %zu bytes",
+		         strerror(-server.rc), server.received, strerror(-client.rc),
+		         client.received);
+	assert_true(server.updates > 2000 && client.updates > 10000);
+}
+
 static int setup(void **state)
 {
 	static const char *const files[2][3] = {
@@ -180,6 +297,7 @@ int main(void)
 		TEST(test_a_session_is_resumed),
 		TEST(test_no_session_outlives_the_files),
 		TEST(test_a_resumed_peer_s_name_is_checked),
+		TEST(test_keys_are_replaced_by_count_both_ways_at_once),
 	};
 
 	return cmocka_run_group_tests_name("tls", tests, make_files, remove_files);
