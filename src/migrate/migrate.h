@@ -74,8 +74,8 @@ struct migration_params {
 	bool bulk;
 	bool prefetch;
 	/* Who says it, for shares: whoever repeats it is welcome. */
-	char client[MIGRATION_CLIENT_BYTES]; /* empty: nobody knows */
 	bool client_is_root;                 /* it gets in where limits are reached */
+	char client[MIGRATION_CLIENT_BYTES]; /* empty: nobody knows */
 };
 
 /* Limits that may change at any time. What is not given stays as it is. */

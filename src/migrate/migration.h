@@ -57,6 +57,8 @@ struct migration {
 
 	/* The loop's. */
 	enum migration_state state;
+	bool taken_over; /* since the VMM was attached, by another process */
+	bool must_go_on; /* its normal course could not be begun again yet */
 	char reason[ERROR_TEXT_MAX];
 	char reason_unheard[2 * ERROR_TEXT_MAX + 2]; /* of migration_get_info() */
 	struct migration_watcher *watchers;
@@ -66,9 +68,7 @@ struct migration {
 	uint32_t fd_index[REGIONS_MAX]; /* of each region, among the ATTACH's descriptors */
 	size_t n_fds;                   /* of the ATTACH, that the store keeps */
 	struct record record;           /* absent where there is no store */
-	bool taken_over;                /* since the VMM was attached, by another process */
 	struct saved *left;             /* what is to be taken over still; NULL: nothing */
-	bool must_go_on;                /* its normal course could not be begun again yet */
 	uint64_t started_ns, resumed_ns, ended_ns;
 	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
 	uint64_t waits_since_ms; /* for its VMM, by the loop's clock */

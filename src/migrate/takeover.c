@@ -250,7 +250,7 @@ static int take_up(struct migration *m, struct error *err)
 	rc = m->left->n_regions ? migration_read_table(msg, &m->table, err) : 0;
 	if (!rc && has_memory)
 		rc = take_memory(m, msg, err);
-	if (!rc && has_memory)
+	if (!rc && has_memory && !m->resumed_ns)
 		rc = migration_hold_room(m, err);
 	free(msg);
 	if (!rc)

@@ -399,7 +399,9 @@ static bool make_do(struct daemon *d, bool parsed, const struct config_errors *e
 	}
 	log_error("the configuration is wrong, and migrations are under way: going on %s; mend it "
 	          "and restart",
-	          is_last ? "with the one of before" : "without what is wrong in it");
+	          is_last  ? "with the one of before"
+	          : parsed ? "as far as it can be had"
+	                   : "without what is wrong in it");
 	return true;
 }
 

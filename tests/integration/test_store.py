@@ -261,14 +261,14 @@ def test_take_over_that_lacks_descriptors_is_tried_again(host, side):
     in_postcopy(host, source, destination, *pieces)
     daemon = daemons[side]
     daemon.crash()
-    names = daemon.store.names()
+    names = kept(daemon)
     short_of_descriptors(daemon)
     daemon.start()
     migration = daemon.call("Get", id="vm1")
     assert migration["state"] == "postcopy"
     assert "not taken over yet" in migration["reason"]
     assert "Too many open files" in migration["reason"]
-    assert daemon.store.names() == names
+    assert kept(daemon) == names
     if side:
         with pytest.raises(harness.ControlError) as caught:
             destination.call("SetLimits", id="vm1", bulk=True)
