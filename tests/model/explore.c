@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "explore.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* What may be explored; the memory is only taken where it is used. */
+#define STATES_MAX (1u << 25)
+#define EDGES_MAX (1ull << 30)
+#define HASH_SLOTS (1u << 26)
+
+#define RULE_NONE 0xffu
+#define KIND_SHIFT 30 /* of an edge: where its rule's kind is, above the state it leads to */
+#define EDGE_STATE ((1u << KIND_SHIFT) - 1)
+
+struct explorer {
+	const struct model *model;
+	uint8_t *states; /* by number, in the order in which they were found */
+	uint32_t *parents;
+	uint8_t *rules; /* by which it was found: rule * MODEL_ACTORS + actor */
+	uint32_t *slots; /* hash: number + 1 */
+	uint64_t *first_edge;
+	uint32_t *edges;
+	uint32_t n_states;
+	uint64_t n_edges, n_steps;
+	uint32_t found; /* the state that has a violation */
+	unsigned int found_rule;
+};
+
+static const char *violation;
+static int lacking = MODEL_WHOLE;
+
+void model_violation(const char *what)
+{
+	if (!violation)
+		violation = what;
+}
+
+void model_without(int mend)
+{
+	lacking = mend;
+}
+
+bool model_lacks(int mend)
+{
+	return lacking == mend;
+}
+
+static void *room(size_t bytes)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+	               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED) {
+		perror("model: mmap");
+		exit(2);
+	}
+	return p;
+}
+
+static void explorer_init(struct explorer *x, const struct model *model)
+{
+	*x = (struct explorer){ .model = model };
+	x->states = room((size_t)STATES_MAX * model->state_bytes);
+	x->parents = room((size_t)STATES_MAX * sizeof *x->parents);
+	x->rules = room(STATES_MAX);
+	x->slots = room((size_t)HASH_SLOTS * sizeof *x->slots);
+	x->first_edge = room((size_t)(STATES_MAX + 1) * sizeof *x->first_edge);
+	x->edges = room(EDGES_MAX * sizeof *x->edges);
+}
+
+static void explorer_deinit(struct explorer *x)
+{
+	munmap(x->states, (size_t)STATES_MAX * x->model->state_bytes);
+	munmap(x->parents, (size_t)STATES_MAX * sizeof *x->parents);
+	munmap(x->rules, STATES_MAX);
+	munmap(x->slots, (size_t)HASH_SLOTS * sizeof *x->slots);
+	munmap(x->first_edge, (size_t)(STATES_MAX + 1) * sizeof *x->first_edge);
+	munmap(x->edges, EDGES_MAX * sizeof *x->edges);
+}
+
+static uint8_t *state_at(const struct explorer *x, uint32_t n)
+{
+	return x->states + (size_t)n * x->model->state_bytes;
+}
+
+static uint32_t hash(const uint8_t *state, size_t len)
+{
+	uint64_t h = 0x9e3779b97f4a7c15ull, word;
+
+	for (size_t i = 0; i < len; i += sizeof word) {
+		word = 0;
+		memcpy(&word, state + i, len - i < sizeof word ? len - i : sizeof word);
+		h = (h ^ word) * 0xff51afd7ed558ccdull;
+		h ^= h >> 32;
+	}
+	return (uint32_t)h & (HASH_SLOTS - 1);
+}
+
+/* The number of a state; a new one is added. */
+static uint32_t number(struct explorer *x, const uint8_t *state, uint32_t parent, unsigned int rule)
+{
+	size_t len = x->model->state_bytes;
+	uint32_t slot = hash(state, len);
+
+	while (x->slots[slot]) {
+		uint32_t n = x->slots[slot] - 1;
+
+		if (!memcmp(state_at(x, n), state, len))
+			return n;
+		slot = (slot + 1) & (HASH_SLOTS - 1);
+	}
+	if (x->n_states == STATES_MAX) {
+		fprintf(stderr, "model: more than %u states: bound it\n", STATES_MAX);
+		exit(2);
+	}
+	memcpy(state_at(x, x->n_states), state, len);
+	x->parents[x->n_states] = parent;
+	x->rules[x->n_states] = (uint8_t)rule;
+	x->slots[slot] = ++x->n_states;
+	return x->n_states - 1;
+}
+
+static void print_named(const char *text, unsigned int actor)
+{
+	for (const char *c = text; *c; c++) {
+		bool named = c[0] == '%' && c[1] == 'c';
+
+		putchar(named ? 'A' + (int)actor : *c);
+		c += named;
+	}
+}
+
+static void print_rule(const struct model *model, unsigned int rule)
+{
+	const struct rule *r = &model->rules[rule / MODEL_ACTORS];
+
+	print_named(r->who, rule % MODEL_ACTORS);
+	printf(": ");
+	print_named(r->what, rule % MODEL_ACTORS);
+	putchar('\n');
+}
+
+/* How @n came about, from the beginning. Return: the number of steps. */
+static unsigned int print_trace(const struct explorer *x, uint32_t n, const char *prefix)
+{
+	unsigned int step = 0;
+
+	if (x->rules[n] != RULE_NONE) {
+		step = print_trace(x, x->parents[n], prefix) + 1;
+		printf("%s%3u. ", prefix, step);
+		print_rule(x->model, x->rules[n]);
+	}
+	return step;
+}
+
+static bool take(const struct rule *r, uint8_t *state, unsigned int actor)
+{
+	if (r->take_each)
+		return r->take_each(state, actor);
+	return !actor && r->take(state);
+}
+
+/* All rules on one state. Return: false where one has led to a violation. */
+static bool expand(struct explorer *x, uint32_t n)
+{
+	const struct model *model = x->model;
+	uint8_t next[MODEL_STATE_MAX];
+
+	x->first_edge[n] = x->n_edges;
+	for (unsigned int i = 0; i < model->n_rules * MODEL_ACTORS; i++) {
+		const struct rule *r = &model->rules[i / MODEL_ACTORS];
+		uint32_t to;
+
+		memcpy(next, state_at(x, n), model->state_bytes);
+		if (!take(r, next, i % MODEL_ACTORS))
+			continue;
+		x->n_steps++;
+		if (!violation)
+			model->check(next);
+		if (violation) {
+			x->found = n;
+			x->found_rule = i;
+			return false;
+		}
+		to = number(x, next, n, i);
+		if (r->kind != RULE_FAULT && to != n)
+			x->edges[x->n_edges++] = to | (uint32_t)r->kind << KIND_SHIFT;
+	}
+	x->first_edge[n + 1] = x->n_edges;
+	return true;
+}
+
+/* Backwards from the good states; most edges lead from a lower number to a higher one. */
+static bool find_no_way_out(struct explorer *x, const struct goal *goal)
+{
+	uint8_t *can = room(x->n_states);
+	bool grown = true, found = false;
+
+	for (uint32_t n = 0; n < x->n_states; n++)
+		can[n] = goal->good(state_at(x, n));
+	while (grown) {
+		grown = false;
+		for (uint32_t n = x->n_states; n--;)
+			for (uint64_t e = x->first_edge[n]; !can[n] && e < x->first_edge[n + 1]; e++)
+				if ((x->edges[e] >> KIND_SHIFT & goal->kinds) &&
+				    can[x->edges[e] & EDGE_STATE])
+					can[n] = grown = true;
+	}
+	for (uint32_t n = 0; n < x->n_states && !found; n++)
+		if (!can[n] && goal->needed(state_at(x, n))) {
+			x->found = n;
+			found = true;
+		}
+	munmap(can, x->n_states);
+	return found;
+}
+
+static void report_bad_state(const struct explorer *x, const char *prefix, struct exploration *ret)
+{
+	ret->violation = violation;
+	ret->trace_len = print_trace(x, x->found, prefix) + 1;
+	printf("%s%3u. ", prefix, ret->trace_len);
+	print_rule(x->model, x->found_rule);
+}
+
+static void report_no_way_out(const struct explorer *x, const struct goal *goal, const char *prefix,
+                              struct exploration *ret)
+{
+	ret->violation = goal->what;
+	ret->trace_len = print_trace(x, x->found, prefix);
+	printf("%s     and from here on: ", prefix);
+	x->model->print(state_at(x, x->found));
+}
+
+static unsigned int depth_of(const struct explorer *x, uint32_t n)
+{
+	unsigned int depth = 0;
+
+	for (; x->rules[n] != RULE_NONE; n = x->parents[n])
+		depth++;
+	return depth;
+}
+
+struct exploration explore(const struct model *model, const char *prefix)
+{
+	struct exploration ret = { 0 };
+	struct explorer x;
+	uint8_t state[MODEL_STATE_MAX];
+
+	explorer_init(&x, model);
+	violation = NULL;
+	for (unsigned int i = 0; memset(state, 0, sizeof state), model->initial(i, state); i++)
+		number(&x, state, 0, RULE_NONE);
+	for (uint32_t n = 0; n < x.n_states; n++)
+		if (!expand(&x, n))
+			break;
+	if (violation)
+		report_bad_state(&x, prefix, &ret);
+	for (size_t i = 0; i < model->n_goals && !ret.violation; i++)
+		if (find_no_way_out(&x, &model->goals[i]))
+			report_no_way_out(&x, &model->goals[i], prefix, &ret);
+	ret.states = x.n_states;
+	ret.steps = x.n_steps;
+	ret.depth = depth_of(&x, x.n_states - 1);
+	explorer_deinit(&x);
+	return ret;
+}
