@@ -13,7 +13,7 @@
 #define HASH_SLOTS (1u << 26)
 
 #define RULE_NONE 0xffu
-#define KIND_SHIFT 30 /* of an edge: where its rule's kind is, above the state it leads to */
+#define KIND_SHIFT 28 /* of an edge: where its rule's kind is, above the state it leads to */
 #define EDGE_STATE ((1u << KIND_SHIFT) - 1)
 
 struct explorer {
@@ -144,19 +144,6 @@ static void print_rule(const struct model *model, unsigned int rule)
 	putchar('\n');
 }
 
-/* How @n came about, from the beginning. Return: the number of steps. */
-static unsigned int print_trace(const struct explorer *x, uint32_t n, const char *prefix)
-{
-	unsigned int step = 0;
-
-	if (x->rules[n] != RULE_NONE) {
-		step = print_trace(x, x->parents[n], prefix) + 1;
-		printf("%s%3u. ", prefix, step);
-		print_rule(x->model, x->rules[n]);
-	}
-	return step;
-}
-
 static bool take(const struct rule *r, uint8_t *state, unsigned int actor)
 {
 	if (r->take_each)
@@ -164,34 +151,91 @@ static bool take(const struct rule *r, uint8_t *state, unsigned int actor)
 	return !actor && r->take(state);
 }
 
+/* Of a state and its mirror image one stands for both. Return: whether it was the other one. */
+static bool choose(const struct model *model, uint8_t *state)
+{
+	uint8_t other[MODEL_STATE_MAX];
+
+	if (!model->swap)
+		return false;
+	memcpy(other, state, model->state_bytes);
+	model->swap(other);
+	if (memcmp(other, state, model->state_bytes) >= 0)
+		return false;
+	memcpy(state, other, model->state_bytes);
+	return true;
+}
+
+/* Take one rule on a state, if it can be. Return: false where that has led to a violation. */
+static bool try(struct explorer *x, uint32_t n, unsigned int rule, bool *ret_taken)
+{
+	const struct model *model = x->model;
+	const struct rule *r = &model->rules[rule / MODEL_ACTORS];
+	uint8_t next[MODEL_STATE_MAX];
+	uint32_t to;
+
+	memcpy(next, state_at(x, n), model->state_bytes);
+	*ret_taken = take(r, next, rule % MODEL_ACTORS);
+	if (!*ret_taken)
+		return true;
+	x->n_steps++;
+	if (!violation)
+		model->check(next);
+	if (violation) {
+		x->found = n;
+		x->found_rule = rule;
+		return false;
+	}
+	choose(model, next);
+	to = number(x, next, n, rule);
+	if (r->kind != RULE_FAULT && to != n)
+		x->edges[x->n_edges++] = to | (uint32_t)r->kind << KIND_SHIFT;
+	return true;
+}
+
 /* All rules on one state. Return: false where one has led to a violation. */
 static bool expand(struct explorer *x, uint32_t n)
 {
-	const struct model *model = x->model;
-	uint8_t next[MODEL_STATE_MAX];
+	unsigned int n_rules = (unsigned int)x->model->n_rules * MODEL_ACTORS;
+	bool at_once = false, taken;
 
 	x->first_edge[n] = x->n_edges;
-	for (unsigned int i = 0; i < model->n_rules * MODEL_ACTORS; i++) {
-		const struct rule *r = &model->rules[i / MODEL_ACTORS];
-		uint32_t to;
-
-		memcpy(next, state_at(x, n), model->state_bytes);
-		if (!take(r, next, i % MODEL_ACTORS))
-			continue;
-		x->n_steps++;
-		if (!violation)
-			model->check(next);
-		if (violation) {
-			x->found = n;
-			x->found_rule = i;
+	for (unsigned int i = 0; i < n_rules && !at_once; i++)
+		if (x->model->rules[i / MODEL_ACTORS].kind == RULE_AT_ONCE &&
+		    !try(x, n, i, &at_once))
 			return false;
-		}
-		to = number(x, next, n, i);
-		if (r->kind != RULE_FAULT && to != n)
-			x->edges[x->n_edges++] = to | (uint32_t)r->kind << KIND_SHIFT;
+	for (unsigned int i = 0; i < n_rules; i++) {
+		enum rule_kind kind = x->model->rules[i / MODEL_ACTORS].kind;
+
+		if (kind != RULE_AT_ONCE && (!at_once || kind == RULE_FAULT) &&
+		    !try(x, n, i, &taken))
+			return false;
 	}
 	x->first_edge[n + 1] = x->n_edges;
 	return true;
+}
+
+/*
+ * How @n came about, from the beginning. @ret_swapped: whether A and B of the story are B and A in
+ * state @n. Return: the number of steps.
+ */
+static unsigned int print_trace(const struct explorer *x, uint32_t n, const char *prefix,
+                                unsigned int *ret_swapped)
+{
+	const struct model *model = x->model;
+	unsigned int step, rule = x->rules[n];
+	uint8_t state[MODEL_STATE_MAX];
+
+	*ret_swapped = 0;
+	if (rule == RULE_NONE)
+		return 0;
+	step = print_trace(x, x->parents[n], prefix, ret_swapped) + 1;
+	printf("%s%3u. ", prefix, step);
+	print_rule(model, rule ^ *ret_swapped);
+	memcpy(state, state_at(x, x->parents[n]), model->state_bytes);
+	take(&model->rules[rule / MODEL_ACTORS], state, rule % MODEL_ACTORS);
+	*ret_swapped ^= choose(model, state);
+	return step;
 }
 
 /* Backwards from the good states; most edges lead from a lower number to a higher one. */
@@ -221,19 +265,27 @@ static bool find_no_way_out(struct explorer *x, const struct goal *goal)
 
 static void report_bad_state(const struct explorer *x, const char *prefix, struct exploration *ret)
 {
+	unsigned int swapped;
+
 	ret->violation = violation;
-	ret->trace_len = print_trace(x, x->found, prefix) + 1;
+	ret->trace_len = print_trace(x, x->found, prefix, &swapped) + 1;
 	printf("%s%3u. ", prefix, ret->trace_len);
-	print_rule(x->model, x->found_rule);
+	print_rule(x->model, x->found_rule ^ swapped);
 }
 
 static void report_no_way_out(const struct explorer *x, const struct goal *goal, const char *prefix,
                               struct exploration *ret)
 {
+	uint8_t state[MODEL_STATE_MAX];
+	unsigned int swapped;
+
 	ret->violation = goal->what;
-	ret->trace_len = print_trace(x, x->found, prefix);
+	ret->trace_len = print_trace(x, x->found, prefix, &swapped);
+	memcpy(state, state_at(x, x->found), x->model->state_bytes);
+	if (swapped)
+		x->model->swap(state);
 	printf("%s     and from here on: ", prefix);
-	x->model->print(state_at(x, x->found));
+	x->model->print(state);
 }
 
 static unsigned int depth_of(const struct explorer *x, uint32_t n)
@@ -254,7 +306,7 @@ struct exploration explore(const struct model *model, const char *prefix)
 	explorer_init(&x, model);
 	violation = NULL;
 	for (unsigned int i = 0; memset(state, 0, sizeof state), model->initial(i, state); i++)
-		number(&x, state, 0, RULE_NONE);
+		choose(model, state), number(&x, state, 0, RULE_NONE);
 	for (uint32_t n = 0; n < x.n_states; n++)
 		if (!expand(&x, n))
 			break;

@@ -30,6 +30,11 @@ enum rule_kind {
 	RULE_STEP = 1 << 0,     /* it happens by itself, sooner or later */
 	RULE_OPERATOR = 1 << 1, /* somebody orders it */
 	RULE_FAULT = 1 << 2,    /* bad luck: it may happen at any time, or never */
+	/*
+	 * A step that nobody can tell from one that comes later: it is taken before anything else but
+	 * bad luck, which spares the other orders.
+	 */
+	RULE_AT_ONCE = RULE_STEP | 1 << 3,
 };
 
 #define MODEL_ACTORS 2u /* those of which there are two have a rule each */
@@ -73,6 +78,8 @@ struct model {
 	size_t n_mends;
 	/* The @i-th initial state, into zeroes. Return: false where there are no more. */
 	bool (*initial)(unsigned int i, void *state);
+	/* The same with both actors changed over: to the model it is the same state. */
+	void (*swap)(void *state);
 	/* Calls model_violation() for a bad state. */
 	void (*check)(const void *state);
 	/* One line about a state, for the end of a trace. */

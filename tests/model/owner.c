@@ -5,6 +5,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#ifndef LUCK
+#define LUCK 2
+#endif
 bool owner_arrows[MIGRATION_STATES][MIGRATION_STATES];
 
 static void move(unsigned int from, enum migration_state to)
@@ -102,28 +105,50 @@ static const struct goal goals[] = {
 	{ "no way out, whatever an operator orders", RULE_STEP | RULE_OPERATOR, always, is_over },
 };
 
+static unsigned int other_holder(unsigned int holder)
+{
+	return !holder ? 0 : holder <= 2 ? holder + 2 : holder - 2;
+}
+
+static void swap(void *state)
+{
+	struct world *w = state;
+	struct destination d = w->destinations[0];
+	struct link l = w->links[0];
+
+	w->destinations[0] = w->destinations[1];
+	w->destinations[1] = d;
+	w->links[0] = w->links[1];
+	w->links[1] = l;
+	for (unsigned int i = 0; i < 2; i++) {
+		w->destinations[i].holder = other_holder(w->destinations[i].holder);
+		w->links[i].late_holder = other_holder(w->links[i].late_holder);
+	}
+	w->source.holder = other_holder(w->source.holder);
+	w->source.recorded_holder = other_holder(w->source.recorded_holder);
+}
+
+/* Where it begins: with so much bad luck, so many destinations, with or without a store. */
+static const struct {
+	unsigned int luck, destinations;
+	bool store;
+} scenes[] = { { LUCK, 2, true }, { LUCK, 2, false }, { LUCK1, 1, true }, { LUCK1, 1, false } };
+
 static bool initial(unsigned int i, void *state)
 {
 	struct world *w = state;
 
-	if (i > 1)
+	if (i == sizeof scenes / sizeof *scenes)
 		return false;
-	w->history.store = i;
+	w->luck = scenes[i].luck;
+	w->history.store = scenes[i].store;
 	w->source.up = w->source.known = true;
 	for (unsigned int d = 0; d < 2; d++)
+		w->destinations[d] = (struct destination){ .up = true, .holder = 2 * d + 2 };
+	for (unsigned int d = 0; d < scenes[i].destinations; d++)
 		w->destinations[d] = (struct destination){
 			.up = true, .known = true, .holder = 2 * d + 1, .missing = true
 		};
-	w->luck = (struct luck){ .cuts = 1,
-		                 .swallows = 0,
-		                 .source_kills = 1,
-		                 .destination_kills = 1,
-		                 .deaths = 0,
-		                 .attachments = 0,
-		                 .cant_pause = 0,
-		                 .cant_load = 0,
-		                 .cant_start = 0,
-		                 .lost_fds = 0 };
 	return true;
 }
 
@@ -150,6 +175,8 @@ static const struct mend mends[OWNER_MENDS] = {
 	[MEND_ONE_HOLDER] = { "one-holder", "only the holder's word counts (A1)" },
 	[MEND_HOLDER_AFTER_WAIT] = { "holder-after-wait",
 	                             "who has waited for the vmstate is looked at again (A1)" },
+	[MEND_LATEST_CONNECTION] = { "latest-connection",
+	                             "what was said on a holder's former connection is void" },
 	[MEND_RECORD_FIRST] = { "record-first", "the holder is recorded before the pause (A1)" },
 	[MEND_EPOCH_PINNED] = { "epoch-pinned", "the epoch is pinned when warming begins (A2)" },
 	[MEND_GOODBYE_BY_ANSWER] = { "goodbye-by-answer",
@@ -172,6 +199,7 @@ const struct model *owner_model(void)
 		.mends = mends,
 		.n_mends = OWNER_MENDS,
 		.initial = initial,
+		.swap = swap,
 		.check = check,
 		.print = print,
 	};

@@ -38,6 +38,7 @@
 enum owner_mend {
 	MEND_ONE_HOLDER,
 	MEND_HOLDER_AFTER_WAIT,
+	MEND_LATEST_CONNECTION,
 	MEND_RECORD_FIRST,
 	MEND_EPOCH_PINNED,
 	MEND_GOODBYE_BY_ANSWER,
@@ -106,7 +107,8 @@ struct source {
 	unsigned int news_resumed : 1;
 	unsigned int news_complete : 1;
 	unsigned int news_aborted : 1;
-	unsigned int to_say : 2; /* enum word, to the VMM */
+	unsigned int to_say : 2;     /* enum word, to the VMM */
+	unsigned int catches_up : 1; /* but first it hears what was said to the process before */
 	/* The VMM, and its socket. */
 	unsigned int vmm : 2;
 	unsigned int vmm_gone : 1; /* its end of the socket is closed */
@@ -149,6 +151,7 @@ struct destination {
 	unsigned int switchover : 1; /* ordered */
 	unsigned int cancel : 1;     /* ordered */
 	unsigned int poison : 1;     /* volatile: ordered */
+	unsigned int giving : 1;     /* volatile: the vmstate, to the VMM, is the next that is done */
 	unsigned int farewell : 2;
 	unsigned int loaded : 1;
 	unsigned int ran : 1; /* RESUMED was heard of the VMM */
@@ -163,35 +166,19 @@ struct destination {
 	unsigned int vmm_dead : 1;
 };
 
-/* How much bad luck is left. */
-struct luck {
-	unsigned int cuts : 2;
-	unsigned int swallows : 1;
-	unsigned int source_kills : 2;
-	unsigned int destination_kills : 2;
-	unsigned int deaths : 1;      /* of VMMs */
-	unsigned int attachments : 1; /* of the source guest, anew */
-	unsigned int cant_pause : 1;
-	unsigned int cant_load : 1;
-	unsigned int cant_start : 1; /* threads and memory at the destination, before it is late */
-	unsigned int lost_fds : 1;   /* the store has dropped what a record counts on */
-};
-
 /* What the checks remember. */
 struct history {
-	unsigned int ran : 1;      /* a destination has run the guest */
-	unsigned int run_on : 1;   /* the operator had the source guest run on */
-	unsigned int hurt : 1;     /* something died, or was given up by order: an operator is needed */
-	unsigned int store : 1;    /* daemons have one */
-	unsigned int released : 1; /* memory, by the source */
+	unsigned int ran : 1;   /* a destination has run the guest as it was paused */
+	unsigned int hurt : 1;  /* something died, or was given up by order: an operator is needed */
+	unsigned int store : 1; /* daemons have one */
 };
 
 struct world {
 	struct source source;
 	struct destination destinations[2];
 	struct link links[2];
-	struct luck luck;
 	struct history history;
+	unsigned int luck; /* how much more may go wrong */
 };
 
 /* Move as migration_move() does; an arrow that state.c does not have is a violation. */
@@ -205,6 +192,12 @@ static inline bool link_is_busy(const struct link *l)
 {
 	return l->asked || l->serving || l->answer || l->mute;
 }
+
+/*
+ * A new control connection, if the source lets it in. Either way what its holder has said on former
+ * ones does not count any more.
+ */
+enum answer link_dial(struct world *w, unsigned int i, unsigned int epoch);
 
 /* The end of a connection: what is on its way to the source may still arrive. */
 void link_lose(struct world *w, unsigned int i);

@@ -123,10 +123,9 @@ static bool dial(void *state, unsigned int i)
 	if (d->conductor == CONDUCTOR_IDLE || d->conductor == CONDUCTOR_HAS_VMSTATE || cancelled ||
 	    w->links[i].epoch || !w->source.up)
 		return false;
-	answer = source_hello(w, i, hello_epoch(d));
+	answer = link_dial(w, i, hello_epoch(d));
 	if (answer)
 		return hear_error(w, i, answer);
-	w->links[i].epoch = w->source.epoch;
 	if (!d->epoch)
 		d->epoch = w->source.epoch;
 	return true;
@@ -289,9 +288,9 @@ static bool cant_start(void *state, unsigned int i)
 {
 	struct world *w = state;
 
-	if (w->destinations[i].conductor != CONDUCTOR_HAS_VMSTATE || !w->luck.cant_start)
+	if (w->destinations[i].conductor != CONDUCTOR_HAS_VMSTATE || !w->luck)
 		return false;
-	w->luck.cant_start--;
+	w->luck--;
 	give_up(w, i);
 	return true;
 }
@@ -306,16 +305,7 @@ static bool decide_to_give(void *state, unsigned int i)
 		return false;
 	owner_move_destination(w, i, MIGRATION_POSTCOPY);
 	d->conductor = CONDUCTOR_PULLING;
-	return true;
-}
-
-static bool give_vmstate(void *state, unsigned int i)
-{
-	struct destination *d = &((struct world *)state)->destinations[i];
-
-	if (!d->up || !has_guest(d) || d->vmm != VMM_ATTACHED || d->vmm_dead)
-		return false;
-	d->vmm = VMM_GIVEN;
+	d->giving = true;
 	return true;
 }
 
@@ -344,6 +334,22 @@ static void fail_load(struct world *w, unsigned int i)
 	d->farewell = FAREWELL_ABORT;
 	d->conductor = CONDUCTOR_SAYS_ABORT;
 	d->connected = d->stalled = d->note_pending = d->poison = false;
+}
+
+/* A process that has taken over gives it again; that it can't is then no news. */
+static bool give_vmstate(void *state, unsigned int i)
+{
+	struct world *w = state;
+	struct destination *d = &w->destinations[i];
+
+	if (!d->up || !has_guest(d) || d->vmm != VMM_ATTACHED || (d->vmm_dead && !d->giving))
+		return false;
+	if (d->vmm_dead)
+		fail_load(w, i);
+	else
+		d->vmm = VMM_GIVEN;
+	d->giving = false;
+	return true;
 }
 
 static bool hear_cant_load(void *state, unsigned int i)
@@ -375,7 +381,7 @@ static bool see_vmm_gone(void *state, unsigned int i)
 	bool more = (d->vmm >= VMM_LOADED && d->vmm <= VMM_GUEST_RUNS && !d->loaded) ||
 	            (d->vmm == VMM_GUEST_RUNS && !d->ran);
 
-	if (!d->up || !d->known || !d->vmm_dead || (more && has_guest(d)))
+	if (!d->up || !d->known || !d->vmm_dead || d->giving || (more && has_guest(d)))
 		return false;
 	switch (d->state) {
 	case MIGRATION_ATTACHED:
@@ -634,18 +640,18 @@ const struct rule owner_destination_rules[] = {
 	  .take_each = begin_switchover },
 	{ RULE_STEP, DESTINATION, "says what it has to say: SWITCHOVER, RESUMED, COMPLETE or ABORT",
 	  .take_each = ask },
-	{ RULE_STEP, DESTINATION, "reads the source's answer", .take_each = take_answer },
+	{ RULE_AT_ONCE, DESTINATION, "reads the source's answer", .take_each = take_answer },
 	{ RULE_STEP, DESTINATION, "asks for a sign of life and is told that it is over",
 	  .take_each = hear_by_ping },
 	{ RULE_STEP, DESTINATION, "sees that it was cancelled", .take_each = see_cancel },
 	{ RULE_FAULT, DESTINATION, "can't have what it needs to go on (a thread)",
 	  .take_each = cant_start },
 	{ RULE_STEP, DESTINATION, "records that the guest may run here", .take_each = decide_to_give },
-	{ RULE_STEP, DESTINATION, "gives the vmstate to its VMM", .take_each = give_vmstate },
-	{ RULE_STEP, DESTINATION, "reads what its VMM has said", .take_each = hear_vmm },
+	{ RULE_AT_ONCE, DESTINATION, "gives the vmstate to its VMM", .take_each = give_vmstate },
+	{ RULE_AT_ONCE, DESTINATION, "reads what its VMM has said", .take_each = hear_vmm },
 	{ RULE_STEP, DESTINATION, "reads that its VMM can't load", .take_each = hear_cant_load },
 	{ RULE_STEP, DESTINATION, "sees that its VMM is gone", .take_each = see_vmm_gone },
-	{ RULE_STEP, DESTINATION, "tells its VMM that the migration has failed",
+	{ RULE_AT_ONCE, DESTINATION, "tells its VMM that the migration has failed",
 	  .take_each = tell_to_stop },
 	{ RULE_STEP, DESTINATION, "connects for pages again", .take_each = keep_connected },
 	{ RULE_STEP, DESTINATION, "is refused pages", .take_each = lose_refused_pages },

@@ -86,7 +86,7 @@ static enum answer hear_complete(struct source *s, unsigned int holder)
 static enum answer hear(struct source *s, enum frame frame, unsigned int epoch, unsigned int holder)
 {
 	/* It came on a connection to an attachment that is withdrawn. */
-	if (epoch != s->epoch)
+	if (epoch != s->epoch || s->state == MIGRATION_PREPARED)
 		return ANSWER_NOT_NOW;
 	switch (frame) {
 	case FRAME_SWITCHOVER:
@@ -162,7 +162,7 @@ static bool answer_frame(void *state, unsigned int i)
 
 	if (!l->serving || l->mute)
 		return false;
-	if (l->epoch != w->source.epoch)
+	if (l->epoch != w->source.epoch || w->source.state == MIGRATION_PREPARED)
 		l->answer = ANSWER_NOT_NOW;
 	else
 		l->answer = look_again(&w->source, l->serving, w->destinations[i].holder);
@@ -251,7 +251,6 @@ static void let_go(struct world *w)
 	if (w->source.state == MIGRATION_SWITCHING)
 		owner_move_source(w, MIGRATION_POSTCOPY);
 	end(w, MIGRATION_COMPLETE, VERDICT_LET_GO);
-	w->history.released = true;
 }
 
 static bool take_complete(void *state)
@@ -300,7 +299,7 @@ static bool tell_vmm(void *state)
 {
 	struct source *s = &((struct world *)state)->source;
 
-	if (!s->up || !s->to_say || !say(s, s->to_say))
+	if (!s->up || !s->to_say || s->catches_up || !say(s, s->to_say))
 		return false;
 	s->to_say = WORD_NONE;
 	return true;
@@ -339,11 +338,14 @@ static bool hear_vmm(void *state)
 	struct source *s = &w->source;
 	enum said said = s->said0;
 
-	/* In order: first it says what it had to say. */
-	if (!s->up || !s->known || !said || s->to_say)
+	/* In order: first it says what it had to say; but after a take-over it listens first. */
+	if (!s->up || !s->known || !said || (s->to_say && !s->catches_up))
 		return false;
 	s->said0 = s->said1;
 	s->said1 = SAID_NOTHING;
+	s->catches_up = s->catches_up && s->said0;
+	if (s->to_say == WORD_PAUSE)
+		s->to_say = WORD_NONE;
 	if (said != SAID_CANT_PAUSE)
 		hear_paused(w, said);
 	else if (s->state == MIGRATION_SWITCHING && !s->vmstate)
@@ -416,7 +418,8 @@ static bool run_on_here(void *state)
 		return false;
 	end(w, s->state == MIGRATION_POSTCOPY ? MIGRATION_FAILED : MIGRATION_CANCELLED,
 	    VERDICT_RUNS_ON);
-	w->history.run_on = w->history.hurt = true;
+	w->history.hurt = true;
+	w->history.ran = false;
 	return true;
 }
 
@@ -459,6 +462,7 @@ void source_taken_over(struct world *w)
 	} else if (s->state == MIGRATION_SWITCHING) {
 		s->phase = PHASE_SWITCHING;
 		s->to_say = WORD_PAUSE;
+		s->catches_up = s->said0;
 	} else {
 		s->phase = PHASE_RUNNING;
 	}
@@ -471,13 +475,13 @@ const struct rule owner_source_rules[] = {
 	{ RULE_STEP, SOURCE, "reads, late, what destination %c had asked on a lost connection",
 	  .take_each = hear_late_frame },
 	{ RULE_STEP, SOURCE, "answers destination %c", .take_each = answer_frame },
-	{ RULE_STEP, SOURCE, "sees who is connected", .take = see_connections },
+	{ RULE_AT_ONCE, SOURCE, "sees who is connected", .take = see_connections },
 	{ RULE_STEP, SOURCE, "the loop takes the switchover, and records it",
 	  .take = take_switchover },
-	{ RULE_STEP, SOURCE, "the loop takes RESUMED", .take = take_resumed },
+	{ RULE_AT_ONCE, SOURCE, "the loop takes RESUMED", .take = take_resumed },
 	{ RULE_STEP, SOURCE, "the loop takes COMPLETE: it lets go of the guest", .take = take_complete },
 	{ RULE_STEP, SOURCE, "the loop takes ABORT: the guest runs on", .take = take_aborted },
-	{ RULE_STEP, SOURCE, "tells the VMM what was decided", .take = tell_vmm },
+	{ RULE_AT_ONCE, SOURCE, "tells the VMM what was decided", .take = tell_vmm },
 	{ RULE_STEP, SOURCE, "reads what the VMM has said", .take = hear_vmm },
 	{ RULE_STEP, SOURCE, "sees that its VMM is gone", .take = see_vmm_gone },
 	{ RULE_OPERATOR, "operator", "cancels at the source", .take = cancel },

@@ -2,6 +2,18 @@
 /* What is around the daemons: VMMs, operator, network, service manager; and bad luck. */
 #include "owner.h"
 
+enum answer link_dial(struct world *w, unsigned int i, unsigned int epoch)
+{
+	struct link *l = &w->links[i];
+	enum answer answer = source_hello(w, i, epoch);
+
+	if (!model_lacks(MEND_LATEST_CONNECTION) && l->late_holder == w->destinations[i].holder)
+		l->late = l->late_epoch = l->late_holder = 0;
+	if (!answer)
+		l->epoch = w->source.epoch;
+	return answer;
+}
+
 void link_lose(struct world *w, unsigned int i)
 {
 	struct link *l = &w->links[i];
@@ -43,7 +55,7 @@ static void run_source_guest(struct world *w)
 
 	if (s->vmm == SOURCE_GUEST_RUNS)
 		return;
-	if (w->history.ran && !w->history.run_on)
+	if (w->history.ran)
 		model_violation("the source guest runs on, though it has run at a destination");
 	s->vmm = SOURCE_GUEST_RUNS;
 	if (s->said0 == SAID_PAUSED)
@@ -87,9 +99,9 @@ static bool source_vmm_cant_pause(void *state)
 	struct world *w = state;
 	struct source *s = &w->source;
 
-	if (s->vmm != SOURCE_STOPPING || !w->luck.cant_pause || !say(s, SAID_CANT_PAUSE))
+	if (s->vmm != SOURCE_STOPPING || !w->luck || !say(s, SAID_CANT_PAUSE))
 		return false;
-	w->luck.cant_pause--;
+	w->luck--;
 	s->vmm = SOURCE_GUEST_RUNS;
 	return true;
 }
@@ -100,10 +112,8 @@ static bool source_vmm_attaches(void *state)
 	struct source *s = &w->source;
 
 	if (!s->up || !s->known || s->state != MIGRATION_PREPARED || s->vmm != SOURCE_GUEST_RUNS ||
-	    (s->epoch && !w->luck.attachments))
+	    s->epoch > 1)
 		return false;
-	if (s->epoch)
-		w->luck.attachments--;
 	s->epoch++;
 	s->vmm_gone = false;
 	owner_move_source(w, MIGRATION_ATTACHED);
@@ -121,8 +131,9 @@ static bool source_vmm_detaches(void *state)
 	struct world *w = state;
 	struct source *s = &w->source;
 
-	if (!s->epoch || s->vmm_gone || !w->luck.attachments || s->vmm != SOURCE_GUEST_RUNS)
+	if (s->epoch != 1 || s->vmm_gone || !w->luck || s->vmm != SOURCE_GUEST_RUNS)
 		return false;
+	w->luck--;
 	close_source_socket(s);
 	return true;
 }
@@ -131,9 +142,9 @@ static bool source_vmm_dies(void *state)
 {
 	struct world *w = state;
 
-	if (!w->luck.deaths || w->source.vmm == SOURCE_EXITED || !w->source.epoch)
+	if (!w->luck || w->source.vmm == SOURCE_EXITED || !w->source.epoch)
 		return false;
-	w->luck.deaths--;
+	w->luck--;
 	close_source_socket(&w->source);
 	w->source.vmm = SOURCE_EXITED;
 	w->history.hurt = true;
@@ -169,9 +180,9 @@ static bool destination_vmm_cant_load(void *state, unsigned int i)
 	struct world *w = state;
 	struct destination *d = &w->destinations[i];
 
-	if (d->vmm != VMM_GIVEN || d->vmm_dead || !w->luck.cant_load)
+	if (d->vmm != VMM_GIVEN || d->vmm_dead || !w->luck)
 		return false;
-	w->luck.cant_load--;
+	w->luck--;
 	d->vmm = VMM_CANT_LOAD;
 	return true;
 }
@@ -195,12 +206,12 @@ static bool destination_vmm_dies(void *state, unsigned int i)
 	struct world *w = state;
 	struct destination *d = &w->destinations[i];
 
-	if (!w->luck.deaths || d->vmm == VMM_NONE || d->vmm == VMM_STOPPED || d->vmm_dead)
+	if (!w->luck || d->vmm == VMM_NONE || d->vmm == VMM_STOPPED || d->vmm_dead)
 		return false;
-	w->luck.deaths--;
+	w->luck--;
 	d->vmm_dead = true;
 	/* Before that the source is told that nothing has run. */
-	if (d->vmm >= VMM_LOADED || d->taken_over)
+	if (d->vmm >= VMM_LOADED || (d->state >= MIGRATION_POSTCOPY && d->taken_over) || !d->up)
 		w->history.hurt = true;
 	return true;
 }
@@ -209,7 +220,7 @@ static bool destination_vmm_dies(void *state, unsigned int i)
 
 static bool is_lost(bool known, enum migration_state state)
 {
-	return !known || state == MIGRATION_FAILED;
+	return !known || state == MIGRATION_PREPARED || migration_state_is_final(state);
 }
 
 static bool end_destination_vmm(void *state, unsigned int i)
@@ -235,7 +246,8 @@ static bool resume_source_guest(void *state)
 		return false;
 	if (!owner_is_fenced(w))
 		return false;
-	w->history.run_on = w->history.hurt = true;
+	w->history.hurt = true;
+	w->history.ran = false;
 	run_source_guest(w);
 	return true;
 }
@@ -281,9 +293,9 @@ static bool cut_control(void *state, unsigned int i)
 {
 	struct world *w = state;
 
-	if (!w->luck.cuts || !w->links[i].epoch)
+	if (!w->luck || !w->links[i].epoch)
 		return false;
-	w->luck.cuts--;
+	w->luck--;
 	link_lose(w, i);
 	return true;
 }
@@ -292,10 +304,10 @@ static bool cut_pages(void *state, unsigned int i)
 {
 	struct world *w = state;
 
-	if (!w->luck.cuts || !w->destinations[i].connected ||
+	if (!w->luck || !w->destinations[i].connected ||
 	    w->destinations[i].conductor != CONDUCTOR_PULLING)
 		return false;
-	w->luck.cuts--;
+	w->luck--;
 	pages_lose(w, i);
 	return true;
 }
@@ -306,9 +318,9 @@ static bool swallow(void *state, unsigned int i)
 	struct world *w = state;
 	struct link *l = &w->links[i];
 
-	if (!w->luck.swallows || !l->epoch || !(l->asked || l->serving || l->answer))
+	if (!w->luck || !l->epoch || !(l->asked || l->serving || l->answer))
 		return false;
-	w->luck.swallows--;
+	w->luck--;
 	link_lose(w, i);
 	l->epoch = w->source.epoch;
 	l->mute = true;
@@ -322,9 +334,9 @@ static bool kill_source(void *state)
 	struct world *w = state;
 	struct source *s = &w->source;
 
-	if (!s->up || !w->luck.source_kills)
+	if (!s->up || !w->luck)
 		return false;
-	w->luck.source_kills--;
+	w->luck--;
 	for (unsigned int i = 0; i < 2; i++) {
 		w->links[i] = (struct link){ 0 };
 		if (w->destinations[i].connected)
@@ -337,6 +349,7 @@ static bool kill_source(void *state)
 	}
 	s->up = false;
 	s->to_say = WORD_NONE;
+	s->catches_up = false;
 	s->news_switchover = s->news_resumed = s->news_complete = s->news_aborted = false;
 	return true;
 }
@@ -358,9 +371,9 @@ static bool kill_destination(void *state, unsigned int i)
 	struct world *w = state;
 	struct destination *d = &w->destinations[i];
 
-	if (!d->up || !w->luck.destination_kills)
+	if (!d->up || !w->luck)
 		return false;
-	w->luck.destination_kills--;
+	w->luck--;
 	link_lose(w, i);
 	if (!w->history.store) {
 		*d = (struct destination){ .holder = d->holder,
@@ -369,9 +382,12 @@ static bool kill_destination(void *state, unsigned int i)
 			                   .missing = d->missing };
 		w->history.hurt = true;
 	}
+	/* Whether it had been given the vmstate, and had run the guest, is nobody's to say now. */
+	if (d->vmm_dead)
+		w->history.hurt = true;
 	d->up = false;
 	d->conductor = CONDUCTOR_IDLE;
-	d->poison = d->connected = d->stalled = d->note_pending = d->to_stop = false;
+	d->poison = d->connected = d->stalled = d->note_pending = d->to_stop = d->giving = false;
 	return true;
 }
 
@@ -390,7 +406,7 @@ static bool start_destination(void *state, unsigned int i)
 
 static bool can_lose_fds(const struct world *w, bool up, bool known, enum migration_state state)
 {
-	return w->luck.lost_fds && !up && known && state != MIGRATION_PREPARED &&
+	return w->luck && !up && known && state != MIGRATION_PREPARED &&
 	       !migration_state_is_final(state);
 }
 
@@ -402,7 +418,7 @@ static bool start_source_without_fds(void *state)
 
 	if (!can_lose_fds(w, s->up, s->known, s->state))
 		return false;
-	w->luck.lost_fds--;
+	w->luck--;
 	owner_move_source(w, MIGRATION_FAILED);
 	s->up = true;
 	s->vmstate = false;
@@ -421,7 +437,7 @@ static bool start_destination_without_fds(void *state, unsigned int i)
 
 	if (!can_lose_fds(w, d->up, d->known, d->state))
 		return false;
-	w->luck.lost_fds--;
+	w->luck--;
 	owner_move_destination(w, i, MIGRATION_FAILED);
 	d->up = true;
 	destination_taken_over(w, i);
@@ -441,8 +457,8 @@ const struct rule owner_world_rules[] = {
 	{ RULE_FAULT, SOURCE_VMM, "can't pause: its guest runs on", .take = source_vmm_cant_pause },
 	{ RULE_FAULT, SOURCE_VMM, "detaches", .take = source_vmm_detaches },
 	{ RULE_FAULT, SOURCE_VMM, "dies", .take = source_vmm_dies },
-	{ RULE_STEP, DESTINATION_VMM, "attaches", .take_each = destination_vmm_attaches },
-	{ RULE_STEP, DESTINATION_VMM, "loads the vmstate", .take_each = destination_vmm_loads },
+	{ RULE_AT_ONCE, DESTINATION_VMM, "attaches", .take_each = destination_vmm_attaches },
+	{ RULE_AT_ONCE, DESTINATION_VMM, "loads the vmstate", .take_each = destination_vmm_loads },
 	{ RULE_FAULT, DESTINATION_VMM, "can't load the vmstate",
 	  .take_each = destination_vmm_cant_load },
 	{ RULE_STEP, DESTINATION_VMM, "starts its vCPUs", .take_each = destination_guest_runs },
