@@ -8,9 +8,9 @@
 #include <sys/mman.h>
 
 /* What may be explored; the memory is only taken where it is used. */
-#define STATES_MAX (1u << 25)
+#define STATES_MAX (1u << 27)
 #define EDGES_MAX (1ull << 30)
-#define HASH_SLOTS (1u << 26)
+#define HASH_SLOTS (1u << 27)
 
 #define RULE_NONE 0xffu
 #define KIND_SHIFT 28 /* of an edge: where its rule's kind is, above the state it leads to */

@@ -339,7 +339,7 @@ static bool hear_vmm(void *state)
 	enum said said = s->said0;
 
 	/* In order: first it says what it had to say; but after a take-over it listens first. */
-	if (!s->up || !s->known || !said || (s->to_say && !s->catches_up))
+	if (!s->up || !s->known || !said || (s->to_say && !s->catches_up && !s->words1))
 		return false;
 	s->said0 = s->said1;
 	s->said1 = SAID_NOTHING;
@@ -416,8 +416,7 @@ static bool run_on_here(void *state)
 
 	if (!s->up || !s->vmstate || s->vmm_gone || !owner_is_fenced(w))
 		return false;
-	end(w, s->state == MIGRATION_POSTCOPY ? MIGRATION_FAILED : MIGRATION_CANCELLED,
-	    VERDICT_RUNS_ON);
+	end(w, MIGRATION_CANCELLED, VERDICT_RUNS_ON);
 	w->history.hurt = true;
 	w->history.ran = false;
 	return true;
