@@ -340,6 +340,26 @@ int client_poison(struct client *c, const char *id, uint64_t confirm_bytes,
 	return call_migration(c, MIGRATIONS "Poison", &request.base, ret, err);
 }
 
+int client_run_on(struct client *c, const char *id, const char *holder, struct json_object **ret,
+                  struct error *err)
+{
+	Postcopy__V1__RunOnRequest request = POSTCOPY__V1__RUN_ON_REQUEST__INIT;
+
+	request.id = (char *)id;
+	request.confirm_holder = (char *)holder;
+	return call_migration(c, MIGRATIONS "RunOn", &request.base, ret, err);
+}
+
+int client_release(struct client *c, const char *id, const char *holder, struct json_object **ret,
+                   struct error *err)
+{
+	Postcopy__V1__ReleaseRequest request = POSTCOPY__V1__RELEASE_REQUEST__INIT;
+
+	request.id = (char *)id;
+	request.confirm_holder = (char *)holder;
+	return call_migration(c, MIGRATIONS "Release", &request.base, ret, err);
+}
+
 int client_get_report(struct client *c, const char *id, struct json_object **ret, struct error *err)
 {
 	Postcopy__V1__GetReportRequest request = POSTCOPY__V1__GET_REPORT_REQUEST__INIT;

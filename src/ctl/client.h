@@ -94,6 +94,10 @@ int client_get_report(struct client *c, const char *id, struct json_object **ret
                       struct error *err);
 int client_poison(struct client *c, const char *id, uint64_t confirm_bytes,
                   struct json_object **ret, struct error *err);
+int client_run_on(struct client *c, const char *id, const char *holder, struct json_object **ret,
+                  struct error *err);
+int client_release(struct client *c, const char *id, const char *holder, struct json_object **ret,
+                   struct error *err);
 
 /*
  * client_list() - {migrations: [migration...]}, all pages of it

@@ -29,6 +29,8 @@ extern const struct command report_command;
 extern const struct command recover_command;
 extern const struct command missing_command;
 extern const struct command poison_command;
+extern const struct command run_on_command;
+extern const struct command release_command;
 extern const struct command bench_command;
 
 /* Says on stderr why a command failed. Return: its exit code, CTL_FAILED. */

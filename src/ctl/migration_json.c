@@ -199,6 +199,7 @@ static const char *map_name(Postcopy__V1__MapPolicy map)
 static void add_destination(struct json_object *o, const Postcopy__V1__DestinationStatus *d)
 {
 	json_set_string(o, "source_address", d->source_address);
+	json_set_string(o, "holder", d->holder);
 	json_set_string(o, "tls", d->tls);
 	json_set_string(o, "map", map_name(d->map));
 	add_limits(o, d->limits);
@@ -227,6 +228,9 @@ static void add_source(struct json_object *o, const Postcopy__V1__SourceStatus *
 	json_set_count(served, "bytes", s->bytes);
 	json_set_bool(served, "connected", s->connected);
 	json_object_object_add(o, "served", served);
+	json_set_string(o, "holder", s->holder);
+	json_set_string(o, "holder_name", s->holder_name);
+	set_duration(o, "holder_silent_ms", s->holder_silent, 1e3);
 }
 
 static const char *role_name(Postcopy__V1__Role role)

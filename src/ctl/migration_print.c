@@ -113,6 +113,22 @@ static void print_served(struct json_object *m)
 		       text_count(json_count_or(m, "served.pages", 0)).s, text_count(requests).s);
 }
 
+static void print_holder(struct json_object *m)
+{
+	const char *holder = json_string_or(m, "holder", ""), *name;
+	double silent_ms;
+
+	if (!*holder)
+		return;
+	printf("  %-12s %s", "holder", holder);
+	name = json_string_or(m, "holder_name", "");
+	if (*name)
+		printf(" (%s)", name);
+	if (json_number(m, "holder_silent_ms", &silent_ms))
+		printf(", heard %s ago", text_duration(silent_ms * 1e3).s);
+	putchar('\n');
+}
+
 void migration_print(struct json_object *m)
 {
 	printf("%s: %s, %s\n", json_string_or(m, "id", "?"), json_string_or(m, "role", "?"),
@@ -128,4 +144,5 @@ void migration_print(struct json_object *m)
 	print_speed(m);
 	print_faults(m);
 	print_served(m);
+	print_holder(m);
 }

@@ -93,7 +93,7 @@ static void dial(struct bulk *b, unsigned int *retry_ms)
 	struct pull *p = b->pull;
 	struct error err = ERROR_INIT;
 	struct conn *c;
-	int rc = pull_dial(p, STREAM_BULK, &c, &err);
+	int rc = pull_dial(p, &b->dialing, STREAM_BULK, &c, &err);
 
 	pthread_mutex_lock(&p->lock);
 	if (!rc) {
@@ -344,6 +344,11 @@ void *bulk_main(void *arg)
 	b->caller = (struct resolver_caller){
 		.resolver = &p->resolver, .again = on_again, .woken = on_woken, .arg = b
 	};
+	/* It was had early, so that it can't fail to be had when the guest runs. */
+	pthread_mutex_lock(&p->lock);
+	while (!p->bulk_started && !atomic_load(&p->stopping))
+		pthread_cond_wait(&p->changed, &p->lock);
+	pthread_mutex_unlock(&p->lock);
 	while (!atomic_load(&p->stopping)) {
 		struct error err = ERROR_INIT;
 

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -150,6 +151,8 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 	pthread_mutex_lock(&p->lock);
 	ft->conn = NULL;
 	p->urgent_lost = true;
+	p->dials_failed = 0;
+	snprintf(p->stall, sizeof p->stall, "%s", why);
 	pthread_cond_broadcast(&p->changed);
 	pthread_mutex_unlock(&p->lock);
 	conn_free(c);
@@ -164,7 +167,7 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 		f->record.asked_ns = f->record.sent_ns = f->record.received_ns = 0;
 	}
 	log_migration_warning(p->config.id, "urgent connection lost: %s", why);
-	p->config.stalled(p->config.arg, why);
+	p->config.connection(p->config.arg);
 }
 
 /* resolver_fill() has woken who waited for the page that is being filled. */

@@ -28,6 +28,9 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	atomic_init(&p->stats.slow_fault_ns, PULL_SLOW_FAULT_NS);
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
+	dialing_init(&p->dialing);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
+		dialing_init(&p->bulks[i].dialing);
 	p->resolver = (struct resolver){
 		.table = &p->config.table,
 		.memories = p->config.memories,
@@ -79,6 +82,9 @@ static void shutdown_all(struct pull *p)
 void pull_cancel(struct pull *p)
 {
 	atomic_store(&p->stopping, true);
+	dialing_cancel(&p->dialing);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
+		dialing_cancel(&p->bulks[i].dialing);
 	shutdown_all(p);
 	pull_wake_fault_thread(p);
 }
@@ -135,13 +141,17 @@ struct pull *pull_free(struct pull *p)
 	pull_release(p);
 	resolver_deinit(&p->resolver);
 	throttle_deinit(&p->throttle);
+	dialing_deinit(&p->dialing);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
+		dialing_deinit(&p->bulks[i].dialing);
 	pthread_cond_destroy(&p->changed);
 	pthread_mutex_destroy(&p->lock);
 	free(p);
 	return NULL;
 }
 
-int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct error *err)
+int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct conn **ret,
+              struct error *err)
 {
 	struct hello_reply *reply = malloc(sizeof *reply);
 	struct hello hello = p->hello;
@@ -155,7 +165,7 @@ int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct e
 	pthread_mutex_lock(&p->lock);
 	target = p->target;
 	pthread_mutex_unlock(&p->lock);
-	rc = conn_dial(&target, p->tls, &hello, ret, reply, err);
+	rc = conn_dial(d, &target, p->tls, &hello, ret, reply, err);
 	free(reply);
 	/* Not from one answer to the next, but from one byte: a slow link is none that is dead. */
 	if (!rc && role == STREAM_BULK)
@@ -175,7 +185,7 @@ static int connect_to(struct pull *p, enum stream_role role, struct conn **slot,
 {
 	struct conn *c, *old;
 	int rc = atomic_load(&p->stopping) ? error_set(err, -ECANCELED, "cancelled")
-	                                   : pull_dial(p, role, &c, err);
+	                                   : pull_dial(p, &p->dialing, role, &c, err);
 
 	if (rc)
 		return rc;
@@ -219,6 +229,7 @@ void pull_connect_later(struct pull *p, const struct conn_target *target, struct
 {
 	set_peer(p, target, tls, hello, epoch);
 	p->urgent_lost = true;
+	snprintf(p->stall, sizeof p->stall, "not connected yet");
 }
 
 void pull_redirect(struct pull *p, const struct conn_target *target)
@@ -226,6 +237,9 @@ void pull_redirect(struct pull *p, const struct conn_target *target)
 	pthread_mutex_lock(&p->lock);
 	p->target = *target;
 	pthread_mutex_unlock(&p->lock);
+	dialing_interrupt(&p->dialing);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
+		dialing_interrupt(&p->bulks[i].dialing);
 	shutdown_all(p);
 }
 
@@ -288,35 +302,55 @@ static void *keeper_main(void *arg)
 			continue;
 		}
 		pthread_mutex_unlock(&p->lock);
-		rc = pull_dial(p, STREAM_URGENT, &c, &err);
-		p->config.stalled(p->config.arg, err.text);
+		rc = pull_dial(p, &p->dialing, STREAM_URGENT, &c, &err);
 		pthread_mutex_lock(&p->lock);
-		if (rc) {
-			pull_back_off_locked(p, &retry_ms);
-			continue;
+		snprintf(p->stall, sizeof p->stall, "%s", err.text);
+		p->dials_failed += rc != 0;
+		if (!rc) {
+			retry_ms = PULL_RETRY_MIN_MS;
+			p->urgent_lost = false;
+			p->urgent_ready = c;
+			stat_add(&p->stats.reconnects, 1);
+			pull_wake_fault_thread(p);
 		}
-		retry_ms = PULL_RETRY_MIN_MS;
-		p->urgent_lost = false;
-		p->urgent_ready = c;
-		stat_add(&p->stats.reconnects, 1);
-		pull_wake_fault_thread(p);
+		p->config.connection(p->config.arg);
+		if (rc)
+			pull_back_off_locked(p, &retry_ms);
 	}
 	pthread_mutex_unlock(&p->lock);
 	return NULL;
 }
 
-int pull_start(struct pull *p)
+static void start_fault_thread(struct pull *p, int *rc)
 {
-	int rc;
-
+	if (p->fault.runs)
+		return;
 	p->fault.pull = p;
 	arrival_begin(&p->arrival, clock_now_ns());
 	resolver_wake_all(&p->resolver);
-	rc = thread_start(&p->fault.thread, fault_thread_main, &p->fault);
-	p->fault.runs = !rc;
-	if (!rc) {
+	*rc = thread_start(&p->fault.thread, fault_thread_main, &p->fault);
+	p->fault.runs = !*rc;
+}
+
+static int start_bulk_locked(struct pull *p);
+
+int pull_start(struct pull *p)
+{
+	int rc = 0;
+
+	start_fault_thread(p, &rc);
+	if (!rc && !p->keeper_runs) {
 		rc = thread_start(&p->keeper, keeper_main, p);
 		p->keeper_runs = !rc;
+	}
+	if (!rc) {
+		pthread_mutex_lock(&p->lock);
+		p->started = true;
+		rc = start_bulk_locked(p);
+		/* With fewer of them it is slower, and that is all. */
+		if (rc && p->bulks[0].runs)
+			rc = 0;
+		pthread_mutex_unlock(&p->lock);
 	}
 	/* A state that was taken over may lack nothing. */
 	pull_check_complete(p);
@@ -352,11 +386,13 @@ int pull_start_bulk(struct pull *p)
 
 	pthread_mutex_lock(&p->lock);
 	p->bulk_started = true;
+	pthread_cond_broadcast(&p->changed);
 	if (!atomic_load(&p->stopping))
 		rc = start_bulk_locked(p);
-	/* Connections of streams that were taken back meanwhile. */
+	/* Connections of streams that were taken back before they had a thread. */
 	for (unsigned int i = atomic_load(&p->streams); i < PULL_STREAMS_MAX; i++)
-		surplus[i] = steal_ptr(&p->bulks[i].conn);
+		if (!p->bulks[i].runs)
+			surplus[i] = steal_ptr(&p->bulks[i].conn);
 	pthread_mutex_unlock(&p->lock);
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		conn_free(surplus[i]);
@@ -369,7 +405,7 @@ int pull_set_streams(struct pull *p, unsigned int streams)
 
 	pthread_mutex_lock(&p->lock);
 	atomic_store(&p->streams, streams);
-	if (p->bulk_started && !atomic_load(&p->stopping))
+	if (p->started && !atomic_load(&p->stopping))
 		rc = start_bulk_locked(p);
 	pthread_mutex_unlock(&p->lock);
 	pull_work_changed(p);
@@ -424,6 +460,15 @@ void pull_set_prefetch(struct pull *p, bool on)
 void pull_set_slow_fault(struct pull *p, uint64_t ns)
 {
 	atomic_store_explicit(&p->stats.slow_fault_ns, ns, memory_order_relaxed);
+}
+
+void pull_get_connection(struct pull *p, struct pull_connection *ret)
+{
+	pthread_mutex_lock(&p->lock);
+	ret->lost = p->urgent_lost;
+	ret->dials_failed = p->dials_failed;
+	snprintf(ret->why, sizeof ret->why, "%s", p->stall);
+	pthread_mutex_unlock(&p->lock);
 }
 
 const struct pull_stats *pull_stats(const struct pull *p)

@@ -48,8 +48,8 @@ struct pull_config {
 	bool bulk;                      /* whether bulk runs from the start */
 	bool prefetch;                  /* whether faults steer it */
 	/* Called from the pull's threads; must only pass the news on. */
-	void (*complete)(void *arg);                 /* every page is present */
-	void (*stalled)(void *arg, const char *why); /* a connection is lost, or "" when back */
+	void (*complete)(void *arg);   /* every page is present */
+	void (*connection)(void *arg); /* lost, or back: ask pull_get_connection() */
 	void *arg;
 };
 
@@ -97,13 +97,35 @@ void pull_redirect(struct pull *p, const struct conn_target *target);
 void pull_cancel(struct pull *p);
 
 /*
- * The source guest is paused: serve faults. Whoever waits already is woken and faults anew, for
- * a process before this one may have taken its event with it. Return: 0 or -errno.
+ * pull_start() - the source guest is paused: serve faults, and have all threads that will be needed
+ *
+ * Whoever waits already is woken and faults anew, for a process before this one may have taken its
+ * event with it. Where it fails, what it has started serves, and it may be called again: it goes
+ * on with what is lacking.
+ *
+ * Return: 0; -errno where there is no thread for faults, for lost connections, or for any bulk.
  */
 int pull_start(struct pull *p);
 
-/* The guest runs (or will soon): fetch the rest. Return: 0 or -errno. */
+/*
+ * pull_start_bulk() - the guest runs (or will soon): fetch the rest
+ *
+ * Return: 0; -errno where a stream has no thread: the others begin, and it may be called again.
+ */
 int pull_start_bulk(struct pull *p);
+
+/* Whether the guest's faults can be asked for. */
+struct pull_connection {
+	bool lost;
+	unsigned int dials_failed;
+	char why[ERROR_TEXT_MAX]; /* what the last dial met, or how it was lost */
+};
+
+/* From any thread: as it is at this moment. */
+void pull_get_connection(struct pull *p, struct pull_connection *ret);
+
+/* All threads end; nothing is asked or filled any more. */
+void pull_stop(struct pull *p);
 
 /*
  * pull_add_channel() - a fetch channel of the VMM (libpostcopy/fetch_wire.h)

@@ -29,6 +29,7 @@ struct bulk {
 	bool ended;        /* under pull->lock: it has retired, or is about to return */
 	struct conn *conn; /* changed under pull->lock */
 	bool lost;         /* a connection: the next one is a reconnect */
+	struct dialing dialing;
 	struct window window;
 	struct scheduler_item rest; /* of a word that is asked for in parts; want_mask 0: none */
 	bool redo;                  /* some part of that word could not be filled */
@@ -78,11 +79,15 @@ struct pull {
 	uint64_t work;             /* bumped where bulk may find something to do again */
 	struct conn *urgent_ready; /* dialled by the keeper for the fault thread */
 	bool urgent_lost;
+	unsigned int dials_failed;            /* since it was lost */
+	char stall[ERROR_TEXT_MAX];           /* why; empty while it is there */
 	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the fault thread */
 	unsigned int n_channels_new;
+	struct dialing dialing; /* the keeper's, and pull_connect()'s before that runs */
 	pthread_t keeper;
 	bool keeper_runs;
-	bool bulk_started;
+	bool started;      /* each stream is to have a thread */
+	bool bulk_started; /* which may begin */
 
 	struct fault_thread fault;
 	struct bulk bulks[PULL_STREAMS_MAX];
@@ -95,10 +100,8 @@ void *fault_thread_main(void *arg);
 void *bulk_main(void *arg);
 
 /* Open one connection of the pull. Return: as conn_dial(). */
-int pull_dial(struct pull *p, enum stream_role role, struct conn **ret, struct error *err);
-
-/* All threads end; nothing is asked or filled any more. */
-void pull_stop(struct pull *p);
+int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct conn **ret,
+              struct error *err);
 
 /* Wait on the condition for at most @timeout_ms, or until stopping. The lock is held. */
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms);

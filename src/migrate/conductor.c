@@ -30,11 +30,14 @@
 /* Between two tries to dial: doubled from the first to the last, and up to half of it by chance. */
 #define RETRY_MIN_MS 50u
 #define RETRY_MAX_MS 2000u
-/* An idle control connection is asked for a sign of life so often, and given so long for it. */
+/* An idle control connection is asked for a sign of life so often. */
 #define PING_MS 2000u
-#define PONG_MS 5000u
+/* Whatever was asked: a source that says nothing at all for so long is lost. */
+#define SILENT_MS 5000u
 /* While warming, how often it is looked at whether the source has ended it. */
 #define WARM_LOOK_MS 200u
+/* Between two tries to have a thread that could not be had. */
+#define THREAD_RETRY_MS 1000u
 /* The first distance between two points of the timeline; doubled whenever it is full. */
 #define TIMELINE_STEP_MS 5u
 
@@ -43,10 +46,11 @@ struct conductor {
 	struct hello hello;
 	struct hello_reply reply;
 	uint64_t timeline_step_ns;
-	unsigned int retry_ms;            /* until the next try to dial */
-	uint64_t dial_ns, ping_ns;        /* when next */
+	unsigned int retry_ms;     /* until the next try to dial */
+	uint64_t dial_ns, ping_ns; /* when next */
+	uint64_t bulk_ns;          /* when a lacking bulk thread is tried for; 0: none lacks */
 	enum migration_farewell farewell; /* there is nothing else to do */
-	struct error refused;             /* the source was reached and wants no more of this */
+	struct error refused; /* the source's last word, that it wants no more of this */
 };
 
 void conductor_pull_complete(void *arg)
@@ -54,14 +58,9 @@ void conductor_pull_complete(void *arg)
 	migration_order(arg, ORDER_PULL_COMPLETE);
 }
 
-void conductor_pull_stalled(void *arg, const char *why)
+void conductor_pull_connection(void *arg)
 {
-	struct migration *m = arg;
-
-	pthread_mutex_lock(&m->lock);
-	snprintf(m->stall, sizeof m->stall, "%s", why);
-	pthread_mutex_unlock(&m->lock);
-	migration_post(m, NEWS_STALL);
+	migration_post(arg, NEWS_CONNECTION);
 }
 
 /*
@@ -131,31 +130,33 @@ static bool is_network_error(int rc)
 }
 
 /*
- * One try to open the control connection. Once the guest's state has been asked for, only the
- * very attachment that it came from will do.
+ * The source itself has answered, and would answer the same again. Whatever else a try ends with
+ * is ours or the network's: the next one may do better.
+ */
+static bool is_verdict(const struct error *err)
+{
+	return err->from_peer && err->code != -ECONNRESET && err->code != -ENOMEM &&
+	       err->code != -EMFILE && err->code != -EAGAIN;
+}
+
+/*
+ * One try to open the control connection. Once warming has begun, only the very attachment of the
+ * guest will do that all other connections are to.
  */
 static int dial_once(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
 	struct conn_target target;
 	struct conn *c;
-	uint64_t epoch;
 	int rc;
 
 	pthread_mutex_lock(&m->lock);
 	target = m->target;
-	epoch = m->switch_sent_ns ? m->epoch : 0;
+	k->hello.epoch = m->epoch;
 	pthread_mutex_unlock(&m->lock);
-	rc = conn_dial(&target, m->owner->config.tls, &k->hello, &c, &k->reply, err);
+	rc = conn_dial(&m->dialing, &target, m->owner->config.tls, &k->hello, &c, &k->reply, err);
 	if (rc)
 		return rc;
-	if (epoch && k->reply.epoch != epoch) {
-		conn_free(c);
-		return error_set(err, -ESTALE,
-		                 "source %s:%s has another attachment of the guest than the one "
-		                 "that was paused",
-		                 target.host, target.port);
-	}
 	set_control(m, c);
 	k->retry_ms = RETRY_MIN_MS;
 	return 0;
@@ -244,7 +245,10 @@ static int connect_once(struct conductor *k, const struct patience *p, struct er
 
 	if (rc)
 		return rc;
-	/* From now on the source waits for our word, if only that nothing comes of it. */
+	/*
+	 * From now on the source waits for our word, if only that nothing comes of it; and no other
+	 * attachment of the guest will do.
+	 */
 	pthread_mutex_lock(&m->lock);
 	m->epoch = k->reply.epoch;
 	pthread_mutex_unlock(&m->lock);
@@ -271,6 +275,53 @@ static int connect_all(struct conductor *k, struct error *err)
 	return rc;
 }
 
+/* The next frame, which must be of this type, but for signs of life before it. */
+static int expect(struct conn *c, enum frame_type type, struct frame_header *ret,
+                  const void **ret_payload, struct error *err)
+{
+	int rc;
+
+	do
+		rc = conn_next_frame(c, ret, ret_payload, err);
+	while (!rc && ret->type == FRAME_PONG && type != FRAME_PONG);
+	if (rc == -EAGAIN)
+		return error_set(err, -ETIMEDOUT, "the source is silent for %u ms", SILENT_MS);
+	if (rc)
+		return rc;
+	if (ret->type == FRAME_ERROR)
+		return frame_error_decode(ret, *ret_payload, err);
+	if (ret->type != type)
+		return error_set(err, -EPROTO, "frame of type %u where %u must come", ret->type,
+		                 type);
+	return 0;
+}
+
+/*
+ * Ask over the control connection, and wait for the answer's first frame: never longer than
+ * SILENT_MS without a sign of life.
+ */
+static int ask(struct conductor *k, enum frame_type say, enum frame_type answer,
+               struct frame_header *ret, const void **ret_payload, struct error *err)
+{
+	int rc;
+
+	conn_set_receive_timeout(k->m->control, SILENT_MS);
+	rc = conn_send_plain(k->m->control, say);
+	if (rc)
+		return error_errno(err, rc, "control connection");
+	return expect(k->m->control, answer, ret, ret_payload, err);
+}
+
+/* The same where the answer has no more to it. */
+static int exchange(struct conductor *k, enum frame_type say, enum frame_type answer,
+                    struct error *err)
+{
+	struct frame_header h;
+	const void *payload;
+
+	return ask(k, say, answer, &h, &payload, err);
+}
+
 /* Receive the vmstate's bytes into a memfd, sealed. Return: the memfd or -errno. */
 static int receive_vmstate(struct conn *c, uint64_t len, struct error *err)
 {
@@ -283,7 +334,7 @@ static int receive_vmstate(struct conn *c, uint64_t len, struct error *err)
 		struct frame_header h;
 		const void *payload;
 		ssize_t n;
-		int rc = conn_expect_frame(c, FRAME_VMSTATE_DATA, &h, &payload, err);
+		int rc = expect(c, FRAME_VMSTATE_DATA, &h, &payload, err);
 
 		if (rc)
 			return rc;
@@ -307,11 +358,8 @@ static int ask_vmstate(struct conductor *k, struct error *err)
 	struct frame_vmstate vmstate;
 	struct frame_header h;
 	const void *payload;
-	int fd, rc = conn_send_plain(m->control, FRAME_SWITCHOVER);
+	int fd, rc = ask(k, FRAME_SWITCHOVER, FRAME_VMSTATE, &h, &payload, err);
 
-	if (rc)
-		return error_errno(err, rc, "control connection");
-	rc = conn_expect_frame(m->control, FRAME_VMSTATE, &h, &payload, err);
 	if (!rc)
 		rc = frame_vmstate_decode(payload, &vmstate, err);
 	if (rc)
@@ -386,17 +434,15 @@ static void note_point(struct conductor *k)
 	pthread_mutex_unlock(&m->lock);
 }
 
-/* One exchange over the control connection: @say, and wait for @answer. */
-static int exchange(struct conductor *k, enum frame_type say, enum frame_type answer,
-                    struct error *err)
+/*
+ * Whether it is of no use to go on. Before the point of no return whatever is no fault of the
+ * network; after it only the source's own word that the guest must not run here.
+ */
+static bool is_refusal(const struct conductor *k, const struct error *err)
 {
-	struct frame_header h;
-	const void *payload;
-	int rc = conn_send_plain(k->m->control, say);
-
-	if (rc)
-		return error_errno(err, rc, "control connection");
-	return conn_expect_frame(k->m->control, answer, &h, &payload, err);
+	if (k->m->may_have_run)
+		return is_verdict(err) && err->code == -ECANCELED;
+	return is_verdict(err) || !is_network_error(err->code);
 }
 
 /*
@@ -417,38 +463,43 @@ static bool keep_control(struct conductor *k)
 		k->ping_ns = clock_now_ns() + PING_MS * NSEC_PER_MSEC;
 		if (rc)
 			log_migration_debug(k->m->params.id, "control connection: %s", err.text);
-		if (rc && !is_network_error(rc))
-			k->refused = err;
+		k->refused = rc && is_refusal(k, &err) ? err : ERROR_INIT;
 		return !rc;
 	}
 	if (now_ns < k->ping_ns)
 		return false;
-	conn_set_receive_timeout(k->m->control, PONG_MS);
 	rc = exchange(k, FRAME_PING, FRAME_PONG, &err);
-	conn_set_receive_timeout(k->m->control, 0);
 	k->ping_ns = clock_now_ns() + PING_MS * NSEC_PER_MSEC;
 	if (rc) {
-		log_migration_warning(k->m->params.id, "control connection lost: %s",
-		                      rc == -EAGAIN ? "the source is silent" : err.text);
-		if (rc != -EAGAIN && !is_network_error(rc))
-			k->refused = err;
+		log_migration_warning(k->m->params.id, "control connection lost: %s", err.text);
+		k->refused = is_refusal(k, &err) ? err : ERROR_INIT;
 		set_control(k->m, NULL);
 	}
 	return false;
+}
+
+static void take_back(struct migration *m, enum conductor_order order)
+{
+	pthread_mutex_lock(&m->lock);
+	m->orders &= ~(unsigned int)order;
+	pthread_mutex_unlock(&m->lock);
 }
 
 /* The source is gone for good. Return: what the migration ends with; 0 where it has to go on. */
 static int poison(struct migration *m, struct error *err)
 {
 	uint64_t units;
-	int rc = pull_poison(m->pull, &units, err);
+	int rc = 0;
 
+	/* It may be back by now: then nothing is lost. */
+	if (!migration_source_is_away(m, err))
+		rc = -EOPNOTSUPP;
+	if (!rc)
+		rc = pull_poison(m->pull, &units, err);
 	if (rc == -EOPNOTSUPP) {
-		log_migration_error(m->params.id, "what is missing stays so: %s", err->text);
+		log_migration_error(m->params.id, "nothing is poisoned: %s", err->text);
 		*err = ERROR_INIT;
-		pthread_mutex_lock(&m->lock);
-		m->orders &= ~(unsigned int)ORDER_POISON;
-		pthread_mutex_unlock(&m->lock);
+		take_back(m, ORDER_POISON);
 		return 0;
 	}
 	if (rc)
@@ -462,84 +513,183 @@ static int poison(struct migration *m, struct error *err)
 	                 (unsigned long long)units << UNIT_SHIFT);
 }
 
+/* Threads that could not be had when bulk began: slower without them, and tried for again. */
+static void have_bulk(struct conductor *k)
+{
+	uint64_t now_ns = clock_now_ns();
+	bool first = !k->bulk_ns;
+	int rc;
+
+	if (!first && now_ns < k->bulk_ns)
+		return;
+	rc = pull_start_bulk(k->m->pull);
+	k->bulk_ns = rc ? now_ns + THREAD_RETRY_MS * NSEC_PER_MSEC : UINT64_MAX;
+	if (rc && first)
+		log_migration_warning(k->m->params.id,
+		                      "not as many bulk threads as there should be: %s; trying on",
+		                      strerror(-rc));
+}
+
+/* Wait for one of @orders, keeping the control connection meanwhile. Return: which; or -errno. */
+static int wait_connected(struct conductor *k, unsigned int orders, uint64_t until_ns,
+                          bool *ret_new, struct error *err)
+{
+	unsigned int given = wait_order(k->m, orders, until_ns);
+
+	*ret_new = !given && keep_control(k);
+	if (given || !k->refused.code)
+		return (int)given;
+	*err = k->refused;
+	return err->code;
+}
+
+/* Until the VMM says that its guest runs. Return: 0; or why it is to end, with @err set. */
+static int wait_resumed(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+	bool reconnected;
+	int given;
+
+	do
+		given = wait_connected(k, ORDER_RESUMED | ORDER_STOP | ORDER_CANCEL | ORDER_POISON,
+		                       clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC, &reconnected,
+		                       err);
+	while (!given);
+	if (given < 0)
+		return given;
+	if (given & (ORDER_STOP | ORDER_CANCEL))
+		return check_stopped(m, err);
+	return given & ORDER_POISON ? poison(m, err) : 0;
+}
+
 /* Postcopy: the guest runs; until every page is present. */
 static int fetch_all(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
-	unsigned int given;
 	bool tell = true;
-	int rc;
+	int given, rc = wait_resumed(k, err);
 
-	given = wait_order(m, ORDER_RESUMED | ORDER_STOP | ORDER_CANCEL | ORDER_POISON, 0);
-	if (given & (ORDER_STOP | ORDER_CANCEL))
-		return check_stopped(m, err);
-	rc = given & ORDER_POISON ? poison(m, err) : 0;
 	if (rc)
 		return rc;
 	note_point(k);
-	rc = pull_start_bulk(m->pull);
-	if (rc)
-		return error_errno(err, rc, "bulk threads");
 	do {
+		have_bulk(k);
 		/* A source that can't be told now is told when it is there again. */
 		if (tell && m->control)
 			(void)conn_send_plain(m->control, FRAME_RESUMED);
-		given = wait_order(m, ORDER_PULL_COMPLETE | ORDER_STOP | ORDER_POISON,
-		                   clock_now_ns() + k->timeline_step_ns);
+		given = wait_connected(k, ORDER_PULL_COMPLETE | ORDER_STOP | ORDER_POISON,
+		                       clock_now_ns() + k->timeline_step_ns, &tell, err);
 		note_point(k);
+		if (given < 0)
+			return given;
 		if (given & ORDER_STOP)
 			return check_stopped(m, err);
 		rc = given == ORDER_POISON ? poison(m, err) : 0;
 		if (rc)
 			return rc;
-		tell = !given && keep_control(k);
 	} while (!(given & ORDER_PULL_COMPLETE));
 	return pull_finish(m->pull, err);
 }
 
+/* What the source has not acknowledged, for whoever looks; empty: nothing. */
+static void note_unheard(struct migration *m, enum frame_type say, const char *why)
+{
+	struct error text = ERROR_INIT;
+
+	if (*why)
+		error_set(&text, 0, "the source has not acknowledged %s%s: %s; trying on",
+		          say == FRAME_ABORT ? "ABORT" : "COMPLETE",
+		          say == FRAME_ABORT ? ", its guest may stand still" : "", why);
+	pthread_mutex_lock(&m->lock);
+	memcpy(m->unheard, text.text, sizeof m->unheard);
+	pthread_mutex_unlock(&m->lock);
+	migration_post(m, NEWS_UNHEARD);
+}
+
+/* One try. Return: whether the source has answered; *@err is what it said, or what was met. */
+static bool say_once(struct conductor *k, enum frame_type say, enum frame_type answer,
+                     struct error *err)
+{
+	struct migration *m = k->m;
+	int rc;
+
+	*err = ERROR_INIT;
+	rc = m->control ? 0 : dial_once(k, err);
+	if (!rc)
+		rc = exchange(k, say, answer, err);
+	if (!rc || is_verdict(err))
+		return true;
+	set_control(m, NULL);
+	return false;
+}
+
+/* A source that does not know the migration any more, or not as ours, has nothing to wait for. */
+static void note_verdict(struct migration *m, enum frame_type say, const struct error *err)
+{
+	pthread_mutex_lock(&m->lock);
+	m->farewell = FAREWELL_NONE;
+	pthread_mutex_unlock(&m->lock);
+	if (*m->unheard)
+		note_unheard(m, say, "");
+	if (err->code)
+		log_migration_warning(m->params.id, "the source does not take %s: %s",
+		                      say == FRAME_ABORT ? "ABORT" : "COMPLETE", err->text);
+}
+
 /*
- * Say COMPLETE or ABORT until the source has acknowledged, over as many connections as that
- * takes; where the daemon ends, one more at the most. @news is posted when it has, or after
- * GOODBYE_FOR_MS: nobody else waits longer.
+ * Say COMPLETE or ABORT until the source has answered, over as many connections and through
+ * whatever failures that takes: only its word ends this. Where the daemon ends, once more at the
+ * most. @news is posted when it has answered, or after GOODBYE_FOR_MS: nobody else waits longer.
  */
 static void say_goodbye(struct conductor *k, enum frame_type say, enum frame_type answer,
                         enum migration_news news)
 {
 	struct migration *m = k->m;
 	uint64_t until_ns = clock_now_ns() + GOODBYE_FOR_MS * NSEC_PER_MSEC;
-	struct error err = ERROR_INIT;
-	int rc = m->control ? exchange(k, say, answer, &err) : -ECONNRESET;
+	bool answered, last;
+	struct error err;
 
-	while (is_network_error(rc)) {
-		bool last = wait_order(m, ORDER_STOP, clock_now_ns());
-
-		if (news && (last || clock_now_ns() >= until_ns)) {
-			log_migration_warning(m->params.id,
-			                      "the source has not acknowledged %s: %s",
-			                      say == FRAME_ABORT ? "ABORT" : "COMPLETE", err.text);
+	do {
+		last = wait_order(m, ORDER_STOP, clock_now_ns());
+		answered = say_once(k, say, answer, &err);
+		if (answered) {
+			note_verdict(m, say, &err);
+		} else {
+			if (!*m->unheard)
+				log_migration_warning(m->params.id, "%s: %s; trying on",
+				                      say == FRAME_ABORT ? "ABORT" : "COMPLETE",
+				                      err.text);
+			note_unheard(m, say, err.text);
+		}
+		if (news && (answered || last || clock_now_ns() >= until_ns)) {
 			migration_post(m, news);
 			news = 0;
 		}
-		rc = dial_once(k, &err);
-		if (!rc)
-			rc = exchange(k, say, answer, &err);
-		if (!rc || last)
-			break;
-		(void)wait_order(m, ORDER_STOP, next_try_ns(k));
-	}
-	/* A source that doesn't know the migration any more has run on, or let go. */
-	if (rc && !is_network_error(rc) && rc != -EACCES)
-		log_migration_error(m->params.id, "the source does not take %s: %s",
-		                    say == FRAME_ABORT ? "ABORT" : "COMPLETE", err.text);
-	pthread_mutex_lock(&m->lock);
-	if (!is_network_error(rc))
-		m->farewell = FAREWELL_NONE;
-	pthread_mutex_unlock(&m->lock);
-	if (news)
-		migration_post(m, news);
+		if (!answered && !last)
+			(void)wait_order(m, ORDER_STOP, next_try_ns(k));
+	} while (!answered && !last);
 }
 
-/* From where another process was: the guest may run here. */
+/*
+ * From where another process was: the guest may run here. What can't be had now can be later, and
+ * the guest waits.
+ */
+static int start_again(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+	bool told = false;
+	int rc;
+
+	while ((rc = pull_start(m->pull))) {
+		if (!told)
+			log_migration_error(m->params.id, "threads: %s; trying on", strerror(-rc));
+		told = true;
+		if (wait_order(m, ORDER_STOP, clock_now_ns() + THREAD_RETRY_MS * NSEC_PER_MSEC))
+			return check_stopped(m, err);
+	}
+	return 0;
+}
+
 static int conduct_on(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
@@ -547,7 +697,7 @@ static int conduct_on(struct conductor *k, struct error *err)
 	int rc;
 
 	pull_connect_later(m->pull, &target, m->owner->config.tls, &k->hello, m->epoch);
-	rc = pull_start(m->pull);
+	rc = start_again(k, err);
 	return rc ? rc : fetch_all(k, err);
 }
 
@@ -575,6 +725,56 @@ static int stay_warm(struct conductor *k, struct error *err)
 	return check_stopped(k->m, err);
 }
 
+/* Have a control connection on which the source has just answered. */
+static int confirm_control(struct conductor *k, struct error *err)
+{
+	const struct patience p = patience_from_now(REACH_FOR_MS);
+	struct migration *m = k->m;
+	int rc;
+
+	for (;;) {
+		rc = m->control ? 0 : dial_once(k, err);
+		if (!rc)
+			rc = exchange(k, FRAME_PING, FRAME_PONG, err);
+		if (!rc)
+			return 0;
+		set_control(m, NULL);
+		if (!is_worth_another_try(&p, rc) || check_stopped(m, NULL) ||
+		    wait_order(m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)))
+			return rc;
+	}
+}
+
+/*
+ * Connected, until switchover, and then with a control connection that has just been answered on:
+ * what is wrong must be found out before the guest is to be paused. A source guest that was
+ * attached anew has other memory: all begins again, and is seen to.
+ */
+static int warm(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+	int rc;
+
+	for (;;) {
+		rc = connect_all(k, err);
+		if (!rc)
+			migration_post(m, NEWS_WARM);
+		if (!rc)
+			rc = stay_warm(k, err);
+		if (!rc)
+			rc = confirm_control(k, err);
+		if (rc != -ESTALE || !err->from_peer)
+			return rc;
+		log_migration_warning(m->params.id, "%s; warming again", err->text);
+		*err = k->refused = ERROR_INIT;
+		set_control(m, NULL);
+		pthread_mutex_lock(&m->lock);
+		m->epoch = 0;
+		pthread_mutex_unlock(&m->lock);
+		migration_post(m, NEWS_REWARM);
+	}
+}
+
 static int conduct(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
@@ -584,17 +784,15 @@ static int conduct(struct conductor *k, struct error *err)
 		return conduct_on(k, err);
 	rc = check_stopped(m, err);
 	if (!rc)
-		rc = connect_all(k, err);
-	if (rc)
-		return rc;
-	migration_post(m, NEWS_WARM);
-	rc = stay_warm(k, err);
+		rc = warm(k, err);
 	if (!rc)
 		rc = switch_over(k, err);
-	if (!rc)
-		rc = pull_start(m->pull);
 	if (rc)
 		return rc;
+	/* All that the guest will need here is had before it can run here. */
+	rc = pull_start(m->pull);
+	if (rc)
+		return error_errno(err, rc, "threads for the guest's memory");
 	migration_post(m, NEWS_VMSTATE);
 	return fetch_all(k, err);
 }
@@ -648,6 +846,9 @@ static void tell_story(struct conductor *k)
 	rc = conduct(k, &err);
 	if (rc && !err.code)
 		error_errno(&err, rc, "migration");
+	/* What was met on the way out is not why. */
+	if (rc && !m->may_have_run && check_stopped(m, NULL))
+		(void)check_stopped(m, &err);
 	/* Parked: the next process goes on, and nobody is told anything. */
 	if (wait_order(m, ORDER_PARK, clock_now_ns()))
 		return;
@@ -657,18 +858,31 @@ static void tell_story(struct conductor *k)
 		complete(k);
 }
 
-void *conductor_main(void *arg)
+static void *conductor_main(void *arg)
 {
-	struct migration *m = arg;
-	struct conductor *k = calloc(1, sizeof *k);
+	struct conductor *k = arg;
+	struct migration *m = k->m;
 
 	thread_set_name("conductor");
 	thread_prefer_promptness();
-	if (!k) {
-		error_set(&m->error, -ENOMEM, "out of memory");
-		migration_post(m, NEWS_FAILED | NEWS_ENDED);
-		return NULL;
-	}
+	tell_story(k);
+	/* Here, and not on the loop: their dials may take a while to be given up. */
+	if (m->pull)
+		pull_stop(m->pull);
+	OPENSSL_cleanse(k->hello.token, sizeof k->hello.token);
+	set_control(m, NULL);
+	free(k);
+	migration_post(m, NEWS_ENDED);
+	return NULL;
+}
+
+int conductor_start(struct migration *m)
+{
+	struct conductor *k = calloc(1, sizeof *k);
+	int rc;
+
+	if (!k)
+		return -ENOMEM;
 	k->m = m;
 	k->timeline_step_ns = TIMELINE_STEP_MS * NSEC_PER_MSEC;
 	k->retry_ms = RETRY_MIN_MS;
@@ -676,11 +890,13 @@ void *conductor_main(void *arg)
 	k->hello.role = STREAM_CONTROL;
 	snprintf(k->hello.migration_id, sizeof k->hello.migration_id, "%s", m->params.id);
 	memcpy(k->hello.token, m->params.token, TOKEN_BYTES);
+	memcpy(k->hello.holder, m->holder.id, HOLDER_BYTES);
 	k->hello.regions = m->table;
-	tell_story(k);
-	OPENSSL_cleanse(k->hello.token, sizeof k->hello.token);
-	set_control(m, NULL);
-	free(k);
-	migration_post(m, NEWS_ENDED);
-	return NULL;
+	rc = thread_start(&m->conductor, conductor_main, k);
+	m->conductor_runs = !rc;
+	if (rc) {
+		OPENSSL_cleanse(k->hello.token, sizeof k->hello.token);
+		free(k);
+	}
+	return rc;
 }

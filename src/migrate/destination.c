@@ -104,7 +104,7 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 		.bulk = m->limits.bulk,
 		.prefetch = m->limits.prefetch,
 		.complete = conductor_pull_complete,
-		.stalled = conductor_pull_stalled,
+		.connection = conductor_pull_connection,
 		.arg = m,
 	};
 	int rc = check_uffd(attach->fds[0], err);
@@ -264,6 +264,11 @@ static void interrupt(struct migration *m, enum conductor_order order)
 	migration_order(m, order);
 	if (m->pull)
 		pull_cancel(m->pull);
+	/* A goodbye is still to be dialled, but by who is to say nothing. */
+	if (order == ORDER_STOP && fd_store_exists(m->owner->config.store))
+		dialing_cancel(&m->dialing);
+	else
+		dialing_interrupt(&m->dialing);
 	pthread_mutex_lock(&m->lock);
 	if (m->control)
 		conn_shutdown(m->control);
@@ -360,23 +365,24 @@ static void on_failed(struct migration *m)
 	pthread_mutex_unlock(&m->lock);
 	tell_vmm_failed(m, &why);
 	migration_move(m,
-	               why.code == -ECANCELED && m->state != MIGRATION_POSTCOPY
+	               why.code == -ECANCELED && !why.from_peer && !m->may_have_run
 	                       ? MIGRATION_CANCELLED
 	                       : MIGRATION_FAILED,
 	               "%s", why.text);
 }
 
-static void on_stall(struct migration *m)
+/* As it is now: news that came late tell nothing of what was before. */
+static void on_connection(struct migration *m)
 {
-	char why[ERROR_TEXT_MAX];
+	struct pull_connection c;
 
-	pthread_mutex_lock(&m->lock);
-	memcpy(why, m->stall, sizeof why);
-	pthread_mutex_unlock(&m->lock);
-	if (*why && m->state == MIGRATION_POSTCOPY)
-		migration_move(m, MIGRATION_PAUSED, "%s", why);
-	else if (!*why && m->state == MIGRATION_PAUSED)
+	pull_get_connection(m->pull, &c);
+	if (c.lost && m->state == MIGRATION_POSTCOPY)
+		migration_move(m, MIGRATION_PAUSED, "%s", c.why);
+	else if (!c.lost && m->state == MIGRATION_PAUSED)
 		migration_move(m, MIGRATION_POSTCOPY, "connected again");
+	else if (c.lost && m->state == MIGRATION_PAUSED && strcmp(c.why, m->reason))
+		migration_tell(m, c.why);
 }
 
 static void begin_switchover(struct migration *m)
@@ -406,8 +412,14 @@ void destination_news(struct migration *m, unsigned int news)
 		give_vmstate(m);
 	if ((news & NEWS_FAILED) && !over)
 		on_failed(m);
-	if (news & NEWS_STALL)
-		on_stall(m);
+	if ((news & NEWS_CONNECTION) && m->pull)
+		on_connection(m);
+	if (news & NEWS_UNHEARD)
+		migration_tell(m, m->reason);
+	if ((news & NEWS_REWARM) && m->state == MIGRATION_WARMING) {
+		migration_move(m, MIGRATION_ATTACHED, "the source guest was attached anew");
+		migration_move(m, MIGRATION_WARMING, "from the beginning: %s", m->reason);
+	}
 	if ((news & NEWS_COMPLETE) && !over) {
 		migration_move(m, MIGRATION_COMPLETE, "%s", "");
 		if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
@@ -421,14 +433,6 @@ void destination_news(struct migration *m, unsigned int news)
 	}
 }
 
-static int start_conductor(struct migration *m)
-{
-	int rc = thread_start(&m->conductor, conductor_main, m);
-
-	m->conductor_runs = !rc;
-	return rc;
-}
-
 int destination_start(struct migration *m, bool switchover, struct error *err)
 {
 	int rc;
@@ -438,7 +442,7 @@ int destination_start(struct migration *m, bool switchover, struct error *err)
 		                                                   : 0;
 	if (m->state != MIGRATION_ATTACHED)
 		return migration_refuse_now(m, "starting (the VMM must be attached)", err);
-	rc = start_conductor(m);
+	rc = conductor_start(m);
 	if (rc)
 		return error_errno(err, rc, "migration \"%s\": thread", m->params.id);
 	m->started_ns = clock_now_ns();
@@ -470,6 +474,7 @@ int destination_recover(struct migration *m, const struct conn_target *target, s
 	if (m->control)
 		conn_shutdown(m->control);
 	pthread_mutex_unlock(&m->lock);
+	dialing_interrupt(&m->dialing);
 	migration_save(m);
 	log_migration_info(m->params.id, "by command: dialling %s:%s anew", m->target.host,
 	                   m->target.port);
@@ -557,7 +562,7 @@ void destination_go_on(struct migration *m)
 	if (!over && m->farewell == FAREWELL_ABORT)
 		m->orders |= ORDER_CANCEL;
 	m->goodbye_only = over;
-	if ((over ? m->farewell != FAREWELL_NONE : !waits) && start_conductor(m))
+	if ((over ? m->farewell != FAREWELL_NONE : !waits) && conductor_start(m))
 		log_migration_error(m->params.id, "no thread to go on with");
 	if (m->vmm && over)
 		repeat_last_word(m);

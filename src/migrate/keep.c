@@ -50,6 +50,7 @@ static void put_all(struct migration *m, struct saved *s)
 	pthread_mutex_lock(&m->lock);
 	s->target = m->target;
 	s->epoch = m->epoch;
+	s->holder = m->holder;
 	s->farewell = m->farewell;
 	s->vmstate_held = source ? m->paused : m->may_have_run && !m->resumed_ns;
 	s->vmstate_len = m->vmstate_len;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include <openssl/crypto.h>
 
@@ -126,10 +127,12 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 
 static void stop(struct migration *m)
 {
-	if (m->params.role == MIGRATION_SOURCE)
+	if (m->params.role == MIGRATION_SOURCE) {
 		source_stop(m);
-	else
+		source_forget(m);
+	} else {
 		destination_stop(m);
+	}
 }
 
 static bool is_under_way(const struct migration *m)
@@ -187,6 +190,7 @@ static void migration_free(struct migration *m)
 	page_source_unref(m->source);
 	close_fd(&m->vmstate_fd);
 	record_deinit(&m->record);
+	dialing_deinit(&m->dialing);
 	pthread_cond_destroy(&m->ordered);
 	pthread_mutex_destroy(&m->lock);
 	OPENSSL_cleanse(m->params.token, sizeof m->params.token);
@@ -222,6 +226,7 @@ static void forget_ended(struct migrations *ms)
 
 		if (may_forget(m) && ++kept > ENDED_MAX) {
 			*p = m->next;
+			source_forget(m);
 			migration_drop_fds(m, "record");
 			migration_free(m);
 		} else {
@@ -293,9 +298,24 @@ struct migration *migration_new(struct migrations *ms, const struct migration_pa
 	m->record = RECORD_INIT;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->ordered, NULL);
+	dialing_init(&m->dialing);
 	m->next = ms->list;
 	ms->list = m;
 	return m;
+}
+
+/*
+ * A destination is somebody, as long as its record lasts: whoever comes after it without one is
+ * somebody else, and does not get its guest.
+ */
+static int name_holder(struct migration *m, struct error *err)
+{
+	if (m->params.role != MIGRATION_DESTINATION)
+		return 0;
+	m->holder.bound = true;
+	if (getrandom(m->holder.id, sizeof m->holder.id, 0) != sizeof m->holder.id)
+		return error_errno(err, -errno, "migration \"%s\": getrandom", m->params.id);
+	return 0;
 }
 
 int migrations_prepare(struct migrations *ms, const struct migration_params *params,
@@ -321,7 +341,9 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 	m = migration_new(ms, params, err);
 	if (!m)
 		return -ENOMEM;
-	rc = migration_save_first(m, err);
+	rc = name_holder(m, err);
+	if (!rc)
+		rc = migration_save_first(m, err);
 	if (rc) {
 		ms->list = m->next;
 		migration_free(m);
@@ -461,8 +483,29 @@ int migration_poison(struct migration *m, struct error *err)
 		                            "poisoning what is missing (the source must be out of "
 		                            "reach)",
 		                            err);
+	if (!migration_source_is_away(m, err))
+		return error_prefix(err, "migration \"%s\": nothing is poisoned", m->params.id);
 	migration_order(m, ORDER_POISON);
 	return 0;
+}
+
+static int refuse_destination(const struct migration *m, const char *what, struct error *err)
+{
+	return error_set(err, -EBUSY, "migration \"%s\": %s is its source's", m->params.id, what);
+}
+
+int migration_run_on(struct migration *m, struct error *err)
+{
+	if (m->params.role != MIGRATION_SOURCE)
+		return refuse_destination(m, "running on", err);
+	return source_run_on(m, err);
+}
+
+int migration_release(struct migration *m, struct error *err)
+{
+	if (m->params.role != MIGRATION_SOURCE)
+		return refuse_destination(m, "releasing", err);
+	return source_release(m, err);
 }
 
 static struct migration_served served(const struct migration *m)
@@ -493,6 +536,20 @@ static uint64_t pages_present(const struct migration *m)
 	return m->table.units - pull_missing(m->pull);
 }
 
+/* With what the source has not acknowledged. */
+static const char *reason_now(struct migration *m)
+{
+	bool unheard;
+
+	pthread_mutex_lock(&m->lock);
+	unheard = *m->unheard;
+	if (unheard)
+		snprintf(m->reason_unheard, sizeof m->reason_unheard, "%s%s%s", m->reason,
+		         *m->reason ? "; " : "", m->unheard);
+	pthread_mutex_unlock(&m->lock);
+	return unheard ? m->reason_unheard : m->reason;
+}
+
 void migration_get_info(struct migration *m, struct migration_info *ret)
 {
 	*ret = (struct migration_info){
@@ -500,7 +557,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.id = m->params.id,
 		.role = m->params.role,
 		.state = m->state,
-		.reason = m->reason,
+		.reason = reason_now(m),
 		.memory_bytes = m->table.size_bytes,
 		.page_bytes = m->table.n ? m->table.regions[0].page_size : 0,
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",
@@ -522,6 +579,8 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.pages_present = pages_present(m),
 		.served = served(m),
 		.connected = m->source && page_source_is_connected(m->source),
+		.holder_heard_ns = m->source ? page_source_holder_heard_ns(m->source) : 0,
+		.holder = m->holder,
 	};
 }
 

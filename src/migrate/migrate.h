@@ -129,7 +129,10 @@ struct migration_info {
 
 	/* Source. */
 	struct migration_served served;
-	bool connected; /* a destination holds a control connection */
+	bool connected;           /* a destination has a control connection */
+	uint64_t holder_heard_ns; /* 0: not by this process */
+
+	struct stream_holder holder; /* destination: itself; source: whose the guest is */
 };
 
 /* The parts of a downtime, as migration_downtime has them. */
@@ -289,6 +292,18 @@ size_t migration_missing(struct migration *m, uint32_t region, uint64_t offset,
  * Return: 0, with that under way, or done by this process before; -EBUSY with @err set.
  */
 int migration_poison(struct migration *m, struct error *err);
+
+/*
+ * migration_run_on(), migration_release() - source: a destination that is gone for good
+ *
+ * Run on: its guest runs on here; the holder is never served again, and told to stop its own.
+ * Release: its guest is the holder's, and given up here.
+ *
+ * Return: 0, also where it has ended so already; -EBUSY with @err set: the state is another, or
+ * the holder was heard a moment ago.
+ */
+int migration_run_on(struct migration *m, struct error *err);
+int migration_release(struct migration *m, struct error *err);
 
 void migration_get_info(struct migration *m, struct migration_info *ret);
 

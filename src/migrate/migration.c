@@ -71,6 +71,27 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	tell(m->watchers, m);
 }
 
+void migration_tell(struct migration *m, const char *reason)
+{
+	if (reason != m->reason)
+		snprintf(m->reason, sizeof m->reason, "%s", reason);
+	tell(m->owner->watchers, m);
+	tell(m->watchers, m);
+}
+
+bool migration_source_is_away(struct migration *m, struct error *err)
+{
+	struct pull_connection c;
+
+	pull_get_connection(m->pull, &c);
+	if (!c.lost)
+		error_set(err, -EBUSY, "the source is connected");
+	else if (!c.dials_failed)
+		error_set(err, -EBUSY,
+		          "the source is being dialled, and has not failed to answer yet");
+	return c.lost && c.dials_failed;
+}
+
 int migration_refuse_now(const struct migration *m, const char *what, struct error *err)
 {
 	return error_set(err, -EBUSY, "migration \"%s\" is %s: %s is not possible now",

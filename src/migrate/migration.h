@@ -22,9 +22,11 @@ enum migration_news {
 	NEWS_WARM = 1 << 5,
 	NEWS_VMSTATE = 1 << 6,
 	NEWS_FAILED = 1 << 7,     /* error says why */
-	NEWS_STALL = 1 << 8,      /* stall says why, empty when it is over */
+	NEWS_CONNECTION = 1 << 8, /* pull_get_connection() has changed */
 	NEWS_ATTRIBUTES = 1 << 9, /* attributes are the source's */
 	NEWS_ENDED = 1 << 10,     /* the conductor has returned */
+	NEWS_REWARM = 1 << 11,    /* the source guest was attached anew */
+	NEWS_UNHEARD = 1 << 12,   /* unheard has changed */
 };
 
 /* What the loop asks of the conductor. */
@@ -45,10 +47,13 @@ struct migration {
 	struct migration *next;
 	struct migration_params params;
 	uint64_t seq;
+	/* Destination: itself. Source: who has been given the guest; the loop's. */
+	struct stream_holder holder;
 
 	/* The loop's. */
 	enum migration_state state;
 	char reason[ERROR_TEXT_MAX];
+	char reason_unheard[2 * ERROR_TEXT_MAX + 2]; /* of migration_get_info() */
 	struct migration_watcher *watchers;
 	struct vmm_conn *vmm; /* NULL while none is attached */
 	struct region_table table;
@@ -60,6 +65,7 @@ struct migration {
 	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
 	/* source */
 	struct page_source *source;
+	struct page_source *ended; /* what answers for it when it has ended; NULL: nothing */
 	uint64_t pause_sent_ns;
 	bool paused; /* the vmstate is ours: only an abort lets the guest run on here */
 	struct migration_served served; /* by what source was before */
@@ -79,7 +85,8 @@ struct migration {
 	unsigned int news;   /* enum migration_news, for the loop */
 	unsigned int orders; /* enum conductor_order, for the conductor */
 	struct error error;
-	char stall[ERROR_TEXT_MAX];
+	char unheard[ERROR_TEXT_MAX]; /* what the source has not acknowledged, and why; written by
+	                               * the conductor */
 	uint32_t attributes[REGIONS_MAX]; /* the source's regions' flags, by region */
 	/*
 	 * The point of no return. Whoever is first wins: the loop, giving the vmstate to the VMM,
@@ -97,6 +104,8 @@ struct migration {
 	struct migration_point timeline[MIGRATION_TIMELINE_MAX];
 	size_t timeline_n;
 	struct conn *control; /* the conductor's, to cut it */
+
+	struct dialing dialing; /* the conductor's, to have it given up */
 };
 
 struct migrations {
@@ -131,6 +140,9 @@ void migration_order(struct migration *m, enum conductor_order order);
 void migration_move(struct migration *m, enum migration_state to, const char *reason_fmt, ...)
         __attribute__((format(printf, 3, 4)));
 
+/* A state's reason changes, and the state does not: the watchers are told. */
+void migration_tell(struct migration *m, const char *reason);
+
 /* What each role does with: an attached VMM, its messages, its end; news; a cancel. */
 int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
 /* Taking over: guest memory first; then, with the VMM's socket (or without), go on. */
@@ -141,6 +153,8 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 void source_vmm_closed(struct migration *m);
 void source_news(struct migration *m, unsigned int news);
 int source_cancel(struct migration *m, struct error *err);
+int source_run_on(struct migration *m, struct error *err);
+int source_release(struct migration *m, struct error *err);
 
 /* @state_fd: a page state to go on from, borrowed; -1: all is missing. */
 int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
@@ -160,18 +174,24 @@ int destination_cancel(struct migration *m, struct error *err);
 struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
                                 struct error *err);
 
-/* The conductor's thread; @arg is the migration. */
-void *conductor_main(void *arg);
+/* Start the conductor's thread. Return: 0 or -errno: nothing has begun. */
+int conductor_start(struct migration *m);
+
+/* Whether the source is out of reach at this moment; else @err says what of it is there. */
+bool migration_source_is_away(struct migration *m, struct error *err);
 
 /* The pull's callbacks; @arg is the migration. */
 void conductor_pull_complete(void *arg);
-void conductor_pull_stalled(void *arg, const char *why);
+void conductor_pull_connection(void *arg);
 
 /* Have the conductor end and wait for it; release what the destination holds. */
 void destination_stop(struct migration *m);
 
 /* Take what the source holds away from the page server, and release it. */
 void source_stop(struct migration *m);
+
+/* And what answers for one that has ended. */
+void source_forget(struct migration *m);
 
 /*
  * migration_read_table() - the region table of an ATTACH, checked

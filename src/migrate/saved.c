@@ -108,6 +108,11 @@ size_t saved_encode(const struct saved *s, void *buf)
 	m.n_regions = s->n_regions;
 	m.regions = list;
 	m.epoch = s->epoch;
+	if (s->holder.bound) {
+		m.holder.data = (uint8_t *)s->holder.id;
+		m.holder.len = sizeof s->holder.id;
+	}
+	m.holder_name = (char *)s->holder.name;
 	m.switchover = s->switchover;
 	m.vmm_resumed = s->vmm_resumed;
 	m.vmstate_held = s->vmstate_held;
@@ -234,6 +239,18 @@ static void get_times(const Postcopy__V1__SavedTimes *m, struct migration_times 
 	ret->resumed_real_ns = m->resumed_real;
 }
 
+static int get_holder(const Postcopy__V1__SavedMigration *m, struct stream_holder *ret,
+                      struct error *err)
+{
+	ret->bound = m->holder.len;
+	if (ret->bound && m->holder.len != HOLDER_BYTES)
+		return bad("its holder", err);
+	if (ret->bound)
+		memcpy(ret->id, m->holder.data, HOLDER_BYTES);
+	snprintf(ret->name, sizeof ret->name, "%s", m->holder_name);
+	return 0;
+}
+
 int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *err)
 {
 	_cleanup_(message_free_p) Postcopy__V1__SavedMigration *m =
@@ -261,6 +278,9 @@ int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *e
 		return rc;
 	snprintf(ret->reason, sizeof ret->reason, "%s", m->reason);
 	get_times(m->times, &ret->times);
+	rc = get_holder(m, &ret->holder, err);
+	if (rc)
+		return rc;
 	ret->epoch = m->epoch;
 	ret->switchover = m->switchover;
 	ret->vmm_resumed = m->vmm_resumed;

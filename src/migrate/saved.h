@@ -35,6 +35,7 @@ struct saved {
 	uint32_t n_regions; /* 0: no VMM was attached */
 	struct vmm_wire_region regions[REGIONS_MAX];
 	uint64_t epoch;
+	struct stream_holder holder; /* destination: itself; source: who holds it */
 	bool switchover;
 	bool vmm_resumed;
 	bool vmstate_held;

@@ -4,11 +4,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+
+/* A holder that was heard so lately is not gone: it says something every 2 s. */
+#define HOLDER_SILENT_MS 10000u
 
 /* Called by connections' threads: pass the news on. */
 
@@ -122,12 +126,53 @@ void source_stop(struct migration *m)
 	m->source = page_source_unref(m->source);
 }
 
+/*
+ * What stays of a source that has ended: who repeats its last word, for it has not heard the
+ * answer, hears the same.
+ */
+static void leave_verdict(struct migration *m)
+{
+	enum source_verdict verdict =
+	        m->state == MIGRATION_COMPLETE ? SOURCE_LET_GO : SOURCE_RUNS_ON;
+	struct error err = ERROR_INIT;
+	struct page_source *ended;
+	int rc;
+
+	if (!m->epoch)
+		return;
+	rc = page_source_new_ended(m->params.id, m->params.token, m->epoch, &m->holder, verdict,
+	                           m->reason, &ended, &err);
+	if (!rc) {
+		rc = page_server_add(m->owner->config.page_server, ended);
+		if (rc)
+			page_source_unref(ended);
+		else
+			m->ended = ended;
+	}
+	if (rc)
+		log_migration_warning(m->params.id,
+		                      "who asks again how it ended is told that it is unknown: %s",
+		                      strerror(-rc));
+}
+
+void source_forget(struct migration *m)
+{
+	if (!m->ended)
+		return;
+	page_server_remove(m->owner->config.page_server, m->ended, true);
+	m->ended = page_source_unref(m->ended);
+}
+
 /* It is decided and recorded: whoever asked may hear so, and what was served goes. */
 static void let_go(struct migration *m)
 {
+	enum source_verdict verdict =
+	        m->state == MIGRATION_COMPLETE ? SOURCE_LET_GO : SOURCE_RUNS_ON;
+
 	if (m->source)
-		page_source_acknowledge(m->source);
+		page_source_end(m->source, verdict, m->reason);
 	source_stop(m);
+	leave_verdict(m);
 	migration_drop_attach(m);
 	migration_drop_fds(m, "vmstate");
 }
@@ -167,6 +212,7 @@ static int check_vmstate(const struct migration *m, int fd, uint64_t len, struct
 /* The guest was not paused, or not well: it runs on, and the destination reads why. */
 static void fail_pause(struct migration *m, const struct error *why)
 {
+	m->holder.bound = false;
 	migration_move(m, MIGRATION_WARMING, "%s", why->text);
 	page_source_refuse(m->source, why);
 }
@@ -226,6 +272,7 @@ void source_vmm_closed(struct migration *m)
 	switch (m->state) {
 	case MIGRATION_ATTACHED:
 		source_stop(m);
+		m->epoch = 0;
 		migration_move(m, MIGRATION_PREPARED, "the VMM has detached");
 		migration_drop_attach(m);
 		return;
@@ -266,6 +313,8 @@ static void pause_guest(struct migration *m)
 	if (m->state != MIGRATION_WARMING)
 		return;
 	m->pause_sent_ns = clock_now_ns();
+	/* Who holds it is in the record before the guest can be paused for it. */
+	page_source_get_holder(m->source, &m->holder);
 	migration_move(m, MIGRATION_SWITCHING, "%s", "");
 	if (region_table_check_readable(&m->table, &why))
 		fail_pause(m, &why);
@@ -273,9 +322,9 @@ static void pause_guest(struct migration *m)
 		send_pause(m);
 }
 
-static void finish(struct migration *m)
+static void finish(struct migration *m, const char *why)
 {
-	migration_move(m, MIGRATION_COMPLETE, "%s", "");
+	migration_move(m, MIGRATION_COMPLETE, "%s", why);
 	let_go(m);
 	if (m->vmm && vmm_conn_send_type(m->vmm, VMM_WIRE_COMPLETE))
 		log_migration_warning(m->params.id, "the VMM could not be told");
@@ -310,7 +359,7 @@ void source_news(struct migration *m, unsigned int news)
 	if ((news & (NEWS_RESUMED | NEWS_COMPLETE)) && m->state == MIGRATION_SWITCHING && m->paused)
 		migration_move(m, MIGRATION_POSTCOPY, "%s", "");
 	if ((news & NEWS_COMPLETE) && m->state == MIGRATION_POSTCOPY)
-		finish(m);
+		finish(m, "");
 	if ((news & NEWS_ABORTED) && m->state != MIGRATION_POSTCOPY)
 		on_aborted_by_destination(m);
 }
@@ -318,14 +367,75 @@ void source_news(struct migration *m, unsigned int news)
 int source_cancel(struct migration *m, struct error *err)
 {
 	if (m->paused)
-		return error_set(err, -EBUSY,
-		                 "migration \"%s\": the destination has the guest's state and may "
-		                 "be running it: cancel it there",
-		                 m->params.id);
+		return error_set(
+		        err, -EBUSY,
+		        "migration \"%s\": the destination has the guest's state and may "
+		        "be running it: cancel it there; or, where it is gone for good, run "
+		        "on here (RunOn)",
+		        m->params.id);
 	if (m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED)
 		return migration_refuse_now(m, "cancelling", err);
 	migration_move(m, MIGRATION_CANCELLED, "by command");
 	run_on(m, "cancelled at the source");
+	return 0;
+}
+
+/* Of a guest whose holder is gone for good. Return: 0, or why it is not for now, with @err set. */
+static int check_holder_gone(const struct migration *m, const char *what, struct error *err)
+{
+	uint64_t heard_ns = m->source ? page_source_holder_heard_ns(m->source) : 0;
+	uint64_t silent_ms = (clock_now_ns() - heard_ns) / NSEC_PER_MSEC;
+	char holder[STREAM_HOLDER_TEXT_MAX];
+
+	if (!m->paused || migration_state_is_final(m->state))
+		return migration_refuse_now(m, what, err);
+	stream_holder_print(&m->holder, holder);
+	if (heard_ns && silent_ms < HOLDER_SILENT_MS)
+		return error_set(err, -EBUSY,
+		                 "migration \"%s\": its holder, %s, was heard %llu ms ago: it is "
+		                 "not gone",
+		                 m->params.id, holder, (unsigned long long)silent_ms);
+	return 0;
+}
+
+int source_run_on(struct migration *m, struct error *err)
+{
+	char holder[STREAM_HOLDER_TEXT_MAX];
+	int rc;
+
+	if (m->state == MIGRATION_CANCELLED)
+		return 0;
+	rc = check_holder_gone(m, "running on (the guest must be paused here)", err);
+	if (!rc && !m->vmm)
+		rc = error_set(err, -EBUSY,
+		               "migration \"%s\": its VMM is gone: there is nothing to run on",
+		               m->params.id);
+	if (rc)
+		return rc;
+	stream_holder_print(&m->holder, holder);
+	migration_move(m, MIGRATION_CANCELLED,
+	               "by command the guest runs on here; it must not run at %s", holder);
+	run_on(m, m->reason);
+	return 0;
+}
+
+int source_release(struct migration *m, struct error *err)
+{
+	char holder[STREAM_HOLDER_TEXT_MAX];
+	struct error why = ERROR_INIT;
+	int rc;
+
+	if (m->state == MIGRATION_COMPLETE)
+		return 0;
+	rc = check_holder_gone(m, "releasing (the guest must be paused here)", err);
+	if (rc)
+		return rc;
+	stream_holder_print(&m->holder, holder);
+	if (m->state == MIGRATION_SWITCHING)
+		migration_move(m, MIGRATION_POSTCOPY, "by command the guest is taken to run at %s",
+		               holder);
+	error_set(&why, 0, "by command the guest is given up here: it is %s's", holder);
+	finish(m, why.text);
 	return 0;
 }
 
@@ -336,7 +446,7 @@ int source_take_over(struct migration *m, struct vmm_attach *attach, const struc
 
 	if (rc)
 		return rc;
-	page_source_restore(m->source, saved->epoch, saved->vmm_resumed);
+	page_source_restore(m->source, saved->epoch, &saved->holder, saved->vmm_resumed);
 	m->epoch = saved->epoch;
 	if (!saved->vmstate_held)
 		return 0;
@@ -367,8 +477,11 @@ static void repeat_last_word(struct migration *m)
 
 void source_go_on(struct migration *m)
 {
-	if (m->vmm && migration_state_is_final(m->state))
-		repeat_last_word(m);
+	if (migration_state_is_final(m->state)) {
+		leave_verdict(m);
+		if (m->vmm)
+			repeat_last_word(m);
+	}
 	/* First what it has said by now: the answer to PAUSE may be among it. */
 	if (m->vmm)
 		vmm_conn_catch_up(m->vmm);

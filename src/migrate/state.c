@@ -13,14 +13,19 @@ static const struct {
 	/* Back to prepared: the VMM went away before anything had begun. */
 	[MIGRATION_ATTACHED] = { "attached",
 	                         TO(PREPARED) | TO(WARMING) | TO(FAILED) | TO(CANCELLED) },
-	/* Back to attached, on a source: the destination went away. */
+	/* Back to attached: the destination went away; or the source guest was attached anew. */
 	[MIGRATION_WARMING] = { "warming",
 	                        TO(ATTACHED) | TO(SWITCHING) | TO(FAILED) | TO(CANCELLED) },
 	/* Back to warming, on a source: the VMM could not pause, its guest runs on. */
 	[MIGRATION_SWITCHING] = { "switching",
 	                          TO(WARMING) | TO(POSTCOPY) | TO(FAILED) | TO(CANCELLED) },
-	/* To failed only where the destination VMM dies, and the guest with it. */
-	[MIGRATION_POSTCOPY] = { "postcopy", TO(PAUSED) | TO(COMPLETE) | TO(FAILED) },
+	/*
+	 * To failed where the destination VMM dies, and the guest with it, where what is missing
+	 * was poisoned, or where the source has run on. To cancelled, on a source: it runs on by
+	 * command.
+	 */
+	[MIGRATION_POSTCOPY] = { "postcopy",
+	                         TO(PAUSED) | TO(COMPLETE) | TO(FAILED) | TO(CANCELLED) },
 	[MIGRATION_PAUSED] = { "paused", TO(POSTCOPY) | TO(COMPLETE) | TO(FAILED) },
 	[MIGRATION_COMPLETE] = { "complete", 0 },
 	[MIGRATION_FAILED] = { "failed", 0 },

@@ -26,7 +26,7 @@ enum migration_state {
 	MIGRATION_COMPLETE,
 	/* Final. Before the point of no return the guest runs on at the source. */
 	MIGRATION_FAILED,
-	/* Final. By command, before the point of no return; the guest runs on at the source. */
+	/* Final. By command; the guest runs on at the source. */
 	MIGRATION_CANCELLED,
 	MIGRATION_STATES
 };

@@ -174,6 +174,7 @@ static void restore(struct migration *m, const struct saved *s)
 	m->source_pause_ns = s->pause_ns;
 	m->vmstate_len = s->vmstate_len;
 	m->epoch = s->epoch;
+	m->holder = s->holder;
 	m->farewell = s->farewell;
 	m->limits = s->limits;
 	m->target = s->target;

@@ -244,6 +244,8 @@ static void set_destination(struct migration_message *t, struct migration *m,
 
 	*d = (Postcopy__V1__DestinationStatus)POSTCOPY__V1__DESTINATION_STATUS__INIT;
 	set_source_address(t, info->source_target);
+	stream_holder_hex(&info->holder, t->holder);
+	d->holder = t->holder;
 	d->tls = (char *)info->tls;
 	d->map = info->map_eager ? POSTCOPY__V1__MAP_POLICY__MAP_POLICY_EAGER
 	                         : POSTCOPY__V1__MAP_POLICY__MAP_POLICY_LAZY;
@@ -272,6 +274,16 @@ static void set_source(struct migration_message *t, const struct migration_info 
 	t->source.zero_pages = info->served.zero_pages;
 	t->source.bytes = info->served.bytes;
 	t->source.connected = info->connected;
+	stream_holder_hex(&info->holder, t->holder);
+	t->source.holder = t->holder;
+	snprintf(t->holder_name, sizeof t->holder_name, "%s",
+	         info->holder.bound ? info->holder.name : "");
+	utf8_clean(t->holder_name);
+	t->source.holder_name = t->holder_name;
+	if (info->holder_heard_ns) {
+		t->holder_silent = duration_message(clock_now_ns() - info->holder_heard_ns);
+		t->source.holder_silent = &t->holder_silent;
+	}
 	t->message.half_case = POSTCOPY__V1__MIGRATION__HALF_SOURCE;
 	t->message.source = &t->source;
 }

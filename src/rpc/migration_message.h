@@ -30,7 +30,9 @@ struct migration_message {
 	Postcopy__V1__Latency stall_joined, stall_phases;
 	Postcopy__V1__Latency phase_latencies[STALL_PHASES];
 	Postcopy__V1__PhaseLatency phases[STALL_PHASES], *phase_pointers[STALL_PHASES];
-	char reason[ERROR_TEXT_MAX];
+	char reason[2 * ERROR_TEXT_MAX + 2];
+	char holder[STREAM_HOLDER_HEX_MAX], holder_name[STREAM_HOLDER_NAME_MAX];
+	Google__Protobuf__Duration holder_silent;
 	char source_address[SOURCE_ADDRESS_MAX];
 };
 

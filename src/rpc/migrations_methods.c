@@ -374,6 +374,49 @@ static int poison(struct rpc *rpc, const void *request, struct rpc_answer *ret, 
 	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
 }
 
+/* Who says which destination is gone has looked which one it is, and means this very one. */
+static int check_confirmed(struct migration *m, const char *confirmed, struct rpc_error *e)
+{
+	char holder[STREAM_HOLDER_HEX_MAX];
+	struct migration_info info;
+
+	migration_get_info(m, &info);
+	stream_holder_hex(&info.holder, holder);
+	if (info.role != MIGRATION_SOURCE || migration_state_is_final(info.state) ||
+	    !info.holder.bound || !strcmp(holder, confirmed))
+		return 0;
+	rpc_error_set(e, -EBUSY, REASON(CONFIRMATION),
+	              "migration \"%s\": its holder is %s, and \"%s\" was confirmed", info.id,
+	              holder, confirmed);
+	rpc_error_metadata(e, "holder", "%s", holder);
+	return -EBUSY;
+}
+
+static int run_on(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
+{
+	const Postcopy__V1__RunOnRequest *r = request;
+	struct migration *m = rpc_find(rpc, r->id, e);
+	int rc = m ? check_confirmed(m, r->confirm_holder, e) : e->error.code;
+
+	if (rc)
+		return rc;
+	rc = migration_run_on(m, &e->error);
+	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
+}
+
+static int release(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                   struct rpc_error *e)
+{
+	const Postcopy__V1__ReleaseRequest *r = request;
+	struct migration *m = rpc_find(rpc, r->id, e);
+	int rc = m ? check_confirmed(m, r->confirm_holder, e) : e->error.code;
+
+	if (rc)
+		return rc;
+	rc = migration_release(m, &e->error);
+	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
+}
+
 /* The states that a List asks for, as bits; all where it names none. */
 static int parse_states(const Postcopy__V1__ListRequest *r, uint32_t *ret, struct rpc_error *e)
 {
@@ -477,6 +520,8 @@ RPC_UNARY(set_limits, postcopy__v1__set_limits_request__descriptor);
 RPC_UNARY(get_report, postcopy__v1__get_report_request__descriptor);
 RPC_UNARY(list_missing, postcopy__v1__list_missing_request__descriptor);
 RPC_UNARY(poison, postcopy__v1__poison_request__descriptor);
+RPC_UNARY(run_on, postcopy__v1__run_on_request__descriptor);
+RPC_UNARY(release, postcopy__v1__release_request__descriptor);
 
 const struct grpc_method migrations_methods[] = {
 	{ .path = "/postcopy.v1.Migrations/Prepare", .call = prepare_call },
@@ -491,5 +536,7 @@ const struct grpc_method migrations_methods[] = {
 	{ .path = "/postcopy.v1.Migrations/GetReport", .call = get_report_call },
 	{ .path = "/postcopy.v1.Migrations/ListMissing", .call = list_missing_call },
 	{ .path = "/postcopy.v1.Migrations/Poison", .call = poison_call },
+	{ .path = "/postcopy.v1.Migrations/RunOn", .call = run_on_call },
+	{ .path = "/postcopy.v1.Migrations/Release", .call = release_call },
 	{ .path = NULL },
 };

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -21,7 +20,6 @@
 #define URGENT_TOS (46 << 2)
 
 DEFINE_CLEANUP(struct conn *, conn_free);
-DEFINE_CLEANUP(struct addrinfo *, freeaddrinfo);
 
 int conn_target_parse(const char *text, struct conn_target *ret, struct error *err)
 {
@@ -95,38 +93,6 @@ int conn_set_blocking(struct conn *c, bool blocking)
 	return fcntl(c->fd, F_SETFL, flags) ? -errno : 0;
 }
 
-/* One address: connect() with a time limit. Return: the socket or -errno. */
-static int connect_one(const struct addrinfo *ai)
-{
-	_cleanup_close_ int fd =
-	        socket(ai->ai_family, ai->ai_socktype | SOCK_CLOEXEC, ai->ai_protocol);
-
-	if (fd < 0)
-		return -errno;
-	/* A send timeout bounds connect() as well. */
-	set_timeouts(fd, CONN_OPEN_TIMEOUT_MS);
-	if (connect(fd, ai->ai_addr, ai->ai_addrlen))
-		return errno == EINPROGRESS ? -ETIMEDOUT : -errno;
-	return steal_fd(&fd);
-}
-
-static int connect_target(const struct conn_target *target, struct error *err)
-{
-	_cleanup_(freeaddrinfo_p) struct addrinfo *list = NULL;
-	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG };
-	int rc = getaddrinfo(target->host, target->port, &hints, &list);
-	int fd = -EHOSTUNREACH;
-
-	if (rc)
-		return error_set(err, -EHOSTUNREACH, "source %s:%s: %s", target->host, target->port,
-		                 gai_strerror(rc));
-	for (const struct addrinfo *ai = list; ai && fd < 0; ai = ai->ai_next)
-		fd = connect_one(ai);
-	if (fd < 0)
-		return error_errno(err, fd, "source %s:%s", target->host, target->port);
-	return fd;
-}
-
 /* @fd is taken over on success only. */
 static int conn_new(int fd, struct tls_context *tls, bool server, struct conn **ret,
                     struct error *err)
@@ -174,25 +140,22 @@ static int silent_peer(int rc, const char *what, struct error *err)
 	return rc;
 }
 
-int conn_dial(const struct conn_target *target, struct tls_context *tls, const struct hello *hello,
-              struct conn **ret, struct hello_reply *ret_reply, struct error *err)
+/* Everything after the TCP connection. */
+static int greet(int fd, const struct conn_target *target, struct tls_context *tls,
+                 const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,
+                 struct error *err)
 {
 	uint8_t frame[FRAME_HEADER_BYTES + FRAME_HELLO_MAX];
-	_cleanup_(conn_free_p) struct conn *c = NULL;
+	struct conn *c;
 	struct frame_header h;
 	const void *payload;
-	int rc, fd;
+	int rc = conn_new(fd, tls, false, &c, err);
 
-	fd = connect_target(target, err);
-	if (fd < 0)
-		return fd;
-	tune_socket(fd, hello->role);
-	rc = conn_new(fd, tls, false, &c, err);
 	if (rc) {
-		close(fd);
 		error_prefix(err, "source %s:%s", target->host, target->port);
 		return rc;
 	}
+	*ret = c;
 	rc = conn_send(c, frame, hello_encode(hello, frame));
 	if (rc)
 		return error_errno(err, rc, "source %s:%s: HELLO", target->host, target->port);
@@ -205,8 +168,32 @@ int conn_dial(const struct conn_target *target, struct tls_context *tls, const s
 		return rc == -EAGAIN ? -ETIMEDOUT : rc;
 	}
 	set_timeouts(c->fd, 0);
-	*ret = steal_ptr(&c);
 	return 0;
+}
+
+int conn_dial(struct dialing *d, const struct conn_target *target, struct tls_context *tls,
+              const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,
+              struct error *err)
+{
+	_cleanup_(conn_free_p) struct conn *c = NULL;
+	_cleanup_close_ int fd = dialing_connect(d, target, CONN_OPEN_TIMEOUT_MS, err);
+	int rc;
+
+	rc = fd;
+	if (fd >= 0) {
+		tune_socket(fd, hello->role);
+		rc = greet(fd, target, tls, hello, &c, ret_reply, err);
+		/* Before it may be closed: its number could be somebody else's then. */
+		dialing_done(d);
+	}
+	if (c)
+		(void)steal_fd(&fd);
+	if (rc && dialing_is_cancelled(d))
+		return error_set(err, -ECANCELED, "source %s:%s: dialling was given up",
+		                 target->host, target->port);
+	if (!rc)
+		*ret = steal_ptr(&c);
+	return rc;
 }
 
 int conn_accept(int fd, struct tls_context *tls, struct conn **ret, struct hello *ret_hello,

@@ -8,6 +8,7 @@
 #ifndef STREAM_CONN_H
 #define STREAM_CONN_H
 
+#include "stream/dialing.h"
 #include "stream/frame.h"
 #include "stream/hello.h"
 #include "tls/tls.h"
@@ -23,26 +24,24 @@ struct conn {
 	size_t rx_have;
 };
 
-/* Where a source listens. */
-struct conn_target {
-	char host[256];
-	char port[16];
-};
-
 /* "host:port", "[v6]:port". Return: 0 or -EINVAL with @err set. */
 int conn_target_parse(const char *text, struct conn_target *ret, struct error *err);
 
 /*
  * conn_dial() - open a connection to the source, up to its HELLO_REPLY
+ * @d: by which another thread can have it given up
  * @hello: what this connection is for
  *
- * Blocks, at most about three times CONN_OPEN_TIMEOUT_MS. The socket is blocking.
+ * Blocks, for the name, the connection and the rest, for CONN_OPEN_TIMEOUT_MS each. The socket is
+ * blocking.
  *
  * Return: 0; -ECONNREFUSED, -ETIMEDOUT and other errnos of the network (worth another
- * try); -EACCES (certificate, name); what the source's ERROR said; each with @err set.
+ * try); -EACCES (certificate, name); -ECANCELED; what the source's ERROR said, with
+ * err->from_peer; each with @err set.
  */
-int conn_dial(const struct conn_target *target, struct tls_context *tls, const struct hello *hello,
-              struct conn **ret, struct hello_reply *ret_reply, struct error *err);
+int conn_dial(struct dialing *d, const struct conn_target *target, struct tls_context *tls,
+              const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,
+              struct error *err);
 
 /*
  * conn_accept() - TLS on an accepted socket, and its HELLO

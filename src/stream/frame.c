@@ -188,5 +188,8 @@ int frame_error_decode(const struct frame_header *h, const void *payload, struct
 
 	if (!code || code > ERROR_CODE_MAX)
 		code = EPROTO;
-	return error_set(err, -(int)code, "the source says: %.*s", len, (const char *)r.pos);
+	error_set(err, -(int)code, "the source says: %.*s", len, (const char *)r.pos);
+	if (err)
+		err->from_peer = true;
+	return -(int)code;
 }

@@ -121,7 +121,13 @@ int frame_pages_decode(const struct frame_header *h, const void *payload, struct
                        struct error *err);
 int frame_vmstate_decode(const void *payload, struct frame_vmstate *ret, struct error *err);
 
-/* The peer's ERROR as ours: always negative, text prefixed "the source says". */
+/*
+ * The peer's ERROR as ours: always negative, text prefixed "the source says", err->from_peer set.
+ *
+ * Codes that a destination acts on: ECANCELED, the guest runs on at the source and must not here;
+ * ESTALE, the source guest has been attached anew since; EBUSY, another destination holds the
+ * migration; EACCES, unknown there, or a wrong token; ECONNRESET, not now: ask again.
+ */
 int frame_error_decode(const struct frame_header *h, const void *payload, struct error *err);
 
 #endif

@@ -90,6 +90,8 @@ size_t hello_encode(const struct hello *hello, void *buf)
 	m.migration_id = (char *)hello->migration_id;
 	m.token.data = (uint8_t *)hello->token;
 	m.token.len = sizeof hello->token;
+	m.holder.data = (uint8_t *)hello->holder;
+	m.holder.len = sizeof hello->holder;
 	m.epoch = hello->epoch;
 	m.n_regions = hello->regions.n;
 	m.regions = list;
@@ -120,6 +122,8 @@ static int check_version(uint32_t version, struct error *err)
 	return 0;
 }
 
+static const uint8_t nobody[HOLDER_BYTES];
+
 static int check_hello(const Postcopy__V1__StreamHello *m, struct error *err)
 {
 	size_t id_len = strlen(m->migration_id);
@@ -133,6 +137,10 @@ static int check_hello(const Postcopy__V1__StreamHello *m, struct error *err)
 	if (m->token.len != TOKEN_BYTES)
 		return error_set(err, -EPROTO, "HELLO with a token of %zu bytes, not %d",
 		                 m->token.len, TOKEN_BYTES);
+	if (m->holder.len != HOLDER_BYTES || !memcmp(m->holder.data, nobody, HOLDER_BYTES))
+		return error_set(err, -EPROTO,
+		                 "HELLO of nobody: its holder must be %d random bytes",
+		                 HOLDER_BYTES);
 	return 0;
 }
 
@@ -151,6 +159,7 @@ int hello_decode(const void *payload, size_t len, struct hello *ret, struct erro
 	ret->role = (enum stream_role)m->role;
 	strcpy(ret->migration_id, m->migration_id);
 	memcpy(ret->token, m->token.data, TOKEN_BYTES);
+	memcpy(ret->holder, m->holder.data, HOLDER_BYTES);
 	ret->epoch = m->epoch;
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
 }

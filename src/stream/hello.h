@@ -9,6 +9,7 @@
 #include "stream/frame.h"
 
 #define TOKEN_BYTES 32
+#define HOLDER_BYTES 16
 #define MIGRATION_ID_MAX POSTCOPY_ID_MAX
 
 enum stream_role {
@@ -21,7 +22,8 @@ struct hello {
 	enum stream_role role;
 	char migration_id[MIGRATION_ID_MAX + 1];
 	uint8_t token[TOKEN_BYTES];
-	uint64_t epoch;              /* 0 on CONTROL */
+	uint8_t holder[HOLDER_BYTES]; /* who dials: this destination and no other; never all 0 */
+	uint64_t epoch; /* of the attachment meant; 0: on CONTROL, whichever there is */
 	struct region_table regions; /* CONTROL only */
 };
 

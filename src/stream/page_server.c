@@ -138,7 +138,7 @@ static void *conn_main(void *arg)
 		log_warning("page server: connection from %s refused: %s", sc->peer, err.text);
 	} else {
 		settle_thread(hello->role);
-		rc = page_source_serve(sc->source, sc->c, hello->role, &err);
+		rc = page_source_serve(sc->source, sc->c, hello, &err);
 		if (rc == -ECONNRESET || rc == -EPIPE) {
 			log_migration_debug(hello->migration_id, "%s connection ended",
 			                    stream_role_name(hello->role));

@@ -10,6 +10,16 @@
  * A page_source is shared: the migration that owns it and each of its connections hold a
  * reference. It only ever reads guest memory, and only after the guest is paused.
  *
+ * Who has the token may look, but a migration has one holder: the destination that is first to
+ * ask for SWITCHOVER. From then on everybody else is refused by name, and only the holder's word
+ * counts: that the guest runs there, that all is there, that it will never run there. A daemon that
+ * has lost its record of the migration is a stranger. An ABORT of somebody who holds nothing ends
+ * what nobody holds; under the lock exactly one of the two comes first.
+ *
+ * What has ended stays, without its memory, for as long as the migration is remembered
+ * (page_source_new_ended()): a holder that has not heard the answer to COMPLETE or ABORT asks
+ * again, and hears the same.
+ *
  * Threads: page_source_new(), _set_vmstate() and so on are called by the owner's thread;
  * the ops are called from connection threads and must only pass the news on.
  * Lock order: server->lock, then source->lock.
@@ -25,6 +35,9 @@
 /* Connections at a time; one more is refused. */
 #define PAGE_SERVER_CONNS_MAX 1024
 
+#define STREAM_HOLDER_NAME_MAX 128
+#define STREAM_HOLDER_TEXT_MAX (STREAM_HOLDER_NAME_MAX + 16)
+
 struct page_source;
 struct page_server;
 
@@ -32,13 +45,16 @@ struct page_server;
 struct page_source_ops {
 	/* A control connection has opened or ended: ask page_source_is_connected(). */
 	void (*connected)(void *arg);
-	/* Pause the guest; then page_source_set_vmstate() or page_source_refuse(). Once. */
+	/*
+	 * It has a holder, page_source_get_holder(): write that down, and pause the guest; then
+	 * page_source_set_vmstate() or page_source_refuse(). Once.
+	 */
 	void (*switchover)(void *arg);
 	/* The guest runs at the destination. */
 	void (*resumed)(void *arg);
-	/* The destination has every page: page_source_acknowledge(). All is kept until then. */
+	/* The holder has every page: page_source_end(). All is kept until then. */
 	void (*complete)(void *arg);
-	/* The destination has not run the guest and never will: page_source_acknowledge(). */
+	/* The guest has not run elsewhere and never will: page_source_end(). */
 	void (*aborted)(void *arg);
 };
 
@@ -62,29 +78,59 @@ int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
                     struct error *err);
 struct page_source *page_source_unref(struct page_source *s);
 
+/* A destination that holds a migration. */
+struct stream_holder {
+	bool bound; /* else nobody does */
+	uint8_t id[HOLDER_BYTES];
+	char name[STREAM_HOLDER_NAME_MAX]; /* of its certificate, for people */
+};
+
+#define STREAM_HOLDER_HEX_MAX (2 * HOLDER_BYTES + 1)
+
+/* All of it, as hex digits; empty where nobody holds it. */
+void stream_holder_hex(const struct stream_holder *h, char buf[STREAM_HOLDER_HEX_MAX]);
+
+/* "1f3a5c7e (postcopy:host2)". */
+void stream_holder_print(const struct stream_holder *h, char buf[STREAM_HOLDER_TEXT_MAX]);
+
+/* What has become of the guest, seen from the source. */
+enum source_verdict {
+	SOURCE_LET_GO,  /* it is the holder's: COMPLETE is acknowledged */
+	SOURCE_RUNS_ON, /* it is the source's, and may run nowhere else: ABORT is acknowledged */
+};
+
+/* What is kept of a source: the same answers, without memory. @holder may be unbound. */
+int page_source_new_ended(const char *id, const uint8_t token[TOKEN_BYTES], uint64_t epoch,
+                          const struct stream_holder *holder, enum source_verdict verdict,
+                          const char *why, struct page_source **ret, struct error *err);
+
+void page_source_get_holder(struct page_source *s, struct stream_holder *ret);
+
 /*
  * page_source_set_vmstate() - the guest is paused: its memory may be read from now on
  * @fd: a memfd that can't change any more; taken over
  */
 void page_source_set_vmstate(struct page_source *s, int fd, uint64_t len, uint64_t pause_ns);
 
-/* The guest can't be paused: tell the destination why. It may ask again. */
+/* The guest can't be paused: tell the holder why. It holds nothing any more, and may ask again. */
 void page_source_refuse(struct page_source *s, const struct error *why);
 
 /*
- * The owner has taken COMPLETE or ABORT and made sure that this outlives the process: only now
- * is the destination told so. page_source_withdraw() follows.
+ * The owner has decided and made sure that this outlives the process: only now is anybody told
+ * so. page_source_withdraw() follows.
  */
-void page_source_acknowledge(struct page_source *s);
+void page_source_end(struct page_source *s, enum source_verdict verdict, const char *why);
 
 /*
  * page_source_restore() - go on as another process has served this guest
  * @epoch: what page_source_epoch() was there
- * @resumed: the destination has said that the guest runs there
+ * @holder: who held it there
+ * @resumed: the holder has said that the guest runs there
  *
  * Before page_server_add().
  */
-void page_source_restore(struct page_source *s, uint64_t epoch, bool resumed);
+void page_source_restore(struct page_source *s, uint64_t epoch, const struct stream_holder *holder,
+                         bool resumed);
 uint64_t page_source_epoch(const struct page_source *s);
 
 /* Reading is over, and no op is called any more: the owner may go. */
@@ -92,7 +138,10 @@ void page_source_withdraw(struct page_source *s);
 
 const struct page_source_stats *page_source_stats(const struct page_source *s);
 
-/* Whether a destination holds a control connection. */
+/* When the holder was last heard; CLOCK_MONOTONIC, 0: not by this process. It pings every few s. */
+uint64_t page_source_holder_heard_ns(const struct page_source *s);
+
+/* Whether a destination has a control connection open. */
 bool page_source_is_connected(const struct page_source *s);
 
 /* Whether the caller's reference is the last: no connection holds its memory any more. */

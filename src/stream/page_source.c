@@ -16,6 +16,8 @@
 #define SPIN_NS (100 * NSEC_PER_USEC)
 /* Bulk that was served so lately is still going on. */
 #define BULK_RECENT_NS (10 * NSEC_PER_MSEC)
+/* How often a destination hears from us while the VMM pauses. */
+#define PAUSING_SIGN_MS 1000
 
 #define PAGES_HEAD (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES)
 
@@ -24,6 +26,7 @@ enum source_phase {
 	SOURCE_RUNNING,   /* the guest runs: nothing is read */
 	SOURCE_SWITCHING, /* the owner was asked to pause it */
 	SOURCE_PAUSED,    /* vmstate and memory may be read */
+	SOURCE_ENDED,     /* the verdict stands */
 };
 
 struct page_source {
@@ -37,7 +40,8 @@ struct page_source {
 	void *arg;
 
 	atomic_uint refs;
-	atomic_uint controls; /* control connections that are open */
+	atomic_uint controls;             /* control connections that are open */
+	_Atomic uint64_t holder_heard_ns; /* the holder's last frame of control; 0: none yet */
 	atomic_bool readable;
 	_Atomic uint64_t last_bulk_ns; /* when bulk was last answered */
 	struct page_source_stats stats;
@@ -47,9 +51,14 @@ struct page_source {
 	pthread_cond_t changed;
 	enum source_phase phase;
 	bool withdrawn;
-	bool acknowledged;    /* the owner has taken COMPLETE or ABORT */
-	bool resumed;         /* the guest has run at the destination: no way back */
+	bool aborted; /* by one who held nothing: nobody will */
+	/* From SWITCHING on, and never another; read without the lock while readable. */
+	struct stream_holder holder;
+	bool resumed;         /* the guest has run at the holder's: no way back by its word */
 	struct error refused; /* code is 0 unless the last request to pause failed */
+	/* ENDED. */
+	enum source_verdict verdict;
+	char why[ERROR_TEXT_MAX];
 	int vmstate_fd;
 	uint64_t vmstate_len;
 	uint64_t pause_ns;
@@ -83,6 +92,23 @@ int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
 	return 0;
 }
 
+int page_source_new_ended(const char *id, const uint8_t token[TOKEN_BYTES], uint64_t epoch,
+                          const struct stream_holder *holder, enum source_verdict verdict,
+                          const char *why, struct page_source **ret, struct error *err)
+{
+	/* There is no owner to be told anything. */
+	static const struct page_source_ops nobody = { 0 };
+	const struct region_table none = { 0 };
+	int rc = page_source_new(id, token, &none, NULL, &nobody, NULL, ret, err);
+
+	if (rc)
+		return rc;
+	page_source_restore(*ret, epoch, holder, false);
+	page_source_end(*ret, verdict, why);
+	page_source_withdraw(*ret);
+	return 0;
+}
+
 struct page_source *page_source_ref(struct page_source *s)
 {
 	atomic_fetch_add(&s->refs, 1);
@@ -111,6 +137,11 @@ const char *page_source_id(const struct page_source *s)
 const struct page_source_stats *page_source_stats(const struct page_source *s)
 {
 	return &s->stats;
+}
+
+uint64_t page_source_holder_heard_ns(const struct page_source *s)
+{
+	return atomic_load(&s->holder_heard_ns);
 }
 
 bool page_source_is_connected(const struct page_source *s)
@@ -150,22 +181,48 @@ void page_source_refuse(struct page_source *s, const struct error *why)
 	pthread_mutex_lock(&s->lock);
 	s->refused = *why;
 	s->phase = SOURCE_RUNNING;
+	s->holder.bound = false;
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);
 }
 
-void page_source_acknowledge(struct page_source *s)
+void page_source_end(struct page_source *s, enum source_verdict verdict, const char *why)
 {
 	pthread_mutex_lock(&s->lock);
-	s->acknowledged = true;
+	atomic_store(&s->readable, false);
+	s->phase = SOURCE_ENDED;
+	s->verdict = verdict;
+	snprintf(s->why, sizeof s->why, "%s", why);
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);
 }
 
-void page_source_restore(struct page_source *s, uint64_t epoch, bool resumed)
+void page_source_restore(struct page_source *s, uint64_t epoch, const struct stream_holder *holder,
+                         bool resumed)
 {
 	s->epoch = epoch;
+	s->holder = *holder;
 	s->resumed = resumed;
+}
+
+void page_source_get_holder(struct page_source *s, struct stream_holder *ret)
+{
+	pthread_mutex_lock(&s->lock);
+	*ret = s->holder;
+	pthread_mutex_unlock(&s->lock);
+}
+
+void stream_holder_hex(const struct stream_holder *h, char buf[STREAM_HOLDER_HEX_MAX])
+{
+	*buf = 0;
+	for (size_t i = 0; h->bound && i < sizeof h->id; i++)
+		snprintf(buf + 2 * i, 3, "%02x", h->id[i]);
+}
+
+void stream_holder_print(const struct stream_holder *h, char buf[STREAM_HOLDER_TEXT_MAX])
+{
+	snprintf(buf, STREAM_HOLDER_TEXT_MAX, "%02x%02x%02x%02x (%s)", h->id[0], h->id[1], h->id[2],
+	         h->id[3], h->name);
 }
 
 uint64_t page_source_epoch(const struct page_source *s)
@@ -173,17 +230,33 @@ uint64_t page_source_epoch(const struct page_source *s)
 	return s->epoch;
 }
 
-/* Until the owner has taken the last news: what is acknowledged must outlive this process. */
-static int wait_acknowledged(struct page_source *s, struct error *err)
+/* It has ended otherwise than the peer thinks, or it asks for what there is no more of. */
+static int say_ended(const struct page_source *s, struct error *err)
+{
+	bool runs_on = s->verdict == SOURCE_RUNS_ON;
+
+	return error_set(err, runs_on ? -ECANCELED : -ESHUTDOWN,
+	                 "migration \"%s\" has ended at the source, %s%s%s", s->id,
+	                 runs_on ? "where its guest runs on" : "which has let go of its guest",
+	                 *s->why ? ": " : "", s->why);
+}
+
+/*
+ * Until the owner has taken the last news: what is acknowledged must outlive this process.
+ * Return: 0 where it has ended so.
+ */
+static int wait_ended(struct page_source *s, enum source_verdict as, struct error *err)
 {
 	int rc = 0;
 
 	pthread_mutex_lock(&s->lock);
-	while (!s->acknowledged && !s->withdrawn)
+	while (s->phase != SOURCE_ENDED && !s->withdrawn)
 		pthread_cond_wait(&s->changed, &s->lock);
-	if (!s->acknowledged)
+	if (s->phase != SOURCE_ENDED)
 		rc = error_set(err, -ECONNRESET, "migration \"%s\": the source's daemon is ending",
 		               s->id);
+	else if (s->verdict != as)
+		rc = say_ended(s, err);
 	pthread_mutex_unlock(&s->lock);
 	return rc;
 }
@@ -197,25 +270,63 @@ void page_source_withdraw(struct page_source *s)
 	pthread_mutex_unlock(&s->lock);
 }
 
+static bool is_holder(const struct page_source *s, const uint8_t holder[HOLDER_BYTES])
+{
+	return s->holder.bound && !memcmp(s->holder.id, holder, HOLDER_BYTES);
+}
+
+/* Under the lock. Nobody but its holder has a say in a migration that has one. */
+static int check_holder(const struct page_source *s, const uint8_t holder[HOLDER_BYTES],
+                        struct error *err)
+{
+	char text[STREAM_HOLDER_TEXT_MAX];
+
+	if (!s->holder.bound || is_holder(s, holder))
+		return 0;
+	stream_holder_print(&s->holder, text);
+	return error_set(err, -EBUSY,
+	                 "migration \"%s\" is held by another destination, %s, since it asked for "
+	                 "switchover",
+	                 s->id, text);
+}
+
+/* Under the lock. What has ended answers only who was there before, and only to its last words. */
+static int check_attachment(const struct page_source *s, const struct hello *hello,
+                            struct error *err)
+{
+	bool any = hello->role == STREAM_CONTROL && !hello->epoch;
+
+	if (!any && hello->epoch != s->epoch)
+		return error_set(
+		        err, -ESTALE,
+		        "migration \"%s\": the source guest was attached anew, start again", s->id);
+	if (s->phase == SOURCE_ENDED && (any || hello->role != STREAM_CONTROL))
+		return say_ended(s, err);
+	return 0;
+}
+
 int page_source_open(struct page_source *s, const struct hello *hello, struct hello_reply *reply,
                      struct error *err)
 {
+	int rc;
+
 	*reply = (struct hello_reply){ .epoch = s->epoch };
 	if (CRYPTO_memcmp(hello->token, s->token, TOKEN_BYTES))
 		return error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
 		                 s->id);
-	if (hello->role == STREAM_CONTROL) {
-		reply->regions = s->table;
-		return region_table_same_guest(&s->table, &hello->regions, err);
-	}
-	if (hello->epoch != s->epoch)
-		return error_set(
-		        err, -ESTALE,
-		        "migration \"%s\": the source guest was attached anew, start again", s->id);
-	return 0;
+	pthread_mutex_lock(&s->lock);
+	rc = check_holder(s, hello->holder, err);
+	if (!rc)
+		rc = check_attachment(s, hello, err);
+	pthread_mutex_unlock(&s->lock);
+	if (rc || hello->role != STREAM_CONTROL || s->phase == SOURCE_ENDED)
+		return rc;
+	reply->regions = s->table;
+	return region_table_same_guest(&s->table, &hello->regions, err);
 }
 
-static int check_get(const struct page_source *s, const struct frame_get *get, struct error *err)
+static int check_get(const struct page_source *s, const uint8_t holder[HOLDER_BYTES],
+                     const struct frame_get *get, struct error *err)
 {
 	const struct region *r;
 	uint64_t word = get->first_unit / WORD_UNITS;
@@ -223,6 +334,8 @@ static int check_get(const struct page_source *s, const struct frame_get *get, s
 	if (!atomic_load(&s->readable))
 		return error_set(err, -EPROTO,
 		                 "migration \"%s\": GET while the guest is not paused", s->id);
+	if (check_holder(s, holder, err))
+		return -EBUSY;
 	if (get->region >= s->table.n)
 		return error_set(err, -EPROTO, "GET of region %u, there are %u", get->region,
 		                 s->table.n);
@@ -357,7 +470,7 @@ static int next_get(struct conn *c, struct frame_header *h, const void **payload
 	return rc;
 }
 
-static int serve_pages(struct page_source *s, struct conn *c, enum stream_role role,
+static int serve_pages(struct page_source *s, struct conn *c, const struct hello *hello,
                        struct error *err)
 {
 	/* Aligned so that the data behind the header is aligned for the zero scan. */
@@ -374,10 +487,10 @@ static int serve_pages(struct page_source *s, struct conn *c, enum stream_role r
 		if (!rc)
 			rc = frame_get_decode(payload, &get, err);
 		if (!rc)
-			rc = check_get(s, &get, err);
+			rc = check_get(s, hello->holder, &get, err);
 		if (!rc)
 			rc = answer_get(s, c, h.request_id, &get, tx, err);
-		if (!rc && role == STREAM_URGENT)
+		if (!rc && hello->role == STREAM_URGENT)
 			wait_for_fault(s, c);
 		else
 			atomic_store_explicit(&s->last_bulk_ns, clock_now_ns(),
@@ -387,26 +500,72 @@ static int serve_pages(struct page_source *s, struct conn *c, enum stream_role r
 }
 _Static_assert(PAGES_HEAD % sizeof(uint64_t) == 0, "the data in a PAGES frame is aligned");
 
+/* Under the lock: the first that asks holds it, and the owner is asked to pause the guest. */
+static int bind_holder(struct page_source *s, struct conn *c, const uint8_t holder[HOLDER_BYTES],
+                       struct error *err)
+{
+	int rc = check_holder(s, holder, err);
+
+	if (rc)
+		return rc;
+	if (s->withdrawn && s->phase != SOURCE_ENDED)
+		return error_set(err, -ECONNRESET,
+		                 "migration \"%s\": the source's daemon is ending", s->id);
+	if (s->aborted && s->phase != SOURCE_ENDED)
+		return error_set(err, -ECANCELED, "migration \"%s\": given up at the source",
+		                 s->id);
+	if (s->phase != SOURCE_RUNNING)
+		return 0;
+	s->phase = SOURCE_SWITCHING;
+	s->refused = ERROR_INIT;
+	s->holder.bound = true;
+	memcpy(s->holder.id, holder, HOLDER_BYTES);
+	snprintf(s->holder.name, sizeof s->holder.name, "%s", tls_peer_name(c->tls));
+	s->ops->switchover(s->arg);
+	return 0;
+}
+
+/* A VMM may take its time to pause: the destination hears that we are still here. */
+static int wait_or_say_so(struct page_source *s, struct conn *c, struct error *err)
+{
+	uint64_t until_ns = clock_now_ns() + PAUSING_SIGN_MS * NSEC_PER_MSEC;
+	const struct timespec until = {
+		.tv_sec = (time_t)(until_ns / NSEC_PER_SEC),
+		.tv_nsec = (long)(until_ns % NSEC_PER_SEC),
+	};
+	int rc;
+
+	if (pthread_cond_clockwait(&s->changed, &s->lock, CLOCK_MONOTONIC, &until) != ETIMEDOUT)
+		return 0;
+	pthread_mutex_unlock(&s->lock);
+	rc = conn_send_plain(c, FRAME_PONG);
+	pthread_mutex_lock(&s->lock);
+	return rc ? error_errno(err, rc, "connection: PONG") : 0;
+}
+
 /*
  * Have the owner pause the guest, unless that was done (a connection before this one), and
  * wait for the vmstate. Return: 0, or why there is none.
  */
-static int wait_vmstate(struct page_source *s, struct error *err)
+static int wait_vmstate(struct page_source *s, struct conn *c, const uint8_t holder[HOLDER_BYTES],
+                        struct error *err)
 {
-	int rc = 0;
+	bool waited;
+	int rc;
 
 	pthread_mutex_lock(&s->lock);
-	if (s->phase == SOURCE_RUNNING && !s->withdrawn) {
-		s->phase = SOURCE_SWITCHING;
-		s->refused = ERROR_INIT;
-		s->ops->switchover(s->arg);
-	}
-	while (s->phase == SOURCE_SWITCHING && !s->withdrawn)
-		pthread_cond_wait(&s->changed, &s->lock);
-	if (s->refused.code)
+	rc = bind_holder(s, c, holder, err);
+	waited = !rc && s->phase == SOURCE_SWITCHING;
+	while (!rc && s->phase == SOURCE_SWITCHING && !s->withdrawn)
+		rc = wait_or_say_so(s, c, err);
+	/* Its VMM may be gone for what it was refused for. */
+	if (!rc && waited && s->refused.code)
 		rc = error_set(err, s->refused.code, "%s", s->refused.text);
-	else if (s->withdrawn)
-		rc = error_set(err, -ECANCELED, "migration \"%s\": cancelled at the source", s->id);
+	else if (!rc && s->phase == SOURCE_ENDED)
+		rc = say_ended(s, err);
+	else if (!rc && s->phase != SOURCE_PAUSED)
+		rc = error_set(err, -ECONNRESET, "migration \"%s\": the source's daemon is ending",
+		               s->id);
 	pthread_mutex_unlock(&s->lock);
 	return rc;
 }
@@ -442,41 +601,103 @@ static int send_vmstate(struct page_source *s, struct conn *c, uint64_t received
 	return rc ? error_errno(err, rc, "connection: vmstate") : 0;
 }
 
-/* The fence: who has said that the guest ran there can't say that it did not. */
-static int abort_source(struct page_source *s, struct error *err)
+/*
+ * The fence: who has said that the guest ran there can't say that it did not; and who holds nothing
+ * ends only what nobody holds.
+ */
+static int abort_source(struct page_source *s, const uint8_t holder[HOLDER_BYTES],
+                        struct error *err)
 {
-	bool resumed;
-
-	pthread_mutex_lock(&s->lock);
-	resumed = s->resumed;
-	if (!resumed)
-		atomic_store(&s->readable, false);
-	pthread_mutex_unlock(&s->lock);
-	if (resumed)
-		return error_set(err, -EPROTO,
-		                 "migration \"%s\": ABORT after the guest ran at the destination",
-		                 s->id);
-	tell(s, s->ops->aborted);
-	return 0;
-}
-
-/* A destination that asks for a sign of life hears it, or that there is nothing here any more. */
-static int answer_ping(struct page_source *s, struct conn *c, struct error *err)
-{
-	bool withdrawn;
 	int rc;
 
 	pthread_mutex_lock(&s->lock);
-	withdrawn = s->withdrawn;
+	rc = check_holder(s, holder, err);
+	if (!rc && s->phase != SOURCE_ENDED && s->resumed)
+		rc = error_set(err, -EPROTO,
+		               "migration \"%s\": ABORT after the guest ran at the destination",
+		               s->id);
+	if (!rc && s->phase != SOURCE_ENDED) {
+		s->aborted = true;
+		atomic_store(&s->readable, false);
+	}
 	pthread_mutex_unlock(&s->lock);
-	if (withdrawn)
-		return error_set(err, -ECANCELED, "migration \"%s\": given up at the source",
-		                 s->id);
-	rc = conn_send_plain(c, FRAME_PONG);
-	return rc ? error_errno(err, rc, "connection: PONG") : 0;
+	if (rc)
+		return rc;
+	tell(s, s->ops->aborted);
+	return wait_ended(s, SOURCE_RUNS_ON, err);
 }
 
-static int serve_control_frame(struct page_source *s, struct conn *c, const struct frame_header *h,
+/* RESUMED and COMPLETE: the holder's alone, of a guest that was paused for it. */
+static int check_word(struct page_source *s, const uint8_t holder[HOLDER_BYTES], bool *ret_ended,
+                      struct error *err)
+{
+	int rc;
+
+	pthread_mutex_lock(&s->lock);
+	rc = check_holder(s, holder, err);
+	*ret_ended = s->phase == SOURCE_ENDED;
+	if (!rc && s->phase < SOURCE_PAUSED)
+		rc = error_set(err, -EPROTO, "migration \"%s\": its guest was not paused", s->id);
+	pthread_mutex_unlock(&s->lock);
+	return rc;
+}
+
+static int note_resumed(struct page_source *s, const uint8_t holder[HOLDER_BYTES],
+                        struct error *err)
+{
+	bool ended;
+	int rc = check_word(s, holder, &ended, err);
+
+	if (rc || ended)
+		return rc ? rc : wait_ended(s, SOURCE_LET_GO, err);
+	pthread_mutex_lock(&s->lock);
+	s->resumed = true;
+	pthread_mutex_unlock(&s->lock);
+	tell(s, s->ops->resumed);
+	return 0;
+}
+
+static int complete_source(struct page_source *s, const uint8_t holder[HOLDER_BYTES],
+                           struct error *err)
+{
+	bool ended;
+	int rc = check_word(s, holder, &ended, err);
+
+	if (rc)
+		return rc;
+	if (!ended)
+		tell(s, s->ops->complete);
+	return wait_ended(s, SOURCE_LET_GO, err);
+}
+
+/* A destination that asks for a sign of life hears it, or that there is nothing here any more. */
+static int check_alive(struct page_source *s, const uint8_t holder[HOLDER_BYTES], struct error *err)
+{
+	int rc;
+
+	pthread_mutex_lock(&s->lock);
+	rc = check_holder(s, holder, err);
+	if (!rc && s->phase == SOURCE_ENDED)
+		rc = say_ended(s, err);
+	else if (!rc && s->withdrawn)
+		rc = error_set(err, -ECONNRESET, "migration \"%s\": the source's daemon is ending",
+		               s->id);
+	pthread_mutex_unlock(&s->lock);
+	return rc;
+}
+
+static int answer_plain(struct conn *c, int rc, enum frame_type type, struct error *err)
+{
+	if (!rc) {
+		rc = conn_send_plain(c, type);
+		if (rc)
+			error_errno(err, rc, "connection: answer of type %d", (int)type);
+	}
+	return rc;
+}
+
+static int serve_control_frame(struct page_source *s, struct conn *c,
+                               const uint8_t holder[HOLDER_BYTES], const struct frame_header *h,
                                struct error *err)
 {
 	uint64_t received_ns = clock_now_ns();
@@ -484,41 +705,32 @@ static int serve_control_frame(struct page_source *s, struct conn *c, const stru
 
 	switch (h->type) {
 	case FRAME_SWITCHOVER:
-		rc = wait_vmstate(s, err);
+		rc = wait_vmstate(s, c, holder, err);
 		return rc ? rc : send_vmstate(s, c, received_ns, err);
 	case FRAME_PING:
-		return answer_ping(s, c, err);
+		return answer_plain(c, check_alive(s, holder, err), FRAME_PONG, err);
 	case FRAME_RESUMED:
-		pthread_mutex_lock(&s->lock);
-		s->resumed = true;
-		pthread_mutex_unlock(&s->lock);
-		tell(s, s->ops->resumed);
-		return 0;
+		return note_resumed(s, holder, err);
 	case FRAME_COMPLETE:
-		if (!atomic_load(&s->readable))
-			break;
-		tell(s, s->ops->complete);
-		rc = wait_acknowledged(s, err);
-		if (rc)
-			return rc;
-		rc = conn_send_plain(c, FRAME_COMPLETE_ACK);
-		return rc ? error_errno(err, rc, "connection: COMPLETE_ACK") : 0;
+		return answer_plain(c, complete_source(s, holder, err), FRAME_COMPLETE_ACK, err);
 	case FRAME_ABORT:
-		rc = abort_source(s, err);
-		if (!rc)
-			rc = wait_acknowledged(s, err);
-		if (rc)
-			return rc;
-		rc = conn_send_plain(c, FRAME_ABORT_ACK);
-		return rc ? error_errno(err, rc, "connection: ABORT_ACK") : 0;
+		return answer_plain(c, abort_source(s, holder, err), FRAME_ABORT_ACK, err);
 	default:
-		break;
+		return error_set(err, -EPROTO,
+		                 "frame of type %u is not for a control connection now", h->type);
 	}
-	return error_set(err, -EPROTO, "frame of type %u is not for a control connection now",
-	                 h->type);
 }
 
-static int serve_control(struct page_source *s, struct conn *c, struct error *err)
+static void note_heard(struct page_source *s, const uint8_t holder[HOLDER_BYTES])
+{
+	pthread_mutex_lock(&s->lock);
+	if (is_holder(s, holder))
+		atomic_store(&s->holder_heard_ns, clock_now_ns());
+	pthread_mutex_unlock(&s->lock);
+}
+
+static int serve_control(struct page_source *s, struct conn *c, const struct hello *hello,
+                         struct error *err)
 {
 	struct frame_header h;
 	const void *payload;
@@ -528,18 +740,19 @@ static int serve_control(struct page_source *s, struct conn *c, struct error *er
 	tell(s, s->ops->connected);
 	do {
 		rc = conn_next_frame(c, &h, &payload, err);
+		note_heard(s, hello->holder);
 		if (!rc)
-			rc = serve_control_frame(s, c, &h, err);
+			rc = serve_control_frame(s, c, hello->holder, &h, err);
 	} while (!rc);
 	atomic_fetch_sub(&s->controls, 1);
 	tell(s, s->ops->connected);
 	return rc;
 }
 
-int page_source_serve(struct page_source *s, struct conn *c, enum stream_role role,
+int page_source_serve(struct page_source *s, struct conn *c, const struct hello *hello,
                       struct error *err)
 {
-	if (role == STREAM_CONTROL)
-		return serve_control(s, c, err);
-	return serve_pages(s, c, role, err);
+	if (hello->role == STREAM_CONTROL)
+		return serve_control(s, c, hello, err);
+	return serve_pages(s, c, hello, err);
 }

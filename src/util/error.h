@@ -11,11 +11,13 @@
 #define UTIL_ERROR_H
 
 #include <stdarg.h>
+#include <stdbool.h>
 
 #define ERROR_TEXT_MAX 320
 
 struct error {
 	int code;                  /* negative errno, 0 while nothing failed */
+	bool from_peer;            /* the other side's answer, and no failure of ours */
 	char text[ERROR_TEXT_MAX]; /* one line, no newline, always terminated */
 };
 

@@ -17,6 +17,9 @@ HELLO, HELLO_REPLY, ERROR, GET, PAGES, SWITCHOVER, VMSTATE, VMSTATE_DATA = range
 RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG = range(9, 16)
 CONTROL, URGENT, BULK = 1, 2, 3
 
+# Who dials, unless a test says otherwise.
+HOLDER = b"A" * 16
+
 FULL_MASK = (1 << WORD_UNITS) - 1
 
 
@@ -45,10 +48,10 @@ def region(guest_phys_addr, size, page_size=UNIT, memory=1):
     return field(1, guest_phys_addr) + field(2, size) + field(3, page_size) + field(4, memory)
 
 
-def hello(role, migration_id, token=TOKEN, epoch=0, regions=(), version=1):
+def hello(role, migration_id, token=TOKEN, epoch=0, regions=(), version=1, holder=HOLDER):
     return (field(1, version) + field(2, role) + field(3, migration_id.encode()) +
             field(4, bytes.fromhex(token)) + fixed64(5, epoch) +
-            b"".join(field(6, r) for r in regions))
+            b"".join(field(6, r) for r in regions) + field(7, holder))
 
 
 def hello_reply(epoch, regions=(), version=1):

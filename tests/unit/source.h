@@ -101,8 +101,10 @@ static inline void source_start(struct source *s, const struct guest *g)
 {
 	struct error err = ERROR_INIT;
 	struct hello_reply *reply = malloc(sizeof *reply);
+	struct dialing dialing;
 	struct conn *control;
 
+	dialing_init(&dialing);
 	strcpy(s->dir, "/tmp/test-source-XXXXXX");
 	assert_non_null(mkdtemp(s->dir));
 	if (pki_make(s->dir, &err))
@@ -117,13 +119,14 @@ static inline void source_start(struct source *s, const struct guest *g)
 	assert_int_equal(page_server_add(s->server, s->source), 0);
 	strcpy(s->target.host, "127.0.0.1");
 	snprintf(s->target.port, sizeof s->target.port, "%u", page_server_port(s->server));
-	s->hello = (struct hello){ .role = STREAM_CONTROL, .migration_id = "vm" };
+	s->hello = (struct hello){ .role = STREAM_CONTROL, .migration_id = "vm", .holder = "h" };
 	memcpy(s->hello.token, token, sizeof token);
 	s->hello.regions = g->table;
-	if (conn_dial(&s->target, s->client_side.context, &s->hello, &control, reply, &err))
+	if (conn_dial(&dialing, &s->target, s->client_side.context, &s->hello, &control, reply, &err))
 		fail_msg("%s", err.text);
 	s->epoch = reply->epoch;
 	conn_free(control);
+	dialing_deinit(&dialing);
 	free(reply);
 }
 
@@ -149,10 +152,9 @@ static inline void on_complete(void *arg)
 	eventfd_write(*(int *)arg, 1);
 }
 
-static inline void on_stalled(void *arg, const char *why)
+static inline void on_connection(void *arg)
 {
 	(void)arg;
-	(void)why;
 }
 
 /* A pull on a guest's memory, with the state that is there. */
@@ -169,7 +171,7 @@ static inline struct pull *make_pull(const struct guest *g, int state_fd, enum r
 		.streams = 1,
 		.bulk = true,
 		.complete = on_complete,
-		.stalled = on_stalled,
+		.connection = on_connection,
 		.arg = complete_fd,
 	};
 	struct error err = ERROR_INIT;

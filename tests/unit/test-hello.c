@@ -36,6 +36,7 @@ static struct hello *new_hello(uint32_t n_regions)
 	memset(h->migration_id, 'm', MIGRATION_ID_MAX);
 	for (int i = 0; i < TOKEN_BYTES; i++)
 		h->token[i] = (uint8_t)(0xff - i);
+	memset(h->holder, 0xa5, HOLDER_BYTES);
 	h->epoch = UINT64_MAX;
 	fill_table(&h->regions, n_regions);
 	return h;
@@ -81,6 +82,7 @@ static void test_hello_comes_back(void **state)
 			assert_int_equal(back->role, roles[i]);
 			assert_string_equal(back->migration_id, hello->migration_id);
 			assert_memory_equal(back->token, hello->token, TOKEN_BYTES);
+			assert_memory_equal(back->holder, hello->holder, HOLDER_BYTES);
 			assert_true(back->epoch == UINT64_MAX);
 			check_same_table(&back->regions, &hello->regions);
 			free(hello);
@@ -168,7 +170,7 @@ static void refuse(const uint8_t *payload, size_t len, int code, const char *nee
 
 /*
  * Written by hand, as stream.proto numbers it: 1 version, 2 role, 3 migration_id, 4 token,
- * 5 epoch. @id_len and @token_len bytes of 'a'.
+ * 5 epoch, 7 holder. @id_len and @token_len bytes of 'a'.
  */
 static size_t raw_hello(uint8_t *p, uint8_t version, const uint8_t *role, size_t role_len,
                         uint8_t id_len, uint8_t token_len)
@@ -188,6 +190,10 @@ static size_t raw_hello(uint8_t *p, uint8_t version, const uint8_t *role, size_t
 	*p++ = token_len;
 	memset(p, 'a', token_len);
 	p += token_len;
+	*p++ = 7 << 3 | 2;
+	*p++ = HOLDER_BYTES;
+	memset(p, 'h', HOLDER_BYTES);
+	p += HOLDER_BYTES;
 	return (size_t)(p - start);
 }
 
@@ -217,6 +223,26 @@ static void test_fields_out_of_bounds_are_refused(void **state)
 	/* Nothing at all is a message to protobuf, with all fields 0. */
 	refuse(buf, 0, -EPROTO, "version 0");
 	refuse((const uint8_t *)"\xff\xff\xff", 3, -EPROTO, "not the message");
+}
+
+/*
+ * A destination without an identity can't be told from another: two of them would be given the
+ * same guest.
+ */
+static void test_a_hello_of_nobody_is_refused(void **state)
+{
+	static const uint8_t bulk[] = { 3 };
+	uint8_t buf[512];
+	size_t len = raw_hello(buf, 1, bulk, 1, 1, 32);
+
+	(void)state;
+	memset(buf + len - HOLDER_BYTES, 0, HOLDER_BYTES);
+	refuse(buf, len, -EPROTO, "HELLO of nobody");
+	/* One byte less of it, and none of it. */
+	buf[len - HOLDER_BYTES - 1]--;
+	memset(buf + len - HOLDER_BYTES, 'h', HOLDER_BYTES);
+	refuse(buf, len - 1, -EPROTO, "HELLO of nobody");
+	refuse(buf, len - HOLDER_BYTES - 2, -EPROTO, "HELLO of nobody");
 }
 
 static void test_a_peers_table_is_checked(void **state)
@@ -294,6 +320,7 @@ int main(void)
 		cmocka_unit_test(test_host_addresses_do_not_travel),
 		cmocka_unit_test(test_every_truncation_is_noticed),
 		cmocka_unit_test(test_fields_out_of_bounds_are_refused),
+		cmocka_unit_test(test_a_hello_of_nobody_is_refused),
 		cmocka_unit_test(test_a_peers_table_is_checked),
 		cmocka_unit_test(test_more_regions_than_there_may_be_are_refused),
 		cmocka_unit_test(test_roles_have_names),

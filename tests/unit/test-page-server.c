@@ -228,6 +228,7 @@ static struct hello *new_hello(const struct guest *g, enum stream_role role, uin
 	h->role = role;
 	strcpy(h->migration_id, g->id);
 	memcpy(h->token, g->token, TOKEN_BYTES);
+	memset(h->holder, 'A', HOLDER_BYTES);
 	h->epoch = epoch;
 	if (role == STREAM_CONTROL)
 		h->regions = g->table;
@@ -238,9 +239,13 @@ static struct hello *new_hello(const struct guest *g, enum stream_role role, uin
 static int dial(struct hello *hello, struct conn **ret, uint64_t *ret_epoch, struct error *err)
 {
 	struct hello_reply *reply = calloc(1, sizeof *reply);
-	int rc = conn_dial(&target, tls, hello, ret, reply, err);
+	struct dialing dialing;
+	int rc;
 
-	if (!rc && hello->role == STREAM_CONTROL)
+	dialing_init(&dialing);
+	rc = conn_dial(&dialing, &target, tls, hello, ret, reply, err);
+	dialing_deinit(&dialing);
+	if (!rc && hello->role == STREAM_CONTROL && !hello->epoch)
 		assert_int_equal(reply->regions.n, REGIONS);
 	if (!rc)
 		*ret_epoch = reply->epoch;
@@ -414,7 +419,7 @@ static void test_a_whole_migration(void **state)
 	assert_int_equal(conn_send_plain(control, FRAME_COMPLETE), 0);
 	wait_told(g, COMPLETE, 1);
 	expect_silence(control);
-	page_source_acknowledge(g->source);
+	page_source_end(g->source, SOURCE_LET_GO, "");
 	expect_plain(control, FRAME_COMPLETE_ACK);
 	assert_int_equal(told(g, SWITCHOVER), 1);
 	assert_int_equal(told(g, ABORTED), 0);
@@ -464,7 +469,7 @@ static void test_nothing_is_read_while_the_guest_runs(void **state)
 	conn_free(bulk);
 	/* Nor can it be complete. */
 	assert_int_equal(conn_send_plain(control, FRAME_COMPLETE), 0);
-	expect_error(control, -EPROTO, "not for a control connection now");
+	expect_error(control, -EPROTO, "its guest was not paused");
 	assert_int_equal(told(g, COMPLETE), 0);
 	conn_free(control);
 	end(g);
@@ -641,7 +646,7 @@ static void test_abort_before_the_guest_ran_is_acknowledged(void **state)
 	assert_int_equal(conn_send_plain(control, FRAME_ABORT), 0);
 	wait_told(g, ABORTED, 1);
 	expect_silence(control);
-	page_source_acknowledge(g->source);
+	page_source_end(g->source, SOURCE_RUNS_ON, "the destination has given up");
 	expect_plain(control, FRAME_ABORT_ACK);
 	/* The guest may run here again: its memory is no longer to be had. */
 	ask(bulk, &w, 0, 0, 1);
@@ -713,10 +718,208 @@ static void test_cancelled_at_the_source_while_it_is_waited_for(void **state)
 	control = open_control(g, &epoch);
 	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
 	wait_told(g, SWITCHOVER, 1);
-	page_source_withdraw(g->source);
-	expect_error(control, -ECANCELED, "cancelled at the source");
+	page_source_end(g->source, SOURCE_RUNS_ON, "by command");
+	expect_error(control, -ECANCELED, "where its guest runs on: by command");
 	conn_free(control);
 	end(g);
+}
+
+/* Another destination that has the same token. */
+static struct hello *new_stranger(const struct guest *g, enum stream_role role, uint64_t epoch)
+{
+	struct hello *h = new_hello(g, role, epoch);
+
+	memset(h->holder, 'B', HOLDER_BYTES);
+	return h;
+}
+
+static struct conn *open_stranger(const struct guest *g, enum stream_role role, uint64_t *epoch)
+{
+	struct error err = ERROR_INIT;
+	struct conn *c;
+
+	if (dial(new_stranger(g, role, role == STREAM_CONTROL ? 0 : *epoch), &c, epoch, &err))
+		fail_msg("%s", err.text);
+	return c;
+}
+
+/*
+ * Lost: A had RESUMED; B, with the same token, was answered SWITCHOVER and COMPLETE, the source let
+ * the memory go, and A's guest stood still for good. And: A had LOADED, B's ABORT had the source's
+ * guest run on: it ran twice.
+ */
+static void test_only_the_holder_is_answered(void **state)
+{
+	static const enum frame_type words[] = { FRAME_SWITCHOVER, FRAME_RESUMED, FRAME_COMPLETE,
+		                                 FRAME_ABORT, FRAME_PING };
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *a, *b[sizeof words / sizeof *words], *b_bulk, *bulk;
+	struct stream_holder holder;
+	struct window w = { 0 };
+	uint64_t epoch;
+
+	(void)state;
+	/* All warm, and nobody holds it yet. */
+	for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+		b[i] = open_stranger(g, STREAM_CONTROL, &epoch);
+	b_bulk = open_stranger(g, STREAM_BULK, &epoch);
+	page_source_get_holder(g->source, &holder);
+	assert_false(holder.bound);
+	a = open_control(g, &epoch);
+	switch_over(g, a);
+	page_source_get_holder(g->source, &holder);
+	assert_true(holder.bound && holder.id[0] == 'A');
+	assert_string_equal(holder.name, "postcopy:source");
+	for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+		assert_int_equal(conn_send_plain(b[i], words[i]), 0);
+		expect_error(b[i], -EBUSY,
+		             "held by another destination, 41414141 (postcopy:source)");
+		conn_free(b[i]);
+	}
+	ask(b_bulk, &w, 0, 0, 1);
+	expect_error(b_bulk, -EBUSY, "held by another destination");
+	conn_free(b_bulk);
+	for (int role = STREAM_CONTROL; role <= STREAM_BULK; role++)
+		refused_hello(new_stranger(g, (enum stream_role)role, epoch), -EBUSY, "41414141");
+	assert_int_equal(told(g, SWITCHOVER), 1);
+	assert_int_equal(told(g, RESUMED) + told(g, COMPLETE) + told(g, ABORTED), 0);
+	/* And the holder is served. */
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	fetch_everything(g, bulk);
+	conn_free(bulk);
+	conn_free(a);
+	end(g);
+}
+
+/* Who could not be given the guest has no hold on it: the next one may try. */
+static void test_a_refused_pause_leaves_no_holder(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct error why = ERROR_INIT;
+	struct conn *a, *b;
+	uint64_t epoch;
+
+	(void)state;
+	a = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(a, FRAME_SWITCHOVER), 0);
+	wait_told(g, SWITCHOVER, 1);
+	error_set(&why, -EIO, "a vCPU does not stop");
+	page_source_refuse(g->source, &why);
+	expect_error(a, -EIO, "does not stop");
+	conn_free(a);
+	b = open_stranger(g, STREAM_CONTROL, &epoch);
+	assert_int_equal(conn_send_plain(b, FRAME_SWITCHOVER), 0);
+	wait_told(g, SWITCHOVER, 2);
+	pause_guest(g);
+	check_vmstate(b);
+	conn_free(b);
+	end(g);
+}
+
+/* Before anybody holds it each destination may end it; who is late finds it ended. */
+static void test_an_abort_that_comes_first_wins(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *a, *b;
+	uint64_t epoch;
+
+	(void)state;
+	a = open_control(g, &epoch);
+	b = open_stranger(g, STREAM_CONTROL, &epoch);
+	assert_int_equal(conn_send_plain(b, FRAME_ABORT), 0);
+	wait_told(g, ABORTED, 1);
+	assert_int_equal(conn_send_plain(a, FRAME_SWITCHOVER), 0);
+	expect_error(a, -ECANCELED, "given up at the source");
+	page_source_end(g->source, SOURCE_RUNS_ON, "");
+	expect_plain(b, FRAME_ABORT_ACK);
+	assert_int_equal(told(g, SWITCHOVER), 0);
+	conn_free(a);
+	conn_free(b);
+	end(g);
+}
+
+/* An ABORT, or anything else, that is meant for an attachment of the guest before this one. */
+static void test_a_word_for_another_attachment_is_refused(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *control;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	conn_free(control);
+	refused_hello(new_hello(g, STREAM_CONTROL, epoch + 1), -ESTALE, "attached anew");
+	end(g);
+}
+
+static void end_as(struct guest *g, enum source_verdict verdict)
+{
+	struct stream_holder holder;
+	struct page_source *ended;
+	struct error err = ERROR_INIT;
+
+	page_source_get_holder(g->source, &holder);
+	page_source_end(g->source, verdict, "as it was");
+	page_source_withdraw(g->source);
+	page_server_remove(server, g->source, true);
+	assert_int_equal(page_source_new_ended(g->id, g->token, page_source_epoch(g->source),
+	                                       &holder, verdict, "as it was", &ended, &err),
+	                 0);
+	assert_int_equal(page_server_add(server, ended), 0);
+	page_source_unref(ended);
+}
+
+static void expect_word(const struct guest *g, uint64_t epoch, enum frame_type say,
+                        enum frame_type answer, int code)
+{
+	struct error err = ERROR_INIT;
+	struct conn *c;
+
+	if (dial(new_hello(g, STREAM_CONTROL, epoch), &c, &epoch, &err))
+		fail_msg("%s", err.text);
+	assert_int_equal(conn_send_plain(c, say), 0);
+	if (code)
+		expect_error(c, code, "as it was");
+	else
+		expect_plain(c, answer);
+	conn_free(c);
+}
+
+/*
+ * An ACK that got lost: the source is asked again, and must not have forgotten. It answers the
+ * same, as often as it is asked, and nothing else; and to nobody else.
+ */
+static void test_what_has_ended_answers_the_same_again(void **state)
+{
+	static const enum source_verdict verdicts[] = { SOURCE_LET_GO, SOURCE_RUNS_ON };
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		bool let_go = verdicts[i] == SOURCE_LET_GO;
+		int code = let_go ? -ESHUTDOWN : -ECANCELED;
+		struct guest *g = new_guest(let_go ? "vm1" : "vm2", 1);
+		struct conn *control;
+		uint64_t epoch;
+
+		control = open_control(g, &epoch);
+		switch_over(g, control);
+		conn_free(control);
+		wait_told(g, CONNECTED, 2);
+		end_as(g, verdicts[i]);
+		for (int again = 0; again < 2; again++) {
+			expect_word(g, epoch, FRAME_COMPLETE, FRAME_COMPLETE_ACK,
+			            let_go ? 0 : code);
+			expect_word(g, epoch, FRAME_ABORT, FRAME_ABORT_ACK, let_go ? code : 0);
+			expect_word(g, epoch, FRAME_SWITCHOVER, 0, code);
+			expect_word(g, epoch, FRAME_PING, 0, code);
+		}
+		refused_hello(new_hello(g, STREAM_CONTROL, 0), code, "as it was");
+		refused_hello(new_hello(g, STREAM_URGENT, epoch), code, "as it was");
+		refused_hello(new_stranger(g, STREAM_CONTROL, epoch), -EBUSY, "41414141");
+		while (!page_source_is_idle(g->source))
+			sched_yield();
+		free_guest(g);
+	}
 }
 
 static void test_frames_of_the_wrong_connection_are_refused(void **state)
@@ -892,6 +1095,11 @@ int main(void)
 		SERVER_TEST(test_abort_after_the_guest_ran_is_refused),
 		SERVER_TEST(test_a_guest_that_can_not_be_paused),
 		SERVER_TEST(test_cancelled_at_the_source_while_it_is_waited_for),
+		SERVER_TEST(test_only_the_holder_is_answered),
+		SERVER_TEST(test_a_refused_pause_leaves_no_holder),
+		SERVER_TEST(test_an_abort_that_comes_first_wins),
+		SERVER_TEST(test_a_word_for_another_attachment_is_refused),
+		SERVER_TEST(test_what_has_ended_answers_the_same_again),
 		SERVER_TEST(test_frames_of_the_wrong_connection_are_refused),
 		SERVER_TEST(test_free_ends_everything_that_is_connected),
 		SERVER_TEST(test_garbage_instead_of_tls_harms_nobody),
