@@ -35,10 +35,14 @@ static void give_up(struct world *w, unsigned int i)
 {
 	struct destination *d = &w->destinations[i];
 
-	if (d->epoch)
-		d->conductor = CONDUCTOR_SAYS_ABORT;
-	else
+	if (!d->epoch) {
 		finish(w, i, given_up_as(d));
+		return;
+	}
+	/* In the record before the source can hear it. */
+	if (!model_lacks(MEND_FAREWELL_FIRST))
+		d->farewell = FAREWELL_ABORT;
+	d->conductor = CONDUCTOR_SAYS_ABORT;
 }
 
 /* The source has the guest run on: here it must not. */
@@ -57,6 +61,8 @@ static void warm_anew(struct world *w, unsigned int i)
 	d->epoch = d->pull_epoch = 0;
 	d->connected = false;
 	d->conductor = CONDUCTOR_WARMING;
+	owner_move_destination(w, i, MIGRATION_ATTACHED);
+	owner_move_destination(w, i, MIGRATION_WARMING);
 }
 
 /* A goodbye was answered by the source, however. */

@@ -305,16 +305,6 @@ static bool tell_vmm(void *state)
 	return true;
 }
 
-/* It was not paused: it runs on, and nobody holds it. */
-static void cant_pause(struct world *w)
-{
-	struct source *s = &w->source;
-
-	owner_move_source(w, MIGRATION_WARMING);
-	s->phase = PHASE_RUNNING;
-	s->holder = s->recorded_holder = 0;
-}
-
 static void hear_paused(struct world *w, enum said said)
 {
 	struct source *s = &w->source;
@@ -324,10 +314,10 @@ static void hear_paused(struct world *w, enum said said)
 		model_violation("a vmstate is taken that is older than its guest");
 	if (asked) {
 		s->vmstate = true;
-		if (s->phase == PHASE_SWITCHING)
-			s->phase = PHASE_PAUSED;
-	} else if (!is_final(s) && !s->vmstate) {
-		/* Asked by a process before, and nobody wants it any more. */
+		s->phase = PHASE_PAUSED;
+	} else if (s->phase == PHASE_ENDED && s->verdict == VERDICT_RUNS_ON &&
+	           !model_lacks(MEND_RESUME_LATE_PAUSED)) {
+		/* It crossed our last word; or a process before had asked, too. */
 		s->to_say = WORD_RESUME;
 	}
 }
@@ -346,10 +336,12 @@ static bool hear_vmm(void *state)
 	s->catches_up = s->catches_up && s->said0;
 	if (s->to_say == WORD_PAUSE)
 		s->to_say = WORD_NONE;
-	if (said != SAID_CANT_PAUSE)
+	if (said != SAID_CANT_PAUSE) {
 		hear_paused(w, said);
-	else if (s->state == MIGRATION_SWITCHING && !s->vmstate)
-		cant_pause(w);
+	} else if (s->state == MIGRATION_SWITCHING && !s->vmstate) {
+		end(w, MIGRATION_FAILED, VERDICT_RUNS_ON);
+		s->to_say = WORD_NONE;
+	}
 	return true;
 }
 
