@@ -31,7 +31,7 @@ struct explorer {
 };
 
 static const char *violation;
-static int lacking = MODEL_WHOLE;
+static unsigned int lacking;
 
 void model_violation(const char *what)
 {
@@ -39,14 +39,14 @@ void model_violation(const char *what)
 		violation = what;
 }
 
-void model_without(int mend)
+void model_without(unsigned int switches)
 {
-	lacking = mend;
+	lacking = switches;
 }
 
-bool model_lacks(int mend)
+bool model_lacks(unsigned int switches)
 {
-	return lacking == mend;
+	return lacking & switches;
 }
 
 static void *room(size_t bytes)
@@ -124,23 +124,23 @@ static uint32_t number(struct explorer *x, const uint8_t *state, uint32_t parent
 	return x->n_states - 1;
 }
 
-static void print_named(const char *text, unsigned int actor)
+static void print_named(const struct model *model, const char *text, unsigned int actor)
 {
-	for (const char *c = text; *c; c++) {
-		bool named = c[0] == '%' && c[1] == 'c';
+	const char *name = strstr(text, "%s");
 
-		putchar(named ? 'A' + (int)actor : *c);
-		c += named;
-	}
+	if (name)
+		printf("%.*s%s%s", (int)(name - text), text, model->actors[actor], name + 2);
+	else
+		fputs(text, stdout);
 }
 
 static void print_rule(const struct model *model, unsigned int rule)
 {
 	const struct rule *r = &model->rules[rule / MODEL_ACTORS];
 
-	print_named(r->who, rule % MODEL_ACTORS);
+	print_named(model, r->who, rule % MODEL_ACTORS);
 	printf(": ");
-	print_named(r->what, rule % MODEL_ACTORS);
+	print_named(model, r->what, rule % MODEL_ACTORS);
 	putchar('\n');
 }
 
@@ -297,16 +297,29 @@ static unsigned int depth_of(const struct explorer *x, uint32_t n)
 	return depth;
 }
 
-struct exploration explore(const struct model *model, const char *prefix)
+static void begin(struct explorer *x, unsigned int initial)
+{
+	uint8_t state[MODEL_STATE_MAX];
+
+	for (unsigned int i = 0;; i++) {
+		memset(state, 0, sizeof state);
+		if (!x->model->initial(i, state))
+			return;
+		if (initial != MODEL_ALL && i != initial)
+			continue;
+		choose(x->model, state);
+		number(x, state, 0, RULE_NONE);
+	}
+}
+
+struct exploration explore(const struct model *model, unsigned int initial, const char *prefix)
 {
 	struct exploration ret = { 0 };
 	struct explorer x;
-	uint8_t state[MODEL_STATE_MAX];
 
 	explorer_init(&x, model);
 	violation = NULL;
-	for (unsigned int i = 0; memset(state, 0, sizeof state), model->initial(i, state); i++)
-		choose(model, state), number(&x, state, 0, RULE_NONE);
+	begin(&x, initial);
 	for (uint32_t n = 0; n < x.n_states; n++)
 		if (!expand(&x, n))
 			break;

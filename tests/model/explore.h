@@ -16,8 +16,8 @@
  *                  goal counts on. Faults are never among them. That some way is left from
  *                  everywhere means, where nobody is left out for ever, that it is taken.
  *
- * What holds it together can be taken out, one by one (model_without()), to see that the model finds
- * what that is there for.
+ * What holds it together can be taken out (model_without()), to see that the model finds what that
+ * is there for.
  */
 #ifndef MODEL_EXPLORE_H
 #define MODEL_EXPLORE_H
@@ -43,7 +43,7 @@ enum rule_kind {
 
 struct rule {
 	enum rule_kind kind;
-	const char *who; /* of which the trace tells; "%c" is A or B */
+	const char *who; /* of which the trace tells; "%s" is the actor's name */
 	const char *what;
 	/*
 	 * One of the two: what one does, or what each of two @actors does.
@@ -61,14 +61,17 @@ struct goal {
 	bool (*good)(const void *state);
 };
 
-/* Something that holds the model together, and what is to be found without it. */
+/* Something that holds the model together: without it a violation must be found. */
 struct mend {
 	const char *name;
 	const char *what;
+	unsigned int switches; /* of the model's: one, or several that each do alone */
+	unsigned int initial;  /* the initial state from which it shows */
 };
 
 struct model {
 	const char *name;
+	const char *actors[MODEL_ACTORS];
 	size_t state_bytes;
 	const struct rule *rules;
 	size_t n_rules;
@@ -78,7 +81,7 @@ struct model {
 	size_t n_mends;
 	/* The @i-th initial state, into zeroes. Return: false where there are no more. */
 	bool (*initial)(unsigned int i, void *state);
-	/* The same with both actors changed over: to the model it is the same state. */
+	/* The same with both actors changed over: to the model it is the same state. May be NULL. */
 	void (*swap)(void *state);
 	/* Calls model_violation() for a bad state. */
 	void (*check)(const void *state);
@@ -89,10 +92,9 @@ struct model {
 /* Said by a rule or a check: this must not be. @what is kept as it is. */
 void model_violation(const char *what);
 
-/* Take a mend out, by its place among the model's; MODEL_WHOLE: none. */
-#define MODEL_WHOLE (-1)
-void model_without(int mend);
-bool model_lacks(int mend);
+/* Take out what these @switches stand for; 0: nothing. */
+void model_without(unsigned int switches);
+bool model_lacks(unsigned int switches);
 
 struct exploration {
 	unsigned long states;
@@ -102,7 +104,12 @@ struct exploration {
 	unsigned int trace_len;
 };
 
-/* Explores all of it; prints the trace of the first violation, each line after @prefix. */
-struct exploration explore(const struct model *model, const char *prefix);
+/*
+ * explore() - all that the model's initial states lead to
+ * @initial: the only one of them; or MODEL_ALL
+ * @prefix: of each line of the trace that is printed of the first violation
+ */
+#define MODEL_ALL (~0u)
+struct exploration explore(const struct model *model, unsigned int initial, const char *prefix);
 
 #endif

@@ -5,9 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#ifndef LUCK
-#define LUCK 2
-#endif
 bool owner_arrows[MIGRATION_STATES][MIGRATION_STATES];
 
 static void move(unsigned int from, enum migration_state to)
@@ -129,16 +126,22 @@ static void swap(void *state)
 }
 
 /* Where it begins: with so much bad luck, so many destinations, with or without a store. */
-static const struct {
+enum scene { TWO_WITH_STORE, TWO_WITHOUT_STORE, ONE_WITH_STORE, ONE_WITHOUT_STORE, SCENES };
+static struct {
 	unsigned int luck, destinations;
 	bool store;
-} scenes[] = { { LUCK, 2, true }, { LUCK, 2, false }, { LUCK1, 1, true }, { LUCK1, 1, false } };
+} scenes[SCENES] = {
+	[TWO_WITH_STORE] = { 0, 2, true },
+	[TWO_WITHOUT_STORE] = { 0, 2, false },
+	[ONE_WITH_STORE] = { 0, 1, true },
+	[ONE_WITHOUT_STORE] = { 0, 1, false },
+};
 
 static bool initial(unsigned int i, void *state)
 {
 	struct world *w = state;
 
-	if (i == sizeof scenes / sizeof *scenes)
+	if (i == SCENES)
 		return false;
 	w->luck = scenes[i].luck;
 	w->history.store = scenes[i].store;
@@ -171,51 +174,58 @@ static void print(const void *state)
 	putchar('\n');
 }
 
-static const struct mend mends[OWNER_MENDS] = {
-	[MEND_ONE_HOLDER] = { "one-holder", "only the holder's word counts (A1)" },
-	[MEND_HOLDER_AFTER_WAIT] = { "holder-after-wait",
-	                             "who has waited for the vmstate is looked at again (A1)" },
-	[MEND_LATEST_CONNECTION] = { "latest-connection",
-	                             "what was said on a holder's former connection is void" },
-	[MEND_RECORD_FIRST] = { "record-first", "the holder is recorded before the pause (A1)" },
-	[MEND_FAREWELL_FIRST] = { "farewell-first",
-	                          "that it gives up is recorded before ABORT goes out (A1)" },
-	[MEND_RESUME_LATE_PAUSED] = { "resume-late-paused",
-	                              "PAUSED after the end is answered with RESUME" },
-	[MEND_EPOCH_PINNED] = { "epoch-pinned", "the epoch is pinned when warming begins (A2)" },
-	[MEND_GOODBYE_BY_ANSWER] = { "goodbye-by-answer",
-	                             "only the source's answer ends a goodbye (A6)" },
-	[MEND_TIME_LIMIT] = { "time-limit", "every exchange has a time (A6)" },
-	[MEND_ONE_OWNER_OF_PAUSED] = { "one-owner-of-paused",
-	                               "the connection's state has one owner (B14)" },
+static const struct mend mends[] = {
+	{ "one-holder", "A1: only the holder's word counts", OWNER_ONE_HOLDER, TWO_WITH_STORE },
+	{ "record-first", "A1: the holder is recorded before the guest is paused",
+	  OWNER_RECORD_FIRST, TWO_WITH_STORE },
+	{ "no-late-abort",
+	  "A1: a daemon that gives up records that before it says ABORT, and what was said on a "
+	  "holder's former connection is void",
+	  OWNER_FAREWELL_FIRST | OWNER_LATEST_CONNECTION, ONE_WITH_STORE },
+	{ "resume-late-paused", "A1: PAUSED after the end is answered with RESUME",
+	  OWNER_RESUME_LATE_PAUSED, ONE_WITH_STORE },
+	{ "repeat-resume", "A1: a source that has failed and runs on says so after a take-over, too",
+	  OWNER_REPEAT_RESUME, ONE_WITH_STORE },
+	{ "epoch-pinned", "A2: the epoch is pinned when warming begins", OWNER_EPOCH_PINNED,
+	  ONE_WITH_STORE },
+	{ "goodbye-by-answer", "A6: only the source's answer ends a goodbye",
+	  OWNER_GOODBYE_BY_ANSWER, ONE_WITH_STORE },
+	{ "time-limit", "A6: every exchange has a time limit", OWNER_TIME_LIMIT, ONE_WITH_STORE },
+	{ "one-owner-of-paused", "B14: the state of the connection has one owner",
+	  OWNER_ONE_OWNER_OF_PAUSED, ONE_WITH_STORE },
 };
 
 static struct rule rules[MODEL_RULES_MAX];
 
-const struct model *owner_model(void)
+static size_t add_rules(size_t n, const struct rule *some, size_t n_some)
+{
+	memcpy(rules + n, some, n_some * sizeof *rules);
+	return n + n_some;
+}
+
+const struct model *owner_model(unsigned int luck, unsigned int luck_of_one)
 {
 	static struct model model = {
 		.name = "owner",
+		.actors = { "A", "B" },
 		.state_bytes = sizeof(struct world),
 		.rules = rules,
 		.goals = goals,
 		.n_goals = sizeof goals / sizeof *goals,
 		.mends = mends,
-		.n_mends = OWNER_MENDS,
+		.n_mends = sizeof mends / sizeof *mends,
 		.initial = initial,
 		.swap = swap,
 		.check = check,
 		.print = print,
 	};
-	size_t n = 0;
 
 	_Static_assert(sizeof(struct world) <= MODEL_STATE_MAX, "a state has its room");
-	memcpy(rules + n, owner_source_rules, owner_source_n_rules * sizeof *rules);
-	n += owner_source_n_rules;
-	memcpy(rules + n, owner_destination_rules, owner_destination_n_rules * sizeof *rules);
-	n += owner_destination_n_rules;
-	memcpy(rules + n, owner_world_rules, owner_world_n_rules * sizeof *rules);
-	n += owner_world_n_rules;
-	model.n_rules = n;
+	for (unsigned int i = 0; i < SCENES; i++)
+		scenes[i].luck = scenes[i].destinations == 2 ? luck : luck_of_one;
+	model.n_rules = add_rules(0, owner_source_rules, owner_source_n_rules);
+	model.n_rules = add_rules(model.n_rules, owner_destination_rules,
+	                          owner_destination_n_rules);
+	model.n_rules = add_rules(model.n_rules, owner_world_rules, owner_world_n_rules);
 	return &model;
 }

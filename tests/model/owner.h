@@ -34,19 +34,18 @@
 
 #include "explore.h"
 
-/* What is taken out, see owner.c. */
-enum owner_mend {
-	MEND_ONE_HOLDER,
-	MEND_HOLDER_AFTER_WAIT,
-	MEND_LATEST_CONNECTION,
-	MEND_RECORD_FIRST,
-	MEND_FAREWELL_FIRST,
-	MEND_RESUME_LATE_PAUSED,
-	MEND_EPOCH_PINNED,
-	MEND_GOODBYE_BY_ANSWER,
-	MEND_TIME_LIMIT,
-	MEND_ONE_OWNER_OF_PAUSED,
-	OWNER_MENDS
+/* What can be taken out, see owner.c. */
+enum owner_switch {
+	OWNER_ONE_HOLDER = 1 << 0,
+	OWNER_LATEST_CONNECTION = 1 << 1,
+	OWNER_RECORD_FIRST = 1 << 2,
+	OWNER_FAREWELL_FIRST = 1 << 3,
+	OWNER_RESUME_LATE_PAUSED = 1 << 4,
+	OWNER_REPEAT_RESUME = 1 << 5,
+	OWNER_EPOCH_PINNED = 1 << 6,
+	OWNER_GOODBYE_BY_ANSWER = 1 << 7,
+	OWNER_TIME_LIMIT = 1 << 8,
+	OWNER_ONE_OWNER_OF_PAUSED = 1 << 9,
 };
 
 /* What a destination asks on its control connection. */
@@ -220,6 +219,10 @@ void destination_taken_over(struct world *w, unsigned int i);
 extern const struct rule owner_source_rules[], owner_destination_rules[], owner_world_rules[];
 extern const size_t owner_source_n_rules, owner_destination_n_rules, owner_world_n_rules;
 
-const struct model *owner_model(void);
+/*
+ * owner_model() - the model
+ * @luck: how often something may go wrong while there are two destinations, @luck_of_one: with one
+ */
+const struct model *owner_model(unsigned int luck, unsigned int luck_of_one);
 
 #endif

@@ -40,7 +40,7 @@ static void give_up(struct world *w, unsigned int i)
 		return;
 	}
 	/* In the record before the source can hear it. */
-	if (!model_lacks(MEND_FAREWELL_FIRST))
+	if (!model_lacks(OWNER_FAREWELL_FIRST))
 		d->farewell = FAREWELL_ABORT;
 	d->conductor = CONDUCTOR_SAYS_ABORT;
 }
@@ -114,7 +114,7 @@ static bool hear_error(struct world *w, unsigned int i, enum answer answer)
 /* What the control connection's HELLO names. */
 static unsigned int hello_epoch(const struct destination *d)
 {
-	if (model_lacks(MEND_EPOCH_PINNED) && d->state == MIGRATION_WARMING)
+	if (model_lacks(OWNER_EPOCH_PINNED) && d->state == MIGRATION_WARMING)
 		return 0;
 	return d->epoch;
 }
@@ -158,7 +158,7 @@ static bool time_out(void *state, unsigned int i)
 	bool goodbye = d->conductor == CONDUCTOR_SAYS_COMPLETE ||
 	               d->conductor == CONDUCTOR_SAYS_ABORT;
 
-	if (!w->links[i].mute || (goodbye && model_lacks(MEND_TIME_LIMIT)))
+	if (!w->links[i].mute || (goodbye && model_lacks(OWNER_TIME_LIMIT)))
 		return false;
 	link_lose(w, i);
 	return true;
@@ -170,7 +170,7 @@ static bool fail_to_dial(void *state, unsigned int i)
 	struct world *w = state;
 	struct destination *d = &w->destinations[i];
 
-	if (!model_lacks(MEND_GOODBYE_BY_ANSWER) || w->links[i].epoch ||
+	if (!model_lacks(OWNER_GOODBYE_BY_ANSWER) || w->links[i].epoch ||
 	    (d->conductor != CONDUCTOR_SAYS_COMPLETE && d->conductor != CONDUCTOR_SAYS_ABORT))
 		return false;
 	end_goodbye(w, i, ANSWER_REFUSED);
@@ -216,26 +216,47 @@ static bool begin_switchover(void *state, unsigned int i)
 	return true;
 }
 
-static bool ask(void *state, unsigned int i)
+/* Over a control connection on which nothing is asked at the moment. */
+static bool say(void *state, unsigned int i, enum conductor when, enum frame frame)
 {
-	static const enum frame frames[] = {
-		[CONDUCTOR_ASKING] = FRAME_SWITCHOVER,
-		[CONDUCTOR_SAYS_COMPLETE] = FRAME_COMPLETE,
-		[CONDUCTOR_SAYS_ABORT] = FRAME_ABORT,
-	};
 	struct world *w = state;
-	struct destination *d = &w->destinations[i];
 	struct link *l = &w->links[i];
-	bool resumed = d->conductor == CONDUCTOR_PULLING && d->ran && !l->resumed;
 
-	if (!l->epoch || link_is_busy(l) || d->conductor < CONDUCTOR_ASKING ||
-	    d->conductor == CONDUCTOR_HAS_VMSTATE ||
-	    (d->conductor == CONDUCTOR_PULLING && !resumed) ||
-	    (d->conductor == CONDUCTOR_ASKING && d->cancel))
+	if (w->destinations[i].conductor != when || !l->epoch || link_is_busy(l))
 		return false;
-	l->asked = resumed ? FRAME_RESUMED : frames[d->conductor];
-	l->resumed = l->resumed || resumed;
+	l->asked = frame;
 	return true;
+}
+
+static bool say_switchover(void *state, unsigned int i)
+{
+	struct world *w = state;
+
+	return !w->destinations[i].cancel &&
+	       say(state, i, CONDUCTOR_ASKING, FRAME_SWITCHOVER);
+}
+
+/* Once on each connection. */
+static bool say_resumed(void *state, unsigned int i)
+{
+	struct world *w = state;
+	struct link *l = &w->links[i];
+
+	if (!w->destinations[i].ran || l->resumed ||
+	    !say(state, i, CONDUCTOR_PULLING, FRAME_RESUMED))
+		return false;
+	l->resumed = true;
+	return true;
+}
+
+static bool say_complete(void *state, unsigned int i)
+{
+	return say(state, i, CONDUCTOR_SAYS_COMPLETE, FRAME_COMPLETE);
+}
+
+static bool say_abort(void *state, unsigned int i)
+{
+	return say(state, i, CONDUCTOR_SAYS_ABORT, FRAME_ABORT);
 }
 
 static bool take_answer(void *state, unsigned int i)
@@ -466,7 +487,7 @@ static bool look_at_connection(void *state, unsigned int i)
 {
 	struct world *w = state;
 	struct destination *d = &w->destinations[i];
-	bool stalled = model_lacks(MEND_ONE_OWNER_OF_PAUSED) ? d->stalled : !d->connected;
+	bool stalled = model_lacks(OWNER_ONE_OWNER_OF_PAUSED) ? d->stalled : !d->connected;
 
 	if (d->conductor != CONDUCTOR_PULLING)
 		return false;
@@ -529,7 +550,7 @@ static bool carry_out_poison(void *state, unsigned int i)
 	if (!d->poison || d->conductor != CONDUCTOR_PULLING)
 		return false;
 	d->poison = false;
-	if (!model_lacks(MEND_ONE_OWNER_OF_PAUSED) && d->connected)
+	if (!model_lacks(OWNER_ONE_OWNER_OF_PAUSED) && d->connected)
 		return true;
 	if (d->connected)
 		model_violation("pages are poisoned that could have come");
@@ -632,7 +653,7 @@ void destination_taken_over(struct world *w, unsigned int i)
 	d->stalled = d->conductor == CONDUCTOR_PULLING;
 }
 
-#define DESTINATION "destination %c's daemon"
+#define DESTINATION "destination %s's daemon"
 
 const struct rule owner_destination_rules[] = {
 	{ RULE_STEP, DESTINATION, "dials the source", .take_each = dial },
@@ -644,8 +665,10 @@ const struct rule owner_destination_rules[] = {
 	{ RULE_STEP, DESTINATION, "is connected, pages too", .take_each = become_warm },
 	{ RULE_STEP, DESTINATION, "records that it will ask for switchover",
 	  .take_each = begin_switchover },
-	{ RULE_STEP, DESTINATION, "says what it has to say: SWITCHOVER, RESUMED, COMPLETE or ABORT",
-	  .take_each = ask },
+	{ RULE_STEP, DESTINATION, "says SWITCHOVER", .take_each = say_switchover },
+	{ RULE_STEP, DESTINATION, "says RESUMED", .take_each = say_resumed },
+	{ RULE_STEP, DESTINATION, "says COMPLETE", .take_each = say_complete },
+	{ RULE_STEP, DESTINATION, "says ABORT", .take_each = say_abort },
 	{ RULE_AT_ONCE, DESTINATION, "reads the source's answer", .take_each = take_answer },
 	{ RULE_STEP, DESTINATION, "asks for a sign of life and is told that it is over",
 	  .take_each = hear_by_ping },
@@ -665,16 +688,16 @@ const struct rule owner_destination_rules[] = {
 	  .take_each = write_note },
 	{ RULE_STEP, DESTINATION, "the loop looks at the connection", .take_each = look_at_connection },
 	{ RULE_STEP, DESTINATION, "has all pages", .take_each = fetch_all },
-	{ RULE_STEP, DESTINATION, "has unregistered, and is about to say COMPLETE",
+	{ RULE_STEP, DESTINATION, "has all, and is about to say COMPLETE",
 	  .take_each = begin_complete },
 	{ RULE_STEP, DESTINATION, "no longer lets others wait for the source's answer",
 	  .take_each = stop_waiting },
 	{ RULE_STEP, DESTINATION, "carries out the order to poison", .take_each = carry_out_poison },
-	{ RULE_OPERATOR, "operator", "starts destination %c", .take_each = start },
-	{ RULE_OPERATOR, "operator", "orders switchover at destination %c",
+	{ RULE_OPERATOR, "operator", "starts destination %s", .take_each = start },
+	{ RULE_OPERATOR, "operator", "orders switchover at destination %s",
 	  .take_each = order_switchover },
-	{ RULE_OPERATOR, "operator", "cancels at destination %c", .take_each = cancel },
-	{ RULE_OPERATOR, "operator", "orders to poison at destination %c", .take_each = poison },
+	{ RULE_OPERATOR, "operator", "cancels at destination %s", .take_each = cancel },
+	{ RULE_OPERATOR, "operator", "orders to poison at destination %s", .take_each = poison },
 };
 const size_t owner_destination_n_rules =
         sizeof owner_destination_rules / sizeof *owner_destination_rules;

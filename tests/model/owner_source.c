@@ -9,7 +9,7 @@ static bool is_final(const struct source *s)
 
 static bool may_speak(const struct source *s, unsigned int holder)
 {
-	return model_lacks(MEND_ONE_HOLDER) || !s->holder || s->holder == holder;
+	return model_lacks(OWNER_ONE_HOLDER) || !s->holder || s->holder == holder;
 }
 
 static enum answer say_ended(const struct source *s)
@@ -141,7 +141,7 @@ static enum answer look_again(const struct source *s, enum serving serving, unsi
 		               ? say_ended(s)
 		       : serving == SERVING_COMPLETE ? ANSWER_COMPLETE_ACK
 		                                     : ANSWER_ABORT_ACK;
-	if (!model_lacks(MEND_HOLDER_AFTER_WAIT) && !may_speak(s, holder))
+	if (!may_speak(s, holder))
 		return ANSWER_REFUSED;
 	switch (s->phase) {
 	case PHASE_SWITCHING:
@@ -210,7 +210,7 @@ static bool take_switchover(void *state)
 	if (s->state != MIGRATION_WARMING)
 		return true;
 	owner_move_source(w, MIGRATION_SWITCHING);
-	if (!model_lacks(MEND_RECORD_FIRST))
+	if (!model_lacks(OWNER_RECORD_FIRST))
 		s->recorded_holder = s->holder;
 	s->to_say = WORD_PAUSE;
 	return true;
@@ -295,14 +295,29 @@ static bool say(struct source *s, enum word word)
 	return true;
 }
 
-static bool tell_vmm(void *state)
+static bool tell_vmm(void *state, enum word word)
 {
 	struct source *s = &((struct world *)state)->source;
 
-	if (!s->up || !s->to_say || s->catches_up || !say(s, s->to_say))
+	if (!s->up || s->to_say != word || s->catches_up || !say(s, word))
 		return false;
 	s->to_say = WORD_NONE;
 	return true;
+}
+
+static bool tell_pause(void *state)
+{
+	return tell_vmm(state, WORD_PAUSE);
+}
+
+static bool tell_resume(void *state)
+{
+	return tell_vmm(state, WORD_RESUME);
+}
+
+static bool tell_complete(void *state)
+{
+	return tell_vmm(state, WORD_COMPLETE);
 }
 
 static void hear_paused(struct world *w, enum said said)
@@ -316,26 +331,49 @@ static void hear_paused(struct world *w, enum said said)
 		s->vmstate = true;
 		s->phase = PHASE_PAUSED;
 	} else if (s->phase == PHASE_ENDED && s->verdict == VERDICT_RUNS_ON &&
-	           !model_lacks(MEND_RESUME_LATE_PAUSED)) {
+	           !model_lacks(OWNER_RESUME_LATE_PAUSED)) {
 		/* It crossed our last word; or a process before had asked, too. */
 		s->to_say = WORD_RESUME;
 	}
+}
+
+/* In order: first it says what it had to say; but after a take-over it listens first. */
+static enum said next_said(struct source *s)
+{
+	enum said said = s->said0;
+
+	if (!s->up || !s->known || !said || (s->to_say && !s->catches_up && !s->words1))
+		return SAID_NOTHING;
+	s->said0 = s->said1;
+	s->said1 = SAID_NOTHING;
+	s->catches_up = s->catches_up && s->said0;
+	if (s->to_say == WORD_PAUSE)
+		s->to_say = WORD_NONE;
+	return said;
+}
+
+/* The vmstate is none, or too large: the guest is not paused for it. */
+static bool refuse_vmstate(void *state)
+{
+	struct world *w = state;
+	struct source *s = &w->source;
+
+	if (!w->luck || s->state != MIGRATION_SWITCHING || s->vmstate ||
+	    next_said(s) != SAID_PAUSED)
+		return false;
+	w->luck--;
+	end(w, MIGRATION_FAILED, VERDICT_RUNS_ON);
+	return true;
 }
 
 static bool hear_vmm(void *state)
 {
 	struct world *w = state;
 	struct source *s = &w->source;
-	enum said said = s->said0;
+	enum said said = next_said(s);
 
-	/* In order: first it says what it had to say; but after a take-over it listens first. */
-	if (!s->up || !s->known || !said || (s->to_say && !s->catches_up && !s->words1))
+	if (!said)
 		return false;
-	s->said0 = s->said1;
-	s->said1 = SAID_NOTHING;
-	s->catches_up = s->catches_up && s->said0;
-	if (s->to_say == WORD_PAUSE)
-		s->to_say = WORD_NONE;
 	if (said != SAID_CANT_PAUSE) {
 		hear_paused(w, said);
 	} else if (s->state == MIGRATION_SWITCHING && !s->vmstate) {
@@ -448,6 +486,8 @@ void source_taken_over(struct world *w)
 	if (is_final(s)) {
 		s->phase = PHASE_ENDED;
 		s->to_say = s->verdict == VERDICT_RUNS_ON ? WORD_RESUME : WORD_COMPLETE;
+		if (model_lacks(OWNER_REPEAT_RESUME) && s->state == MIGRATION_FAILED)
+			s->to_say = WORD_NONE;
 	} else if (s->vmstate) {
 		s->phase = PHASE_PAUSED;
 	} else if (s->state == MIGRATION_SWITCHING) {
@@ -462,18 +502,22 @@ void source_taken_over(struct world *w)
 #define SOURCE "source daemon"
 
 const struct rule owner_source_rules[] = {
-	{ RULE_STEP, SOURCE, "reads what destination %c has asked", .take_each = hear_frame },
-	{ RULE_STEP, SOURCE, "reads, late, what destination %c had asked on a lost connection",
+	{ RULE_STEP, SOURCE, "reads what destination %s has asked", .take_each = hear_frame },
+	{ RULE_STEP, SOURCE, "reads, late, what destination %s had asked on a lost connection",
 	  .take_each = hear_late_frame },
-	{ RULE_STEP, SOURCE, "answers destination %c", .take_each = answer_frame },
+	{ RULE_STEP, SOURCE, "answers destination %s", .take_each = answer_frame },
 	{ RULE_AT_ONCE, SOURCE, "sees who is connected", .take = see_connections },
 	{ RULE_STEP, SOURCE, "the loop takes the switchover, and records it",
 	  .take = take_switchover },
 	{ RULE_AT_ONCE, SOURCE, "the loop takes RESUMED", .take = take_resumed },
 	{ RULE_STEP, SOURCE, "the loop takes COMPLETE: it lets go of the guest", .take = take_complete },
 	{ RULE_STEP, SOURCE, "the loop takes ABORT: the guest runs on", .take = take_aborted },
-	{ RULE_AT_ONCE, SOURCE, "tells the VMM what was decided", .take = tell_vmm },
+	{ RULE_AT_ONCE, SOURCE, "tells the VMM to pause", .take = tell_pause },
+	{ RULE_AT_ONCE, SOURCE, "tells the VMM to run on", .take = tell_resume },
+	{ RULE_AT_ONCE, SOURCE, "tells the VMM that it is complete", .take = tell_complete },
 	{ RULE_STEP, SOURCE, "reads what the VMM has said", .take = hear_vmm },
+	{ RULE_FAULT, SOURCE, "reads PAUSED, and does not take the vmstate",
+	  .take = refuse_vmstate },
 	{ RULE_STEP, SOURCE, "sees that its VMM is gone", .take = see_vmm_gone },
 	{ RULE_OPERATOR, "operator", "cancels at the source", .take = cancel },
 	{ RULE_OPERATOR, "operator", "run on here, at the source: the holder does not run",

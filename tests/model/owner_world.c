@@ -7,7 +7,7 @@ enum answer link_dial(struct world *w, unsigned int i, unsigned int epoch)
 	struct link *l = &w->links[i];
 	enum answer answer = source_hello(w, i, epoch);
 
-	if (!model_lacks(MEND_LATEST_CONNECTION) && l->late_holder == w->destinations[i].holder)
+	if (!model_lacks(OWNER_LATEST_CONNECTION) && l->late_holder == w->destinations[i].holder)
 		l->late = l->late_epoch = l->late_holder = 0;
 	if (!answer)
 		l->epoch = w->source.epoch;
@@ -33,7 +33,7 @@ void pages_lose(struct world *w, unsigned int i)
 
 	d->connected = false;
 	/* Told by whoever lost it, some time later: the state has two that write it. */
-	d->note_pending = model_lacks(MEND_ONE_OWNER_OF_PAUSED);
+	d->note_pending = model_lacks(OWNER_ONE_OWNER_OF_PAUSED);
 }
 
 /* The source's VMM. */
@@ -446,7 +446,7 @@ static bool start_destination_without_fds(void *state, unsigned int i)
 }
 
 #define SOURCE_VMM "source VMM"
-#define DESTINATION_VMM "destination %c's VMM"
+#define DESTINATION_VMM "destination %s's VMM"
 #define NETWORK "network"
 #define MANAGER "service manager"
 
@@ -463,26 +463,26 @@ const struct rule owner_world_rules[] = {
 	  .take_each = destination_vmm_cant_load },
 	{ RULE_STEP, DESTINATION_VMM, "starts its vCPUs", .take_each = destination_guest_runs },
 	{ RULE_FAULT, DESTINATION_VMM, "dies", .take_each = destination_vmm_dies },
-	{ RULE_OPERATOR, "operator", "ends destination %c's VMM by hand",
+	{ RULE_OPERATOR, "operator", "ends destination %s's VMM by hand",
 	  .take_each = end_destination_vmm },
 	{ RULE_OPERATOR, "operator", "has the source VMM run its guest, by hand",
 	  .take = resume_source_guest },
 	{ RULE_OPERATOR, "operator", "ends the source VMM by hand", .take = end_source_vmm },
 	{ RULE_OPERATOR, "operator", "prepares the source anew", .take = prepare_source_anew },
-	{ RULE_OPERATOR, "operator", "prepares destination %c anew",
+	{ RULE_OPERATOR, "operator", "prepares destination %s anew",
 	  .take_each = prepare_destination_anew },
-	{ RULE_FAULT, NETWORK, "cuts destination %c's control connection", .take_each = cut_control },
-	{ RULE_FAULT, NETWORK, "cuts destination %c's page connections", .take_each = cut_pages },
-	{ RULE_FAULT, NETWORK, "swallows all on destination %c's control connection",
+	{ RULE_FAULT, NETWORK, "cuts destination %s's control connection", .take_each = cut_control },
+	{ RULE_FAULT, NETWORK, "cuts destination %s's page connections", .take_each = cut_pages },
+	{ RULE_FAULT, NETWORK, "swallows all on destination %s's control connection",
 	  .take_each = swallow },
 	{ RULE_FAULT, MANAGER, "the source's daemon is killed", .take = kill_source },
 	{ RULE_STEP, MANAGER, "the source's daemon is started again", .take = start_source },
 	{ RULE_FAULT, MANAGER, "the source's daemon is started again, and a descriptor is lost",
 	  .take = start_source_without_fds },
-	{ RULE_FAULT, MANAGER, "destination %c's daemon is killed", .take_each = kill_destination },
-	{ RULE_STEP, MANAGER, "destination %c's daemon is started again",
+	{ RULE_FAULT, MANAGER, "destination %s's daemon is killed", .take_each = kill_destination },
+	{ RULE_STEP, MANAGER, "destination %s's daemon is started again",
 	  .take_each = start_destination },
-	{ RULE_FAULT, MANAGER, "destination %c's daemon is started again, and a descriptor is lost",
+	{ RULE_FAULT, MANAGER, "destination %s's daemon is started again, and a descriptor is lost",
 	  .take_each = start_destination_without_fds },
 };
 const size_t owner_world_n_rules = sizeof owner_world_rules / sizeof *owner_world_rules;
