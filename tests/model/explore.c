@@ -126,12 +126,14 @@ static uint32_t number(struct explorer *x, const uint8_t *state, uint32_t parent
 
 static void print_named(const struct model *model, const char *text, unsigned int actor)
 {
-	const char *name = strstr(text, "%s");
+	const char *at = strchr(text, '%');
 
-	if (name)
-		printf("%.*s%s%s", (int)(name - text), text, model->actors[actor], name + 2);
+	if (!at)
+		printf("%s", text);
+	else if (at[1] == 's')
+		printf("%.*s%s%s", (int)(at - text), text, model->actors[actor], at + 2);
 	else
-		fputs(text, stdout);
+		printf("%.*s%u%s", (int)(at - text), text, actor, at + 2);
 }
 
 static void print_rule(const struct model *model, unsigned int rule)

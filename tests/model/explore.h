@@ -43,7 +43,7 @@ enum rule_kind {
 
 struct rule {
 	enum rule_kind kind;
-	const char *who; /* of which the trace tells; "%s" is the actor's name */
+	const char *who; /* of which the trace tells; "%s" is the actor's name, "%u" its number */
 	const char *what;
 	/*
 	 * One of the two: what one does, or what each of two @actors does.

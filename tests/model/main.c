@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "owner.h"
+#include "pages.h"
 
 static unsigned int n_passed, n_failed;
 
@@ -88,6 +89,8 @@ int main(int argc, char **argv)
 
 	compare_transitions();
 	explore_mends(owner);
+	states += explore_whole(pages_model());
+	explore_mends(pages_model());
 	printf("# %lu states\n%u passed, %u failed\n", states, n_passed, n_failed);
 	return n_failed ? 1 : 0;
 }
