@@ -23,14 +23,25 @@
  *
  * The library creates the userfaultfd, registers the regions in the mode their
  * memory needs, and keeps its own copy of it open: closing the last reference
- * would let absent pages read as zeroes. Absent pages may be touched by any thread
- * of the VMM, from attach on; it sleeps until the page is there (before
+ * would let absent pages read as zeroes. Before that it discards what the regions hold: a page that
+ * is there before the guest has come would never be fetched. Absent pages may be touched by any
+ * thread of the VMM, from attach on; it sleeps until the page is there (before
  * POSTCOPY_EVENT_VMSTATE nobody delivers pages, so don't wait for such a thread).
  *
- * While attached on the destination:
- *   - madvise(MADV_DONTNEED, MADV_REMOVE) on a region discards: a page that had not
- *     arrived yet is zero from then on and is never fetched.
- *   - munmap() and mremap() of whole or partial regions are followed.
+ * While attached on the destination, until POSTCOPY_EVENT_COMPLETE:
+ *   - anonymous memory: madvise(MADV_DONTNEED, MADV_FREE) discards, as ever: a page that had
+ *     not arrived is zero from then on and is never fetched.
+ *   - shared memory (memfd, hugetlb, guest_memfd): no call of the kernel's alone discards a
+ *     page that has not arrived. The source's content comes, after MADV_DONTNEED (which on
+ *     shared memory never discards), but also after MADV_REMOVE and
+ *     fallocate(FALLOC_FL_PUNCH_HOLE), of which nobody can be sure to hear (of a huge page
+ *     that had arrived in part, that part may be zero). So what is to be given back and to
+ *     read as zeroes (a balloon's pages, memory that is unplugged) is told first, by
+ *     postcopy_discard(). Guests that may not count on zeroes need nothing.
+ *   - a page that is on its way at that very moment: postcopy_discard() waits for it;
+ *     MADV_DONTNEED on anonymous memory alone may leave its former content.
+ *   - munmap() and mremap() of whole or partial regions are followed. Each of these calls
+ *     returns when the daemon has heard of it, and waits while no daemon runs.
  *   - the regions are set MADV_DONTFORK: a child does not see guest memory.
  *   - never fallocate() or KVM_PRE_FAULT_MEMORY a page that has not arrived.
  *
@@ -100,7 +111,10 @@ struct postcopy_error {
 
 /** What a region's memory is. The two sides may differ. */
 enum postcopy_memory {
-	/** memfd_create() without huge pages. Sealed F_SEAL_SHRINK by the daemon. */
+	/**
+	 * memfd_create() without huge pages, mapped MAP_SHARED. Sealed F_SEAL_SHRINK by the daemon;
+	 * at the destination not sealed against writing.
+	 */
 	POSTCOPY_MEMORY_MEMFD = 1,
 	/** memfd_create(MFD_HUGETLB). Page sizes 2 MiB and 1 GiB. */
 	POSTCOPY_MEMORY_HUGETLB = 2,
@@ -119,7 +133,7 @@ struct postcopy_region {
 	uint64_t page_size;       /**< bytes: 4096, 2 MiB or 1 GiB, what the mapping is made of */
 	void *host_addr;          /**< where it is mapped in this process, aligned to page_size */
 	int fd;             /**< the memory's descriptor; -1 for anonymous memory. Borrowed. */
-	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size */
+	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size; regions may not overlap */
 };
 
 enum postcopy_event_type {
@@ -154,7 +168,8 @@ struct postcopy_event {
  *
  * Return: 0, or a negative errno: -EINVAL for a table the library or the daemon
  * refuses, -ENOENT where the daemon knows no such migration, -EBUSY where one is
- * attached already, -ECONNREFUSED / -ENOENT where no daemon listens, -ETIMEDOUT.
+ * attached already, or where another migration is still bringing pages of this memory or has it as
+ * its source, -ECONNREFUSED / -ENOENT where no daemon listens, -ETIMEDOUT.
  */
 POSTCOPY_API int postcopy_source_attach(const char *socket_path, const char *migration_id,
                                         const struct postcopy_region *regions, size_t n_regions,
@@ -165,8 +180,9 @@ POSTCOPY_API int postcopy_source_attach(const char *socket_path, const char *mig
  *
  * Arguments and errors as postcopy_source_attach(). Also -EPERM where this process may
  * not create a userfaultfd (needs CAP_SYS_PTRACE or access to /dev/userfaultfd), and
- * -EOPNOTSUPP where the kernel can't trap this kind of memory. On failure nothing stays
- * registered.
+ * -EOPNOTSUPP where the kernel can't trap this kind of memory, -EBUSY where a page of it is there
+ * that could not be discarded. On failure nothing stays registered. What the regions held is
+ * discarded in any case.
  */
 POSTCOPY_API int postcopy_destination_attach(const char *socket_path, const char *migration_id,
                                              const struct postcopy_region *regions,
@@ -258,6 +274,25 @@ POSTCOPY_API int postcopy_channel_ask(struct postcopy_channel *ch, uint64_t gues
 POSTCOPY_API int postcopy_channel_next(struct postcopy_channel *ch, int timeout_ms,
                                        uint64_t *ret_tag, int *ret_result,
                                        struct postcopy_error *err);
+
+/**
+ * postcopy_discard() - before a discard: what has not arrived is zero, and never comes
+ * @guest_phys_addr: of the first byte, and
+ * @len: within one region; bytes, multiples of 4096, of whatever size pages are
+ * @timeout_ms: -1 to wait for good
+ *
+ * When it returns 0 nothing of the range will be filled any more. Then discard as without a
+ * migration: fallocate(FALLOC_FL_PUNCH_HOLE), MADV_REMOVE, or MADV_DONTNEED on anonymous
+ * memory; pages that had arrived go by that. It waits for pages that are on their way, not
+ * for others; it is asked again by itself of a daemon that was started again. After
+ * POSTCOPY_EVENT_COMPLETE it returns at once. A vCPU that touches the range meanwhile may see
+ * either content.
+ *
+ * Return: 0; -EINVAL; -ETIMEDOUT, with part of it done: discarding it again goes on; -EAGAIN;
+ * -EPIPE.
+ */
+POSTCOPY_API int postcopy_discard(struct postcopy_channel *ch, uint64_t guest_phys_addr,
+                                  uint64_t len, int timeout_ms, struct postcopy_error *err);
 
 /**
  * A descriptor that polls readable when something has come. Owned by @ch. Take all

@@ -21,12 +21,13 @@
 #define REFILL_MS 100u
 
 /* The fault thread reads the event that is in the way. */
-static void on_again(void *arg)
+static bool on_again(void *arg)
 {
 	struct bulk *b = arg;
 
 	pull_wake_fault_thread(b->pull);
 	sched_yield();
+	return !atomic_load(&b->pull->stopping);
 }
 
 /* The fault thread will want to know when. */
@@ -223,8 +224,9 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 		pull_check_complete(p);
 		return;
 	}
-	log_migration_error(p->config.id, "filling region %u, word %llu: %s; trying again",
-	                    item->region, (unsigned long long)item->word, strerror(-rc));
+	if (rc != -ECANCELED)
+		log_migration_error(p->config.id, "filling region %u, word %llu: %s; trying again",
+		                    item->region, (unsigned long long)item->word, strerror(-rc));
 	pthread_mutex_lock(&p->lock);
 	pull_wait_locked(p, REFILL_MS);
 	pthread_mutex_unlock(&p->lock);

@@ -9,21 +9,22 @@
 #include "fault/pull_internal.h"
 
 #include <errno.h>
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "fault/uffd.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/probes.h"
 #include "util/thread.h"
 
-/* Events a read() takes. */
-#define EVENTS_MAX 32
 /* GETs one fault may have in flight: more would put a 1 GiB page in front of a 4 KiB one. */
 #define GETS_PER_FAULT 8u
+/* GETs in flight up to which pages are asked for that only the VMM asks for: faults have the rest.
+ */
+#define FETCHED_WINDOW (WINDOW_MAX / 2)
 /* What is always waited for: userfaultfd, urgent connection, wake-up. */
 #define FDS_FIXED 3
 /* After each event or answer, how long the next is waited for awake. */
@@ -39,8 +40,9 @@ static const struct region *region_of(const struct fault_thread *ft, const struc
 	return &ft->pull->config.table.regions[f->region];
 }
 
-static void on_pagefault(struct fault_thread *ft, const struct uffd_msg *msg, uint64_t now_ns)
+static void on_pagefault(void *arg, const struct uffd_msg *msg, uint64_t now_ns)
 {
+	struct fault_thread *ft = arg;
 	struct pull *p = ft->pull;
 	uint64_t addr = msg->arg.pagefault.address;
 	const struct addrmap_piece *piece = addrmap_find(&p->resolver.addrmap, addr);
@@ -55,11 +57,17 @@ static void on_pagefault(struct fault_thread *ft, const struct uffd_msg *msg, ui
 	}
 	unit = (piece->offset + (addr - piece->host_addr)) >> UNIT_SHIFT;
 	unit -= unit % region_units_per_page(&p->config.table.regions[piece->region]);
-	if (fault_table_find(&ft->table, piece->region, unit)) {
+	f = fault_table_find(&ft->table, piece->region, unit);
+	if (f) {
+		f->waited = true;
 		stat_add(&p->stats.faults_coalesced, 1);
 		return;
 	}
-	f = fault_table_add(&ft->table, piece->region, unit);
+	if (fault_table_full(&ft->table)) {
+		ft->table.left_out = true;
+		return;
+	}
+	f = fault_table_add(&ft->table, piece->region, unit, 0);
 	f->record.read_ns = now_ns;
 	f->record.addr = addr & ~(p->config.table.regions[piece->region].page_size - 1);
 	/* 0 where the VMM has not asked for UFFD_FEATURE_THREAD_ID. */
@@ -67,70 +75,27 @@ static void on_pagefault(struct fault_thread *ft, const struct uffd_msg *msg, ui
 	probe_fault_read(f->record.addr, f->record.tid);
 }
 
-static void on_event(struct fault_thread *ft, const struct uffd_msg *msg, uint64_t now_ns)
-{
-	struct pull *p = ft->pull;
-	struct resolver *r = &p->resolver;
-	int rc = 0;
-
-	switch (msg->event) {
-	case UFFD_EVENT_PAGEFAULT:
-		on_pagefault(ft, msg, now_ns);
-		return;
-	case UFFD_EVENT_REMOVE:
-		resolver_discard(r, msg->arg.remove.start, msg->arg.remove.end);
-		pull_check_complete(p);
-		return;
-	case UFFD_EVENT_UNMAP:
-		pthread_rwlock_wrlock(&r->map_lock);
-		rc = addrmap_unmap(&r->addrmap, msg->arg.remove.start, msg->arg.remove.end);
-		pthread_rwlock_unlock(&r->map_lock);
-		break;
-	case UFFD_EVENT_REMAP:
-		pthread_rwlock_wrlock(&r->map_lock);
-		rc = addrmap_move(&r->addrmap, msg->arg.remap.from, msg->arg.remap.to,
-		                  msg->arg.remap.len);
-		pthread_rwlock_unlock(&r->map_lock);
-		break;
-	case UFFD_EVENT_FORK:
-		/* The child is not the guest. Without this copy its memory is unwatched. */
-		log_migration_warning(p->config.id,
-		                      "the VMM forked; the child does not see absent pages");
-		close((int)msg->arg.fork.ufd);
-		return;
-	default:
-		log_migration_warning(p->config.id, "userfaultfd event %u is unknown", msg->event);
-		return;
-	}
-	if (rc)
-		log_migration_error(p->config.id,
-		                    "guest memory is mapped in more than %d pieces: some "
-		                    "faults can't be served",
-		                    ADDRMAP_PIECES_MAX);
-}
-
-/* Read what events there are, as far as there is room for faults. */
 static void read_events(struct fault_thread *ft)
 {
-	struct uffd_msg msgs[EVENTS_MAX];
-
-	while (ft->table.n + EVENTS_MAX <= FAULT_TABLE_MAX) {
-		ssize_t len = read(ft->pull->config.uffd, msgs, sizeof msgs);
-		uint64_t now_ns;
-
-		if (len <= 0)
-			return;
-		now_ns = clock_now_ns();
-		for (size_t i = 0; i < (size_t)len / sizeof *msgs; i++)
-			on_event(ft, &msgs[i], now_ns);
-		if ((size_t)len < sizeof msgs)
-			return;
-	}
+	events_read(&ft->pull->events, on_pagefault, ft);
 }
 
-static void on_again(void *arg)
+/* There is room again: who found none raises its event anew, as others do who have an entry. */
+static void bring_back_left_out(struct fault_thread *ft)
 {
-	read_events(arg);
+	if (!ft->table.left_out || ft->table.n > FAULT_TABLE_MAX - FAULT_TABLE_ROOM)
+		return;
+	/* First: what is left out from here on comes after. */
+	ft->table.left_out = false;
+	resolver_wake_all(&ft->pull->resolver);
+}
+
+static bool on_again(void *arg)
+{
+	struct fault_thread *ft = arg;
+
+	read_events(ft);
+	return !atomic_load(&ft->pull->stopping);
 }
 
 static void begin_listening(struct fault_thread *ft)
@@ -247,6 +212,8 @@ static bool resolve(struct fault_thread *ft, struct fault *f)
 {
 	int rc = resolver_map_page(&ft->caller, f->region, f->first_unit);
 
+	if (rc == -ECANCELED)
+		return false;
 	if (rc && rc != -ESRCH) {
 		log_migration_error(ft->pull->config.id,
 		                    "mapping region %u, unit %llu: %s; trying again", f->region,
@@ -286,6 +253,11 @@ static uint64_t page_units_in_word(const struct fault *f, uint64_t per_page)
 	return per_page >= WORD_UNITS ? UINT64_MAX : 1ull << (f->first_unit % WORD_UNITS);
 }
 
+static bool may_ask(const struct fault_thread *ft, const struct fault *f)
+{
+	return ft->window.n < (f->waited ? WINDOW_MAX : FETCHED_WINDOW);
+}
+
 /*
  * Encode the GETs that a fault still needs, as far as the window takes them. A unit that
  * bulk has asked for, or even claimed, is asked for all the same: its answer may
@@ -298,7 +270,7 @@ static size_t ask_for(struct fault_thread *ft, struct fault *f, uint8_t *tx)
 	uint64_t end = f->first_unit + per_page;
 	size_t len = 0;
 
-	while (f->next_unit < end && f->asked < GETS_PER_FAULT && !window_full(&ft->window)) {
+	while (f->next_unit < end && f->asked < GETS_PER_FAULT && may_ask(ft, f)) {
 		struct scheduler_item item = {
 			.region = f->region,
 			.word = f->next_unit / WORD_UNITS,
@@ -343,7 +315,7 @@ static size_t serve(struct fault_thread *ft, struct fault *f, uint8_t *tx, bool 
 	*ret_gone = false;
 	if (!f->seen)
 		look_first(ft, f, present);
-	if (!present && ft->conn && !window_full(&ft->window))
+	if (!present && ft->conn && may_ask(ft, f))
 		len = ask_for(ft, f, tx);
 	if (f->asked)
 		return len;
@@ -371,21 +343,33 @@ static void stamp_sent(struct fault_thread *ft, uint64_t asked_ns)
 	}
 }
 
-/* Look at each fault that has something to do. */
+/* Those that are waited for, or the others. Return: how much was encoded at @tx. */
+static size_t serve_rank(struct fault_thread *ft, bool waited, uint8_t *tx)
+{
+	size_t len = 0;
+
+	for (unsigned int i = 0; i < ft->table.n;) {
+		struct fault *f = &ft->table.faults[i];
+		bool gone = false;
+
+		if (f->waited == waited)
+			len += serve(ft, f, tx + len, &gone);
+		if (!gone)
+			i++;
+	}
+	return len;
+}
+
+/* Look at each fault that has something to do: what the VMM asks for ahead comes last. */
 static void serve_faults(struct fault_thread *ft)
 {
 	uint8_t tx[WINDOW_MAX * (FRAME_HEADER_BYTES + FRAME_GET_BYTES)];
 	uint64_t asked_ns;
-	size_t len = 0;
+	size_t len = serve_rank(ft, true, tx);
 	int rc;
 
-	for (unsigned int i = 0; i < ft->table.n;) {
-		bool gone;
-
-		len += serve(ft, &ft->table.faults[i], tx + len, &gone);
-		if (!gone)
-			i++;
-	}
+	if (ft->table.n_fetched)
+		len += serve_rank(ft, false, tx + len);
 	if (!len)
 		return;
 	asked_ns = clock_now_ns();
@@ -423,7 +407,7 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	rc = resolver_fill(&ft->caller, &batch, &filled);
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             true, received_ns);
-	if (rc && rc != -ESRCH)
+	if (rc && rc != -ESRCH && rc != -ECANCELED)
 		log_migration_error(p->config.id, "filling region %u at %#llx: %s; trying again",
 		                    item->region, (unsigned long long)unit << UNIT_SHIFT,
 		                    strerror(-rc));
@@ -499,10 +483,9 @@ static void take_deliveries(struct fault_thread *ft)
 static bool wait_for_news(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
-	bool room = ft->table.n + EVENTS_MAX <= FAULT_TABLE_MAX;
 	bool fetch_room = fetch_table_has_room(&ft->fetches);
 	struct pollfd fds[FDS_FIXED + FETCH_CHANNELS_MAX] = {
-		{ .fd = room ? p->config.uffd : -1, .events = POLLIN },
+		{ .fd = p->config.uffd, .events = POLLIN },
 		{ .fd = ft->conn ? ft->conn->fd : -1, .events = POLLIN },
 		{ .fd = p->wake_fd, .events = POLLIN },
 	};
@@ -518,6 +501,8 @@ static bool wait_for_news(struct fault_thread *ft)
 	                 ft->look_again ? REFILL_MS
 	                 : ft->conn     ? ALIVE_LOOK_MS
 	                                : -1);
+	if (fds[0].revents & POLLERR)
+		uffd_set_nonblocking(p->config.uffd);
 	if (fds[1].revents)
 		ft->heard_ns = clock_now_ns();
 	ft->look_again = false;
@@ -538,7 +523,8 @@ static void serve_fetches(struct fault_thread *ft)
 		return;
 	/* Before looking: a fill that comes after the look wakes us again. */
 	atomic_store(&p->fetching, true);
-	fetch_table_serve(&ft->fetches, &p->config.table, p->state, &ft->table, clock_now_ns());
+	stat_add(&p->stats.fill_zero, fetch_table_serve(&ft->fetches, &p->config.table, p->state,
+	                                                &ft->table, clock_now_ns()));
 	if (!ft->fetches.n)
 		atomic_store(&p->fetching, false);
 }
@@ -582,6 +568,33 @@ static void finish_brought(struct fault_thread *ft)
 		resolve(ft, &ft->table.faults[i]);
 }
 
+/*
+ * Nothing is asked for or filled any more. But who changes its mappings still waits for its event
+ * to be read: to the very end, or the end of the watching.
+ */
+static void only_read_events(struct fault_thread *ft)
+{
+	struct pull *p = ft->pull;
+	struct pollfd fds[] = {
+		{ .fd = p->config.uffd, .events = POLLIN },
+		{ .fd = p->wake_fd, .events = POLLIN },
+	};
+	uint64_t drained;
+
+	pthread_mutex_lock(&p->lock);
+	ft->only_reads = true;
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+	while (!atomic_load(&ft->done)) {
+		(void)poll(fds, 2, -1);
+		if (fds[0].revents & POLLERR)
+			uffd_set_nonblocking(p->config.uffd);
+		if (fds[1].revents)
+			(void)!read(p->wake_fd, &drained, sizeof drained);
+		read_events(ft);
+	}
+}
+
 void *fault_thread_main(void *arg)
 {
 	struct fault_thread *ft = arg;
@@ -589,6 +602,7 @@ void *fault_thread_main(void *arg)
 
 	thread_set_name("fault");
 	thread_prefer_latency();
+	events_reader_begin();
 	ft->caller = (struct resolver_caller){
 		.resolver = &p->resolver, .again = on_again, .woken = on_woken, .arg = ft
 	};
@@ -607,7 +621,9 @@ void *fault_thread_main(void *arg)
 		 */
 		if (ft->table.n)
 			serve_faults(ft);
+		bring_back_left_out(ft);
 	}
+	only_read_events(ft);
 	if (page_state_missing(p->state)) {
 		fetch_table_close(&ft->fetches);
 	} else {

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sys/socket.h>
 
+#include "fault/resolver.h"
 #include "libpostcopy/fetch_wire.h"
 #include "util/cleanup.h"
 
@@ -66,7 +67,9 @@ static int locate(const struct region_table *regions, const struct fetch_request
 			return EINVAL;
 		first = offset >> UNIT_SHIFT;
 		ret->region = i;
-		ret->present_to = ret->faulted_to = first - first % per_page;
+		ret->discard = q->discard;
+		/* A page is mapped whole, but may be discarded in part. */
+		ret->present_to = ret->faulted_to = first - (q->discard ? 0 : first % per_page);
 		ret->end = first + (q->len >> UNIT_SHIFT);
 		return 0;
 	}
@@ -78,7 +81,7 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 {
 	while (t->channels[channel] >= 0 && fetch_table_has_room(t)) {
 		struct fetch *f = &t->fetches[t->n];
-		uint8_t buf[FETCH_REQUEST_BYTES + 1];
+		uint8_t buf[FETCH_REQUEST_BYTES_MAX + 1];
 		struct fetch_request q;
 		ssize_t len = recv(t->channels[channel], buf, sizeof buf, MSG_DONTWAIT);
 
@@ -101,28 +104,41 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 static void fault_missing(struct fetch *f, uint64_t per_page, const struct page_state *state,
                           struct fault_table *faults, uint64_t now_ns)
 {
-	for (; f->faulted_to < f->end && !fault_table_full(faults); f->faulted_to += per_page) {
+	for (; f->faulted_to < f->end && !fault_table_fetched_full(faults);
+	     f->faulted_to += per_page) {
 		struct fault *fault;
 
 		if (page_state_page_present(state, f->region, f->faulted_to) ||
 		    fault_table_find(faults, f->region, f->faulted_to))
 			continue;
-		fault = fault_table_add(faults, f->region, f->faulted_to);
+		fault = fault_table_add(faults, f->region, f->faulted_to, FAULT_FETCHED);
 		fault->record.read_ns = now_ns;
-		fault->record.flags = FAULT_FETCHED;
 	}
 }
 
-void fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
-                       const struct page_state *state, struct fault_table *faults, uint64_t now_ns)
+static bool is_present(const struct page_state *state, const struct fetch *f, uint64_t unit)
 {
+	if (!f->discard)
+		return page_state_page_present(state, f->region, unit);
+	return page_state_present(state, f->region, unit / WORD_UNITS) >> unit % WORD_UNITS & 1;
+}
+
+uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
+                           struct page_state *state, struct fault_table *faults, uint64_t now_ns)
+{
+	uint64_t discarded = 0;
+
 	for (unsigned int i = 0; i < t->n;) {
 		struct fetch *f = &t->fetches[i];
-		uint64_t per_page = region_units_per_page(&regions->regions[f->region]);
+		uint64_t per_page =
+		        f->discard ? 1 : region_units_per_page(&regions->regions[f->region]);
 
-		fault_missing(f, per_page, state, faults, now_ns);
-		while (f->present_to < f->end &&
-		       page_state_page_present(state, f->region, f->present_to))
+		if (f->discard)
+			discarded += resolver_discard_units(state, f->region, f->present_to, f->end,
+			                                    false);
+		else
+			fault_missing(f, per_page, state, faults, now_ns);
+		while (f->present_to < f->end && is_present(state, f, f->present_to))
 			f->present_to += per_page;
 		if (f->present_to < f->end) {
 			i++;
@@ -135,6 +151,7 @@ void fetch_table_serve(struct fetch_table *t, const struct region_table *regions
 		remove_fetch(t, i);
 		answer(t, channel, tag, 0);
 	}
+	return discarded;
 }
 
 static void say(int fd, uint64_t tag)

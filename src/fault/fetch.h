@@ -3,7 +3,9 @@
  * Pages that the VMM asks for itself (libpostcopy/fetch_wire.h).
  *
  * A fetch becomes a fault on each page of its range that is missing, and is answered when
- * all of them are present. Owned by the fault thread.
+ * all of them are present. A discard makes zero what is missing, and is answered when what others
+ * were filling meanwhile is in place: then nothing of the range is ever filled again, and what the
+ * VMM punches out of its memory stays out. Owned by the fault thread.
  */
 #ifndef FAULT_FETCH_H
 #define FAULT_FETCH_H
@@ -18,6 +20,7 @@ struct fetch {
 	unsigned int channel;
 	uint32_t region;
 	uint64_t tag;
+	bool discard;
 	uint64_t present_to; /* units: all before are present */
 	uint64_t faulted_to; /* units: all before are present or in the fault table */
 	uint64_t end;        /* units */
@@ -47,11 +50,13 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
                       const struct region_table *regions);
 
 /*
- * fetch_table_serve() - answer what is present, and fault what is missing
+ * fetch_table_serve() - answer what is present, and fault or discard what is missing
  * @now_ns: when, for the new faults
+ *
+ * Return: how many units were discarded.
  */
-void fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
-                       const struct page_state *state, struct fault_table *faults, uint64_t now_ns);
+uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
+                           struct page_state *state, struct fault_table *faults, uint64_t now_ns);
 
 /* Everything is present: tell one channel, which is in no table, and close it. */
 void fetch_channel_finish(int fd);

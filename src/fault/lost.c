@@ -3,15 +3,14 @@
  * What never comes: the source is gone for good. Which ranges are missing, and poisoning them, so
  * that who touches one gets a machine check rather than to wait for ever.
  *
- * The pull's threads end first: a fault that is resolved, or a fill that comes late, would put a
- * page in the place of the poison.
+ * Nothing is filled any more by then: a fault that is resolved, or a fill that comes late, would
+ * put a page in the place of the poison. Events are read to the end: what the VMM moves or discards
+ * meanwhile counts, and it waits for nobody.
  */
 #include "fault/pull_internal.h"
 
 #include <errno.h>
-#include <linux/userfaultfd.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include "fault/uffd.h"
 
@@ -65,18 +64,6 @@ size_t pull_missing_ranges(const struct pull *p, uint32_t region, uint64_t offse
 	return n;
 }
 
-/*
- * The VMM is changing its mappings and waits until its event is read. Who waits for a page is
- * woken by what becomes of it.
- */
-static void read_event(const struct pull *p)
-{
-	struct uffd_msg msg;
-
-	(void)!read(p->config.uffd, &msg, sizeof msg);
-	sched_yield();
-}
-
 /* A range of pages that are not mapped. Return: 0 or -errno. */
 static int poison_range(struct pull *p, uint32_t region, uint64_t offset, uint64_t len)
 {
@@ -97,7 +84,7 @@ static int poison_range(struct pull *p, uint32_t region, uint64_t offset, uint64
 		if (rc == UFFD_EXISTS || rc == UFFD_UNMAPPED)
 			done += p->config.table.regions[region].page_size;
 		else if (rc == UFFD_AGAIN && done == skip)
-			read_event(p);
+			sched_yield(); /* the fault thread reads the event */
 		offset += done;
 		len -= done < len ? done : len;
 	}
@@ -173,7 +160,7 @@ int pull_poison(struct pull *p, uint64_t *ret_units, struct error *err)
 		return error_set(err, -EOPNOTSUPP,
 		                 "this kernel has no UFFDIO_POISON for this memory (Linux 6.6 has "
 		                 "it for some)");
-	pull_stop(p);
+	pull_stop_filling(p);
 	for (uint32_t i = 0; i < p->config.table.n && !rc; i++)
 		if (!(p->config.table.regions[i].flags & POSTCOPY_REGION_PRIVATE))
 			rc = poison_region(p, i, ret_units);

@@ -5,10 +5,16 @@
 #include <string.h>
 #include <sys/eventfd.h>
 
+#include "fault/uffd.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/thread.h"
+
+/* How often it is looked at whether nobody changes the mappings any more. */
+#define FINISH_LOOK_NS 500000
+/* A reader of events that has not ended by then may be kept waiting by its VMM. */
+#define INTERRUPT_MS 200u
 
 int pull_new(const struct pull_config *config, struct pull **ret, struct error *err)
 {
@@ -39,6 +45,8 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 		.stats = &p->stats,
 	};
 	rc = resolver_init(&p->resolver);
+	if (!rc)
+		rc = events_init(&p->events, &p->resolver, p->config.id);
 	if (rc)
 		error_errno(err, rc, "pull: lock");
 	if (!rc)
@@ -60,6 +68,8 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	p->resolver.state = p->state;
 	p->config.uffd = config->uffd;
 	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
+	/* In this order: a discard that was taken settles what it names. */
+	events_take_up(&p->events);
 	if (config->state_fd >= 0)
 		resolver_settle(&p->resolver);
 	scheduler_set_prefetch(p->scheduler, config->prefetch);
@@ -79,6 +89,14 @@ static void shutdown_all(struct pull *p)
 	pthread_mutex_unlock(&p->lock);
 }
 
+static struct timespec until(unsigned int ms)
+{
+	uint64_t ns = clock_now_ns() + ms * NSEC_PER_MSEC;
+
+	return (struct timespec){ .tv_sec = (time_t)(ns / NSEC_PER_SEC),
+		                  .tv_nsec = (long)(ns % NSEC_PER_SEC) };
+}
+
 void pull_cancel(struct pull *p)
 {
 	atomic_store(&p->stopping, true);
@@ -89,24 +107,45 @@ void pull_cancel(struct pull *p)
 	pull_wake_fault_thread(p);
 }
 
-static void join_all(struct pull *p)
+static void join_fillers(struct pull *p)
 {
-	if (p->fault.runs)
-		pthread_join(p->fault.thread, NULL);
 	if (p->keeper_runs)
 		pthread_join(p->keeper, NULL);
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		if (p->bulks[i].runs)
 			pthread_join(p->bulks[i].thread, NULL);
-	p->fault.runs = p->keeper_runs = false;
+	p->keeper_runs = false;
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		p->bulks[i].runs = false;
 }
 
-void pull_stop(struct pull *p)
+void pull_stop_filling(struct pull *p)
 {
 	pull_cancel(p);
-	join_all(p);
+	join_fillers(p);
+	pthread_mutex_lock(&p->lock);
+	while (p->fault.runs && !p->fault.only_reads) {
+		const struct timespec at = until(INTERRUPT_MS);
+
+		if (pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &at))
+			events_interrupt(p->fault.thread);
+	}
+	pthread_mutex_unlock(&p->lock);
+}
+
+void pull_stop(struct pull *p)
+{
+	pull_stop_filling(p);
+	atomic_store(&p->fault.done, true);
+	pull_wake_fault_thread(p);
+	while (p->fault.runs) {
+		const struct timespec at = until(INTERRUPT_MS);
+
+		if (pthread_clockjoin_np(p->fault.thread, NULL, CLOCK_MONOTONIC, &at))
+			events_interrupt(p->fault.thread);
+		else
+			p->fault.runs = false;
+	}
 }
 
 void pull_release(struct pull *p)
@@ -139,6 +178,7 @@ struct pull *pull_free(struct pull *p)
 	if (!p)
 		return NULL;
 	pull_release(p);
+	events_deinit(&p->events);
 	resolver_deinit(&p->resolver);
 	throttle_deinit(&p->throttle);
 	dialing_deinit(&p->dialing);
@@ -245,15 +285,11 @@ void pull_redirect(struct pull *p, const struct conn_target *target)
 
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms)
 {
-	uint64_t until_ns = clock_now_ns() + timeout_ms * NSEC_PER_MSEC;
-	struct timespec until = {
-		.tv_sec = (time_t)(until_ns / NSEC_PER_SEC),
-		.tv_nsec = (long)(until_ns % NSEC_PER_SEC),
-	};
+	const struct timespec at = until(timeout_ms);
 
 	/* Not the time of day, which somebody may set. */
 	while (!atomic_load(&p->stopping) &&
-	       pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &until) != ETIMEDOUT)
+	       pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &at) != ETIMEDOUT)
 		;
 }
 
@@ -429,12 +465,39 @@ int pull_add_channel(struct pull *p, int fd)
 	return 0;
 }
 
+/*
+ * Over and over, until nobody changes the mappings meanwhile: what was moved is watched still, and
+ * a call that was under way raises its event even after the end. The fault thread reads them. Only
+ * then is a piece that the kernel does not take as one looked at in parts.
+ */
+static int unregister_all(struct pull *p)
+{
+	const struct timespec pause = { .tv_nsec = FINISH_LOOK_NS };
+	bool by_parts = false;
+
+	for (;;) {
+		uint64_t changes = resolver_map_changes(&p->resolver);
+		int rc = resolver_unregister(&p->resolver, by_parts);
+
+		if (rc < 0)
+			return rc;
+		if (!events_settled(&p->events) || resolver_map_changes(&p->resolver) != changes)
+			nanosleep(&pause, NULL);
+		else if (rc != UFFD_UNMAPPED || by_parts)
+			return 0;
+		else
+			by_parts = true;
+	}
+}
+
 int pull_finish(struct pull *p, struct error *err)
 {
-	int rc = resolver_unregister(&p->resolver);
+	int rc = unregister_all(p);
 
 	if (rc)
 		return error_errno(err, rc, "UFFDIO_UNREGISTER");
+	/* Some kernels wake nobody where MINOR alone was registered. */
+	resolver_wake_all(&p->resolver);
 	pull_stop(p);
 	return 0;
 }

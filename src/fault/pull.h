@@ -138,6 +138,7 @@ int pull_add_channel(struct pull *p, int fd);
 /*
  * pull_finish() - after complete: stop watching the guest's memory
  *
+ * Waits for threads of the VMM that are changing their mappings, as long as that takes the kernel.
  * Return: 0 or -errno with @err set; every page was present before and still is.
  */
 int pull_finish(struct pull *p, struct error *err);

@@ -8,6 +8,7 @@
 
 #include "fault/arrival.h"
 #include "fault/brought.h"
+#include "fault/events.h"
 #include "fault/fault_table.h"
 #include "fault/fetch.h"
 #include "fault/pull.h"
@@ -40,6 +41,8 @@ struct fault_thread {
 	struct pull *pull;
 	pthread_t thread;
 	bool runs;
+	bool only_reads;   /* under pull->lock: it fills nothing any more */
+	atomic_bool done;  /* nor is it to read events */
 	struct conn *conn; /* changed under pull->lock */
 	struct window window;
 	struct fault_table table;
@@ -59,6 +62,7 @@ struct pull {
 	struct page_state *state;
 	struct scheduler *scheduler;
 	struct resolver resolver;
+	struct events events;
 	struct tls_context *tls;
 	struct hello hello;
 	char tls_description[64];
@@ -102,6 +106,9 @@ void *bulk_main(void *arg);
 /* Open one connection of the pull. Return: as conn_dial(). */
 int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct conn **ret,
               struct error *err);
+
+/* Nothing is asked or filled any more. Events are: of all threads the fault thread is left. */
+void pull_stop_filling(struct pull *p);
 
 /* Wait on the condition for at most @timeout_ms, or until stopping. The lock is held. */
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms);

@@ -97,7 +97,8 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
 		pthread_rwlock_unlock(&r->map_lock);
 		if (rc != UFFD_AGAIN)
 			break;
-		caller->again(caller->arg);
+		if (!caller->again(caller->arg))
+			return -ECANCELED;
 	}
 	if (rc == UFFD_VMM_GONE)
 		return -ESRCH;
@@ -128,8 +129,8 @@ static int map_run(const struct resolver_caller *caller, uint32_t region, uint64
 		done += skip;
 		if (rc == UFFD_EXISTS || rc == UFFD_ABSENT || rc == UFFD_UNMAPPED)
 			done += UNIT_BYTES;
-		else if (rc == UFFD_AGAIN && done == skip)
-			caller->again(caller->arg);
+		else if (rc == UFFD_AGAIN && done == skip && !caller->again(caller->arg))
+			return -ECANCELED;
 		offset += done;
 		len -= done < len ? done : len;
 	}
@@ -243,7 +244,7 @@ static int copy_run(const struct resolver_caller *caller, uint32_t region, uint6
 			if (!rc)
 				*ret_done += UNIT_BYTES;
 		} else if (result == UFFD_AGAIN && !done) {
-			caller->again(caller->arg);
+			rc = caller->again(caller->arg) ? 0 : -ECANCELED;
 		} else if (result == UFFD_VMM_GONE) {
 			rc = -ESRCH;
 		} else if (result < 0) {
@@ -253,6 +254,35 @@ static int copy_run(const struct resolver_caller *caller, uint32_t region, uint6
 			return rc;
 	}
 	return 0;
+}
+
+/*
+ * The same for a run that may have pages in its file already (somebody has read the hole): these
+ * get their content by other means. So whoever takes over from us knows: of what was being copied
+ * nothing was there before.
+ */
+static int copy_to_holes(const struct resolver_caller *caller, uint32_t region, uint64_t offset,
+                         const uint8_t *data, uint64_t len, struct memory_filled *filled,
+                         uint64_t *ret_done)
+{
+	struct resolver *r = caller->resolver;
+	int rc = 0;
+
+	for (*ret_done = 0; *ret_done < len && !rc;) {
+		uint64_t at = offset + *ret_done, done;
+		uint64_t hole = memory_hole(r->memories[region], at, len - *ret_done);
+
+		if (hole) {
+			page_state_note_copy(r->state, region, (at >> UNIT_SHIFT) / WORD_UNITS,
+			                     units_of(at, hole));
+			rc = copy_run(caller, region, at, data + *ret_done, hole, filled, &done);
+		} else {
+			rc = fill_behind(r, region, at, UFFD_EXISTS, data + *ret_done, filled);
+			done = rc ? 0 : UNIT_BYTES;
+		}
+		*ret_done += done;
+	}
+	return rc;
 }
 
 static int fill_run(const struct resolver_caller *caller, const struct resolver_batch *b,
@@ -265,10 +295,8 @@ static int fill_run(const struct resolver_caller *caller, const struct resolver_
 	size_t len = (size_t)run.n * UNIT_BYTES;
 	int rc;
 
-	if (fills_by_copy(r, b)) {
-		page_state_note_copy(r->state, b->region, b->word, units_of(offset, len));
-		return copy_run(caller, b->region, offset, data, len, filled, ret_done);
-	}
+	if (fills_by_copy(r, b))
+		return copy_to_holes(caller, b->region, offset, data, len, filled, ret_done);
 	note_no_copy(r, b->region, offset, len);
 	rc = memory_fill(r->memories[b->region], offset, data, len, b->for_fault, filled);
 	*ret_done = rc ? 0 : len;
@@ -430,46 +458,57 @@ static uint64_t units_in_word(uint64_t word, uint64_t first, uint64_t end)
 	return mask;
 }
 
-static void discard_units(struct resolver *r, uint32_t region, uint64_t first, uint64_t end)
+uint64_t resolver_discard_units(struct page_state *state, uint32_t region, uint64_t first,
+                                uint64_t end, bool claimed_too)
 {
-	for (uint64_t word = first / WORD_UNITS; word * WORD_UNITS < end; word++) {
-		uint64_t mine =
-		        page_state_claim(r->state, region, word, units_in_word(word, first, end));
+	uint64_t n = 0;
 
-		page_state_publish(r->state, region, word, mine);
-		stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(mine));
+	for (uint64_t word = first / WORD_UNITS; word * WORD_UNITS < end; word++) {
+		uint64_t units = units_in_word(word, first, end);
+		uint64_t mine = page_state_claim(state, region, word, units);
+
+		if (claimed_too)
+			mine = units & ~page_state_present(state, region, word);
+		page_state_publish(state, region, word, mine);
+		n += (uint64_t)__builtin_popcountll(mine);
 	}
+	return n;
 }
 
 /* Only the fault thread changes the addrmap, and this is the fault thread: no lock to read it. */
-void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
+void resolver_discard(struct resolver *r, uint64_t start, uint64_t end, bool claimed_too)
 {
 	for (uint32_t i = 0; i < r->addrmap.n; i++) {
 		const struct addrmap_piece *p = &r->addrmap.pieces[i];
 		uint64_t from = start > p->host_addr ? start : p->host_addr;
 		uint64_t to = end < p->host_addr + p->len ? end : p->host_addr + p->len;
 
-		if (from < to)
-			discard_units(r, p->region,
-			              (p->offset + (from - p->host_addr)) >> UNIT_SHIFT,
-			              (p->offset + (to - p->host_addr)) >> UNIT_SHIFT);
+		if (from >= to || r->table->regions[p->region].memory != POSTCOPY_MEMORY_ANONYMOUS)
+			continue;
+		from = (p->offset + (from - p->host_addr)) >> UNIT_SHIFT;
+		to = (p->offset + (to - p->host_addr)) >> UNIT_SHIFT;
+		stat_add(&r->stats->fill_zero,
+		         resolver_discard_units(r->state, p->region, from, to, claimed_too));
 	}
 }
 
 static void settle_word(struct resolver *r, uint32_t region, uint64_t word)
 {
-	/* Where a page of it is, UFFDIO_COPY says so itself, and leaves it alone. */
-	bool told = r->table->regions[region].memory == POSTCOPY_MEMORY_ANONYMOUS;
 	uint64_t left = page_state_doubtful(r->state, region, word);
 
 	for (; left; left &= left - 1) {
 		uint64_t unit = word * WORD_UNITS + (uint64_t)__builtin_ctzll(left);
 		uint64_t bit = left & -left;
 
-		if (!told && memory_has(r->memories[region], unit << UNIT_SHIFT))
-			page_state_publish(r->state, region, word, bit);
-		else
+		/*
+		 * It was a hole when the copy was begun (copy_to_holes()): what is there now has
+		 * come by it, and is the guest's. Anonymous memory counts as a hole: where a
+		 * page of it is, UFFDIO_COPY says so itself, and leaves it alone.
+		 */
+		if (memory_hole(r->memories[region], unit << UNIT_SHIFT, UNIT_BYTES))
 			page_state_unclaim(r->state, region, word, bit);
+		else
+			page_state_publish(r->state, region, word, bit);
 	}
 }
 
@@ -488,19 +527,46 @@ void resolver_wake_all(struct resolver *r)
 	pthread_rwlock_unlock(&r->map_lock);
 }
 
-int resolver_unregister(struct resolver *r)
+/* Of a range that is not all of one kind, what is registered still. */
+static int unregister_parts(int uffd, uint64_t addr, uint64_t len, uint64_t page_size)
+{
+	uint64_t half = len / page_size / 2 * page_size;
+	int rc = uffd_unregister(uffd, addr, len);
+
+	if (rc != UFFD_UNMAPPED || !half)
+		return rc;
+	rc = unregister_parts(uffd, addr, half, page_size);
+	if (rc < 0 || rc == UFFD_VMM_GONE)
+		return rc;
+	return unregister_parts(uffd, addr + half, len - half, page_size);
+}
+
+int resolver_unregister(struct resolver *r, bool by_parts)
 {
 	int rc = 0;
 
 	pthread_rwlock_rdlock(&r->map_lock);
 	for (uint32_t i = 0; i < r->addrmap.n; i++) {
 		const struct addrmap_piece *p = &r->addrmap.pieces[i];
-		int result = uffd_unregister(r->uffd, p->host_addr, p->len);
+		uint64_t page_size = r->table->regions[p->region].page_size;
+		int result = by_parts ? unregister_parts(r->uffd, p->host_addr, p->len, page_size)
+		                      : uffd_unregister(r->uffd, p->host_addr, p->len);
 
-		/* Unmapped meanwhile, or the VMM gone: nothing is left to watch. */
-		if (result < 0 && !rc)
+		if (result < 0 && rc >= 0)
 			rc = result;
+		else if (result == UFFD_UNMAPPED && !rc)
+			rc = UFFD_UNMAPPED;
 	}
 	pthread_rwlock_unlock(&r->map_lock);
 	return rc;
+}
+
+uint64_t resolver_map_changes(struct resolver *r)
+{
+	uint64_t changes;
+
+	pthread_rwlock_rdlock(&r->map_lock);
+	changes = r->map_changes;
+	pthread_rwlock_unlock(&r->map_lock);
+	return changes;
 }

@@ -44,16 +44,18 @@ struct resolver {
 
 	pthread_rwlock_t map_lock;
 	struct addrmap addrmap;
+	uint64_t map_changes; /* how often the VMM has changed its mappings */
 };
 
 /*
  * Who calls. The kernel refuses (EAGAIN) while the VMM is in munmap() and the like, until the
  * fault thread has read the event that announces it. So the fault thread reads events
- * in @again, and any other thread gives way to it.
+ * in @again, and any other thread gives way to it. @again returns false where the pull is to stop:
+ * then what was begun is given up, with -ECANCELED.
  */
 struct resolver_caller {
 	struct resolver *resolver;
-	void (*again)(void *arg);
+	bool (*again)(void *arg);
 	/*
 	 * A fill has woken whoever waited for this host page: when its content was in place, and
 	 * when it was mapped. May be NULL.
@@ -82,7 +84,7 @@ void resolver_deinit(struct resolver *r);
  * @ret_filled: the units that this call filled; the others were there
  *
  * Return: 0; -ESRCH where the VMM is gone; -ENOMEM, -ENOSPC, -EFAULT where the memory
- * can't be had: what was not filled is missing as before.
+ * can't be had, -ECANCELED: what was not filled is missing as before.
  */
 int resolver_fill(const struct resolver_caller *caller, const struct resolver_batch *batch,
                   uint64_t *ret_filled);
@@ -90,25 +92,52 @@ int resolver_fill(const struct resolver_caller *caller, const struct resolver_ba
 /*
  * resolver_map_page() - map a host page all of whose units are present, and wake its waiters
  *
- * Return: 0 (also where it was mapped, or the VMM has unmapped it), -ESRCH, or -errno.
+ * Return: 0 (also where it was mapped, or the VMM has unmapped it), -ESRCH, -ECANCELED or -errno.
  */
 int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uint64_t first_unit);
 
-/* The guest has discarded a range of host addresses: what is missing of it is zero from now on. */
-void resolver_discard(struct resolver *r, uint64_t start, uint64_t end);
+/*
+ * resolver_discard() - UFFD_EVENT_REMOVE of a range of host addresses
+ * @claimed_too: also units that are claimed and not present: nobody lives who fills them
+ *
+ * What is missing of anonymous memory is zero from now on. Of shared memory the event proves
+ * nothing: MADV_DONTNEED leaves the file's content, which is the source's, MADV_FREE fails, and so
+ * does MADV_REMOVE under a seal; there a page is discarded by resolver_discard_units() only. By the
+ * fault thread.
+ */
+void resolver_discard(struct resolver *r, uint64_t start, uint64_t end, bool claimed_too);
+
+/*
+ * resolver_discard_units() - what is missing of [@first, @end) of a region is zero from now on
+ *
+ * Units that somebody is filling at this moment are left to him. Return: how many are zero.
+ */
+uint64_t resolver_discard_units(struct page_state *state, uint32_t region, uint64_t first,
+                                uint64_t end, bool claimed_too);
 
 /*
  * resolver_settle() - after a page state was taken over: what the process before was copying
  *
  * UFFDIO_COPY shows a page to the guest at once. Where it got there, the page is the guest's and is
- * never filled again; where it did not, the page is missing.
+ * never filled again; where it did not, the page is missing. In a memfd the page itself tells, for
+ * it is copied only to where none was: memory is empty at attach, and what turns up later (somebody
+ * has read a hole) is filled by other means.
  */
 void resolver_settle(struct resolver *r);
 
 /* Have every thread that waits look again: those whose page is missing raise a new event. */
 void resolver_wake_all(struct resolver *r);
 
-/* Every page is present: no more watching. The rest of the holes read as zeroes. */
-int resolver_unregister(struct resolver *r);
+/*
+ * resolver_unregister() - every page is present: no more watching
+ * @by_parts: what the kernel does not take as one piece is tried in halves, down to its pages
+ *
+ * The rest of the holes read as zeroes. May be repeated. Return: 0, also where the VMM is gone;
+ * UFFD_UNMAPPED where nothing was done about some piece, for the kernel has something else there
+ * than the address map says; or -errno.
+ */
+int resolver_unregister(struct resolver *r, bool by_parts);
+
+uint64_t resolver_map_changes(struct resolver *r);
 
 #endif

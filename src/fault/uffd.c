@@ -2,10 +2,67 @@
 #include "fault/uffd.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <linux/userfaultfd.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
+#include "mem/descriptor.h"
 #include "util/kernel_abi.h"
+
+#define EVENTS_NEEDED                                                                              \
+	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP)
+
+static int read_kind(int fd, uint64_t *ret_features, struct error *err)
+{
+	int rc = descriptor_check_userfaultfd(fd, err);
+
+	if (rc)
+		return rc;
+	uffd_set_nonblocking(fd);
+	return descriptor_uffd_features(fd, ret_features)
+	               ? 0
+	               : error_set(err, -EINVAL, "the userfaultfd does not tell its features");
+}
+
+int uffd_check_kind(int fd, struct error *err)
+{
+	uint64_t features;
+
+	return read_kind(fd, &features, err);
+}
+
+int uffd_check(int fd, uint64_t claimed, struct error *err)
+{
+	uint64_t features;
+	int rc = read_kind(fd, &features, err);
+
+	if (rc)
+		return rc;
+	if (claimed & ~features)
+		return error_set(err, -EINVAL,
+		                 "the userfaultfd has not the features %#" PRIx64
+		                 " that it is said to have (%#" PRIx64 ")",
+		                 claimed & ~features, claimed);
+	if (EVENTS_NEEDED & ~features)
+		return error_set(err, -EINVAL,
+		                 "the userfaultfd was made without the events %#" PRIx64
+		                 " (UFFD_FEATURE_EVENT_REMOVE, _UNMAP and _REMAP are needed): what "
+		                 "the VMM discards or moves would go unnoticed",
+		                 EVENTS_NEEDED & ~features);
+	return 0;
+}
+
+void uffd_set_nonblocking(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	if (flags >= 0 && !(flags & O_NONBLOCK))
+		(void)fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
 
 /*
  * @done is what the kernel says it did: bytes, or a negative errno where it did nothing.
@@ -78,7 +135,27 @@ int uffd_wake(int uffd, uint64_t addr, uint64_t len)
 int uffd_unregister(int uffd, uint64_t addr, uint64_t len)
 {
 	struct uffdio_range r = { .start = addr, .len = len };
+
+	if (!ioctl(uffd, UFFDIO_UNREGISTER, &r))
+		return UFFD_DONE;
+	switch (errno) {
+	case EINVAL:
+		return UFFD_UNMAPPED;
+	case ENOMEM: /* it has no address space any more */
+	case ESRCH:
+		return UFFD_VMM_GONE;
+	default:
+		return -errno;
+	}
+}
+
+/*
+ * Since Linux 4.18 each ioctl that fills begins by looking at the count of such threads, and only
+ * then at its range; this one has none.
+ */
+bool uffd_is_quiet(int uffd)
+{
 	uint64_t done;
 
-	return sort_result(ioctl(uffd, UFFDIO_UNREGISTER, &r), 0, &done);
+	return uffd_zeropage(uffd, 0, 0, &done) != UFFD_AGAIN;
 }

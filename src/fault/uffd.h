@@ -8,7 +8,27 @@
 #ifndef FAULT_UFFD_H
 #define FAULT_UFFD_H
 
+#include <stdbool.h>
 #include <stdint.h>
+
+#include "util/error.h"
+
+/*
+ * uffd_check() - is that a userfaultfd, and fit for a guest?
+ * @claimed: features that its sender says it has
+ *
+ * By what the kernel alone can say of a descriptor. Events are needed, or what the VMM unmaps,
+ * moves and discards would not be known. From here on it does not block.
+ *
+ * Return: 0; -EINVAL with @err set.
+ */
+int uffd_check(int fd, uint64_t claimed, struct error *err);
+
+/* Only whether it is one: of a guest that runs already nothing else matters. */
+int uffd_check_kind(int fd, struct error *err);
+
+/* Whoever shares the description may have changed that: poll() says POLLERR then. */
+void uffd_set_nonblocking(int fd);
 
 /* What became of a range. Negative values are unexpected errnos. */
 enum uffd_result {
@@ -36,7 +56,19 @@ int uffd_poison(int uffd, uint64_t addr, uint64_t len, uint64_t *ret_done);
 /* Have all threads that wait in a range look again. Return: as above. */
 int uffd_wake(int uffd, uint64_t addr, uint64_t len);
 
-/* Watch no longer. Return: as above. */
+/*
+ * Watch no longer; who waits is woken. Return: UFFD_DONE; UFFD_UNMAPPED where nothing was changed,
+ * because nothing is mapped there, or memory of another kind over any part of it; UFFD_VMM_GONE.
+ */
 int uffd_unregister(int uffd, uint64_t addr, uint64_t len);
+
+/*
+ * uffd_is_quiet() - no thread of the VMM is changing mappings of registered memory
+ *
+ * One that is has raised its event, or will, and waits until it is read. Asked after
+ * uffd_unregister() of all ranges the answer "quiet" is final: who comes later meets nothing that
+ * is registered, and who came before is still counted.
+ */
+bool uffd_is_quiet(int uffd);
 
 #endif

@@ -34,6 +34,7 @@ struct ask {
 	uint64_t tag; /* the caller's */
 	uint64_t guest_phys_addr;
 	uint64_t len;
+	bool discard;
 };
 
 struct postcopy_channel {
@@ -193,13 +194,14 @@ static int send_request(struct postcopy_channel *ch, const struct ask *a, struct
 {
 	struct fetch_request q = { .tag = a->number,
 		                   .guest_phys_addr = a->guest_phys_addr,
-		                   .len = a->len };
-	uint8_t buf[FETCH_REQUEST_BYTES];
+		                   .len = a->len,
+		                   .discard = a->discard };
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX];
+	size_t len = fetch_request_encode(&q, buf);
 	ssize_t n;
 
-	fetch_request_encode(&q, buf);
 	do
-		n = send(ch->sock, buf, sizeof buf, MSG_DONTWAIT | MSG_NOSIGNAL);
+		n = send(ch->sock, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL);
 	while (n < 0 && errno == EINTR);
 	if (n >= 0 || errno == EPIPE || errno == ECONNRESET)
 		return 0;
@@ -231,15 +233,14 @@ static int new_ask(struct postcopy_channel *ch, const struct ask *what, struct a
 	                 POSTCOPY_ASKS_MAX);
 }
 
-/* The fetch of the same range that was given up, to wait on; or NULL. */
-static struct ask *find_abandoned(struct postcopy_channel *ch, uint64_t guest_phys_addr,
-                                  uint64_t len)
+/* The same request, that was given up, to wait on; or NULL. */
+static struct ask *find_abandoned(struct postcopy_channel *ch, const struct ask *what)
 {
 	for (unsigned int i = 0; i < POSTCOPY_ASKS_MAX; i++) {
 		struct ask *a = &ch->asks[i];
 
-		if (a->state == ASK_ABANDONED && a->guest_phys_addr == guest_phys_addr &&
-		    a->len == len)
+		if (a->state == ASK_ABANDONED && a->guest_phys_addr == what->guest_phys_addr &&
+		    a->len == what->len && a->discard == what->discard)
 			return a;
 	}
 	return NULL;
@@ -250,27 +251,26 @@ static uint64_t deadline_of(int timeout_ms)
 	return timeout_ms < 0 ? UINT64_MAX : clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
 }
 
-static int refused_range(uint64_t guest_phys_addr, uint64_t len, struct error *err)
+static int refused_range(const struct ask *what, struct error *err)
 {
-	return error_set(err, -EINVAL, "can't fetch %#llx bytes at %#llx: not within one region",
-	                 (unsigned long long)len, (unsigned long long)guest_phys_addr);
+	return error_set(err, -EINVAL, "can't %s %#llx bytes at %#llx: not within one region",
+	                 what->discard ? "discard" : "fetch", (unsigned long long)what->len,
+	                 (unsigned long long)what->guest_phys_addr);
 }
 
-static int fetch(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t len,
-                 int timeout_ms, struct error *err)
+/* Ask, and wait for the answer. */
+static int ask_and_wait(struct postcopy_channel *ch, const struct ask *what, uint64_t deadline_ns,
+                        struct error *err)
 {
-	struct ask what = { .state = ASK_FETCHING, .guest_phys_addr = guest_phys_addr, .len = len };
-	uint64_t deadline_ns = deadline_of(timeout_ms);
-	struct ask *a;
-	int rc = check_range(guest_phys_addr, len, err);
+	struct ask *a = find_abandoned(ch, what);
+	int rc = 0;
 
-	if (rc || ch->all_present)
-		return rc;
-	a = find_abandoned(ch, guest_phys_addr, len);
+	if (ch->all_present)
+		return 0;
 	if (a)
 		a->state = ASK_FETCHING;
 	else
-		rc = new_ask(ch, &what, &a, err);
+		rc = new_ask(ch, what, &a, err);
 	if (rc)
 		return rc;
 	while (!rc && a->state == ASK_FETCHING)
@@ -278,12 +278,21 @@ static int fetch(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t
 	if (rc) {
 		a->state = ASK_ABANDONED;
 		if (rc == -ETIMEDOUT)
-			error_set(err, rc, "the pages at %#llx are not here after %d ms",
-			          (unsigned long long)guest_phys_addr, timeout_ms);
+			error_set(err, rc, "the pages at %#llx are not here in time",
+			          (unsigned long long)what->guest_phys_addr);
 		return rc;
 	}
 	a->state = ASK_FREE;
-	return a->result ? refused_range(guest_phys_addr, len, err) : 0;
+	return a->result ? refused_range(what, err) : 0;
+}
+
+static int fetch(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t len,
+                 int timeout_ms, struct error *err)
+{
+	struct ask what = { .state = ASK_FETCHING, .guest_phys_addr = guest_phys_addr, .len = len };
+	int rc = check_range(guest_phys_addr, len, err);
+
+	return rc ? rc : ask_and_wait(ch, &what, deadline_of(timeout_ms), err);
 }
 
 int postcopy_channel_fetch(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t len,
@@ -308,6 +317,37 @@ static int ask(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t l
 	if (!rc && ch->all_present)
 		a->state = ASK_ANSWERED;
 	return rc;
+}
+
+static int discard(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t len,
+                   int timeout_ms, struct error *err)
+{
+	uint64_t deadline_ns = deadline_of(timeout_ms);
+	int rc = 0;
+
+	if (!len || (guest_phys_addr | len) % FETCH_ALIGN)
+		return error_set(
+		        err, -EINVAL, "can't discard %#llx bytes at %#llx: give multiples of %u",
+		        (unsigned long long)len, (unsigned long long)guest_phys_addr, FETCH_ALIGN);
+	while (len && !rc) {
+		struct ask what = { .state = ASK_FETCHING,
+			            .guest_phys_addr = guest_phys_addr,
+			            .len = len < FETCH_LEN_MAX ? len : FETCH_LEN_MAX,
+			            .discard = true };
+
+		rc = ask_and_wait(ch, &what, deadline_ns, err);
+		guest_phys_addr += what.len;
+		len -= what.len;
+	}
+	return rc;
+}
+
+int postcopy_discard(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t len,
+                     int timeout_ms, struct postcopy_error *err)
+{
+	struct error e = ERROR_INIT;
+
+	return report_error(err, discard(ch, guest_phys_addr, len, timeout_ms, &e), &e);
 }
 
 int postcopy_channel_ask(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t len,

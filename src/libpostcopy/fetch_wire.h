@@ -7,9 +7,11 @@
  * VMM_WIRE_CHANNEL. The daemon's fault thread serves it. All little-endian:
  *
  *   VMM -> daemon   u64 tag, u64 guest physical address, u64 length (bytes)
+ *                   and, where it is no fetch: u64 what (FETCH_DISCARD)
  *   daemon -> VMM   u64 tag, u32 code (0 or a positive errno), u32 reserved (0)
  *
- * An answer says that every page of the range is in place. Answers come in any order. The
+ * An answer says that every page of the range is in place. FETCH_DISCARD: those that had not
+ * arrived are zero, and nothing of any is still on its way. Answers come in any order. The
  * tag FETCH_TAG_ALL, which no request may use, says that all of the guest is: nothing needs to
  * be asked any more, and what was asked is there. FETCH_TAG_AGAIN says that another process
  * of the daemon serves the channel now: what has no answer yet is to be asked again, for the
@@ -22,6 +24,8 @@
 #include "util/bytes.h"
 
 #define FETCH_REQUEST_BYTES 24
+#define FETCH_REQUEST_BYTES_MAX (FETCH_REQUEST_BYTES + 8)
+#define FETCH_DISCARD 1
 #define FETCH_ANSWER_BYTES 16
 #define FETCH_TAG_ALL UINT64_MAX
 #define FETCH_TAG_AGAIN (UINT64_MAX - 1)
@@ -32,6 +36,7 @@ struct fetch_request {
 	uint64_t tag;
 	uint64_t guest_phys_addr;
 	uint64_t len;
+	bool discard;
 };
 
 struct fetch_answer {
@@ -39,11 +44,16 @@ struct fetch_answer {
 	uint32_t code;
 };
 
-static inline void fetch_request_encode(const struct fetch_request *q, void *buf)
+/* Into @buf of FETCH_REQUEST_BYTES_MAX. Return: the length. */
+static inline size_t fetch_request_encode(const struct fetch_request *q, void *buf)
 {
 	buf = put_u64(buf, q->tag);
 	buf = put_u64(buf, q->guest_phys_addr);
-	put_u64(buf, q->len);
+	buf = put_u64(buf, q->len);
+	if (!q->discard)
+		return FETCH_REQUEST_BYTES;
+	put_u64(buf, FETCH_DISCARD);
+	return FETCH_REQUEST_BYTES_MAX;
 }
 
 /* Return: whether @buf is a request at all; what it asks for is not checked. */
@@ -54,6 +64,9 @@ static inline bool fetch_request_decode(const void *buf, size_t len, struct fetc
 	ret->tag = get_u64(&r);
 	ret->guest_phys_addr = get_u64(&r);
 	ret->len = get_u64(&r);
+	ret->discard = len != FETCH_REQUEST_BYTES;
+	if (ret->discard && get_u64(&r) != FETCH_DISCARD)
+		return false;
 	return reader_done(&r) && ret->tag < FETCH_TAG_AGAIN;
 }
 

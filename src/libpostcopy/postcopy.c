@@ -13,6 +13,7 @@
 #include <sys/time.h>
 #include <sys/un.h>
 
+#include "libpostcopy/arriving.h"
 #include "libpostcopy/internal.h"
 #include "libpostcopy/table.h"
 #include "libpostcopy/uffd.h"
@@ -85,6 +86,7 @@ struct postcopy {
 	/* destination: our own copy. Were the daemon's the last one, its death would let
 	   absent pages read as zeroes. */
 	int uffd;
+	struct arriving arriving;
 	size_t n_registered;
 	struct {
 		void *addr;
@@ -329,6 +331,9 @@ static int attach(enum vmm_wire_role role, const char *path, const char *id,
 	rc = vmm_wire_id_check(id, err);
 	if (!rc)
 		rc = table_check(regions, n_regions, err);
+	/* Also as a destination: what is arriving would be discarded. */
+	if (!rc)
+		rc = arriving_check(regions, n_regions, err);
 	if (rc)
 		return rc;
 	memcpy(msg.id, id, strlen(id));
@@ -352,6 +357,8 @@ static int attach(enum vmm_wire_role role, const char *path, const char *id,
 		rc = await_attached(p, id, err);
 	if (rc)
 		return rc;
+	if (role == VMM_WIRE_DESTINATION)
+		arriving_add(&p->arriving, id, regions, n_regions);
 	*ret = steal_ptr(&p);
 	return 0;
 }
@@ -550,6 +557,8 @@ static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event 
 	/* Whoever runs on, or has all at the destination, is not asked for it again. */
 	if (t->from == STATE_PAUSED)
 		close_fd(&p->vmstate_fd);
+	if (t->to == STATE_COMPLETE)
+		arriving_remove(&p->arriving);
 	p->state = t->to;
 	fill_event(t, &msg, ret_event);
 	ret_event->vmstate_fd = steal_fd(&fd);
@@ -701,6 +710,7 @@ struct postcopy *postcopy_detach(struct postcopy *p)
 {
 	if (!p)
 		return NULL;
+	arriving_remove(&p->arriving);
 	/* The daemon may still hold its copies, so closing ours would not unregister. */
 	for (size_t i = 0; i < p->n_registered; i++)
 		uffd_unregister(p->uffd, p->registered[i].addr, p->registered[i].size);

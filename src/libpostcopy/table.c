@@ -3,6 +3,9 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <sys/stat.h>
+
+#include "util/maps.h"
 
 #define PAGE_4K 4096ull
 #define PAGE_2M (2ull << 20)
@@ -49,6 +52,22 @@ static int check_multiple(uint64_t value, const char *what, const struct postcop
 	return 0;
 }
 
+/* By the source's file the daemon sees what the guest does, and by the destination's the other way.
+ */
+static int check_shared(const struct postcopy_region *r, size_t i, struct error *err)
+{
+	uint64_t start = (uintptr_t)r->host_addr, addr;
+	struct stat st;
+
+	if (r->fd < 0 || fstat(r->fd, &st) ||
+	    maps_find_private(0, start, start + r->size, st.st_dev, st.st_ino, &addr))
+		return 0;
+	return error_set(err, -EINVAL,
+	                 "region %zu: host_addr is mapped MAP_PRIVATE: what the guest writes there "
+	                 "is not in fd %d; map it MAP_SHARED",
+	                 i, r->fd);
+}
+
 static int check_region(const struct postcopy_region *r, size_t i, struct error *err)
 {
 	bool anonymous = r->memory == POSTCOPY_MEMORY_ANONYMOUS;
@@ -83,6 +102,8 @@ static int check_region(const struct postcopy_region *r, size_t i, struct error 
 		rc = check_multiple((uintptr_t)r->host_addr, "host_addr", r, i, err);
 	if (!rc)
 		rc = check_multiple(r->fd_offset, "fd_offset", r, i, err);
+	if (!rc)
+		rc = check_shared(r, i, err);
 	return rc;
 }
 
@@ -90,6 +111,15 @@ static int check_region(const struct postcopy_region *r, size_t i, struct error 
 static bool overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
 {
 	return a < b + b_size && b < a + a_size;
+}
+
+/* Whatever their descriptors' numbers are. */
+static bool same_file(const struct postcopy_region *a, const struct postcopy_region *b)
+{
+	struct stat st_a, st_b;
+
+	return a->fd >= 0 && b->fd >= 0 && !fstat(a->fd, &st_a) && !fstat(b->fd, &st_b) &&
+	       st_a.st_dev == st_b.st_dev && st_a.st_ino == st_b.st_ino;
 }
 
 static int check_pair(const struct postcopy_region *regions, size_t i, size_t j, struct error *err)
@@ -100,6 +130,9 @@ static int check_pair(const struct postcopy_region *regions, size_t i, size_t j,
 		return error_set(err, -EINVAL, "regions %zu and %zu overlap in guest memory", i, j);
 	if (overlap((uintptr_t)a->host_addr, a->size, (uintptr_t)b->host_addr, b->size))
 		return error_set(err, -EINVAL, "regions %zu and %zu overlap at host_addr", i, j);
+	if (!((a->flags | b->flags) & POSTCOPY_REGION_PRIVATE) &&
+	    overlap(a->fd_offset, a->size, b->fd_offset, b->size) && same_file(a, b))
+		return error_set(err, -EINVAL, "regions %zu and %zu overlap in their file", i, j);
 	return 0;
 }
 

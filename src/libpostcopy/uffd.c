@@ -89,6 +89,50 @@ static int try_register(int fd, const struct postcopy_region *r, uint64_t mode)
 	return ioctl(fd, UFFDIO_REGISTER, &reg) ? -errno : 0;
 }
 
+/* Pages come to it by its descriptor. */
+static int check_writable(const struct postcopy_region *r, size_t index, struct error *err)
+{
+	int seals = fcntl(r->fd, F_GET_SEALS);
+	int flags = fcntl(r->fd, F_GETFL);
+
+	if (flags >= 0 && (flags & O_ACCMODE) != O_RDWR)
+		return error_set(err, -EINVAL,
+		                 "region %zu: fd %d is not open for reading and writing", index,
+		                 r->fd);
+	if (seals >= 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)))
+		return error_set(err, -EINVAL,
+		                 "region %zu: fd %d is sealed against writing (F_SEAL_WRITE or "
+		                 "F_SEAL_FUTURE_WRITE): no page can come",
+		                 index, r->fd);
+	return 0;
+}
+
+/* Whatever it was populated with: read, written, allocated, or only locked. */
+static int discard(const struct postcopy_region *r, size_t index, struct error *err)
+{
+	if (r->memory != POSTCOPY_MEMORY_ANONYMOUS) {
+		int rc = check_writable(r, index, err);
+
+		if (rc)
+			return rc;
+		if (fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		              (off_t)r->fd_offset, (off_t)r->size))
+			return error_errno(err, -errno,
+			                   "region %zu: can't discard what its %s memory holds "
+			                   "(FALLOC_FL_PUNCH_HOLE)",
+			                   index, table_memory_name(r->memory));
+		return 0;
+	}
+	/* The first is not known before Linux 5.18, and the second not for locked memory. */
+	if (madvise(r->host_addr, r->size, MADV_DONTNEED_LOCKED) &&
+	    madvise(r->host_addr, r->size, MADV_DONTNEED))
+		return error_errno(
+		        err, -errno, "region %zu: can't discard what is at %p (MADV_DONTNEED)%s",
+		        index, r->host_addr,
+		        errno == EINVAL ? "; before Linux 5.18 it may not be locked" : "");
+	return 0;
+}
+
 int uffd_register(int fd, const struct postcopy_region *r, size_t index, uint32_t *ret_mode,
                   struct error *err)
 {
@@ -97,6 +141,10 @@ int uffd_register(int fd, const struct postcopy_region *r, size_t index, uint32_
 
 	if (r->memory != POSTCOPY_MEMORY_ANONYMOUS)
 		mode |= UFFDIO_REGISTER_MODE_MINOR;
+	/* Before: after it the madvise() would wait for somebody who reads its event. */
+	rc = discard(r, index, err);
+	if (rc)
+		return rc;
 	rc = try_register(fd, r, mode);
 	/*
 	 * Both first: of the guest_memfd kernels some offer MINOR alone, and some let the

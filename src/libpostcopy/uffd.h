@@ -20,7 +20,7 @@
 int uffd_open(int *ret_fd, uint64_t *ret_features, struct error *err);
 
 /*
- * uffd_register() - trap absent pages of a region, and keep it from children
+ * uffd_register() - empty a region, trap its absent pages, and keep it from children
  * @index: of the region, for the error
  * @ret_mode: the UFFDIO_REGISTER_MODE_* that the kernel took
  *

@@ -350,10 +350,10 @@ int vmm_wire_send(int sock, const struct vmm_wire_msg *msg, const int *fds, size
 	return 0;
 }
 
-static void close_all(int *fds, size_t n)
+/* Of a daemon that is ours: no harm in it. */
+static void just_close(int *fd)
 {
-	for (size_t i = 0; i < n; i++)
-		close(fds[i]);
+	close(*fd);
 }
 
 /*
@@ -361,9 +361,9 @@ static void close_all(int *fds, size_t n)
  * room for credentials too, which the kernel fills with descriptors where the socket
  * does not ask for any.
  *
- * Return: whether they were too many; those beyond the limit are closed.
+ * Return: whether they were too many; those beyond the limit are discarded.
  */
-static bool take_fds(struct msghdr *hdr, int *fds, size_t *n_fds)
+static bool take_fds(struct msghdr *hdr, int *fds, size_t *n_fds, void (*discard)(int *fd))
 {
 	bool too_many = hdr->msg_flags & MSG_CTRUNC;
 
@@ -381,7 +381,7 @@ static bool take_fds(struct msghdr *hdr, int *fds, size_t *n_fds)
 			if (*n_fds < VMM_WIRE_FDS_MAX) {
 				fds[(*n_fds)++] = fd;
 			} else {
-				close(fd);
+				discard(&fd);
 				too_many = true;
 			}
 		}
@@ -389,8 +389,8 @@ static bool take_fds(struct msghdr *hdr, int *fds, size_t *n_fds)
 	return too_many;
 }
 
-int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, size_t *ret_n_fds,
-                  struct error *err)
+int vmm_wire_recv_from(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds,
+                       size_t *ret_n_fds, void (*discard)(int *fd), struct error *err)
 {
 	char buf[VMM_WIRE_PACKET_MAX];
 	_Alignas(struct cmsghdr) char control[CMSG_SPACE(VMM_WIRE_FDS_MAX * sizeof(int)) +
@@ -412,7 +412,7 @@ int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, s
 	while (n < 0 && (errno == EINTR || (errno == ECONNRESET && n_resets++ == 0)));
 	if (n < 0)
 		return errno == ECONNRESET ? -EPIPE : -errno;
-	too_many = take_fds(&hdr, fds, &n_fds);
+	too_many = take_fds(&hdr, fds, &n_fds, discard);
 	if (!n)
 		rc = -EPIPE;
 	else if (too_many)
@@ -423,9 +423,16 @@ int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, s
 	else
 		rc = vmm_wire_decode(buf, (size_t)n, n_fds, ret_msg, err);
 	if (rc) {
-		close_all(fds, n_fds);
+		for (size_t i = 0; i < n_fds; i++)
+			discard(&fds[i]);
 		return rc;
 	}
 	*ret_n_fds = n_fds;
 	return 0;
+}
+
+int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, size_t *ret_n_fds,
+                  struct error *err)
+{
+	return vmm_wire_recv_from(sock, flags, ret_msg, fds, ret_n_fds, just_close, err);
 }

@@ -139,4 +139,11 @@ int vmm_wire_send(int sock, const struct vmm_wire_msg *msg, const int *fds, size
 int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, size_t *ret_n_fds,
                   struct error *err);
 
+/*
+ * vmm_wire_recv_from() - the same from a stranger
+ * @discard: closes a descriptor that is not handed over, and which may be of any kind
+ */
+int vmm_wire_recv_from(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds,
+                       size_t *ret_n_fds, void (*discard)(int *fd), struct error *err);
+
 #endif

@@ -8,17 +8,22 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
-#include <linux/magic.h>
 
+#include "mem/descriptor.h"
 #include "util/cleanup.h"
+#include "util/clock.h"
 #include "util/guard.h"
 
 /* Pieces at least this large are dropped from the alias after reading, to bound its RSS. */
 #define ALIAS_DROP_BYTES (64u * 1024u)
 
+/* What is discarded at a time: populated and mapped, that takes some 20 ms. */
+#define PUNCH_BYTES (64ull << 20)
+
 struct memory {
 	enum postcopy_memory kind;
 	int fd;
+	int seek_fd; /* memfd: a description of our own, for the VMM's has its offset for the VMM */
 	uint64_t fd_offset;
 	uint64_t size;
 	uint64_t page_size;
@@ -33,115 +38,102 @@ struct memory *memory_free(struct memory *m)
 		return NULL;
 	if (m->alias)
 		munmap(m->alias, m->size);
+	close_fd(&m->seek_fd);
 	close_fd(&m->fd);
 	free(m);
 	return NULL;
 }
-/* Where the descriptor leads, as the kernel names it; empty where it can't tell. */
-static void fd_name(int fd, char *buf, size_t size)
+
+/* All of the region lies in the file. Its kind is known: it may be asked. */
+static int check_size(const struct memory *m, uint32_t index, struct error *err)
 {
-	char link[64];
-	ssize_t len;
-
-	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-	len = readlink(link, buf, size - 1);
-	buf[len < 0 ? 0 : len] = 0;
-}
-
-static int refuse(uint32_t index, enum postcopy_memory kind, int fd, const char *why,
-                  struct error *err)
-{
-	char name[96];
-
-	fd_name(fd, name, sizeof name);
-	return error_set(err, -EINVAL, "region %u: descriptor (%s) is no %s: %s", index, name,
-	                 memory_name(kind), why);
-}
-
-/* memfd and hugetlb: a file of the right kind that can't shrink under us. */
-static int check_sealed_file(const struct memory *m, uint32_t index, struct error *err)
-{
-	bool huge = m->kind == POSTCOPY_MEMORY_HUGETLB;
-	struct statfs fs;
 	struct stat st;
-	int seals;
 
-	if (fstatfs(m->fd, &fs) || fstat(m->fd, &st))
+	if (fstat(m->fd, &st))
 		return error_errno(err, -errno, "region %u: descriptor", index);
-	if (huge && (fs.f_type != HUGETLBFS_MAGIC || (uint64_t)fs.f_bsize != m->page_size))
-		return refuse(index, m->kind, m->fd, "not hugetlbfs of the region's page size",
-		              err);
-	if (!huge && fs.f_type != TMPFS_MAGIC)
-		return refuse(index, m->kind, m->fd, "not shared memory", err);
 	if (st.st_size < 0 || m->fd_offset + m->size > (uint64_t)st.st_size)
 		return error_set(err, -EINVAL,
 		                 "region %u: offset %#llx plus size %#llx exceed the descriptor's "
 		                 "%#llx bytes",
 		                 index, (unsigned long long)m->fd_offset,
 		                 (unsigned long long)m->size, (unsigned long long)st.st_size);
-	seals = fcntl(m->fd, F_GET_SEALS);
-	if (seals < 0)
-		return refuse(index, m->kind, m->fd, "it has no seals", err);
-	if (!(seals & F_SEAL_SHRINK) && fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK))
-		return refuse(index, m->kind, m->fd,
-		              "it can't be sealed F_SEAL_SHRINK; create it with MFD_ALLOW_SEALING",
-		              err);
 	return 0;
 }
 
-static int check_guest_memfd(const struct memory *m, uint32_t index, struct error *err)
+static int refuse(const struct memory *m, uint32_t index, const char *why, struct error *err)
 {
-	struct stat st;
 	char name[96];
 
-	fd_name(m->fd, name, sizeof name);
-	if (!strstr(name, "kvm-gmem"))
-		return refuse(index, m->kind, m->fd, "not from KVM_CREATE_GUEST_MEMFD", err);
-	if (fstat(m->fd, &st))
-		return error_errno(err, -errno, "region %u: descriptor", index);
-	if (st.st_size < 0 || m->fd_offset + m->size > (uint64_t)st.st_size)
-		return error_set(err, -EINVAL,
-		                 "region %u: offset %#llx plus size %#llx exceed the guest_memfd's "
-		                 "%#llx bytes",
-		                 index, (unsigned long long)m->fd_offset,
-		                 (unsigned long long)m->size, (unsigned long long)st.st_size);
-	return 0;
+	descriptor_name(m->fd, name, sizeof name);
+	return error_set(err, -EINVAL, "region %u: descriptor (%s) of %s: %s", index, name,
+	                 memory_name(m->kind), why);
 }
 
-static int check_proc_mem(const struct memory *m, uint32_t index, struct error *err)
+/*
+ * memfd and hugetlb: a file that can't shrink under us, and where pages come that they can come to.
+ * F_SEAL_FUTURE_WRITE lets the VMM's mapping be written, but no descriptor, and no mapping of ours.
+ */
+static int check_seals(const struct memory *m, uint32_t index, bool writable, struct error *err)
+{
+	int seals = fcntl(m->fd, F_GET_SEALS);
+
+	if (seals < 0)
+		return refuse(m, index, "it has no seals", err);
+	if (writable && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)))
+		return refuse(m, index,
+		              seals & F_SEAL_WRITE ? "it is sealed F_SEAL_WRITE: no page can come"
+		                                   : "it is sealed F_SEAL_FUTURE_WRITE: no page "
+		                                     "can come",
+		              err);
+	if (seals & F_SEAL_SHRINK || !fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK))
+		return 0;
+	return refuse(m, index,
+	              seals & F_SEAL_SEAL ? "it can't be sealed F_SEAL_SHRINK; create it with "
+	                                    "MFD_ALLOW_SEALING"
+	                                  : "it can't be sealed F_SEAL_SHRINK, for it is not open "
+	                                    "for writing; seal it before, or open it O_RDWR",
+	              err);
+}
+
+static int check_page_size(const struct memory *m, uint32_t index, struct error *err)
 {
 	struct statfs fs;
-	char name[96];
-	size_t len;
 
-	fd_name(m->fd, name, sizeof name);
-	len = strlen(name);
-	if (fstatfs(m->fd, &fs) || fs.f_type != PROC_SUPER_MAGIC || len < 4 ||
-	    strcmp(name + len - 4, "/mem"))
-		return refuse(index, m->kind, m->fd, "not a /proc/PID/mem", err);
+	if (fstatfs(m->fd, &fs))
+		return error_errno(err, -errno, "region %u: descriptor", index);
+	if ((uint64_t)fs.f_bsize != m->page_size)
+		return refuse(m, index, "its pages are not of the region's page size", err);
 	return 0;
 }
 
-static int check_fd(const struct memory *m, uint32_t index, bool writable, struct error *err)
+static int check_access(const struct memory *m, uint32_t index, bool writable, struct error *err)
 {
 	int flags = fcntl(m->fd, F_GETFL);
 
 	if (flags < 0)
 		return error_errno(err, -errno, "region %u: descriptor", index);
 	if (writable && (flags & O_ACCMODE) != O_RDWR)
-		return refuse(index, m->kind, m->fd, "not open for reading and writing", err);
+		return refuse(m, index, "not open for reading and writing", err);
 	if ((flags & O_ACCMODE) == O_WRONLY)
-		return refuse(index, m->kind, m->fd, "not open for reading", err);
-	switch (m->kind) {
-	case POSTCOPY_MEMORY_MEMFD:
-	case POSTCOPY_MEMORY_HUGETLB:
-		return check_sealed_file(m, index, err);
-	case POSTCOPY_MEMORY_GUEST_MEMFD:
-		return check_guest_memfd(m, index, err);
-	case POSTCOPY_MEMORY_ANONYMOUS:
-		return check_proc_mem(m, index, err);
-	}
-	return error_set(err, -EINVAL, "region %u: unknown memory", index);
+		return refuse(m, index, "not open for reading", err);
+	return 0;
+}
+
+static int check_fd(const struct memory *m, uint32_t index, bool writable, struct error *err)
+{
+	int rc = descriptor_check_memory(m->fd, m->kind, index, err);
+
+	if (!rc)
+		rc = check_access(m, index, writable, err);
+	if (rc || m->kind == POSTCOPY_MEMORY_ANONYMOUS)
+		return rc;
+	if (m->kind == POSTCOPY_MEMORY_HUGETLB)
+		rc = check_page_size(m, index, err);
+	if (!rc)
+		rc = check_size(m, index, err);
+	if (!rc && m->kind != POSTCOPY_MEMORY_GUEST_MEMFD)
+		rc = check_seals(m, index, writable, err);
+	return rc;
 }
 
 static int map_alias(struct memory *m, uint32_t index, int prot, struct error *err)
@@ -162,7 +154,7 @@ static struct memory *memory_alloc(const struct region *region)
 	if (!m)
 		return NULL;
 	m->kind = region->memory;
-	m->fd = -1;
+	m->fd = m->seek_fd = -1;
 	m->fd_offset = region->fd_offset;
 	m->size = region->size;
 	m->page_size = region->page_size;
@@ -195,6 +187,17 @@ int memory_open_source(const struct region *region, uint32_t index, int fd, stru
 	return 0;
 }
 
+static int open_seek_fd(struct memory *m, uint32_t index, struct error *err)
+{
+	char link[64];
+
+	snprintf(link, sizeof link, "/proc/self/fd/%d", m->fd);
+	m->seek_fd = open(link, O_RDONLY | O_CLOEXEC);
+	if (m->seek_fd < 0)
+		return error_errno(err, -errno, "region %u: opening the memfd anew", index);
+	return 0;
+}
+
 /* Asked with nothing to write: a guest_memfd without write() is not seekable at all. */
 static bool knows_pwrite(int fd, uint64_t offset)
 {
@@ -215,8 +218,10 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 	}
 	m->fd = fd;
 	rc = check_fd(m, index, true, err);
-	if (!rc && m->kind != POSTCOPY_MEMORY_MEMFD)
-		rc = map_alias(m, index, PROT_READ | PROT_WRITE, err);
+	if (!rc)
+		rc = m->kind == POSTCOPY_MEMORY_MEMFD
+		             ? open_seek_fd(m, index, err)
+		             : map_alias(m, index, PROT_READ | PROT_WRITE, err);
 	if (rc)
 		return fail_open(m, rc);
 	atomic_store(&m->can_write,
@@ -224,6 +229,56 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 	                                                  knows_pwrite(m->fd, m->fd_offset)));
 	*ret = m;
 	return 0;
+}
+
+/* Whether the whole file has no page. KVM does not count a guest_memfd's. */
+static bool is_all_hole(const struct memory *m)
+{
+	struct stat st;
+
+	return m->kind != POSTCOPY_MEMORY_GUEST_MEMFD && !fstat(m->fd, &st) && !st.st_blocks;
+}
+
+/*
+ * Piece by piece, for nobody else is served meanwhile: larger ones where there is nothing, for
+ * those take no time.
+ */
+static int punch(const struct memory *m, uint32_t index, uint64_t deadline_ns, struct error *err)
+{
+	uint64_t piece = PUNCH_BYTES;
+
+	for (uint64_t at = 0, len; at < m->size && !is_all_hole(m); at += len) {
+		uint64_t begin_ns = clock_now_ns();
+
+		if (begin_ns > deadline_ns)
+			return error_set(err, -EBUSY,
+			                 "region %u: its memory is not empty, and too much to "
+			                 "discard from offset %#llx on: the VMM must do that "
+			                 "before it attaches (FALLOC_FL_PUNCH_HOLE)",
+			                 index, (unsigned long long)at);
+		piece = piece < m->page_size ? m->page_size : piece;
+		len = m->size - at < piece ? m->size - at : piece;
+		if (fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		              (off_t)(m->fd_offset + at), (off_t)len))
+			return error_errno(err, -errno, "region %u: discarding what is at %#llx",
+			                   index, (unsigned long long)at);
+		piece = clock_now_ns() - begin_ns < NSEC_PER_MSEC ? 2 * piece : PUNCH_BYTES;
+	}
+	return 0;
+}
+
+int memory_empty(struct memory *m, uint32_t index, uint64_t deadline_ns, struct error *err)
+{
+	int rc;
+
+	if (m->kind == POSTCOPY_MEMORY_ANONYMOUS || is_all_hole(m))
+		return 0;
+	rc = punch(m, index, deadline_ns, err);
+	if (rc || m->kind != POSTCOPY_MEMORY_HUGETLB)
+		return rc;
+	/* What is discarded has lost its reservation, and a new mapping makes one. */
+	munmap(steal_ptr(&m->alias), m->size);
+	return map_alias(m, index, PROT_READ | PROT_WRITE, err);
 }
 
 int memory_read(struct memory *m, uint64_t offset, void *buf, size_t len)
@@ -303,20 +358,17 @@ int memory_fill(struct memory *m, uint64_t offset, const void *buf, size_t len, 
 	return rc;
 }
 
-bool memory_has(const struct memory *m, uint64_t offset)
+uint64_t memory_hole(const struct memory *m, uint64_t offset, uint64_t len)
 {
-	off_t at = (off_t)(m->fd_offset + offset);
-	_cleanup_close_ int fd = -1;
-	char link[64];
+	uint64_t at = m->fd_offset + offset;
 	off_t data;
 
-	/* A description of our own: the VMM's has its offset for the VMM. */
-	snprintf(link, sizeof link, "/proc/self/fd/%d", m->fd);
-	fd = open(link, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return true;
-	data = lseek(fd, at, SEEK_DATA);
-	return data == at || (data < 0 && errno != ENXIO);
+	if (m->kind == POSTCOPY_MEMORY_ANONYMOUS)
+		return len;
+	data = lseek(m->seek_fd, (off_t)at, SEEK_DATA);
+	if (data < 0)
+		return errno == ENXIO ? len : 0;
+	return (uint64_t)data - at < len ? (uint64_t)data - at : len;
 }
 
 int memory_touch(struct memory *m, uint64_t offset)

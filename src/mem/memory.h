@@ -20,6 +20,8 @@
  * allocated, a truncated file is an error and not a signal, and the daemon's resident
  * size does not grow with the guest.
  *
+ * What a descriptor is was established before it is asked anything (mem/descriptor.h).
+ *
  * Threads: after opening, all calls are safe from any thread; who may fill what is
  * page_state's business.
  */
@@ -62,6 +64,19 @@ int memory_open_source(const struct region *region, uint32_t index, int fd, stru
 int memory_open_destination(const struct region *region, uint32_t index, int fd,
                             struct memory **ret, struct error *err);
 
+/*
+ * memory_empty() - have the destination's memory be all holes, before any of it is filled
+ * @deadline_ns: where it takes longer it is given up (clock_now_ns())
+ *
+ * What is there before the guest has come would be taken for the guest's, or for a page that
+ * arrived. A file's pages are discarded, also those that are only allocated, which no SEEK_DATA
+ * nor mincore() tells of. Anonymous memory is out of reach: mem/inspect.h looks at it.
+ *
+ * Return: 0; -EBUSY with @err naming the place from where on it was too much; or the errno of
+ * fallocate().
+ */
+int memory_empty(struct memory *m, uint32_t index, uint64_t deadline_ns, struct error *err);
+
 struct memory *memory_free(struct memory *m);
 
 /*
@@ -83,11 +98,12 @@ int memory_fill(struct memory *m, uint64_t offset, const void *buf, size_t len, 
                 struct memory_filled *filled);
 
 /*
- * memory_has() - whether a memfd has a page at @offset at all: what was never filled is a hole
+ * memory_hole() - how much of a stretch has no page in its memfd, from its front on
  *
- * Return: also true where that can't be told.
+ * Return: bytes; 0 where there is a page, or where that can't be told; @len for anonymous memory,
+ * where UFFDIO_COPY itself leaves alone what is there.
  */
-bool memory_has(const struct memory *m, uint64_t offset);
+uint64_t memory_hole(const struct memory *m, uint64_t offset, uint64_t len);
 
 /*
  * memory_touch() - have the host page at @offset exist, zeroed where it did not

@@ -11,8 +11,10 @@
 #include "util/cleanup.h"
 
 /* Bumped with each change of what lies in the memfd. */
-#define STATE_MAGIC 0x3230737063747370ull /* "pstcps02" */
-#define STATE_HEADER_BYTES 4096
+#define STATE_MAGIC 0x3330737063747370ull /* "pstcps03" */
+#define STATE_PAGE_BYTES 4096
+/* The header's page, and the room. */
+#define STATE_HEADER_BYTES (STATE_PAGE_BYTES + PAGE_STATE_ROOM_BYTES)
 
 /* At the start of the memfd. */
 struct state_header {
@@ -175,6 +177,11 @@ int page_state_adopt(const struct region_table *table, int fd, struct page_state
 int page_state_fd(const struct page_state *ps)
 {
 	return ps->fd;
+}
+
+void *page_state_room(struct page_state *ps)
+{
+	return (char *)ps->header + STATE_PAGE_BYTES;
 }
 
 uint64_t page_state_claim(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)

@@ -14,6 +14,9 @@
  *   copying   its claimer fills it by UFFDIO_COPY, which shows it to the guest in the same
  *             moment: before it is present the guest may have it, and have written to it.
  *
+ * Before them lies some room for who reads the userfaultfd's events (fault/events.h), which has to
+ * survive with them.
+ *
  * missing -> claimed -> present, never back, but for a claim that its owner gives up
  * before a byte of it could be visible.
  *
@@ -28,6 +31,9 @@
 #define MEM_PAGE_STATE_H
 
 #include "mem/region.h"
+
+/* Room in the memfd that is not the page state's; zeroed at first. */
+#define PAGE_STATE_ROOM_BYTES (20u * 1024u)
 
 struct page_state;
 
@@ -55,6 +61,9 @@ struct page_state *page_state_free(struct page_state *ps);
 
 /* The memfd with the bitmaps; borrowed. */
 int page_state_fd(const struct page_state *ps);
+
+/* PAGE_STATE_ROOM_BYTES, aligned to pages, as long as @ps lives. */
+void *page_state_room(struct page_state *ps);
 
 /* Return: the units of @mask that are now the caller's to fill. */
 uint64_t page_state_claim(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);

@@ -34,11 +34,6 @@ static bool page_size_fits(enum postcopy_memory memory, uint64_t page_size)
 	return false;
 }
 
-static bool ranges_overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len)
-{
-	return a < b + b_len && b < a + a_len;
-}
-
 /* One number of a region: a multiple of the page size that doesn't wrap with its length. */
 static int check_span(uint32_t index, const char *what, uint64_t start, const struct region *r,
                       struct error *err)

@@ -11,6 +11,8 @@
  *
  *   region.h      the table and its checks: nothing from outside is used before it
  *   page_state.h  what has arrived: claimed, present, wanted
+ *   descriptor.h  what a descriptor from outside is, before it is used
+ *   inspect.h     what a VMM's own mappings tell, where we may look
  *   memory.h      the memory behind a region: reading it and filling it
  *   addrmap.h     where a region is mapped in the VMM, as it moves
  *   probe.h       what this kernel can do, found by doing it
@@ -87,6 +89,12 @@ uint64_t region_word_mask(const struct region *region, uint64_t word);
 static inline uint64_t region_units_per_page(const struct region *region)
 {
 	return region->page_size >> UNIT_SHIFT;
+}
+
+/* Of ranges whose ends don't overflow. */
+static inline bool ranges_overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len)
+{
+	return a < b + b_len && b < a + a_len;
 }
 
 const char *memory_name(enum postcopy_memory memory);

@@ -814,10 +814,18 @@ static void give_up(struct conductor *k, const struct error *why)
 	abort = !m->may_have_run && m->epoch;
 	m->farewell = abort ? FAREWELL_ABORT : FAREWELL_NONE;
 	pthread_mutex_unlock(&m->lock);
-	if (abort)
-		say_goodbye(k, FRAME_ABORT, FRAME_ABORT_ACK, NEWS_FAILED);
-	else
+	if (!abort) {
 		migration_post(m, NEWS_FAILED);
+		return;
+	}
+	/*
+	 * Written down before it is said: a process after this one, that knew nothing of it, would
+	 * ask for the guest, while an ABORT of ours may still be on its way.
+	 */
+	migration_post(m, NEWS_FAREWELL);
+	wait_order(m, ORDER_FAREWELL | ORDER_STOP, 0);
+	if (!wait_order(m, ORDER_PARK, clock_now_ns()))
+		say_goodbye(k, FRAME_ABORT, FRAME_ABORT_ACK, NEWS_FAILED);
 }
 
 static void complete(struct conductor *k)

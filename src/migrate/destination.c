@@ -4,92 +4,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #include "fault/fetch.h"
-#include "mem/probe.h"
+#include "fault/uffd.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/thread.h"
-
-/*
- * MINOR alone on guest_memfd: one kernel interface traps absent pages by it, another lets
- * the guest read zeroes. Only trying tells them apart.
- */
-static int check_minor_alone(const struct region *r, uint32_t index, struct error *err)
-{
-	struct probe_backend backend;
-	int rc = probe_backend_run(PROBE_GUEST_MEMFD, &backend, err);
-
-	if (!rc)
-		rc = probe_mode_check(&backend, r->uffd_mode, err);
-	if (rc)
-		error_prefix(err, "region %u", index);
-	return rc;
-}
-
-/* The modes a region must be registered with, or its faults would not be seen. */
-static int check_uffd_mode(const struct region *r, uint32_t index, struct error *err)
-{
-	const uint32_t both = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR;
-	uint32_t needed =
-	        r->memory == POSTCOPY_MEMORY_ANONYMOUS ? UFFDIO_REGISTER_MODE_MISSING : both;
-
-	if (r->uffd_mode == needed)
-		return 0;
-	if (r->memory == POSTCOPY_MEMORY_GUEST_MEMFD && r->uffd_mode == UFFDIO_REGISTER_MODE_MINOR)
-		return check_minor_alone(r, index, err);
-	return error_set(err, -EINVAL,
-	                 "region %u: %s registered with userfaultfd mode %#x, not the %#x that "
-	                 "traps every absent page",
-	                 index, memory_name(r->memory), r->uffd_mode, needed);
-}
-
-static int open_memories(struct vmm_attach *attach, const struct region_table *table,
-                         struct memory **memories, struct error *err)
-{
-	int rc = 0;
-
-	for (uint32_t i = 0; i < table->n && !rc; i++) {
-		uint32_t index = attach->msg->regions[i].fd_index;
-		bool anonymous = table->regions[i].memory == POSTCOPY_MEMORY_ANONYMOUS;
-		int fd = index == VMM_WIRE_NO_FD ? -1 : attach->fds[index];
-
-		/* Neither read nor written: no migration starts with it. */
-		if (table->regions[i].flags & POSTCOPY_REGION_PRIVATE)
-			continue;
-		rc = check_uffd_mode(&table->regions[i], i, err);
-		if (!rc && anonymous != (fd < 0))
-			rc = error_set(err, -EINVAL, "region %u: %s %s a descriptor", i,
-			               memory_name(table->regions[i].memory),
-			               anonymous ? "with" : "without");
-		/* Regions may share one descriptor. */
-		fd = rc || anonymous ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
-		if (!rc && !anonymous && fd < 0)
-			rc = error_errno(err, -errno, "region %u: descriptor", i);
-		if (!rc)
-			rc = memory_open_destination(&table->regions[i], i, fd, &memories[i], err);
-		if (rc)
-			close_fd(&fd);
-	}
-	return rc;
-}
-
-static int check_uffd(int fd, struct error *err)
-{
-	char link[64], name[64];
-	ssize_t len;
-
-	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-	len = readlink(link, name, sizeof name - 1);
-	name[len < 0 ? 0 : len] = 0;
-	if (!strstr(name, "[userfaultfd]"))
-		return error_set(err, -EINVAL, "the first descriptor (%s) is no userfaultfd", name);
-	return 0;
-}
 
 int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
                        struct error *err)
@@ -107,17 +30,18 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 		.connection = conductor_pull_connection,
 		.arg = m,
 	};
-	int rc = check_uffd(attach->fds[0], err);
+	/* One that was taken over was checked by the process that took it in. */
+	int rc = state_fd < 0 ? uffd_check(attach->fds[0], attach->msg->uffd_features, err)
+	                      : uffd_check_kind(attach->fds[0], err);
 
 	if (!rc)
 		rc = migration_read_table(attach->msg, &config.table, err);
 	if (!rc)
-		rc = open_memories(attach, &config.table, config.memories, err);
+		rc = migration_open_memories(m, attach, &config.table, config.memories, err);
 	if (!rc)
 		rc = pull_new(&config, &m->pull, err);
 	if (rc) {
-		for (uint32_t i = 0; i < REGIONS_MAX; i++)
-			memory_free(config.memories[i]);
+		migration_free_memories(config.memories);
 		return rc;
 	}
 	attach->fds[0] = -1;
@@ -406,6 +330,10 @@ void destination_news(struct migration *m, unsigned int news)
 		tell_attributes(m);
 	if ((news & NEWS_WARM) && m->state == MIGRATION_WARMING)
 		log_migration_info(m->params.id, "connected, %s", pull_tls(m->pull));
+	if (news & NEWS_FAREWELL) {
+		migration_save(m);
+		migration_order(m, ORDER_FAREWELL);
+	}
 	if (news & NEWS_SWITCHOVER)
 		begin_switchover(m);
 	if ((news & NEWS_VMSTATE) && m->state == MIGRATION_SWITCHING)

@@ -34,6 +34,9 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 		                 m->params.id);
 	if (m->state != MIGRATION_PREPARED)
 		return migration_refuse_now(m, "attaching", err);
+	rc = migration_check_attach(m, attach, err);
+	if (rc)
+		return error_prefix(err, "migration \"%s\"", m->params.id);
 	migration_keep_attach(m, attach);
 	rc = m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err)
 	                                        : destination_attach(m, attach, -1, err);

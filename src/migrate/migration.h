@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 
+#include "mem/descriptor.h"
 #include "migrate/saved.h"
 #include "util/fd_store.h"
 #include "util/record.h"
@@ -27,6 +28,7 @@ enum migration_news {
 	NEWS_ENDED = 1 << 10,     /* the conductor has returned */
 	NEWS_REWARM = 1 << 11,    /* the source guest was attached anew */
 	NEWS_UNHEARD = 1 << 12,   /* unheard has changed */
+	NEWS_FAREWELL = 1 << 13,  /* so has farewell: write it down */
 };
 
 /* What the loop asks of the conductor. */
@@ -38,8 +40,11 @@ enum conductor_order {
 	ORDER_PULL_COMPLETE = 1 << 4, /* from the pull: every page is present */
 	ORDER_POISON = 1 << 7,        /* what is missing is lost */
 	ORDER_RECORDED = 1 << 6,      /* that the source will be asked for switchover */
+	ORDER_FAREWELL = 1 << 8,      /* farewell is written down */
 	ORDER_PARK = 1 << 5,          /* with STOP: another process goes on, say nothing */
 };
+
+struct memory;
 
 struct migration {
 	/* Set at birth. */
@@ -57,6 +62,7 @@ struct migration {
 	struct migration_watcher *watchers;
 	struct vmm_conn *vmm; /* NULL while none is attached */
 	struct region_table table;
+	struct descriptor_file files[REGIONS_MAX]; /* behind each region, since it was opened */
 	uint32_t fd_index[REGIONS_MAX]; /* of each region, among the ATTACH's descriptors */
 	size_t n_fds;                   /* of the ATTACH, that the store keeps */
 	struct record record;           /* absent where there is no store */
@@ -199,6 +205,26 @@ void source_forget(struct migration *m);
  */
 int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *ret,
                          struct error *err);
+
+/*
+ * migration_check_attach() - whether a VMM may attach with what it hands over
+ *
+ * Before anything else is done with its descriptors. Nothing is changed.
+ * Return: 0; -EINVAL, -EBUSY with @err set.
+ */
+int migration_check_attach(const struct migration *m, const struct vmm_attach *attach,
+                           struct error *err);
+
+/*
+ * migration_open_memories() - the memory behind each region that is not private
+ * @memories: REGIONS_MAX entries, all NULL
+ *
+ * Return: 0; or -errno with @err set, and what is opened is the caller's to free.
+ */
+int migration_open_memories(struct migration *m, const struct vmm_attach *attach,
+                            const struct region_table *table, struct memory **memories,
+                            struct error *err);
+void migration_free_memories(struct memory **memories);
 
 /* The state forbids what was asked for. Return: -EBUSY with @err saying so. */
 int migration_refuse_now(const struct migration *m, const char *what, struct error *err);

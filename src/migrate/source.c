@@ -49,42 +49,6 @@ static const struct page_source_ops source_ops = {
 	.aborted = on_aborted,
 };
 
-static void free_memories(struct memory **memories, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++)
-		memory_free(memories[i]);
-}
-
-static int open_memories(struct migration *m, struct vmm_attach *attach,
-                         const struct region_table *table, struct memory **memories,
-                         struct error *err)
-{
-	for (uint32_t i = 0; i < table->n; i++) {
-		uint32_t index = attach->msg->regions[i].fd_index;
-		int fd, rc = index == VMM_WIRE_NO_FD
-		                     ? error_set(err, -EINVAL, "region %u: no descriptor", i)
-		                     : 0;
-
-		/* Never read: no guest that has one is paused (pause_guest()). */
-		if (table->regions[i].flags & POSTCOPY_REGION_PRIVATE)
-			continue;
-		/* Regions may share one descriptor. */
-		fd = rc ? -1 : fcntl(attach->fds[index], F_DUPFD_CLOEXEC, 0);
-		if (!rc && fd < 0)
-			rc = error_errno(err, -errno, "region %u: descriptor", i);
-		if (!rc)
-			rc = memory_open_source(&table->regions[i], i, fd, &memories[i], err);
-		if (rc) {
-			close_fd(&fd);
-			free_memories(memories, i);
-			return rc;
-		}
-	}
-	log_migration_debug(m->params.id, "%u regions, %llu MiB", table->n,
-	                    (unsigned long long)(table->size_bytes >> 20));
-	return 0;
-}
-
 int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err)
 {
 	struct memory *memories[REGIONS_MAX] = { 0 };
@@ -93,13 +57,15 @@ int source_attach(struct migration *m, struct vmm_attach *attach, struct error *
 	int rc = migration_read_table(attach->msg, &table, err);
 
 	if (!rc)
-		rc = open_memories(m, attach, &table, memories, err);
-	if (rc)
+		rc = migration_open_memories(m, attach, &table, memories, err);
+	if (rc) {
+		migration_free_memories(memories);
 		return rc;
+	}
 	rc = page_source_new(m->params.id, m->params.token, &table, memories, &source_ops, m,
 	                     &source, err);
 	if (rc) {
-		free_memories(memories, table.n);
+		migration_free_memories(memories);
 		return rc;
 	}
 	rc = page_server_add(m->owner->config.page_server, source);
@@ -209,12 +175,14 @@ static int check_vmstate(const struct migration *m, int fd, uint64_t len, struct
 	return 0;
 }
 
-/* The guest was not paused, or not well: it runs on, and the destination reads why. */
-static void fail_pause(struct migration *m, const struct error *why)
+/*
+ * The guest was not paused, or not well. That ends the migration, and the guest runs on: nobody
+ * could tell a late answer to this PAUSE from one to the next.
+ */
+static void fail_pause(struct migration *m, const char *why)
 {
-	m->holder.bound = false;
-	migration_move(m, MIGRATION_WARMING, "%s", why->text);
-	page_source_refuse(m->source, why);
+	migration_move(m, MIGRATION_FAILED, "%s", why);
+	run_on(m, why);
 }
 
 static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
@@ -223,8 +191,7 @@ static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *f
 	int rc = check_vmstate(m, *fd, msg->vmstate_len, err);
 
 	if (rc) {
-		vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
-		fail_pause(m, err);
+		fail_pause(m, err->text);
 		return rc;
 	}
 	migration_keep_fd(m, "vmstate", *fd);
@@ -240,35 +207,30 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 {
 	bool asked = m->state == MIGRATION_SWITCHING && !m->paused;
 
-	/* It crossed our own last word. */
-	if (migration_state_is_final(m->state))
+	/* It crossed our own last word; but a guest that nobody wants paused is to run. */
+	if (migration_state_is_final(m->state)) {
+		if (msg->type == VMM_WIRE_PAUSED && m->state != MIGRATION_COMPLETE)
+			(void)vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
 		return 0;
+	}
 	if (msg->type == VMM_WIRE_PAUSED && asked)
 		return on_paused(m, msg, fd, err);
 	if (msg->type == VMM_WIRE_ERROR && asked) {
 		struct error why = ERROR_INIT;
 
 		error_set(&why, -(int)msg->code, "the source VMM can't pause: %s", msg->text);
-		fail_pause(m, &why);
+		fail_pause(m, why.text);
 		return 0;
 	}
-	/*
-	 * A process that took over has asked again, and both were answered. The second answer says
-	 * nothing new; but a guest that nobody wants paused any more is to run.
-	 */
-	if (m->taken_over && (msg->type == VMM_WIRE_PAUSED || msg->type == VMM_WIRE_ERROR)) {
-		if (msg->type == VMM_WIRE_PAUSED && !m->paused)
-			(void)vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
+	/* A process that took over has asked again, and both were answered: it says nothing new. */
+	if (m->taken_over && (msg->type == VMM_WIRE_PAUSED || msg->type == VMM_WIRE_ERROR))
 		return 0;
-	}
 	return error_set(err, -EPROTO, "message %u is not for a source that is %s", msg->type,
 	                 migration_state_name(m->state));
 }
 
 void source_vmm_closed(struct migration *m)
 {
-	struct error why = ERROR_INIT;
-
 	switch (m->state) {
 	case MIGRATION_ATTACHED:
 		source_stop(m);
@@ -279,8 +241,6 @@ void source_vmm_closed(struct migration *m)
 	case MIGRATION_SWITCHING:
 		if (m->paused)
 			break;
-		error_set(&why, -ESRCH, "the source VMM is gone");
-		page_source_refuse(m->source, &why);
 		__attribute__((fallthrough));
 	case MIGRATION_WARMING:
 		migration_move(m, MIGRATION_FAILED, "the source VMM is gone");
@@ -295,12 +255,8 @@ void source_vmm_closed(struct migration *m)
 
 static void send_pause(struct migration *m)
 {
-	struct error why = ERROR_INIT;
-
-	if (m->vmm && !vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE))
-		return;
-	error_set(&why, -ESRCH, "the source VMM can't be reached");
-	fail_pause(m, &why);
+	if (!m->vmm || vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE))
+		fail_pause(m, "the source VMM can't be reached");
 }
 
 /* The point of no return lies behind the vmstate: it is given to the destination or not at all. */
@@ -317,7 +273,7 @@ static void pause_guest(struct migration *m)
 	page_source_get_holder(m->source, &m->holder);
 	migration_move(m, MIGRATION_SWITCHING, "%s", "");
 	if (region_table_check_readable(&m->table, &why))
-		fail_pause(m, &why);
+		fail_pause(m, why.text);
 	else
 		send_pause(m);
 }
@@ -466,7 +422,7 @@ static void repeat_last_word(struct migration *m)
 
 	if (m->state == MIGRATION_COMPLETE) {
 		msg.type = VMM_WIRE_COMPLETE;
-	} else if (m->state == MIGRATION_FAILED) {
+	} else if (m->state == MIGRATION_FAILED && !m->pause_sent_ns) {
 		error_set(&why, -ECANCELED, "%s", m->reason);
 		vmm_conn_send_error(m->vmm, &why);
 		return;

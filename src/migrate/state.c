@@ -9,16 +9,14 @@ static const struct {
 	const char *name;
 	uint32_t allowed;
 } states[MIGRATION_STATES] = {
-	[MIGRATION_PREPARED] = { "prepared", TO(ATTACHED) | TO(FAILED) | TO(CANCELLED) },
+	[MIGRATION_PREPARED] = { "prepared", TO(ATTACHED) | TO(CANCELLED) },
 	/* Back to prepared: the VMM went away before anything had begun. */
 	[MIGRATION_ATTACHED] = { "attached",
 	                         TO(PREPARED) | TO(WARMING) | TO(FAILED) | TO(CANCELLED) },
 	/* Back to attached: the destination went away; or the source guest was attached anew. */
 	[MIGRATION_WARMING] = { "warming",
 	                        TO(ATTACHED) | TO(SWITCHING) | TO(FAILED) | TO(CANCELLED) },
-	/* Back to warming, on a source: the VMM could not pause, its guest runs on. */
-	[MIGRATION_SWITCHING] = { "switching",
-	                          TO(WARMING) | TO(POSTCOPY) | TO(FAILED) | TO(CANCELLED) },
+	[MIGRATION_SWITCHING] = { "switching", TO(POSTCOPY) | TO(FAILED) | TO(CANCELLED) },
 	/*
 	 * To failed where the destination VMM dies, and the guest with it, where what is missing
 	 * was poisoned, or where the source has run on. To cancelled, on a source: it runs on by

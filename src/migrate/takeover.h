@@ -12,7 +12,8 @@
  *   vmm       the VMM's socket
  *   mem0...   the guest's memory, by its place among the ATTACH's descriptors
  *   uffd      destination: the userfaultfd
- *   pages     destination: the page state (mem/page_state.h)
+ *   pages     destination: the page state (mem/page_state.h), and with it the userfaultfd's
+ *             events that are being applied and where guest memory is mapped (fault/events.h)
  *   vmstate   source: until the destination has it all; destination: until the guest runs
  *   channel   destination: fetch channels
  *

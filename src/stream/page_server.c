@@ -25,6 +25,7 @@ struct server_conn {
 	int fd;                     /* before TLS, to cut it; then c's */
 	struct conn *c;             /* under the server's lock */
 	struct page_source *source; /* under the server's lock; a reference */
+	struct page_source_control control;
 };
 
 struct page_server {
@@ -78,7 +79,7 @@ static int open_conn(struct server_conn *sc, struct hello *hello, struct error *
 		rc = error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
 		               hello->migration_id);
 	else
-		rc = page_source_open(source, hello, &reply, err);
+		rc = page_source_open(source, hello, c, &sc->control, &reply, err);
 	if (rc) {
 		conn_send_error(c, err);
 		return rc;
@@ -102,6 +103,8 @@ static void remove_conn(struct server_conn *sc)
 	c = sc->c;
 	source = sc->source;
 	pthread_mutex_unlock(&server->lock);
+	if (source)
+		page_source_close(source, &sc->control);
 	conn_free(c);
 	page_source_unref(source);
 	free(sc);
@@ -138,7 +141,7 @@ static void *conn_main(void *arg)
 		log_warning("page server: connection from %s refused: %s", sc->peer, err.text);
 	} else {
 		settle_thread(hello->role);
-		rc = page_source_serve(sc->source, sc->c, hello, &err);
+		rc = page_source_serve(sc->source, sc->c, &sc->control, hello, &err);
 		if (rc == -ECONNRESET || rc == -EPIPE) {
 			log_migration_debug(hello->migration_id, "%s connection ended",
 			                    stream_role_name(hello->role));

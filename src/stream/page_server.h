@@ -12,7 +12,8 @@
  *
  * Who has the token may look, but a migration has one holder: the destination that is first to
  * ask for SWITCHOVER. From then on everybody else is refused by name, and only the holder's word
- * counts: that the guest runs there, that all is there, that it will never run there. A daemon that
+ * counts, and of it only what its last control connection says: that the guest runs there, that
+ * all is there, that it will never run there. A daemon that
  * has lost its record of the migration is a stranger. An ABORT of somebody who holds nothing ends
  * what nobody holds; under the lock exactly one of the two comes first.
  *
@@ -47,7 +48,7 @@ struct page_source_ops {
 	void (*connected)(void *arg);
 	/*
 	 * It has a holder, page_source_get_holder(): write that down, and pause the guest; then
-	 * page_source_set_vmstate() or page_source_refuse(). Once.
+	 * page_source_set_vmstate(); or, where it can't be, page_source_end(). Once.
 	 */
 	void (*switchover)(void *arg);
 	/* The guest runs at the destination. */
@@ -111,9 +112,6 @@ void page_source_get_holder(struct page_source *s, struct stream_holder *ret);
  * @fd: a memfd that can't change any more; taken over
  */
 void page_source_set_vmstate(struct page_source *s, int fd, uint64_t len, uint64_t pause_ns);
-
-/* The guest can't be paused: tell the holder why. It holds nothing any more, and may ask again. */
-void page_source_refuse(struct page_source *s, const struct error *why);
 
 /*
  * The owner has decided and made sure that this outlives the process: only now is anybody told

@@ -54,8 +54,8 @@ struct page_source {
 	bool aborted; /* by one who held nothing: nobody will */
 	/* From SWITCHING on, and never another; read without the lock while readable. */
 	struct stream_holder holder;
-	bool resumed;         /* the guest has run at the holder's: no way back by its word */
-	struct error refused; /* code is 0 unless the last request to pause failed */
+	bool resumed; /* the guest has run at the holder's: no way back by its word */
+	struct page_source_control *list; /* control connections, from HELLO to end */
 	/* ENDED. */
 	enum source_verdict verdict;
 	char why[ERROR_TEXT_MAX];
@@ -172,16 +172,6 @@ void page_source_set_vmstate(struct page_source *s, int fd, uint64_t len, uint64
 	s->pause_ns = pause_ns;
 	s->phase = SOURCE_PAUSED;
 	atomic_store(&s->readable, true);
-	pthread_cond_broadcast(&s->changed);
-	pthread_mutex_unlock(&s->lock);
-}
-
-void page_source_refuse(struct page_source *s, const struct error *why)
-{
-	pthread_mutex_lock(&s->lock);
-	s->refused = *why;
-	s->phase = SOURCE_RUNNING;
-	s->holder.bound = false;
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);
 }
@@ -305,8 +295,41 @@ static int check_attachment(const struct page_source *s, const struct hello *hel
 	return 0;
 }
 
-int page_source_open(struct page_source *s, const struct hello *hello, struct hello_reply *reply,
-                     struct error *err)
+/*
+ * Under the lock. A destination that dials anew has left what it had before: words that are still
+ * on their way there are not to be taken for its present mind, be it let in now or not.
+ */
+static void supersede(struct page_source *s, const uint8_t holder[HOLDER_BYTES])
+{
+	for (struct page_source_control *ctl = s->list; ctl; ctl = ctl->next)
+		if (!ctl->superseded && !memcmp(ctl->holder, holder, HOLDER_BYTES)) {
+			ctl->superseded = true;
+			conn_shutdown(ctl->conn);
+		}
+}
+
+static void list_control(struct page_source *s, const struct hello *hello,
+                         struct page_source_control *ctl, struct conn *c)
+{
+	memcpy(ctl->holder, hello->holder, HOLDER_BYTES);
+	ctl->conn = c;
+	ctl->next = s->list;
+	s->list = ctl;
+}
+
+void page_source_close(struct page_source *s, struct page_source_control *ctl)
+{
+	pthread_mutex_lock(&s->lock);
+	for (struct page_source_control **at = &s->list; *at; at = &(*at)->next)
+		if (*at == ctl) {
+			*at = ctl->next;
+			break;
+		}
+	pthread_mutex_unlock(&s->lock);
+}
+
+int page_source_open(struct page_source *s, const struct hello *hello, struct conn *c,
+                     struct page_source_control *ctl, struct hello_reply *reply, struct error *err)
 {
 	int rc;
 
@@ -315,9 +338,13 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct he
 		return error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
 		                 s->id);
 	pthread_mutex_lock(&s->lock);
+	if (hello->role == STREAM_CONTROL)
+		supersede(s, hello->holder);
 	rc = check_holder(s, hello->holder, err);
 	if (!rc)
 		rc = check_attachment(s, hello, err);
+	if (!rc && hello->role == STREAM_CONTROL)
+		list_control(s, hello, ctl, c);
 	pthread_mutex_unlock(&s->lock);
 	if (rc || hello->role != STREAM_CONTROL || s->phase == SOURCE_ENDED)
 		return rc;
@@ -500,11 +527,21 @@ static int serve_pages(struct page_source *s, struct conn *c, const struct hello
 }
 _Static_assert(PAGES_HEAD % sizeof(uint64_t) == 0, "the data in a PAGES frame is aligned");
 
+/* Under the lock: whether what comes over this connection is its destination's word. */
+static int check_control(const struct page_source *s, const struct page_source_control *ctl,
+                         struct error *err)
+{
+	if (ctl->superseded)
+		return error_set(err, -ECONNRESET,
+		                 "migration \"%s\": its destination has dialled anew since", s->id);
+	return check_holder(s, ctl->holder, err);
+}
+
 /* Under the lock: the first that asks holds it, and the owner is asked to pause the guest. */
-static int bind_holder(struct page_source *s, struct conn *c, const uint8_t holder[HOLDER_BYTES],
+static int bind_holder(struct page_source *s, const struct page_source_control *ctl,
                        struct error *err)
 {
-	int rc = check_holder(s, holder, err);
+	int rc = check_control(s, ctl, err);
 
 	if (rc)
 		return rc;
@@ -517,16 +554,16 @@ static int bind_holder(struct page_source *s, struct conn *c, const uint8_t hold
 	if (s->phase != SOURCE_RUNNING)
 		return 0;
 	s->phase = SOURCE_SWITCHING;
-	s->refused = ERROR_INIT;
 	s->holder.bound = true;
-	memcpy(s->holder.id, holder, HOLDER_BYTES);
-	snprintf(s->holder.name, sizeof s->holder.name, "%s", tls_peer_name(c->tls));
+	memcpy(s->holder.id, ctl->holder, HOLDER_BYTES);
+	snprintf(s->holder.name, sizeof s->holder.name, "%s", tls_peer_name(ctl->conn->tls));
 	s->ops->switchover(s->arg);
 	return 0;
 }
 
 /* A VMM may take its time to pause: the destination hears that we are still here. */
-static int wait_or_say_so(struct page_source *s, struct conn *c, struct error *err)
+static int wait_or_say_so(struct page_source *s, const struct page_source_control *ctl,
+                          struct error *err)
 {
 	uint64_t until_ns = clock_now_ns() + PAUSING_SIGN_MS * NSEC_PER_MSEC;
 	const struct timespec until = {
@@ -536,32 +573,27 @@ static int wait_or_say_so(struct page_source *s, struct conn *c, struct error *e
 	int rc;
 
 	if (pthread_cond_clockwait(&s->changed, &s->lock, CLOCK_MONOTONIC, &until) != ETIMEDOUT)
-		return 0;
+		return check_control(s, ctl, err);
 	pthread_mutex_unlock(&s->lock);
-	rc = conn_send_plain(c, FRAME_PONG);
+	rc = conn_send_plain(ctl->conn, FRAME_PONG);
 	pthread_mutex_lock(&s->lock);
-	return rc ? error_errno(err, rc, "connection: PONG") : 0;
+	return rc ? error_errno(err, rc, "connection: PONG") : check_control(s, ctl, err);
 }
 
 /*
  * Have the owner pause the guest, unless that was done (a connection before this one), and
  * wait for the vmstate. Return: 0, or why there is none.
  */
-static int wait_vmstate(struct page_source *s, struct conn *c, const uint8_t holder[HOLDER_BYTES],
+static int wait_vmstate(struct page_source *s, const struct page_source_control *ctl,
                         struct error *err)
 {
-	bool waited;
 	int rc;
 
 	pthread_mutex_lock(&s->lock);
-	rc = bind_holder(s, c, holder, err);
-	waited = !rc && s->phase == SOURCE_SWITCHING;
+	rc = bind_holder(s, ctl, err);
 	while (!rc && s->phase == SOURCE_SWITCHING && !s->withdrawn)
-		rc = wait_or_say_so(s, c, err);
-	/* Its VMM may be gone for what it was refused for. */
-	if (!rc && waited && s->refused.code)
-		rc = error_set(err, s->refused.code, "%s", s->refused.text);
-	else if (!rc && s->phase == SOURCE_ENDED)
+		rc = wait_or_say_so(s, ctl, err);
+	if (!rc && s->phase == SOURCE_ENDED)
 		rc = say_ended(s, err);
 	else if (!rc && s->phase != SOURCE_PAUSED)
 		rc = error_set(err, -ECONNRESET, "migration \"%s\": the source's daemon is ending",
@@ -605,13 +637,13 @@ static int send_vmstate(struct page_source *s, struct conn *c, uint64_t received
  * The fence: who has said that the guest ran there can't say that it did not; and who holds nothing
  * ends only what nobody holds.
  */
-static int abort_source(struct page_source *s, const uint8_t holder[HOLDER_BYTES],
+static int abort_source(struct page_source *s, const struct page_source_control *ctl,
                         struct error *err)
 {
 	int rc;
 
 	pthread_mutex_lock(&s->lock);
-	rc = check_holder(s, holder, err);
+	rc = check_control(s, ctl, err);
 	if (!rc && s->phase != SOURCE_ENDED && s->resumed)
 		rc = error_set(err, -EPROTO,
 		               "migration \"%s\": ABORT after the guest ran at the destination",
@@ -628,13 +660,13 @@ static int abort_source(struct page_source *s, const uint8_t holder[HOLDER_BYTES
 }
 
 /* RESUMED and COMPLETE: the holder's alone, of a guest that was paused for it. */
-static int check_word(struct page_source *s, const uint8_t holder[HOLDER_BYTES], bool *ret_ended,
+static int check_word(struct page_source *s, const struct page_source_control *ctl, bool *ret_ended,
                       struct error *err)
 {
 	int rc;
 
 	pthread_mutex_lock(&s->lock);
-	rc = check_holder(s, holder, err);
+	rc = check_control(s, ctl, err);
 	*ret_ended = s->phase == SOURCE_ENDED;
 	if (!rc && s->phase < SOURCE_PAUSED)
 		rc = error_set(err, -EPROTO, "migration \"%s\": its guest was not paused", s->id);
@@ -642,11 +674,11 @@ static int check_word(struct page_source *s, const uint8_t holder[HOLDER_BYTES],
 	return rc;
 }
 
-static int note_resumed(struct page_source *s, const uint8_t holder[HOLDER_BYTES],
+static int note_resumed(struct page_source *s, const struct page_source_control *ctl,
                         struct error *err)
 {
 	bool ended;
-	int rc = check_word(s, holder, &ended, err);
+	int rc = check_word(s, ctl, &ended, err);
 
 	if (rc || ended)
 		return rc ? rc : wait_ended(s, SOURCE_LET_GO, err);
@@ -657,11 +689,11 @@ static int note_resumed(struct page_source *s, const uint8_t holder[HOLDER_BYTES
 	return 0;
 }
 
-static int complete_source(struct page_source *s, const uint8_t holder[HOLDER_BYTES],
+static int complete_source(struct page_source *s, const struct page_source_control *ctl,
                            struct error *err)
 {
 	bool ended;
-	int rc = check_word(s, holder, &ended, err);
+	int rc = check_word(s, ctl, &ended, err);
 
 	if (rc)
 		return rc;
@@ -671,12 +703,13 @@ static int complete_source(struct page_source *s, const uint8_t holder[HOLDER_BY
 }
 
 /* A destination that asks for a sign of life hears it, or that there is nothing here any more. */
-static int check_alive(struct page_source *s, const uint8_t holder[HOLDER_BYTES], struct error *err)
+static int check_alive(struct page_source *s, const struct page_source_control *ctl,
+                       struct error *err)
 {
 	int rc;
 
 	pthread_mutex_lock(&s->lock);
-	rc = check_holder(s, holder, err);
+	rc = check_control(s, ctl, err);
 	if (!rc && s->phase == SOURCE_ENDED)
 		rc = say_ended(s, err);
 	else if (!rc && s->withdrawn)
@@ -697,7 +730,7 @@ static int answer_plain(struct conn *c, int rc, enum frame_type type, struct err
 }
 
 static int serve_control_frame(struct page_source *s, struct conn *c,
-                               const uint8_t holder[HOLDER_BYTES], const struct frame_header *h,
+                               const struct page_source_control *ctl, const struct frame_header *h,
                                struct error *err)
 {
 	uint64_t received_ns = clock_now_ns();
@@ -705,31 +738,31 @@ static int serve_control_frame(struct page_source *s, struct conn *c,
 
 	switch (h->type) {
 	case FRAME_SWITCHOVER:
-		rc = wait_vmstate(s, c, holder, err);
+		rc = wait_vmstate(s, ctl, err);
 		return rc ? rc : send_vmstate(s, c, received_ns, err);
 	case FRAME_PING:
-		return answer_plain(c, check_alive(s, holder, err), FRAME_PONG, err);
+		return answer_plain(c, check_alive(s, ctl, err), FRAME_PONG, err);
 	case FRAME_RESUMED:
-		return note_resumed(s, holder, err);
+		return note_resumed(s, ctl, err);
 	case FRAME_COMPLETE:
-		return answer_plain(c, complete_source(s, holder, err), FRAME_COMPLETE_ACK, err);
+		return answer_plain(c, complete_source(s, ctl, err), FRAME_COMPLETE_ACK, err);
 	case FRAME_ABORT:
-		return answer_plain(c, abort_source(s, holder, err), FRAME_ABORT_ACK, err);
+		return answer_plain(c, abort_source(s, ctl, err), FRAME_ABORT_ACK, err);
 	default:
 		return error_set(err, -EPROTO,
 		                 "frame of type %u is not for a control connection now", h->type);
 	}
 }
 
-static void note_heard(struct page_source *s, const uint8_t holder[HOLDER_BYTES])
+static void note_heard(struct page_source *s, const struct page_source_control *ctl)
 {
 	pthread_mutex_lock(&s->lock);
-	if (is_holder(s, holder))
+	if (is_holder(s, ctl->holder))
 		atomic_store(&s->holder_heard_ns, clock_now_ns());
 	pthread_mutex_unlock(&s->lock);
 }
 
-static int serve_control(struct page_source *s, struct conn *c, const struct hello *hello,
+static int serve_control(struct page_source *s, struct conn *c, struct page_source_control *ctl,
                          struct error *err)
 {
 	struct frame_header h;
@@ -740,19 +773,19 @@ static int serve_control(struct page_source *s, struct conn *c, const struct hel
 	tell(s, s->ops->connected);
 	do {
 		rc = conn_next_frame(c, &h, &payload, err);
-		note_heard(s, hello->holder);
+		note_heard(s, ctl);
 		if (!rc)
-			rc = serve_control_frame(s, c, hello->holder, &h, err);
+			rc = serve_control_frame(s, c, ctl, &h, err);
 	} while (!rc);
 	atomic_fetch_sub(&s->controls, 1);
 	tell(s, s->ops->connected);
 	return rc;
 }
 
-int page_source_serve(struct page_source *s, struct conn *c, const struct hello *hello,
-                      struct error *err)
+int page_source_serve(struct page_source *s, struct conn *c, struct page_source_control *ctl,
+                      const struct hello *hello, struct error *err)
 {
 	if (hello->role == STREAM_CONTROL)
-		return serve_control(s, c, hello, err);
+		return serve_control(s, c, ctl, err);
 	return serve_pages(s, c, hello, err);
 }

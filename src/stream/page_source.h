@@ -5,6 +5,14 @@
 
 #include "stream/page_server.h"
 
+/* A control connection: in its source's list from its HELLO to its end; under the source's lock. */
+struct page_source_control {
+	struct page_source_control *next;
+	uint8_t holder[HOLDER_BYTES]; /* who dialled */
+	struct conn *conn;
+	bool superseded; /* by a later one of the same destination: nothing it says counts */
+};
+
 struct page_source *page_source_ref(struct page_source *s);
 const char *page_source_id(const struct page_source *s);
 
@@ -14,11 +22,14 @@ const char *page_source_id(const struct page_source *s);
  * Return: 0 with the reply filled in; with @err set: -EACCES; -EINVAL; -ESTALE, another attachment
  * is meant; -EBUSY, somebody else holds it; -ECANCELED, -ESHUTDOWN, it has ended.
  */
-int page_source_open(struct page_source *s, const struct hello *hello, struct hello_reply *reply,
-                     struct error *err);
+int page_source_open(struct page_source *s, const struct hello *hello, struct conn *c,
+                     struct page_source_control *ctl, struct hello_reply *reply, struct error *err);
+
+/* Where it was let in over a control connection: before the connection is freed. */
+void page_source_close(struct page_source *s, struct page_source_control *ctl);
 
 /* Serve one connection, which @hello has opened, until it ends. Return: why it did, @err set. */
-int page_source_serve(struct page_source *s, struct conn *c, const struct hello *hello,
-                      struct error *err);
+int page_source_serve(struct page_source *s, struct conn *c, struct page_source_control *ctl,
+                      const struct hello *hello, struct error *err);
 
 #endif

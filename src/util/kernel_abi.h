@@ -21,6 +21,11 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
+/* include/uapi/asm-generic/mman-common.h, Linux 5.18 */
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
 /* include/uapi/linux/userfaultfd.h, Linux 6.1 */
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC 0xAA
@@ -55,6 +60,32 @@ struct uffdio_poison {
 /* include/uapi/linux/userfaultfd.h, Linux 6.8 */
 #ifndef UFFD_FEATURE_MOVE
 #define UFFD_FEATURE_MOVE (1 << 16)
+#endif
+
+/* include/uapi/linux/fs.h, Linux 6.7 */
+#ifndef PAGEMAP_SCAN
+#define PAGE_IS_PRESENT (1 << 3)
+#define PAGE_IS_SWAPPED (1 << 4)
+struct page_region {
+	__u64 start;
+	__u64 end;
+	__u64 categories;
+};
+struct pm_scan_arg {
+	__u64 size;
+	__u64 flags;
+	__u64 start;
+	__u64 end;
+	__u64 walk_end;
+	__u64 vec;
+	__u64 vec_len;
+	__u64 max_pages;
+	__u64 category_inverted;
+	__u64 category_mask;
+	__u64 category_anyof_mask;
+	__u64 return_mask;
+};
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
 #endif
 
 /* include/uapi/linux/kvm.h, Linux 6.8 */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <sys/socket.h>
 
+#include "mem/descriptor.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 #include "util/peer.h"
@@ -90,7 +91,7 @@ static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, 
                          size_t n_fds, struct error *err)
 {
 	struct vmm_server *server = conn->server;
-	struct vmm_attach attach = { .msg = msg, .fds = fds, .n_fds = n_fds };
+	struct vmm_attach attach = { .msg = msg, .fds = fds, .n_fds = n_fds, .vmm = conn->pid };
 	void *owner;
 	int rc;
 
@@ -124,12 +125,13 @@ static int read_message(struct vmm_conn *conn, struct error *err)
 	int fds[VMM_WIRE_FDS_MAX];
 	struct vmm_wire_msg msg;
 	size_t n_fds = 0;
-	int rc = vmm_wire_recv(conn->fd, MSG_DONTWAIT, &msg, fds, &n_fds, err);
+	int rc = vmm_wire_recv_from(conn->fd, MSG_DONTWAIT, &msg, fds, &n_fds, descriptor_discard,
+	                            err);
 
 	if (!rc)
 		rc = handle_message(conn, &msg, fds, n_fds, err);
 	for (size_t i = 0; i < n_fds; i++)
-		close_fd(&fds[i]);
+		descriptor_discard(&fds[i]);
 	return rc;
 }
 

@@ -30,6 +30,7 @@ struct vmm_attach {
 	const struct vmm_wire_msg *msg;
 	int *fds;
 	size_t n_fds;
+	pid_t vmm; /* its process; 0 where it is not known */
 };
 
 struct vmm_server_ops {

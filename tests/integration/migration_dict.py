@@ -61,7 +61,7 @@ def destination(d):
         "stall_joined_us": field(d, "stall_joined", latency),
         "stall_phases_us": field(d, "stall_phases", latency),
         "prefetch": counters(d.prefetch, "hit", "late", "wasted"),
-        "reconnects": d.reconnects}
+        "reconnects": d.reconnects, "holder": d.holder}
 
 
 def migration(m):
@@ -74,6 +74,7 @@ def migration(m):
     elif half == "source":
         to["served"] = counters(m.source, "requests", "pages", "zero_pages", "bytes",
                                 "connected")
+        to.update(holder=m.source.holder, holder_name=m.source.holder_name)
     return to
 
 

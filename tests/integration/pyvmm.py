@@ -39,6 +39,7 @@ libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
                       ctypes.c_long]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
@@ -196,13 +197,16 @@ class SourceVmm(Socket):
 
 
 class DestinationVmm(Socket):
-    """Empty guest memory, registered; what arrives is looked at through its descriptor."""
+    """Empty guest memory, registered; what arrives is looked at through its descriptor.
+    populate(fd, addr, size), if given, makes it what it must not be, and says nothing of it."""
 
-    def __init__(self, daemon, migration_id, size):
+    def __init__(self, daemon, migration_id, size, populate=None):
         super().__init__(daemon.vmm_path)
         self.size = size
         self.memory_fd = memfd(size=size)
         self.addr = map_shared(self.memory_fd, size)
+        if populate:
+            populate(self.memory_fd, self.addr, size)
         self.uffd = userfaultfd(self.addr, size)
         region = Region(size, host_addr=self.addr, fd_index=1,
                         uffd_mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR)

@@ -2,6 +2,8 @@
 """What a confused or hostile VMM sends: refused in one line that names the thing, while the
 daemon serves the others on and keeps nothing."""
 import errno
+import fcntl
+import mmap
 import os
 import re
 import socket
@@ -9,11 +11,14 @@ import struct
 
 import pytest
 
+import harness
 import pyvmm
 from harness import eventually
 from pyvmm import PAGE, Region
+from silent_fs import SilentFile
 
 SIZE = 4 << 20
+F_SEAL_FUTURE_WRITE = 0x10
 
 
 @pytest.fixture
@@ -54,6 +59,9 @@ BAD_TABLES = {
     "regions that overlap in host memory": (
         [Region(SIZE // 2), Region(SIZE // 2, guest_phys_addr=SIZE, fd_offset=SIZE // 2,
                                    host_addr=0x10000000 + PAGE)], "overlap"),
+    "regions that share a page of their file": (
+        [Region(SIZE // 2), Region(SIZE // 2, guest_phys_addr=SIZE, fd_offset=SIZE // 2 - PAGE,
+                                   host_addr=0x20000000)], "0 and 1 overlap in their file"),
     "guest address plus size that overflows": (
         [Region(SIZE, guest_phys_addr=TOP - PAGE)], "region 0.*guest physical"),
     "host address plus size that overflows": (
@@ -95,6 +103,17 @@ def test_bad_region_table_is_refused(daemon, guest_fd, case):
     code, text = refused(daemon, pyvmm.attach(pyvmm.SOURCE, "vm1", regions), [guest_fd])
     assert code in (errno.EINVAL, errno.EPROTO, errno.E2BIG)
     assert re.search(named, text, re.I), text
+    attaches(daemon)
+
+
+def test_regions_that_overlap_in_a_file_that_is_given_twice_are_refused(daemon, guest_fd):
+    """Bulk put the source's old bytes over what the guest had written by the other region."""
+    again = os.open("/proc/self/fd/%d" % guest_fd, os.O_RDWR)
+    regions = [Region(SIZE // 2), Region(SIZE // 2, guest_phys_addr=SIZE, host_addr=0x20000000,
+                                         fd_index=1)]
+    code, text = refused(daemon, pyvmm.attach(pyvmm.SOURCE, "vm1", regions), [guest_fd, again])
+    os.close(again)
+    assert code == errno.EINVAL and "0 and 1 overlap in their file" in text
     attaches(daemon)
 
 
@@ -232,6 +251,128 @@ def test_destination_with_a_memfd_for_a_userfaultfd_is_refused(host, guest_fd):
     code, text = refused(daemon, pyvmm.attach(pyvmm.DESTINATION, "vm1", [region],
                                               pyvmm.UFFD_FEATURES), [guest_fd, guest_fd])
     assert code and "userfaultfd" in text
+
+
+@pytest.mark.parametrize("seal", [fcntl.F_SEAL_WRITE, F_SEAL_FUTURE_WRITE],
+                         ids=["F_SEAL_WRITE", "F_SEAL_FUTURE_WRITE"])
+def test_destination_memory_that_no_page_can_come_to_is_refused(host, seal):
+    """It was attached, and the guest stood still for good at its first page: beyond the point of no
+    return."""
+    if pyvmm.can_userfault():
+        pytest.skip(pyvmm.can_userfault())
+    daemon = host.daemon("destination")
+    daemon.prepare_destination("vm1", "127.0.0.1:9")
+    fd = pyvmm.memfd(size=SIZE)
+    if seal == fcntl.F_SEAL_WRITE:
+        addr = pyvmm.libc.mmap(None, SIZE, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0)
+        uffd = pyvmm.userfaultfd(addr, SIZE, pyvmm.UFFD_MODE_MISSING)
+    else:
+        addr = pyvmm.map_shared(fd, SIZE)
+        uffd = pyvmm.userfaultfd(addr, SIZE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal)
+    region = Region(SIZE, fd_index=1, uffd_mode=5)
+    code, text = refused(daemon, pyvmm.attach(pyvmm.DESTINATION, "vm1", [region],
+                                              pyvmm.UFFD_FEATURES), [uffd, fd])
+    os.close(uffd)
+    os.close(fd)
+    assert code == errno.EINVAL and "region 0" in text and "sealed" in text
+
+
+def test_memfd_that_the_guest_has_as_a_private_mapping_is_no_source(daemon, guest_fd):
+    """What the guest had written was not in the file: its pages arrived as they once were."""
+    addr = pyvmm.libc.mmap(None, SIZE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE,
+                           guest_fd, 0)
+    code, text = refused(daemon, pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(SIZE, host_addr=addr)]),
+                         [guest_fd])
+    assert code == errno.EINVAL and "region 0" in text and "MAP_PRIVATE" in text
+    addr = pyvmm.map_shared(guest_fd, SIZE)
+    with pyvmm.Socket(daemon.vmm_path) as sock:
+        sock.send(pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(SIZE, host_addr=addr)]), [guest_fd])
+        sock.expect(pyvmm.ATTACHED)
+
+
+def test_source_descriptor_that_is_read_only_is_told_what_is_wrong(daemon, guest_fd):
+    """It was told to create its memfd with what it had been created with."""
+    fd = os.open("/proc/self/fd/%d" % guest_fd, os.O_RDONLY)
+    code, text = refused(daemon, good_attach(), [fd])
+    assert code == errno.EINVAL and "not open for writing" in text
+    fcntl.fcntl(guest_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    with pyvmm.Socket(daemon.vmm_path) as sock:
+        sock.send(good_attach(), [fd])
+        sock.expect(pyvmm.ATTACHED)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["[userfaultfd]", "anon_inode:[userfaultfd]"])
+def test_memfd_that_calls_itself_a_userfaultfd_is_refused(host, guest_fd, name):
+    """It was believed, and its bytes were read as the kernel's events. One of them says FORK and
+    names a descriptor, which was closed then: of another tenant's memory, say, whose number the
+    next attach got, and with it the guest."""
+    daemon = host.daemon("destination")
+    daemon.prepare_destination("vm1", "127.0.0.1:9")
+    impostor = os.memfd_create(name, os.MFD_CLOEXEC)
+    region = Region(SIZE, fd_index=1, uffd_mode=5)
+    code, text = refused(daemon, pyvmm.attach(pyvmm.DESTINATION, "vm1", [region],
+                                              pyvmm.UFFD_FEATURES), [impostor, guest_fd])
+    os.close(impostor)
+    assert code == errno.EINVAL and "is no userfaultfd" in text
+    assert daemon.state("vm1") == "prepared"
+
+
+@pytest.mark.parametrize("name", ["kvm-gmem", "anon_inode:[kvm-gmem]"])
+def test_memfd_that_calls_itself_a_guest_memfd_is_refused(daemon, guest_fd, name):
+    impostor = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.truncate(impostor, SIZE)
+    code, text = refused(daemon, pyvmm.attach(
+        pyvmm.SOURCE, "vm1", [Region(SIZE, memory=pyvmm.GUEST_MEMFD)]), [impostor])
+    os.close(impostor)
+    assert code == errno.EINVAL and "region 0" in text and "KVM_CREATE_GUEST_MEMFD" in text
+    attaches(daemon)
+
+
+@pytest.fixture
+def silent(host, daemon):
+    """After the daemon has started: no process may start while it is there."""
+    directory = host.dir / "silent"
+    directory.mkdir()
+    file = SilentFile(directory)
+    host.later(file.close)
+    if file.fd < 0:
+        pytest.skip(file.why)
+    return file
+
+
+SILENT = {
+    "memfd": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(1 << 20)]),
+    "hugetlb": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(2 << 20, memory=pyvmm.HUGETLB,
+                                                         page_size=2 << 20, host_addr=2 << 30)]),
+    "guest_memfd": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(1 << 20, memory=pyvmm.GUEST_MEMFD)]),
+    "anonymous": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(1 << 20, memory=pyvmm.ANONYMOUS)]),
+    "private": pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(1 << 20, memory=pyvmm.GUEST_MEMFD,
+                                                         flags=pyvmm.PRIVATE)]),
+    "garbage": b"\xde\xad\xbe\xef" * 30,
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_file_of_a_filesystem_that_does_not_answer_hangs_nobody(daemon, silent, case):
+    """fstat() of it on the loop was the end of the daemon, beyond SIGKILL; so was close(). The
+    filesystem is asked nothing but what the process asks that closes the descriptor."""
+    with pyvmm.Socket(daemon.vmm_path) as sock:
+        sock.send(SILENT[case], [silent.fd])
+        code, _ = sock.expect_error()
+    assert code in (errno.EINVAL, errno.EPROTO)
+    attaches(daemon)
+    assert set(silent.close()) <= {"flush"}
+
+
+def test_channel_that_is_a_silent_file_hangs_nobody(host, daemon, silent, guest_fd):
+    vmm = pyvmm.SourceVmm(daemon, "vm1", bytes(SIZE))
+    vmm.send(pyvmm.packet(pyvmm.CHANNEL), [silent.fd])
+    vmm.expect_error()
+    vmm.close()
+    harness.eventually(lambda: daemon.state("vm1") == "prepared", "the VMM has gone")
+    assert set(silent.close()) <= {"flush"}
 
 
 @pytest.mark.parametrize("mode", [0, 2, 8, 0xFFFFFFFF])

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Guest memory for tests, registered with a userfaultfd as libpostcopy does it: a memfd, or
- * a guest_memfd where the kernel can trap it (in tests/vm). This process is the VMM.
+ * Guest memory for tests, registered with a userfaultfd as libpostcopy does it: a memfd, anonymous
+ * memory, or a guest_memfd where the kernel can trap it (in tests/vm). This process is the VMM.
  */
 #ifndef TESTS_UNIT_GUEST_H
 #define TESTS_UNIT_GUEST_H
@@ -45,14 +45,15 @@ static inline int guest_open_file(struct guest *g, enum postcopy_memory kind)
 
 static inline int guest_trap(struct guest *g, enum postcopy_memory kind, struct error *err)
 {
-	struct postcopy_region public = { .memory = kind,
-		                          .size = g->size,
-		                          .page_size = UNIT_BYTES };
+	struct postcopy_region public = {
+		.memory = kind, .fd = g->fd, .size = g->size, .page_size = UNIT_BYTES
+	};
 	struct region r = { .memory = kind, .size = g->size, .page_size = UNIT_BYTES };
 	uint64_t features;
 	int rc;
 
-	g->addr = mmap(NULL, g->size, PROT_READ | PROT_WRITE, MAP_SHARED, g->fd, 0);
+	g->addr = mmap(NULL, g->size, PROT_READ | PROT_WRITE,
+	               g->fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, g->fd, 0);
 	if (g->addr == MAP_FAILED)
 		return error_errno(err, -errno, "mmap");
 	public.host_addr = g->addr;
@@ -78,9 +79,10 @@ static inline bool guest_init(struct guest *g, enum postcopy_memory kind, size_t
 {
 	struct error err = ERROR_INIT;
 
-	*g = (struct guest){ .size = size, .kvm = -1, .vm = -1, .uffd = -1 };
-	g->fd = guest_open_file(g, kind);
-	if (g->fd < 0)
+	*g = (struct guest){ .size = size, .kvm = -1, .vm = -1, .fd = -1, .uffd = -1 };
+	if (kind != POSTCOPY_MEMORY_ANONYMOUS)
+		g->fd = guest_open_file(g, kind);
+	if (g->fd < 0 && kind != POSTCOPY_MEMORY_ANONYMOUS)
 		error_errno(&err, -errno, "can't create %s", memory_name(kind));
 	else if (!guest_trap(g, kind, &err))
 		return true;
@@ -94,12 +96,15 @@ static inline struct memory *guest_memory(const struct guest *g)
 {
 	struct error err = ERROR_INIT;
 	struct memory *m;
-	int fd = fcntl(g->fd, F_DUPFD_CLOEXEC, 0);
+	bool anonymous = g->table.regions[0].memory == POSTCOPY_MEMORY_ANONYMOUS;
+	int fd = anonymous ? -1 : fcntl(g->fd, F_DUPFD_CLOEXEC, 0);
 
-	if (fd >= 0 && !memory_open_destination(&g->table.regions[0], 0, fd, &m, &err))
+	if ((fd >= 0 || anonymous) &&
+	    !memory_open_destination(&g->table.regions[0], 0, fd, &m, &err))
 		return m;
 	printf("%s\n", err.text);
-	close(fd);
+	if (fd >= 0)
+		close(fd);
 	return NULL;
 }
 

@@ -17,7 +17,9 @@
 #include "stream/page_server.h"
 #include "support.h"
 
+#ifndef PAGES
 #define PAGES 1024u
+#endif
 #define SIZE (PAGES * (size_t)UNIT_BYTES)
 #define TIMEOUT_MS 20000
 

@@ -75,9 +75,20 @@ static int daemon_teardown(void **state)
 static void ask(int vmm, uint64_t tag, uint64_t addr, uint64_t len)
 {
 	struct fetch_request q = { .tag = tag, .guest_phys_addr = addr, .len = len };
-	uint8_t buf[FETCH_REQUEST_BYTES];
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX];
 
-	fetch_request_encode(&q, buf);
+	assert_int_equal(fetch_request_encode(&q, buf), FETCH_REQUEST_BYTES);
+	assert_int_equal(send(vmm, buf, FETCH_REQUEST_BYTES, 0), FETCH_REQUEST_BYTES);
+}
+
+static void ask_discard(int vmm, uint64_t tag, uint64_t addr, uint64_t len)
+{
+	struct fetch_request q = {
+		.tag = tag, .guest_phys_addr = addr, .len = len, .discard = true
+	};
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX];
+
+	assert_int_equal(fetch_request_encode(&q, buf), sizeof buf);
 	assert_int_equal(send(vmm, buf, sizeof buf, 0), sizeof buf);
 }
 
@@ -293,14 +304,55 @@ static void test_a_full_fault_table_is_filled_up_later(void **state)
 	struct daemon *d = *state;
 
 	ask(d->vmm, 1, MIB, 2 * MIB);
-	ask(d->vmm, 2, MIB + 2 * MIB, 2 * MIB);
-	ask(d->vmm, 3, HUGE_START, PAGE);
+	ask(d->vmm, 2, HUGE_START, PAGE);
 	serve(d);
-	assert_int_equal(d->faults.n, FAULT_TABLE_MAX);
+	assert_int_equal(d->faults.n, FAULT_TABLE_FETCHED_MAX);
 	assert_null(fault_table_find(&d->faults, 1, 0));
 	fault_table_remove(&d->faults, &d->faults.faults[0]);
 	serve(d);
 	assert_non_null(fault_table_find(&d->faults, 1, 0));
+}
+
+/* Zero at once what is missing; and an answer when what somebody was filling is in place. */
+static void test_a_discard_waits_for_what_is_being_filled(void **state)
+{
+	struct daemon *d = *state;
+
+	make_present(d, 0, 11, 1);
+	assert_true(page_state_claim(d->state, 0, 0, 1ull << 12));
+	ask_discard(d->vmm, 9, MIB + 10 * PAGE, 4 * PAGE);
+	serve(d);
+	assert_int_equal(d->faults.n, 0);
+	assert_true(page_state_present(d->state, 0, 0) == 0xbull << 10);
+	expect_none(d->vmm);
+	page_state_publish(d->state, 0, 0, 1ull << 12);
+	serve(d);
+	expect_answer(d->vmm, 9, 0);
+	/* Another that its filler gives up: the discard has it then. */
+	assert_true(page_state_claim(d->state, 0, 0, 1ull << 20));
+	ask_discard(d->vmm, 10, MIB + 20 * PAGE, PAGE);
+	serve(d);
+	expect_none(d->vmm);
+	page_state_unclaim(d->state, 0, 0, 1ull << 20);
+	serve(d);
+	expect_answer(d->vmm, 10, 0);
+}
+
+/* A part of a huge page, of which a part is here: that is all that is discarded. */
+static void test_a_discard_of_a_part_of_a_huge_page(void **state)
+{
+	struct daemon *d = *state;
+
+	make_present(d, 1, 1, 1);
+	ask_discard(d->vmm, 1, HUGE_START, 3 * PAGE);
+	serve(d);
+	expect_answer(d->vmm, 1, 0);
+	assert_true(page_state_present(d->state, 1, 0) == 7);
+	assert_false(page_state_page_present(d->state, 1, 0));
+	ask_discard(d->vmm, 2, HUGE_START, 2 * MIB);
+	serve(d);
+	expect_answer(d->vmm, 2, 0);
+	assert_true(page_state_page_present(d->state, 1, 0));
 }
 
 static void test_the_end_is_told(void **state)
@@ -445,7 +497,7 @@ static int vmm_teardown(void **state)
 /* The request that has come, or 0 where there is none. */
 static uint64_t requested(struct vmm *v, uint64_t addr, uint64_t len)
 {
-	uint8_t buf[FETCH_REQUEST_BYTES + 1];
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX + 1];
 	struct fetch_request q;
 	ssize_t n = recv(v->channel, buf, sizeof buf, MSG_DONTWAIT);
 
@@ -740,14 +792,54 @@ static void test_what_has_no_answer_is_asked_again(void **state)
 	assert_int_equal(fetch(v, 3 * PAGE), 0);
 }
 
-static void test_a_channel_opened_after_the_end_needs_no_daemon(void **state)
+/* The discard that has come, or 0 where there is none. */
+static uint64_t requested_discard(struct vmm *v, uint64_t addr, uint64_t len)
+{
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX + 1];
+	struct fetch_request q;
+	ssize_t n = recv(v->channel, buf, sizeof buf, MSG_DONTWAIT);
+
+	if (n < 0)
+		return 0;
+	assert_true(fetch_request_decode(buf, (size_t)n, &q));
+	assert_true(q.discard && q.guest_phys_addr == addr && q.len == len);
+	return q.tag;
+}
+
+/* Of a daemon that was started again it is asked again; what is large goes in pieces. */
+static void test_a_discard_is_told_until_it_is_answered(void **state)
+{
+	struct vmm *v = *state;
+	uint64_t first, second;
+
+	NEED(v);
+	assert_int_equal(postcopy_discard(v->ch, 0, 3 * MIB, 0, NULL), -ETIMEDOUT);
+	first = requested_discard(v, 0, 2 * MIB);
+	assert_true(first);
+	say(v, FETCH_TAG_AGAIN, 0);
+	assert_int_equal(postcopy_discard(v->ch, 0, 3 * MIB, 0, NULL), -ETIMEDOUT);
+	assert_int_equal(requested_discard(v, 0, 2 * MIB), first);
+	assert_false(requested_discard(v, 0, 0));
+	/* A fetch of the same range is another question. */
+	assert_int_equal(postcopy_channel_fetch(v->ch, 0, 2 * MIB, 0, NULL), -ETIMEDOUT);
+	assert_true(requested(v, 0, 2 * MIB));
+	say(v, first, 0);
+	assert_int_equal(postcopy_discard(v->ch, 0, 3 * MIB, 0, NULL), -ETIMEDOUT);
+	second = requested_discard(v, 2 * MIB, MIB);
+	assert_true(second);
+	say(v, second, EINVAL);
+	assert_int_equal(postcopy_discard(v->ch, 2 * MIB, MIB, 0, NULL), -EINVAL);
+	assert_int_equal(postcopy_discard(v->ch, 0, 100, 0, NULL), -EINVAL);
+	assert_int_equal(postcopy_discard(v->ch, 0, 0, 0, NULL), -EINVAL);
+}
+
+/* The daemon's part from VMSTATE to COMPLETE. */
+static void complete(struct vmm *v)
 {
 	struct vmm_wire_msg msg = { .type = VMM_WIRE_VMSTATE };
 	int fd = memfd_create("vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	struct vmm *v = *state;
 	struct postcopy_event event;
 
-	NEED(v);
 	assert_int_equal(
 	        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL),
 	        0);
@@ -760,6 +852,39 @@ static void test_a_channel_opened_after_the_end_needs_no_daemon(void **state)
 	assert_int_equal(vmm_wire_send(v->sock, &msg, NULL, 0), 0);
 	assert_int_equal(postcopy_next_event(v->p, -1, &event, NULL), 0);
 	assert_int_equal(event.type, POSTCOPY_EVENT_COMPLETE);
+}
+
+/*
+ * A guest that was moved on too early was zeroes at its next host: memory that is arriving is
+ * nobody's source, as a whole or in part, nor another's destination, which would discard it.
+ */
+static void test_what_is_arriving_is_no_source(void **state)
+{
+	struct vmm *v = *state;
+	struct postcopy_region part = v->region;
+	struct postcopy_error err = { 0 };
+	struct postcopy *p = NULL;
+
+	NEED(v);
+	part.host_addr = (char *)part.host_addr + part.size - PAGE;
+	part.size = PAGE;
+	assert_int_equal(postcopy_source_attach("/nonexistent", "next", &part, 1, &p, &err),
+	                 -EBUSY);
+	assert_non_null(strstr(err.text, "\"vm\""));
+	assert_int_equal(postcopy_destination_attach("/nonexistent", "next", &part, 1, &p, &err),
+	                 -EBUSY);
+	complete(v);
+	assert_int_equal(postcopy_source_attach("/nonexistent", "next", &part, 1, &p, &err),
+	                 -ENOENT);
+	assert_null(p);
+}
+
+static void test_a_channel_opened_after_the_end_needs_no_daemon(void **state)
+{
+	struct vmm *v = *state;
+
+	NEED(v);
+	complete(v);
 	close_fd(&v->sock);
 	v->ch = postcopy_channel_close(v->ch);
 	assert_int_equal(postcopy_channel_open(v->p, &v->ch, NULL), 0);
@@ -813,6 +938,8 @@ int main(void)
 		DAEMON_TEST(test_a_channel_s_place_is_used_again),
 		DAEMON_TEST(test_more_than_fit_wait_in_the_socket),
 		DAEMON_TEST(test_a_full_fault_table_is_filled_up_later),
+		DAEMON_TEST(test_a_discard_waits_for_what_is_being_filled),
+		DAEMON_TEST(test_a_discard_of_a_part_of_a_huge_page),
 		DAEMON_TEST(test_the_end_is_told),
 		DAEMON_TEST(test_without_the_end_nothing_is_promised),
 		VMM_TEST(test_fetch_waits_for_its_answer),
@@ -827,6 +954,8 @@ int main(void)
 		VMM_TEST(test_a_daemon_that_is_gone),
 		VMM_TEST(test_answers_that_are_none),
 		VMM_TEST(test_what_has_no_answer_is_asked_again),
+		VMM_TEST(test_what_is_arriving_is_no_source),
+		VMM_TEST(test_a_discard_is_told_until_it_is_answered),
 		VMM_TEST(test_a_channel_opened_after_the_end_needs_no_daemon),
 		cmocka_unit_test(test_a_source_has_no_channel),
 		VMM_TEST(test_attributes_are_an_event),

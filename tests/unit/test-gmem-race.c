@@ -65,10 +65,11 @@ static void check_unit(struct race *r, uint64_t unit)
 		atomic_fetch_add(&r->torn, 1);
 }
 
-static void give_way(void *arg)
+static bool give_way(void *arg)
 {
 	(void)arg;
 	sched_yield();
+	return true;
 }
 
 /* As the fault thread does it: want, then either map what is there or bring it. */

@@ -226,6 +226,7 @@ static void test_a_memfd_unfit_for_its_region_is_refused(void **state)
 	int unsealable = make_memfd(0, SIZE);
 	int good = make_memfd(MFD_ALLOW_SEALING, SIZE);
 	struct region beyond = region_of(POSTCOPY_MEMORY_MEMFD, SIZE, UNIT_BYTES);
+	struct region fits = region_of(POSTCOPY_MEMORY_MEMFD, SIZE, 0);
 	struct error err = ERROR_INIT;
 	struct memory *m;
 	char path[64];
@@ -243,10 +244,33 @@ static void test_a_memfd_unfit_for_its_region_is_refused(void **state)
 	read_only = open(path, O_RDONLY | O_CLOEXEC);
 	assert_true(read_only >= 0);
 	refuse_fd(POSTCOPY_MEMORY_MEMFD, read_only, false, -EINVAL, "reading and writing");
-	close(read_only);
+	/* It was told to be created with what it had been created with. */
+	assert_int_equal(memory_open_source(&fits, 0, read_only, &m, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "not open for writing"));
+	assert_int_equal(fcntl(good, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+	assert_int_equal(memory_open_source(&fits, 0, read_only, &m, &err), 0);
+	memory_free(m);
 	close(good);
 	close(unsealable);
 	close(small);
+}
+
+/* It was found out when the first page had come, and the guest had nowhere to go any more. */
+static void test_a_memfd_that_no_page_can_come_to_is_refused(void **state)
+{
+	static const int seals[] = { F_SEAL_WRITE, F_SEAL_FUTURE_WRITE,
+		                     F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_SEAL };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof seals / sizeof *seals; i++) {
+		int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
+		struct region r = region_of(POSTCOPY_MEMORY_MEMFD, SIZE, 0);
+
+		assert_int_equal(fcntl(fd, F_ADD_SEALS, seals[i]), 0);
+		refuse_fd(POSTCOPY_MEMORY_MEMFD, fd, false, -EINVAL, "no page can come");
+		/* A source is only read. */
+		memory_free(open_source(&r, fd));
+	}
 }
 
 static void test_sealed_already_is_fine(void **state)
@@ -391,6 +415,7 @@ int main(void)
 		cmocka_unit_test(test_an_opened_memfd_can_not_shrink),
 		cmocka_unit_test(test_what_is_no_memfd_is_refused),
 		cmocka_unit_test(test_a_memfd_unfit_for_its_region_is_refused),
+		cmocka_unit_test(test_a_memfd_that_no_page_can_come_to_is_refused),
 		cmocka_unit_test(test_sealed_already_is_fine),
 		cmocka_unit_test(test_anonymous_memory_is_read_through_proc_mem),
 		cmocka_unit_test(test_anonymous_memory_is_filled_by_nobody_here),

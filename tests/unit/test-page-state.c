@@ -185,9 +185,10 @@ static void test_a_new_state_misses_everything(void **state)
 	assert_int_equal(page_state_missing(ps), 612);
 	assert_false(page_state_page_present(ps, 0, 99));
 	assert_false(page_state_page_present(ps, 1, 0));
-	/* Whoever takes over finds it all in the memfd: a header and 4 * (2 + 8) words. */
+	/* Whoever takes over finds it all in the memfd: a header, room for events, and
+	 * 4 * (2 + 8) words. */
 	assert_int_equal(fstat(page_state_fd(ps), &st), 0);
-	assert_int_equal(st.st_size, 4096 + 4 * 10 * 8);
+	assert_int_equal(st.st_size, 4096 + PAGE_STATE_ROOM_BYTES + 4 * 10 * 8);
 	assert_null(page_state_free(ps));
 	assert_null(page_state_free(NULL));
 }

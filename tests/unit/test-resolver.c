@@ -18,11 +18,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "fault/resolver.h"
+#include "fault/uffd.h"
 #include "util/kernel_abi.h"
 
 #define PAGES 256u
@@ -66,7 +68,7 @@ static bool take_event(struct fixture *f, uint64_t *ret_fault_addr)
 			*ret_fault_addr = msg.arg.pagefault.address & ~(uint64_t)(UNIT_BYTES - 1);
 		break;
 	case UFFD_EVENT_REMOVE:
-		resolver_discard(&f->r, msg.arg.remove.start, msg.arg.remove.end);
+		resolver_discard(&f->r, msg.arg.remove.start, msg.arg.remove.end, false);
 		break;
 	case UFFD_EVENT_UNMAP:
 		pthread_rwlock_wrlock(&f->r.map_lock);
@@ -85,13 +87,14 @@ static bool take_event(struct fixture *f, uint64_t *ret_fault_addr)
 	return true;
 }
 
-static void on_again(void *arg)
+static bool on_again(void *arg)
 {
 	struct fixture *f = arg;
 
 	f->agains++;
 	if (!take_event(f, NULL))
 		sched_yield();
+	return true;
 }
 
 /* Wait until an event is there, without taking it. */
@@ -163,7 +166,7 @@ static uint8_t *make_memory(enum postcopy_memory memory, size_t size, int *ret_f
 static void stop(struct fixture *f)
 {
 	if (f->ps) {
-		assert_int_equal(resolver_unregister(&f->r), 0);
+		assert_true(resolver_unregister(&f->r, false) >= 0);
 		resolver_deinit(&f->r);
 	}
 	page_state_free(f->ps);
@@ -514,10 +517,11 @@ struct racer {
 	uint64_t filled[PAGES / WORD_UNITS];
 };
 
-static void race_again(void *arg)
+static bool race_again(void *arg)
 {
 	(void)arg;
 	sched_yield();
+	return true;
 }
 
 static void *racer_main(void *arg)
@@ -627,16 +631,36 @@ static void discard(enum postcopy_memory memory, int advice)
 	stop(fixture);
 }
 
-static void test_discarded_pages_are_zero_memfd(void **state)
+/*
+ * Calls that say UFFD_EVENT_REMOVE and leave what the file has: 16 pages of a guest were zeroes
+ * after a madvise() that had failed.
+ */
+static void test_what_is_no_discard_zeroes_nothing(void **state)
 {
-	(void)state;
-	discard(POSTCOPY_MEMORY_MEMFD, MADV_REMOVE);
-}
+	static const struct {
+		int advice, seal;
+	} calls[] = {
+		{ MADV_DONTNEED, 0 },
+		{ MADV_FREE, 0 },                     /* EINVAL */
+		{ MADV_REMOVE, F_SEAL_FUTURE_WRITE }, /* EPERM */
+	};
+	struct change c;
 
-static void test_discarded_pages_are_zero_memfd_dontneed(void **state)
-{
 	(void)state;
-	discard(POSTCOPY_MEMORY_MEMFD, MADV_DONTNEED);
+	for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+		START_OR_SKIP(MEMFD, EAGER);
+		if (calls[i].seal)
+			assert_int_equal(
+			        fcntl(memory_fd(fixture->memories[0]), F_ADD_SEALS, calls[i].seal),
+			        0);
+		change(fixture, &c, 60, 10, calls[i].advice);
+		wait_event(fixture);
+		assert_true(take_event(fixture, NULL));
+		pthread_join(c.thread, NULL);
+		assert_int_equal(c.result, calls[i].advice == MADV_DONTNEED ? 0 : -1);
+		assert_int_equal(page_state_missing(fixture->ps), PAGES);
+		stop(fixture);
+	}
 }
 
 static void test_discarded_pages_are_zero_anonymous(void **state)
@@ -681,7 +705,8 @@ static void fill_during_discard(enum postcopy_memory memory, int advice)
 	changed(&c);
 	for (unsigned int i = 0; i < 16; i++)
 		check_page(fixture, i, (uint8_t)(1 + i));
-	touch_present(fixture, 129, 0);
+	if (memory == POSTCOPY_MEMORY_ANONYMOUS)
+		touch_present(fixture, 129, 0);
 	no_more_events(fixture);
 	stop(fixture);
 }
@@ -696,6 +721,53 @@ static void test_a_fill_gives_way_to_a_discard_anonymous(void **state)
 {
 	(void)state;
 	fill_during_discard(POSTCOPY_MEMORY_ANONYMOUS, MADV_DONTNEED);
+}
+
+static bool give_up(void *arg)
+{
+	struct fixture *f = arg;
+
+	return ++f->agains < 3;
+}
+
+/*
+ * A daemon that was to end while its VMM discarded: nobody read events any more, the fill went on
+ * for ever, and systemd killed the process 90 s later, with every other guest's.
+ */
+static void fill_is_given_up(enum postcopy_memory memory)
+{
+	struct change c;
+	struct resolver_batch b = { .data_mask = 0xffff };
+	uint8_t data[16 * UNIT_BYTES] = { 0 };
+	uint64_t filled;
+
+	fixture = start(memory, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	b.data = data;
+	change(fixture, &c, 128, 2, MADV_DONTNEED);
+	wait_event(fixture);
+	fixture->caller.again = give_up;
+	assert_int_equal(resolver_fill(&fixture->caller, &b, &filled), -ECANCELED);
+	assert_int_equal(fixture->agains, 3);
+	assert_true(!filled && !page_state_claimed(fixture->ps, 0, 0));
+	fixture->caller.again = on_again;
+	assert_true(fill(fixture, 0, 0xffff, 0, 1) == 0xffff);
+	changed(&c);
+	check_page(fixture, 15, 16);
+	stop(fixture);
+}
+
+static void test_a_fill_that_is_to_stop_does_memfd(void **state)
+{
+	(void)state;
+	fill_is_given_up(POSTCOPY_MEMORY_MEMFD);
+}
+
+static void test_a_fill_that_is_to_stop_does_anonymous(void **state)
+{
+	(void)state;
+	fill_is_given_up(POSTCOPY_MEMORY_ANONYMOUS);
 }
 
 static void unmap_between(enum postcopy_memory memory)
@@ -905,10 +977,127 @@ static void test_a_region_of_several_vmas_anonymous(void **state)
 	several_vmas(POSTCOPY_MEMORY_ANONYMOUS);
 }
 
+static int uffd_with(uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	assert_int_equal(ioctl(fd, UFFDIO_API, &api), 0);
+	return fd;
+}
+
+static void assert_refused(int fd, uint64_t claimed, const char *why)
+{
+	struct error err = ERROR_INIT;
+
+	assert_int_equal(uffd_check(fd, claimed, &err), -EINVAL);
+	if (!strstr(err.text, why))
+		fail_msg("%s", err.text);
+	close(fd);
+}
+
+/*
+ * A memfd that calls itself so was believed: its bytes were read as events. So was a userfaultfd
+ * without events: what its VMM discarded came back, what it moved was not found.
+ */
+static void test_what_is_no_fit_userfaultfd_is_refused(void **state)
+{
+	const uint64_t events =
+	        UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP;
+	struct error err = ERROR_INIT;
+	int fd;
+
+	(void)state;
+	fd = open_uffd();
+	if (fd < 0)
+		skip();
+	close(fd);
+	assert_refused(memfd_create("[userfaultfd]", MFD_CLOEXEC), 0, "no userfaultfd");
+	assert_refused(memfd_create("anon_inode:[userfaultfd]", MFD_CLOEXEC), 0, "no userfaultfd");
+	assert_refused(eventfd(0, EFD_CLOEXEC), 0, "no userfaultfd");
+	assert_refused(uffd_with(0), 0, "without the events 0x4c");
+	assert_refused(uffd_with(events & ~UFFD_FEATURE_EVENT_REMOVE), 0, "without the events 0x8");
+	assert_refused(uffd_with(events), events | UFFD_FEATURE_THREAD_ID, "said to have");
+	fd = uffd_with(events);
+	assert_int_equal(uffd_check(fd, events, &err), 0);
+	assert_true(fcntl(fd, F_GETFL) & O_NONBLOCK);
+	close(fd);
+	fd = uffd_with(0);
+	assert_int_equal(uffd_check_kind(fd, &err), 0);
+	close(fd);
+}
+
+/*
+ * A huge page of which a part has arrived, and of which that part is being filled: discarded, told
+ * first, it is zero as a whole. What it lost: one that was punched out while a part was being
+ * filled came back as that part, for the fill made the page anew.
+ */
+static void test_a_half_arrived_huge_page_is_discarded_whole(void **state)
+{
+	struct memory_filled filled = { 0 };
+	uint8_t data[UNIT_BYTES];
+
+	(void)state;
+	fixture = start_sized(POSTCOPY_MEMORY_HUGETLB, 2 * SIZE_2M, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	memset(data, 0x55, sizeof data);
+	assert_true(fill(fixture, 8, UINT64_MAX, 0, 7) == UINT64_MAX);
+	assert_int_equal(page_state_claim(fixture->ps, 0, 9, 1), 1);
+	assert_int_equal(resolver_discard_units(fixture->ps, 0, 512, 1024, false), 512 - 64 - 1);
+	/* Not whole yet: the VMM has no answer, and punches nothing out. */
+	assert_false(page_state_page_present(fixture->ps, 0, 512));
+	assert_int_equal(memory_fill(fixture->memories[0], SIZE_2M + 64 * UNIT_BYTES, data,
+	                             sizeof data, false, &filled),
+	                 0);
+	page_state_publish(fixture->ps, 0, 9, 1);
+	assert_true(page_state_page_present(fixture->ps, 0, 512));
+	assert_int_equal(fallocate(memory_fd(fixture->memories[0]),
+	                           FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, SIZE_2M, SIZE_2M),
+	                 0);
+	/* Nothing that comes late is put there. */
+	assert_true(fill(fixture, 8, UINT64_MAX, 0, 7) == 0);
+	touch_present(fixture, 512, 0);
+	check_page(fixture, 512 + 64, 0);
+	check_page(fixture, 512 + 5, 0);
+	stop(fixture);
+}
+
 static void test_a_region_of_several_vmas_memfd(void **state)
 {
 	(void)state;
 	several_vmas(POSTCOPY_MEMORY_MEMFD);
+}
+
+/*
+ * The kernel unregisters nothing of a range that is all unmapped, or of which a part is a file
+ * (EINVAL), and that made a complete guest "failed". What is registered still is found.
+ */
+static void test_unregister_finds_what_is_left(void **state)
+{
+	struct change c;
+	int exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	uint8_t *hole;
+
+	(void)state;
+	START_OR_SKIP(MEMFD, LAZY);
+	change(fixture, &c, 0, 5, 0);
+	wait_event(fixture);
+	assert_true(take_event(fixture, NULL));
+	changed(&c);
+	/* As if nobody had told: a record without what the VMM has unmapped. */
+	addrmap_init(&fixture->r.addrmap, &fixture->table);
+	hole = mmap(page_at(fixture, 2), UNIT_BYTES, PROT_READ, MAP_PRIVATE | MAP_FIXED, exe, 0);
+	assert_true(hole == page_at(fixture, 2));
+	for (uint64_t word = 0; word < PAGES / WORD_UNITS; word++)
+		fill(fixture, word, 0, UINT64_MAX, 0);
+	assert_int_equal(resolver_unregister(&fixture->r, false), UFFD_UNMAPPED);
+	assert_true(resolver_unregister(&fixture->r, true) >= 0);
+	for (uint64_t unit = 5; unit < PAGES; unit++)
+		check_page(fixture, unit, 0);
+	no_more_events(fixture);
+	close(exe);
+	stop(fixture);
 }
 
 static void test_unregistered_holes_read_as_zeroes(void **state)
@@ -918,7 +1107,7 @@ static void test_unregistered_holes_read_as_zeroes(void **state)
 	for (uint64_t word = 0; word < PAGES / WORD_UNITS; word++)
 		fill(fixture, word, 0xff, ~0xffull, 3);
 	assert_int_equal(page_state_missing(fixture->ps), 0);
-	assert_int_equal(resolver_unregister(&fixture->r), 0);
+	assert_int_equal(resolver_unregister(&fixture->r, false), 0);
 	check_page(fixture, 0, 3);
 	check_page(fixture, 8, 0);
 	check_page(fixture, PAGES - 1, 0);
@@ -942,20 +1131,24 @@ int main(void)
 		cmocka_unit_test(test_the_first_fill_stays_anonymous),
 		cmocka_unit_test(test_two_fillers_of_the_same_pages_memfd),
 		cmocka_unit_test(test_two_fillers_of_the_same_pages_anonymous),
-		cmocka_unit_test(test_discarded_pages_are_zero_memfd),
-		cmocka_unit_test(test_discarded_pages_are_zero_memfd_dontneed),
+		cmocka_unit_test(test_what_is_no_discard_zeroes_nothing),
 		cmocka_unit_test(test_discarded_pages_are_zero_anonymous),
 		cmocka_unit_test(test_a_removed_page_that_was_there_is_zero),
 		cmocka_unit_test(test_a_fill_gives_way_to_a_discard_memfd),
 		cmocka_unit_test(test_a_fill_gives_way_to_a_discard_anonymous),
+		cmocka_unit_test(test_a_fill_that_is_to_stop_does_memfd),
+		cmocka_unit_test(test_a_fill_that_is_to_stop_does_anonymous),
 		cmocka_unit_test(test_unmapped_pages_are_gone_around_memfd),
 		cmocka_unit_test(test_unmapped_pages_are_gone_around_anonymous),
 		cmocka_unit_test(test_a_fill_before_the_map_knows_of_a_move_is_tried_again),
 		cmocka_unit_test(test_a_fill_of_what_is_unmapped_for_good_is_done),
 		cmocka_unit_test(test_mapped_pages_are_gone_around),
 		cmocka_unit_test(test_a_huge_page_is_mapped_when_it_is_whole),
+		cmocka_unit_test(test_a_half_arrived_huge_page_is_discarded_whole),
+		cmocka_unit_test(test_what_is_no_fit_userfaultfd_is_refused),
 		cmocka_unit_test(test_a_region_of_several_vmas_memfd),
 		cmocka_unit_test(test_a_region_of_several_vmas_anonymous),
+		cmocka_unit_test(test_unregister_finds_what_is_left),
 		cmocka_unit_test(test_unregistered_holes_read_as_zeroes),
 	};
 

@@ -94,18 +94,23 @@ static void test_before_the_point_of_no_return_all_can_be_cancelled(void **state
 	(void)state;
 	for (unsigned int i = MIGRATION_PREPARED; i <= MIGRATION_SWITCHING; i++) {
 		assert_true(arrow(state_at(i), MIGRATION_CANCELLED));
-		assert_true(arrow(state_at(i), MIGRATION_FAILED));
+		/* What is only announced has nothing that could fail. */
+		assert_int_equal(arrow(state_at(i), MIGRATION_FAILED), i != MIGRATION_PREPARED);
 	}
 }
 
-/* The guest has run at the destination: it can't go back, in whatever number of steps. */
+/*
+ * The guest has run at the destination: it can't go back, in whatever number of steps; but a source
+ * runs it on by command.
+ */
 static void test_postcopy_can_not_be_cancelled_nor_undone(void **state)
 {
 	static const enum migration_state after[] = { MIGRATION_POSTCOPY, MIGRATION_PAUSED };
 
 	(void)state;
 	for (size_t i = 0; i < sizeof after / sizeof *after; i++) {
-		assert_false(reaches(after[i], MIGRATION_CANCELLED));
+		assert_int_equal(arrow(after[i], MIGRATION_CANCELLED),
+		                 after[i] == MIGRATION_POSTCOPY);
 		for (unsigned int j = MIGRATION_PREPARED; j <= MIGRATION_SWITCHING; j++)
 			assert_false(reaches(after[i], state_at(j)));
 	}
@@ -138,7 +143,7 @@ static void test_random_walks_complete_only_after_postcopy(void **state)
 			if (!arrow(at, to))
 				continue;
 			assert_false(to == MIGRATION_COMPLETE && !ran);
-			assert_false(to == MIGRATION_CANCELLED && ran);
+			assert_false(to == MIGRATION_CANCELLED && ran && at != MIGRATION_POSTCOPY);
 			at = to;
 			ran |= at == MIGRATION_POSTCOPY;
 		}

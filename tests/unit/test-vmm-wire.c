@@ -600,7 +600,14 @@ static void test_region_table_is_checked(void **state)
 	r[1].guest_phys_addr = 0;
 	assert_int_equal(try_table(r, 2), -EINVAL);
 	r[0].guest_phys_addr = MIB;
+	/* One page is one region's: bulk wrote by the one over what the guest had by the other. */
+	assert_int_equal(try_table(r, 2), -EINVAL);
+	r[1].fd = fcntl(good.fd, F_DUPFD_CLOEXEC, 0);
+	r[1].fd_offset = MIB - 4096;
+	assert_int_equal(try_table(r, 2), -EINVAL);
+	r[1].fd_offset = MIB;
 	assert_int_equal(try_table(r, 2), TABLE_PASSES);
+	close(r[1].fd);
 	r[1].host_addr = (char *)good.host_addr + MIB - 4096;
 	assert_int_equal(try_table(r, 2), -EINVAL);
 	region_deinit(&good);

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fault/events.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "fault/uffd.h"
+#include "util/clock.h"
+#include "util/log.h"
+
+/* An address map, and how many slots' events are in it already, of those that are being applied. */
+struct journal_map {
+	_Atomic uint32_t applied;
+	struct addrmap map;
+};
+
+/* Beside the page state. */
+struct event_journal {
+	struct uffd_msg slots[EVENTS_MAX]; /* event 0: clear */
+	_Atomic uint32_t ready;            /* there is a map */
+	_Atomic uint32_t current;          /* which one counts; the other one is being made */
+	struct journal_map maps[2];
+};
+_Static_assert(sizeof(struct event_journal) <= PAGE_STATE_ROOM_BYTES, "it fits its room");
+
+#define INTERRUPT_SIGNAL SIGURG
+
+int events_init(struct events *e, struct resolver *resolver, const char *id)
+{
+	e->resolver = resolver;
+	e->id = id;
+	return -pthread_mutex_init(&e->lock, NULL);
+}
+
+void events_deinit(struct events *e)
+{
+	pthread_mutex_destroy(&e->lock);
+}
+
+static struct journal_map *current_map(struct event_journal *j)
+{
+	return &j->maps[atomic_load(&j->current)];
+}
+
+/* The event in @slot, in a copy of the map, which then takes the place of the old one. */
+static void change_map(struct events *e, const struct uffd_msg *msg, unsigned int slot)
+{
+	struct resolver *r = e->resolver;
+	uint32_t other = 1 - atomic_load(&e->journal->current);
+	struct journal_map *next = &e->journal->maps[other];
+	int rc;
+
+	/* By the process before this one. */
+	if (slot < atomic_load(&current_map(e->journal)->applied))
+		return;
+	next->map = r->addrmap;
+	if (msg->event == UFFD_EVENT_UNMAP)
+		rc = addrmap_unmap(&next->map, msg->arg.remove.start, msg->arg.remove.end);
+	else
+		rc = addrmap_move(&next->map, msg->arg.remap.from, msg->arg.remap.to,
+		                  msg->arg.remap.len);
+	atomic_store(&next->applied, slot + 1);
+	pthread_rwlock_wrlock(&r->map_lock);
+	atomic_store(&e->journal->current, other);
+	r->addrmap = next->map;
+	r->map_changes++;
+	pthread_rwlock_unlock(&r->map_lock);
+	if (rc)
+		log_migration_error(e->id,
+		                    "guest memory is mapped in more than %d pieces: some "
+		                    "faults can't be served",
+		                    ADDRMAP_PIECES_MAX);
+}
+
+/* @taken_up: the process that took it is gone, and with it whoever filled. */
+static void apply(struct events *e, const struct uffd_msg *msg, unsigned int slot, bool taken_up)
+{
+	switch (msg->event) {
+	case UFFD_EVENT_REMOVE:
+		resolver_discard(e->resolver, msg->arg.remove.start, msg->arg.remove.end, taken_up);
+		return;
+	case UFFD_EVENT_UNMAP:
+	case UFFD_EVENT_REMAP:
+		change_map(e, msg, slot);
+		return;
+	case UFFD_EVENT_FORK:
+		/* The child is not the guest. Without this copy its memory is unwatched. */
+		log_migration_warning(e->id, "the VMM forked; the child does not see absent pages");
+		if (!taken_up)
+			close((int)msg->arg.fork.ufd);
+		return;
+	default:
+		log_migration_warning(e->id, "userfaultfd event %u is unknown", msg->event);
+		return;
+	}
+}
+
+/* What it says is where it belongs. */
+static void clear(struct uffd_msg *slot)
+{
+	__atomic_store_n(&slot->event, 0, __ATOMIC_RELEASE);
+}
+
+void events_take_up(struct events *e)
+{
+	struct resolver *r = e->resolver;
+	struct event_journal *j = e->journal = page_state_room(r->state);
+
+	/* Read into a page that is not there, an event could be lost after all. */
+	(void)mlock(j, sizeof *j);
+	if (!atomic_load(&j->ready)) {
+		j->maps[0].map = r->addrmap;
+		atomic_store(&j->ready, 1);
+		return;
+	}
+	r->addrmap = current_map(j)->map;
+	for (unsigned int i = 0; i < EVENTS_MAX; i++) {
+		if (j->slots[i].event && j->slots[i].event != UFFD_EVENT_PAGEFAULT)
+			apply(e, &j->slots[i], i, true);
+		clear(&j->slots[i]);
+	}
+}
+
+static void do_nothing(int signal)
+{
+	(void)signal;
+}
+
+/* Ignored it would interrupt nothing, and by default it is. */
+void events_reader_begin(void)
+{
+	const struct sigaction action = { .sa_handler = do_nothing };
+	sigset_t set;
+
+	sigaction(INTERRUPT_SIGNAL, &action, NULL);
+	sigemptyset(&set);
+	sigaddset(&set, INTERRUPT_SIGNAL);
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
+void events_interrupt(pthread_t reader)
+{
+	pthread_kill(reader, INTERRUPT_SIGNAL);
+}
+
+/* As read(), but it does not wait. */
+static ssize_t read_now(struct events *e, void *buf, size_t len)
+{
+	struct iovec iov = { buf, len };
+	struct pollfd fd = { .fd = e->resolver->uffd, .events = POLLIN };
+	ssize_t n;
+
+	if (!e->no_nowait) {
+		n = preadv2(fd.fd, &iov, 1, -1, RWF_NOWAIT);
+		if (n >= 0 || errno != EOPNOTSUPP)
+			return n;
+		e->no_nowait = true;
+	}
+	if (poll(&fd, 1, 0) != 1 || !(fd.revents & POLLIN))
+		return 0;
+	return read(fd.fd, buf, len);
+}
+
+/* Take one batch. Return: how many events it had. */
+static size_t read_batch(struct events *e,
+                         void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns),
+                         void *arg)
+{
+	struct uffd_msg *slots = e->journal->slots;
+	uint64_t now_ns;
+	ssize_t len;
+	size_t n;
+
+	/* All slots are clear: they are counted anew. */
+	atomic_store_explicit(&current_map(e->journal)->applied, 0, memory_order_release);
+	len = read_now(e, slots, sizeof e->journal->slots);
+	n = len > 0 ? (size_t)len / sizeof *slots : 0;
+	now_ns = clock_now_ns();
+	for (unsigned int i = 0; i < n; i++) {
+		if (slots[i].event == UFFD_EVENT_PAGEFAULT)
+			fault(arg, &slots[i], now_ns);
+		else
+			apply(e, &slots[i], i, false);
+		clear(&slots[i]);
+	}
+	return n;
+}
+
+void events_read(struct events *e,
+                 void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns), void *arg)
+{
+	size_t n;
+
+	do {
+		pthread_mutex_lock(&e->lock);
+		n = read_batch(e, fault, arg);
+		pthread_mutex_unlock(&e->lock);
+	} while (n == EVENTS_MAX);
+}
+
+/* First that nobody is in such a call; then, as its event was taken under the lock, the lock. */
+bool events_settled(struct events *e)
+{
+	bool quiet = uffd_is_quiet(e->resolver->uffd);
+
+	pthread_mutex_lock(&e->lock);
+	pthread_mutex_unlock(&e->lock);
+	return quiet;
+}

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "mem/inspect.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "mem/pagemap.h"
+#include "util/cleanup.h"
+#include "util/clock.h"
+#include "util/maps.h"
+#include "util/thread.h"
+
+/* One inspection. Whoever is last frees it: its thread, or who waits for that. */
+struct inspection {
+	pid_t vmm;
+	struct region_table table;
+	struct descriptor_file files[REGIONS_MAX];
+	bool destination;
+	uint64_t deadline_ns;
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	bool done, abandoned;
+	struct error err;
+};
+
+static struct inspection *inspection_free(struct inspection *in)
+{
+	pthread_cond_destroy(&in->changed);
+	pthread_mutex_destroy(&in->lock);
+	free(in);
+	return NULL;
+}
+
+/* It is written by UFFDIO_COPY only, which leaves alone what it finds. */
+static int check_empty(const struct inspection *in, uint32_t index, struct error *err)
+{
+	const struct region *r = &in->table.regions[index];
+	uint64_t addr;
+
+	if (pagemap_find(in->vmm, r->host_addr, r->host_addr + r->size, in->deadline_ns, &addr))
+		return 0;
+	return error_set(err, -EBUSY,
+	                 "region %u: its memory is not empty, there is a page at offset %#llx: the "
+	                 "VMM must discard it before it registers it (MADV_DONTNEED)",
+	                 index, (unsigned long long)(addr - r->host_addr));
+}
+
+static int check_shared(const struct inspection *in, uint32_t index, struct error *err)
+{
+	const struct region *r = &in->table.regions[index];
+	const struct descriptor_file *file = &in->files[index];
+	uint64_t addr;
+
+	if (maps_find_private(in->vmm, r->host_addr, r->host_addr + r->size, file->dev, file->ino,
+	                      &addr))
+		return 0;
+	return error_set(err, -EINVAL,
+	                 "region %u: it is mapped MAP_PRIVATE at offset %#llx: what the guest "
+	                 "writes there is not in its file; map it MAP_SHARED",
+	                 index, (unsigned long long)(addr - r->host_addr));
+}
+
+static void *inspect(void *arg)
+{
+	struct inspection *in = arg;
+	struct error err = ERROR_INIT;
+	bool abandoned;
+
+	for (uint32_t i = 0; i < in->table.n && !err.code; i++) {
+		if (in->files[i].ino)
+			(void)check_shared(in, i, &err);
+		else if (in->destination &&
+		         in->table.regions[i].memory == POSTCOPY_MEMORY_ANONYMOUS)
+			(void)check_empty(in, i, &err);
+	}
+	pthread_mutex_lock(&in->lock);
+	in->err = err;
+	in->done = true;
+	abandoned = in->abandoned;
+	pthread_cond_signal(&in->changed);
+	pthread_mutex_unlock(&in->lock);
+	if (abandoned)
+		inspection_free(in);
+	return NULL;
+}
+
+/* Return: whether it has ended in time; if not, its thread has it now. */
+static bool wait_for(struct inspection *in)
+{
+	struct timespec until = { .tv_sec = (time_t)(in->deadline_ns / NSEC_PER_SEC),
+		                  .tv_nsec = (long)(in->deadline_ns % NSEC_PER_SEC) };
+	bool done;
+
+	pthread_mutex_lock(&in->lock);
+	while (!in->done && pthread_cond_clockwait(&in->changed, &in->lock, CLOCK_MONOTONIC,
+	                                           &until) != ETIMEDOUT)
+		;
+	done = in->done;
+	in->abandoned = !done;
+	pthread_mutex_unlock(&in->lock);
+	return done;
+}
+
+int inspect_vmm(pid_t vmm, const struct region_table *table,
+                const struct descriptor_file files[REGIONS_MAX], bool destination,
+                struct error *err)
+{
+	struct inspection *in = vmm ? calloc(1, sizeof *in) : NULL;
+	pthread_t thread;
+	int rc;
+
+	if (!in)
+		return 0;
+	in->vmm = vmm;
+	in->table = *table;
+	memcpy(in->files, files, sizeof in->files);
+	in->destination = destination;
+	in->deadline_ns = clock_now_ns() + INSPECT_LIMIT_MS * NSEC_PER_MSEC;
+	pthread_mutex_init(&in->lock, NULL);
+	pthread_cond_init(&in->changed, NULL);
+	if (thread_start(&thread, inspect, in)) {
+		inspection_free(in);
+		return 0;
+	}
+	if (!wait_for(in)) {
+		pthread_detach(thread);
+		return 0;
+	}
+	pthread_join(thread, NULL);
+	rc = in->err.code;
+	if (rc)
+		*err = in->err;
+	inspection_free(in);
+	return rc;
+}
