@@ -20,7 +20,7 @@ struct explorer {
 	const struct model *model;
 	uint8_t *states; /* by number, in the order in which they were found */
 	uint32_t *parents;
-	uint8_t *rules; /* by which it was found: rule * MODEL_ACTORS + actor */
+	uint8_t *rules;  /* by which it was found: rule * MODEL_ACTORS + actor */
 	uint32_t *slots; /* hash: number + 1 */
 	uint64_t *first_edge;
 	uint32_t *edges;
@@ -251,7 +251,8 @@ static bool find_no_way_out(struct explorer *x, const struct goal *goal)
 	while (grown) {
 		grown = false;
 		for (uint32_t n = x->n_states; n--;)
-			for (uint64_t e = x->first_edge[n]; !can[n] && e < x->first_edge[n + 1]; e++)
+			for (uint64_t e = x->first_edge[n]; !can[n] && e < x->first_edge[n + 1];
+			     e++)
 				if ((x->edges[e] >> KIND_SHIFT & goal->kinds) &&
 				    can[x->edges[e] & EDGE_STATE])
 					can[n] = grown = true;

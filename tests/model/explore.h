@@ -31,8 +31,8 @@ enum rule_kind {
 	RULE_OPERATOR = 1 << 1, /* somebody orders it */
 	RULE_FAULT = 1 << 2,    /* bad luck: it may happen at any time, or never */
 	/*
-	 * A step that nobody can tell from one that comes later: it is taken before anything else but
-	 * bad luck, which spares the other orders.
+	 * A step that nobody can tell from one that comes later: it is taken before anything else
+	 * but bad luck, which spares the other orders.
 	 */
 	RULE_AT_ONCE = RULE_STEP | 1 << 3,
 };
@@ -81,7 +81,8 @@ struct model {
 	size_t n_mends;
 	/* The @i-th initial state, into zeroes. Return: false where there are no more. */
 	bool (*initial)(unsigned int i, void *state);
-	/* The same with both actors changed over: to the model it is the same state. May be NULL. */
+	/* The same with both actors changed over: to the model it is the same state. May be NULL.
+	 */
 	void (*swap)(void *state);
 	/* Calls model_violation() for a bad state. */
 	void (*check)(const void *state);

@@ -58,7 +58,8 @@ static bool is_settled(const void *state)
 	for (unsigned int i = 0; i < 2; i++) {
 		const struct destination *d = &w->destinations[i];
 
-		if (!d->up || d->conductor > CONDUCTOR_WARM || (destination_runs(w, i) && d->missing))
+		if (!d->up || d->conductor > CONDUCTOR_WARM ||
+		    (destination_runs(w, i) && d->missing))
 			return false;
 	}
 	return n_running(w) == 1 && w->source.up && !w->source.to_say &&
@@ -97,8 +98,8 @@ static bool always(const void *state)
 }
 
 static const struct goal goals[] = {
-	{ "it does not mend itself: no way leads to one guest that runs and lacks nothing", RULE_STEP,
-	  is_whole, is_settled },
+	{ "it does not mend itself: no way leads to one guest that runs and lacks nothing",
+	  RULE_STEP, is_whole, is_settled },
 	{ "no way out, whatever an operator orders", RULE_STEP | RULE_OPERATOR, always, is_over },
 };
 
@@ -157,9 +158,11 @@ static bool initial(unsigned int i, void *state)
 
 static void print(const void *state)
 {
-	static const char *const source_vmm[] = { "runs", "is stopping", "stands still", "is no more" };
-	static const char *const vmm[] = { "is not there", "is attached", "has the vmstate", "is loaded",
-		                           "runs",         "can't load",  "is stopped" };
+	static const char *const source_vmm[] = { "runs", "is stopping", "stands still",
+		                                  "is no more" };
+	static const char *const vmm[] = { "is not there", "is attached", "has the vmstate",
+		                           "is loaded",    "runs",        "can't load",
+		                           "is stopped" };
 	const struct world *w = state;
 
 	printf("source %s%s, its guest %s", w->source.up ? "" : "(down) ",
@@ -184,7 +187,8 @@ static const struct mend mends[] = {
 	  OWNER_FAREWELL_FIRST | OWNER_LATEST_CONNECTION, ONE_WITH_STORE },
 	{ "resume-late-paused", "A1: PAUSED after the end is answered with RESUME",
 	  OWNER_RESUME_LATE_PAUSED, ONE_WITH_STORE },
-	{ "repeat-resume", "A1: a source that has failed and runs on says so after a take-over, too",
+	{ "repeat-resume",
+	  "A1: a source that has failed and runs on says so after a take-over, too",
 	  OWNER_REPEAT_RESUME, ONE_WITH_STORE },
 	{ "epoch-pinned", "A2: the epoch is pinned when warming begins", OWNER_EPOCH_PINNED,
 	  ONE_WITH_STORE },
@@ -224,8 +228,8 @@ const struct model *owner_model(unsigned int luck, unsigned int luck_of_one)
 	for (unsigned int i = 0; i < SCENES; i++)
 		scenes[i].luck = scenes[i].destinations == 2 ? luck : luck_of_one;
 	model.n_rules = add_rules(0, owner_source_rules, owner_source_n_rules);
-	model.n_rules = add_rules(model.n_rules, owner_destination_rules,
-	                          owner_destination_n_rules);
+	model.n_rules =
+	        add_rules(model.n_rules, owner_destination_rules, owner_destination_n_rules);
 	model.n_rules = add_rules(model.n_rules, owner_world_rules, owner_world_n_rules);
 	return &model;
 }

@@ -7,8 +7,8 @@
  * One guest at a source, and two destinations that have the same id and token: each of the three
  * is a daemon, its record and a VMM. Beside them there are an operator, who may order anything that
  * a daemon does not refuse, and bad luck: connections are cut (what was sent over them is lost, or
- * is read late), or swallow all that is said; daemons are killed between any two steps, with a store
- * and without; VMMs die, can't pause, can't load.
+ * is read late), or swallow all that is said; daemons are killed between any two steps, with a
+ * store and without; VMMs die, can't pause, can't load.
  *
  * A step is what is one in the code, too: what is done under one lock, or by the loop up to where
  * others can see it. So a connection's thread that decides (and posts news) and the loop that takes
@@ -20,12 +20,12 @@
  * is volatile is lost or made anew by source_taken_over() and destination_taken_over().
  *
  * What is left out: memory is one bit a destination (something is missing); the bulk and urgent
- * connections are one; a handshake, and a sign of life, are one step; the way from VMM to daemon keeps
- * its order and two messages; the guest is attached anew once, a daemon without a store is told of
- * the migration anew once; cuts, kills and the like are counted in struct luck; certificates,
- * limits, private memory and time itself (a time limit may be over at any moment) are not there.
- * That the operator who orders "run on here" or "release" has made sure that the holder does not run
- * (does not need it) is taken for granted: it is what the confirmation asks of him.
+ * connections are one; a handshake, and a sign of life, are one step; the way from VMM to daemon
+ * keeps its order and two messages; the guest is attached anew once, a daemon without a store is
+ * told of the migration anew once; cuts, kills and the like are counted in struct luck;
+ * certificates, limits, private memory and time itself (a time limit may be over at any moment) are
+ * not there. That the operator who orders "run on here" or "release" has made sure that the holder
+ * does not run (does not need it) is taken for granted: it is what the confirmation asks of him.
  */
 #ifndef MODEL_OWNER_H
 #define MODEL_OWNER_H
@@ -152,15 +152,16 @@ struct destination {
 	unsigned int switchover : 1; /* ordered */
 	unsigned int cancel : 1;     /* ordered */
 	unsigned int poison : 1;     /* volatile: ordered */
-	unsigned int giving : 1;     /* volatile: the vmstate, to the VMM, is the next that is done */
+	unsigned int giving : 1; /* volatile: the vmstate, to the VMM, is the next that is done */
 	unsigned int farewell : 2;
 	unsigned int loaded : 1;
 	unsigned int ran : 1; /* RESUMED was heard of the VMM */
 	unsigned int taken_over : 1;
-	unsigned int missing : 1; /* pages */
-	unsigned int connected : 1;    /* volatile: the page connections, in truth */
-	unsigned int note_pending : 1; /* volatile, only without the mend: the fault thread is about */
-	unsigned int stalled : 1;      /* to write that they are not; and that it has */
+	unsigned int missing : 1;   /* pages */
+	unsigned int connected : 1; /* volatile: the page connections, in truth */
+	unsigned int
+	        note_pending : 1; /* volatile, only without the mend: the fault thread is about */
+	unsigned int stalled : 1; /* to write that they are not; and that it has */
 	unsigned int poisoned : 1;
 	unsigned int to_stop : 1; /* the VMM is to be told that the guest is not its own */
 	unsigned int vmm : 3;
@@ -169,8 +170,8 @@ struct destination {
 
 /* What the checks remember. */
 struct history {
-	unsigned int ran : 1;   /* a destination has run the guest as it was paused */
-	unsigned int hurt : 1;  /* something died, or was given up by order: an operator is needed */
+	unsigned int ran : 1;  /* a destination has run the guest as it was paused */
+	unsigned int hurt : 1; /* something died, or was given up by order: an operator is needed */
 	unsigned int store : 1; /* daemons have one */
 };
 

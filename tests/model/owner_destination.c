@@ -143,8 +143,9 @@ static bool lose_patience(void *state, unsigned int i)
 	struct world *w = state;
 	struct destination *d = &w->destinations[i];
 
-	if (w->links[i].epoch || (d->conductor != CONDUCTOR_WARMING && d->conductor != CONDUCTOR_WARM &&
-	                          d->conductor != CONDUCTOR_ASKING))
+	if (w->links[i].epoch ||
+	    (d->conductor != CONDUCTOR_WARMING && d->conductor != CONDUCTOR_WARM &&
+	     d->conductor != CONDUCTOR_ASKING))
 		return false;
 	give_up(w, i);
 	return true;
@@ -155,8 +156,8 @@ static bool time_out(void *state, unsigned int i)
 {
 	struct world *w = state;
 	struct destination *d = &w->destinations[i];
-	bool goodbye = d->conductor == CONDUCTOR_SAYS_COMPLETE ||
-	               d->conductor == CONDUCTOR_SAYS_ABORT;
+	bool goodbye =
+	        d->conductor == CONDUCTOR_SAYS_COMPLETE || d->conductor == CONDUCTOR_SAYS_ABORT;
 
 	if (!w->links[i].mute || (goodbye && model_lacks(OWNER_TIME_LIMIT)))
 		return false;
@@ -232,8 +233,7 @@ static bool say_switchover(void *state, unsigned int i)
 {
 	struct world *w = state;
 
-	return !w->destinations[i].cancel &&
-	       say(state, i, CONDUCTOR_ASKING, FRAME_SWITCHOVER);
+	return !w->destinations[i].cancel && say(state, i, CONDUCTOR_ASKING, FRAME_SWITCHOVER);
 }
 
 /* Once on each connection. */
@@ -507,7 +507,8 @@ static bool fetch_all(void *state, unsigned int i)
 	const struct source *s = &w->source;
 
 	if (d->conductor != CONDUCTOR_PULLING || !d->connected || !d->missing || !s->up ||
-	    s->phase != PHASE_PAUSED || s->epoch != d->pull_epoch || source_hello(w, i, d->pull_epoch))
+	    s->phase != PHASE_PAUSED || s->epoch != d->pull_epoch ||
+	    source_hello(w, i, d->pull_epoch))
 		return false;
 	d->missing = false;
 	return true;
@@ -612,7 +613,8 @@ static bool poison(void *state, unsigned int i)
 {
 	struct destination *d = &((struct world *)state)->destinations[i];
 
-	if (!d->up || d->state != MIGRATION_PAUSED || d->conductor != CONDUCTOR_PULLING || d->poison)
+	if (!d->up || d->state != MIGRATION_PAUSED || d->conductor != CONDUCTOR_PULLING ||
+	    d->poison)
 		return false;
 	d->poison = true;
 	return true;
@@ -657,7 +659,8 @@ void destination_taken_over(struct world *w, unsigned int i)
 
 const struct rule owner_destination_rules[] = {
 	{ RULE_STEP, DESTINATION, "dials the source", .take_each = dial },
-	{ RULE_STEP, DESTINATION, "has tried long enough, and gives up", .take_each = lose_patience },
+	{ RULE_STEP, DESTINATION, "has tried long enough, and gives up",
+	  .take_each = lose_patience },
 	{ RULE_STEP, DESTINATION, "has waited long enough for an answer, and drops the connection",
 	  .take_each = time_out },
 	{ RULE_STEP, DESTINATION, "can't dial for a reason of its own (no route)",
@@ -675,7 +678,8 @@ const struct rule owner_destination_rules[] = {
 	{ RULE_STEP, DESTINATION, "sees that it was cancelled", .take_each = see_cancel },
 	{ RULE_FAULT, DESTINATION, "can't have what it needs to go on (a thread)",
 	  .take_each = cant_start },
-	{ RULE_STEP, DESTINATION, "records that the guest may run here", .take_each = decide_to_give },
+	{ RULE_STEP, DESTINATION, "records that the guest may run here",
+	  .take_each = decide_to_give },
 	{ RULE_AT_ONCE, DESTINATION, "gives the vmstate to its VMM", .take_each = give_vmstate },
 	{ RULE_AT_ONCE, DESTINATION, "reads what its VMM has said", .take_each = hear_vmm },
 	{ RULE_STEP, DESTINATION, "reads that its VMM can't load", .take_each = hear_cant_load },
@@ -686,13 +690,15 @@ const struct rule owner_destination_rules[] = {
 	{ RULE_STEP, DESTINATION, "is refused pages", .take_each = lose_refused_pages },
 	{ RULE_STEP, DESTINATION, "the thread that lost the connection says so",
 	  .take_each = write_note },
-	{ RULE_STEP, DESTINATION, "the loop looks at the connection", .take_each = look_at_connection },
+	{ RULE_STEP, DESTINATION, "the loop looks at the connection",
+	  .take_each = look_at_connection },
 	{ RULE_STEP, DESTINATION, "has all pages", .take_each = fetch_all },
 	{ RULE_STEP, DESTINATION, "has all, and is about to say COMPLETE",
 	  .take_each = begin_complete },
 	{ RULE_STEP, DESTINATION, "no longer lets others wait for the source's answer",
 	  .take_each = stop_waiting },
-	{ RULE_STEP, DESTINATION, "carries out the order to poison", .take_each = carry_out_poison },
+	{ RULE_STEP, DESTINATION, "carries out the order to poison",
+	  .take_each = carry_out_poison },
 	{ RULE_OPERATOR, "operator", "starts destination %s", .take_each = start },
 	{ RULE_OPERATOR, "operator", "orders switchover at destination %s",
 	  .take_each = order_switchover },

@@ -283,7 +283,9 @@ static bool prepare_destination_anew(void *state, unsigned int i)
 
 	if (!d->up || d->known || vmm_is_there || d->holder != 2 * i + 1)
 		return false;
-	*d = (struct destination){ .up = true, .known = true, .holder = d->holder + 1, .missing = true };
+	*d = (struct destination){
+		.up = true, .known = true, .holder = d->holder + 1, .missing = true
+	};
 	return true;
 }
 
@@ -471,7 +473,8 @@ const struct rule owner_world_rules[] = {
 	{ RULE_OPERATOR, "operator", "prepares the source anew", .take = prepare_source_anew },
 	{ RULE_OPERATOR, "operator", "prepares destination %s anew",
 	  .take_each = prepare_destination_anew },
-	{ RULE_FAULT, NETWORK, "cuts destination %s's control connection", .take_each = cut_control },
+	{ RULE_FAULT, NETWORK, "cuts destination %s's control connection",
+	  .take_each = cut_control },
 	{ RULE_FAULT, NETWORK, "cuts destination %s's page connections", .take_each = cut_pages },
 	{ RULE_FAULT, NETWORK, "swallows all on destination %s's control connection",
 	  .take_each = swallow },

@@ -10,10 +10,10 @@
 enum pages_switch {
 	PAGES_FILL_BEFORE_PUBLISH = 1 << 0,
 	PAGES_FILL_BEFORE_MAP = 1 << 1,
-	PAGES_KEEP_CLAIMS = 1 << 2,
-	PAGES_ONE_CLAIM = 1 << 3,
+	PAGES_ONE_CLAIM = 1 << 2,
+	PAGES_KEEP_CLAIMS = 1 << 3,
 	PAGES_NOTE_COPY = 1 << 4,
-	PAGES_WAKE_ALL = 1 << 5,
+	PAGES_COPY_TO_HOLES = 1 << 5,
 	PAGES_JOURNAL = 1 << 6,
 	PAGES_READER_LAST = 1 << 7,
 	PAGES_FILLS_END = 1 << 8,
@@ -34,9 +34,9 @@ enum content { EMPTY, TORN, SOURCE, GUEST };
 
 enum step {
 	THREAD_IDLE,
-	THREAD_LOOKS,    /* the fault thread has marked a page wanted, and looks whether it is there */
-	THREAD_FILLS,    /* has claimed, and fills the lowest unit that is left */
-	THREAD_WRITES,   /* is in the middle of it */
+	THREAD_LOOKS, /* the fault thread has marked a page wanted, and looks whether it is there */
+	THREAD_FILLS, /* has claimed, and fills the lowest unit that is left */
+	THREAD_WRITES, /* is in the middle of it */
 	THREAD_PUBLISHES,
 	THREAD_SEES_WANTED,
 	THREAD_MAPS,
@@ -58,9 +58,11 @@ enum process { PROCESS_RUNS, PROCESS_DOWN, PROCESS_TAKES_OVER, PROCESS_DONE };
 
 struct pages {
 	unsigned int kind : 3;
+	unsigned int zero : 2; /* units that are zero at the source */
 	/* Page state, by unit. */
 	unsigned int claimed : 2, present : 2, wanted : 2, copying : 2;
-	/* A discard whose event was taken and is not applied: in the page state's memfd. 0: none. */
+	/* A discard whose event was taken and is not applied: in the page state's memfd. 0: none.
+	 */
 	unsigned int slot : 2;
 	/* Memory. */
 	unsigned int content0 : 2, content1 : 2;
@@ -78,11 +80,11 @@ struct pages {
 	unsigned int discards : 2; /* still to come */
 	/* The daemon. */
 	unsigned int process : 2;
-	unsigned int stopping : 1;   /* SIGTERM */
-	unsigned int faults : 2;     /* pages that the fault thread has to bring */
-	unsigned int looks_at : 1;   /* the page */
+	unsigned int stopping : 1; /* SIGTERM */
+	unsigned int faults : 2;   /* pages that the fault thread has to bring */
+	unsigned int looks_at : 1; /* the page */
 	unsigned int finishing : 1;
-	unsigned int luck : 2;
+	unsigned int luck : 3;
 	struct thread threads[2];
 };
 
@@ -125,11 +127,6 @@ static bool is_page_present(const struct pages *s, unsigned int page)
 	return !(units_of(s, page) & ~s->present);
 }
 
-static bool is_zero_at_source(unsigned int unit)
-{
-	return unit == 1;
-}
-
 /* Every ioctl that fills or maps is refused. */
 static bool mappings_change(const struct pages *s)
 {
@@ -144,9 +141,11 @@ static bool runs(const struct pages *s, enum actor i)
 static void check_unit(const struct pages *s, unsigned int unit)
 {
 	enum content is = get_content(s, unit);
-	bool zero = is_zero_at_source(unit) || s->discarded >> unit & 1;
+	bool zero = (s->zero | s->discarded) >> unit & 1;
+	/* Before it has returned, madvise() may have done it, or not. */
+	bool under_way = s->kind == KIND_ANONYMOUS && s->vmm != VMM_IDLE && s->discard_page == unit;
 
-	if (!(s->mapped >> page_of(s, unit) & 1) || is == GUEST)
+	if (!(s->mapped >> page_of(s, unit) & 1) || is == GUEST || under_way)
 		return;
 	if (s->wrote >> unit & 1)
 		model_violation("what the guest has written is not what it reads");
@@ -189,7 +188,6 @@ static bool guest_writes(void *state, unsigned int unit)
 		set_content(s, unit, GUEST);
 		s->wrote |= 1u << unit;
 		s->discarded &= ~(1u << unit);
-		s->either &= ~(1u << unit);
 	} else if (s->registered) {
 		s->asleep = s->fault_event = 1;
 		s->fault_page = page;
@@ -263,6 +261,13 @@ static bool read_fault(void *state)
 	return true;
 }
 
+/* Who fills at this moment what the event that was read discards does not know of it. */
+static void leave_to_filler(struct pages *s, unsigned int units)
+{
+	if (s->slot && s->kind == KIND_ANONYMOUS)
+		s->either |= units & units_of(s, s->slot - 1u);
+}
+
 /* At any time: whoever waits for something else reads events meanwhile. */
 static bool read_discard(void *state)
 {
@@ -272,6 +277,8 @@ static bool read_discard(void *state)
 		return false;
 	s->vmm = VMM_GOES_ON;
 	s->slot = s->discard_page + 1;
+	s->either &= ~units_of(s, s->discard_page);
+	leave_to_filler(s, s->claimed & ~s->present);
 	return true;
 }
 
@@ -282,7 +289,6 @@ static void apply_discard(struct pages *s, bool all)
 	unsigned int mine = units & ~(all ? s->present : s->claimed);
 
 	if (s->kind == KIND_ANONYMOUS) {
-		s->either |= units & s->claimed & ~s->present & ~mine;
 		s->claimed |= mine;
 		s->present |= mine;
 	}
@@ -375,7 +381,8 @@ static bool claim(void *state, unsigned int i)
 	if (!t->claimed)
 		return false;
 	s->claimed |= t->claimed;
-	t->left = t->claimed & ~(1u << 1);
+	leave_to_filler(s, t->claimed);
+	t->left = t->claimed & ~s->zero;
 	fill_next(t);
 	if (model_lacks(PAGES_FILL_BEFORE_PUBLISH))
 		publish(s, t);
@@ -404,41 +411,49 @@ static void filled(struct pages *s, enum actor i, unsigned int unit)
 	fill_next(t);
 }
 
-/* UFFDIO_COPY: maps and wakes in one. A page that is there already is left alone. */
+/* UFFDIO_COPY says it by itself of anonymous memory. */
+static bool is_hole(const struct pages *s, unsigned int unit)
+{
+	return s->kind == KIND_ANONYMOUS || get_content(s, unit) == EMPTY;
+}
+
+static bool note_copy(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	unsigned int unit = lowest(s->threads[i].left);
+
+	if (!may_act(s, i, THREAD_FILLS) || !copies(s, i) || s->copying >> unit & 1 ||
+	    (!is_hole(s, unit) && !model_lacks(PAGES_COPY_TO_HOLES)))
+		return false;
+	s->copying |= 1u << unit;
+	return true;
+}
+
+/* Maps and wakes in one. A page that is there already is left alone. */
 static bool copy(void *state, unsigned int i)
 {
 	struct pages *s = state;
 	unsigned int unit = lowest(s->threads[i].left);
 
-	if (!may_act(s, i, THREAD_FILLS) || !copies(s, i))
+	if (!may_act(s, i, THREAD_FILLS) || !copies(s, i) || !is_hole(s, unit))
 		return false;
-	if (!(s->copying >> unit & 1) && !model_lacks(PAGES_NOTE_COPY)) {
-		s->copying |= 1u << unit;
-		return true;
-	}
-	if (mappings_change(s) || !s->registered)
+	if (mappings_change(s) || !(s->copying >> unit & 1 || model_lacks(PAGES_NOTE_COPY)))
 		return false;
 	if (get_content(s, unit) == EMPTY && !(s->mapped >> unit & 1)) {
 		set_content(s, unit, SOURCE);
 		map(s, unit);
-	} else if (s->kind != KIND_ANONYMOUS) {
-		/* Its file has it, from a fill that was not finished: behind the guest's back, then. */
-		s->copying &= ~(1u << unit);
-		check_fill(s, i, unit);
-		set_content(s, unit, TORN);
-		s->threads[i].step = THREAD_WRITES;
-		return true;
 	}
 	filled(s, i, unit);
 	return true;
 }
 
+/* Behind the guest's back; also where the file has it, from a fill that was not finished. */
 static bool begin_write(void *state, unsigned int i)
 {
 	struct pages *s = state;
 	unsigned int unit = lowest(s->threads[i].left);
 
-	if (!may_act(s, i, THREAD_FILLS) || copies(s, i))
+	if (!may_act(s, i, THREAD_FILLS) || (copies(s, i) && is_hole(s, unit)))
 		return false;
 	s->copying &= ~(1u << unit);
 	check_fill(s, i, unit);
@@ -531,13 +546,14 @@ static bool map_page(void *state, unsigned int i)
 	return true;
 }
 
-/* Refused while the VMM changes its mappings, and the pull is to end: what was begun is given up. */
+/* Refused while the VMM changes its mappings, and the pull is to end: what was begun is given up.
+ */
 static bool give_up(void *state, unsigned int i)
 {
 	struct pages *s = state;
 	struct thread *t = &s->threads[i];
-	bool refused = mappings_change(s) && ((t->step == THREAD_FILLS && copies(s, i)) ||
-	                                      t->step == THREAD_MAPS);
+	bool refused = mappings_change(s) &&
+	               ((t->step == THREAD_FILLS && copies(s, i)) || t->step == THREAD_MAPS);
 
 	if (!runs(s, i) || !s->stopping || !refused || (i == FAULT_THREAD && s->slot) ||
 	    model_lacks(PAGES_FILLS_END))
@@ -611,7 +627,8 @@ static bool complete(void *state)
 
 	if (s->process != PROCESS_RUNS || !s->finishing || s->registered || !settled)
 		return false;
-	s->threads[FAULT_THREAD] = s->threads[BULK_THREAD] = (struct thread){ .step = THREAD_ENDED };
+	s->threads[FAULT_THREAD] = s->threads[BULK_THREAD] =
+	        (struct thread){ .step = THREAD_ENDED };
 	s->faults = s->looks_at = 0;
 	s->process = PROCESS_DONE;
 	return true;
@@ -692,8 +709,7 @@ static bool go_on(void *state)
 		else
 			s->claimed &= ~bit;
 	}
-	if (!model_lacks(PAGES_WAKE_ALL))
-		wake(s, s->fault_page);
+	wake(s, s->fault_page);
 	s->process = PROCESS_RUNS;
 	return true;
 }
@@ -710,6 +726,7 @@ static const struct rule rules[] = {
 	{ RULE_STEP, "fault thread", "marks the page of unit %u wanted", .take_each = mark_wanted },
 	{ RULE_STEP, "fault thread", "looks whether it is present", .take = look_whether_present },
 	{ RULE_STEP, "%s thread", "claims what has come", .take_each = claim },
+	{ RULE_STEP, "%s thread", "notes that it will copy", .take_each = note_copy },
 	{ RULE_STEP, "%s thread", "fills, by UFFDIO_COPY", .take_each = copy },
 	{ RULE_STEP, "%s thread", "begins to fill, by writing", .take_each = begin_write },
 	{ RULE_STEP, "%s thread", "has filled", .take_each = end_write },
@@ -749,12 +766,19 @@ static const struct goal goals[] = {
 	  always, is_over },
 };
 
+static unsigned int all_luck;
+
 static bool initial(unsigned int i, void *state)
 {
-	if (i == KINDS)
+	if (i == 2 * KINDS)
 		return false;
-	*(struct pages *)state =
-	        (struct pages){ .kind = i, .registered = 1, .discards = 2, .luck = 2 };
+	*(struct pages *)state = (struct pages){
+		.kind = i % KINDS,
+		.zero = i < KINDS ? 1u << 1 : 0,
+		.registered = 1,
+		.discards = 1,
+		.luck = all_luck,
+	};
 	return true;
 }
 
@@ -776,12 +800,14 @@ static const struct mend mends[] = {
 	{ "fill-before-map", "invariant 2: content is in place before anybody is woken",
 	  PAGES_FILL_BEFORE_MAP, KIND_MEMFD_LAZY },
 	{ "one-claim", "invariant 1: who fills has claimed", PAGES_ONE_CLAIM, KIND_HUGE_LAZY },
-	{ "keep-claims", "invariant 3: no claim is given back of what is visible", PAGES_KEEP_CLAIMS,
-	  KIND_MEMFD_LAZY },
-	{ "note-copy", "invariant 3: nor by a process that takes over: what was being copied is looked at",
+	{ "keep-claims", "invariant 3: no claim is given back of what is visible",
+	  PAGES_KEEP_CLAIMS, KINDS + KIND_MEMFD_EAGER },
+	{ "note-copy",
+	  "invariant 3: nor by a process that takes over: what was being copied is looked at",
 	  PAGES_NOTE_COPY, KIND_MEMFD_LAZY },
-	{ "wake-all", "invariant 7: a process that takes over wakes who waits", PAGES_WAKE_ALL,
-	  KIND_ANONYMOUS },
+	{ "copy-to-holes",
+	  "A4: UFFDIO_COPY is noted for holes only: else what is there is no proof of it",
+	  PAGES_COPY_TO_HOLES, KIND_MEMFD_LAZY },
 	{ "journal", "B11: what an event says outlives the process that has read it", PAGES_JOURNAL,
 	  KIND_ANONYMOUS },
 	{ "reader-last", "B10: events are read until UNREGISTER has returned and nobody waits",
@@ -790,7 +816,7 @@ static const struct mend mends[] = {
 	  PAGES_FILLS_END, KIND_ANONYMOUS },
 };
 
-const struct model *pages_model(void)
+const struct model *pages_model(unsigned int luck)
 {
 	static const struct model model = {
 		.name = "pages",
@@ -807,6 +833,7 @@ const struct model *pages_model(void)
 		.print = print,
 	};
 
+	all_luck = luck;
 	_Static_assert(sizeof(struct pages) <= MODEL_STATE_MAX, "a state has its room");
 	return &model;
 }

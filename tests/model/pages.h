@@ -4,11 +4,11 @@
  *
  * Theory of operation
  * -------------------
- * Two units of guest memory, of which the second is zero at the source: two host pages of one unit,
- * or one of two. There are a vCPU that writes to them, another thread of the VMM that discards them
- * (madvise()), the fault thread, a bulk thread, the conductor that ends it, and bad luck: memory
- * that can't be had, and kills. A step is what the code does in one atomic operation or ioctl; a
- * fill that is no ioctl has a middle, in which the content is torn.
+ * Two units of guest memory, of which the second may be zero at the source: two host pages of one
+ * unit, or one of two. There are a vCPU that writes to them, another thread of the VMM that
+ * discards them (madvise()), the fault thread, a bulk thread, the conductor that ends it, and bad
+ * luck: memory that can't be had, and kills. A step is what the code does in one atomic operation
+ * or ioctl; a fill that is no ioctl has a middle, in which the content is torn.
  *
  * Of the kernel: a fault sleeps until the page is mapped or woken; who discards first has every
  * ioctl refused (EAGAIN), then sleeps until its event is read, then takes the page. An event
@@ -17,8 +17,8 @@
  * What the guest can read is looked at in every state: a mapped page is what it must be. What it
  * must be is the source's content, zero from a discard on, or what it has written itself.
  *
- * What is left out: more than one fault and one discard at a time; mremap() and munmap(); pages that
- * can't be read at the source; what the memory was before (mem/memory.c sees to it that it is
+ * What is left out: more than one fault and one discard at a time; mremap() and munmap(); pages
+ * that can't be read at the source; what the memory was before (mem/memory.c sees to it that it is
  * empty). An event that says of anonymous memory what is discarded comes while somebody fills that
  * very unit: then the unit is left to him, and the guest may read what the source has there.
  */
@@ -27,6 +27,7 @@
 
 #include "explore.h"
 
-const struct model *pages_model(void);
+/* @luck: how often something may go wrong */
+const struct model *pages_model(unsigned int luck);
 
 #endif
