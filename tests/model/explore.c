@@ -10,7 +10,7 @@
 /* What may be explored; the memory is only taken where it is used. */
 #define STATES_MAX (1u << 27)
 #define EDGES_MAX (1ull << 30)
-#define HASH_SLOTS (1u << 27)
+#define SLOTS_MIN (1u << 16)
 
 #define RULE_NONE 0xffu
 #define KIND_SHIFT 28 /* of an edge: where its rule's kind is, above the state it leads to */
@@ -21,7 +21,8 @@ struct explorer {
 	uint8_t *states; /* by number, in the order in which they were found */
 	uint32_t *parents;
 	uint8_t *rules;  /* by which it was found: rule * MODEL_ACTORS + actor */
-	uint32_t *slots; /* hash: number + 1 */
+	uint32_t *slots; /* hash: number + 1; at most half of them are used */
+	uint32_t n_slots;
 	uint64_t *first_edge;
 	uint32_t *edges;
 	uint32_t n_states;
@@ -67,7 +68,8 @@ static void explorer_init(struct explorer *x, const struct model *model)
 	x->states = room((size_t)STATES_MAX * model->state_bytes);
 	x->parents = room((size_t)STATES_MAX * sizeof *x->parents);
 	x->rules = room(STATES_MAX);
-	x->slots = room((size_t)HASH_SLOTS * sizeof *x->slots);
+	x->n_slots = SLOTS_MIN;
+	x->slots = room(x->n_slots * sizeof *x->slots);
 	x->first_edge = room((size_t)(STATES_MAX + 1) * sizeof *x->first_edge);
 	x->edges = room(EDGES_MAX * sizeof *x->edges);
 }
@@ -77,7 +79,7 @@ static void explorer_deinit(struct explorer *x)
 	munmap(x->states, (size_t)STATES_MAX * x->model->state_bytes);
 	munmap(x->parents, (size_t)STATES_MAX * sizeof *x->parents);
 	munmap(x->rules, STATES_MAX);
-	munmap(x->slots, (size_t)HASH_SLOTS * sizeof *x->slots);
+	munmap(x->slots, x->n_slots * sizeof *x->slots);
 	munmap(x->first_edge, (size_t)(STATES_MAX + 1) * sizeof *x->first_edge);
 	munmap(x->edges, EDGES_MAX * sizeof *x->edges);
 }
@@ -97,30 +99,46 @@ static uint32_t hash(const uint8_t *state, size_t len)
 		h = (h ^ word) * 0xff51afd7ed558ccdull;
 		h ^= h >> 32;
 	}
-	return (uint32_t)h & (HASH_SLOTS - 1);
+	return (uint32_t)h;
+}
+
+/* Where a state's number is, or is to be written. */
+static uint32_t *slot_of(const struct explorer *x, const uint8_t *state)
+{
+	size_t len = x->model->state_bytes;
+	uint32_t slot = hash(state, len) & (x->n_slots - 1);
+
+	while (x->slots[slot] && memcmp(state_at(x, x->slots[slot] - 1), state, len))
+		slot = (slot + 1) & (x->n_slots - 1);
+	return &x->slots[slot];
+}
+
+static void grow_slots(struct explorer *x)
+{
+	munmap(x->slots, x->n_slots * sizeof *x->slots);
+	x->n_slots *= 2;
+	x->slots = room(x->n_slots * sizeof *x->slots);
+	for (uint32_t n = 0; n < x->n_states; n++)
+		*slot_of(x, state_at(x, n)) = n + 1;
 }
 
 /* The number of a state; a new one is added. */
 static uint32_t number(struct explorer *x, const uint8_t *state, uint32_t parent, unsigned int rule)
 {
-	size_t len = x->model->state_bytes;
-	uint32_t slot = hash(state, len);
+	uint32_t *slot = slot_of(x, state);
 
-	while (x->slots[slot]) {
-		uint32_t n = x->slots[slot] - 1;
-
-		if (!memcmp(state_at(x, n), state, len))
-			return n;
-		slot = (slot + 1) & (HASH_SLOTS - 1);
-	}
+	if (*slot)
+		return *slot - 1;
 	if (x->n_states == STATES_MAX) {
 		fprintf(stderr, "model: more than %u states: bound it\n", STATES_MAX);
 		exit(2);
 	}
-	memcpy(state_at(x, x->n_states), state, len);
+	memcpy(state_at(x, x->n_states), state, x->model->state_bytes);
 	x->parents[x->n_states] = parent;
 	x->rules[x->n_states] = (uint8_t)rule;
-	x->slots[slot] = ++x->n_states;
+	*slot = ++x->n_states;
+	if (x->n_states > x->n_slots / 2)
+		grow_slots(x);
 	return x->n_states - 1;
 }
 
