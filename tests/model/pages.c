@@ -1,0 +1,839 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pages.h"
+
+#include <stdio.h>
+
+#define UNITS 2u
+#define ALL_UNITS 3u
+
+/* What can be taken out. */
+enum pages_switch {
+	PAGES_FILL_BEFORE_PUBLISH = 1 << 0,
+	PAGES_FILL_BEFORE_MAP = 1 << 1,
+	PAGES_ONE_CLAIM = 1 << 2,
+	PAGES_KEEP_CLAIMS = 1 << 3,
+	PAGES_NOTE_COPY = 1 << 4,
+	PAGES_COPY_TO_HOLES = 1 << 5,
+	PAGES_JOURNAL = 1 << 6,
+	PAGES_READER_LAST = 1 << 7,
+	PAGES_FILLS_END = 1 << 8,
+};
+
+/* The memory, and how it is filled: by the fault thread and by bulk. */
+enum kind {
+	KIND_ANONYMOUS,   /* UFFDIO_COPY by both */
+	KIND_MEMFD_EAGER, /* UFFDIO_COPY by both, whose page is in the file then, too */
+	KIND_MEMFD_LAZY,  /* UFFDIO_COPY and pwrite() */
+	KIND_HUGE_LAZY,   /* behind the guest's back by both, one page of two units */
+	KIND_HUGE_EAGER,  /* the same, and mapped at once */
+	KINDS,
+};
+
+/* Of the page cache or, of anonymous memory, of the page. */
+enum content { EMPTY, TORN, SOURCE, GUEST };
+
+enum step {
+	THREAD_IDLE,
+	THREAD_LOOKS, /* the fault thread has marked a page wanted, and looks whether it is there */
+	THREAD_FILLS, /* has claimed, and fills the lowest unit that is left */
+	THREAD_WRITES, /* is in the middle of it */
+	THREAD_PUBLISHES,
+	THREAD_SEES_WANTED,
+	THREAD_MAPS,
+	THREAD_ENDED,
+};
+
+enum actor { FAULT_THREAD, BULK_THREAD };
+
+struct thread {
+	unsigned int step : 3;
+	unsigned int claimed : 2; /* units that it has claimed and not published */
+	unsigned int left : 2;    /* of these: to fill */
+	unsigned int to_map : 2;  /* pages */
+	unsigned int failed : 1;  /* what it could not fill it gives back */
+};
+
+enum vmm { VMM_IDLE, VMM_CALLS, VMM_WAITS, VMM_GOES_ON, VMM_TAKES_PAGE };
+enum process { PROCESS_RUNS, PROCESS_DOWN, PROCESS_TAKES_OVER, PROCESS_DONE };
+
+struct pages {
+	unsigned int kind : 3;
+	unsigned int zero : 2; /* units that are zero at the source */
+	/* Page state, by unit. */
+	unsigned int claimed : 2, present : 2, wanted : 2, copying : 2;
+	/* A discard whose event was taken and is not applied: in the page state's memfd. 0: none.
+	 */
+	unsigned int slot : 2;
+	/* Memory. */
+	unsigned int content0 : 2, content1 : 2;
+	unsigned int mapped : 2; /* pages */
+	unsigned int registered : 1;
+	/* What the guest must read, by unit; else it is the source's. */
+	unsigned int wrote : 2, discarded : 2;
+	unsigned int either : 2; /* discarded while it was being filled */
+	/* The VMM. */
+	unsigned int asleep : 1; /* the vCPU, in a fault on: */
+	unsigned int fault_page : 1;
+	unsigned int fault_event : 1; /* that nobody has read */
+	unsigned int vmm : 3;
+	unsigned int discard_page : 1;
+	unsigned int discards : 2; /* still to come */
+	/* The daemon. */
+	unsigned int process : 2;
+	unsigned int stopping : 1; /* SIGTERM */
+	unsigned int faults : 2;   /* pages that the fault thread has to bring */
+	unsigned int looks_at : 1; /* the page */
+	unsigned int finishing : 1;
+	unsigned int luck : 3;
+	struct thread threads[2];
+};
+
+static bool is_huge(const struct pages *s)
+{
+	return s->kind >= KIND_HUGE_LAZY;
+}
+
+static unsigned int page_of(const struct pages *s, unsigned int unit)
+{
+	return is_huge(s) ? 0 : unit;
+}
+
+static unsigned int units_of(const struct pages *s, unsigned int page)
+{
+	return is_huge(s) ? ALL_UNITS : 1u << page;
+}
+
+/* The pages that have units in @units. */
+static unsigned int pages_of(const struct pages *s, unsigned int units)
+{
+	return is_huge(s) ? !!units : units;
+}
+
+static enum content get_content(const struct pages *s, unsigned int unit)
+{
+	return unit ? s->content1 : s->content0;
+}
+
+static void set_content(struct pages *s, unsigned int unit, enum content content)
+{
+	if (unit)
+		s->content1 = content;
+	else
+		s->content0 = content;
+}
+
+static bool is_page_present(const struct pages *s, unsigned int page)
+{
+	return !(units_of(s, page) & ~s->present);
+}
+
+/* Every ioctl that fills or maps is refused. */
+static bool mappings_change(const struct pages *s)
+{
+	return s->vmm >= VMM_CALLS && s->vmm <= VMM_GOES_ON;
+}
+
+static bool runs(const struct pages *s, enum actor i)
+{
+	return s->process == PROCESS_RUNS && s->threads[i].step != THREAD_ENDED;
+}
+
+static void check_unit(const struct pages *s, unsigned int unit)
+{
+	enum content is = get_content(s, unit);
+	bool zero = (s->zero | s->discarded) >> unit & 1;
+	/* Before it has returned, madvise() may have done it, or not. */
+	bool under_way = s->kind == KIND_ANONYMOUS && s->vmm != VMM_IDLE && s->discard_page == unit;
+
+	if (!(s->mapped >> page_of(s, unit) & 1) || is == GUEST || under_way)
+		return;
+	if (s->wrote >> unit & 1)
+		model_violation("what the guest has written is not what it reads");
+	else if (is == TORN)
+		model_violation("the guest reads a page that is not whole");
+	else if (is == EMPTY && !zero)
+		model_violation("the guest reads zeroes where the source has content");
+	else if (is == SOURCE && zero && !(s->either >> unit & 1))
+		model_violation("what was discarded is there again");
+}
+
+static void check(const void *state)
+{
+	for (unsigned int unit = 0; unit < UNITS; unit++)
+		check_unit(state, unit);
+}
+
+/* The guest. */
+
+static void wake(struct pages *s, unsigned int page)
+{
+	if (s->asleep && s->fault_page == page)
+		s->asleep = s->fault_page = s->fault_event = 0;
+}
+
+static void map(struct pages *s, unsigned int page)
+{
+	s->mapped |= 1u << page;
+	wake(s, page);
+}
+
+static bool guest_writes(void *state, unsigned int unit)
+{
+	struct pages *s = state;
+	unsigned int page = page_of(s, unit);
+
+	if (s->asleep)
+		return false;
+	if (s->mapped >> page & 1) {
+		set_content(s, unit, GUEST);
+		s->wrote |= 1u << unit;
+		s->discarded &= ~(1u << unit);
+	} else if (s->registered) {
+		s->asleep = s->fault_event = 1;
+		s->fault_page = page;
+	} else {
+		map(s, page);
+	}
+	return true;
+}
+
+static bool vmm_discards(void *state, unsigned int unit)
+{
+	struct pages *s = state;
+
+	if (s->vmm != VMM_IDLE || !s->discards || (is_huge(s) && unit))
+		return false;
+	s->discards--;
+	s->discard_page = page_of(s, unit);
+	s->vmm = s->registered ? VMM_CALLS : VMM_TAKES_PAGE;
+	return true;
+}
+
+static bool vmm_raises_event(void *state)
+{
+	struct pages *s = state;
+
+	if (s->vmm != VMM_CALLS)
+		return false;
+	s->vmm = VMM_WAITS;
+	return true;
+}
+
+static bool vmm_goes_on(void *state)
+{
+	struct pages *s = state;
+
+	if (s->vmm != VMM_GOES_ON)
+		return false;
+	s->vmm = VMM_TAKES_PAGE;
+	return true;
+}
+
+/* Of shared memory it is the mapping only: the file keeps its content. */
+static bool vmm_takes_page(void *state)
+{
+	struct pages *s = state;
+	unsigned int unit = s->discard_page;
+
+	if (s->vmm != VMM_TAKES_PAGE)
+		return false;
+	s->vmm = VMM_IDLE;
+	s->mapped &= ~(1u << s->discard_page);
+	s->discard_page = 0;
+	if (s->kind != KIND_ANONYMOUS)
+		return true;
+	set_content(s, unit, EMPTY);
+	s->wrote &= ~(1u << unit);
+	s->discarded |= 1u << unit;
+	return true;
+}
+
+/* Events. */
+
+static bool read_fault(void *state)
+{
+	struct pages *s = state;
+
+	if (!runs(s, FAULT_THREAD) || s->slot || !s->fault_event)
+		return false;
+	s->fault_event = 0;
+	s->faults |= 1u << s->fault_page;
+	return true;
+}
+
+/* Who fills at this moment what the event that was read discards does not know of it. */
+static void leave_to_filler(struct pages *s, unsigned int units)
+{
+	if (s->slot && s->kind == KIND_ANONYMOUS)
+		s->either |= units & units_of(s, s->slot - 1u);
+}
+
+/* At any time: whoever waits for something else reads events meanwhile. */
+static bool read_discard(void *state)
+{
+	struct pages *s = state;
+
+	if (!runs(s, FAULT_THREAD) || s->slot || s->vmm != VMM_WAITS)
+		return false;
+	s->vmm = VMM_GOES_ON;
+	s->slot = s->discard_page + 1;
+	s->either &= ~units_of(s, s->discard_page);
+	leave_to_filler(s, s->claimed & ~s->present);
+	return true;
+}
+
+/* What is missing is zero now. @all: also what is claimed, for nobody lives who fills it. */
+static void apply_discard(struct pages *s, bool all)
+{
+	unsigned int units = s->slot ? units_of(s, s->slot - 1u) : 0;
+	unsigned int mine = units & ~(all ? s->present : s->claimed);
+
+	if (s->kind == KIND_ANONYMOUS) {
+		s->claimed |= mine;
+		s->present |= mine;
+	}
+	s->slot = 0;
+}
+
+static bool apply_event(void *state)
+{
+	struct pages *s = state;
+
+	if (!runs(s, FAULT_THREAD) || !s->slot)
+		return false;
+	apply_discard(s, false);
+	return true;
+}
+
+/* The fault thread, before anything has to be brought. */
+
+static bool mark_wanted(void *state, unsigned int page)
+{
+	struct pages *s = state;
+	struct thread *t = &s->threads[FAULT_THREAD];
+
+	if (!runs(s, FAULT_THREAD) || s->slot || t->step != THREAD_IDLE || !(s->faults >> page & 1))
+		return false;
+	s->wanted |= units_of(s, page);
+	s->looks_at = page;
+	t->step = THREAD_LOOKS;
+	return true;
+}
+
+static bool look_whether_present(void *state)
+{
+	struct pages *s = state;
+	struct thread *t = &s->threads[FAULT_THREAD];
+
+	if (!runs(s, FAULT_THREAD) || s->slot || t->step != THREAD_LOOKS)
+		return false;
+	if (is_page_present(s, s->looks_at)) {
+		t->to_map = 1u << s->looks_at;
+		t->step = THREAD_MAPS;
+	} else {
+		t->step = THREAD_IDLE;
+	}
+	s->looks_at = 0;
+	return true;
+}
+
+/* Both threads: fault/resolver.c, fill_part(). */
+
+static bool may_act(const struct pages *s, enum actor i, enum step step)
+{
+	/* The fault thread applies what it has read before it does anything else. */
+	return runs(s, i) && s->threads[i].step == step && (i == BULK_THREAD || !s->slot);
+}
+
+static unsigned int lowest(unsigned int units)
+{
+	return units & 1 ? 0 : 1;
+}
+
+static bool copies(const struct pages *s, enum actor i)
+{
+	return s->kind <= KIND_MEMFD_EAGER || (s->kind == KIND_MEMFD_LAZY && i == FAULT_THREAD);
+}
+
+static void fill_next(struct thread *t)
+{
+	t->step = t->left ? THREAD_FILLS : THREAD_PUBLISHES;
+}
+
+static void publish(struct pages *s, struct thread *t)
+{
+	s->present |= t->claimed;
+}
+
+/* What has come is claimed; of what others have claimed the data is dropped. */
+static bool claim(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	struct thread *t = &s->threads[i];
+	unsigned int come = i == BULK_THREAD ? ALL_UNITS : 0;
+
+	if (!may_act(s, i, THREAD_IDLE) || s->finishing || s->stopping)
+		return false;
+	for (unsigned int page = 0; i == FAULT_THREAD && page < UNITS; page++)
+		if (s->faults >> page & 1)
+			come |= units_of(s, page) & ~s->present;
+	t->claimed = come & ~(model_lacks(PAGES_ONE_CLAIM) ? s->present : s->claimed);
+	if (!t->claimed)
+		return false;
+	s->claimed |= t->claimed;
+	leave_to_filler(s, t->claimed);
+	t->left = t->claimed & ~s->zero;
+	fill_next(t);
+	if (model_lacks(PAGES_FILL_BEFORE_PUBLISH))
+		publish(s, t);
+	if (model_lacks(PAGES_FILL_BEFORE_MAP) && t->left)
+		map(s, page_of(s, 0));
+	return true;
+}
+
+static void check_fill(const struct pages *s, enum actor i, unsigned int unit)
+{
+	const struct thread *other = &s->threads[!i];
+
+	if (s->present >> unit & 1 && !model_lacks(PAGES_FILL_BEFORE_PUBLISH))
+		model_violation("a unit is filled that is present");
+	if (other->claimed >> unit & 1)
+		model_violation("two threads fill one unit");
+	if (s->mapped >> page_of(s, unit) & 1)
+		model_violation("what the guest may have written to is written over");
+}
+
+static void filled(struct pages *s, enum actor i, unsigned int unit)
+{
+	struct thread *t = &s->threads[i];
+
+	t->left &= ~(1u << unit);
+	fill_next(t);
+}
+
+/* UFFDIO_COPY says it by itself of anonymous memory. */
+static bool is_hole(const struct pages *s, unsigned int unit)
+{
+	return s->kind == KIND_ANONYMOUS || get_content(s, unit) == EMPTY;
+}
+
+static bool note_copy(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	unsigned int unit = lowest(s->threads[i].left);
+
+	if (!may_act(s, i, THREAD_FILLS) || !copies(s, i) || s->copying >> unit & 1 ||
+	    (!is_hole(s, unit) && !model_lacks(PAGES_COPY_TO_HOLES)))
+		return false;
+	s->copying |= 1u << unit;
+	return true;
+}
+
+/* Maps and wakes in one. A page that is there already is left alone. */
+static bool copy(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	unsigned int unit = lowest(s->threads[i].left);
+
+	if (!may_act(s, i, THREAD_FILLS) || !copies(s, i) || !is_hole(s, unit))
+		return false;
+	if (mappings_change(s) || !(s->copying >> unit & 1 || model_lacks(PAGES_NOTE_COPY)))
+		return false;
+	if (get_content(s, unit) == EMPTY && !(s->mapped >> unit & 1)) {
+		set_content(s, unit, SOURCE);
+		map(s, unit);
+	}
+	filled(s, i, unit);
+	return true;
+}
+
+/* Behind the guest's back; also where the file has it, from a fill that was not finished. */
+static bool begin_write(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	unsigned int unit = lowest(s->threads[i].left);
+
+	if (!may_act(s, i, THREAD_FILLS) || (copies(s, i) && is_hole(s, unit)))
+		return false;
+	s->copying &= ~(1u << unit);
+	check_fill(s, i, unit);
+	set_content(s, unit, TORN);
+	s->threads[i].step = THREAD_WRITES;
+	return true;
+}
+
+static bool end_write(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	unsigned int unit = lowest(s->threads[i].left);
+
+	if (!may_act(s, i, THREAD_WRITES))
+		return false;
+	set_content(s, unit, SOURCE);
+	filled(s, i, unit);
+	return true;
+}
+
+/* Give back what is not visible to anybody, and publish the rest. */
+static void give_back(struct pages *s, struct thread *t)
+{
+	unsigned int units = model_lacks(PAGES_KEEP_CLAIMS) ? t->claimed : t->left;
+
+	s->claimed &= ~units;
+	t->claimed &= ~units;
+	t->left = 0;
+	t->step = THREAD_PUBLISHES;
+}
+
+/* No memory for it. */
+static bool fail_fill(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	struct thread *t = &s->threads[i];
+
+	if (!may_act(s, i, THREAD_FILLS) || !s->luck)
+		return false;
+	s->luck--;
+	give_back(s, t);
+	return true;
+}
+
+static bool publish_filled(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	struct thread *t = &s->threads[i];
+
+	if (!may_act(s, i, THREAD_PUBLISHES))
+		return false;
+	publish(s, t);
+	t->step = THREAD_SEES_WANTED;
+	return true;
+}
+
+static bool see_wanted(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	struct thread *t = &s->threads[i];
+	unsigned int pages, whole = 0;
+
+	if (!may_act(s, i, THREAD_SEES_WANTED))
+		return false;
+	pages = pages_of(s, t->claimed & (s->kind == KIND_HUGE_EAGER ? ALL_UNITS : s->wanted));
+	for (unsigned int page = 0; page < UNITS; page++)
+		if (is_page_present(s, page))
+			whole |= 1u << page;
+	t->claimed = 0;
+	t->to_map = pages & whole;
+	t->step = t->to_map ? THREAD_MAPS : THREAD_IDLE;
+	return true;
+}
+
+/* UFFDIO_CONTINUE; a hole is made a page by the kernel. */
+static bool map_page(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	struct thread *t = &s->threads[i];
+	unsigned int page = lowest(t->to_map);
+
+	if (!may_act(s, i, THREAD_MAPS) || mappings_change(s))
+		return false;
+	if (s->registered)
+		map(s, page);
+	if (i == FAULT_THREAD)
+		s->faults &= ~(1u << page);
+	t->to_map &= ~(1u << page);
+	t->step = t->to_map ? THREAD_MAPS : THREAD_IDLE;
+	return true;
+}
+
+/* Refused while the VMM changes its mappings, and the pull is to end: what was begun is given up.
+ */
+static bool give_up(void *state, unsigned int i)
+{
+	struct pages *s = state;
+	struct thread *t = &s->threads[i];
+	bool refused = mappings_change(s) &&
+	               ((t->step == THREAD_FILLS && copies(s, i)) || t->step == THREAD_MAPS);
+
+	if (!runs(s, i) || !s->stopping || !refused || (i == FAULT_THREAD && s->slot) ||
+	    model_lacks(PAGES_FILLS_END))
+		return false;
+	t->to_map = 0;
+	if (t->step == THREAD_FILLS)
+		give_back(s, t);
+	else
+		t->step = THREAD_IDLE;
+	return true;
+}
+
+/* The end. */
+
+static bool is_quiet(const struct pages *s, enum actor i)
+{
+	return s->threads[i].step == THREAD_IDLE || s->threads[i].step == THREAD_ENDED;
+}
+
+static bool bulk_ends(void *state)
+{
+	struct pages *s = state;
+
+	if (!s->stopping || !may_act(s, BULK_THREAD, THREAD_IDLE))
+		return false;
+	s->threads[BULK_THREAD].step = THREAD_ENDED;
+	return true;
+}
+
+/* Last of all, for the others may wait for what it reads. */
+static bool fault_thread_ends(void *state)
+{
+	struct pages *s = state;
+	bool alone = s->threads[BULK_THREAD].step == THREAD_ENDED || model_lacks(PAGES_FILLS_END);
+
+	if (!s->stopping || !alone || !may_act(s, FAULT_THREAD, THREAD_IDLE))
+		return false;
+	s->threads[FAULT_THREAD].step = THREAD_ENDED;
+	return true;
+}
+
+static bool see_complete(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_RUNS || s->stopping || s->finishing || s->present != ALL_UNITS ||
+	    !is_quiet(s, BULK_THREAD))
+		return false;
+	s->finishing = 1;
+	if (model_lacks(PAGES_READER_LAST))
+		s->threads[FAULT_THREAD].step = THREAD_ENDED;
+	return true;
+}
+
+static bool unregister(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_RUNS || !s->finishing || !s->registered)
+		return false;
+	s->registered = 0;
+	wake(s, s->fault_page);
+	return true;
+}
+
+/* Who was in madvise() when it was unregistered raises its event all the same. */
+static bool complete(void *state)
+{
+	struct pages *s = state;
+	bool settled = (!mappings_change(s) && !s->slot) || model_lacks(PAGES_READER_LAST);
+
+	if (s->process != PROCESS_RUNS || !s->finishing || s->registered || !settled)
+		return false;
+	s->threads[FAULT_THREAD] = s->threads[BULK_THREAD] =
+	        (struct thread){ .step = THREAD_ENDED };
+	s->faults = s->looks_at = 0;
+	s->process = PROCESS_DONE;
+	return true;
+}
+
+/* Another process. */
+
+static void lose_process(struct pages *s)
+{
+	s->process = PROCESS_DOWN;
+	s->stopping = s->finishing = s->faults = s->looks_at = 0;
+	s->threads[FAULT_THREAD] = s->threads[BULK_THREAD] = (struct thread){ 0 };
+	if (model_lacks(PAGES_JOURNAL))
+		s->slot = 0;
+}
+
+static bool is_killed(void *state)
+{
+	struct pages *s = state;
+
+	if (!s->luck || (s->process != PROCESS_RUNS && s->process != PROCESS_TAKES_OVER))
+		return false;
+	s->luck--;
+	lose_process(s);
+	return true;
+}
+
+static bool is_asked_to_end(void *state)
+{
+	struct pages *s = state;
+
+	if (!s->luck || s->process != PROCESS_RUNS || s->stopping || s->finishing)
+		return false;
+	s->luck--;
+	s->stopping = 1;
+	return true;
+}
+
+static bool ends(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_RUNS || !s->stopping ||
+	    s->threads[FAULT_THREAD].step != THREAD_ENDED ||
+	    s->threads[BULK_THREAD].step != THREAD_ENDED)
+		return false;
+	lose_process(s);
+	return true;
+}
+
+/* page_state_adopt(), events_take_up(). */
+static bool take_stock(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_DOWN)
+		return false;
+	s->claimed &= s->present | (model_lacks(PAGES_NOTE_COPY) ? 0 : s->copying);
+	apply_discard(s, true);
+	s->process = PROCESS_TAKES_OVER;
+	return true;
+}
+
+/* resolver_settle(), and whoever waits faults anew. */
+static bool go_on(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_TAKES_OVER)
+		return false;
+	for (unsigned int unit = 0; unit < UNITS; unit++) {
+		unsigned int bit = 1u << unit;
+
+		if (!(s->claimed & ~s->present & bit))
+			continue;
+		if (s->kind != KIND_ANONYMOUS && get_content(s, unit) != EMPTY)
+			s->present |= bit;
+		else
+			s->claimed &= ~bit;
+	}
+	wake(s, s->fault_page);
+	s->process = PROCESS_RUNS;
+	return true;
+}
+
+static const struct rule rules[] = {
+	{ RULE_STEP, "vCPU", "writes to unit %u", .take_each = guest_writes },
+	{ RULE_OPERATOR, "VMM", "calls madvise() to discard unit %u", .take_each = vmm_discards },
+	{ RULE_STEP, "VMM", "its madvise() raises an event, and sleeps", .take = vmm_raises_event },
+	{ RULE_STEP, "VMM", "its madvise() wakes", .take = vmm_goes_on },
+	{ RULE_STEP, "VMM", "its madvise() takes the page", .take = vmm_takes_page },
+	{ RULE_STEP, "fault thread", "reads the event of a fault", .take = read_fault },
+	{ RULE_STEP, "fault thread", "reads the event of the madvise()", .take = read_discard },
+	{ RULE_STEP, "fault thread", "applies it", .take = apply_event },
+	{ RULE_STEP, "fault thread", "marks the page of unit %u wanted", .take_each = mark_wanted },
+	{ RULE_STEP, "fault thread", "looks whether it is present", .take = look_whether_present },
+	{ RULE_STEP, "%s thread", "claims what has come", .take_each = claim },
+	{ RULE_STEP, "%s thread", "notes that it will copy", .take_each = note_copy },
+	{ RULE_STEP, "%s thread", "fills, by UFFDIO_COPY", .take_each = copy },
+	{ RULE_STEP, "%s thread", "begins to fill, by writing", .take_each = begin_write },
+	{ RULE_STEP, "%s thread", "has filled", .take_each = end_write },
+	{ RULE_FAULT, "%s thread", "has no memory to fill", .take_each = fail_fill },
+	{ RULE_STEP, "%s thread", "publishes", .take_each = publish_filled },
+	{ RULE_STEP, "%s thread", "looks who waits", .take_each = see_wanted },
+	{ RULE_STEP, "%s thread", "maps, and wakes who waits", .take_each = map_page },
+	{ RULE_STEP, "%s thread", "gives up, for the daemon is to end", .take_each = give_up },
+	{ RULE_STEP, "bulk thread", "ends", .take = bulk_ends },
+	{ RULE_STEP, "fault thread", "ends", .take = fault_thread_ends },
+	{ RULE_STEP, "conductor", "sees that all is present", .take = see_complete },
+	{ RULE_STEP, "conductor", "unregisters", .take = unregister },
+	{ RULE_STEP, "conductor", "ends the threads: complete", .take = complete },
+	{ RULE_FAULT, "service manager", "kills the daemon", .take = is_killed },
+	{ RULE_FAULT, "service manager", "asks the daemon to end", .take = is_asked_to_end },
+	{ RULE_STEP, "daemon", "ends", .take = ends },
+	{ RULE_STEP, "daemon, started again", "takes stock", .take = take_stock },
+	{ RULE_STEP, "daemon, started again", "goes on", .take = go_on },
+};
+
+/* Everybody goes on, and it comes to its end. */
+static bool is_over(const void *state)
+{
+	const struct pages *s = state;
+
+	return s->process == PROCESS_DONE && !s->asleep && s->vmm == VMM_IDLE;
+}
+
+static bool always(const void *state)
+{
+	(void)state;
+	return true;
+}
+
+static const struct goal goals[] = {
+	{ "somebody waits for ever: no way leads to where all is there and all run", RULE_STEP,
+	  always, is_over },
+};
+
+static unsigned int all_luck;
+
+static bool initial(unsigned int i, void *state)
+{
+	if (i == 2 * KINDS)
+		return false;
+	*(struct pages *)state = (struct pages){
+		.kind = i % KINDS,
+		.zero = i < KINDS ? 1u << 1 : 0,
+		.registered = 1,
+		.discards = 1,
+		.luck = all_luck,
+	};
+	return true;
+}
+
+static void print(const void *state)
+{
+	static const char *const vmm[] = { "does nothing", "is in madvise()",
+		                           "waits for its event to be read", "is in madvise()",
+		                           "is in madvise()" };
+	static const char *const process[] = { "runs", "is down", "takes over", "is done" };
+	const struct pages *s = state;
+
+	printf("the vCPU %s, the VMM %s, the daemon %s\n", s->asleep ? "waits for a page" : "runs",
+	       vmm[s->vmm], process[s->process]);
+}
+
+static const struct mend mends[] = {
+	{ "fill-before-publish", "invariant 2: content is in place before it is published",
+	  PAGES_FILL_BEFORE_PUBLISH, KIND_HUGE_LAZY },
+	{ "fill-before-map", "invariant 2: content is in place before anybody is woken",
+	  PAGES_FILL_BEFORE_MAP, KIND_MEMFD_LAZY },
+	{ "one-claim", "invariant 1: who fills has claimed", PAGES_ONE_CLAIM, KIND_HUGE_LAZY },
+	{ "keep-claims", "invariant 3: no claim is given back of what is visible",
+	  PAGES_KEEP_CLAIMS, KINDS + KIND_MEMFD_EAGER },
+	{ "note-copy",
+	  "invariant 3: nor by a process that takes over: what was being copied is looked at",
+	  PAGES_NOTE_COPY, KIND_MEMFD_LAZY },
+	{ "copy-to-holes",
+	  "A4: UFFDIO_COPY is noted for holes only: else what is there is no proof of it",
+	  PAGES_COPY_TO_HOLES, KIND_MEMFD_LAZY },
+	{ "journal", "B11: what an event says outlives the process that has read it", PAGES_JOURNAL,
+	  KIND_ANONYMOUS },
+	{ "reader-last", "B10: events are read until UNREGISTER has returned and nobody waits",
+	  PAGES_READER_LAST, KIND_MEMFD_LAZY },
+	{ "fills-end", "B10: a fill that is refused is given up where the daemon is to end",
+	  PAGES_FILLS_END, KIND_ANONYMOUS },
+};
+
+const struct model *pages_model(unsigned int luck)
+{
+	static const struct model model = {
+		.name = "pages",
+		.actors = { "fault", "bulk" },
+		.state_bytes = sizeof(struct pages),
+		.rules = rules,
+		.n_rules = sizeof rules / sizeof *rules,
+		.goals = goals,
+		.n_goals = sizeof goals / sizeof *goals,
+		.mends = mends,
+		.n_mends = sizeof mends / sizeof *mends,
+		.initial = initial,
+		.check = check,
+		.print = print,
+	};
+
+	all_luck = luck;
+	_Static_assert(sizeof(struct pages) <= MODEL_STATE_MAX, "a state has its room");
+	return &model;
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A model of how a page comes: mem/page_state.c, fault/resolver.c and fault/events.c.
+ *
+ * Theory of operation
+ * -------------------
+ * Two units of guest memory, of which the second may be zero at the source: two host pages of one
+ * unit, or one of two. There are a vCPU that writes to them, another thread of the VMM that
+ * discards them (madvise()), the fault thread, a bulk thread, the conductor that ends it, and bad
+ * luck: memory that can't be had, and kills. A step is what the code does in one atomic operation
+ * or ioctl; a fill that is no ioctl has a middle, in which the content is torn.
+ *
+ * Of the kernel: a fault sleeps until the page is mapped or woken; who discards first has every
+ * ioctl refused (EAGAIN), then sleeps until its event is read, then takes the page. An event
+ * that was read is not given again.
+ *
+ * What the guest can read is looked at in every state: a mapped page is what it must be. What it
+ * must be is the source's content, zero from a discard on, or what it has written itself.
+ *
+ * What is left out: more than one fault and one discard at a time; mremap() and munmap(); pages
+ * that can't be read at the source; what the memory was before (mem/memory.c sees to it that it is
+ * empty).
+ *
+ * One thing that can go wrong is let pass: anonymous memory that is discarded while somebody has
+ * claimed it. Who fills it does not know, and puts there what the source has, also after the
+ * madvise() has returned (struct pages, either).
+ */
+#ifndef MODEL_PAGES_H
+#define MODEL_PAGES_H
+
+#include "explore.h"
+
+/* @luck: how often something may go wrong */
+const struct model *pages_model(unsigned int luck);
+
+#endif
