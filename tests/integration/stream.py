@@ -19,6 +19,7 @@ RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG, PROBE, PROBE_REPL
 CONTROL, URGENT, BULK = 1, 2, 3
 
 FULL_MASK = (1 << WORD_UNITS) - 1
+PAGES_HEAD = 40  # the payload of PAGES before its data
 
 
 def varint(value):
