@@ -22,6 +22,7 @@ CONTROL, URGENT, BULK = 1, 2, 3
 HOLDER = b"A" * 16
 
 FULL_MASK = (1 << WORD_UNITS) - 1
+PAGES_HEAD = 40  # the payload of PAGES before its data
 
 
 def varint(value):

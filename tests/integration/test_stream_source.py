@@ -65,7 +65,7 @@ class Served:
             assert (kind, request_id) == (stream.PAGES, word)
             _, _, first, data, zero, _ = struct.unpack_from("<IIQQQQ", payload)
             assert (first, data | zero, data & zero) == (word * 64, stream.FULL_MASK, 0)
-            assert payload[40:] == self.content[word * 64 * UNIT:(word + 1) * 64 * UNIT]
+            assert payload[stream.PAGES_HEAD:] == self.content[word * 64 * UNIT:(word + 1) * 64 * UNIT]
         connection.close()
 
     def still_opens(self):
@@ -306,7 +306,7 @@ def test_zero_pages_travel_as_a_bit(host):
     connection.send(stream.get(0, 0, 0x1F))
     _, payload, _ = connection.receive()
     assert struct.unpack_from("<IIQQQQ", payload)[3:] == (0x11, 0x0E, 0)
-    assert payload[40:] == content[:UNIT] + content[4 * UNIT:5 * UNIT]
+    assert payload[stream.PAGES_HEAD:] == content[:UNIT] + content[4 * UNIT:5 * UNIT]
     connection.close()
     control.close()
 

@@ -214,5 +214,5 @@ def test_source_daemon_told_of_lost_destination_keeps_the_guest_s_memory(host):
     control.close()
     urgent, _ = stream.dial_stream(daemon.port, identity, stream.URGENT, "vm1", epoch=reply[2][0])
     urgent.send(stream.get(0, 0, 1))
-    assert urgent.receive()[1][32:] == content[:stream.UNIT]
+    assert urgent.receive()[1][stream.PAGES_HEAD:] == content[:stream.UNIT]
     urgent.close()
