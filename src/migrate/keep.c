@@ -140,6 +140,8 @@ static void look_how_full(struct migrations *ms)
 {
 	uint64_t count = fd_store_count(ms->config.store), max = fd_store_max(ms->config.store);
 
+	if (!max)
+		return;
 	if (count * 100 < max * CALM_PERCENT)
 		ms->store_warned = false;
 	if (count * 100 < max * WARN_PERCENT || ms->store_warned)
