@@ -432,7 +432,7 @@ static void fill_event(const struct transition *t, const struct vmm_wire_msg *ms
 		                        .vmstate_len = msg->vmstate_len };
 	if (t->event == POSTCOPY_EVENT_RESUME)
 		snprintf(ret->reason, sizeof ret->reason,
-		         "the migration was cancelled before the guest ran at the destination");
+		         "the migration has ended at the source: the guest is to run on here");
 	else
 		snprintf(ret->reason, sizeof ret->reason, "%s", msg->text);
 	if (t->event != POSTCOPY_EVENT_ATTRIBUTES)

@@ -27,6 +27,7 @@ PRIVATE = 1  # a region's flag
 PACKET_MAX = 8192
 
 SYS_USERFAULTFD = 323
+MAP_FIXED = 0x10
 UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
 UFFD_API = 0xAA
@@ -40,7 +41,6 @@ libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_i
                       ctypes.c_long]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.pwrite.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
 libc.memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
@@ -227,8 +227,12 @@ class AnonymousSourceVmm(SourceVmm):
         self.expect(ATTACHED)
 
     def lose(self, unit):
-        """A page that can't be read any more."""
-        libc.munmap(self.addr + unit * PAGE, PAGE)
+        """A page that can't be read any more; nothing else comes to lie in its place."""
+        empty = os.memfd_create("test-empty", os.MFD_CLOEXEC)
+        at = libc.mmap(self.addr + unit * PAGE, PAGE, mmap.PROT_READ,
+                       mmap.MAP_SHARED | MAP_FIXED, empty, 0)
+        assert at == self.addr + unit * PAGE
+        os.close(empty)
 
 
 class DestinationVmm(Socket):

@@ -53,8 +53,8 @@ struct vmm {
 	int taken;   /* eventfd: counts the events that were read */
 	int release; /* eventfd: with @hold, one answer for each count */
 	bool hold;
-	uint64_t delay_ns; /* before each answer, else */
-	uint32_t ptid;     /* whom the last event named */
+	uint64_t delay_ns;     /* before each answer, else */
+	_Atomic uint32_t ptid; /* whom the last event named */
 	pthread_t handler;
 };
 
@@ -333,6 +333,7 @@ static void test_stall_by_tracepoint(void **state)
 /* A VMM in a container: its vCPU faults when it is told to. Says whom the event named. */
 static _Noreturn void be_contained_vmm(int go, int told)
 {
+	uint32_t ptid;
 	struct vmm v;
 	struct vcpu c;
 	char byte;
@@ -341,8 +342,8 @@ static _Noreturn void be_contained_vmm(int go, int told)
 		_exit(1);
 	/* A switch-in may be missed now and then. */
 	touch(&c, &v, 0, 16);
-	if (write(told, &v.ptid, sizeof v.ptid) != sizeof v.ptid ||
-	    write(told, &c.tid, sizeof c.tid) < 0)
+	ptid = v.ptid;
+	if (write(told, &ptid, sizeof ptid) != sizeof ptid || write(told, &c.tid, sizeof c.tid) < 0)
 		_exit(1);
 	(void)!read(go, &byte, 1);
 	_exit(0);
