@@ -131,12 +131,25 @@ static bool is_network_error(int rc)
 
 /*
  * The source itself has answered, and would answer the same again. Whatever else a try ends with
- * is ours or the network's: the next one may do better.
+ * is ours, the network's, or a trouble of the source's daemon: the next one may do better.
  */
 static bool is_verdict(const struct error *err)
 {
-	return err->from_peer && err->code != -ECONNRESET && err->code != -ENOMEM &&
-	       err->code != -EMFILE && err->code != -EAGAIN;
+	if (!err->from_peer)
+		return false;
+	switch (-err->code) {
+	case EACCES:
+	case EBUSY:
+	case ECANCELED:
+	case EINVAL:
+	case EKEYREVOKED:
+	case EPROTO:
+	case ESHUTDOWN:
+	case ESTALE:
+		return true;
+	default:
+		return false;
+	}
 }
 
 /*
@@ -444,7 +457,7 @@ static void note_point(struct conductor *k)
 static bool is_refusal(const struct conductor *k, const struct error *err)
 {
 	if (k->m->may_have_run)
-		return is_verdict(err) && err->code == -ECANCELED;
+		return is_verdict(err) && err->code == -EKEYREVOKED;
 	return is_verdict(err) || !is_network_error(err->code);
 }
 

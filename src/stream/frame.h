@@ -131,9 +131,10 @@ int frame_vmstate_decode(const void *payload, struct frame_vmstate *ret, struct 
 /*
  * The peer's ERROR as ours: always negative, text prefixed "the source says", err->from_peer set.
  *
- * Codes that a destination acts on: ECANCELED, the guest runs on at the source and must not here;
- * ESTALE, the source guest has been attached anew since; EBUSY, another destination holds the
- * migration; EACCES, unknown there, or a wrong token; ECONNRESET, not now: ask again.
+ * Codes that a destination acts on: EKEYREVOKED, the guest runs on at the source and must not here;
+ * ESHUTDOWN, the source has let go; ESTALE, the source guest has been attached anew since; EBUSY,
+ * another destination holds the migration; EACCES, unknown there, or a wrong token. ECONNRESET and
+ * all that tells of the source's own troubles: not now, ask again.
  */
 int frame_error_decode(const struct frame_header *h, const void *payload, struct error *err);
 

@@ -191,16 +191,16 @@ static unsigned int count_of_source(const struct page_server *server,
 	return n;
 }
 
-/* Into the list. Return: 0; -EBUSY, -ECANCELED with @err set. */
+/* Into the list. Return: 0; -EAGAIN, -ECONNRESET with @err set: not now. */
 static int list_conn(struct page_server *server, struct server_conn *sc, struct error *err)
 {
 	int rc = 0;
 
 	pthread_mutex_lock(&server->lock);
 	if (server->stopping) {
-		rc = error_set(err, -ECANCELED, "the source's daemon is ending");
+		rc = error_set(err, -ECONNRESET, "the source's daemon is ending");
 	} else if (count_of_source(server, sc->source) >= CONNS_OF_SOURCE_MAX) {
-		rc = error_set(err, -EBUSY, "migration \"%s\": %u connections are open or ending",
+		rc = error_set(err, -EAGAIN, "migration \"%s\": %u connections are open or ending",
 		               page_source_id(sc->source), CONNS_OF_SOURCE_MAX);
 	} else {
 		make_room(server, sc->source, sc->role);

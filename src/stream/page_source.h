@@ -21,7 +21,7 @@ const char *page_source_id(const struct page_source *s);
  * page_source_open() - may this HELLO's sender in?
  *
  * Return: 0 with the reply filled in; with @err set: -EACCES; -EINVAL; -ESTALE, another attachment
- * is meant; -EBUSY, somebody else holds it; -ECANCELED, -ESHUTDOWN, it has ended.
+ * is meant; -EBUSY, somebody else holds it; -EKEYREVOKED, -ESHUTDOWN, it has ended.
  */
 int page_source_open(struct page_source *s, const struct hello *hello, struct conn *c,
                      struct page_source_conn *ctl, struct hello_reply *reply, struct error *err);

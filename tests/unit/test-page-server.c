@@ -1111,7 +1111,7 @@ static void test_a_guest_that_can_not_be_paused(void **state)
 	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
 	wait_told(g, SWITCHOVER, 1);
 	page_source_end(g->source, SOURCE_RUNS_ON, "a vCPU does not stop");
-	expect_error(control, -ECANCELED, "its guest runs on: a vCPU does not stop");
+	expect_error(control, -EKEYREVOKED, "its guest runs on: a vCPU does not stop");
 	conn_free(control);
 	end(g);
 }
@@ -1127,7 +1127,7 @@ static void test_cancelled_at_the_source_while_it_is_waited_for(void **state)
 	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
 	wait_told(g, SWITCHOVER, 1);
 	page_source_end(g->source, SOURCE_RUNS_ON, "by command");
-	expect_error(control, -ECANCELED, "where its guest runs on: by command");
+	expect_error(control, -EKEYREVOKED, "where its guest runs on: by command");
 	conn_free(control);
 	end(g);
 }
@@ -1318,7 +1318,7 @@ static void test_what_has_ended_answers_the_same_again(void **state)
 	(void)state;
 	for (size_t i = 0; i < 2; i++) {
 		bool let_go = verdicts[i] == SOURCE_LET_GO;
-		int code = let_go ? -ESHUTDOWN : -ECANCELED;
+		int code = let_go ? -ESHUTDOWN : -EKEYREVOKED;
 		struct guest *g = new_guest(let_go ? "vm1" : "vm2", 1);
 		struct conn *control;
 		uint64_t epoch;
