@@ -142,7 +142,7 @@ struct postcopy_region {
 enum postcopy_event_type {
 	POSTCOPY_EVENT_NONE = 0, /**< the timeout passed */
 	POSTCOPY_EVENT_PAUSE,    /**< source: stop the vCPUs, then postcopy_source_paused() */
-	POSTCOPY_EVENT_RESUME,   /**< source: cancelled before the point of no return, run on */
+	POSTCOPY_EVENT_RESUME,   /**< source: it has ended, and the guest runs on here */
 	POSTCOPY_EVENT_VMSTATE,  /**< destination: load it, then _loaded() and _resumed() */
 	POSTCOPY_EVENT_COMPLETE, /**< both: every page is at the destination */
 	POSTCOPY_EVENT_FAILED,   /**< the migration failed or was cancelled; see @reason */
