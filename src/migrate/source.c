@@ -415,12 +415,15 @@ int source_run_on(struct migration *m, struct error *err)
 	if (m->state == MIGRATION_CANCELLED)
 		return 0;
 	rc = check_holder_gone(m, "running on (the guest must be paused here)", err);
+	if (!rc)
+		rc = takeover_adopt_vmm(m, err);
 	if (!rc && !m->vmm)
 		rc = error_set(err, -EBUSY,
 		               "migration \"%s\": its VMM is gone: there is nothing to run on",
 		               m->params.id);
 	if (rc)
 		return rc;
+	takeover_forget(m);
 	stream_holder_print(&m->holder, holder);
 	migration_move(m, MIGRATION_CANCELLED,
 	               "by command the guest runs on here; it must not run at %s", holder);
@@ -437,8 +440,11 @@ int source_release(struct migration *m, struct error *err)
 	if (m->state == MIGRATION_COMPLETE)
 		return 0;
 	rc = check_holder_gone(m, "releasing (the guest must be paused here)", err);
+	if (!rc)
+		rc = takeover_adopt_vmm(m, err);
 	if (rc)
 		return rc;
+	takeover_forget(m);
 	stream_holder_print(&m->holder, holder);
 	if (m->state == MIGRATION_SWITCHING)
 		migration_move(m, MIGRATION_POSTCOPY, "by command the guest is taken to run at %s",

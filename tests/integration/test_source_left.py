@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A source whose guest may run elsewhere, and a daemon that comes back to less than it has left."""
+import pytest
+
+import pyvmm
+from keeper import KeptDaemon, drop_from_store
+from test_holder import fence, fence_when_silent, told_nothing
+from test_recover import Pair, pytestmark  # noqa: F401
+
+
+@pytest.mark.parametrize("name", ["mem0.vm1", "vmstate.vm1"])
+def test_source_guest_that_has_moved_does_not_run_on_for_want_of_its_memory(host, name):
+    """The next daemon found a descriptor missing, said "failed" and RESUME: two guests ran, and the
+    one at the destination was told that it must not."""
+    pair = Pair(host, kind=KeptDaemon)
+    pair.run()
+    pair.source.wait_for_state("vm1", "postcopy")
+    pair.source.crash()
+    drop_from_store(pair.source, name)
+    pair.source.start()
+    assert pair.source.state("vm1") == "postcopy"
+    assert "not taken over yet" in pair.source.call("Get", id="vm1")["reason"]
+    assert told_nothing(pair.source_vmm)
+    pair.destination.wait_for_state("vm1", "paused")
+    # The way out is an operator's word, as where the destination is gone.
+    assert fence_when_silent(pair, "RunOn")["state"] == "cancelled"
+    pair.source_vmm.expect(pyvmm.RESUME)
+    pair.destination.wait_for_state("vm1", "failed")
+    pair.destination_vmm.expect_failure()
