@@ -3,6 +3,7 @@
 import pytest
 
 import pyvmm
+from harness import ControlError
 from keeper import KeptDaemon, drop_from_store
 from test_holder import fence, fence_when_silent, told_nothing
 from test_recover import Pair, pytestmark  # noqa: F401
@@ -27,3 +28,19 @@ def test_source_guest_that_has_moved_does_not_run_on_for_want_of_its_memory(host
     pair.source_vmm.expect(pyvmm.RESUME)
     pair.destination.wait_for_state("vm1", "failed")
     pair.destination_vmm.expect_failure()
+
+
+def test_holder_is_not_gone_because_the_daemon_was(host):
+    """A daemon that had just begun had heard nobody, and took that for silence: RunOn was done at
+    once, while the destination was on its way back, with its guest running."""
+    pair = Pair(host, kind=KeptDaemon)
+    pair.run()
+    pair.source.wait_for_state("vm1", "postcopy")
+    pair.proxy.refuse(True)
+    pair.source.crash_and_restart()
+    with pytest.raises(ControlError) as caught:
+        fence(pair, "RunOn")
+    assert "it is not gone yet" in caught.value.message
+    pair.proxy.refuse(False)
+    pair.read(9)
+    pair.finish()
