@@ -44,3 +44,18 @@ def test_holder_is_not_gone_because_the_daemon_was(host):
     pair.proxy.refuse(False)
     pair.read(9)
     pair.finish()
+
+
+def test_vmm_that_dies_before_it_has_loaded_gives_the_guest_back(host):
+    """A daemon that had been restarted while warm took it for one that had been given the vmstate
+    before: the source's guest, which had run nowhere, stood still until somebody commanded."""
+    pair = Pair(host, destination_kind=KeptDaemon)
+    pair.destination.call("Start", id="vm1", switchover=False)
+    pair.source.wait_for_state("vm1", "warming")
+    pair.destination.crash_and_restart()
+    pair.destination.wait_for_state("vm1", "warming")
+    pair.destination.call("Switchover", id="vm1")
+    pair.source_vmm.pause()
+    pair.destination_vmm.expect(pyvmm.VMSTATE)
+    pair.destination_vmm.sock.close()
+    pair.source_vmm.expect(pyvmm.RESUME)
