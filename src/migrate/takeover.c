@@ -429,9 +429,8 @@ static bool is_wanted(const struct migrations *ms, const char *name)
 /* What belongs to no migration: its record was not there yet, or not any more. */
 static void drop_strays(struct migrations *ms)
 {
-	static const char *const kinds[] = {
-		"vmm.", "mem", "uffd.", "pages.", "vmstate.", "channel"
-	};
+	static const char *const kinds[] = { "vmm.",     "mem",     "uffd.",  "pages.",
+		                             "vmstate.", "poison.", "channel" };
 
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
 		unsigned int n = 0;

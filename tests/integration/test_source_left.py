@@ -59,3 +59,17 @@ def test_vmm_that_dies_before_it_has_loaded_gives_the_guest_back(host):
     pair.destination_vmm.expect(pyvmm.VMSTATE)
     pair.destination_vmm.sock.close()
     pair.source_vmm.expect(pyvmm.RESUME)
+
+
+def test_poison_without_a_record_is_dropped(host):
+    """It stayed, and was taken for what the next guest of that name had brought along."""
+    pair = Pair(host, kind=KeptDaemon)
+    pair.destination.call("Start", id="vm1")
+    pair.source_vmm.pause(poisoned_ranges=[(0, 5, 1)])
+    pair.destination_vmm.load()
+    pair.source.wait_for_state("vm1", "postcopy")
+    pair.source.crash()
+    drop_from_store(pair.source, "record.vm1")
+    pair.source.start()
+    pair.source.store.settle()
+    assert not [name for name in pair.source.store.names() if name.endswith(".vm1")]
