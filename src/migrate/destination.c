@@ -291,6 +291,8 @@ static void give_vmstate(struct migration *m)
 		migration_drop_fds(m, "vmstate");
 		return;
 	}
+	/* The VMM is given it by this process: what it says, or not, is no echo. */
+	m->taken_over = false;
 	migration_move(m, MIGRATION_POSTCOPY, "%s", "");
 	rc = send_vmstate(m);
 	if (rc)

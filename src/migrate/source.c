@@ -389,21 +389,31 @@ int source_cancel(struct migration *m, struct error *err)
 	return 0;
 }
 
+/* Since when its holder was silent. Nobody can be heard before there is anybody to hear. */
+static uint64_t silent_since_ns(const struct migration *m)
+{
+	uint64_t heard_ns = m->source ? page_source_holder_heard_ns(m->source) : 0;
+	uint64_t here_ns = m->waits_since_ms * NSEC_PER_MSEC;
+	uint64_t since_ns = here_ns > m->pause_sent_ns ? here_ns : m->pause_sent_ns;
+
+	return heard_ns > since_ns ? heard_ns : since_ns;
+}
+
 /* Of a guest whose holder is gone for good. Return: 0, or why it is not for now, with @err set. */
 static int check_holder_gone(const struct migration *m, const char *what, struct error *err)
 {
-	uint64_t heard_ns = m->source ? page_source_holder_heard_ns(m->source) : 0;
-	uint64_t silent_ms = (clock_now_ns() - heard_ns) / NSEC_PER_MSEC;
+	uint64_t silent_ms = (clock_now_ns() - silent_since_ns(m)) / NSEC_PER_MSEC;
 	char holder[STREAM_HOLDER_TEXT_MAX];
 
 	if (!m->paused || migration_state_is_final(m->state))
 		return migration_refuse_now(m, what, err);
 	stream_holder_print(&m->holder, holder);
-	if (heard_ns && silent_ms < HOLDER_SILENT_MS)
-		return error_set(err, -EBUSY,
-		                 "migration \"%s\": its holder, %s, was heard %llu ms ago: it is "
-		                 "not gone",
-		                 m->params.id, holder, (unsigned long long)silent_ms);
+	if (silent_ms < HOLDER_SILENT_MS)
+		return error_set(
+		        err, -EBUSY,
+		        "migration \"%s\": its holder, %s, is silent for %llu ms, and counts "
+		        "as gone after %u: it is not gone yet; try again",
+		        m->params.id, holder, (unsigned long long)silent_ms, HOLDER_SILENT_MS);
 	return 0;
 }
 
@@ -415,12 +425,15 @@ int source_run_on(struct migration *m, struct error *err)
 	if (m->state == MIGRATION_CANCELLED)
 		return 0;
 	rc = check_holder_gone(m, "running on (the guest must be paused here)", err);
+	if (!rc)
+		rc = takeover_adopt_vmm(m, err);
 	if (!rc && !m->vmm)
 		rc = error_set(err, -EBUSY,
 		               "migration \"%s\": its VMM is gone: there is nothing to run on",
 		               m->params.id);
 	if (rc)
 		return rc;
+	takeover_forget(m);
 	stream_holder_print(&m->holder, holder);
 	migration_move(m, MIGRATION_CANCELLED,
 	               "by command the guest runs on here; it must not run at %s", holder);
@@ -437,8 +450,11 @@ int source_release(struct migration *m, struct error *err)
 	if (m->state == MIGRATION_COMPLETE)
 		return 0;
 	rc = check_holder_gone(m, "releasing (the guest must be paused here)", err);
+	if (!rc)
+		rc = takeover_adopt_vmm(m, err);
 	if (rc)
 		return rc;
+	takeover_forget(m);
 	stream_holder_print(&m->holder, holder);
 	if (m->state == MIGRATION_SWITCHING)
 		migration_move(m, MIGRATION_POSTCOPY, "by command the guest is taken to run at %s",

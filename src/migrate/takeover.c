@@ -203,6 +203,7 @@ static void restore(struct migration *m, const struct saved *s)
 	m->state = s->state;
 	memcpy(m->reason, s->reason, sizeof m->reason);
 	m->taken_over = true;
+	m->paused = s->params.role == MIGRATION_SOURCE && s->vmstate_held;
 	m->switchover = s->switchover;
 	m->started_ns = s->times.started_ns;
 	m->ended_ns = s->times.ended_ns;
@@ -225,10 +226,13 @@ static void restore(struct migration *m, const struct saved *s)
 		m->fd_index[i] = s->regions[i].fd_index;
 }
 
-static int adopt_vmm(struct migration *m, struct error *err)
+int takeover_adopt_vmm(struct migration *m, struct error *err)
 {
-	int fd = migration_take_fd(m, "vmm"), rc;
+	int fd, rc;
 
+	if (m->vmm)
+		return 0;
+	fd = migration_take_fd(m, "vmm");
 	if (fd == -ENOENT)
 		return 0;
 	if (fd < 0)
@@ -254,7 +258,7 @@ static int take_up(struct migration *m, struct error *err)
 		rc = migration_hold_room(m, err);
 	free(msg);
 	if (!rc)
-		rc = adopt_vmm(m, err);
+		rc = takeover_adopt_vmm(m, err);
 	if (rc && m->params.role == MIGRATION_SOURCE)
 		source_stop(m);
 	else if (rc)
@@ -288,12 +292,22 @@ static void go_on(struct migration *m)
 	takeover_try_again(m, &why);
 }
 
+/*
+ * A source guest that has been paused may run elsewhere. That its memory can't be had here is no
+ * reason to let it run here as well: it stands still until that can be, or until somebody commands.
+ */
+static bool may_run_elsewhere(const struct migration *m)
+{
+	return m->params.role == MIGRATION_SOURCE && m->paused &&
+	       !migration_state_is_final(m->state);
+}
+
 static void take_over(struct migration *m)
 {
 	struct error err = ERROR_INIT;
 	int rc = take_up(m, &err);
 
-	if (is_want(rc)) {
+	if (is_want(rc) || (rc && may_run_elsewhere(m))) {
 		takeover_try_again(m, &err);
 		return;
 	}
@@ -304,7 +318,7 @@ static void take_over(struct migration *m)
 	                   migration_state_name(m->state));
 	if (rc) {
 		/* To be told so. */
-		(void)adopt_vmm(m, NULL);
+		(void)takeover_adopt_vmm(m, NULL);
 		migration_move(m, MIGRATION_FAILED, "it can't be taken over: %s", err.text);
 	}
 	go_on(m);
@@ -415,9 +429,8 @@ static bool is_wanted(const struct migrations *ms, const char *name)
 /* What belongs to no migration: its record was not there yet, or not any more. */
 static void drop_strays(struct migrations *ms)
 {
-	static const char *const kinds[] = {
-		"vmm.", "mem", "uffd.", "pages.", "vmstate.", "channel"
-	};
+	static const char *const kinds[] = { "vmm.",     "mem",     "uffd.",  "pages.",
+		                             "vmstate.", "poison.", "channel" };
 
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
 		unsigned int n = 0;

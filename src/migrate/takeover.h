@@ -97,6 +97,13 @@ const char *migration_channel(const struct migration *m, unsigned int n);
  */
 void takeover_try_again(struct migration *m, const struct error *why);
 
+/*
+ * takeover_adopt_vmm() - the VMM's socket, of a migration that nothing else may be had of
+ *
+ * Return: 0, also where it has no VMM or it is had already; or -errno with @err set.
+ */
+int takeover_adopt_vmm(struct migration *m, struct error *err);
+
 /* @m->left goes. */
 void takeover_forget(struct migration *m);
 

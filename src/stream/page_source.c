@@ -44,6 +44,7 @@ struct page_source {
 	atomic_uint controls;             /* control connections that are open */
 	_Atomic uint64_t holder_heard_ns; /* the holder's last frame of control; 0: none yet */
 	atomic_bool readable;
+	atomic_bool lost;              /* the memory went with its VMM: nothing will ever be read */
 	_Atomic uint64_t last_bulk_ns; /* when bulk was last answered */
 	struct page_source_stats stats;
 
@@ -300,6 +301,12 @@ static int check_attachment(const struct page_source *s, const struct hello *hel
 		        "migration \"%s\": the source guest was attached anew, start again", s->id);
 	if (s->phase == SOURCE_ENDED && (any || hello->role != STREAM_CONTROL))
 		return say_ended(s, err);
+	/* Refused at the door: who could connect would take the source for one that answers. */
+	if (atomic_load(&s->lost) && hello->role != STREAM_CONTROL)
+		return error_set(err, -ESHUTDOWN,
+		                 "migration \"%s\": the source VMM is gone, and its anonymous "
+		                 "memory with it: no page of it will come any more",
+		                 s->id);
 	return 0;
 }
 
@@ -439,6 +446,8 @@ static int read_units(struct page_source *s, const struct frame_get *get, uint8_
 		if (n > WORD_UNITS - first)
 			n = WORD_UNITS - first;
 		rc = read_run(s, get, first, n, data, lost);
+		if (rc == -ESRCH)
+			atomic_store(&s->lost, true);
 		if (rc)
 			return error_errno(err, rc, "migration \"%s\": reading region %u at %#llx",
 			                   s->id, get->region,

@@ -84,6 +84,9 @@ def test_userfault_says_what_this_kernel_lacks(host, daemons):
     assert len(vmm.log().splitlines()) == 1
 
 
+FETCH_DISCARD = 1
+
+
 class Channel:
     def __init__(self, vmm):
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -93,6 +96,10 @@ class Channel:
 
     def ask(self, tag, addr, length):
         self.sock.send(struct.pack("<QQQ", tag, addr, length))
+
+    def discard(self, tag, addr, length):
+        """As postcopy_discard()."""
+        self.sock.send(struct.pack("<QQQQ", tag, addr, length, FETCH_DISCARD))
 
     def answer(self):
         """(tag, code); None at end of file."""

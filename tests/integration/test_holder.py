@@ -7,7 +7,6 @@ import pathlib
 import select
 import signal
 import socket
-import struct
 import subprocess
 
 import pytest
@@ -17,6 +16,7 @@ import pyvmm
 from harness import ControlError
 from keeper import KeptDaemon
 from pyvmm import PAGE
+from test_fetch import Channel
 from test_recover import PAGES, SIZE, Pair
 
 pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
@@ -25,8 +25,6 @@ pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
 # For how long a holder counts as there; how long a goodbye holds up its VMM.
 HOLDER_SILENT_S = 10
 GOODBYE_S = 30
-# src/libpostcopy/fetch_wire.h
-FETCH_DISCARD = 1
 
 
 class Second:
@@ -172,11 +170,10 @@ def test_complete_is_said_through_whatever_fails(host):
     source, pair.proxy.target = pair.proxy.target, Garbler(host).address
     pair.proxy.cut()
     # The guest gives back all that is missing: no page of the source is needed.
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    host.later(ours.close)
-    pair.destination_vmm.send(pyvmm.packet(pyvmm.CHANNEL), [theirs.fileno()])
-    theirs.close()
-    ours.send(struct.pack("<QQQQ", 1, 0, SIZE, FETCH_DISCARD))
+    channel = Channel(pair.destination_vmm)
+    host.later(channel.sock.close)
+    channel.discard(1, 0, SIZE)
+    assert channel.answer() == (1, 0)
     harness.eventually(
         lambda: "the source has not acknowledged COMPLETE"
         in pair.destination.call("Get", id="vm1")["reason"], "the state says what is not heard")

@@ -2,6 +2,8 @@
 """A VMM dies, or hangs up, at each point of a migration: the daemon says so, lets go of
 what it held, and serves on."""
 import os
+import pathlib
+import subprocess
 import threading
 
 import pytest
@@ -10,6 +12,7 @@ import harness
 import pyvmm
 import stream
 from stream import FakeSource
+from test_recover import kernel_reads
 
 SIZE = 1 << 20
 
@@ -216,3 +219,42 @@ def test_source_daemon_told_of_lost_destination_keeps_the_guest_s_memory(host):
     urgent.send(stream.get(0, 0, 1))
     assert urgent.receive()[1][stream.PAGES_HEAD:] == content[:stream.UNIT]
     urgent.close()
+
+
+def test_anonymous_memory_that_went_with_its_vmm_can_be_poisoned(host):
+    """Each connection was let in and closed at the first page: the destination stayed "postcopy",
+    Poison was refused for ever, and so was Release, for the holder was heard."""
+    source, destination = host.daemon("source"), host.daemon("destination")
+    source.prepare_source("vm1")
+    destination.prepare_destination("vm1", source.address, bulk=False)
+    source_vmm = subprocess.Popen(
+        ["/usr/bin/python3", "-c",
+         "import pyvmm, signal, types\n"
+         "daemon = types.SimpleNamespace(vmm_path=%r)\n"
+         "vmm = pyvmm.AnonymousSourceVmm(daemon, 'vm1', pyvmm.guest_content(%d))\n"
+         "vmm.pause()\n"
+         "signal.pause()\n" % (str(source.vmm_path), SIZE)],
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)})
+    try:
+        source.wait_for_state("vm1", "attached")
+        vmm = pyvmm.DestinationVmm(destination, "vm1", SIZE)
+        host.later(vmm.close)
+        destination.call("Start", id="vm1")
+        vmm.load()
+        destination.wait_for_state("vm1", "postcopy")
+    finally:
+        source_vmm.kill()
+        source_vmm.wait()
+    result = []
+    reader = threading.Thread(target=kernel_reads, args=(vmm, 3, result), daemon=True)
+    reader.start()
+    paused = destination.wait_for_state("vm1", "paused")
+    harness.eventually(lambda: "anonymous memory with it"
+                       in destination.call("Get", id="vm1")["reason"], paused["reason"])
+    missing = sum(r.size_bytes for r in destination.call("ListMissing", id="vm1").ranges)
+    destination.call("Poison", id="vm1", confirm_missing_bytes=missing)
+    reason = destination.wait_for_state("vm1", "failed")["reason"]
+    if "UFFDIO_POISON" in reason:
+        pytest.skip(reason)
+    reader.join(harness.DEADLINE_S)
+    assert result and not isinstance(result[0], bytes)
