@@ -17,7 +17,7 @@ from harness import ControlError
 from keeper import KeptDaemon
 from pyvmm import PAGE
 from test_fetch import Channel
-from test_recover import PAGES, SIZE, Pair
+from test_recover import SIZE, Pair
 
 pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
                                 reason=str(pyvmm.can_userfault()))
