@@ -122,11 +122,15 @@ static int poison_range(struct pull *p, uint32_t region, uint64_t offset, uint64
 	return rc < 0 ? rc : 0;
 }
 
-/* What was missing of it counts as here from now on. */
+/*
+ * What was missing of it counts as here from now on; and as poisoned, for a process that takes over
+ * before anybody was told would find a guest that lacks nothing.
+ */
 static uint64_t give_up_word(struct pull *p, uint32_t region, uint64_t word)
 {
 	uint64_t missing = missing_in_word(p, region, word);
 
+	page_state_note_poisoned(p->state, region, word, missing);
 	page_state_publish(p->state, region, word, missing);
 	return (uint64_t)__builtin_popcountll(missing);
 }

@@ -379,8 +379,8 @@ int source_cancel(struct migration *m, struct error *err)
 		return error_set(
 		        err, -EBUSY,
 		        "migration \"%s\": the destination has the guest's state and may "
-		        "be running it: cancel it there; or, where it is gone for good, run "
-		        "on here (RunOn)",
+		        "be running it: let it finish; or, where it is gone for good, run on here "
+		        "(RunOn) or give the guest up (Release)",
 		        m->params.id);
 	if (m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED)
 		return migration_refuse_now(m, "cancelling", err);

@@ -51,6 +51,18 @@ class Pair:
         thread.join(harness.DEADLINE_S)
         assert page.raw == self.content[unit * PAGE:(unit + 1) * PAGE]
 
+    def poison(self, missing_bytes):
+        """As soon as the source counts as away."""
+        def poisoned():
+            try:
+                return self.destination.call("Poison", id="vm1",
+                                             confirm_missing_bytes=missing_bytes)
+            except ControlError as error:
+                assert "has not failed to answer yet" in error.message
+                return None
+
+        harness.eventually(poisoned, "the source is away")
+
     def finish(self):
         self.destination.call("SetLimits", id="vm1", bulk=True)
         self.destination_vmm.expect(pyvmm.COMPLETE)
@@ -215,6 +227,35 @@ def test_lost_pages_are_poisoned_by_command(host):
     assert result == [pair.content[3 * PAGE:4 * PAGE]], "what was here is whole"
     _, text = pair.destination_vmm.expect_failure()
     assert "lost" in text
+
+
+def test_poison_is_not_forgotten_by_who_takes_over(host):
+    """A daemon killed between the last page's poison and the record of it: the next one found all
+    pages here, and called the migration complete without a word of what was lost."""
+    pair = Pair(host, KeptDaemon, KeptDaemon)
+    pair.run()
+    pair.source.crash()
+    pair.destination.wait_for_state("vm1", "paused")
+    store = pair.destination.store
+    with store.lock:
+        before = [(name, os.dup(fd)) for name, fd in store.fds]
+    record = dict(before)["record.vm1"]
+    content = os.pread(record, os.fstat(record).st_size, 0)
+    pair.poison(SIZE - PAGE)
+    reason = pair.destination.wait_for_state("vm1", "failed")["reason"]
+    pair.destination.crash()
+    # As if it had come no further.
+    with store.lock:
+        for _, fd in store.fds:
+            os.close(fd)
+        store.fds = before
+    os.pwrite(record, content, 0)
+    pair.source.start()
+    if "UFFDIO_POISON" in reason:
+        pytest.skip(reason)
+    pair.destination.start()
+    complete = pair.destination.wait_for_state("vm1", "complete")
+    assert "%u pages of 4 KiB" % (PAGES - 1) in complete["reason"]
 
 
 def test_black_hole_is_survived(host):

@@ -103,22 +103,24 @@ def test_two_descriptors_of_one_file(host):
                            "%s has let go of %s" % (daemon.name, kept(daemon)))
 
 
-def attach_source(daemon, migration_id, memory_fd, size):
+def attach_source(daemon, migration_id, memory_fd, offset, size):
     vmm = pyvmm.Socket(daemon.vmm_path)
-    vmm.send(pyvmm.attach(pyvmm.SOURCE, migration_id, [pyvmm.Region(size)]), [memory_fd])
+    vmm.send(pyvmm.attach(pyvmm.SOURCE, migration_id, [pyvmm.Region(size, fd_offset=offset)]),
+             [memory_fd])
     vmm.expect(pyvmm.ATTACHED)
     return vmm
 
 
 def test_one_file_in_two_migrations(host):
-    """A guest whose first migration is over goes on by a second one: the entry was the first
-    one's, went with it, and the second one was lost at the next restart."""
+    """Two guests in one file: the entry was the first one's, went with it, and the second one was
+    lost at the next restart."""
     daemons = source, destination = make_pair(host)
     content = pyvmm.guest_content(HALF)
-    memory_fd = pyvmm.memfd(content)
+    memory_fd = pyvmm.memfd(bytes(HALF) + content)
     source.prepare_source("vm1")
     source.prepare_source("vm2")
-    vmms = [attach_source(source, name, memory_fd, HALF) for name in ("vm1", "vm2")]
+    vmms = [attach_source(source, name, memory_fd, offset, HALF)
+            for name, offset in (("vm1", 0), ("vm2", HALF))]
     source.call("Cancel", id="vm1")
     vmms[0].expect(pyvmm.RESUME)
     restart(daemons)
