@@ -352,7 +352,8 @@ static bool same_params(const struct migration_params *a, const struct migration
 	return !CRYPTO_memcmp(a->token, b->token, TOKEN_BYTES) &&
 	       !strcmp(a->source.host, b->source.host) && !strcmp(a->source.port, b->source.port) &&
 	       a->streams == b->streams && a->bandwidth_bytes_per_s == b->bandwidth_bytes_per_s &&
-	       a->map_given == b->map_given && a->map == b->map;
+	       a->bulk == b->bulk && a->prefetch == b->prefetch && a->map_given == b->map_given &&
+	       a->map == b->map;
 }
 
 static int check_streams(unsigned int streams, struct error *err)

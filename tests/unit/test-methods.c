@@ -423,6 +423,8 @@ static void test_the_same_prepare_again_changes_nothing(void **state)
 {
 	struct fixture *f = *state;
 	Postcopy__V1__PrepareRequest r = prepare_request("vm7");
+	Postcopy__V1__Limits no_bulk = POSTCOPY__V1__LIMITS__INIT;
+	Postcopy__V1__Limits no_prefetch = POSTCOPY__V1__LIMITS__INIT;
 	uint8_t other[TOKEN_BYTES] = { 1 };
 
 	prepare(f, "vm7");
@@ -432,6 +434,14 @@ static void test_the_same_prepare_again_changes_nothing(void **state)
 	refused(f, MIGRATIONS "Prepare", &r, GRPC_ALREADY_EXISTS, "MIGRATION_EXISTS", "vm7");
 	r = prepare_request("vm7");
 	r.map = POSTCOPY__V1__MAP_POLICY__MAP_POLICY_EAGER;
+	refused(f, MIGRATIONS "Prepare", &r, GRPC_ALREADY_EXISTS, "MIGRATION_EXISTS", "vm7");
+	/* These two were taken for the same: who asked for no bulk got it, and was told OK. */
+	no_bulk.optional_bulk_case = POSTCOPY__V1__LIMITS__OPTIONAL_BULK_BULK;
+	no_prefetch.optional_prefetch_case = POSTCOPY__V1__LIMITS__OPTIONAL_PREFETCH_PREFETCH;
+	r = prepare_request("vm7");
+	r.limits = &no_bulk;
+	refused(f, MIGRATIONS "Prepare", &r, GRPC_ALREADY_EXISTS, "MIGRATION_EXISTS", "vm7");
+	r.limits = &no_prefetch;
 	refused(f, MIGRATIONS "Prepare", &r, GRPC_ALREADY_EXISTS, "MIGRATION_EXISTS", "vm7");
 	r = prepare_request("vm7");
 	r.token.data = other;
