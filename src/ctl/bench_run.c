@@ -317,7 +317,8 @@ static int migrate(struct run *run, struct error *err)
 	if (r < 0)
 		return error_prefix(err, "starting");
 	run->moved_ns = clock_now_ns();
-	r = client_watch(run->b->watcher, run->id, WATCH_INTERVAL_MS, follow, run, &last, err);
+	r = client_watch(run->b->watcher, run->id, NULL, WATCH_INTERVAL_MS, follow, run, &last,
+	                 err);
 	if (!run->b->quiet)
 		fprintf(stderr, "\r\033[K");
 	if (r < 0)
@@ -338,9 +339,9 @@ static int collect(struct run *run, struct json_object **ret, struct error *err)
 	int r = wait_event(run, &run->destination_vmm, "result", &verdict, err);
 
 	if (!r)
-		r = client_get_report(run->b->destination, run->id, &report, err);
+		r = client_get_report(run->b->destination, run->id, NULL, &report, err);
 	if (!r)
-		r = client_get(run->b->source, run->id, &source, err);
+		r = client_get(run->b->source, run->id, NULL, &source, err);
 	if (r < 0)
 		return r;
 	result = bench_result_new(run->b->options, report, source, verdict);

@@ -254,6 +254,16 @@ static Postcopy__V1__MapPolicy map_of(const char *name)
 	return POSTCOPY__V1__MAP_POLICY__MAP_POLICY_UNSPECIFIED;
 }
 
+/* NULL: none. */
+static Postcopy__V1__Role role_of(const char *name)
+{
+	if (name && !strcmp(name, "source"))
+		return POSTCOPY__V1__ROLE__ROLE_SOURCE;
+	if (name && !strcmp(name, "destination"))
+		return POSTCOPY__V1__ROLE__ROLE_DESTINATION;
+	return POSTCOPY__V1__ROLE__ROLE_UNSPECIFIED;
+}
+
 int client_prepare(struct client *c, const struct client_prepare *p, struct json_object **ret,
                    struct error *err)
 {
@@ -291,19 +301,23 @@ int client_switchover(struct client *c, const char *id, struct json_object **ret
 	return call_migration(c, MIGRATIONS "Switchover", &request.base, ret, err);
 }
 
-int client_get(struct client *c, const char *id, struct json_object **ret, struct error *err)
+int client_get(struct client *c, const char *id, const char *role, struct json_object **ret,
+               struct error *err)
 {
 	Postcopy__V1__GetRequest request = POSTCOPY__V1__GET_REQUEST__INIT;
 
 	request.id = (char *)id;
+	request.role = role_of(role);
 	return call_migration(c, MIGRATIONS "Get", &request.base, ret, err);
 }
 
-int client_cancel(struct client *c, const char *id, struct json_object **ret, struct error *err)
+int client_cancel(struct client *c, const char *id, const char *role, struct json_object **ret,
+                  struct error *err)
 {
 	Postcopy__V1__CancelRequest request = POSTCOPY__V1__CANCEL_REQUEST__INIT;
 
 	request.id = (char *)id;
+	request.role = role_of(role);
 	return call_migration(c, MIGRATIONS "Cancel", &request.base, ret, err);
 }
 
@@ -360,17 +374,38 @@ int client_release(struct client *c, const char *id, const char *holder, struct 
 	return call_migration(c, MIGRATIONS "Release", &request.base, ret, err);
 }
 
-int client_get_report(struct client *c, const char *id, struct json_object **ret, struct error *err)
+int client_get_report(struct client *c, const char *id, const char *role, struct json_object **ret,
+                      struct error *err)
 {
 	Postcopy__V1__GetReportRequest request = POSTCOPY__V1__GET_REPORT_REQUEST__INIT;
 	_cleanup_message_ ProtobufCMessage *answer = NULL;
 	int r;
 
 	request.id = (char *)id;
+	request.role = role_of(role);
 	r = call_unary(c, MIGRATIONS "GetReport", &request.base, &postcopy__v1__report__descriptor,
 	               &answer, err);
 	if (!r && ret)
 		*ret = report_json((const Postcopy__V1__Report *)answer);
+	return r;
+}
+
+int client_delete(struct client *c, const char *id, const char *role, struct json_object **ret,
+                  struct error *err)
+{
+	Postcopy__V1__DeleteRequest request = POSTCOPY__V1__DELETE_REQUEST__INIT;
+	_cleanup_message_ ProtobufCMessage *answer = NULL;
+	int r;
+
+	request.id = (char *)id;
+	request.role = role_of(role);
+	r = call_unary(c, MIGRATIONS "Delete", &request.base,
+	               &postcopy__v1__delete_response__descriptor, &answer, err);
+	if (!r && ret) {
+		*ret = json_object_new_object();
+		json_set_count(*ret, "deleted",
+		               ((const Postcopy__V1__DeleteResponse *)answer)->deleted);
+	}
 	return r;
 }
 
@@ -516,7 +551,7 @@ static int take_update(const uint8_t *message, size_t len, void *arg, struct err
 	return w->on_update(w->last, w->userdata, err);
 }
 
-int client_watch(struct client *c, const char *id, unsigned int interval_ms,
+int client_watch(struct client *c, const char *id, const char *role, unsigned int interval_ms,
                  int (*on_update)(struct json_object *migration, void *userdata, struct error *err),
                  void *userdata, struct json_object **ret, struct error *err)
 {
@@ -528,6 +563,7 @@ int client_watch(struct client *c, const char *id, unsigned int interval_ms,
 	interval.seconds = interval_ms / 1000;
 	interval.nanos = (int32_t)(interval_ms % 1000 * NSEC_PER_MSEC);
 	request.id = (char *)id;
+	request.role = role_of(role);
 	request.interval = &interval;
 	r = call(c, MIGRATIONS "Watch", &request.base, 0, take_update, &w, err);
 	if (!r && !w.last)

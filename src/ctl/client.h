@@ -83,14 +83,21 @@ int client_start(struct client *c, const char *id, bool hold, struct json_object
                  struct error *err);
 int client_switchover(struct client *c, const char *id, struct json_object **ret,
                       struct error *err);
-int client_get(struct client *c, const char *id, struct json_object **ret, struct error *err);
-int client_cancel(struct client *c, const char *id, struct json_object **ret, struct error *err);
+/* @role, here and below: "source" or "destination", where the daemon has both halves; NULL: none.
+ */
+int client_get(struct client *c, const char *id, const char *role, struct json_object **ret,
+               struct error *err);
+int client_cancel(struct client *c, const char *id, const char *role, struct json_object **ret,
+                  struct error *err);
+/* {deleted: how many} */
+int client_delete(struct client *c, const char *id, const char *role, struct json_object **ret,
+                  struct error *err);
 /* @source: host:port, or NULL for the one it has. */
 int client_recover(struct client *c, const char *id, const char *source, struct json_object **ret,
                    struct error *err);
 int client_set_limits(struct client *c, const char *id, const struct client_limits *limits,
                       struct json_object **ret, struct error *err);
-int client_get_report(struct client *c, const char *id, struct json_object **ret,
+int client_get_report(struct client *c, const char *id, const char *role, struct json_object **ret,
                       struct error *err);
 int client_poison(struct client *c, const char *id, uint64_t confirm_bytes,
                   struct json_object **ret, struct error *err);
@@ -121,7 +128,7 @@ int client_get_info(struct client *c, struct json_object **ret, struct error *er
  *             @err it is given.
  * @ret: the migration in its last state; may be NULL
  */
-int client_watch(struct client *c, const char *id, unsigned int interval_ms,
+int client_watch(struct client *c, const char *id, const char *role, unsigned int interval_ms,
                  int (*on_update)(struct json_object *migration, void *userdata, struct error *err),
                  void *userdata, struct json_object **ret, struct error *err);
 

@@ -182,7 +182,7 @@ const struct command start_command = {
 	.run = start_run,
 };
 
-/* switchover, status, cancel: the id and nothing else */
+/* switchover: the id and nothing else */
 
 static int call_switchover(struct client *c, const void *id, struct json_object **ret,
                            struct error *err)
@@ -205,35 +205,68 @@ const struct command switchover_command = {
 	.run = switchover_run,
 };
 
-static int call_get(struct client *c, const void *id, struct json_object **ret, struct error *err)
+/* status, cancel, delete: and a role, where both halves are here */
+
+struct half_args {
+	const char *role;
+};
+
+struct half_call {
+	const char *id, *role;
+};
+
+static const struct half_args half_defaults = { .role = NULL };
+
+static const struct option_spec half_options[] = {
+	OPTION_ROLE(struct half_args, role),
+};
+
+static struct half_call half_call(const char *id, const void *args)
 {
-	return client_get(c, id, ret, err);
+	const struct half_args *a = args;
+
+	return (struct half_call){ id, a->role };
+}
+
+static int call_get(struct client *c, const void *arg, struct json_object **ret, struct error *err)
+{
+	const struct half_call *half = arg;
+
+	return client_get(c, half->id, half->role, ret, err);
 }
 
 static int status_run(const struct ctl_common *common, const char *id, const void *args)
 {
-	(void)args;
-	return command_call_and_print(&status_command, common, call_get, id);
+	const struct half_call half = half_call(id, args);
+
+	return command_call_and_print(&status_command, common, call_get, &half);
 }
 
 const struct command status_command = {
 	.name = "status",
 	.operand = "ID",
 	.summary = "Print one migration's state and measurements.",
+	.options = half_options,
+	.n_options = 1,
+	.defaults = &half_defaults,
+	.args_size = sizeof half_defaults,
 	.json = true,
 	.run = status_run,
 };
 
-static int call_cancel(struct client *c, const void *id, struct json_object **ret,
+static int call_cancel(struct client *c, const void *arg, struct json_object **ret,
                        struct error *err)
 {
-	return client_cancel(c, id, ret, err);
+	const struct half_call *half = arg;
+
+	return client_cancel(c, half->id, half->role, ret, err);
 }
 
 static int cancel_run(const struct ctl_common *common, const char *id, const void *args)
 {
-	(void)args;
-	return command_call_and_print(&cancel_command, common, call_cancel, id);
+	const struct half_call half = half_call(id, args);
+
+	return command_call_and_print(&cancel_command, common, call_cancel, &half);
 }
 
 const struct command cancel_command = {
@@ -241,8 +274,43 @@ const struct command cancel_command = {
 	.operand = "ID",
 	.summary =
 	        "Give a migration up. Possible until switchover; the guest runs on at the source.",
+	.options = half_options,
+	.n_options = 1,
+	.defaults = &half_defaults,
+	.args_size = sizeof half_defaults,
 	.json = true,
 	.run = cancel_run,
+};
+
+static int call_delete(struct client *c, const void *arg, struct json_object **ret,
+                       struct error *err)
+{
+	const struct half_call *half = arg;
+
+	return client_delete(c, half->id, half->role, ret, err);
+}
+
+static int delete_run(const struct ctl_common *common, const char *id, const void *args)
+{
+	const struct half_call half = half_call(id, args);
+	_cleanup_json_ struct json_object *answer = NULL;
+	int code = command_call(&delete_command, common, call_delete, &half, &answer);
+
+	if (!code && common->json)
+		json_print(answer);
+	return code;
+}
+
+const struct command delete_command = {
+	.name = "delete",
+	.operand = "ID",
+	.summary = "Forget what has ended by this id. Its id can be used again without that.",
+	.options = half_options,
+	.n_options = 1,
+	.defaults = &half_defaults,
+	.args_size = sizeof half_defaults,
+	.json = true,
+	.run = delete_run,
 };
 
 /* recover */
@@ -295,6 +363,7 @@ const struct command recover_command = {
 
 struct report_args {
 	const char *html;
+	const char *role;
 };
 
 static const struct report_args report_defaults = { .html = NULL };
@@ -302,24 +371,28 @@ static const struct report_args report_defaults = { .html = NULL };
 static const struct option_spec report_options[] = {
 	{ "html", OPTION_STRING, offsetof(struct report_args, html), "FILE",
 	  "write a page with the timeline and the histogram to FILE" },
+	OPTION_ROLE(struct report_args, role),
 };
 
-static int call_report(struct client *c, const void *id, struct json_object **ret,
+static int call_report(struct client *c, const void *arg, struct json_object **ret,
                        struct error *err)
 {
-	return client_get_report(c, id, ret, err);
+	const struct half_call *half = arg;
+
+	return client_get_report(c, half->id, half->role, ret, err);
 }
 
 static int report_run(const struct ctl_common *common, const char *id, const void *args)
 {
 	const struct report_args *a = args;
+	const struct half_call half = { id, a->role };
 	_cleanup_json_ struct json_object *report = NULL;
 	struct error err = ERROR_INIT;
 	int code;
 
 	if (!a->html && !common->json)
 		return command_misused(&report_command, "--html FILE or --json is missing");
-	code = command_call(&report_command, common, call_report, id, &report);
+	code = command_call(&report_command, common, call_report, &half, &report);
 	if (code)
 		return code;
 	if (a->html && report_html_save(a->html, report, &err) < 0)
@@ -334,7 +407,7 @@ const struct command report_command = {
 	.operand = "ID",
 	.summary = "Destination: all that was measured in one migration, as a page or as JSON.",
 	.options = report_options,
-	.n_options = 1,
+	.n_options = sizeof report_options / sizeof *report_options,
 	.defaults = &report_defaults,
 	.args_size = sizeof report_defaults,
 	.json = true,

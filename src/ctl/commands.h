@@ -25,6 +25,7 @@ extern const struct command watch_command;
 extern const struct command top_command;
 extern const struct command limits_command;
 extern const struct command cancel_command;
+extern const struct command delete_command;
 extern const struct command report_command;
 extern const struct command recover_command;
 extern const struct command missing_command;

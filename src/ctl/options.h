@@ -60,6 +60,16 @@ struct option_spec {
 	const char *choices[OPTION_CHOICES_MAX];
 };
 
+/* Which half is meant, where the daemon has both. */
+#define OPTION_ROLE(args, field)                                                                   \
+	{                                                                                          \
+		"role", OPTION_CHOICE, offsetof(args, field), "source|destination",                \
+		        "which half, where the daemon has both", .choices = {                      \
+			        "source",                                                          \
+			        "destination"                                                      \
+		        }                                                                          \
+	}
+
 struct command {
 	const char *name;
 	const char *operand; /* "ID", or NULL where it takes none */

@@ -20,6 +20,7 @@
 
 struct watch_args {
 	uint64_t interval_ms;
+	const char *role;
 };
 
 struct watch {
@@ -35,6 +36,7 @@ static const struct watch_args watch_defaults = { .interval_ms = 200 };
 static const struct option_spec watch_options[] = {
 	{ "interval", OPTION_UINT, offsetof(struct watch_args, interval_ms), "MS",
 	  "how often it is told between changes of state (200)", 50, 3600000 },
+	OPTION_ROLE(struct watch_args, role),
 };
 
 static unsigned int terminal_columns(void)
@@ -98,7 +100,8 @@ static int watch_run(const struct ctl_common *common, const char *id, const void
 	code = command_connect(&watch_command, common, cancel_fd, &c);
 	if (code)
 		return code;
-	r = client_watch(c, id, (unsigned int)a->interval_ms, watch_update, &w, &last, &err);
+	r = client_watch(c, id, a->role, (unsigned int)a->interval_ms, watch_update, &w, &last,
+	                 &err);
 	if (w.begun)
 		putchar('\n');
 	if (r < 0)
@@ -118,7 +121,7 @@ const struct command watch_command = {
 	        "\"source off in\": until every page is here and the source may be switched off.\n"
 	        "Ctrl-C ends the watch, and not the migration.",
 	.options = watch_options,
-	.n_options = 1,
+	.n_options = sizeof watch_options / sizeof *watch_options,
 	.defaults = &watch_defaults,
 	.args_size = sizeof watch_defaults,
 	.json = true,

@@ -41,7 +41,7 @@ static void add_head(struct block *b, unsigned int http_status)
 	snprintf(b->http_status, sizeof b->http_status, "%u", http_status);
 	add(b, ":status", b->http_status);
 	add(b, "content-type", "application/grpc");
-	add(b, "grpc-accept-encoding", "identity");
+	add(b, "grpc-accept-encoding", "identity,gzip");
 }
 
 static void add_status(struct block *b, const struct grpc_call *call)

@@ -109,7 +109,8 @@ void call_header(struct grpc_call *call, const char *name, size_t name_len, cons
 	} else if (is(name, name_len, "content-type")) {
 		call->is_grpc = is_grpc_type(value, value_len);
 	} else if (is(name, name_len, "grpc-encoding")) {
-		call->is_encoded = !is(value, value_len, "identity");
+		call->in.gzip = is(value, value_len, "gzip");
+		call->bad_encoding = !call->in.gzip && !is(value, value_len, "identity");
 	} else if (is(name, name_len, "grpc-timeout")) {
 		call->bad_timeout = grpc_timeout_decode(value, value_len, &timeout_ns);
 		if (!call->bad_timeout &&
@@ -133,8 +134,9 @@ void call_headers_done(struct grpc_call *call)
 		              "content-type must be application/grpc");
 	else if (!call->method)
 		answer_refuse(call, 200, GRPC_UNIMPLEMENTED, "there is no such method");
-	else if (call->is_encoded)
-		answer_refuse(call, 200, GRPC_UNIMPLEMENTED, "messages must not be compressed");
+	else if (call->bad_encoding)
+		answer_refuse(call, 200, GRPC_UNIMPLEMENTED,
+		              "messages may be compressed by gzip, and not otherwise");
 	else if (call->bad_timeout)
 		answer_refuse(call, 200, GRPC_INVALID_ARGUMENT, "malformed grpc-timeout");
 	else if (c->server->n_calls > GRPC_CALLS_MAX)
@@ -152,11 +154,13 @@ static void refuse_message(struct grpc_call *call, int error)
 	switch (error) {
 	case -EMSGSIZE:
 		answer_refuse(call, 200, GRPC_RESOURCE_EXHAUSTED,
-		              "a request of %zu bytes: at most %u are taken", call->in.len,
-		              GRPC_MESSAGE_MAX);
+		              "a request of %zu bytes: at most %u are taken, and %u of what was "
+		              "compressed",
+		              call->in.len, GRPC_MESSAGE_MAX, GRPC_INFLATED_MAX);
 		break;
 	case -ENOTSUP:
-		answer_refuse(call, 200, GRPC_UNIMPLEMENTED, "messages must not be compressed");
+		answer_refuse(call, 200, GRPC_INTERNAL,
+		              "a message that is compressed, and no grpc-encoding says how");
 		break;
 	case -EPROTO:
 		answer_refuse(call, 200, GRPC_INTERNAL, "what came is no gRPC message");
@@ -167,10 +171,30 @@ static void refuse_message(struct grpc_call *call, int error)
 	}
 }
 
+/* The client has given up by now, and perhaps waits to be told. */
+static void end_late(struct grpc_call *call)
+{
+	/* Trailers would wait behind what it does not take. */
+	bool stuck = call->queued || call->state == CALL_FINISHED;
+
+	call->deadline_ns = NEVER;
+	if (stuck) {
+		call_lose(call, GRPC_DEADLINE_EXCEEDED);
+		answer_reset(call, NGHTTP2_CANCEL);
+	} else {
+		answer_refuse(call, 200, GRPC_DEADLINE_EXCEEDED, "the deadline has passed");
+	}
+}
+
+/* What nobody waits for any more is not done: the client has been told that it was not. */
 static void run(struct grpc_call *call, const uint8_t *message, size_t len)
 {
-	call->state = CALL_RUNNING;
-	call->method->call(call, message, len, call->connection->server->config.arg);
+	if (call->deadline_ns <= clock_now_ns()) {
+		end_late(call);
+	} else {
+		call->state = CALL_RUNNING;
+		call->method->call(call, message, len, call->connection->server->config.arg);
+	}
 	forget_message(call);
 }
 
@@ -234,21 +258,6 @@ void call_request_end(struct grpc_call *call)
 		answer_refuse(call, 200, GRPC_UNIMPLEMENTED, "this method takes one message");
 	else
 		run(call, call->in.message, call->in.have);
-}
-
-/* The client has given up by now, and perhaps waits to be told. */
-static void end_late(struct grpc_call *call)
-{
-	/* Trailers would wait behind what it does not take. */
-	bool stuck = call->queued || call->state == CALL_FINISHED;
-
-	call->deadline_ns = NEVER;
-	if (stuck) {
-		call_lose(call, GRPC_DEADLINE_EXCEEDED);
-		answer_reset(call, NGHTTP2_CANCEL);
-	} else {
-		answer_refuse(call, 200, GRPC_DEADLINE_EXCEEDED, "the deadline has passed");
-	}
 }
 
 /* The rest of the request does not come. */

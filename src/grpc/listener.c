@@ -21,7 +21,7 @@
 #define SOCKET_MODE 0666
 
 /* HTTP/2 as the server begins it, for one who is turned away: SETTINGS, and GOAWAY with a text. */
-static void say_goodbye(int fd, const char *text)
+static void say_goodbye(int fd, uint32_t error, const char *text)
 {
 	uint8_t frames[256] = { 0, 0, 0, NGHTTP2_SETTINGS, 0, 0, 0, 0, 0 };
 	uint8_t *goaway = frames + 9;
@@ -29,7 +29,7 @@ static void say_goodbye(int fd, const char *text)
 
 	goaway[2] = (uint8_t)(8 + len);
 	goaway[3] = NGHTTP2_GOAWAY;
-	goaway[9 + 7] = NGHTTP2_INADEQUATE_SECURITY;
+	goaway[9 + 7] = (uint8_t)error;
 	memcpy(goaway + 9 + 8, text, len);
 	(void)!send(fd, frames, 9 + 9 + 8 + len, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
@@ -54,12 +54,13 @@ static void accept_local(struct grpc_listener *l, int accepted)
 	if (!peer_is_allowed(fd, &cred, l->groups, l->n_groups)) {
 		server_refused(l->server, "uid %u, gid %u (process %d) may not connect", cred.uid,
 		               cred.gid, cred.pid);
-		say_goodbye(fd, "this user may not connect: it is in none of the allowed groups");
+		say_goodbye(fd, NGHTTP2_INADEQUATE_SECURITY,
+		            "this user may not connect: it is in none of the allowed groups");
 		return;
 	}
 	if (l->server->n_connections >= GRPC_CONNECTIONS_MAX) {
 		server_refused(l->server, "more than %u connections", GRPC_CONNECTIONS_MAX);
-		say_goodbye(fd, "too many connections");
+		say_goodbye(fd, NGHTTP2_ENHANCE_YOUR_CALM, "too many connections");
 		return;
 	}
 	connection_new(l->server, steal_fd(&fd), NULL, &peer);

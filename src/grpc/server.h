@@ -20,7 +20,7 @@
  * Whatever a client does wrong ends its call or its connection with a status it can read, and
  * nobody else's. Its limits:
  *   - GRPC_MESSAGE_MAX a request, GRPC_REQUESTS_BYTES_MAX all that are not complete;
- *     GRPC_HEADERS_MAX of headers
+ *     GRPC_HEADERS_MAX of headers; GRPC_INFLATED_MAX of what was compressed by gzip
  *   - GRPC_STREAMS_MAX calls a connection, GRPC_CALLS_MAX in all
  *   - GRPC_CONNECTIONS_MAX connections, GRPC_CONNECTIONS_TCP_MAX of them by TCP; of
  *     GRPC_HANDSHAKES_MAX peers that are not known yet the oldest gives way

@@ -146,7 +146,7 @@ struct grpc_call {
 	size_t header_bytes;
 	bool is_post;
 	bool is_grpc;
-	bool is_encoded;
+	bool bad_encoding;
 	bool bad_timeout;
 	bool headers_done;
 	bool request_done; /* END_STREAM has come */

@@ -8,9 +8,13 @@
 #include <string.h>
 #include <sys/types.h>
 
+#include <zlib.h>
+
 #include "util/clock.h"
 
 /* What a message's buffer begins with, and doubles from. */
+/* zlib: gzip's header and trailer, the largest window. */
+#define GZIP_WINDOW_BITS (16 + MAX_WBITS)
 #define MESSAGE_BYTES_MIN 4096u
 #define TIMEOUT_DIGITS_MAX 8u
 
@@ -30,7 +34,7 @@ void grpc_assembly_init(struct grpc_assembly *a, size_t max)
 void grpc_assembly_deinit(struct grpc_assembly *a)
 {
 	free(a->message);
-	*a = (struct grpc_assembly){ .max = a->max };
+	*a = (struct grpc_assembly){ .max = a->max, .gzip = a->gzip };
 }
 
 void grpc_assembly_next(struct grpc_assembly *a)
@@ -51,7 +55,7 @@ static int check_prefix(struct grpc_assembly *a)
 	a->len = be32toh(be);
 	if (a->prefix[0] > 1)
 		return -EPROTO;
-	if (a->prefix[0])
+	if (a->prefix[0] && !a->gzip)
 		return -ENOTSUP;
 	return a->len > a->max ? -EMSGSIZE : 0;
 }
@@ -80,6 +84,47 @@ static ssize_t take(struct grpc_assembly *a, const uint8_t *data, size_t len)
 	return (ssize_t)n;
 }
 
+/* The whole message. Return: 0 with its length; -EMSGSIZE, -EPROTO, -ENOMEM. */
+static int inflate_all(const struct grpc_assembly *a, uint8_t *out, size_t size, size_t *ret_len)
+{
+	z_stream z = {
+		.next_in = a->message,
+		.avail_in = (uInt)a->have,
+		.next_out = out,
+		.avail_out = (uInt)size,
+	};
+	int r;
+
+	if (inflateInit2(&z, GZIP_WINDOW_BITS) != Z_OK)
+		return -ENOMEM;
+	r = inflate(&z, Z_FINISH);
+	inflateEnd(&z);
+	*ret_len = z.total_out;
+	if (r == Z_MEM_ERROR)
+		return -ENOMEM;
+	if (r != Z_STREAM_END && !z.avail_out)
+		return -EMSGSIZE;
+	return r == Z_STREAM_END && !z.avail_in ? 0 : -EPROTO;
+}
+
+/* In its place. Return: 0; -EMSGSIZE, -EPROTO, -ENOMEM. */
+static int inflate_message(struct grpc_assembly *a)
+{
+	size_t max = a->max < GRPC_INFLATED_MAX ? a->max : GRPC_INFLATED_MAX, len;
+	uint8_t *out = malloc(max), *fits;
+	int rc = out ? inflate_all(a, out, max, &len) : -ENOMEM;
+
+	if (rc) {
+		free(out);
+		return rc;
+	}
+	fits = realloc(out, len ? len : 1);
+	free(a->message);
+	a->message = fits ? fits : out;
+	a->have = a->len = a->allocated = len;
+	return 0;
+}
+
 int grpc_assembly_feed(struct grpc_assembly *a, const uint8_t **data, size_t *len)
 {
 	ssize_t n;
@@ -101,7 +146,15 @@ int grpc_assembly_feed(struct grpc_assembly *a, const uint8_t **data, size_t *le
 		return (int)n;
 	*data += n;
 	*len -= (size_t)n;
-	return a->have == a->len;
+	if (a->have < a->len)
+		return 0;
+	if (a->prefix[0]) {
+		int rc = inflate_message(a);
+
+		if (rc)
+			return rc;
+	}
+	return 1;
 }
 
 static bool is_plain(unsigned char c)

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Before a message: 0 (1: compressed), and its length, big-endian. */
+/* Before a message: 0 (1: compressed, by gzip), and its length, big-endian. */
 #define GRPC_PREFIX_BYTES 5u
 
 /* How long the encoded form of so many bytes is at most, with the NUL. */
@@ -18,6 +18,10 @@
 #define GRPC_BASE64_SIZE(len) (((len) + 2u) / 3u * 4u + 1u)
 /* "99999999H" with the NUL. */
 #define GRPC_TIMEOUT_SIZE 10u
+
+/* What a compressed message may become: the loop waits for that, and it costs its sender nothing.
+ */
+#define GRPC_INFLATED_MAX (256u << 10)
 
 void grpc_prefix_encode(uint8_t prefix[GRPC_PREFIX_BYTES], uint32_t len);
 
@@ -27,6 +31,7 @@ void grpc_prefix_encode(uint8_t prefix[GRPC_PREFIX_BYTES], uint32_t len);
  */
 struct grpc_assembly {
 	size_t max; /* the longest message that is taken */
+	bool gzip;  /* it may be compressed; not longer than GRPC_INFLATED_MAX then */
 	uint8_t prefix[GRPC_PREFIX_BYTES];
 	size_t prefix_have;
 	uint8_t *message;
@@ -43,8 +48,8 @@ void grpc_assembly_deinit(struct grpc_assembly *a);
  * @data: moved on behind what was taken, with @len
  *
  * Return: 1 for a message, which is in @a (message, have) until grpc_assembly_next(); 0 where
- * all was taken and none is complete; -EMSGSIZE (above the maximum), -ENOTSUP (compressed),
- * -EPROTO (a flag that does not exist), -ENOMEM.
+ * all was taken and none is complete; -EMSGSIZE (above the maximum), -ENOTSUP (compressed, which
+ * was not said before), -EPROTO (a flag that does not exist, or no gzip), -ENOMEM.
  */
 int grpc_assembly_feed(struct grpc_assembly *a, const uint8_t **data, size_t *len);
 

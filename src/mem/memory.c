@@ -147,6 +147,10 @@ static int map_alias(struct memory *m, uint32_t index, int prot, struct error *e
 	}
 	/* No huge page is to be made of what we touch. A kernel that makes none refuses. */
 	(void)madvise(m->alias, m->size, MADV_NOHUGEPAGE);
+	/* A core of ours would have the guest's memory in it, wherever it is piped to. */
+	if (madvise(m->alias, m->size, MADV_DONTDUMP))
+		return error_errno(err, -errno, "region %u: MADV_DONTDUMP of %s", index,
+		                   memory_name(m->kind));
 	return 0;
 }
 

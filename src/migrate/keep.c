@@ -14,16 +14,16 @@
 /* This part of the store only root's VMMs get. */
 #define SPARE_PART 32u
 
-_Static_assert(MIGRATION_ID_MAX + 32 < FD_STORE_NAME_BYTES, "any kind and id make a name");
+_Static_assert(MIGRATION_KEY_BYTES + 32 < FD_STORE_NAME_BYTES, "any kind and key make a name");
 
 static void name_fd(const struct migration *m, const char *kind, char name[FD_STORE_NAME_BYTES])
 {
-	snprintf(name, FD_STORE_NAME_BYTES, "%s.%s", kind, m->params.id);
+	snprintf(name, FD_STORE_NAME_BYTES, "%s.%s", kind, m->key);
 }
 
 static void name_memory(const struct migration *m, size_t index, char name[FD_STORE_NAME_BYTES])
 {
-	snprintf(name, FD_STORE_NAME_BYTES, "mem%zu.%s", index, m->params.id);
+	snprintf(name, FD_STORE_NAME_BYTES, "mem%zu.%s", index, m->key);
 }
 
 /* Memory that is an entry of another name: the next process can't guess that. */
@@ -251,15 +251,15 @@ void migration_drop_attach(struct migration *m)
 	m->n_fds = 0;
 }
 
-/* "channel7.ID"; the manager may have several that it calls the same ("channel.ID+1"). */
+/* "channel7.KEY"; the manager may have several that it calls the same ("channel.KEY+1"). */
 static bool is_channel_of(const struct migration *m, const char *name)
 {
-	size_t len = strlen(m->params.id);
+	size_t len = strlen(m->key);
 
 	name += strlen("channel");
 	while (isdigit((unsigned char)*name))
 		name++;
-	return *name == '.' && !strncmp(name + 1, m->params.id, len) &&
+	return *name == '.' && !strncmp(name + 1, m->key, len) &&
 	       (!name[1 + len] || name[1 + len] == '+');
 }
 

@@ -12,10 +12,29 @@
 #include "util/clock.h"
 #include "util/log.h"
 
-/* Ended migrations that are kept for whoever asks how they went. */
-#define ENDED_MAX 32u
 /* Migrations more than the most, for root alone. */
 #define ROOT_SPARE 16u
+
+/* The newest, and rather one that has not ended. @role: 0: any. */
+static struct migration *find(struct migrations *ms, const char *id, enum migration_role role)
+{
+	struct migration *newest = NULL;
+
+	for (struct migration *m = ms->list; m; m = m->next) {
+		if (strcmp(m->params.id, id) || (role && m->params.role != role))
+			continue;
+		if (!migration_state_is_final(m->state))
+			return m;
+		if (!newest)
+			newest = m;
+	}
+	return newest;
+}
+
+static bool is_live(const struct migration *m)
+{
+	return m && !migration_state_is_final(m->state);
+}
 
 /* The VMM socket's calls. */
 
@@ -34,18 +53,30 @@ static void detach_role(struct migration *m)
 		m->pull = pull_free(m->pull);
 }
 
+/* What a VMM means. NULL with @err set. */
+static struct migration *find_attached(struct migrations *ms, const struct vmm_wire_msg *msg,
+                                       struct error *err)
+{
+	struct migration *m = find(ms, msg->id, (enum migration_role)msg->role);
+
+	if (m)
+		return m;
+	m = migrations_find(ms, msg->id, 0, err);
+	if (m)
+		error_set(err, -EINVAL, "migration \"%s\" is prepared as %s here", m->params.id,
+		          migration_role_name(m->params.role));
+	return NULL;
+}
+
 static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
                      struct error *err)
 {
 	struct migrations *ms = arg;
-	struct migration *m = migrations_find(ms, attach->msg->id, err);
+	struct migration *m = find_attached(ms, attach->msg, err);
 	int rc;
 
 	if (!m)
 		return err->code;
-	if ((unsigned int)m->params.role != (unsigned int)attach->msg->role)
-		return error_set(err, -EINVAL, "migration \"%s\" is prepared as %s here",
-		                 m->params.id, migration_role_name(m->params.role));
 	if (m->vmm)
 		return error_set(err, -EBUSY, "migration \"%s\": a VMM is attached already",
 		                 m->params.id);
@@ -83,6 +114,57 @@ static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, stru
 	                                          : destination_message(m, msg, fd, err);
 }
 
+static void migration_free(struct migration *m)
+{
+	totals_keep_pull(m);
+	totals_keep_served(m);
+	pull_free(m->pull);
+	page_source_unref(m->source);
+	close_fd(&m->vmstate_fd);
+	record_deinit(&m->record);
+	dialing_deinit(&m->dialing);
+	takeover_forget(m);
+	pthread_cond_destroy(&m->ordered);
+	pthread_mutex_destroy(&m->lock);
+	OPENSSL_cleanse(m->params.token, sizeof m->params.token);
+	free(m);
+}
+
+/* Nothing of it is in anybody's hands: no thread, no connection, no watcher. */
+static bool may_forget(const struct migration *m)
+{
+	return migration_state_is_final(m->state) && !m->watchers && !m->vmm &&
+	       !m->conductor_runs && !m->source && !m->left && !m->must_go_on;
+}
+
+/* Out of its place in the list. */
+static void forget(struct migration **place)
+{
+	struct migration *m = *place;
+
+	*place = m->next;
+	source_forget(m);
+	migration_drop_fds(m, "record");
+	migration_free(m);
+}
+
+/* Those that are too many, the oldest, which are last in the list; and those that are too old. */
+static void forget_ended(struct migrations *ms)
+{
+	uint64_t now_ns = clock_now_ns(), timeout_ms = ms->config.ended_timeout_ms;
+	unsigned int kept = 0;
+
+	for (struct migration **p = &ms->list; *p;) {
+		struct migration *m = *p;
+		bool old = timeout_ms && (now_ns - m->ended_ns) / NSEC_PER_MSEC >= timeout_ms;
+
+		if (may_forget(m) && (old || ++kept > ms->config.max_ended))
+			forget(p);
+		else
+			p = &m->next;
+	}
+}
+
 /* Nobody came for it: what it holds is somebody else's. */
 static void expire(struct migration *m)
 {
@@ -95,24 +177,28 @@ static void on_expiry(uv_timer_t *timer)
 {
 	struct migrations *ms = timer->data;
 	uint64_t now_ms = uv_now(timer->loop), patience_ms = ms->config.prepare_timeout_ms;
-	bool any = false;
 
-	for (struct migration *m = ms->list; m; m = m->next) {
-		if (m->state != MIGRATION_PREPARED)
-			continue;
-		if (now_ms - m->waits_since_ms >= patience_ms)
+	for (struct migration *m = ms->list; m; m = m->next)
+		if (patience_ms && m->state == MIGRATION_PREPARED &&
+		    now_ms - m->waits_since_ms >= patience_ms)
 			expire(m);
-		else
-			any = true;
-	}
-	if (!any)
+	forget_ended(ms);
+	if (!ms->list)
 		uv_timer_stop(timer);
 }
 
-/* From time to time, as long as any waits. */
+/* A quarter of the shorter time is as late as anything may be. */
+static uint64_t expiry_look_ms(const struct migrations_config *c)
+{
+	uint64_t a = c->prepare_timeout_ms, b = c->ended_timeout_ms;
+
+	return (!a || (b && b < a) ? b : a) / 4;
+}
+
+/* From time to time, as long as there is any. */
 static void watch_expiry(struct migrations *ms)
 {
-	uint64_t look_ms = ms->config.prepare_timeout_ms / 4;
+	uint64_t look_ms = expiry_look_ms(&ms->config);
 
 	if (look_ms && !uv_is_active((uv_handle_t *)&ms->expiry))
 		uv_timer_start(&ms->expiry, on_expiry, look_ms, look_ms);
@@ -128,7 +214,6 @@ static void on_closed(void *owner)
 	else
 		destination_vmm_closed(m);
 	migration_drop_fds(m, "vmm");
-	watch_expiry(m->owner);
 }
 
 static void on_news(uv_async_t *async)
@@ -250,22 +335,6 @@ void migrations_close(struct migrations *ms)
 	uv_close((uv_handle_t *)&ms->expiry, NULL);
 }
 
-static void migration_free(struct migration *m)
-{
-	totals_keep_pull(m);
-	totals_keep_served(m);
-	pull_free(m->pull);
-	page_source_unref(m->source);
-	close_fd(&m->vmstate_fd);
-	record_deinit(&m->record);
-	dialing_deinit(&m->dialing);
-	takeover_forget(m);
-	pthread_cond_destroy(&m->ordered);
-	pthread_mutex_destroy(&m->lock);
-	OPENSSL_cleanse(m->params.token, sizeof m->params.token);
-	free(m);
-}
-
 struct migrations *migrations_free(struct migrations *ms)
 {
 	if (!ms)
@@ -278,38 +347,13 @@ struct migrations *migrations_free(struct migrations *ms)
 	return NULL;
 }
 
-/* Nothing of it is in anybody's hands: no thread, no connection, no watcher. */
-static bool may_forget(const struct migration *m)
-{
-	return migration_state_is_final(m->state) && !m->watchers && !m->vmm &&
-	       !m->conductor_runs && !m->source;
-}
-
-/* Keep ENDED_MAX of them: forget the oldest, which are last in the list. */
-static void forget_ended(struct migrations *ms)
-{
-	unsigned int kept = 0;
-
-	for (struct migration **p = &ms->list; *p;) {
-		struct migration *m = *p;
-
-		if (may_forget(m) && ++kept > ENDED_MAX) {
-			*p = m->next;
-			source_forget(m);
-			migration_drop_fds(m, "record");
-			migration_free(m);
-		} else {
-			p = &m->next;
-		}
-	}
-}
-
 static bool same_params(const struct migration_params *a, const struct migration_params *b)
 {
-	return a->role == b->role && !CRYPTO_memcmp(a->token, b->token, TOKEN_BYTES) &&
+	return !CRYPTO_memcmp(a->token, b->token, TOKEN_BYTES) &&
 	       !strcmp(a->source.host, b->source.host) && !strcmp(a->source.port, b->source.port) &&
 	       a->streams == b->streams && a->bandwidth_bytes_per_s == b->bandwidth_bytes_per_s &&
-	       a->map_given == b->map_given && a->map == b->map;
+	       a->bulk == b->bulk && a->prefetch == b->prefetch && a->map_given == b->map_given &&
+	       a->map == b->map;
 }
 
 static int check_streams(unsigned int streams, struct error *err)
@@ -363,8 +407,24 @@ static int check_number(const struct migrations *ms, const struct migration_para
 	                 params->client, of_client);
 }
 
+static bool key_is_used(const struct migrations *ms, const char *key)
+{
+	for (const struct migration *m = ms->list; m; m = m->next)
+		if (!strcmp(m->key, key))
+			return true;
+	return false;
+}
+
+/* The id, where no other of that id has it: '@' is in no id. */
+static void choose_key(const struct migrations *ms, struct migration *m)
+{
+	snprintf(m->key, sizeof m->key, "%s", m->params.id);
+	for (unsigned int n = 2; key_is_used(ms, m->key); n++)
+		snprintf(m->key, sizeof m->key, "%s@%u", m->params.id, n);
+}
+
 struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
-                                struct error *err)
+                                const char *key, struct error *err)
 {
 	struct migration *m = calloc(1, sizeof *m);
 
@@ -374,6 +434,10 @@ struct migration *migration_new(struct migrations *ms, const struct migration_pa
 	}
 	m->owner = ms;
 	m->params = *params;
+	if (key)
+		snprintf(m->key, sizeof m->key, "%s", key);
+	else
+		choose_key(ms, m);
 	m->limits = (struct migration_limits){
 		.bandwidth_given = true,
 		.bandwidth_bytes_per_s = params->bandwidth_bytes_per_s,
@@ -421,12 +485,12 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 
 	if (rc)
 		return rc;
-	m = migrations_find(ms, params->id, NULL);
-	if (m && !same_params(&m->params, params))
+	m = find(ms, params->id, params->role);
+	if (is_live(m) && !same_params(&m->params, params))
 		return error_set(err, -EEXIST,
 		                 "migration \"%s\" exists already, with other parameters",
 		                 params->id);
-	if (m) {
+	if (is_live(m)) {
 		*ret = m;
 		return 0;
 	}
@@ -438,7 +502,7 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 		return rc;
 	}
 	forget_ended(ms);
-	m = migration_new(ms, params, err);
+	m = migration_new(ms, params, NULL, err);
 	if (!m)
 		return -ENOMEM;
 	rc = name_holder(m, err);
@@ -463,13 +527,71 @@ int migration_id_check(const char *id, struct error *err)
 	return vmm_wire_id_check(id, err);
 }
 
-struct migration *migrations_find(struct migrations *ms, const char *id, struct error *err)
+struct migration *migrations_find(struct migrations *ms, const char *id, enum migration_role role,
+                                  struct error *err)
 {
-	for (struct migration *m = ms->list; m; m = m->next)
-		if (!strcmp(m->params.id, id))
-			return m;
-	error_set(err, -ENOENT, "no migration \"%s\" here: prepare it first", id);
-	return NULL;
+	struct migration *m = find(ms, id, role);
+
+	if (!m) {
+		error_set(err, -ENOENT, "no migration \"%s\" here%s%s: prepare it first", id,
+		          role ? " as " : "", role ? migration_role_name(role) : "");
+		return NULL;
+	}
+	if (!role && is_live(find(ms, id, MIGRATION_SOURCE)) &&
+	    is_live(find(ms, id, MIGRATION_DESTINATION))) {
+		error_set(err, -EINVAL,
+		          "both halves of migration \"%s\" are here: say which, source or "
+		          "destination",
+		          id);
+		return NULL;
+	}
+	return m;
+}
+
+/* What keeps it from being forgotten. */
+static int refuse_delete(const struct migration *m, struct error *err)
+{
+	const char *role = migration_role_name(m->params.role);
+
+	if (!migration_state_is_final(m->state))
+		return migration_refuse_now(m, "deleting (it has not ended: cancel it)", err);
+	if (m->vmm)
+		return error_set(err, -EBUSY, "migration \"%s\": the %s VMM is connected still",
+		                 m->params.id, role);
+	if (m->conductor_runs || m->must_go_on)
+		return error_set(err, -EBUSY,
+		                 "migration \"%s\": its source has not heard yet how it ended",
+		                 m->params.id);
+	return error_set(err, -EBUSY, "migration \"%s\": the %s is in use at this moment",
+	                 m->params.id, role);
+}
+
+int migrations_delete(struct migrations *ms, const char *id, enum migration_role role,
+                      unsigned int *ret_deleted, struct error *err)
+{
+	const struct migration *kept = NULL;
+
+	*ret_deleted = 0;
+	for (struct migration **p = &ms->list; *p;) {
+		struct migration *m = *p;
+		bool named = !strcmp(m->params.id, id) && (!role || m->params.role == role);
+
+		if (named && may_forget(m)) {
+			forget(p);
+			++*ret_deleted;
+			continue;
+		}
+		/* What is under way is not meant where others have ended. */
+		if (named && (!kept || migration_state_is_final(m->state)))
+			kept = m;
+		p = &m->next;
+	}
+	if (kept && (migration_state_is_final(kept->state) || !*ret_deleted))
+		return refuse_delete(kept, err);
+	if (!*ret_deleted)
+		return error_set(err, -ENOENT, "no migration \"%s\" here", id);
+	log_migration_info(id, "by command: %u that have ended are forgotten", *ret_deleted);
+	return 0;
 }
 
 struct migration *migrations_next(struct migrations *ms, struct migration *m)

@@ -5,7 +5,9 @@
  * Theory of operation
  * -------------------
  * A daemon holds any number of migrations, each one half of a migration: source or
- * destination, with the same id on both hosts. A migration's state is owned by the
+ * destination, with the same id on both hosts. It may hold both halves (a VMM that is replaced on
+ * its host), and an id can be used again when what had it has ended; so of an id and a role there
+ * is at most one that has not. A migration's state is owned by the
  * loop's thread. Everything that happens elsewhere (connections of the page server, the
  * conductor thread of a destination, the pull) posts news to it: a bit, or'ed into the
  * migration under its lock, and one uv_async for all. So no thread but the loop's ever
@@ -51,6 +53,8 @@ struct migrations_config {
 	struct vmm_limits vmm_limits;
 	uint64_t prepare_timeout_ms;        /* for a VMM to attach; 0: none */
 	unsigned int max_client_migrations; /* of them of one client; 0: no limit */
+	unsigned int max_ended;             /* that are over and are remembered */
+	uint64_t ended_timeout_ms;          /* for so long; 0: no limit */
 	unsigned int max_migrations;        /* that are not over; 0: no limit but memory's */
 	unsigned int max_channels;          /* that a VMM's migration has in the store */
 	uint64_t max_vmstate_bytes;
@@ -252,10 +256,11 @@ struct migrations *migrations_free(struct migrations *ms);
 /*
  * migrations_prepare() - announce a migration
  *
- * Idempotent: the same parameters again find the same migration.
+ * Idempotent until it has ended: the same parameters again find the same migration. Then its id and
+ * role can be used again: that makes another one, and the one before is history.
  *
- * Return: 0; -EEXIST where the id is taken by different ones; -EINVAL; -EBUSY where this
- * daemon can't be that; with @err set.
+ * Return: 0; -EEXIST where one of that id and role is there with different ones; -EINVAL; -EBUSY
+ * where this daemon can't be that; with @err set.
  */
 int migrations_prepare(struct migrations *ms, const struct migration_params *params,
                        struct migration **ret, struct error *err);
@@ -263,8 +268,26 @@ int migrations_prepare(struct migrations *ms, const struct migration_params *par
 /* Whether @id may name one. Return: 0 or -EINVAL with @err set. */
 int migration_id_check(const char *id, struct error *err);
 
-/* By id; NULL with @err set (-ENOENT) where there is none. */
-struct migration *migrations_find(struct migrations *ms, const char *id, struct error *err);
+/*
+ * migrations_find() - by id: the one that has not ended, or else the newest
+ * @role: 0: whichever there is
+ *
+ * Return: NULL with @err set: -ENOENT; -EINVAL where both halves are under way and @role does not
+ * say which.
+ */
+struct migration *migrations_find(struct migrations *ms, const char *id, enum migration_role role,
+                                  struct error *err);
+
+/*
+ * migrations_delete() - forget those of an id that have ended
+ * @role: 0: of both
+ * @ret_deleted: how many; also on failure
+ *
+ * Return: 0; -ENOENT where there is none; -EBUSY where one has not ended or is still in somebody's
+ * hands; with @err set.
+ */
+int migrations_delete(struct migrations *ms, const char *id, enum migration_role role,
+                      unsigned int *ret_deleted, struct error *err);
 
 /* The next after @m, or the first for NULL; NULL at the end. */
 struct migration *migrations_next(struct migrations *ms, struct migration *m);

@@ -46,11 +46,15 @@ enum conductor_order {
 
 struct memory;
 
+/* An id, and a number where another one of this id has it. */
+#define MIGRATION_KEY_BYTES (MIGRATION_ID_MAX + 16)
+
 struct migration {
 	/* Set at birth. */
 	struct migrations *owner;
 	struct migration *next;
 	struct migration_params params;
+	char key[MIGRATION_KEY_BYTES]; /* its names in the store are KIND.KEY */
 	uint64_t seq;
 	/* Destination: itself. Source: who has been given the guest; the loop's. */
 	struct stream_holder holder;
@@ -186,9 +190,12 @@ int destination_switchover(struct migration *m, struct error *err);
 int destination_recover(struct migration *m, const struct conn_target *target, struct error *err);
 int destination_cancel(struct migration *m, struct error *err);
 
-/* Allocated, in the list, without a state but prepared. Return: NULL with @err set: no memory. */
+/*
+ * Allocated, in the list, without a state but prepared. @key: of one that is taken over; NULL: any
+ * that is free. Return: NULL with @err set: no memory.
+ */
 struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
-                                struct error *err);
+                                const char *key, struct error *err);
 
 /* Start the conductor's thread. Return: 0 or -errno: nothing has begun. */
 int conductor_start(struct migration *m);

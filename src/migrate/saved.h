@@ -35,7 +35,7 @@ struct saved {
 	char reason[ERROR_TEXT_MAX];
 	uint32_t n_regions; /* 0: no VMM was attached */
 	struct vmm_wire_region regions[REGIONS_MAX];
-	/* What the store's manager calls the descriptor of an index; empty: "mem<index>.<id>". */
+	/* What the store's manager calls the descriptor of an index; empty: "mem<index>.<key>". */
 	char entries[VMM_WIRE_FDS_MAX][FD_STORE_NAME_BYTES];
 	uint64_t epoch;
 	struct stream_holder holder; /* destination: itself; source: who holds it */

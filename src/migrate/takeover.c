@@ -17,8 +17,10 @@
 /* A record that was read, until a migration has been made of it. */
 struct left {
 	struct left *next;
+	char key[MIGRATION_KEY_BYTES];
 	struct record record;
 	struct saved saved;
+	struct migration *migration; /* once there is one */
 };
 
 static struct left *left_free(struct left *l)
@@ -88,6 +90,9 @@ static int read_records(struct fd_store *store, struct left **ret, struct error 
 		int rc = fd < 0 ? error_errno(err, fd, "descriptor") : read_record(fd, &l, err);
 
 		if (!rc) {
+			snprintf(l->key, sizeof l->key, "%.*s",
+			         (int)strcspn(name + strlen(RECORD_PREFIX), "+"),
+			         name + strlen(RECORD_PREFIX));
 			insert(&list, l);
 			n++;
 			continue;
@@ -134,7 +139,7 @@ static int take_memory_fd(struct migration *m, size_t index, struct error *err)
 	char name[FD_STORE_NAME_BYTES];
 	int fd = 0;
 
-	snprintf(name, sizeof name, "mem%zu.%s", index, m->params.id);
+	snprintf(name, sizeof name, "mem%zu.%s", index, m->key);
 	if (*m->left->entries[index])
 		fd = fd_store_link(store, name, m->left->entries[index]);
 	if (!fd)
@@ -163,7 +168,7 @@ static int take_fds(struct migration *m, struct vmm_attach *attach, struct error
 		int fd = i < first ? migration_take_fd(m, "uffd") : take_memory_fd(m, i, err);
 
 		if (fd < 0 && i < first)
-			return error_errno(err, fd, "\"uffd.%s\"", m->params.id);
+			return error_errno(err, fd, "\"uffd.%s\"", m->key);
 		if (fd < 0)
 			return fd;
 		attach->fds[i] = fd;
@@ -175,7 +180,7 @@ int migration_take_fd(struct migration *m, const char *kind)
 {
 	char name[FD_STORE_NAME_BYTES];
 
-	snprintf(name, sizeof name, "%s.%s", kind, m->params.id);
+	snprintf(name, sizeof name, "%s.%s", kind, m->key);
 	return fd_store_get(m->owner->config.store, name);
 }
 
@@ -396,7 +401,7 @@ int takeover_check(const struct migration *m, struct error *err)
 static int enlist(struct migrations *ms, struct left *list, struct error *err)
 {
 	for (struct left *l = list; l; l = l->next) {
-		struct migration *m = migration_new(ms, &l->saved.params, err);
+		struct migration *m = migration_new(ms, &l->saved.params, l->key, err);
 
 		if (!m)
 			return -ENOMEM;
@@ -407,20 +412,21 @@ static int enlist(struct migrations *ms, struct left *list, struct error *err)
 		m->record = l->record;
 		l->record = RECORD_INIT;
 		restore(m, m->left);
+		l->migration = m;
 	}
 	return 0;
 }
 
-/* Whether its name ends in the id of one that is to be taken over still. */
+/* Whether its name ends in the key of one that is to be taken over still. */
 static bool is_wanted(const struct migrations *ms, const char *name)
 {
 	size_t len = strcspn(name, "+");
 
 	for (struct migration *m = ms->list; m; m = m->next) {
-		size_t id_len = strlen(m->params.id);
+		size_t key_len = strlen(m->key);
 
-		if (is_due(m) && len > id_len && name[len - id_len - 1] == '.' &&
-		    !strncmp(name + len - id_len, m->params.id, id_len))
+		if (is_due(m) && len > key_len && name[len - key_len - 1] == '.' &&
+		    !strncmp(name + len - key_len, m->key, key_len))
 			return true;
 	}
 	return false;
@@ -457,12 +463,8 @@ int migrations_take_over(struct migrations *ms, struct error *err)
 	if (rc)
 		return rc;
 	/* As they were prepared: the list has the last one first. */
-	for (struct left *l = list; l; l = l->next) {
-		struct migration *m = migrations_find(ms, l->saved.params.id, NULL);
-
-		if (m->left)
-			take_over(m);
-	}
+	for (struct left *l = list; l; l = l->next)
+		take_over(l->migration);
 	tell_page_server(ms);
 	drop_strays(ms);
 	return 0;

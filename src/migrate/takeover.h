@@ -6,7 +6,8 @@
  * -------------------
  * A process may end at any instruction: SIGKILL, a crash, the watchdog, an upgrade. Whatever a
  * guest's life hangs on therefore lies in the service manager's store (util/fd_store.h) from
- * the moment we have it, by the name KIND.ID:
+ * the moment we have it, by the name KIND.KEY, where the key is the migration's id, or ID@2 and so
+ * on where another one of that id has it (one that has ended, or the other role):
  *
  *   record    what is no descriptor (saved.h), in a memfd of two slots (util/record.h)
  *   vmm       the VMM's socket

@@ -243,6 +243,8 @@ static int open_migrations(struct daemon *d, struct error *err)
 		.prepare_timeout_ms = o->prepare_timeout_s * 1000,
 		.max_client_migrations = (unsigned int)o->max_client_migrations,
 		.max_migrations = (unsigned int)o->max_migrations,
+		.max_ended = (unsigned int)o->max_ended,
+		.ended_timeout_ms = o->ended_timeout_s * 1000,
 		.max_channels = (unsigned int)o->max_channels,
 		.max_vmstate_bytes = o->max_vmstate_bytes,
 		/* 0: all are. */

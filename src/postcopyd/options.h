@@ -42,7 +42,8 @@ struct options {
 	uint64_t attach_timeout_s;
 	uint64_t prepare_timeout_s; /* 0: none */
 	uint64_t max_migrations, max_client_migrations;
-	uint64_t max_channels; /* of a VMM */
+	uint64_t max_ended, ended_timeout_s; /* 0: none */
+	uint64_t max_channels;               /* of a VMM */
 	/* [stream] */
 	const char *listen; /* NULL: no source here */
 	uint64_t max_streams;

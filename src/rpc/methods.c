@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "migrate/migrate.h"
 #include "util/clock.h"
 
 static size_t add_methods(struct rpc *rpc, size_t n, const struct grpc_method *methods)
@@ -79,13 +78,40 @@ int rpc_stream_begin(struct rpc *rpc, struct rpc_error *e)
 	return 0;
 }
 
-struct migration *rpc_find(struct rpc *rpc, const char *id, struct rpc_error *e)
+int rpc_parse_role(Postcopy__V1__Role role, enum migration_role *ret, struct rpc_error *e)
+{
+	switch (role) {
+	case POSTCOPY__V1__ROLE__ROLE_UNSPECIFIED:
+		*ret = 0;
+		return 0;
+	case POSTCOPY__V1__ROLE__ROLE_SOURCE:
+		*ret = MIGRATION_SOURCE;
+		return 0;
+	case POSTCOPY__V1__ROLE__ROLE_DESTINATION:
+		*ret = MIGRATION_DESTINATION;
+		return 0;
+	default:
+		return rpc_error_field(e, "role", "%d is no role", (int)role);
+	}
+}
+
+struct migration *rpc_find(struct rpc *rpc, const char *id, Postcopy__V1__Role role,
+                           struct rpc_error *e)
 {
 	struct error why = ERROR_INIT;
+	enum migration_role wanted;
+	struct migration *m;
 
 	if (migration_id_check(id, &why)) {
 		rpc_error_field(e, "id", "%s", why.text);
 		return NULL;
 	}
-	return migrations_find(rpc->config.migrations, id, &e->error);
+	if (rpc_parse_role(role, &wanted, e))
+		return NULL;
+	m = migrations_find(rpc->config.migrations, id, wanted, &why);
+	if (!m && why.code == -EINVAL)
+		rpc_error_field(e, "role", "%s", why.text);
+	else if (!m)
+		e->error = why;
+	return m;
 }

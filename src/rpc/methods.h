@@ -3,6 +3,7 @@
 #ifndef RPC_METHODS_H
 #define RPC_METHODS_H
 
+#include "migrate/migrate.h"
 #include "rpc/check.h"
 #include "rpc/descriptors.h"
 #include "rpc/message.h"
@@ -61,8 +62,12 @@ void rpc_fail(struct grpc_call *call, const struct rpc_error *e);
 /* One more stream that lasts. Return: 0 or -EUSERS with @e set. */
 int rpc_stream_begin(struct rpc *rpc, struct rpc_error *e);
 
-/* Check an id, and find what it names. NULL with @e set. */
-struct migration *rpc_find(struct rpc *rpc, const char *id, struct rpc_error *e);
+/* 0 where it says none. Return: 0 or -EINVAL with @e set. */
+int rpc_parse_role(Postcopy__V1__Role role, enum migration_role *ret, struct rpc_error *e);
+
+/* Check an id and a role, and find what they name. NULL with @e set. */
+struct migration *rpc_find(struct rpc *rpc, const char *id, Postcopy__V1__Role role,
+                           struct rpc_error *e);
 
 /* Migrations.Watch. */
 void watch_call(struct grpc_call *call, const uint8_t *bytes, size_t len, void *rpc);

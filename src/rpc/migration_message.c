@@ -239,7 +239,7 @@ static void set_source_address(struct migration_message *t, const struct conn_ta
 static void set_destination(struct migration_message *t, struct migration *m,
                             const struct migration_info *info, const struct stalls *stalls)
 {
-	const struct stall_info *stall = stalls ? stalls_find(stalls, info->id) : NULL;
+	const struct stall_info *stall = stalls ? stalls_find(stalls, info->seq) : NULL;
 	Postcopy__V1__DestinationStatus *d = &t->destination;
 
 	*d = (Postcopy__V1__DestinationStatus)POSTCOPY__V1__DESTINATION_STATUS__INIT;

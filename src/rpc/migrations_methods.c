@@ -39,21 +39,39 @@ static int refused(struct migration *m, int rc, struct rpc_error *e)
 	return rc;
 }
 
-/* By id, where it is a destination. */
-static struct migration *find_destination(struct rpc *rpc, const char *id, struct rpc_error *e)
+/* Whether it is one half of a migration that has not ended. */
+static bool is_live(struct migration *m, enum migration_role role)
 {
-	struct migration *m = rpc_find(rpc, id, e);
 	struct migration_info info;
 
 	if (!m)
-		return NULL;
+		return false;
 	migration_get_info(m, &info);
-	if (info.role == MIGRATION_DESTINATION)
+	return info.role == role && !migration_state_is_final(info.state);
+}
+
+/* By id, for a call that is one half's; what the other half has left behind is not meant. */
+static struct migration *find_half(struct rpc *rpc, const char *id, enum migration_role role,
+                                   struct rpc_error *e)
+{
+	bool source = role == MIGRATION_SOURCE;
+	enum migration_role other_role = source ? MIGRATION_DESTINATION : MIGRATION_SOURCE;
+	struct migration *m = migrations_find(rpc->config.migrations, id, role, NULL);
+	struct migration *other = migrations_find(rpc->config.migrations, id, other_role, NULL);
+
+	if (m && (is_live(m, role) || !is_live(other, other_role)))
 		return m;
-	rpc_error_set(e, -EBUSY, REASON(WRONG_ROLE),
-	              "migration \"%s\": this is its source; ask its destination", id);
-	rpc_error_metadata(e, "role", "source");
+	if (!other)
+		return rpc_find(rpc, id, POSTCOPY__V1__ROLE__ROLE_UNSPECIFIED, e);
+	rpc_error_set(e, -EBUSY, REASON(WRONG_ROLE), "migration \"%s\": this is its %s; ask its %s",
+	              id, migration_role_name(other_role), migration_role_name(role));
+	rpc_error_metadata(e, "role", "%s", migration_role_name(other_role));
 	return NULL;
+}
+
+static struct migration *find_destination(struct rpc *rpc, const char *id, struct rpc_error *e)
+{
+	return find_half(rpc, id, MIGRATION_DESTINATION, e);
 }
 
 /* More bulk threads than CPUs bring little, and faults wait behind them for a core. */
@@ -185,7 +203,9 @@ static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
 	struct migration *m;
 	int rc = parse_prepare(rpc, r, &params, e);
 
-	if (!rc && rpc->draining && !migrations_find(rpc->config.migrations, r->id, NULL))
+	if (!rc && rpc->draining &&
+	    !is_live(migrations_find(rpc->config.migrations, r->id, params.role, NULL),
+	             params.role))
 		rc = rpc_error_set(e, -EBUSY, REASON(DRAINING),
 		                   "this daemon is ending: it takes no new migrations");
 	name_client(rpc->peer, &params);
@@ -234,7 +254,7 @@ static int switchover(struct rpc *rpc, const void *request, struct rpc_answer *r
 static int cancel(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
 {
 	const Postcopy__V1__CancelRequest *r = request;
-	struct migration *m = rpc_find(rpc, r->id, e);
+	struct migration *m = rpc_find(rpc, r->id, r->role, e);
 	int rc = m ? migration_cancel(m, &e->error) : e->error.code;
 
 	if (!m || rc)
@@ -245,7 +265,7 @@ static int cancel(struct rpc *rpc, const void *request, struct rpc_answer *ret, 
 static int get(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
 {
 	const Postcopy__V1__GetRequest *r = request;
-	struct migration *m = rpc_find(rpc, r->id, e);
+	struct migration *m = rpc_find(rpc, r->id, r->role, e);
 
 	return m ? answer_migration(rpc, m, ret, e) : e->error.code;
 }
@@ -254,7 +274,7 @@ static int get_report(struct rpc *rpc, const void *request, struct rpc_answer *r
                       struct rpc_error *e)
 {
 	const Postcopy__V1__GetReportRequest *r = request;
-	struct migration *m = rpc_find(rpc, r->id, e);
+	struct migration *m = rpc_find(rpc, r->id, r->role, e);
 
 	return m ? report_pack(m, rpc->config.stalls, ret, e) : e->error.code;
 }
@@ -407,7 +427,7 @@ static int check_confirmed(struct migration *m, const char *confirmed, struct rp
 static int run_on(struct rpc *rpc, const void *request, struct rpc_answer *ret, struct rpc_error *e)
 {
 	const Postcopy__V1__RunOnRequest *r = request;
-	struct migration *m = rpc_find(rpc, r->id, e);
+	struct migration *m = find_half(rpc, r->id, MIGRATION_SOURCE, e);
 	int rc = m ? check_confirmed(m, r->confirm_holder, e) : e->error.code;
 
 	if (rc)
@@ -420,13 +440,30 @@ static int release(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                    struct rpc_error *e)
 {
 	const Postcopy__V1__ReleaseRequest *r = request;
-	struct migration *m = rpc_find(rpc, r->id, e);
+	struct migration *m = find_half(rpc, r->id, MIGRATION_SOURCE, e);
 	int rc = m ? check_confirmed(m, r->confirm_holder, e) : e->error.code;
 
 	if (rc)
 		return rc;
 	rc = migration_release(m, &e->error);
 	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
+}
+
+static int delete (struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                   struct rpc_error *e)
+{
+	const Postcopy__V1__DeleteRequest *r = request;
+	Postcopy__V1__DeleteResponse answer = POSTCOPY__V1__DELETE_RESPONSE__INIT;
+	struct error why = ERROR_INIT;
+	enum migration_role role;
+	int rc = rpc_parse_role(r->role, &role, e);
+
+	if (rc)
+		return rc;
+	if (migration_id_check(r->id, &why))
+		return rpc_error_field(e, "id", "%s", why.text);
+	rc = migrations_delete(rpc->config.migrations, r->id, role, &answer.deleted, &e->error);
+	return rc ? rc : message_pack(&answer.base, ret, e);
 }
 
 /* The states that a List asks for, as bits; all where it names none. */
@@ -526,6 +563,7 @@ RPC_UNARY(start, postcopy__v1__start_request__descriptor);
 RPC_UNARY(switchover, postcopy__v1__switchover_request__descriptor);
 RPC_UNARY(get, postcopy__v1__get_request__descriptor);
 RPC_UNARY(list, postcopy__v1__list_request__descriptor);
+RPC_UNARY(delete, postcopy__v1__delete_request__descriptor);
 RPC_UNARY(cancel, postcopy__v1__cancel_request__descriptor);
 RPC_UNARY(recover, postcopy__v1__recover_request__descriptor);
 RPC_UNARY(set_limits, postcopy__v1__set_limits_request__descriptor);
@@ -542,6 +580,7 @@ const struct grpc_method migrations_methods[] = {
 	{ .path = "/postcopy.v1.Migrations/Get", .call = get_call },
 	{ .path = "/postcopy.v1.Migrations/List", .call = list_call },
 	{ .path = "/postcopy.v1.Migrations/Watch", .call = watch_call },
+	{ .path = "/postcopy.v1.Migrations/Delete", .call = delete_call },
 	{ .path = "/postcopy.v1.Migrations/Cancel", .call = cancel_call },
 	{ .path = "/postcopy.v1.Migrations/Recover", .call = recover_call },
 	{ .path = "/postcopy.v1.Migrations/SetLimits", .call = set_limits_call },

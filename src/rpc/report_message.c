@@ -226,7 +226,7 @@ int report_pack(struct migration *m, const struct stalls *stalls, struct rpc_ans
 	int rc;
 
 	migration_get_info(m, &info);
-	stall = stalls ? stalls_find(stalls, info.id) : NULL;
+	stall = stalls ? stalls_find(stalls, info.seq) : NULL;
 	migration_message_init(&t, m, stalls);
 	report.migration = &t.message;
 	for (unsigned int i = 0; i < FAULT_PHASES; i++)

@@ -106,7 +106,7 @@ static void on_gone(struct grpc_call *call, void *arg)
 static int watch_begin(struct rpc *rpc, struct grpc_call *call,
                        const Postcopy__V1__WatchRequest *request, struct rpc_error *e)
 {
-	struct migration *m = rpc_find(rpc, request->id, e);
+	struct migration *m = rpc_find(rpc, request->id, request->role, e);
 	uint64_t interval_ms = INTERVAL_MS;
 	struct watch *w;
 	int rc = m ? parse_interval(request->interval, &interval_ms, e) : e->error.code;

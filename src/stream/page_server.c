@@ -63,12 +63,36 @@ struct page_server {
 	size_t n_sources;
 };
 
-static struct page_source *find_source(struct page_server *server, const char *id)
+static bool has_id(const struct page_source *s, const char *id)
+{
+	return !strcmp(page_source_id(s), id);
+}
+
+/* Of those with its id the one that a HELLO is meant for; NULL: none has its token. */
+static struct page_source *find_source(struct page_server *server, const struct hello *hello)
+{
+	struct page_source *best = NULL;
+	unsigned int best_fit = 0;
+
+	for (size_t i = 0; i < server->n_sources; i++) {
+		struct page_source *s = server->sources[i];
+		unsigned int fit = has_id(s, hello->migration_id) ? page_source_fit(s, hello) : 0;
+
+		if (fit > best_fit) {
+			best = s;
+			best_fit = fit;
+		}
+	}
+	return best ? page_source_ref(best) : NULL;
+}
+
+/* Whether one of that id can be served still. */
+static bool is_offered(const struct page_server *server, const char *id)
 {
 	for (size_t i = 0; i < server->n_sources; i++)
-		if (!strcmp(page_source_id(server->sources[i]), id))
-			return page_source_ref(server->sources[i]);
-	return NULL;
+		if (has_id(server->sources[i], id) && !page_source_has_ended(server->sources[i]))
+			return true;
+	return false;
 }
 
 /* Of all that it holds, but its place in the list. */
@@ -149,14 +173,14 @@ static int check_hello(struct server_conn *sc, const struct hello *hello, struct
 	if (!reply)
 		return error_set(err, -ENOMEM, "the source's daemon: out of memory");
 	pthread_mutex_lock(&server->lock);
-	sc->source = find_source(server, hello->migration_id);
+	sc->source = find_source(server, hello);
 	incomplete = server->incomplete;
 	pthread_mutex_unlock(&server->lock);
 	if (!sc->source && incomplete)
 		return error_set(err, -ECONNRESET,
 		                 "migration \"%s\": not among those that are taken over by now",
 		                 hello->migration_id);
-	/* A wrong id and a wrong token (page_source_open()) look the same to one who guesses. */
+	/* A wrong id and a wrong token look the same to one who guesses. */
 	if (!sc->source)
 		return error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
 		                 hello->migration_id);
@@ -412,24 +436,23 @@ unsigned int page_server_port(const struct page_server *server)
 
 int page_server_add(struct page_server *server, struct page_source *source)
 {
-	struct page_source *known, **grown;
+	bool ended = page_source_has_ended(source);
+	struct page_source **grown = NULL;
 	int rc = 0;
 
 	pthread_mutex_lock(&server->lock);
-	known = find_source(server, page_source_id(source));
-	grown = known ? NULL
-	              : reallocarray(server->sources, server->n_sources + 1,
-	                             sizeof *server->sources);
-	if (known) {
+	if (!ended && is_offered(server, page_source_id(source)))
 		rc = -EEXIST;
-	} else if (!grown) {
+	else
+		grown = reallocarray(server->sources, server->n_sources + 1,
+		                     sizeof *server->sources);
+	if (!rc && !grown)
 		rc = -ENOMEM;
-	} else {
+	if (grown) {
 		server->sources = grown;
 		server->sources[server->n_sources++] = page_source_ref(source);
 	}
 	pthread_mutex_unlock(&server->lock);
-	page_source_unref(known);
 	return rc;
 }
 

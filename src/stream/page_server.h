@@ -21,7 +21,8 @@
  *
  * What has ended stays, without its memory, for as long as the migration is remembered
  * (page_source_new_ended()): a holder that has not heard the answer to COMPLETE or ABORT asks
- * again, and hears the same.
+ * again, and hears the same; also where its id is used again by then, for by token and epoch it
+ * says which one it means (page_source_fit()).
  *
  * Threads: page_source_new(), _set_vmstate() and so on are called by the owner's thread;
  * the ops are called from connection threads and must only pass the news on.
@@ -185,7 +186,13 @@ struct page_server *page_server_free(struct page_server *server);
 /* The port it listens on. */
 unsigned int page_server_port(const struct page_server *server);
 
-/* Have a source be found by its id. Return: 0 or -EEXIST. */
+/*
+ * page_server_add() - have a source be found by its id and token
+ *
+ * Any number that have ended, and one that has not.
+ *
+ * Return: 0; -EEXIST; -ENOMEM.
+ */
 int page_server_add(struct page_server *server, struct page_source *source);
 
 /*

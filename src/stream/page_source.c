@@ -137,6 +137,26 @@ const char *page_source_id(const struct page_source *s)
 	return s->id;
 }
 
+bool page_source_has_ended(struct page_source *s)
+{
+	bool ended;
+
+	pthread_mutex_lock(&s->lock);
+	ended = s->phase == SOURCE_ENDED;
+	pthread_mutex_unlock(&s->lock);
+	return ended;
+}
+
+/* Who means one attachment hears of that one; who means any, of what is offered. */
+unsigned int page_source_fit(struct page_source *s, const struct hello *hello)
+{
+	if (CRYPTO_memcmp(hello->token, s->token, TOKEN_BYTES))
+		return 0;
+	if (hello->epoch == s->epoch)
+		return 3;
+	return page_source_has_ended(s) ? 1 : 2;
+}
+
 const struct page_source_stats *page_source_stats(const struct page_source *s)
 {
 	return &s->stats;

@@ -16,6 +16,16 @@ struct page_source_conn {
 
 struct page_source *page_source_ref(struct page_source *s);
 const char *page_source_id(const struct page_source *s);
+bool page_source_has_ended(struct page_source *s);
+
+/*
+ * page_source_fit() - how well a HELLO with its id is meant for it
+ *
+ * An id may be used again: what has ended is there beside what is offered now.
+ *
+ * Return: 0: it has another token; more: the more the better.
+ */
+unsigned int page_source_fit(struct page_source *s, const struct hello *hello);
 
 /*
  * page_source_open() - may this HELLO's sender in?

@@ -26,6 +26,7 @@
 struct entry {
 	struct entry *next;
 	char id[MIGRATION_ID_MAX + 1];
+	uint64_t seq;
 	int slot;                       /* -1: it has ended */
 	const struct pull_stats *stats; /* while it has a slot */
 	struct stall_info info;
@@ -189,14 +190,14 @@ static void forget(struct stalls *s, struct entry **place)
 	free(e);
 }
 
-/* Make room: the oldest that has ended goes; and whoever had the same id before. */
-static void forget_ended(struct stalls *s, const char *id)
+/* Make room: the oldest that has ended goes; and what there was of this migration before. */
+static void forget_ended(struct stalls *s, uint64_t seq)
 {
 	struct entry **oldest = NULL;
 	unsigned int n = 0;
 
 	for (struct entry **p = &s->entries; *p; p = &(*p)->next)
-		if ((*p)->slot < 0 && !strcmp((*p)->id, id)) {
+		if ((*p)->slot < 0 && (*p)->seq == seq) {
 			forget(s, p);
 			break;
 		}
@@ -238,7 +239,7 @@ static void begin(struct stalls *s, const struct migration_info *info)
 
 	if (!info->vmm_pid || !info->pull || fault_tracer_fd(s->tracer) < 0)
 		return;
-	forget_ended(s, info->id);
+	forget_ended(s, info->seq);
 	e = calloc(1, sizeof *e);
 	if (!e)
 		return;
@@ -249,16 +250,17 @@ static void begin(struct stalls *s, const struct migration_info *info)
 		return;
 	}
 	snprintf(e->id, sizeof e->id, "%s", info->id);
+	e->seq = info->seq;
 	e->info.page_bytes = largest_page(info->regions);
 	e->stats = info->pull;
 	e->next = s->entries;
 	s->entries = e;
 }
 
-static struct entry *find_running(const struct stalls *s, const char *id)
+static struct entry *find_running(const struct stalls *s, uint64_t seq)
 {
 	for (struct entry *e = s->entries; e; e = e->next)
-		if (e->slot >= 0 && !strcmp(e->id, id))
+		if (e->slot >= 0 && e->seq == seq)
 			return e;
 	return NULL;
 }
@@ -310,7 +312,7 @@ static void on_changed(struct migration_watcher *w, struct migration *m)
 	struct entry *e;
 
 	migration_get_info(m, &info);
-	e = find_running(s, info.id);
+	e = find_running(s, info.seq);
 	if (e && (migration_state_is_final(info.state) || info.state < MIGRATION_SWITCHING))
 		end(s, e);
 	else if (!e && info.role == MIGRATION_DESTINATION &&
@@ -378,10 +380,10 @@ const char *stalls_why(const struct stalls *s)
 	return fault_tracer_why(s->tracer);
 }
 
-const struct stall_info *stalls_find(const struct stalls *s, const char *id)
+const struct stall_info *stalls_find(const struct stalls *s, uint64_t seq)
 {
 	for (const struct entry *e = s->entries; e; e = e->next)
-		if (!strcmp(e->id, id))
+		if (e->seq == seq)
 			return &e->info;
 	return NULL;
 }

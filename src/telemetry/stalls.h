@@ -71,8 +71,8 @@ void stalls_close(struct stalls *s);
 const char *stalls_source(const struct stalls *s);
 const char *stalls_why(const struct stalls *s);
 
-/* What was measured of a migration, at most a tenth of a second old; NULL: nothing. */
-const struct stall_info *stalls_find(const struct stalls *s, const char *id);
+/* What was measured of a migration (its seq), at most a tenth of a second old; NULL: nothing. */
+const struct stall_info *stalls_find(const struct stalls *s, uint64_t seq);
 
 /* All migrations together, also of those that are forgotten. */
 void stalls_get_total(const struct stalls *s, struct histogram *ret_stall_ns,

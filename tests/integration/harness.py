@@ -162,6 +162,10 @@ class Control:
             fields.update(params)
         elif method == "GetReport":
             convert = migration_dict.report
+            fields.update(params)
+        elif method == "Delete":
+            convert = lambda answer: answer.deleted
+            fields.update(params)
         else:
             fields.update(params)
         try:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import ctypes.util
+import gzip
 import os
 import resource
 import shutil
@@ -245,6 +246,13 @@ class Raw:
     def _length(self):
         return int.from_bytes(self.rest[:3], "big")
 
+    def next_of(self, *kinds):
+        while True:
+            got = self.next()
+            assert got, "the server hung up"
+            if got[0] in kinds:
+                return got
+
     def until(self, kind, stream_id=None):
         while True:
             got = self.next()
@@ -330,11 +338,34 @@ def test_large_answer(server):
         assert len(call(channel, "Big", b"%d" % (15 * MIB))) == 15 * MIB
 
 
-def test_compression_is_refused(server):
+def test_compressed_requests(server):
+    """A client whose default is gzip could do nothing here."""
+    by_gzip = {"compression": grpc.Compression.Gzip}
+    with server.channel() as channel:
+        for size in 0, 1, 1000, 200000:
+            assert call(channel, "Echo", b"x" * size, **by_gzip) == b"x" * size
+        chat, said = channel.stream_stream("/test.Echo/Chat"), [b"a" * 500, b"", b"b" * 500]
+        assert list(chat(iter(said), **by_gzip)) == said
+        # Little that becomes much.
+        error = failure(lambda: call(channel, "Echo", b"x" * (300 << 10), **by_gzip))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     with server.channel() as channel:
         error = failure(lambda: call(channel, "Echo", b"x" * 1000,
-                                     compression=grpc.Compression.Gzip))
+                                     compression=grpc.Compression.Deflate))
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    server.settled()
+
+
+def test_too_many_connections_are_told_so(start):
+    """They were told INADEQUATE_SECURITY, by which a client does not try again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        server = start()
+        for _ in range(1024):
+            stack.enter_context(Raw(server))
+        assert stack.enter_context(Raw(server)).end() == (CALM, b"too many connections")
 
 
 def test_deadline(server):
@@ -451,7 +482,7 @@ def test_end_tells_calls_that_run(server):
     ({"content_type": b"application/json"}, b"415", b"3"),
     ({"content_type": b"application/grpcx"}, b"415", b"3"),
     ({"content_type": None}, b"415", b"3"),
-    ({"grpc_encoding": b"gzip"}, b"200", b"12"),
+    ({"grpc_encoding": b"br"}, b"200", b"12"),
     ({"grpc_timeout": b"1x"}, b"200", b"3"),
     ({"path": b"/test.Echo/Echoo"}, b"200", b"12"),
     ({"junk": b"j" * 17000}, b"200", b"8"),
@@ -469,7 +500,7 @@ def test_bad_headers_are_answered(server, replaced, status, code):
         fields = got[3]
         assert fields[b":status"] == status
         assert fields[b"grpc-status"] == code
-        assert fields[b"grpc-accept-encoding"] == b"identity"
+        assert fields[b"grpc-accept-encoding"] == b"identity,gzip"
         # What was to come is not waited for.
         assert raw.until(RST, 1)[3] == struct.pack(">I", NO_ERROR)
     server.settled()
@@ -480,7 +511,7 @@ def test_bad_headers_are_answered(server, replaced, status, code):
     (message(b"a") + message(b"b"), b"12"),
     (message(b"abc")[:-1], b"13"),
     (message(b"abc")[:3], b"13"),
-    (message(b"abc", flag=1), b"12"),
+    (message(b"abc", flag=1), b"13"),
     (message(b"abc", flag=7), b"13"),
     (b"\0\xff\xff\xff\xff", b"8"),
 ])
@@ -490,6 +521,25 @@ def test_bad_messages_are_answered(server, body, code):
         assert raw.until(HEADERS)[3][b"grpc-status"] == code
         raw.request(3, headers(), message(b"fine"))
         assert raw.until(DATA)[3] == message(b"fine")
+    server.settled()
+
+
+@pytest.mark.parametrize("body,code", [
+    (message(b"abc", flag=1), b"13"),
+    (message(gzip.compress(b"abc")[:-1], flag=1), b"13"),
+    (message(gzip.compress(b"abc") + b"x", flag=1), b"13"),
+    (message(b"", flag=1), b"13"),
+    (message(gzip.compress(bytes(4 * MIB)), flag=1), b"8"),
+])
+def test_bad_gzip_is_answered(server, body, code):
+    with Raw(server) as raw:
+        raw.request(1, headers(grpc_encoding=b"gzip"), body)
+        assert raw.until(HEADERS)[3][b"grpc-status"] == code
+        raw.request(3, headers(grpc_encoding=b"gzip"), message(gzip.compress(b"fine"), flag=1))
+        assert raw.until(DATA)[3] == message(b"fine")
+        # Compressed or not, as each message says.
+        raw.request(5, headers(grpc_encoding=b"gzip"), message(b"plain"))
+        assert raw.until(DATA, 5)[3] == message(b"plain")
     server.settled()
 
 
@@ -504,6 +554,20 @@ def test_deadline_is_told_by_trailer(server):
         raw.request(1, headers(b"/test.Echo/Sleep", grpc_timeout=b"100m"), message(b"60000"))
         assert raw.until(HEADERS)[3][b"grpc-status"] == b"4"
     server.settled(gone=1)
+
+
+def test_what_is_late_is_not_done(server):
+    """The deadline has passed when the call comes: it was run, and answered with OK, for the timer
+    was asked only later. A client that has given up must not have its migration started."""
+    with Raw(server) as raw:
+        raw.request(1, headers(grpc_timeout=b"0n"), message(b"x"))
+        kind, flags, _, fields = raw.next_of(HEADERS, DATA)
+        assert kind == HEADERS and flags & END_STREAM
+        assert fields[b"grpc-status"] == b"4"
+        # There is time.
+        raw.request(3, headers(grpc_timeout=b"20S"), message(b"y"))
+        assert raw.until(DATA, 3)[3] == message(b"y")
+    server.settled()
 
 
 # Clients that are up to no good. Each time: they are cut off, counted, and others are served.

@@ -348,7 +348,7 @@ static void test_refusal_is_errno_text_and_reason(void **state)
 	struct client *c = connect_fake(-1);
 
 	(void)state;
-	assert_int_equal(client_get(c, "vm7", &m, &err), -ENOENT);
+	assert_int_equal(client_get(c, "vm7", NULL, &m, &err), -ENOENT);
 	assert_string_equal(err.text, "no vm7");
 	assert_string_equal(client_refusal(c)->code, "NOT_FOUND");
 	assert_string_equal(client_refusal(c)->reason, "MIGRATION_NOT_FOUND");
@@ -376,10 +376,10 @@ static void test_what_is_no_answer_is_refused(void **state)
 	assert_int_equal(client_switchover(c, "vm7", &m, &err), -EPROTO);
 	client_free(c);
 	c = connect_fake(-1);
-	assert_int_equal(client_cancel(c, "vm7", &m, &err), -EPROTO);
+	assert_int_equal(client_cancel(c, "vm7", NULL, &m, &err), -EPROTO);
 	client_free(c);
 	c = connect_fake(-1);
-	assert_int_equal(client_get_report(c, "vm7", &m, &err), -EPROTO);
+	assert_int_equal(client_get_report(c, "vm7", NULL, &m, &err), -EPROTO);
 	client_free(c);
 	assert_null(m);
 }
@@ -436,7 +436,7 @@ static void test_watch_takes_each_update_up_to_the_last(void **state)
 	Postcopy__V1__WatchRequest *r;
 
 	(void)state;
-	assert_int_equal(client_watch(c, "vm7", 1250, count_update, &seen, &last, &err), 0);
+	assert_int_equal(client_watch(c, "vm7", NULL, 1250, count_update, &seen, &last, &err), 0);
 	assert_int_equal(seen.n, 3);
 	assert_string_equal(seen.last, "complete");
 	assert_string_equal(json_string_or(last, "state", ""), "complete");
@@ -455,7 +455,8 @@ static void test_watch_ends_where_its_reader_wants(void **state)
 	struct seen seen = { .stop_at = 2 };
 
 	(void)state;
-	assert_int_equal(client_watch(c, "vm7", 50, count_update, &seen, &last, &err), -ECHILD);
+	assert_int_equal(client_watch(c, "vm7", NULL, 50, count_update, &seen, &last, &err),
+	                 -ECHILD);
 	assert_int_equal(seen.n, 2);
 	assert_string_equal(err.text, "enough");
 	assert_null(last);
@@ -471,7 +472,8 @@ static void test_watch_that_is_cut_fails(void **state)
 	struct seen seen = { 0 };
 
 	(void)state;
-	assert_int_equal(client_watch(c, "cut", 50, count_update, &seen, &last, &err), -EAGAIN);
+	assert_int_equal(client_watch(c, "cut", NULL, 50, count_update, &seen, &last, &err),
+	                 -EAGAIN);
 	assert_int_equal(seen.n, 1);
 	assert_null(last);
 	client_free(c);

@@ -112,6 +112,7 @@ static int setup(void **state)
 	struct migrations_config config = {
 		.max_vmstate_bytes = 1 << 20,
 		.max_migrations = MIGRATIONS_MAX,
+		.max_ended = 32,
 		.max_client_migrations = CLIENT_MIGRATIONS_MAX,
 	};
 	struct rpc_config rpc = { .version = "1.2.3", .pages_address = "" };
@@ -422,6 +423,8 @@ static void test_the_same_prepare_again_changes_nothing(void **state)
 {
 	struct fixture *f = *state;
 	Postcopy__V1__PrepareRequest r = prepare_request("vm7");
+	Postcopy__V1__Limits no_bulk = POSTCOPY__V1__LIMITS__INIT;
+	Postcopy__V1__Limits no_prefetch = POSTCOPY__V1__LIMITS__INIT;
 	uint8_t other[TOKEN_BYTES] = { 1 };
 
 	prepare(f, "vm7");
@@ -431,6 +434,14 @@ static void test_the_same_prepare_again_changes_nothing(void **state)
 	refused(f, MIGRATIONS "Prepare", &r, GRPC_ALREADY_EXISTS, "MIGRATION_EXISTS", "vm7");
 	r = prepare_request("vm7");
 	r.map = POSTCOPY__V1__MAP_POLICY__MAP_POLICY_EAGER;
+	refused(f, MIGRATIONS "Prepare", &r, GRPC_ALREADY_EXISTS, "MIGRATION_EXISTS", "vm7");
+	/* These two were taken for the same: who asked for no bulk got it, and was told OK. */
+	no_bulk.optional_bulk_case = POSTCOPY__V1__LIMITS__OPTIONAL_BULK_BULK;
+	no_prefetch.optional_prefetch_case = POSTCOPY__V1__LIMITS__OPTIONAL_PREFETCH_PREFETCH;
+	r = prepare_request("vm7");
+	r.limits = &no_bulk;
+	refused(f, MIGRATIONS "Prepare", &r, GRPC_ALREADY_EXISTS, "MIGRATION_EXISTS", "vm7");
+	r.limits = &no_prefetch;
 	refused(f, MIGRATIONS "Prepare", &r, GRPC_ALREADY_EXISTS, "MIGRATION_EXISTS", "vm7");
 	r = prepare_request("vm7");
 	r.token.data = other;
@@ -443,7 +454,7 @@ static const char *const methods_with_id[] = {
 	MIGRATIONS "Start",     MIGRATIONS "Switchover", MIGRATIONS "Get",
 	MIGRATIONS "Watch",     MIGRATIONS "Cancel",     MIGRATIONS "Recover",
 	MIGRATIONS "SetLimits", MIGRATIONS "GetReport",  MIGRATIONS "ListMissing",
-	MIGRATIONS "Poison",
+	MIGRATIONS "Poison",    MIGRATIONS "Delete",
 };
 #define N_WITH_ID (sizeof methods_with_id / sizeof *methods_with_id)
 
@@ -510,7 +521,7 @@ static void test_garbage_is_refused_by_each_method(void **state)
 		call_bytes(f, &f->call, m->path, large, sizeof large);
 		check_refusal(&f->call, GRPC_RESOURCE_EXHAUSTED, "INVALID_REQUEST", "65537 bytes");
 	}
-	assert_int_equal(n, 21);
+	assert_int_equal(n, 22);
 }
 
 /* Whatever comes, each call ends or lasts, and nothing else happens (ASan looks on). */
@@ -521,7 +532,7 @@ static void test_random_requests_end_somehow(void **state)
 
 	prepare(f, "v");
 	for (unsigned int round = 0; round < 20000; round++) {
-		const struct grpc_method *m = &f->rpc.methods[random_below(&random, 19)];
+		const struct grpc_method *m = &f->rpc.methods[random_below(&random, 22)];
 		size_t len = random_below(&random, 24);
 		uint8_t bytes[24];
 

@@ -1458,6 +1458,46 @@ static void test_an_address_in_use_is_an_error(void **state)
 	assert_int_equal(page_server_listen("nonsense", &err), -EINVAL);
 }
 
+/*
+ * An id and its token are used again. Who held the guest before has not heard the answer to its
+ * COMPLETE: it would have been told that the guest was attached anew, and never that it is its own;
+ * and what has ended would have kept the next one from being offered.
+ */
+static void test_an_id_that_is_used_again(void **state)
+{
+	struct guest *g = new_guest("vm1", 1), *next, *other;
+	struct conn *control;
+	uint64_t epoch, next_epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	switch_over(g, control);
+	conn_free(control);
+	wait_told(g, CONNECTED, 2);
+	end_as(g, SOURCE_LET_GO);
+	next = new_guest("vm1", 1);
+	expect_word(g, epoch, FRAME_COMPLETE, FRAME_COMPLETE_ACK, 0);
+	refused_hello(new_hello(g, STREAM_BULK, epoch), -ESHUTDOWN, "as it was");
+	/* Who means no attachment gets the one that is offered. */
+	control = open_control(next, &next_epoch);
+	assert_true(next_epoch != epoch);
+	switch_over(next, control);
+	conn_free(control);
+	wait_told(next, CONNECTED, 2);
+	end_as(next, SOURCE_RUNS_ON);
+	expect_word(next, next_epoch, FRAME_ABORT, FRAME_ABORT_ACK, 0);
+	expect_word(g, epoch, FRAME_COMPLETE, FRAME_COMPLETE_ACK, 0);
+	/* Another token, another migration. */
+	other = new_guest("vm1", 2);
+	control = open_control(other, &next_epoch);
+	conn_free(control);
+	expect_word(g, epoch, FRAME_COMPLETE, FRAME_COMPLETE_ACK, 0);
+	server = page_server_free(server);
+	free_guest(g);
+	free_guest(next);
+	free_guest(other);
+}
+
 /* Certificates of a throw-away authority, for both ends. */
 static int group_setup(void **state)
 {
@@ -1528,6 +1568,7 @@ int main(void)
 		SERVER_TEST(test_an_abort_that_comes_first_wins),
 		SERVER_TEST(test_a_word_for_another_attachment_is_refused),
 		SERVER_TEST(test_what_has_ended_answers_the_same_again),
+		SERVER_TEST(test_an_id_that_is_used_again),
 		SERVER_TEST(test_frames_of_the_wrong_connection_are_refused),
 		SERVER_TEST(test_free_ends_everything_that_is_connected),
 		SERVER_TEST(test_garbage_instead_of_tls_harms_nobody),
