@@ -23,6 +23,7 @@
 
 struct client {
 	struct tls_config tls_config;
+	const char *server_name;
 	struct tls_context *tls;
 	struct grpc_client *grpc;
 	unsigned int timeout_ms;
@@ -45,8 +46,13 @@ static int open_tls(struct client *c, const struct client_target *t, struct erro
 	c->tls_config = (struct tls_config){
 		.alpn = "h2", .cert_path = t->cert, .key_path = t->key, .ca_path = t->ca
 	};
-	if (t->server_name)
-		c->tls_config.allowed_names[c->tls_config.n_allowed_names++] = t->server_name;
+	c->server_name = t->server_name;
+	if (c->server_name) {
+		if (tls_name_check(c->server_name, err))
+			return error_prefix(err, "--server-name");
+		c->tls_config.allowed_names = &c->server_name;
+		c->tls_config.n_allowed_names = 1;
+	}
 	return tls_context_new(&c->tls_config, &c->tls, err);
 }
 

@@ -187,6 +187,9 @@ static int link_lost(struct link *l, struct error *err)
 {
 	if (l->heard)
 		return error_set(err, -EPIPE, "%s closed the connection", l->name);
+	if (l->tls && tls_alert(l->tls))
+		return error_set(err, -EPIPE, "%s refuses: %s (control-allow?)", l->name,
+		                 tls_alert(l->tls));
 	return error_set(err, -EPIPE,
 	                 "%s closed the connection before its first word: may %s drive it (%s)?",
 	                 l->name, l->tls ? "this certificate" : "this user",
@@ -196,8 +199,15 @@ static int link_lost(struct link *l, struct error *err)
 int link_send(struct link *l, const uint8_t *data, size_t len, uint64_t deadline_ns,
               struct error *err)
 {
-	if (l->tls)
-		return tls_write(l->tls, data, len) < 0 ? link_lost(l, err) : 0;
+	uint8_t byte;
+
+	if (l->tls && !tls_write(l->tls, data, len))
+		return 0;
+	/* One who has ended it already has mostly said why. */
+	if (l->tls) {
+		(void)tls_read(l->tls, &byte, 1);
+		return link_lost(l, err);
+	}
 	while (len) {
 		ssize_t n = send(l->fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
 		int r;

@@ -8,13 +8,30 @@
 #include "telemetry/metrics.h"
 #include "util/log.h"
 
-#define DAY_S (24 * 60 * 60)
+#define HOUR_S (60 * 60)
+#define DAY_S (24 * HOUR_S)
+/* Looked at each day: there is one more look. */
+#define CRL_WARN_BEFORE_S (2 * DAY_S)
 #define WARN_BEFORE_S (14 * DAY_S)
+
+static void look_at_crl(struct tls_context *context)
+{
+	int64_t now = time(NULL), expiry = tls_context_crl_expiry(context);
+
+	if (expiry && expiry <= now)
+		log_error("a CRL has expired: no new connection is possible; get a newer one, "
+		          "then reload");
+	else if (expiry && expiry - now <= CRL_WARN_BEFORE_S)
+		log_warning("a CRL expires in %lld hours: get a newer one, then reload",
+		            (long long)((expiry - now) / HOUR_S));
+}
 
 static void look(const struct certificates *c)
 {
 	int64_t now = time(NULL);
 
+	if (c->n)
+		look_at_crl(c->contexts[0]);
 	for (size_t i = 0; i < c->n; i++) {
 		int64_t expiry = tls_context_expiry(c->contexts[i]);
 
@@ -46,7 +63,7 @@ static void on_sighup(uv_signal_t *handle, int signum)
 	(void)signum;
 	service_reloading();
 	for (size_t i = 0; i < c->n && !rc; i++)
-		rc = tls_context_reload(c->contexts[i], &err);
+		rc = tls_context_reload(c->contexts[i], NULL, &err);
 	if (!rc)
 		rc = metrics_reload(c->metrics, &err);
 	if (rc)

@@ -55,8 +55,7 @@ static int listen_tls(struct control *c, const struct options *o, int fd, struct
 	c->tls_config = o->tls;
 	c->tls_config.alpn = "h2";
 	c->tls_config.n_allowed_names = o->control_allow.n;
-	memcpy(c->tls_config.allowed_names, o->control_allow.names,
-	       sizeof c->tls_config.allowed_names);
+	c->tls_config.allowed_names = o->control_allow.names;
 	rc = tls_context_new(&c->tls_config, &c->tls, err);
 	if (rc)
 		return rc;

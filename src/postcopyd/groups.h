@@ -11,7 +11,7 @@
 #include "postcopyd/options.h"
 
 struct groups {
-	gid_t gids[OPTIONS_NAMES_MAX + 1];
+	gid_t gids[OPTIONS_GROUPS_MAX + 1];
 	size_t n;
 };
 

@@ -86,19 +86,31 @@ static int set_address(struct options *o, const char *value, const char **to, st
 static int add_name(const struct option_row *row, struct options *o, const char *value,
                     struct error *err)
 {
-	const char **names = (const char **)((char *)o + row->offset);
+	const char ***names = (const char ***)((char *)o + row->offset), **more;
 	size_t *n = (size_t *)((char *)o + row->n_offset);
 	int rc;
 
 	for (size_t i = 0; i < *n; i++)
-		if (!strcmp(names[i], value))
+		if (!strcmp((*names)[i], value))
 			return 0;
-	if (*n == OPTIONS_NAMES_MAX)
-		return error_set(err, -EINVAL, "at most %d of them", OPTIONS_NAMES_MAX);
-	rc = set_joined(o, value, "", &names[*n], err);
+	if (*n == row->max)
+		return error_set(err, -EINVAL, "at most %" PRIu64 " of them", row->max);
+	more = reallocarray(*names, *n + 1, sizeof *more);
+	if (!more)
+		return error_errno(err, -ENOMEM, "its value");
+	*names = more;
+	rc = set_joined(o, value, "", &more[*n], err);
 	if (!rc)
 		++*n;
 	return rc;
+}
+
+void option_list_free(const struct option_row *row, struct options *o)
+{
+	const char ***names = (const char ***)((char *)o + row->offset);
+
+	free(*names);
+	*names = NULL;
 }
 
 /* Return: by how many bits the suffix shifts; -1 where it is none. */
@@ -211,6 +223,9 @@ int option_set(const struct option_row *row, struct options *o, const char *valu
 		return set_address(o, value, to, err);
 	case OPTION_NAMES:
 		return add_name(row, o, value, err);
+	case OPTION_SANS:
+		rc = tls_name_check(value, err);
+		return rc ? rc : add_name(row, o, value, err);
 	case OPTION_NUMBER:
 	case OPTION_SIZE:
 		return set_number(row, value, to, err);
@@ -277,7 +292,9 @@ void option_print(const struct option_row *row, const struct options *o, FILE *t
 		print_text(row, *(const char *const *)at ? *(const char *const *)at : NONE, to);
 		return;
 	case OPTION_NAMES:
-		print_names(row, at, *(const size_t *)((const char *)o + row->n_offset), to);
+	case OPTION_SANS:
+		print_names(row, *(const char *const *const *)at,
+		            *(const size_t *)((const char *)o + row->n_offset), to);
 		return;
 	case OPTION_NUMBER:
 		fprintf(to, "%s=%" PRIu64 "\n", row->name, *(const uint64_t *)at);

@@ -13,7 +13,8 @@ enum option_kind {
 	OPTION_TEXT,       /* const char * */
 	OPTION_CREDENTIAL, /* const char *, a file; "%d/" is $CREDENTIALS_DIRECTORY */
 	OPTION_ADDRESS,    /* const char *, HOST:PORT, or NULL for "none" */
-	OPTION_NAMES,      /* const char *[OPTIONS_NAMES_MAX], and a size_t: one more name */
+	OPTION_NAMES,      /* const char **, and a size_t: one more name, up to max */
+	OPTION_SANS,       /* the same, of names in certificates */
 	OPTION_NUMBER,     /* uint64_t within min..max */
 	OPTION_SIZE,       /* the same, with suffix K, M, G or T */
 	OPTION_FD,         /* int */
@@ -33,7 +34,7 @@ struct option_row {
 	const char *name;
 	enum option_kind kind;
 	size_t offset;   /* of the value in struct options */
-	size_t n_offset; /* NAMES: of their number */
+	size_t n_offset; /* NAMES, SANS: of their number */
 	const char *arg;
 	const char *help;
 	const char *fallback; /* the default, as one would write it; NULL: none */
@@ -53,8 +54,14 @@ int option_set(const struct option_row *row, struct options *o, const char *valu
 /* As lines of a file, none longer than one it may have come from; a comment for no value. */
 void option_print(const struct option_row *row, const struct options *o, FILE *to);
 
-/* Frees what option_set() has copied. */
+/* Frees what option_set() has copied for all rows; and the list of one row. */
 void option_texts_free(struct options *o);
+void option_list_free(const struct option_row *row, struct options *o);
+
+static inline bool option_is_list(const struct option_row *row)
+{
+	return row->kind == OPTION_NAMES || row->kind == OPTION_SANS;
+}
 
 static inline bool option_takes_value(const struct option_row *row)
 {

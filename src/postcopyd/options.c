@@ -24,15 +24,18 @@ static const struct option_row table[] = {
 	{ "control", "control", OPTION_TEXT, AT(control_path), .arg = "PATH",
 	  .help = "control socket", .fallback = "/run/postcopyd/control.sock" },
 	{ "control", "control-group", OPTION_NAMES, NAMES_AT(control_groups), .arg = "NAME",
+	  .max = OPTIONS_GROUPS_MAX,
 	  .help = "group whose members may connect; repeat; root and its own user always may" },
 	{ "control", "control-listen", OPTION_ADDRESS, AT(control_listen), .arg = "HOST:PORT",
 	  .help = "serve gRPC here as well, over mutual TLS", .fallback = "none" },
-	{ "control", "control-allow", OPTION_NAMES, NAMES_AT(control_allow), .arg = "SAN",
+	{ "control", "control-allow", OPTION_SANS, NAMES_AT(control_allow), .arg = "SAN",
+	  .max = OPTIONS_SANS_MAX,
 	  .help = "name (URI or DNS) whose certificate may drive the daemon there; repeat" },
 
 	{ "vmm", "vmm", OPTION_TEXT, AT(vmm_path), .arg = "PATH", .help = "VMM socket",
 	  .fallback = "/run/postcopyd/vmm.sock" },
 	{ "vmm", "vmm-group", OPTION_NAMES, NAMES_AT(vmm_groups), .arg = "NAME",
+	  .max = OPTIONS_GROUPS_MAX,
 	  .help = "group whose members may connect; repeat; root and its own user always may" },
 	{ "vmm", "max-vmstate", OPTION_SIZE, AT(max_vmstate_bytes), .arg = "BYTES",
 	  .help = "largest device state", .fallback = "64M", .min = 1, .max = 1ull << 40 },
@@ -66,7 +69,7 @@ static const struct option_row table[] = {
 
 	{ "stream", "listen", OPTION_ADDRESS, AT(listen), .arg = "HOST:PORT",
 	  .help = "serve page streams here; port 0: any; none: be no source", .fallback = "none" },
-	{ "stream", "allow-peer", OPTION_NAMES,
+	{ "stream", "allow-peer", OPTION_SANS, .max = OPTIONS_SANS_MAX,
 	  .offset = offsetof(struct options, tls.allowed_names),
 	  .n_offset = offsetof(struct options, tls.n_allowed_names), .arg = "SAN",
 	  .help = "name (URI or DNS) that may connect; repeat; none: any of the CA" },
@@ -83,6 +86,8 @@ static const struct option_row table[] = {
 	  .help = "its private key, PEM" },
 	{ "tls", "ca", OPTION_CREDENTIAL, AT(tls.ca_path), .arg = "FILE",
 	  .help = "authorities that peers' certificates come from, PEM" },
+	{ "tls", "crl", OPTION_CREDENTIAL, AT(tls.crl_path), .arg = "FILE",
+	  .help = "their lists of what they have revoked, PEM" },
 
 	{ "metrics", "metrics-listen", OPTION_ADDRESS, AT(metrics_listen), .arg = "HOST:PORT",
 	  .help = "serve /metrics here; none: nowhere", .fallback = "none" },
@@ -246,7 +251,7 @@ static int on_key(void *arg, const struct config_key *key, struct error *err)
 		return error_set(err, -EINVAL, "is for the command line alone");
 	if (strcmp(row->section, key->section))
 		return error_set(err, -EINVAL, "belongs in [%s]", row->section);
-	if (row->kind != OPTION_NAMES && s->by_line[i])
+	if (!option_is_list(row) && s->by_line[i])
 		return error_set(err, -EINVAL, "is there already, in line %u", s->by_line[i]);
 	s->by_line[i] = key->line;
 	return option_set(row, s->by_command_line[i] ? &s->overruled : s->o, key->value, err);
@@ -257,7 +262,7 @@ static void read_file(struct sources *s, FILE *file, const char *name, struct co
 	static const struct config_file_ops ops = { .section = on_section, .key = on_key };
 
 	config_file_read(file, name, &ops, s, errors);
-	option_texts_free(&s->overruled);
+	options_deinit(&s->overruled);
 }
 
 /* The file that is named, or the default one where there is one. */
@@ -378,5 +383,8 @@ int options_parse_file(FILE *file, const char *name, struct options *ret,
 
 void options_deinit(struct options *o)
 {
+	for (size_t i = 0; i < N_OPTIONS; i++)
+		if (option_is_list(&table[i]))
+			option_list_free(&table[i], o);
 	option_texts_free(o);
 }

@@ -19,11 +19,12 @@
 #include "util/log.h"
 
 #define OPTIONS_DEFAULT_CONFIG "/etc/postcopyd/postcopyd.conf"
-#define OPTIONS_NAMES_MAX TLS_NAMES_MAX
+#define OPTIONS_GROUPS_MAX 64
+#define OPTIONS_SANS_MAX 4096
 #define OPTIONS_STREAMS_MAX 16
 
 struct options_names {
-	const char *names[OPTIONS_NAMES_MAX];
+	const char **names;
 	size_t n;
 };
 

@@ -219,8 +219,10 @@ static int greet(int fd, const struct conn_target *target, struct tls_context *t
 		error_prefix(err, "source %s:%s", target->host, target->port);
 		return rc;
 	}
+	/* One who has ended it already has mostly said why: that is to be read, also if this fails.
+	 */
 	rc = conn_send(c, frame, hello_encode(hello, frame));
-	if (rc)
+	if (rc == -ETIMEDOUT)
 		return error_errno(err, rc, "source %s:%s: HELLO", target->host, target->port);
 	rc = conn_expect_frame(c, FRAME_HELLO_REPLY, &h, &payload, err);
 	if (!rc)
@@ -382,6 +384,9 @@ static int receive(struct conn *c, size_t want, struct error *err)
 		if (n == 0)
 			return error_set(err, -ECONNRESET, "the peer closed the connection%s",
 			                 c->rx_have ? " in the middle of a frame" : "");
+		if (n < 0 && tls_alert(c->tls))
+			return error_set(err, -EACCES, "TLS: the peer refuses: %s",
+			                 tls_alert(c->tls));
 		if (n < 0)
 			return error_errno(err, (int)n, "connection");
 		c->rx_have += (size_t)n;

@@ -14,8 +14,14 @@
 
 /* Four records at a time: one read() then serves several SSL_read(). */
 #define READ_BUFFER_BYTES (64 * 1024)
-/* How long a session may be resumed. */
+/* How long one whole handshake serves for others. */
 #define SESSION_S 600
+/*
+ * What no rule of X.509 forbids: for it OpenSSL sends certificate_unknown, "some other issue
+ * rendered it unacceptable", and for the error it has for applications the alert of those who
+ * have no cipher in common.
+ */
+#define ERROR_NAME_NOT_ALLOWED X509_V_ERR_PERMITTED_VIOLATION
 /* AES-128 first: the cheapest of the three on anything with AES instructions. */
 #define CIPHERSUITES "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"
 
@@ -26,6 +32,112 @@ const char *tls_reason(void)
 
 	ERR_clear_error();
 	return reason ? reason : "unknown TLS failure";
+}
+
+const char *tls_queued_alert(void)
+{
+	static const struct {
+		int alert;
+		const char *text;
+	} known[] = {
+		{ SSL_AD_CERTIFICATE_EXPIRED, "this host's certificate has expired, or its CRL" },
+		{ SSL_AD_CERTIFICATE_REVOKED, "this host's certificate is revoked" },
+		{ SSL_AD_CERTIFICATE_UNKNOWN, "it does not allow the name of this host" },
+		{ SSL_AD_UNKNOWN_CA, "this host's certificate is of no authority that it trusts" },
+		{ SSL_AD_UNSUPPORTED_CERTIFICATE, "this host's certificate is not for this use" },
+		{ SSL_AD_BAD_CERTIFICATE, "this host's certificate is not valid there" },
+		{ SSL_AD_NO_APPLICATION_PROTOCOL, "it does not speak this protocol" },
+	};
+	int reason = ERR_GET_REASON(ERR_peek_last_error());
+
+	if (ERR_GET_LIB(ERR_peek_last_error()) != ERR_LIB_SSL || reason < SSL_AD_REASON_OFFSET ||
+	    reason > SSL_AD_REASON_OFFSET + UINT8_MAX)
+		return NULL;
+	for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+		if (known[i].alert == reason - SSL_AD_REASON_OFFSET)
+			return known[i].text;
+	return SSL_alert_desc_string_long(reason - SSL_AD_REASON_OFFSET);
+}
+
+int tls_refusal(const SSL *ssl, const struct tls_peer *peer, struct error *err)
+{
+	long verify = SSL_get_verify_result(ssl);
+	const char *alert = tls_queued_alert();
+
+	if (!alert && !peer->is_refused && verify == X509_V_OK)
+		return error_set(err, -EPROTO, "TLS handshake: %s", tls_reason());
+	ERR_clear_error();
+	if (alert)
+		return error_set(err, -EACCES, "TLS: the peer refuses: %s", alert);
+	if (peer->is_refused)
+		return error_set(err, -EACCES, "TLS: peer \"%s\" is not among the allowed names",
+		                 peer->name);
+	return error_set(err, -EACCES, "TLS: the certificate of peer \"%s\" is refused: %s",
+	                 peer->name, X509_verify_cert_error_string(verify));
+}
+
+static int rules_index = -1;
+
+static void free_rules(void *parent, void *rules, CRYPTO_EX_DATA *data, int index, long argl,
+                       void *argp)
+{
+	struct tls_rules *r = rules;
+
+	(void)parent;
+	(void)data;
+	(void)index;
+	(void)argl;
+	(void)argp;
+	for (size_t i = 0; r && i < r->n_names; i++)
+		free(r->names[i]);
+	free(r);
+}
+
+static void make_index(void)
+{
+	rules_index = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, free_rules);
+}
+
+const struct tls_rules *tls_rules_of(const SSL *ssl)
+{
+	return SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), rules_index);
+}
+
+/* Return: whether @ctx has its rules now. */
+static bool set_rules(SSL_CTX *ctx, const struct tls_config *config)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	struct tls_rules *r =
+	        calloc(1, sizeof *r + config->n_allowed_names * sizeof *config->allowed_names);
+
+	pthread_once(&once, make_index);
+	if (!r || SSL_CTX_set_ex_data(ctx, rules_index, r) != 1) {
+		free(r);
+		return false;
+	}
+	r->records_per_key =
+	        config->records_per_key ? config->records_per_key : TLS_RECORDS_PER_KEY;
+	r->session_s = config->session_s ? config->session_s : SESSION_S;
+	r->crl_expiry_s = INT64_MAX;
+	for (; r->n_names < config->n_allowed_names; r->n_names++) {
+		r->names[r->n_names] = strdup(config->allowed_names[r->n_names]);
+		if (!r->names[r->n_names])
+			return false;
+	}
+	return true;
+}
+
+/* Seconds since the epoch; INT64_MAX where there is no end. */
+static int64_t seconds(const ASN1_TIME *time)
+{
+	struct tm tm;
+
+	return time && ASN1_TIME_to_tm(time, &tm) == 1 ? timegm(&tm) : INT64_MAX;
+}
+
+static int64_t earlier(int64_t a, int64_t b)
+{
+	return a < b ? a : b;
 }
 
 static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *outlen,
@@ -41,6 +153,31 @@ static int select_alpn(SSL *ssl, const unsigned char **out, unsigned char *outle
 		return SSL_TLSEXT_ERR_ALERT_FATAL;
 	*out = selected;
 	return SSL_TLSEXT_ERR_OK;
+}
+
+/* All the CRLs of the file: then each certificate of a chain must have one that is in force. */
+static int load_crls(SSL_CTX *ctx, const char *path, struct error *err)
+{
+	struct tls_rules *rules = SSL_CTX_get_ex_data(ctx, rules_index);
+	X509_STORE *store = SSL_CTX_get_cert_store(ctx);
+	X509_LOOKUP *lookup = X509_STORE_add_lookup(store, X509_LOOKUP_file());
+	const STACK_OF(X509_OBJECT) * objects;
+
+	if (access(path, R_OK))
+		return error_errno(err, -errno, "CRL \"%s\"", path);
+	if (!lookup || X509_load_crl_file(lookup, path, X509_FILETYPE_PEM) < 1)
+		return error_set(err, -EINVAL, "CRL \"%s\": %s", path, tls_reason());
+	ERR_clear_error();
+	X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK | X509_V_FLAG_CRL_CHECK_ALL);
+	objects = X509_STORE_get0_objects(store);
+	for (int i = 0; i < sk_X509_OBJECT_num(objects); i++) {
+		X509_CRL *crl = X509_OBJECT_get0_X509_CRL(sk_X509_OBJECT_value(objects, i));
+
+		if (crl)
+			rules->crl_expiry_s = earlier(rules->crl_expiry_s,
+			                              seconds(X509_CRL_get0_nextUpdate(crl)));
+	}
+	return 0;
 }
 
 static int load_files(SSL_CTX *ctx, const struct tls_config *config, struct error *err)
@@ -70,7 +207,65 @@ static int load_files(SSL_CTX *ctx, const struct tls_config *config, struct erro
 		                 config->key_path, config->cert_path);
 	if (SSL_CTX_load_verify_locations(ctx, config->ca_path, NULL) != 1)
 		return error_set(err, -EINVAL, "CA \"%s\": %s", config->ca_path, tls_reason());
-	return 0;
+	return config->crl_path ? load_crls(ctx, config->crl_path, err) : 0;
+}
+
+/* When what the whole handshake found may not be so any more. */
+static int64_t end_of(const SSL *ssl)
+{
+	const struct tls_rules *rules = tls_rules_of(ssl);
+	STACK_OF(X509) *chain = SSL_get0_verified_chain(ssl);
+	int64_t end = earlier(time(NULL) + rules->session_s, rules->crl_expiry_s);
+
+	for (int i = 0; i < sk_X509_num(chain); i++)
+		end = earlier(end, seconds(X509_get0_notAfter(sk_X509_value(chain, i))));
+	return end;
+}
+
+/* Have the session carry its end. One that comes of a resumed one has it already. */
+static int set_end(SSL *ssl, SSL_SESSION *session)
+{
+	int64_t end;
+
+	if (SSL_session_reused(ssl))
+		return 1;
+	end = end_of(ssl);
+	return SSL_SESSION_set1_ticket_appdata(session, &end, sizeof end);
+}
+
+static bool is_over(SSL_SESSION *session)
+{
+	int64_t end;
+	void *data;
+	size_t len;
+
+	if (SSL_SESSION_get0_ticket_appdata(session, &data, &len) != 1 || len != sizeof end)
+		return true;
+	memcpy(&end, data, sizeof end);
+	return time(NULL) >= end;
+}
+
+static int on_ticket_made(SSL *ssl, void *arg)
+{
+	(void)arg;
+	return set_end(ssl, SSL_get_session(ssl));
+}
+
+/*
+ * A ticket that is over is none: there will be a whole handshake. One that is good brings the
+ * next: clients use each once.
+ */
+static SSL_TICKET_RETURN on_ticket(SSL *ssl, SSL_SESSION *session, const unsigned char *key_name,
+                                   size_t key_name_len, SSL_TICKET_STATUS status, void *arg)
+{
+	bool is_good = status == SSL_TICKET_SUCCESS || status == SSL_TICKET_SUCCESS_RENEW;
+
+	(void)ssl;
+	(void)key_name;
+	(void)key_name_len;
+	(void)arg;
+	return is_good && !is_over(session) ? SSL_TICKET_RETURN_USE_RENEW
+	                                    : SSL_TICKET_RETURN_IGNORE_RENEW;
 }
 
 /*
@@ -82,29 +277,25 @@ static int keep_session(SSL *ssl, SSL_SESSION *session)
 	SSL_CTX *ctx = SSL_get_SSL_CTX(ssl);
 	struct tls_context *owner = SSL_CTX_get_app_data(ctx);
 	SSL_SESSION *old;
+	bool is_kept;
 
 	pthread_mutex_lock(&owner->lock);
 	/* One of the files before is of no more use. */
-	old = ctx == owner->client ? owner->session : session;
-	if (ctx == owner->client)
+	is_kept = set_end(ssl, session) && ctx == owner->client;
+	old = is_kept ? owner->session : session;
+	if (is_kept)
 		owner->session = session;
 	pthread_mutex_unlock(&owner->lock);
 	SSL_SESSION_free(old);
 	return 1;
 }
 
-/*
- * Sessions are resumed: a connection that was lost is back with one signature less on either
- * side. Who the peer is was settled by the handshake that made the session, and its name
- * is checked anew each time (tls_check_peer()); the certificate's chain is not, so a session does
- * not live long, and none outlives the files that it was made by.
- */
 static int set_sessions(struct tls_context *owner, SSL_CTX *ctx, bool server)
 {
-	const char *alpn = owner->config->alpn;
+	const struct tls_rules *rules = SSL_CTX_get_ex_data(ctx, rules_index);
 
 	SSL_CTX_set_app_data(ctx, owner);
-	SSL_CTX_set_timeout(ctx, SESSION_S);
+	SSL_CTX_set_timeout(ctx, rules->session_s);
 	if (!server) {
 		SSL_CTX_set_session_cache_mode(ctx,
 		                               SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
@@ -114,21 +305,89 @@ static int set_sessions(struct tls_context *owner, SSL_CTX *ctx, bool server)
 	/* The tickets hold all of it: nothing is kept here. */
 	SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
 	return SSL_CTX_set_num_tickets(ctx, 1) == 1 &&
-	       SSL_CTX_set_session_id_context(ctx, (const unsigned char *)alpn,
-	                                      (unsigned int)strlen(alpn)) == 1;
+	       SSL_CTX_set_session_ticket_cb(ctx, on_ticket_made, on_ticket, NULL) == 1 &&
+	       SSL_CTX_set_session_id_context(ctx, owner->alpn_wire + 1, owner->alpn_wire[0]) == 1;
 }
 
-static int make_ctx(struct tls_context *owner, bool server, SSL_CTX **ret, struct error *err)
+static bool is_allowed(const struct tls_rules *rules, enum tls_name_kind kind, const char *name)
+{
+	for (size_t i = 0; i < rules->n_names; i++)
+		if (tls_name_matches(rules->names[i], kind, name))
+			return true;
+	return !rules->n_names;
+}
+
+/*
+ * A SAN of a kind that counts. Names with a NUL inside are passed over: they could look like
+ * another; and so are empty ones, and those that are too long to be told apart.
+ */
+static bool read_san(const GENERAL_NAME *san, enum tls_name_kind *ret_kind,
+                     char ret_name[static TLS_NAME_MAX])
+{
+	const ASN1_STRING *string;
+	size_t len;
+
+	if (san->type != GEN_URI && san->type != GEN_DNS)
+		return false;
+	string = san->type == GEN_URI ? san->d.uniformResourceIdentifier : san->d.dNSName;
+	len = (size_t)ASN1_STRING_length(string);
+	if (!len || len >= TLS_NAME_MAX)
+		return false;
+	memcpy(ret_name, ASN1_STRING_get0_data(string), len);
+	ret_name[len] = 0;
+	*ret_kind = san->type == GEN_URI ? TLS_NAME_URI : TLS_NAME_DNS;
+	return strlen(ret_name) == len;
+}
+
+/* The first of the certificate's SANs that is allowed, else its first at all (for the message). */
+static bool find_name(const struct tls_rules *rules, X509 *cert, char ret_name[static TLS_NAME_MAX])
+{
+	GENERAL_NAMES *sans = X509_get_ext_d2i(cert, NID_subject_alt_name, NULL, NULL);
+	bool allowed = false;
+
+	snprintf(ret_name, TLS_NAME_MAX, "(no SAN)");
+	for (int i = 0, seen = 0; !allowed && i < sk_GENERAL_NAME_num(sans); i++) {
+		char name[TLS_NAME_MAX];
+		enum tls_name_kind kind;
+
+		if (!read_san(sk_GENERAL_NAME_value(sans, i), &kind, name))
+			continue;
+		allowed = is_allowed(rules, kind, name);
+		if (allowed || !seen++)
+			memcpy(ret_name, name, sizeof name);
+	}
+	GENERAL_NAMES_free(sans);
+	return allowed || !rules->n_names;
+}
+
+/* OpenSSL's verdict on each certificate of the chain, and then ours on the peer's own name. */
+static int verify_peer(int ok, X509_STORE_CTX *store)
+{
+	SSL *ssl = X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
+	struct tls_peer *peer = SSL_get_app_data(ssl);
+	bool allowed = find_name(tls_rules_of(ssl), X509_STORE_CTX_get0_cert(store), peer->name);
+
+	if (!ok || X509_STORE_CTX_get_error_depth(store) || allowed)
+		return ok;
+	peer->is_refused = true;
+	X509_STORE_CTX_set_error(store, ERROR_NAME_NOT_ALLOWED);
+	return 0;
+}
+
+static int make_ctx(struct tls_context *owner, const struct tls_config *config, bool server,
+                    SSL_CTX **ret, struct error *err)
 {
 	SSL_CTX *ctx = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
 
 	if (!ctx)
 		return error_set(err, -ENOMEM, "TLS context: %s", tls_reason());
 	*ret = ctx;
+	if (!set_rules(ctx, config))
+		return error_set(err, -ENOMEM, "TLS context: out of memory");
 	if (SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION) != 1 ||
 	    SSL_CTX_set_ciphersuites(ctx, CIPHERSUITES) != 1)
 		return error_set(err, -EINVAL, "TLS context: %s", tls_reason());
-	SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+	SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, verify_peer);
 	SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
 	/* Our frames have lengths: a connection cut without a goodbye is just cut. */
 	SSL_CTX_set_options(ctx, SSL_OP_IGNORE_UNEXPECTED_EOF);
@@ -142,7 +401,7 @@ static int make_ctx(struct tls_context *owner, bool server, SSL_CTX **ret, struc
 	}
 	if (!set_sessions(owner, ctx, server))
 		return error_set(err, -EINVAL, "TLS context: %s", tls_reason());
-	return load_files(ctx, owner->config, err);
+	return load_files(ctx, config, err);
 }
 
 int tls_context_new(const struct tls_config *config, struct tls_context **ret, struct error *err)
@@ -155,11 +414,10 @@ int tls_context_new(const struct tls_config *config, struct tls_context **ret, s
 	ctx = calloc(1, sizeof *ctx);
 	if (!ctx)
 		return error_set(err, -ENOMEM, "TLS context: out of memory");
-	ctx->config = config;
 	ctx->alpn_wire[0] = (unsigned char)strlen(config->alpn);
 	memcpy(ctx->alpn_wire + 1, config->alpn, ctx->alpn_wire[0]);
 	pthread_mutex_init(&ctx->lock, NULL);
-	rc = tls_context_reload(ctx, err);
+	rc = tls_context_reload(ctx, config, err);
 	if (rc) {
 		tls_context_free(ctx);
 		return rc;
@@ -168,15 +426,19 @@ int tls_context_new(const struct tls_config *config, struct tls_context **ret, s
 	return 0;
 }
 
-int tls_context_reload(struct tls_context *ctx, struct error *err)
+int tls_context_reload(struct tls_context *ctx, const struct tls_config *config, struct error *err)
 {
 	SSL_CTX *server = NULL, *client = NULL, *old;
 	SSL_SESSION *session = NULL;
-	int rc = make_ctx(ctx, true, &server, err);
+	int rc;
 
+	if (!config)
+		config = &ctx->config;
+	rc = make_ctx(ctx, config, true, &server, err);
 	if (!rc)
-		rc = make_ctx(ctx, false, &client, err);
+		rc = make_ctx(ctx, config, false, &client, err);
 	if (!rc) {
+		ctx->config = *config;
 		pthread_mutex_lock(&ctx->lock);
 		old = ctx->server;
 		ctx->server = server;
@@ -195,30 +457,43 @@ int tls_context_reload(struct tls_context *ctx, struct error *err)
 	return rc;
 }
 
-SSL *tls_context_open(struct tls_context *ctx, bool server)
+SSL *tls_context_open(struct tls_context *ctx, bool server, struct tls_peer *peer)
 {
 	SSL *ssl;
 
 	pthread_mutex_lock(&ctx->lock);
 	ssl = SSL_new(server ? ctx->server : ctx->client);
-	if (ssl && !server && ctx->session)
+	if (ssl && !server && ctx->session && !is_over(ctx->session))
 		SSL_set_session(ssl, ctx->session);
 	pthread_mutex_unlock(&ctx->lock);
+	if (ssl)
+		SSL_set_app_data(ssl, peer);
 	return ssl;
 }
 
 int64_t tls_context_expiry(struct tls_context *ctx)
 {
-	struct tm tm;
-	int64_t at = 0;
+	int64_t at = INT64_MAX;
 	X509 *cert;
 
 	pthread_mutex_lock(&ctx->lock);
 	cert = SSL_CTX_get0_certificate(ctx->server);
-	if (cert && ASN1_TIME_to_tm(X509_get0_notAfter(cert), &tm) == 1)
-		at = timegm(&tm);
+	if (cert)
+		at = seconds(X509_get0_notAfter(cert));
 	pthread_mutex_unlock(&ctx->lock);
-	return at;
+	return at == INT64_MAX ? 0 : at;
+}
+
+int64_t tls_context_crl_expiry(struct tls_context *ctx)
+{
+	const struct tls_rules *rules;
+	int64_t at;
+
+	pthread_mutex_lock(&ctx->lock);
+	rules = SSL_CTX_get_ex_data(ctx->server, rules_index);
+	at = rules->crl_expiry_s;
+	pthread_mutex_unlock(&ctx->lock);
+	return at == INT64_MAX ? 0 : at;
 }
 
 struct tls_context *tls_context_free(struct tls_context *ctx)
@@ -233,13 +508,10 @@ struct tls_context *tls_context_free(struct tls_context *ctx)
 	return NULL;
 }
 
-bool tls_note_records(const struct tls_context *ctx, SSL *ssl, struct tls_key_use *use, size_t len)
+bool tls_note_records(SSL *ssl, struct tls_key_use *use, size_t len)
 {
-	uint64_t limit =
-	        ctx->config->records_per_key ? ctx->config->records_per_key : TLS_RECORDS_PER_KEY;
-
 	use->records += (len + SSL3_RT_MAX_PLAIN_LENGTH - 1) / SSL3_RT_MAX_PLAIN_LENGTH;
-	if (use->records < limit)
+	if (use->records < tls_rules_of(ssl)->records_per_key)
 		return false;
 	/* Ours alone: the peer counts for itself. It can't fail between two whole records. */
 	if (SSL_key_update(ssl, SSL_KEY_UPDATE_NOT_REQUESTED) != 1) {
@@ -251,64 +523,22 @@ bool tls_note_records(const struct tls_context *ctx, SSL *ssl, struct tls_key_us
 	return true;
 }
 
-static bool name_allowed(const struct tls_config *config, const char *name)
-{
-	for (size_t i = 0; i < config->n_allowed_names; i++)
-		if (!strcmp(config->allowed_names[i], name))
-			return true;
-	return !config->n_allowed_names;
-}
-
-/*
- * The first of the certificate's SANs that is allowed, else its first SAN at all (for the
- * message). Names with a NUL inside are passed over: they could look like another.
- */
-static bool find_allowed_name(const struct tls_config *config, X509 *cert, char *name, size_t size)
-{
-	GENERAL_NAMES *sans = X509_get_ext_d2i(cert, NID_subject_alt_name, NULL, NULL);
-	bool allowed = false;
-
-	snprintf(name, size, "(no SAN)");
-	for (int i = 0, seen = 0; !allowed && i < sk_GENERAL_NAME_num(sans); i++) {
-		const GENERAL_NAME *san = sk_GENERAL_NAME_value(sans, i);
-		const ASN1_STRING *string;
-		char text[256];
-
-		if (san->type != GEN_URI && san->type != GEN_DNS)
-			continue;
-		string = san->type == GEN_URI ? san->d.uniformResourceIdentifier : san->d.dNSName;
-		if (ASN1_STRING_length(string) >= (int)sizeof text)
-			continue;
-		memcpy(text, ASN1_STRING_get0_data(string), (size_t)ASN1_STRING_length(string));
-		text[ASN1_STRING_length(string)] = 0;
-		if (strlen(text) != (size_t)ASN1_STRING_length(string))
-			continue;
-		allowed = name_allowed(config, text);
-		if (allowed || !seen++)
-			snprintf(name, size, "%s", text);
-	}
-	GENERAL_NAMES_free(sans);
-	return allowed || !config->n_allowed_names;
-}
-
-int tls_check_peer(const struct tls_context *ctx, SSL *ssl, char *name, size_t size,
+int tls_check_peer(const struct tls_context *ctx, SSL *ssl, struct tls_peer *peer,
                    struct error *err)
 {
 	const unsigned char *alpn;
 	unsigned int alpn_len;
 	X509 *cert = SSL_get1_peer_certificate(ssl);
-	bool allowed;
 
 	if (!cert)
 		return error_set(err, -EACCES, "TLS: the peer showed no certificate");
-	allowed = find_allowed_name(ctx->config, cert, name, size);
+	peer->is_refused = !find_name(tls_rules_of(ssl), cert, peer->name);
 	X509_free(cert);
-	if (!allowed)
-		return error_set(err, -EACCES, "TLS: peer \"%s\" is not among the allowed names",
-		                 name);
+	if (peer->is_refused)
+		return tls_refusal(ssl, peer, err);
 	SSL_get0_alpn_selected(ssl, &alpn, &alpn_len);
 	if (alpn_len != ctx->alpn_wire[0] || memcmp(alpn, ctx->alpn_wire + 1, alpn_len))
 		return error_set(err, -EPROTO, "TLS: the peer does not speak \"%s\"",
-		                 ctx->config->alpn);
+		                 (const char *)ctx->alpn_wire + 1);
 	return 0;
 }

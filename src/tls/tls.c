@@ -23,7 +23,8 @@ struct tls {
 	int (*wait)(void *arg, short events, struct error *err);
 	void *wait_arg;
 	char description[64];
-	char peer_name[256];
+	struct tls_peer peer;
+	const char *alert; /* that the peer has ended it with */
 };
 
 /*
@@ -37,8 +38,6 @@ static bool was_interrupted(int reason, int saved_errno)
 
 static int handshake_error(struct tls *tls, int reason, int saved_errno, struct error *err)
 {
-	long verify = SSL_get_verify_result(tls->ssl);
-
 	/* An end of file in the middle of it comes as an orderly end. */
 	if (reason == SSL_ERROR_SYSCALL || reason == SSL_ERROR_ZERO_RETURN) {
 		ERR_clear_error();
@@ -46,12 +45,7 @@ static int handshake_error(struct tls *tls, int reason, int saved_errno, struct 
 			return error_errno(err, -saved_errno, "TLS handshake");
 		return error_set(err, -ECONNRESET, "TLS handshake: the peer closed");
 	}
-	if (verify != X509_V_OK) {
-		ERR_clear_error();
-		return error_set(err, -EACCES, "TLS: the peer's certificate is refused: %s",
-		                 X509_verify_cert_error_string(verify));
-	}
-	return error_set(err, -EPROTO, "TLS handshake: %s", tls_reason());
+	return tls_refusal(tls->ssl, &tls->peer, err);
 }
 
 /*
@@ -84,7 +78,7 @@ int tls_open(struct tls_context *ctx, int fd, bool server, struct tls **ret, str
 		return error_set(err, -ENOMEM, "TLS: out of memory");
 	tls->fd = fd;
 	tls->ctx = ctx;
-	tls->ssl = tls_context_open(ctx, server);
+	tls->ssl = tls_context_open(ctx, server, &tls->peer);
 	if (!tls->ssl || !attach_socket(tls->ssl, fd, server)) {
 		tls_free(tls);
 		return error_set(err, -ENOMEM, "TLS: %s", tls_reason());
@@ -100,7 +94,7 @@ int tls_open(struct tls_context *ctx, int fd, bool server, struct tls **ret, str
 /* Done: who is it? */
 static int settle_peer(struct tls *tls, struct error *err)
 {
-	int rc = tls_check_peer(tls->ctx, tls->ssl, tls->peer_name, sizeof tls->peer_name, err);
+	int rc = tls_check_peer(tls->ctx, tls->ssl, &tls->peer, err);
 
 	snprintf(tls->description, sizeof tls->description, "%s %s", SSL_get_version(tls->ssl),
 	         SSL_get_cipher_name(tls->ssl));
@@ -174,6 +168,8 @@ static int io_error(struct tls *tls, int ret, int saved_errno)
 
 	if (reason == SSL_ERROR_WANT_READ || reason == SSL_ERROR_WANT_WRITE)
 		return -EAGAIN;
+	if (reason == SSL_ERROR_SSL)
+		tls->alert = tls_queued_alert();
 	ERR_clear_error();
 	if (reason == SSL_ERROR_ZERO_RETURN)
 		return 0;
@@ -193,6 +189,11 @@ ssize_t tls_read(struct tls *tls, void *buf, size_t len)
 		saved_errno = errno;
 	} while (ret != 1 && was_interrupted(SSL_get_error(tls->ssl, ret), saved_errno));
 	return ret == 1 ? (ssize_t)n : io_error(tls, ret, saved_errno);
+}
+
+const char *tls_alert(const struct tls *tls)
+{
+	return tls->alert;
 }
 
 bool tls_pending(const struct tls *tls)
@@ -267,8 +268,7 @@ int tls_write(struct tls *tls, const void *buf, size_t len)
 		if (ret == 1) {
 			from += n;
 			len -= n;
-			rc = tls_note_records(tls->ctx, tls->ssl, &tls->key_use, n) ? rekey(tls)
-			                                                            : 0;
+			rc = tls_note_records(tls->ssl, &tls->key_use, n) ? rekey(tls) : 0;
 			if (rc)
 				return rc;
 			continue;
@@ -301,7 +301,7 @@ const char *tls_description(const struct tls *tls)
 
 const char *tls_peer_name(const struct tls *tls)
 {
-	return tls->peer_name;
+	return tls->peer.name;
 }
 
 bool tls_is_resumed(const struct tls *tls)

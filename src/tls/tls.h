@@ -6,6 +6,21 @@
  * signed by, and the names (SAN: URI or DNS) that may speak to us; it serves both
  * directions. A connection belongs to one thread. On a blocking socket calls block;
  * on a non-blocking one they return -EAGAIN and are to be called again after poll().
+ *
+ * Names are compared by kind: what has a colon is a URI, anything else a DNS name ("URI:" and
+ * "DNS:", as openssl prints them, may stand in front). A URI that ends in a slash and an asterisk
+ * allows all URIs below it, *.example.org all DNS names below that domain.
+ *
+ * A peer is refused within the handshake, where an alert can say why. Of those that TLS has
+ * OpenSSL sends certificate_unknown for a name that is not allowed, and the fitting one else.
+ *
+ * Sessions are resumed: a connection that was lost is back with one signature less on either side.
+ * A session ends at the latest when looking at the certificates again would find something else.
+ * The files, the CRLs and the names are those of its SSL_CTX, and so are the keys of its tickets:
+ * a reload ends all sessions. So only time can change the answer, and a session carries when:
+ * the earliest end of a certificate in the verified chain and of a CRL, and SESSION_S from the
+ * handshake that showed the certificate, however often it was resumed since. After that there is
+ * a whole handshake, and it says what is wrong. Both sides count so, for both look at one another.
  */
 #ifndef TLS_TLS_H
 #define TLS_TLS_H
@@ -17,7 +32,6 @@
 
 #include "util/error.h"
 
-#define TLS_NAMES_MAX 64
 /*
  * AES-GCM is safe for 2^24.5 records of one key (RFC 8446, 5.5), some 360 GiB; OpenSSL counts
  * none. Each side counts its own and sends KeyUpdate for its own direction.
@@ -25,21 +39,26 @@
 #define TLS_RECORDS_PER_KEY (1u << 22)
 
 struct tls_config {
-	const char *alpn;                         /* the protocol inside: "postcopy/1", "h2" */
-	const char *cert_path;                    /* PEM, this host's certificate and its chain */
-	const char *key_path;                     /* PEM, its private key */
-	const char *ca_path;                      /* PEM, the authorities of the peers */
-	const char *allowed_names[TLS_NAMES_MAX]; /* SANs; none: any peer of the authority */
+	const char *alpn;           /* the protocol inside: "postcopy/1", "h2" */
+	const char *cert_path;      /* PEM, this host's certificate and its chain */
+	const char *key_path;       /* PEM, its private key */
+	const char *ca_path;        /* PEM, the authorities of the peers */
+	const char *crl_path;       /* PEM, a CRL of each authority; NULL: nothing is revoked */
+	const char **allowed_names; /* each passed by tls_name_check(); none: any peer of the CA */
 	size_t n_allowed_names;
 	uint64_t records_per_key; /* then ours is replaced; 0: TLS_RECORDS_PER_KEY */
+	unsigned int session_s;   /* how long one handshake serves for others; 0: 600 */
 };
 
 struct tls_context;
 struct tls;
 
+/* Whether @pattern can match a name at all. Return: 0, or -EINVAL with @err saying why not. */
+int tls_name_check(const char *pattern, struct error *err);
+
 /*
  * tls_context_new() - load and check the files
- * @config: borrowed, also the strings; must outlive the context
+ * @config: copied; its strings and names are borrowed until a reload with others, or the end
  *
  * Return: 0, or a negative errno with @err naming the file.
  */
@@ -48,21 +67,25 @@ struct tls_context *tls_context_free(struct tls_context *ctx);
 
 /*
  * tls_context_reload() - load the files anew, for the connections to come
+ * @config: other files and names; of the same protocol. NULL: those of before
  *
  * Those that are open keep what they were opened with. From any thread. Return: as
  * tls_context_new(); on failure all stays as it was.
  */
-int tls_context_reload(struct tls_context *ctx, struct error *err);
+int tls_context_reload(struct tls_context *ctx, const struct tls_config *config, struct error *err);
 
 /* When the certificate expires: seconds since the epoch; 0 where that can't be told. */
 int64_t tls_context_expiry(struct tls_context *ctx);
+
+/* When the first of the CRLs wants to be replaced by a newer one; after it, nobody gets in. */
+int64_t tls_context_crl_expiry(struct tls_context *ctx);
 
 /*
  * tls_handshake() - open TLS on a connected socket, and check who the peer is
  * @fd: stays the caller's; blocking, with a receive timeout to bound the handshake
  * @server: accept rather than connect
  *
- * Return: 0; -EPROTO, -EACCES (certificate or name refused), -ETIMEDOUT with @err set.
+ * Return: 0; -EPROTO, -EACCES (either side refuses the other), -ETIMEDOUT with @err set.
  */
 int tls_handshake(struct tls_context *ctx, int fd, bool server, struct tls **ret,
                   struct error *err);
@@ -95,6 +118,12 @@ void tls_set_wait(struct tls *tls, int (*wait)(void *arg, short events, struct e
  * other errnos of the socket; -EPROTO for broken TLS.
  */
 ssize_t tls_read(struct tls *tls, void *buf, size_t len);
+
+/*
+ * What the peer said when it ended the connection by an alert, once tls_read() or tls_write() has
+ * failed; else NULL. A client's certificate is refused after its handshake is done.
+ */
+const char *tls_alert(const struct tls *tls);
 
 /* Whether tls_read() has bytes that poll() doesn't know of. */
 bool tls_pending(const struct tls *tls);

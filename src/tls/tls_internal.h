@@ -7,6 +7,7 @@
 
 #include <openssl/ssl.h>
 
+#include "tls/names.h"
 #include "tls/tls.h"
 
 #define TLS_ALPN_MAX 32
@@ -17,16 +18,37 @@ struct tls_context {
 	SSL_CTX *server;
 	SSL_CTX *client;
 	SSL_SESSION *session; /* the client's newest, to be resumed; NULL: none */
+	/* The loading thread's. */
+	struct tls_config config;
 	/* Set at birth. */
-	const struct tls_config *config;
 	unsigned char alpn_wire[TLS_ALPN_MAX]; /* the name's length, then the name */
 };
 
 /*
- * A connection to be, by the files that were loaded last; a client's resumes the newest session.
- * NULL where memory is short.
+ * What an SSL_CTX was made with, and goes with it: open connections hold on to theirs while the
+ * context has another already.
  */
-SSL *tls_context_open(struct tls_context *ctx, bool server);
+struct tls_rules {
+	uint64_t records_per_key;
+	unsigned int session_s;
+	int64_t crl_expiry_s; /* INT64_MAX: none */
+	size_t n_names;
+	char *names[];
+};
+
+const struct tls_rules *tls_rules_of(const SSL *ssl);
+
+/* Who the peer of a connection is. */
+struct tls_peer {
+	char name[TLS_NAME_MAX]; /* that was allowed, or the one that was not */
+	bool is_refused;         /* for its name */
+};
+
+/*
+ * A connection to be, by the files that were loaded last; a client's resumes the newest session.
+ * @peer: as long as the connection. NULL where memory is short.
+ */
+SSL *tls_context_open(struct tls_context *ctx, bool server, struct tls_peer *peer);
 
 /* The records that were written by one key. */
 struct tls_key_use {
@@ -39,18 +61,27 @@ struct tls_key_use {
  *
  * Return: whether the key has done enough, and a new one is announced: SSL_do_handshake() sends it.
  */
-bool tls_note_records(const struct tls_context *ctx, SSL *ssl, struct tls_key_use *use, size_t len);
+bool tls_note_records(SSL *ssl, struct tls_key_use *use, size_t len);
 
 /* The newest reason in OpenSSL's queue, and the queue emptied. */
 const char *tls_reason(void);
 
+/* What the alert says that is the newest in OpenSSL's queue; NULL: it is none. */
+const char *tls_queued_alert(void);
+
 /*
- * tls_check_peer() - after the handshake: its name and its protocol
- * @name: the name that was allowed, or the one that was not
+ * tls_refusal() - why a handshake failed that OpenSSL ended, and its queue emptied
+ *
+ * Return: -EACCES where one of the two refuses the other; -EPROTO.
+ */
+int tls_refusal(const SSL *ssl, const struct tls_peer *peer, struct error *err);
+
+/*
+ * tls_check_peer() - after the handshake: its name, also where a session goes on, and its protocol
  *
  * Return: 0; -EACCES, -EPROTO with @err set.
  */
-int tls_check_peer(const struct tls_context *ctx, SSL *ssl, char *name, size_t size,
+int tls_check_peer(const struct tls_context *ctx, SSL *ssl, struct tls_peer *peer,
                    struct error *err);
 
 #endif

@@ -14,7 +14,7 @@ struct tls_pipe {
 	struct tls_key_use key_use;
 	BIO *in;  /* ssl's */
 	BIO *out; /* ssl's */
-	char peer_name[256];
+	struct tls_peer peer;
 };
 
 /* An empty one says "later" and not "the end". */
@@ -27,7 +27,7 @@ static BIO *memory_new(void)
 	return bio;
 }
 
-int tls_pipe_new(const struct tls_context *ctx, struct tls_pipe **ret, struct error *err)
+int tls_pipe_new(struct tls_context *ctx, struct tls_pipe **ret, struct error *err)
 {
 	struct tls_pipe *p = calloc(1, sizeof *p);
 
@@ -36,7 +36,7 @@ int tls_pipe_new(const struct tls_context *ctx, struct tls_pipe **ret, struct er
 	p->ctx = ctx;
 	p->in = memory_new();
 	p->out = memory_new();
-	p->ssl = SSL_new(ctx->server);
+	p->ssl = tls_context_open(ctx, true, &p->peer);
 	if (!p->in || !p->out || !p->ssl) {
 		BIO_free(p->in);
 		BIO_free(p->out);
@@ -86,17 +86,12 @@ static int failure(const struct tls_pipe *p, int ret)
 int tls_pipe_handshake(struct tls_pipe *p, struct error *err)
 {
 	int ret = SSL_do_handshake(p->ssl);
-	long verify = SSL_get_verify_result(p->ssl);
 
 	if (ret == 1)
-		return tls_check_peer(p->ctx, p->ssl, p->peer_name, sizeof p->peer_name, err);
+		return tls_check_peer(p->ctx, p->ssl, &p->peer, err);
 	if (failure(p, ret) == -EAGAIN)
 		return -EAGAIN;
-	if (verify == X509_V_OK)
-		return error_set(err, -EPROTO, "TLS handshake: %s", tls_reason());
-	ERR_clear_error();
-	return error_set(err, -EACCES, "TLS: the peer's certificate is refused: %s",
-	                 X509_verify_cert_error_string(verify));
+	return tls_refusal(p->ssl, &p->peer, err);
 }
 
 ssize_t tls_pipe_read(struct tls_pipe *p, void *buf, size_t len)
@@ -124,8 +119,7 @@ int tls_pipe_write(struct tls_pipe *p, const void *buf, size_t len)
 			ERR_clear_error();
 			return -EPROTO;
 		}
-		if (tls_note_records(p->ctx, p->ssl, &p->key_use, n) &&
-		    SSL_do_handshake(p->ssl) != 1) {
+		if (tls_note_records(p->ssl, &p->key_use, n) && SSL_do_handshake(p->ssl) != 1) {
 			ERR_clear_error();
 			return -EPROTO;
 		}
@@ -152,5 +146,5 @@ size_t tls_pipe_take(struct tls_pipe *p, void *buf, size_t size)
 
 const char *tls_pipe_peer_name(const struct tls_pipe *p)
 {
-	return p->peer_name;
+	return p->peer.name;
 }

@@ -15,7 +15,7 @@
 
 struct tls_pipe;
 
-int tls_pipe_new(const struct tls_context *ctx, struct tls_pipe **ret, struct error *err);
+int tls_pipe_new(struct tls_context *ctx, struct tls_pipe **ret, struct error *err);
 struct tls_pipe *tls_pipe_free(struct tls_pipe *p);
 
 /* What has come from the socket. Return: 0 or -ENOMEM. */

@@ -35,8 +35,8 @@ static void check_options(struct options *o)
 	struct options back;
 	char *first = print(o), *second;
 
-	FUZZ_CHECK(o->tls.n_allowed_names <= OPTIONS_NAMES_MAX);
-	FUZZ_CHECK(o->control_groups.n <= OPTIONS_NAMES_MAX);
+	FUZZ_CHECK(o->tls.n_allowed_names <= OPTIONS_SANS_MAX);
+	FUZZ_CHECK(o->control_groups.n <= OPTIONS_GROUPS_MAX);
 	FUZZ_CHECK(o->max_streams >= 1 && o->max_streams <= OPTIONS_STREAMS_MAX);
 	FUZZ_CHECK(o->max_vmstate_bytes >= 1);
 	memset(&errors, 0, sizeof errors);

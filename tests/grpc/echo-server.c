@@ -313,7 +313,8 @@ int main(int argc, char **argv)
 		{ "allow", required_argument, NULL, 'n' },
 		{ NULL, 0, NULL, 0 },
 	};
-	struct tls_config tls_config = { .alpn = "h2" };
+	const char *names[16];
+	struct tls_config tls_config = { .alpn = "h2", .allowed_names = names };
 	struct grpc_listen_unix local = { .fd = -1 };
 	struct grpc_listen_tls tls = { .fd = -1 };
 	struct error err = ERROR_INIT;
@@ -345,7 +346,7 @@ int main(int argc, char **argv)
 			tls_config.ca_path = optarg;
 			break;
 		case 'n':
-			tls_config.allowed_names[tls_config.n_allowed_names++] = optarg;
+			names[tls_config.n_allowed_names++] = optarg;
 			break;
 		default:
 			return 2;

@@ -72,6 +72,17 @@ def test_all_that_is_wrong_is_told_with_its_line(config):
     assert len(lines) == 3
 
 
+def test_a_name_that_can_never_match_is_told(config):
+    """It kept everybody out, and nobody said so."""
+    path = config(extra="[stream]\nallow-peer=10.0.0.1\nallow-peer=spiffe://x/*/y\n"
+                        "[control]\ncontrol-allow=CN=ops\n")
+    lines = complaints(run("--config", path, "--check-config"))
+    for number, text in ((10, "[stream] allow-peer: \"10.0.0.1\" can never match"),
+                         (11, "[stream] allow-peer: \"spiffe://x/*/y\" can never match"),
+                         (13, "[control] control-allow: \"CN=ops\" can never match")):
+        assert any("%s:%d: %s" % (path, number, text) in line for line in lines), lines
+
+
 def test_all_that_this_host_lacks_is_told(config, tmp_path):
     path = config(sockets=tmp_path / "absent", extra="[stream]\nlisten=no-such-host.invalid:1\n")
     with path.open("a") as file:

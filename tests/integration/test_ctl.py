@@ -197,7 +197,7 @@ def test_over_tcp_with_a_certificate(remote, pki):
 
 
 @pytest.mark.parametrize("who, server_name, named", [
-    ("stranger", "postcopy:source", "control-allow"),
+    ("stranger", "postcopy:source", "does not allow the name of this host .control-allow"),
     ("forged", "postcopy:source", "certificate|control-allow"),
     ("controller", "postcopy:destination", "postcopy:source"),
 ])

@@ -13,7 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
+
+#include <openssl/pem.h>
+#include <openssl/x509v3.h>
 
 #include "ctl/pki.h"
 #include "support.h"
@@ -23,6 +27,106 @@ static char dir[] = "/tmp/test-tls-XXXXXX";
 static char paths[2][3][256];
 static struct tls_config configs[2]; /* server, client */
 static struct tls_context *contexts[2];
+static const char *names[2]; /* that each allows */
+static char crl_path[256];
+
+/* An authority of our own: the one of ctl/pki.h forgets its key. */
+static EVP_PKEY *ca_key;
+static X509 *ca;
+
+static void sign(X509 *cert, const char *name, X509 *issuer, int nid, const char *value)
+{
+	X509V3_CTX ctx;
+	X509_EXTENSION *ext;
+
+	X509V3_set_ctx(&ctx, issuer, cert, NULL, NULL, 0);
+	ext = X509V3_EXT_conf_nid(NULL, &ctx, nid, value);
+	assert_non_null(ext);
+	X509_add_ext(cert, ext, -1);
+	X509_EXTENSION_free(ext);
+	X509_NAME_add_entry_by_txt(X509_get_subject_name(cert), "CN", MBSTRING_ASC,
+	                           (const unsigned char *)name, -1, -1, 0);
+	X509_set_issuer_name(cert, X509_get_subject_name(issuer));
+	assert_true(X509_sign(cert, ca_key, EVP_sha256()) > 0);
+}
+
+static X509 *certificate_new(EVP_PKEY *key, long serial, long valid_s)
+{
+	X509 *cert = X509_new();
+
+	X509_set_version(cert, X509_VERSION_3);
+	ASN1_INTEGER_set(X509_get_serialNumber(cert), serial);
+	X509_gmtime_adj(X509_getm_notBefore(cert), -60);
+	X509_gmtime_adj(X509_getm_notAfter(cert), valid_s);
+	X509_set_pubkey(cert, key);
+	return cert;
+}
+
+static FILE *create(const char *name)
+{
+	char path[256];
+	FILE *file;
+
+	snprintf(path, sizeof path, "%s/%s", dir, name);
+	file = fopen(path, "w");
+	assert_non_null(file);
+	return file;
+}
+
+static int make_authority(void)
+{
+	FILE *file = create(PKI_CA);
+
+	ca_key = EVP_EC_gen("P-256");
+	ca = certificate_new(ca_key, 1, 7200);
+	sign(ca, "authority", ca, NID_basic_constraints, "critical,CA:TRUE");
+	PEM_write_X509(file, ca);
+	return fclose(file);
+}
+
+/* The new certificate and its key, for @valid_s from now on; its serial number is 2. */
+static void make_certificate(const char *name, const char *sans, long valid_s)
+{
+	bool is_source = !strcmp(name, PKI_SOURCE_CERT);
+	FILE *cert_file = create(name);
+	FILE *key_file = create(is_source ? PKI_SOURCE_KEY : PKI_DESTINATION_KEY);
+	EVP_PKEY *key = EVP_EC_gen("P-256");
+	X509 *cert = certificate_new(key, 2, valid_s);
+
+	sign(cert, name, ca, NID_subject_alt_name, sans);
+	PEM_write_X509(cert_file, cert);
+	PEM_write_PrivateKey(key_file, key, NULL, NULL, 0, NULL, NULL);
+	fclose(cert_file);
+	fclose(key_file);
+	X509_free(cert);
+	EVP_PKEY_free(key);
+}
+
+static void make_crl(bool revoked, long valid_s)
+{
+	ASN1_TIME *last = X509_gmtime_adj(NULL, -120), *next = X509_gmtime_adj(NULL, valid_s);
+	ASN1_INTEGER *serial = ASN1_INTEGER_new();
+	X509_REVOKED *entry = X509_REVOKED_new();
+	X509_CRL *crl = X509_CRL_new();
+	FILE *file = create("crl.pem");
+
+	X509_CRL_set_version(crl, X509_CRL_VERSION_2);
+	X509_CRL_set_issuer_name(crl, X509_get_subject_name(ca));
+	X509_CRL_set1_lastUpdate(crl, last);
+	X509_CRL_set1_nextUpdate(crl, next);
+	ASN1_INTEGER_set(serial, revoked ? 2 : 3);
+	X509_REVOKED_set_serialNumber(entry, serial);
+	X509_REVOKED_set_revocationDate(entry, last);
+	X509_CRL_add0_revoked(crl, entry);
+	X509_CRL_sort(crl);
+	assert_true(X509_CRL_sign(crl, ca_key, EVP_sha256()) > 0);
+	PEM_write_X509_CRL(file, crl);
+	fclose(file);
+	X509_CRL_free(crl);
+	ASN1_INTEGER_free(serial);
+	ASN1_TIME_free(last);
+	ASN1_TIME_free(next);
+}
 
 struct side {
 	bool server;
@@ -30,6 +134,7 @@ struct side {
 	int rc;
 	bool resumed;
 	char peer[256];
+	char why[ERROR_TEXT_MAX];
 };
 
 /* The handshake, and a byte from the server to the client, with which its ticket comes. */
@@ -48,7 +153,10 @@ static void *shake_hands(void *arg)
 			s->rc = tls_write(tls, &byte, 1);
 		else
 			s->rc = tls_read(tls, &byte, 1) == 1 ? 0 : -EPIPE;
+		if (tls_alert(tls))
+			error_set(&err, s->rc, "%s", tls_alert(tls));
 	}
+	memcpy(s->why, err.text, sizeof s->why);
 	tls_free(tls);
 	shutdown(s->fd, SHUT_RDWR);
 	return NULL;
@@ -99,10 +207,24 @@ static void test_no_session_outlives_the_files(void **state)
 	(void)state;
 	assert_connects(false);
 	for (unsigned int i = 0; i < 2; i++) {
-		assert_int_equal(tls_context_reload(contexts[i], &err), 0);
+		assert_int_equal(tls_context_reload(contexts[i], NULL, &err), 0);
 		assert_connects(false);
 		assert_connects(true);
 	}
+}
+
+static void reload(unsigned int i)
+{
+	struct error err = ERROR_INIT;
+
+	if (tls_context_reload(contexts[i], &configs[i], &err))
+		fail_msg("%s", err.text);
+}
+
+static void allow(unsigned int i, const char *name)
+{
+	names[i] = name;
+	reload(i);
 }
 
 /* The name was allowed when the session was made, and is not any more. */
@@ -112,10 +234,215 @@ static void test_a_resumed_peer_s_name_is_checked(void **state)
 
 	(void)state;
 	assert_connects(false);
-	configs[0].allowed_names[0] = "postcopy:somebody-else";
+	allow(0, "postcopy:somebody-else");
 	connect_both(&server, &client);
 	assert_int_equal(server.rc, -EACCES);
 	assert_int_not_equal(client.rc, 0);
+}
+
+/* Both hung up without a word: an administrator could not tell a refusal from a bad network. */
+static void test_both_sides_know_whom_a_name_that_is_not_allowed_refuses(void **state)
+{
+	struct side server, client;
+
+	(void)state;
+	allow(0, "postcopy:somebody-else");
+	connect_both(&server, &client);
+	assert_non_null(strstr(server.why, "\"" PKI_DESTINATION_NAME "\" is not among"));
+	assert_string_equal(client.why, "it does not allow the name of this host");
+	allow(0, PKI_DESTINATION_NAME);
+	allow(1, "postcopy:somebody-else");
+	connect_both(&server, &client);
+	assert_int_equal(server.rc, -EACCES);
+	assert_int_equal(client.rc, -EACCES);
+	assert_non_null(strstr(client.why, "\"" PKI_SOURCE_NAME "\" is not among"));
+	assert_non_null(strstr(server.why, "refuses: it does not allow the name of this host"));
+}
+
+/* What a peer may be called, by what is configured. */
+static const struct {
+	const char *pattern, *sans;
+	bool allowed;
+} cases[] = {
+	{ "spiffe://x.org/host/*", "URI:spiffe://x.org/host/a", true },
+	{ "URI:spiffe://x.org/host/*", "URI:spiffe://x.org/host/a/b", true },
+	{ "spiffe://x.org/host/*", "URI:spiffe://x.org/host", false },
+	{ "spiffe://x.org/host/*", "URI:spiffe://x.org/host/", false },
+	{ "spiffe://x.org/host/*", "URI:spiffe://x.org/hostile/a", false },
+	{ "spiffe://x.org/host/*", "URI:spiffe://x.org/host/../admin", false },
+	{ "spiffe://x.org/host/*", "URI:spiffe://x.org/host/%2e%2e/admin", false },
+	{ "spiffe://x.org/*", "URI:spiffe://x.org.evil/host/a", false },
+	{ "spiffe://x.org/host/a", "URI:spiffe://x.org/host/a", true },
+	{ "spiffe://x.org/host/a", "URI:spiffe://x.org/host/A", false },
+	{ "*.hosts.x.org", "DNS:a.hosts.x.org", true },
+	{ "*.hosts.x.org", "DNS:a.b.Hosts.X.org", true },
+	{ "*.hosts.x.org", "DNS:hosts.x.org", false },
+	{ "*.hosts.x.org", "DNS:evilhosts.x.org", false },
+	{ "*.hosts.x.org", "DNS:*.hosts.x.org", false },
+	{ "a.x.org", "DNS:A.x.org", true },
+	/* A kind that any tenant's authority may put a name of its choice into. */
+	{ "a.x.org", "URI:a.x.org", false },
+	{ "x:a", "DNS:x:a", false },
+	{ "URI:x:a", "DNS:a", false },
+	{ "a.x.org", "DNS:b.x.org,URI:spiffe://x/a,DNS:a.x.org", true },
+};
+
+/* An exact URI or DNS name was all there was, and one was as good as the other. */
+static void test_trust_domains(void **state)
+{
+	struct side server, client;
+	struct error err = ERROR_INIT;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		make_certificate(PKI_DESTINATION_CERT, cases[i].sans, 3600);
+		reload(1);
+		if (tls_name_check(cases[i].pattern, &err))
+			fail_msg("%s", err.text);
+		allow(0, cases[i].pattern);
+		connect_both(&server, &client);
+		if (server.rc != (cases[i].allowed ? 0 : -EACCES))
+			fail_msg("%s for %s: %d %s", cases[i].pattern, cases[i].sans, server.rc,
+			         server.why);
+	}
+}
+
+/* Nobody was told that such a name keeps everybody out. */
+static void test_a_name_that_can_never_match_is_refused(void **state)
+{
+	static const char *const wrong[] = {
+		"*",
+		"*.",
+		".x.org",
+		"a..b",
+		"a b",
+		"host*",
+		"*host.x.org",
+		"a.*.org",
+		"10.0.0.1",
+		"CN=host",
+		"a@x.org",
+		"email:a@x.org",
+		"IP:10.0.0.1",
+		"fe80::1",
+		"::1",
+		":a",
+		"spiffe:",
+		"1x:a",
+		"spiffe://x.org/*/a",
+		"spiffe://x.org/host*",
+		"spiffe://*",
+		"spiffe:///*",
+		"spiffe:/*",
+		"spiffe://x.org/a b",
+		"DNS:spiffe://x.org/a",
+		"URI:a",
+		"DNS:",
+		"URI:",
+	};
+	char text[300] = "x:";
+
+	(void)state;
+	for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+		struct error err = ERROR_INIT;
+
+		if (tls_name_check(wrong[i], &err) != -EINVAL || !*err.text)
+			fail_msg("%s passes", wrong[i]);
+	}
+	memset(text + 2, 'a', 253);
+	assert_int_equal(tls_name_check(text, NULL), 0);
+	text[255] = 'a';
+	assert_int_equal(tls_name_check(text, NULL), -EINVAL);
+}
+
+/* Whoever came back in time went on by tickets for ever, long after its certificate's end. */
+static void test_no_session_outlives_the_certificate(void **state)
+{
+	struct side server, client;
+	unsigned int resumed = 0;
+
+	(void)state;
+	make_certificate(PKI_DESTINATION_CERT, "URI:" PKI_DESTINATION_NAME, 3);
+	reload(1);
+	do {
+		connect_both(&server, &client);
+		resumed += server.resumed;
+		usleep(50000);
+	} while (!server.rc);
+	assert_true(resumed);
+	assert_int_equal(server.rc, -EACCES);
+	assert_non_null(strstr(server.why, "expired"));
+	assert_non_null(strstr(client.why, "this host's certificate has expired"));
+}
+
+/* The same the other way round: a client goes on with a server whose certificate has ended. */
+static void test_no_session_outlives_the_server_s_certificate(void **state)
+{
+	struct side server, client;
+	unsigned int resumed = 0;
+
+	(void)state;
+	make_certificate(PKI_SOURCE_CERT, "URI:" PKI_SOURCE_NAME, 3);
+	reload(0);
+	do {
+		connect_both(&server, &client);
+		resumed += client.resumed;
+		usleep(50000);
+	} while (!client.rc);
+	assert_true(resumed);
+	assert_int_equal(client.rc, -EACCES);
+	assert_non_null(strstr(client.why, "expired"));
+}
+
+/* One handshake serves for its time, however often the session is resumed within it. */
+static void test_tickets_do_not_renew_without_end(void **state)
+{
+	struct side server, client;
+	unsigned int resumed = 0, n = 0;
+
+	(void)state;
+	for (unsigned int i = 0; i < 2; i++) {
+		configs[i].session_s = 2;
+		reload(i);
+	}
+	connect_both(&server, &client);
+	do {
+		usleep(50000);
+		connect_both(&server, &client);
+		assert_int_equal(server.rc, 0);
+		resumed += server.resumed;
+	} while (server.resumed && n++ < 200);
+	assert_true(resumed);
+	assert_false(server.resumed);
+}
+
+static void test_a_revoked_certificate_is_refused(void **state)
+{
+	struct side server, client;
+	struct error err = ERROR_INIT;
+
+	(void)state;
+	configs[0].crl_path = crl_path;
+	make_crl(false, 3600);
+	reload(0);
+	assert_connects(false);
+	assert_connects(true);
+	assert_true(tls_context_crl_expiry(contexts[0]) > time(NULL) + 3000);
+	/* Its session goes as well. */
+	make_crl(true, 3600);
+	reload(0);
+	connect_both(&server, &client);
+	assert_int_equal(server.rc, -EACCES);
+	assert_non_null(strstr(server.why, "revoked"));
+	assert_string_equal(client.why, "this host's certificate is revoked");
+	/* One that is too old says nothing about today. */
+	make_crl(false, -60);
+	reload(0);
+	connect_both(&server, &client);
+	assert_non_null(strstr(server.why, "CRL has expired"));
+	unlink(crl_path);
+	assert_int_equal(tls_context_reload(contexts[0], NULL, &err), -ENOENT);
+	assert_non_null(strstr(err.text, crl_path));
 }
 
 /* Records of various sizes both ways at once, by a poll loop such as the fault thread's. */
@@ -216,6 +543,8 @@ static void test_keys_are_replaced_by_count_both_ways_at_once(void **state)
 	(void)state;
 	configs[0].records_per_key = 3;
 	configs[1].records_per_key = 2;
+	reload(0);
+	reload(1);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds),
 	                 0);
 	server.fd = fds[0];
@@ -242,17 +571,20 @@ static int setup(void **state)
 	int rc = 0;
 
 	(void)state;
+	make_certificate(PKI_SOURCE_CERT, "URI:" PKI_SOURCE_NAME, 3600);
+	make_certificate(PKI_DESTINATION_CERT, "URI:" PKI_DESTINATION_NAME, 3600);
 	for (unsigned int i = 0; i < 2; i++) {
 		configs[i] = (struct tls_config){
 			.alpn = "test/1",
 			.cert_path = paths[i][0],
 			.key_path = paths[i][1],
 			.ca_path = paths[i][2],
+			.allowed_names = &names[i],
 			.n_allowed_names = 1,
 		};
 		for (unsigned int j = 0; j < 3; j++)
 			snprintf(paths[i][j], sizeof paths[i][j], "%s/%s", dir, files[i][j]);
-		configs[i].allowed_names[0] = i ? PKI_SOURCE_NAME : PKI_DESTINATION_NAME;
+		names[i] = i ? PKI_SOURCE_NAME : PKI_DESTINATION_NAME;
 		rc = rc ? rc : tls_context_new(&configs[i], &contexts[i], &err);
 	}
 	return rc;
@@ -268,11 +600,12 @@ static int teardown(void **state)
 
 static int make_files(void **state)
 {
-	struct error err = ERROR_INIT;
-
 	(void)state;
 	signal(SIGPIPE, SIG_IGN);
-	return !mkdtemp(dir) || pki_make(dir, &err);
+	if (!mkdtemp(dir))
+		return 1;
+	snprintf(crl_path, sizeof crl_path, "%s/crl.pem", dir);
+	return make_authority();
 }
 
 static int remove_files(void **state)
@@ -286,6 +619,9 @@ static int remove_files(void **state)
 		snprintf(path, sizeof path, "%s/%s", dir, files[i]);
 		unlink(path);
 	}
+	unlink(crl_path);
+	X509_free(ca);
+	EVP_PKEY_free(ca_key);
 	return rmdir(dir);
 }
 
@@ -297,6 +633,13 @@ int main(void)
 		TEST(test_a_session_is_resumed),
 		TEST(test_no_session_outlives_the_files),
 		TEST(test_a_resumed_peer_s_name_is_checked),
+		TEST(test_both_sides_know_whom_a_name_that_is_not_allowed_refuses),
+		TEST(test_trust_domains),
+		TEST(test_a_name_that_can_never_match_is_refused),
+		TEST(test_no_session_outlives_the_certificate),
+		TEST(test_no_session_outlives_the_server_s_certificate),
+		TEST(test_tickets_do_not_renew_without_end),
+		TEST(test_a_revoked_certificate_is_refused),
 		TEST(test_keys_are_replaced_by_count_both_ways_at_once),
 	};
 
