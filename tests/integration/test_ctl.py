@@ -256,6 +256,25 @@ def test_list_has_all_pages_and_only_the_states_asked_for(host):
     assert done.returncode == 2 and "lost" in done.stderr
 
 
+def test_delete_and_which_half_is_meant(host):
+    daemon = host.daemon("destination")
+    daemon.prepare_source("vm1")
+    daemon.prepare_destination("vm1", "127.0.0.1:9")
+    whose = ("vm1", "--control", daemon.control_path, "--json")
+    done = run("status", *whose)
+    assert done.returncode == 2 and "both halves" in done.stderr
+    assert json.loads(run("status", *whose, "--role", "source").stdout)["role"] == "source"
+    assert json.loads(run("cancel", *whose, "--role", "source").stdout)["state"] == "cancelled"
+    # One is left that it can be.
+    assert json.loads(run("status", *whose).stdout)["role"] == "destination"
+    assert json.loads(run("delete", *whose).stdout) == {"deleted": 1}
+    done = run("delete", *whose)
+    assert done.returncode == 2 and "has not ended" in done.stderr
+    run("cancel", *whose)
+    assert run("delete", "vm1", "--control", daemon.control_path).stdout == ""
+    assert run("delete", *whose).returncode == 4
+
+
 def test_poison_wants_its_bytes_confirmed(host):
     daemon = host.daemon("destination")
     daemon.prepare_destination("vm1", "127.0.0.1:9")
