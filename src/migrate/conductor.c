@@ -50,6 +50,7 @@ struct conductor {
 	uint64_t dial_ns, ping_ns; /* when next */
 	uint64_t bulk_ns;          /* when a lacking bulk thread is tried for; 0: none lacks */
 	enum migration_farewell farewell; /* there is nothing else to do */
+	bool handed_on;       /* the vmstate, to the loop: the guest may run here at any moment */
 	struct error refused; /* the source's last word, that it wants no more of this */
 };
 
@@ -175,6 +176,17 @@ static int dial_once(struct conductor *k, struct error *err)
 	return 0;
 }
 
+/* What the last try met, for whoever looks; empty: nothing is being tried. */
+static void note(struct migration *m, const char *why)
+{
+	if (!*why && !*m->note)
+		return;
+	pthread_mutex_lock(&m->lock);
+	snprintf(m->note, sizeof m->note, "%s%s", why, *why ? "; trying on" : "");
+	pthread_mutex_unlock(&m->lock);
+	migration_post(m, NEWS_NOTE);
+}
+
 /* When to try again: sources that come back should not be met by all at once. */
 static uint64_t next_try_ns(struct conductor *k)
 {
@@ -216,6 +228,7 @@ static int dial_control(struct conductor *k, const struct patience *p, struct er
 		if (!is_worth_another_try(p, rc))
 			return rc;
 		log_migration_info(k->m->params.id, "%s; dialling again", err->text);
+		note(k->m, err->text);
 		if (wait_order(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)))
 			return rc;
 	}
@@ -284,10 +297,12 @@ static int connect_all(struct conductor *k, struct error *err)
 	        patience_from_now(k->m->taken_over ? REACH_FOR_MS : REFUSED_FOR_MS);
 	int rc;
 
-	do
+	do {
 		rc = connect_once(k, &p, err);
-	while (is_worth_another_try(&p, rc) && !check_stopped(k->m, NULL) &&
-	       !wait_order(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)));
+		if (rc)
+			note(k->m, err->text);
+	} while (is_worth_another_try(&p, rc) && !check_stopped(k->m, NULL) &&
+	         !wait_order(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)));
 	return rc;
 }
 
@@ -456,7 +471,7 @@ static void note_point(struct conductor *k)
  */
 static bool is_refusal(const struct conductor *k, const struct error *err)
 {
-	if (k->m->may_have_run)
+	if (k->handed_on)
 		return is_verdict(err) && err->code == -EKEYREVOKED;
 	return is_verdict(err) || !is_network_error(err->code);
 }
@@ -607,19 +622,15 @@ static int fetch_all(struct conductor *k, struct error *err)
 	return pull_finish(m->pull, err);
 }
 
-/* What the source has not acknowledged, for whoever looks; empty: nothing. */
+/* What the source has not acknowledged. */
 static void note_unheard(struct migration *m, enum frame_type say, const char *why)
 {
 	struct error text = ERROR_INIT;
 
-	if (*why)
-		error_set(&text, 0, "the source has not acknowledged %s%s: %s; trying on",
-		          say == FRAME_ABORT ? "ABORT" : "COMPLETE",
-		          say == FRAME_ABORT ? ", its guest may stand still" : "", why);
-	pthread_mutex_lock(&m->lock);
-	memcpy(m->unheard, text.text, sizeof m->unheard);
-	pthread_mutex_unlock(&m->lock);
-	migration_post(m, NEWS_UNHEARD);
+	error_set(&text, 0, "the source has not acknowledged %s%s: %s",
+	          say == FRAME_ABORT ? "ABORT" : "COMPLETE",
+	          say == FRAME_ABORT ? ", its guest may stand still" : "", why);
+	note(m, text.text);
 }
 
 /* One try. Return: whether the source has answered; *@err is what it said, or what was met. */
@@ -645,8 +656,7 @@ static void note_verdict(struct migration *m, enum frame_type say, const struct 
 	pthread_mutex_lock(&m->lock);
 	m->farewell = FAREWELL_NONE;
 	pthread_mutex_unlock(&m->lock);
-	if (*m->unheard)
-		note_unheard(m, say, "");
+	note(m, "");
 	if (err->code)
 		log_migration_warning(m->params.id, "the source does not take %s: %s",
 		                      say == FRAME_ABORT ? "ABORT" : "COMPLETE", err->text);
@@ -671,7 +681,7 @@ static void say_goodbye(struct conductor *k, enum frame_type say, enum frame_typ
 		if (answered) {
 			note_verdict(m, say, &err);
 		} else {
-			if (!*m->unheard)
+			if (!*m->note)
 				log_migration_warning(m->params.id, "%s: %s; trying on",
 				                      say == FRAME_ABORT ? "ABORT" : "COMPLETE",
 				                      err.text);
@@ -712,6 +722,7 @@ static int conduct_on(struct conductor *k, struct error *err)
 	struct conn_target target = target_now(m);
 	int rc;
 
+	k->handed_on = true;
 	pull_connect_later(m->pull, &target, m->owner->config.tls, &k->hello, m->epoch);
 	rc = start_again(k, err);
 	return rc ? rc : fetch_all(k, err);
@@ -773,8 +784,10 @@ static int warm(struct conductor *k, struct error *err)
 
 	for (;;) {
 		rc = connect_all(k, err);
-		if (!rc)
+		if (!rc) {
+			note(m, "");
 			migration_post(m, NEWS_WARM);
+		}
 		if (!rc)
 			rc = stay_warm(k, err);
 		if (!rc)
@@ -809,6 +822,7 @@ static int conduct(struct conductor *k, struct error *err)
 	rc = pull_start(m->pull);
 	if (rc)
 		return error_errno(err, rc, "threads for the guest's memory");
+	k->handed_on = true;
 	migration_post(m, NEWS_VMSTATE);
 	return fetch_all(k, err);
 }
@@ -822,6 +836,7 @@ static void give_up(struct conductor *k, const struct error *why)
 	struct migration *m = k->m;
 	bool abort;
 
+	note(m, "");
 	/* From here on the loop gives the vmstate to nobody. */
 	pthread_mutex_lock(&m->lock);
 	m->error = *why;

@@ -391,7 +391,7 @@ void destination_news(struct migration *m, unsigned int news)
 		on_failed(m);
 	if ((news & NEWS_CONNECTION) && m->pull)
 		on_connection(m);
-	if (news & NEWS_UNHEARD)
+	if (news & NEWS_NOTE)
 		migration_tell(m, m->reason);
 	if ((news & NEWS_REWARM) && m->state == MIGRATION_WARMING) {
 		migration_move(m, MIGRATION_ATTACHED, "the source guest was attached anew");

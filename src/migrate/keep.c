@@ -95,21 +95,18 @@ static void put_all(struct migration *m, struct saved *s)
 
 void migration_save(struct migration *m)
 {
-	struct saved *s;
-	uint8_t buf[RECORD_BYTES_MAX];
-	int rc = -ENOMEM;
+	/* The loop's alone; and what comes after may rely on it: it can't lack memory. */
+	static struct saved s;
+	static uint8_t buf[RECORD_BYTES_MAX];
+	int rc;
 
 	/* What is not taken over yet is in the record, and not in @m. */
 	if (m->record.fd < 0 || m->left)
 		return;
-	s = calloc(1, sizeof *s);
-	if (s) {
-		put_all(m, s);
-		rc = record_write(&m->record, buf, saved_encode(s, buf));
-		explicit_bzero(s, sizeof *s);
-		explicit_bzero(buf, sizeof buf);
-	}
-	free(s);
+	put_all(m, &s);
+	rc = record_write(&m->record, buf, saved_encode(&s, buf));
+	explicit_bzero(&s, sizeof s);
+	explicit_bzero(buf, sizeof buf);
 	if (rc)
 		log_migration_error(m->params.id,
 		                    "its record can't be written: %s; a daemon that takes over "

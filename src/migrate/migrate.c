@@ -778,19 +778,19 @@ static const char *reason(const struct migration *m)
 	return m->reason;
 }
 
-/* With what the source has not acknowledged. */
+/* With what is being tried meanwhile. */
 static const char *reason_now(struct migration *m)
 {
 	const char *why = reason(m);
-	bool unheard;
+	bool noted;
 
 	pthread_mutex_lock(&m->lock);
-	unheard = *m->unheard;
-	if (unheard)
-		snprintf(m->reason_unheard, sizeof m->reason_unheard, "%s%s%s", why,
-		         *why ? "; " : "", m->unheard);
+	noted = *m->note;
+	if (noted)
+		snprintf(m->reason_noted, sizeof m->reason_noted, "%s%s%s", why, *why ? "; " : "",
+		         m->note);
 	pthread_mutex_unlock(&m->lock);
-	return unheard ? m->reason_unheard : why;
+	return noted ? m->reason_noted : why;
 }
 
 void migration_get_info(struct migration *m, struct migration_info *ret)

@@ -27,7 +27,7 @@ enum migration_news {
 	NEWS_ATTRIBUTES = 1 << 9, /* attributes are the source's */
 	NEWS_ENDED = 1 << 10,     /* the conductor has returned */
 	NEWS_REWARM = 1 << 11,    /* the source guest was attached anew */
-	NEWS_UNHEARD = 1 << 12,   /* unheard has changed */
+	NEWS_NOTE = 1 << 12,      /* note has changed */
 	NEWS_FAREWELL = 1 << 13,  /* so has farewell: write it down */
 };
 
@@ -64,7 +64,7 @@ struct migration {
 	bool taken_over; /* since the VMM was attached, by another process */
 	bool must_go_on; /* its normal course could not be begun again yet */
 	char reason[ERROR_TEXT_MAX];
-	char reason_unheard[2 * ERROR_TEXT_MAX + 2]; /* of migration_get_info() */
+	char reason_noted[2 * ERROR_TEXT_MAX + 2]; /* of migration_get_info() */
 	struct migration_watcher *watchers;
 	struct vmm_conn *vmm; /* NULL while none is attached */
 	struct region_table table;
@@ -98,8 +98,7 @@ struct migration {
 	unsigned int news;   /* enum migration_news, for the loop */
 	unsigned int orders; /* enum conductor_order, for the conductor */
 	struct error error;
-	char unheard[ERROR_TEXT_MAX]; /* what the source has not acknowledged, and why; written by
-	                               * the conductor */
+	char note[ERROR_TEXT_MAX]; /* what the last of its tries met; written by the conductor */
 	uint32_t attributes[REGIONS_MAX]; /* the source's regions' flags, by region */
 	/*
 	 * The point of no return. Whoever is first wins: the loop, giving the vmstate to the VMM,

@@ -171,7 +171,7 @@ def test_vmm_group_says_whose_vmms_may_attach(host):
     assert attach_as(daemon, NOBODY, NOBODY, [other.gr_gid, allowed.gr_gid])
     assert not attach_as(daemon, NOBODY, NOBODY)
     assert not attach_as(daemon, NOBODY, other.gr_gid)
-    assert "uid 65534, gid %d may not connect" % other.gr_gid in daemon.log()
+    assert "uid 65534, gid %d) refused: this user may not connect" % other.gr_gid in daemon.log()
 
 
 @needs_root

@@ -118,6 +118,18 @@ def test_source_guest_attached_anew_while_warming(host):
     pair.finish()
 
 
+def test_what_is_tried_is_told(host):
+    """A source that could not be reached was tried for 30 s without a word in the state."""
+    pair = Pair(host)
+    pair.proxy.refuse(True)
+    pair.destination.call("Start", id="vm1", switchover=False)
+    harness.eventually(lambda: pair.destination.call("Get", id="vm1")["reason"].endswith(
+        "; trying on"), "the state says what is met")
+    pair.proxy.refuse(False)
+    pair.destination.wait_for_log("connected, TLSv1.3")
+    harness.eventually(lambda: not pair.destination.call("Get", id="vm1")["reason"], "and its end")
+
+
 class Garbler:
     """In the place of the source: who dials it meets what no list of errors has."""
 
