@@ -204,6 +204,17 @@ static void watch_expiry(struct migrations *ms)
 		uv_timer_start(&ms->expiry, on_expiry, look_ms, look_ms);
 }
 
+void migrations_set_limits(struct migrations *ms, const struct migrations_config *config)
+{
+	ms->config.prepare_timeout_ms = config->prepare_timeout_ms;
+	ms->config.max_client_migrations = config->max_client_migrations;
+	ms->config.max_migrations = config->max_migrations;
+	ms->config.max_channels = config->max_channels;
+	ms->config.max_vmstate_bytes = config->max_vmstate_bytes;
+	uv_timer_stop(&ms->expiry);
+	watch_expiry(ms);
+}
+
 static void on_closed(void *owner)
 {
 	struct migration *m = owner;

@@ -218,6 +218,9 @@ struct migration_watcher {
 int migrations_new(uv_loop_t *loop, const struct migrations_config *config, struct migrations **ret,
                    struct error *err);
 
+/* Take over the limits of @config, and nothing else of it. */
+void migrations_set_limits(struct migrations *ms, const struct migrations_config *config);
+
 /*
  * migrations_take_over() - go on with what the process before this one has left
  *

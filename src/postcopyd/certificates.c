@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "postcopyd/certificates.h"
 
-#include <signal.h>
 #include <time.h>
 
-#include "postcopyd/service.h"
 #include "telemetry/metrics.h"
 #include "util/log.h"
 
@@ -54,16 +52,13 @@ static void on_daily(uv_timer_t *timer)
 	look(timer->data);
 }
 
-static void on_sighup(uv_signal_t *handle, int signum)
+void certificates_reload(struct certificates *c, const struct tls_config *const *configs)
 {
-	struct certificates *c = handle->data;
 	struct error err = ERROR_INIT;
 	int rc = 0;
 
-	(void)signum;
-	service_reloading();
 	for (size_t i = 0; i < c->n && !rc; i++)
-		rc = tls_context_reload(c->contexts[i], NULL, &err);
+		rc = tls_context_reload(c->contexts[i], configs[i], &err);
 	if (!rc)
 		rc = metrics_reload(c->metrics, &err);
 	if (rc)
@@ -72,7 +67,6 @@ static void on_sighup(uv_signal_t *handle, int signum)
 	else
 		log_info("the certificates are loaded anew, for connections to come");
 	look(c);
-	service_reloaded();
 }
 
 void certificates_init(struct certificates *c, uv_loop_t *loop, struct tls_context *const *contexts,
@@ -82,10 +76,8 @@ void certificates_init(struct certificates *c, uv_loop_t *loop, struct tls_conte
 	for (size_t i = 0; i < n && c->n < CERTIFICATES_CONTEXTS_MAX; i++)
 		if (contexts[i])
 			c->contexts[c->n++] = contexts[i];
-	uv_signal_init(loop, &c->sighup);
 	uv_timer_init(loop, &c->daily);
-	c->sighup.data = c->daily.data = c;
-	uv_signal_start(&c->sighup, on_sighup, SIGHUP);
+	c->daily.data = c;
 	uv_timer_start(&c->daily, on_daily, 0, DAY_S * 1000ull);
 }
 
@@ -93,6 +85,5 @@ void certificates_close(struct certificates *c)
 {
 	if (!c->daily.loop)
 		return;
-	uv_close((uv_handle_t *)&c->sighup, NULL);
 	uv_close((uv_handle_t *)&c->daily, NULL);
 }

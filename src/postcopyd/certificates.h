@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Certificates while the daemon runs: SIGHUP loads the files anew, for the connections to come,
- * and drops none; a certificate that is about to expire is told of each day.
+ * Certificates while the daemon runs: they are loaded anew for the connections to come, and no
+ * connection is dropped; one that is about to expire is told of each day.
  */
 #ifndef POSTCOPYD_CERTIFICATES_H
 #define POSTCOPYD_CERTIFICATES_H
@@ -15,7 +15,6 @@
 struct metrics;
 
 struct certificates {
-	uv_signal_t sighup;
 	uv_timer_t daily;
 	size_t n;
 	struct tls_context *contexts[CERTIFICATES_CONTEXTS_MAX];
@@ -28,6 +27,9 @@ struct certificates {
  */
 void certificates_init(struct certificates *c, uv_loop_t *loop, struct tls_context *const *contexts,
                        size_t n, struct metrics *metrics);
+
+/* The files, and the names that go with @configs, which are in the contexts' order. */
+void certificates_reload(struct certificates *c, const struct tls_config *const *configs);
 
 /* Its handles close. */
 void certificates_close(struct certificates *c);

@@ -6,7 +6,8 @@
 #include "postcopyd/options.h"
 
 /*
- * config_check() - certificates load, sockets have a directory, groups exist, hosts have an address
+ * config_check() - certificates load and will be accepted by peers, sockets have a directory,
+ * groups exist, hosts have an address, and nothing is used twice
  *
  * Nothing is opened for good, bound or changed. Errors are added to @errors.
  */

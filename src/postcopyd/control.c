@@ -39,6 +39,15 @@ static int listen_unix(struct control *c, const struct options *o, int fd, struc
 	return rc;
 }
 
+const struct tls_config *control_tls_config(struct control *c, const struct options *o)
+{
+	c->tls_config = o->tls;
+	c->tls_config.alpn = "h2";
+	c->tls_config.n_allowed_names = o->control_allow.n;
+	c->tls_config.allowed_names = o->control_allow.names;
+	return &c->tls_config;
+}
+
 /* Takes over @fd in any case. */
 static int listen_tls(struct control *c, const struct options *o, int fd, struct error *err)
 {
@@ -52,11 +61,7 @@ static int listen_tls(struct control *c, const struct options *o, int fd, struct
 		return error_set(err, -EINVAL,
 		                 "the service manager gives a socket for gRPC over TCP, but "
 		                 "control-allow names nobody who may call");
-	c->tls_config = o->tls;
-	c->tls_config.alpn = "h2";
-	c->tls_config.n_allowed_names = o->control_allow.n;
-	c->tls_config.allowed_names = o->control_allow.names;
-	rc = tls_context_new(&c->tls_config, &c->tls, err);
+	rc = tls_context_new(control_tls_config(c, o), &c->tls, err);
 	if (rc)
 		return rc;
 	listen.tls = c->tls;

@@ -45,6 +45,9 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 /* The TCP port; 0: none. */
 unsigned int control_port(const struct control *c);
 
+/* The same as @o has it now. Return: what control_tls() is to be reloaded with. */
+const struct tls_config *control_tls_config(struct control *c, const struct options *o);
+
 struct rpc *control_rpc(struct control *c);
 
 /* What TCP connections are opened with; NULL: there are none. */

@@ -39,6 +39,8 @@ enum exit_status {
 };
 
 struct daemon {
+	int argc;
+	char **argv;
 	struct options options;
 	bool has_guests; /* the process before has left migrations under way */
 	struct error
@@ -46,6 +48,7 @@ struct daemon {
 	uv_loop_t loop;
 	uv_signal_t sigterm;
 	uv_signal_t sigint;
+	uv_signal_t sighup;
 	uv_timer_t drain;
 	uint64_t drain_until_ms; /* of the loop's clock; 0: nobody asked for the end */
 	struct fd_store *store;
@@ -67,6 +70,7 @@ static void daemon_close(struct daemon *d)
 		return;
 	uv_close((uv_handle_t *)&d->sigterm, NULL);
 	uv_close((uv_handle_t *)&d->sigint, NULL);
+	uv_close((uv_handle_t *)&d->sighup, NULL);
 	uv_close((uv_handle_t *)&d->drain, NULL);
 	service_stopping();
 	service_close(&d->service);
@@ -118,9 +122,10 @@ static int watch_signals(struct daemon *d, struct error *err)
 	signal(SIGPIPE, SIG_IGN);
 	uv_signal_init(&d->loop, &d->sigterm);
 	uv_signal_init(&d->loop, &d->sigint);
+	uv_signal_init(&d->loop, &d->sighup);
 	uv_timer_init(&d->loop, &d->drain);
 	d->drain.data = d;
-	d->sigterm.data = d->sigint.data = d;
+	d->sigterm.data = d->sigint.data = d->sighup.data = d;
 	rc = uv_signal_start(&d->sigterm, on_signal, SIGTERM);
 	if (!rc)
 		rc = uv_signal_start(&d->sigint, on_signal, SIGINT);
@@ -229,6 +234,15 @@ static int open_page_server(struct daemon *d, struct error *err)
 	return page_server_new(fd, d->tls, &d->page_server, err);
 }
 
+static void set_limits(struct migrations_config *config, const struct options *o)
+{
+	config->prepare_timeout_ms = o->prepare_timeout_s * 1000;
+	config->max_client_migrations = (unsigned int)o->max_client_migrations;
+	config->max_migrations = (unsigned int)o->max_migrations;
+	config->max_channels = (unsigned int)o->max_channels;
+	config->max_vmstate_bytes = o->max_vmstate_bytes;
+}
+
 static int open_migrations(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
@@ -240,13 +254,8 @@ static int open_migrations(struct daemon *d, struct error *err)
 		.vmm_limits = { .conns = (unsigned int)o->max_vmms,
 		                .waiting = (unsigned int)o->max_waiting_vmms,
 		                .attach_timeout_ms = (unsigned int)o->attach_timeout_s * 1000 },
-		.prepare_timeout_ms = o->prepare_timeout_s * 1000,
-		.max_client_migrations = (unsigned int)o->max_client_migrations,
-		.max_migrations = (unsigned int)o->max_migrations,
 		.max_ended = (unsigned int)o->max_ended,
 		.ended_timeout_ms = o->ended_timeout_s * 1000,
-		.max_channels = (unsigned int)o->max_channels,
-		.max_vmstate_bytes = o->max_vmstate_bytes,
 		/* 0: all are. */
 		.slow_fault_ns = o->trace_slow_us ? o->trace_slow_us * NSEC_PER_USEC : 1,
 	};
@@ -254,6 +263,7 @@ static int open_migrations(struct daemon *d, struct error *err)
 
 	if (rc)
 		return rc;
+	set_limits(&config, o);
 	config.n_vmm_groups = d->vmm_groups.n;
 	config.vmm_fd = listener_unix(d->store, "vmm", o->vmm_path, SOCK_SEQPACKET, err);
 	if (config.vmm_fd < 0)
@@ -305,6 +315,48 @@ static void keep_config(struct daemon *d)
 		log_warning("a restart with a wrong file would end badly: %s", err.text);
 }
 
+static void needs_restart(const char *key)
+{
+	log_warning("%s is another now, which needs a restart", key);
+}
+
+/* Return: whether the file and the command line were good, and are in effect as far as they can. */
+static bool read_anew(struct daemon *d)
+{
+	struct config_errors errors = { .n = 0 };
+	struct migrations_config limits = { 0 };
+	struct options fresh;
+	int rc = options_parse(d->argc, d->argv, &fresh, &errors);
+
+	for (size_t i = 0; i < errors.n; i++)
+		log_error("%s", errors.list[i].text);
+	if (!rc) {
+		options_adopt(&d->options, &fresh, needs_restart);
+		log_set_level(d->options.log_level);
+		set_limits(&limits, &d->options);
+		migrations_set_limits(d->migrations, &limits);
+	}
+	options_deinit(&fresh);
+	return !rc;
+}
+
+static void on_sighup(uv_signal_t *handle, int signum)
+{
+	struct daemon *d = handle->data;
+
+	(void)signum;
+	service_reloading();
+	if (d->config_error.code)
+		log_error("the configuration is not read anew: what runs is another; restart");
+	else if (!read_anew(d))
+		log_error("the configuration is wrong, the one of before stays");
+	certificates_reload(&d->certificates,
+	                    (const struct tls_config *const[]){
+	                            &d->options.tls, control_tls_config(d->control, &d->options) });
+	keep_config(d);
+	service_reloaded();
+}
+
 static void say_ready(const struct daemon *d)
 {
 	unsigned int port = d->page_server ? page_server_port(d->page_server) : 0;
@@ -337,6 +389,7 @@ static enum exit_status daemon_run(struct daemon *d)
 		                  (struct tls_context *[]){ d->tls, control_tls(d->control) }, 2,
 		                  d->metrics);
 		keep_config(d);
+		uv_signal_start(&d->sighup, on_sighup, SIGHUP);
 		service_init(&d->service, &d->loop, d->migrations, d->config_error.text);
 		say_ready(d);
 	}
@@ -442,7 +495,7 @@ static enum exit_status read_options(int argc, char **argv, struct daemon *d, bo
 
 int main(int argc, char **argv)
 {
-	struct daemon d = { 0 };
+	struct daemon d = { .argc = argc, .argv = argv };
 	struct error err = ERROR_INIT;
 	enum exit_status status;
 	bool go_on;

@@ -105,6 +105,41 @@ static int add_name(const struct option_row *row, struct options *o, const char 
 	return rc;
 }
 
+/* Lists change places; of the rest what can be changed at all is a number or a text. */
+void option_copy(const struct option_row *row, struct options *to, struct options *from)
+{
+	void *a = (char *)to + row->offset, *b = (char *)from + row->offset;
+	size_t *a_n = (size_t *)((char *)to + row->n_offset);
+	size_t *b_n = (size_t *)((char *)from + row->n_offset);
+	const char **list;
+	size_t n;
+
+	if (option_is_list(row)) {
+		list = *(const char ***)a;
+		*(const char ***)a = *(const char ***)b;
+		*(const char ***)b = list;
+		n = *a_n;
+		*a_n = *b_n;
+		*b_n = n;
+	} else if (row->kind == OPTION_CHOICE) {
+		*(int *)a = *(const int *)b;
+	} else if (row->kind == OPTION_NUMBER || row->kind == OPTION_SIZE) {
+		*(uint64_t *)a = *(const uint64_t *)b;
+	} else {
+		*(const char **)a = *(const char *const *)b;
+	}
+}
+
+void option_texts_move(struct options *to, struct options *from)
+{
+	struct options_text **end = &to->texts;
+
+	while (*end)
+		end = &(*end)->next;
+	*end = from->texts;
+	from->texts = NULL;
+}
+
 void option_list_free(const struct option_row *row, struct options *o)
 {
 	const char ***names = (const char ***)((char *)o + row->offset);

@@ -39,6 +39,7 @@ struct option_row {
 	const char *help;
 	const char *fallback; /* the default, as one would write it; NULL: none */
 	uint64_t min, max;
+	bool is_live; /* SIGHUP changes it */
 	struct option_choice choices[OPTION_CHOICES_MAX];
 };
 
@@ -54,8 +55,12 @@ int option_set(const struct option_row *row, struct options *o, const char *valu
 /* As lines of a file, none longer than one it may have come from; a comment for no value. */
 void option_print(const struct option_row *row, const struct options *o, FILE *to);
 
+/* Have @to what @from has: its values stay @from's. */
+void option_copy(const struct option_row *row, struct options *to, struct options *from);
+
 /* Frees what option_set() has copied for all rows; and the list of one row. */
 void option_texts_free(struct options *o);
+void option_texts_move(struct options *to, struct options *from);
 void option_list_free(const struct option_row *row, struct options *o);
 
 static inline bool option_is_list(const struct option_row *row)

@@ -28,8 +28,8 @@ static const struct option_row table[] = {
 	  .help = "group whose members may connect; repeat; root and its own user always may" },
 	{ "control", "control-listen", OPTION_ADDRESS, AT(control_listen), .arg = "HOST:PORT",
 	  .help = "serve gRPC here as well, over mutual TLS", .fallback = "none" },
-	{ "control", "control-allow", OPTION_SANS, NAMES_AT(control_allow), .arg = "SAN",
-	  .max = OPTIONS_SANS_MAX,
+	{ "control", "control-allow", OPTION_SANS, .is_live = true, NAMES_AT(control_allow),
+	  .arg = "SAN", .max = OPTIONS_SANS_MAX,
 	  .help = "name (URI or DNS) whose certificate may drive the daemon there; repeat" },
 
 	{ "vmm", "vmm", OPTION_TEXT, AT(vmm_path), .arg = "PATH", .help = "VMM socket",
@@ -37,7 +37,7 @@ static const struct option_row table[] = {
 	{ "vmm", "vmm-group", OPTION_NAMES, NAMES_AT(vmm_groups), .arg = "NAME",
 	  .max = OPTIONS_GROUPS_MAX,
 	  .help = "group whose members may connect; repeat; root and its own user always may" },
-	{ "vmm", "max-vmstate", OPTION_SIZE, AT(max_vmstate_bytes), .arg = "BYTES",
+	{ "vmm", "max-vmstate", OPTION_SIZE, .is_live = true, AT(max_vmstate_bytes), .arg = "BYTES",
 	  .help = "largest device state", .fallback = "64M", .min = 1, .max = 1ull << 40 },
 	{ "vmm", "max-vmms", OPTION_NUMBER, AT(max_vmms), .arg = "N",
 	  .help = "most VMMs that are connected at a time; root's get a few more",
@@ -48,28 +48,28 @@ static const struct option_row table[] = {
 	{ "vmm", "attach-timeout", OPTION_NUMBER, AT(attach_timeout_s), .arg = "SECONDS",
 	  .help = "how long a VMM may be connected without attaching", .fallback = "10", .min = 1,
 	  .max = 3600 },
-	{ "vmm", "prepare-timeout", OPTION_NUMBER, AT(prepare_timeout_s), .arg = "SECONDS",
-	  .help = "how long a migration waits for its VMM; 0: for ever", .fallback = "3600",
-	  .max = 31536000 },
-	{ "vmm", "max-migrations", OPTION_NUMBER, AT(max_migrations), .arg = "N",
+	{ "vmm", "prepare-timeout", OPTION_NUMBER, .is_live = true, AT(prepare_timeout_s),
+	  .arg = "SECONDS", .help = "how long a migration waits for its VMM; 0: for ever",
+	  .fallback = "3600", .max = 31536000 },
+	{ "vmm", "max-migrations", OPTION_NUMBER, .is_live = true, AT(max_migrations), .arg = "N",
 	  .help = "most migrations that are not over", .fallback = "1024", .min = 1,
 	  .max = 1000000 },
-	{ "vmm", "max-client-migrations", OPTION_NUMBER, AT(max_client_migrations), .arg = "N",
-	  .help = "most of them that one client, but root, has prepared", .fallback = "512",
-	  .min = 1, .max = 1000000 },
+	{ "vmm", "max-client-migrations", OPTION_NUMBER, .is_live = true, AT(max_client_migrations),
+	  .arg = "N", .help = "most of them that one client, but root, has prepared",
+	  .fallback = "512", .min = 1, .max = 1000000 },
 	{ "vmm", "max-ended", OPTION_NUMBER, AT(max_ended), .arg = "N",
 	  .help = "most migrations that are over and are remembered", .fallback = "32",
 	  .max = 100000 },
 	{ "vmm", "ended-timeout", OPTION_NUMBER, AT(ended_timeout_s), .arg = "SECONDS",
 	  .help = "how long they are remembered at most; 0: no limit", .fallback = "86400",
 	  .max = 31536000 },
-	{ "vmm", "max-channels", OPTION_NUMBER, AT(max_channels), .arg = "N",
+	{ "vmm", "max-channels", OPTION_NUMBER, .is_live = true, AT(max_channels), .arg = "N",
 	  .help = "most fetch channels of a VMM", .fallback = "64", .min = 1,
 	  .max = FETCH_CHANNELS_MAX },
 
 	{ "stream", "listen", OPTION_ADDRESS, AT(listen), .arg = "HOST:PORT",
 	  .help = "serve page streams here; port 0: any; none: be no source", .fallback = "none" },
-	{ "stream", "allow-peer", OPTION_SANS, .max = OPTIONS_SANS_MAX,
+	{ "stream", "allow-peer", OPTION_SANS, .is_live = true, .max = OPTIONS_SANS_MAX,
 	  .offset = offsetof(struct options, tls.allowed_names),
 	  .n_offset = offsetof(struct options, tls.n_allowed_names), .arg = "SAN",
 	  .help = "name (URI or DNS) that may connect; repeat; none: any of the CA" },
@@ -86,7 +86,7 @@ static const struct option_row table[] = {
 	  .help = "its private key, PEM" },
 	{ "tls", "ca", OPTION_CREDENTIAL, AT(tls.ca_path), .arg = "FILE",
 	  .help = "authorities that peers' certificates come from, PEM" },
-	{ "tls", "crl", OPTION_CREDENTIAL, AT(tls.crl_path), .arg = "FILE",
+	{ "tls", "crl", OPTION_CREDENTIAL, .is_live = true, AT(tls.crl_path), .arg = "FILE",
 	  .help = "their lists of what they have revoked, PEM" },
 
 	{ "metrics", "metrics-listen", OPTION_ADDRESS, AT(metrics_listen), .arg = "HOST:PORT",
@@ -106,7 +106,7 @@ static const struct option_row table[] = {
 	  .help = "a fault that takes longer is a slow one, microseconds", .fallback = "1000",
 	  .max = 60000000 },
 
-	{ "log", "log-level", OPTION_CHOICE, AT(log_level), .arg = "LEVEL",
+	{ "log", "log-level", OPTION_CHOICE, .is_live = true, AT(log_level), .arg = "LEVEL",
 	  .help = "error, warning, info or debug", .fallback = "info",
 	  .choices = { { "error", LOG_LEVEL_ERROR },
 	               { "warning", LOG_LEVEL_WARNING },
@@ -119,9 +119,9 @@ static const struct option_row table[] = {
 	               { "json", LOG_FORMAT_JSON },
 	               { "journal", LOG_FORMAT_JOURNAL } } },
 
-	{ "daemon", "drain-timeout", OPTION_NUMBER, AT(drain_timeout_s), .arg = "SECONDS",
-	  .help = "how long SIGTERM lets migrations run on; 0: park them at once", .fallback = "0",
-	  .max = 86400 },
+	{ "daemon", "drain-timeout", OPTION_NUMBER, .is_live = true, AT(drain_timeout_s),
+	  .arg = "SECONDS", .help = "how long SIGTERM lets migrations run on; 0: park them at once",
+	  .fallback = "0", .max = 86400 },
 	{ "daemon", "fd-store-max", OPTION_NUMBER, AT(fd_store_max), .arg = "N",
 	  .help = "FileDescriptorStoreMax= of the unit, where systemd does not say it (before 254)",
 	  .fallback = "4096", .min = 16, .max = 1000000 },
@@ -379,6 +379,34 @@ int options_parse_file(FILE *file, const char *name, struct options *ret,
 	if (!set_defaults(ret, errors))
 		read_file(&s, file, name, errors);
 	return errors->n ? -EINVAL : 0;
+}
+
+static char *print_row(const struct option_row *row, const struct options *o)
+{
+	char *text = NULL;
+	size_t len;
+	FILE *to = open_memstream(&text, &len);
+
+	if (!to)
+		return NULL;
+	option_print(row, o, to);
+	fclose(to);
+	return text;
+}
+
+void options_adopt(struct options *o, struct options *fresh, void (*needs_restart)(const char *key))
+{
+	for (size_t i = 0; i < N_OPTIONS && table[i].section; i++) {
+		_cleanup_free_ char *now = print_row(&table[i], o);
+		_cleanup_free_ char *then = print_row(&table[i], fresh);
+
+		if (table[i].is_live)
+			option_copy(&table[i], o, fresh);
+		else if (!now || !then || strcmp(now, then))
+			needs_restart(table[i].name);
+	}
+	/* Those of before may be in use still. */
+	option_texts_move(o, fresh);
 }
 
 void options_deinit(struct options *o)

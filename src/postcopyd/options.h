@@ -90,6 +90,14 @@ int options_parse(int argc, char **argv, struct options *ret, struct config_erro
 int options_parse_file(FILE *file, const char *name, struct options *ret,
                        struct config_errors *errors);
 
+/*
+ * options_adopt() - what may change while the daemon runs
+ * @fresh: gives what it has; then only to be given to options_deinit()
+ * @needs_restart: called for each key that differs and is not taken
+ */
+void options_adopt(struct options *o, struct options *fresh,
+                   void (*needs_restart)(const char *key));
+
 void options_deinit(struct options *o);
 
 /* As a file that says the same. */

@@ -317,12 +317,8 @@ static bool is_allowed(const struct tls_rules *rules, enum tls_name_kind kind, c
 	return !rules->n_names;
 }
 
-/*
- * A SAN of a kind that counts. Names with a NUL inside are passed over: they could look like
- * another; and so are empty ones, and those that are too long to be told apart.
- */
-static bool read_san(const GENERAL_NAME *san, enum tls_name_kind *ret_kind,
-                     char ret_name[static TLS_NAME_MAX])
+bool tls_read_san(const GENERAL_NAME *san, enum tls_name_kind *ret_kind,
+                  char ret_name[static TLS_NAME_MAX])
 {
 	const ASN1_STRING *string;
 	size_t len;
@@ -350,7 +346,7 @@ static bool find_name(const struct tls_rules *rules, X509 *cert, char ret_name[s
 		char name[TLS_NAME_MAX];
 		enum tls_name_kind kind;
 
-		if (!read_san(sk_GENERAL_NAME_value(sans, i), &kind, name))
+		if (!tls_read_san(sk_GENERAL_NAME_value(sans, i), &kind, name))
 			continue;
 		allowed = is_allowed(rules, kind, name);
 		if (allowed || !seen++)

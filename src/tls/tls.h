@@ -74,6 +74,13 @@ struct tls_context *tls_context_free(struct tls_context *ctx);
  */
 int tls_context_reload(struct tls_context *ctx, const struct tls_config *config, struct error *err);
 
+/*
+ * tls_check_files() - what would keep peers from accepting this host, beyond files that load
+ * @tell: called for each thing that is wrong; or for the one error of tls_context_new()
+ */
+void tls_check_files(const struct tls_config *config,
+                     void (*tell)(void *arg, const struct error *err), void *arg);
+
 /* When the certificate expires: seconds since the epoch; 0 where that can't be told. */
 int64_t tls_context_expiry(struct tls_context *ctx);
 

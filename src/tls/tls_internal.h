@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include <openssl/ssl.h>
+#include <openssl/x509v3.h>
 
 #include "tls/names.h"
 #include "tls/tls.h"
@@ -37,6 +38,15 @@ struct tls_rules {
 };
 
 const struct tls_rules *tls_rules_of(const SSL *ssl);
+
+/*
+ * tls_read_san() - a SAN of a kind that counts
+ *
+ * Names with a NUL inside are passed over: they could look like another; and so are empty ones,
+ * and those that are too long to be told apart. Return: whether it is one.
+ */
+bool tls_read_san(const GENERAL_NAME *san, enum tls_name_kind *ret_kind,
+                  char ret_name[static TLS_NAME_MAX]);
 
 /* Who the peer of a connection is. */
 struct tls_peer {

@@ -20,7 +20,7 @@
 #define JOURNAL_SOCKET "/run/systemd/journal/socket"
 
 static const char *log_name = "postcopy";
-static enum log_level log_max = LOG_LEVEL_INFO;
+static _Atomic enum log_level log_max = LOG_LEVEL_INFO;
 static enum log_format log_format = LOG_FORMAT_LOGFMT;
 static int log_fd = STDERR_FILENO;
 static bool log_fd_is_socket;
@@ -77,6 +77,11 @@ static void open_stderr(void)
 		log_fd = STDERR_FILENO;
 		log_fd_may_block = true;
 	}
+}
+
+void log_set_level(enum log_level level)
+{
+	log_max = level;
 }
 
 void log_init(const char *name, enum log_level level, enum log_format format)

@@ -74,6 +74,9 @@ struct log_counts {
 /* Before the first thread starts. @name must stay valid. */
 void log_init(const char *name, enum log_level level, enum log_format format);
 
+/* From now on; from any thread. */
+void log_set_level(enum log_level level);
+
 /* Of all sites, since the start. */
 struct log_counts log_get_counts(void);
 

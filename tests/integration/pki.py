@@ -29,19 +29,19 @@ class Pki:
         self.dir = directory
         self.ca = self._authority("ca")
         self.other_ca = self._authority("other-ca")
-        self.source = self._identity("source", "URI:postcopy:source")
-        self.destination = self._identity("destination", "URI:postcopy:destination")
-        self.stranger = self._identity("stranger", "URI:postcopy:stranger")
+        self.source = self.identity("source", "URI:postcopy:source")
+        self.destination = self.identity("destination", "URI:postcopy:destination")
+        self.stranger = self.identity("stranger", "URI:postcopy:stranger")
         # For gRPC: stock clients look for the host's name in a server's certificate.
-        self.server = self._identity("server", "URI:postcopy:source,URI:postcopy:destination,"
+        self.server = self.identity("server", "URI:postcopy:source,URI:postcopy:destination,"
                                      "DNS:localhost,IP:127.0.0.1")
-        self.controller = self._identity("controller", "URI:postcopy:controller")
+        self.controller = self.identity("controller", "URI:postcopy:controller")
         # The same for the server of the library alone.
-        self.service = self._identity("service", "URI:postcopy:service,DNS:localhost")
-        self.nameless = self._identity("nameless", None)
-        self.expired = self._identity("expired", "URI:postcopy:destination", days=0)
-        self.forged = self._identity("forged", "URI:postcopy:destination", signer="other-ca")
-        self.forged_source = self._identity("forged-source", "URI:postcopy:source",
+        self.service = self.identity("service", "URI:postcopy:service,DNS:localhost")
+        self.nameless = self.identity("nameless", None)
+        self.expired = self.identity("expired", "URI:postcopy:destination", days=0)
+        self.forged = self.identity("forged", "URI:postcopy:destination", signer="other-ca")
+        self.forged_source = self.identity("forged-source", "URI:postcopy:source",
                                             signer="other-ca")
 
     def crl(self, path, revoked=(), days=2):
@@ -62,11 +62,11 @@ class Pki:
                 "-keyout", self.dir / (name + ".key"), "-out", cert)
         return cert
 
-    def _identity(self, name, san, signer="ca", days=2):
+    def identity(self, name, san, usage="serverAuth,clientAuth", signer="ca", days=2):
         base = self.dir / name
         request, ext = base.with_suffix(".csr"), base.with_suffix(".ext")
         names = "subjectAltName=%s\n" % san if san else ""
-        ext.write_text(names + "extendedKeyUsage=serverAuth,clientAuth\n")
+        ext.write_text(names + "extendedKeyUsage=%s\n" % usage)
         openssl(*NEW_KEY, "-subj", "/CN=" + name, "-keyout", base.with_suffix(".key"),
                 "-out", request)
         openssl("x509", "-req", "-in", request, "-days", days, "-extfile", ext,

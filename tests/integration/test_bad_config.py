@@ -94,11 +94,11 @@ def test_wrong_file_without_one_of_before(pair):
 
 def test_what_guests_can_do_without_is_no_reason_to_end(host, pair):
     """A port for metrics or gRPC that is in use ended the daemon, again and again."""
-    port = host.daemon("source").port
+    ports = host.daemon("source").port, host.daemon("source").port
     pair.in_postcopy()
     pair.restart_with("[metrics]\nmetrics-listen=127.0.0.1:%d\n[control]\n"
                       "control-listen=127.0.0.1:%d\ncontrol-allow=postcopy:somebody\n"
-                      % (port, port))
+                      % ports)
     assert "gRPC over TCP is not served" in pair.destination.log()
     assert "Address already in use: not served" in pair.destination.log()
     pair.finish()

@@ -3,12 +3,14 @@
 import grp
 import os
 import pathlib
+import shutil
 import subprocess
 
 import pytest
 
 import harness
 import pyvmm
+from pki import Identity
 from test_migrate import Pair
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
@@ -102,6 +104,48 @@ def test_a_certificate_that_does_not_load_is_named(config, tmp_path, what):
     bad.write_text("no PEM\n")
     done = run("--config", path, "--" + what, bad, "--check-config")
     assert str(bad) in complaints(done)[0]
+
+
+@pytest.mark.parametrize("who, told", [
+    ("expired", "certificate has expired"), ("nameless", "no name that peers could allow"),
+    ("forged", "refused by peers with this CA"), ("client", "as SSL server"),
+    ("server_only", "as SSL client"), ("authority", "an authority's")])
+def test_an_own_certificate_that_peers_refuse_is_told(config, pki, who, told):
+    """It was OK, and then no guest could be fetched from this host, or came here."""
+    if who == "client":
+        identity = pki.identity("client", "URI:x:a", usage="clientAuth")
+    elif who == "server_only":
+        identity = pki.identity("server-only", "URI:x:a", usage="serverAuth")
+    elif who == "authority":
+        identity = Identity(pki.ca, pki.dir / "ca.key", pki.ca)
+    else:
+        identity = getattr(pki, who)
+    lines = complaints(run("--config", config(tls=identity), "--check-config"))
+    assert any(told in line and str(identity.cert) in line for line in lines), lines
+
+
+def test_a_key_that_others_can_read_is_told(config, pki, tmp_path):
+    key = tmp_path / "own.key"
+    shutil.copy(pki.source.key, key)
+    key.chmod(0o644)
+    path = config(tls=Identity(pki.source.cert, key, pki.ca))
+    assert "key \"%s\" has mode 644" % key in complaints(run("--config", path, "--check-config"))[0]
+    key.chmod(0o640)
+    assert run("--config", path, "--check-config").stdout == "OK\n"
+
+
+def test_one_path_or_port_twice_is_told(config, tmp_path):
+    """The second socket took the first one's place, and no client reached its service."""
+    (tmp_path / "same").symlink_to(tmp_path)
+    path = config(extra="[stream]\nlisten=127.0.0.1:7777\n[metrics]\nmetrics-listen=0.0.0.0:7777\n")
+    path.write_text(path.read_text().replace("vmm=%s/vmm" % tmp_path, "vmm=%s/same/control" % tmp_path))
+    lines = complaints(run("--config", path, "--check-config"))
+    assert any("control and vmm are one path" in line for line in lines), lines
+    assert any("listen (127.0.0.1:7777) and metrics-listen (0.0.0.0:7777) are one" in line
+               for line in lines), lines
+    assert len(lines) == 2
+    path = config(extra="[stream]\nlisten=127.0.0.1:0\n[metrics]\nmetrics-listen=127.0.0.1:0\n")
+    assert run("--config", path, "--check-config").stdout == "OK\n"
 
 
 def test_a_named_file_that_is_absent_is_an_error(tmp_path):

@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import ssl
+import subprocess
 import time
 
 import pytest
@@ -112,3 +113,46 @@ def test_the_day_it_expires_is_told_by_host_and_metrics(host, pki):
     assert time.time() < expiry < time.time() + 3 * 24 * 3600
     assert test_metrics.value(test_metrics.samples(daemon),
                               "postcopyd_certificate_expiry_timestamp_seconds") == expiry
+
+
+def reread(daemon, path, text):
+    path.write_text(text)
+    before = daemon.log().count("loaded anew")
+    daemon.popen.send_signal(signal.SIGHUP)
+    harness.eventually(lambda: daemon.log().count("loaded anew") > before, "it is read")
+
+
+def test_the_file_is_read_again(host, pki):
+    """A name that was allowed by mistake, or a limit, took a restart of the daemon to change."""
+    path = host.dir / "own.conf"
+    path.write_text("[control]\ncontrol-listen=127.0.0.1:0\ncontrol-allow=postcopy:controller\n")
+    daemon = host.daemon("source", extra=["--config", path])
+    daemon.prepare_source("vm1")
+    port = re.search(r"gRPC over TCP on port (\d+)", daemon.log()).group(1)
+
+    def is_allowed(identity):
+        done = subprocess.run([harness.BUILD / "src/ctl/postcopyctl", "list", "--control",
+                               "127.0.0.1:" + port, "--cert", identity.cert, "--key", identity.key,
+                               "--ca", identity.ca], stdin=subprocess.DEVNULL, capture_output=True,
+                              text=True, timeout=harness.DEADLINE_S)
+        return done.returncode == 0
+
+    assert is_allowed(pki.controller) and not is_allowed(pki.stranger)
+    reread(daemon, path, "[control]\ncontrol-listen=127.0.0.1:0\ncontrol-allow=postcopy:stranger\n"
+           "[vmm]\nmax-migrations=1\nmax-client-migrations=1\nmax-vmms=7\n[log]\nlog-level=debug\n")
+    assert is_allowed(pki.stranger) and not is_allowed(pki.controller)
+    assert "max-vmms is another now, which needs a restart" in daemon.log()
+    assert "max-migrations is another" not in daemon.log()
+    # One that is wrong changes nothing.
+    reread(daemon, path, "[control]\ncontrol-allow=postcopy:controller\n[vmm]\nmax-wmms=1\n")
+    assert "no such key" in daemon.log() and "the one of before stays" in daemon.log()
+    assert is_allowed(pki.stranger) and not is_allowed(pki.controller)
+
+
+def test_limits_are_read_again(host):
+    path = host.dir / "own.conf"
+    path.write_text("")
+    daemon = host.daemon("destination", extra=["--config", path])
+    daemon.prepare_destination("vm1", "127.0.0.1:9")
+    reread(daemon, path, "[vmm]\nprepare-timeout=1\n")
+    assert "prepare-timeout" in daemon.wait_for_state("vm1", "cancelled")["reason"]
