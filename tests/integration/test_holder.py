@@ -75,7 +75,11 @@ def test_a_warm_destinations_cancel_does_not_resume_the_source(host):
     pair.source_vmm.pause()
     pair.destination_vmm.load()
     pair.destination.wait_for_state("vm1", "postcopy")
-    second.daemon.call("Cancel", id="vm1")
+    try:
+        second.daemon.call("Cancel", id="vm1")
+    except ControlError:
+        # Its ping was answered before: it is not the holder.
+        assert second.daemon.state("vm1") == "failed"
     assert second.daemon.wait_for_state("vm1", "cancelled", "failed")
     assert told_nothing(pair.source_vmm)
     pair.read(5)
