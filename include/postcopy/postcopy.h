@@ -38,8 +38,8 @@
  *     that had arrived in part, that part may be zero). So what is to be given back and to
  *     read as zeroes (a balloon's pages, memory that is unplugged) is told first, by
  *     postcopy_discard(). Guests that may not count on zeroes need nothing.
- *   - a page that is on its way at that very moment: postcopy_discard() waits for it;
- *     MADV_DONTNEED on anonymous memory alone may leave its former content.
+ *   - a page that is on its way at that very moment: postcopy_discard() waits for it, and of
+ *     anonymous memory MADV_DONTNEED makes it zero like any other.
  *   - munmap() and mremap() of whole or partial regions are followed. Each of these calls
  *     returns when the daemon has heard of it, and waits while no daemon runs.
  *   - the regions are set MADV_DONTFORK: a child does not see guest memory.

@@ -212,6 +212,42 @@ static void count(struct pull *p, const struct frame_pages *pages,
 		stat_add(&p->stats.prefetch_hit, (uint64_t)__builtin_popcountll(filled));
 }
 
+/*
+ * Have the fault thread fill it. Either it sees that this one waits, or this one that it takes
+ * nothing any more.
+ */
+static int hand_over(struct bulk *b, const struct resolver_batch *batch, uint64_t *ret_filled)
+{
+	struct handed *h = &b->handed;
+	struct pull *p = b->pull;
+
+	h->batch = *batch;
+	h->left = batch->data_mask | batch->zero_mask | batch->error_mask;
+	h->done = 0;
+	atomic_store(&h->waits, true);
+	/* While there is one it does not sleep. */
+	if (!atomic_fetch_add(&p->n_handed, 1))
+		pull_wake_fault_thread(p);
+	if (atomic_load(&p->fault.refuses) && atomic_exchange(&h->waits, false)) {
+		atomic_fetch_sub(&p->n_handed, 1);
+		h->rc = -ECANCELED;
+	} else {
+		while (sem_wait(&h->filled))
+			;
+	}
+	*ret_filled = h->done;
+	return h->rc;
+}
+
+static int fill_batch(struct bulk *b, const struct resolver_batch *batch, uint64_t *ret_filled)
+{
+	const struct region *region = &b->pull->config.table.regions[batch->region];
+
+	return region->memory == POSTCOPY_MEMORY_ANONYMOUS
+	               ? hand_over(b, batch, ret_filled)
+	               : resolver_fill(&b->caller, batch, ret_filled);
+}
+
 static void fill(struct bulk *b, const struct frame_pages *pages, const struct scheduler_item *item,
                  const uint8_t *data)
 {
@@ -225,7 +261,7 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 		.data = data,
 	};
 	uint64_t filled;
-	int rc = resolver_fill(&b->caller, &batch, &filled);
+	int rc = fill_batch(b, &batch, &filled);
 	uint64_t now_ns = clock_now_ns();
 
 	count(p, pages, item, filled, rc);

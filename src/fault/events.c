@@ -77,12 +77,12 @@ static void change_map(struct events *e, const struct uffd_msg *msg, unsigned in
 		                    ADDRMAP_PIECES_MAX);
 }
 
-/* @taken_up: the process that took it is gone, and with it whoever filled. */
+/* @taken_up: it was taken by the process before. */
 static void apply(struct events *e, const struct uffd_msg *msg, unsigned int slot, bool taken_up)
 {
 	switch (msg->event) {
 	case UFFD_EVENT_REMOVE:
-		resolver_discard(e->resolver, msg->arg.remove.start, msg->arg.remove.end, taken_up);
+		resolver_discard(e->resolver, msg->arg.remove.start, msg->arg.remove.end);
 		return;
 	case UFFD_EVENT_UNMAP:
 	case UFFD_EVENT_REMAP:

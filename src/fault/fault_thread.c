@@ -29,6 +29,10 @@
 #define FDS_FIXED 3
 /* After each event or answer, how long the next is waited for awake. */
 #define SPIN_NS (50 * NSEC_PER_USEC)
+/* What bulk has brought is filled so many units at a time, between one look for faults and the
+ * next.
+ */
+#define HANDED_UNITS 16u
 /* Between two tries to fill where the memory could not be had, or somebody else claims it. */
 #define REFILL_MS 100
 /* With nothing else to do: how often the connection is looked at; and when it is asked. */
@@ -146,6 +150,76 @@ static void on_woken(void *arg, uint32_t region, uint64_t first_unit, uint64_t f
 	(void)first_unit;
 	ft->filled_ns = filled_ns;
 	ft->mapped_ns = mapped_ns;
+}
+
+/* The same for what a bulk thread has brought. */
+static void on_bulk_woken(void *arg, uint32_t region, uint64_t first_unit, uint64_t filled_ns,
+                          uint64_t mapped_ns)
+{
+	struct fault_thread *ft = arg;
+
+	brought_note(&ft->pull->brought, region, first_unit, filled_ns, mapped_ns);
+}
+
+/* The bulk thread goes on. */
+static void give_back_handed(struct pull *p, struct handed *h, int rc)
+{
+	h->rc = rc;
+	atomic_fetch_sub(&p->n_handed, 1);
+	sem_post(&h->filled);
+}
+
+/* One that waits, in turn; or NULL. */
+static struct handed *next_handed(struct fault_thread *ft)
+{
+	struct pull *p = ft->pull;
+
+	if (!atomic_load(&p->n_handed))
+		return NULL;
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
+		struct handed *h = &p->bulks[ft->next_handed++ % PULL_STREAMS_MAX].handed;
+
+		if (atomic_load(&h->waits))
+			return h;
+	}
+	return NULL;
+}
+
+/* The units of @h->left that are filled next, as a batch. */
+static struct resolver_batch next_part(const struct handed *h)
+{
+	unsigned int first = (unsigned int)__builtin_ctzll(h->left) / HANDED_UNITS * HANDED_UNITS;
+	uint64_t part = ((1ull << HANDED_UNITS) - 1) << first;
+	uint64_t before = h->batch.data_mask & ((1ull << first) - 1);
+	struct resolver_batch b = h->batch;
+
+	b.data_mask &= part;
+	b.zero_mask &= part;
+	b.error_mask &= part;
+	b.data += (size_t)__builtin_popcountll(before) * UNIT_BYTES;
+	return b;
+}
+
+/* Fill a part of what a bulk thread has handed over. */
+static void fill_handed(struct fault_thread *ft)
+{
+	struct handed *h = next_handed(ft);
+	uint64_t filled = 0;
+	int rc = 0;
+
+	if (!h)
+		return;
+	if (h->left) {
+		struct resolver_batch part = next_part(h);
+
+		rc = resolver_fill(&ft->bulk_caller, &part, &filled);
+		h->left &= ~(part.data_mask | part.zero_mask | part.error_mask);
+		h->done |= filled;
+	}
+	if (h->left && !rc)
+		return;
+	atomic_store(&h->waits, false);
+	give_back_handed(ft->pull, h, rc);
 }
 
 static void count_remote(struct pull_stats *stats, const struct fault_record *r)
@@ -496,6 +570,7 @@ static bool wait_for_news(struct fault_thread *ft)
 		{ .fd = p->wake_fd, .events = POLLIN },
 	};
 	unsigned int n = ft->fetches.n_channels;
+	bool handed = atomic_load(&p->n_handed);
 	uint64_t drained;
 
 	for (unsigned int i = 0; i < n; i++)
@@ -503,10 +578,12 @@ static bool wait_for_news(struct fault_thread *ft)
 		        (struct pollfd){ .fd = fetch_room ? ft->fetches.channels[i] : -1,
 			                 .events = POLLIN };
 	/* Beside bulk all cores are awake anyway, and busy. */
-	thread_spin_poll(fds, FDS_FIXED + n, stat_get(&p->stats.bulk_in_flight) ? 0 : SPIN_NS,
-	                 ft->look_again ? REFILL_MS
-	                 : ft->conn     ? ALIVE_LOOK_MS
-	                                : -1);
+	thread_spin_poll(fds, FDS_FIXED + n,
+	                 handed || stat_get(&p->stats.bulk_in_flight) ? 0 : SPIN_NS,
+	                 handed           ? 0
+	                 : ft->look_again ? REFILL_MS
+	                 : ft->conn       ? ALIVE_LOOK_MS
+	                                  : -1);
 	if (fds[0].revents & POLLERR)
 		uffd_set_nonblocking(p->config.uffd);
 	if (fds[1].revents)
@@ -578,6 +655,17 @@ static void finish_brought(struct fault_thread *ft)
 		resolve(ft, &ft->table.faults[i]);
 }
 
+/* What bulk threads wait for is not done any more. */
+static void refuse_handed(struct fault_thread *ft)
+{
+	struct pull *p = ft->pull;
+
+	atomic_store(&ft->refuses, true);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
+		if (atomic_exchange(&p->bulks[i].handed.waits, false))
+			give_back_handed(p, &p->bulks[i].handed, -ECANCELED);
+}
+
 static void say(struct pull *p, bool *what)
 {
 	pthread_mutex_lock(&p->lock);
@@ -599,6 +687,7 @@ static void only_read_events(struct fault_thread *ft)
 	};
 	uint64_t drained;
 
+	refuse_handed(ft);
 	say(p, &ft->only_reads);
 	while (!atomic_load(&ft->done)) {
 		(void)poll(fds, 2, -1);
@@ -622,6 +711,8 @@ void *fault_thread_main(void *arg)
 	ft->caller = (struct resolver_caller){
 		.resolver = &p->resolver, .again = on_again, .woken = on_woken, .arg = ft
 	};
+	ft->bulk_caller = ft->caller;
+	ft->bulk_caller.woken = on_bulk_woken;
 	begin_listening(ft);
 	while (!atomic_load(&p->stopping)) {
 		if (wait_for_news(ft))
@@ -638,6 +729,7 @@ void *fault_thread_main(void *arg)
 		if (ft->table.n)
 			serve_faults(ft);
 		bring_back_left_out(ft);
+		fill_handed(ft);
 	}
 	only_read_events(ft);
 	if (page_state_missing(p->state)) {

@@ -37,8 +37,10 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
 	dialing_init(&p->dialing);
-	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
 		dialing_init(&p->bulks[i].dialing);
+		sem_init(&p->bulks[i].handed.filled, 0, 0);
+	}
 	p->resolver = (struct resolver){
 		.table = &p->config.table,
 		.memories = p->config.memories,
@@ -140,8 +142,9 @@ static void await_fault_thread(struct pull *p, const bool *says)
 void pull_stop_filling(struct pull *p)
 {
 	pull_cancel(p);
-	join_fillers(p);
+	/* In this order: a bulk thread may wait for what it has handed over. */
 	await_fault_thread(p, &p->fault.only_reads);
+	join_fillers(p);
 }
 
 void pull_stop(struct pull *p)
@@ -189,8 +192,10 @@ struct pull *pull_free(struct pull *p)
 	resolver_deinit(&p->resolver);
 	throttle_deinit(&p->throttle);
 	dialing_deinit(&p->dialing);
-	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
 		dialing_deinit(&p->bulks[i].dialing);
+		sem_destroy(&p->bulks[i].handed.filled);
+	}
 	pthread_cond_destroy(&p->changed);
 	pthread_mutex_destroy(&p->lock);
 	free(p);

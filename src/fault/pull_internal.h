@@ -4,6 +4,7 @@
 #define FAULT_PULL_INTERNAL_H
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 
 #include "fault/arrival.h"
@@ -22,6 +23,19 @@
 /* A source that owes an answer and says nothing at all for so long is dialled anew. */
 #define PULL_SILENT_MS 5000u
 
+/*
+ * An answer with anonymous memory, which the fault thread alone fills (fault/resolver.h). No lock:
+ * a bulk thread that has lost its core with it would hold up all faults.
+ */
+struct handed {
+	atomic_bool waits; /* who clears it has it: the fault thread, or who takes it back */
+	sem_t filled; /* posted by the fault thread, when the rest is the bulk thread's again */
+	struct resolver_batch batch;
+	uint64_t left; /* units that were not tried yet */
+	uint64_t done; /* units that were filled */
+	int rc;
+};
+
 struct bulk {
 	struct pull *pull;
 	unsigned int index; /* at or above pull->streams: it retires */
@@ -37,20 +51,24 @@ struct bulk {
 	bool redo;                  /* some part of that word could not be filled */
 	unsigned int refused;       /* fills, because the VMM was changing its mappings */
 	struct resolver_caller caller;
+	struct handed handed;
 };
 
 struct fault_thread {
 	struct pull *pull;
 	pthread_t thread;
 	bool runs;
-	bool only_reads;   /* under pull->lock: it fills nothing any more */
-	bool ends;         /* under pull->lock: nor does it read events */
-	atomic_bool done;  /* it is to end */
-	struct conn *conn; /* changed under pull->lock */
+	bool only_reads;     /* under pull->lock: it fills nothing any more */
+	bool ends;           /* under pull->lock: nor does it read events */
+	atomic_bool done;    /* it is to end */
+	atomic_bool refuses; /* it takes nothing from bulk threads any more */
+	struct conn *conn;   /* changed under pull->lock */
 	struct window window;
 	struct fault_table table;
 	struct fetch_table fetches;
 	struct resolver_caller caller;
+	struct resolver_caller bulk_caller; /* for what bulk threads have handed over */
+	unsigned int next_handed;           /* whose turn it is */
 	/* Whether the source lives: when it was heard last, and since when an answer is due (0:
 	 * none). */
 	uint64_t heard_ns, due_ns;
@@ -81,7 +99,8 @@ struct pull {
 	atomic_bool silent;     /* the urgent connection was lost because nothing came */
 	atomic_bool small_only; /* and then packets of full size did not get through */
 	atomic_bool fetching;   /* the VMM waits for a fetch: the fault thread looks after fills */
-	int wake_fd;            /* eventfd: the fault thread looks around */
+	_Atomic unsigned int n_handed; /* bulk threads that wait for the fault thread */
+	int wake_fd;                   /* eventfd: the fault thread looks around */
 
 	/* Under the lock. */
 	pthread_mutex_t lock;

@@ -238,7 +238,23 @@ static int fill_behind(struct resolver *r, uint32_t region, uint64_t offset, int
 	return memory_fill(r->memories[region], offset, data, UNIT_BYTES, true, filled);
 }
 
-/* One ioctl over the front of a run. Return: as uffd_copy(), UFFD_UNMAPPED where nothing is. */
+/* How many bytes of a stretch within one word come before the first unit that is present. */
+static uint64_t missing_front(const struct resolver *r, uint32_t region, uint64_t offset,
+                              uint64_t len)
+{
+	uint64_t unit = offset >> UNIT_SHIFT;
+	uint64_t present =
+	        page_state_present(r->state, region, unit / WORD_UNITS) >> unit % WORD_UNITS;
+	uint64_t front = present ? (uint64_t)__builtin_ctzll(present) << UNIT_SHIFT : len;
+
+	return front < len ? front : len;
+}
+
+/*
+ * One ioctl over the front of a run. Return: as uffd_copy(), UFFD_UNMAPPED where nothing is. What
+ * was discarded since it was claimed counts as there (UFFD_EXISTS): between this look and the ioctl
+ * no discard can be read, for who reads them is who fills.
+ */
 static int copy_front(struct resolver *r, uint32_t region, uint64_t offset, const uint8_t *data,
                       uint64_t len, uint64_t *ret_done)
 {
@@ -247,8 +263,11 @@ static int copy_front(struct resolver *r, uint32_t region, uint64_t offset, cons
 
 	*ret_done = 0;
 	pthread_rwlock_rdlock(&r->map_lock);
+	len = missing_front(r, region, offset, len);
 	mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
-	if (mapped && !skip)
+	if (!len)
+		rc = UFFD_EXISTS;
+	else if (mapped && !skip)
 		rc = uffd_copy(r->uffd, addr, data, mapped, ret_done);
 	/* The kernel takes no range that two VMAs share (madvise() on a part makes them two). */
 	if (rc == UFFD_UNMAPPED && !skip && mapped > UNIT_BYTES)
@@ -371,6 +390,13 @@ static int fill_singly(const struct resolver_caller *caller, const struct resolv
 	return 0;
 }
 
+/* What can't be filled is missing again, but for what was discarded meanwhile. */
+static void give_back(struct resolver *r, const struct resolver_batch *b, uint64_t claimed)
+{
+	page_state_unclaim(r->state, b->region, b->word,
+	                   claimed & ~page_state_present(r->state, b->region, b->word));
+}
+
 /*
  * Fill the claimed units that have data. On failure gives back the claims of what was not
  * filled. Return: 0 or -errno.
@@ -396,8 +422,7 @@ static int fill_claimed(const struct resolver_caller *caller, const struct resol
 			rc = fill_singly(caller, b, run, &filled, ret);
 	}
 	if (rc)
-		page_state_unclaim(r->state, b->region, b->word,
-		                   claimed & b->data_mask & ~(ret->done | ret->broken));
+		give_back(r, b, claimed & b->data_mask & ~(ret->done | ret->broken));
 	stat_add(&r->stats->fill_write, filled.write);
 	stat_add(&r->stats->fill_memcpy, filled.memcpy);
 	ret->behind = filled.write || filled.memcpy;
@@ -441,6 +466,7 @@ static int poison_claimed(const struct resolver_caller *caller, const struct res
                           uint64_t lost, uint64_t *ret_done)
 {
 	struct resolver *r = caller->resolver;
+	uint64_t poisoned;
 	int rc = 0;
 
 	*ret_done = 0;
@@ -448,6 +474,9 @@ static int poison_claimed(const struct resolver_caller *caller, const struct res
 		uint64_t bit = left & -left, mask = bit;
 		uint64_t unit = next_page(&r->table->regions[b->region], b->word, &mask);
 
+		/* It was discarded meanwhile, and is zero. */
+		if (page_state_present(r->state, b->region, b->word) & bit)
+			continue;
 		page_state_note_poisoned(r->state, b->region, b->word, bit);
 		rc = resolver_map_page(caller, b->region, unit);
 		if (!rc)
@@ -459,8 +488,9 @@ static int poison_claimed(const struct resolver_caller *caller, const struct res
 			rc = 0;
 		}
 	}
-	page_state_unclaim(r->state, b->region, b->word, lost & ~*ret_done);
-	stat_add(&r->stats->pages_poisoned, (uint64_t)__builtin_popcountll(*ret_done));
+	give_back(r, b, lost & ~*ret_done);
+	poisoned = *ret_done & page_state_poisoned(r->state, b->region, b->word);
+	stat_add(&r->stats->pages_poisoned, (uint64_t)__builtin_popcountll(poisoned));
 	return rc;
 }
 
@@ -512,7 +542,7 @@ static int fill_part(const struct resolver_caller *caller, const struct resolver
 	uint64_t claimed = page_state_claim(r->state, b->region, b->word,
 	                                    (b->data_mask | b->zero_mask | b->error_mask) & part);
 	uint64_t zero = claimed & b->zero_mask;
-	uint64_t lost, wanted, filled_ns;
+	uint64_t lost, discarded, wanted, filled_ns;
 	struct fill_result result;
 	int rc, poison_rc, map_rc;
 
@@ -520,13 +550,15 @@ static int fill_part(const struct resolver_caller *caller, const struct resolver
 		return 0;
 	rc = fill_claimed(caller, b, claimed, &result);
 	poison_rc = poison_claimed(caller, b, (claimed & b->error_mask) | result.broken, &lost);
+	/* These nobody has mapped. */
+	discarded = claimed & page_state_present(r->state, b->region, b->word);
 	wanted = page_state_publish(r->state, b->region, b->word, result.done | zero | lost);
 	filled_ns = wanted ? clock_now_ns() : 0;
 	if (wanted)
 		probe_fault_filled(b->region, b->word, wanted);
 	stat_add(&r->stats->fill_zero, (uint64_t)__builtin_popcountll(zero));
 	*filled |= result.done | zero | lost;
-	map_rc = map_filled(caller, b, result.done, wanted, result.behind);
+	map_rc = map_filled(caller, b, result.done & ~discarded, wanted, result.behind);
 	if (wanted && !map_rc && caller->woken)
 		tell_woken(caller, b, wanted, filled_ns);
 	if (rc)
@@ -581,7 +613,7 @@ uint64_t resolver_discard_units(struct page_state *state, uint32_t region, uint6
 }
 
 /* Only the fault thread changes the addrmap, and this is the fault thread: no lock to read it. */
-void resolver_discard(struct resolver *r, uint64_t start, uint64_t end, bool claimed_too)
+void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
 {
 	for (uint32_t i = 0; i < r->addrmap.n; i++) {
 		const struct addrmap_piece *p = &r->addrmap.pieces[i];
@@ -593,7 +625,7 @@ void resolver_discard(struct resolver *r, uint64_t start, uint64_t end, bool cla
 		from = (p->offset + (from - p->host_addr)) >> UNIT_SHIFT;
 		to = (p->offset + (to - p->host_addr)) >> UNIT_SHIFT;
 		stat_add(&r->stats->fill_zero,
-		         resolver_discard_units(r->state, p->region, from, to, claimed_too));
+		         resolver_discard_units(r->state, p->region, from, to, true));
 	}
 }
 

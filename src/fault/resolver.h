@@ -20,7 +20,14 @@
  * published. From then on the page is poisoned wherever others would be mapped. Where the
  * kernel can't poison it, it stays missing.
  *
- * Threads: the fault thread and the bulk threads, each with its own resolver_caller.
+ * Anonymous memory that the VMM discards is zero once its madvise() has returned, and the kernel
+ * lets that go as soon as its event is read. So it is filled by one thread, the one that reads
+ * events: no ioctl is under way while one is read, and none comes before it is applied. Where the
+ * kernel makes a fill wait for an event, the discard takes units that the fill has claimed: it
+ * finds them present, and leaves them. Of shared memory a madvise() discards nothing.
+ *
+ * Threads: the fault thread and, but for anonymous memory, the bulk threads, each with its own
+ * resolver_caller.
  * map_lock guards the addrmap: readers hold it over one ioctl, the fault thread writes.
  */
 #ifndef FAULT_RESOLVER_H
@@ -109,19 +116,19 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
 
 /*
  * resolver_discard() - UFFD_EVENT_REMOVE of a range of host addresses
- * @claimed_too: also units that are claimed and not present: nobody lives who fills them
  *
- * What is missing of anonymous memory is zero from now on. Of shared memory the event proves
- * nothing: MADV_DONTNEED leaves the file's content, which is the source's, MADV_FREE fails, and so
- * does MADV_REMOVE under a seal; there a page is discarded by resolver_discard_units() only. By the
- * fault thread.
+ * What is missing of anonymous memory is zero from now on, and present: also what is claimed. Of
+ * shared memory the event proves nothing: MADV_DONTNEED leaves the file's content, which is the
+ * source's, MADV_FREE fails, and so does MADV_REMOVE under a seal; there a page is discarded by
+ * resolver_discard_units() only. By the fault thread.
  */
-void resolver_discard(struct resolver *r, uint64_t start, uint64_t end, bool claimed_too);
+void resolver_discard(struct resolver *r, uint64_t start, uint64_t end);
 
 /*
  * resolver_discard_units() - what is missing of [@first, @end) of a region is zero from now on
+ * @claimed_too: also what is claimed; else that is left to who fills it
  *
- * Units that somebody is filling at this moment are left to him. Return: how many are zero.
+ * Return: how many are zero.
  */
 uint64_t resolver_discard_units(struct page_state *state, uint32_t region, uint64_t first,
                                 uint64_t end, bool claimed_too);

@@ -9,7 +9,8 @@
  *
  *   claimed   somebody fills this unit, or has: the one atomic bit that makes sure of
  *             one fill. Who sets it fills; everyone else drops the data.
- *   present   its whole content is in place. Only the claimer sets it, afterwards.
+ *   present   its whole content is in place. Only the claimer sets it, afterwards; or a discard of
+ *             anonymous memory, which takes the unit from its claimer: it is zero.
  *   wanted    a fault waits (or waited) for it.
  *   poisoned  there is no content for it (the source can't read it, or its page here is
  *             broken): it counts as present, and who touches its host page gets SIGBUS.

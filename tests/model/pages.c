@@ -17,6 +17,8 @@ enum pages_switch {
 	PAGES_JOURNAL = 1 << 6,
 	PAGES_READER_LAST = 1 << 7,
 	PAGES_FILLS_END = 1 << 8,
+	PAGES_READ_ALONE = 1 << 9,
+	PAGES_ROB_CLAIMERS = 1 << 10,
 };
 
 /* The memory, and how it is filled: by the fault thread and by bulk. */
@@ -70,7 +72,6 @@ struct pages {
 	unsigned int registered : 1;
 	/* What the guest must read, by unit; else it is the source's. */
 	unsigned int wrote : 2, discarded : 2;
-	unsigned int either : 2; /* discarded while it was being filled */
 	/* The VMM. */
 	unsigned int asleep : 1; /* the vCPU, in a fault on: */
 	unsigned int fault_page : 1;
@@ -153,7 +154,7 @@ static void check_unit(const struct pages *s, unsigned int unit)
 		model_violation("the guest reads a page that is not whole");
 	else if (is == EMPTY && !zero)
 		model_violation("the guest reads zeroes where the source has content");
-	else if (is == SOURCE && zero && !(s->either >> unit & 1))
+	else if (is == SOURCE && zero)
 		model_violation("what was discarded is there again");
 }
 
@@ -261,13 +262,6 @@ static bool read_fault(void *state)
 	return true;
 }
 
-/* Who fills at this moment what the event that was read discards does not know of it. */
-static void leave_to_filler(struct pages *s, unsigned int units)
-{
-	if (s->slot && s->kind == KIND_ANONYMOUS)
-		s->either |= units & units_of(s, s->slot - 1u);
-}
-
 /* At any time: whoever waits for something else reads events meanwhile. */
 static bool read_discard(void *state)
 {
@@ -277,20 +271,19 @@ static bool read_discard(void *state)
 		return false;
 	s->vmm = VMM_GOES_ON;
 	s->slot = s->discard_page + 1;
-	s->either &= ~units_of(s, s->discard_page);
-	leave_to_filler(s, s->claimed & ~s->present);
 	return true;
 }
 
-/* What is missing is zero now. @all: also what is claimed, for nobody lives who fills it. */
-static void apply_discard(struct pages *s, bool all)
+/* What is missing is zero now, and present: also what somebody has claimed. */
+static void apply_discard(struct pages *s)
 {
 	unsigned int units = s->slot ? units_of(s, s->slot - 1u) : 0;
-	unsigned int mine = units & ~(all ? s->present : s->claimed);
 
+	if (model_lacks(PAGES_ROB_CLAIMERS))
+		units &= ~s->claimed;
 	if (s->kind == KIND_ANONYMOUS) {
-		s->claimed |= mine;
-		s->present |= mine;
+		s->claimed |= units;
+		s->present |= units;
 	}
 	s->slot = 0;
 }
@@ -301,7 +294,7 @@ static bool apply_event(void *state)
 
 	if (!runs(s, FAULT_THREAD) || !s->slot)
 		return false;
-	apply_discard(s, false);
+	apply_discard(s);
 	return true;
 }
 
@@ -381,7 +374,6 @@ static bool claim(void *state, unsigned int i)
 	if (!t->claimed)
 		return false;
 	s->claimed |= t->claimed;
-	leave_to_filler(s, t->claimed);
 	t->left = t->claimed & ~s->zero;
 	fill_next(t);
 	if (model_lacks(PAGES_FILL_BEFORE_PUBLISH))
@@ -429,7 +421,11 @@ static bool note_copy(void *state, unsigned int i)
 	return true;
 }
 
-/* Maps and wakes in one. A page that is there already is left alone. */
+/*
+ * Maps and wakes in one. A page that is there already is left alone, and what was discarded since
+ * it was claimed. Of anonymous memory it is done by who reads events, and applies what it has read
+ * first.
+ */
 static bool copy(void *state, unsigned int i)
 {
 	struct pages *s = state;
@@ -437,6 +433,12 @@ static bool copy(void *state, unsigned int i)
 
 	if (!may_act(s, i, THREAD_FILLS) || !copies(s, i) || !is_hole(s, unit))
 		return false;
+	if (s->kind == KIND_ANONYMOUS && s->slot && !model_lacks(PAGES_READ_ALONE))
+		return false;
+	if (s->present >> unit & 1) {
+		filled(s, i, unit);
+		return true;
+	}
 	if (mappings_change(s) || !(s->copying >> unit & 1 || model_lacks(PAGES_NOTE_COPY)))
 		return false;
 	if (get_content(s, unit) == EMPTY && !(s->mapped >> unit & 1)) {
@@ -474,10 +476,10 @@ static bool end_write(void *state, unsigned int i)
 	return true;
 }
 
-/* Give back what is not visible to anybody, and publish the rest. */
+/* Give back what is not visible to anybody, nor discarded, and publish the rest. */
 static void give_back(struct pages *s, struct thread *t)
 {
-	unsigned int units = model_lacks(PAGES_KEEP_CLAIMS) ? t->claimed : t->left;
+	unsigned int units = model_lacks(PAGES_KEEP_CLAIMS) ? t->claimed : t->left & ~s->present;
 
 	s->claimed &= ~units;
 	t->claimed &= ~units;
@@ -687,7 +689,7 @@ static bool take_stock(void *state)
 	if (s->process != PROCESS_DOWN)
 		return false;
 	s->claimed &= s->present | (model_lacks(PAGES_NOTE_COPY) ? 0 : s->copying);
-	apply_discard(s, true);
+	apply_discard(s);
 	s->process = PROCESS_TAKES_OVER;
 	return true;
 }
@@ -812,6 +814,10 @@ static const struct mend mends[] = {
 	  KIND_ANONYMOUS },
 	{ "reader-last", "B10: events are read until UNREGISTER has returned and nobody waits",
 	  PAGES_READER_LAST, KIND_MEMFD_LAZY },
+	{ "read-alone", "who reads events fills, and has applied what it has read",
+	  PAGES_READ_ALONE, KIND_ANONYMOUS },
+	{ "rob-claimers", "a discard takes what somebody else has claimed, too", PAGES_ROB_CLAIMERS,
+	  KIND_ANONYMOUS },
 	{ "fills-end", "B10: a fill that is refused is given up where the daemon is to end",
 	  PAGES_FILLS_END, KIND_ANONYMOUS },
 };

@@ -20,10 +20,6 @@
  * What is left out: more than one fault and one discard at a time; mremap() and munmap(); pages
  * that can't be read at the source; what the memory was before (mem/memory.c sees to it that it is
  * empty).
- *
- * One thing that can go wrong is let pass: anonymous memory that is discarded while somebody has
- * claimed it. Who fills it does not know, and puts there what the source has, also after the
- * madvise() has returned (struct pages, either).
  */
 #ifndef MODEL_PAGES_H
 #define MODEL_PAGES_H

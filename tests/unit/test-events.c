@@ -46,16 +46,25 @@ int ioctl(int fd, unsigned long request, ...)
 	return (int)syscall(SYS_ioctl, fd, request, arg);
 }
 
+/* What the reader does when it has read the event of a discard, before it applies it. */
+static void (*discard_read)(void);
+
 /* A kernel before Linux 6.10; and a VMM that does its worst between poll() and read(). */
 static atomic_bool no_nowait, steals;
 
 ssize_t preadv2(int fd, const struct iovec *iov, int n, off_t offset, int flags)
 {
+	ssize_t len;
+
 	if (atomic_load(&no_nowait)) {
 		errno = EOPNOTSUPP;
 		return -1;
 	}
-	return syscall(SYS_preadv2, fd, iov, n, offset, offset, flags);
+	len = syscall(SYS_preadv2, fd, iov, n, offset, offset, flags);
+	if (len > 0 && discard_read &&
+	    ((const struct uffd_msg *)iov->iov_base)->event == UFFD_EVENT_REMOVE)
+		discard_read();
+	return len;
 }
 
 ssize_t read(int fd, void *buf, size_t len)
@@ -483,13 +492,12 @@ static void test_a_blocking_userfaultfd_blocks_nobody(void **state)
 }
 
 /* The same where the kernel knows of no read() that does not wait. */
-static void test_a_reader_that_is_kept_waiting_ends_with_the_pull(void **state)
+static void keep_reader_waiting(enum postcopy_memory kind)
 {
 	struct fixture f;
 	struct act a;
 
-	(void)state;
-	if (!start(&f, POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_EAGER))
+	if (!start(&f, kind, RESOLVER_MAP_EAGER))
 		skip();
 	connect_now(&f);
 	atomic_store(&no_nowait, true);
@@ -500,6 +508,9 @@ static void test_a_reader_that_is_kept_waiting_ends_with_the_pull(void **state)
 	touch(&f, &a, 2);
 	while (atomic_load(&steals))
 		poll(NULL, 0, 1);
+	/* What it brings of anonymous memory waits for the reader. */
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_count(&pull_stats(f.p)->bulk_in_flight, 1);
 	free_in_time(&f);
 	/* The next one has a kernel that can, and wakes who has lost its event. */
 	atomic_store(&no_nowait, false);
@@ -508,6 +519,18 @@ static void test_a_reader_that_is_kept_waiting_ends_with_the_pull(void **state)
 	assert_int_equal(pull_start(f.p), 0);
 	touched(&f, &a);
 	stop(&f);
+}
+
+static void test_a_reader_that_is_kept_waiting_ends_with_the_pull_memfd(void **state)
+{
+	(void)state;
+	keep_reader_waiting(POSTCOPY_MEMORY_MEMFD);
+}
+
+static void test_a_reader_that_is_kept_waiting_ends_with_the_pull_anonymous(void **state)
+{
+	(void)state;
+	keep_reader_waiting(POSTCOPY_MEMORY_ANONYMOUS);
 }
 
 static struct fixture *moving;
@@ -602,6 +625,86 @@ static void test_told_discards_are_zero(void **state)
 	assert_memory_equal(f.g.addr, f.s.content, SIZE);
 	close(channel);
 	stop(&f);
+}
+
+/* The reader has read and does not go on. */
+static atomic_bool reader_is_held, reader_may_go_on;
+
+static void hold_reader(void)
+{
+	atomic_store(&reader_is_held, true);
+	while (!atomic_load(&reader_may_go_on))
+		poll(NULL, 0, 1);
+}
+
+static bool is_there(const uint8_t *page)
+{
+	unsigned char vec;
+
+	assert_int_equal(mincore((void *)page, UNIT_BYTES, &vec), 0);
+	return vec & 1;
+}
+
+/*
+ * Bulk claimed and filled a page whose discard had been read and was not applied yet: it was there
+ * again after the madvise() had returned, with its old bytes.
+ */
+static void test_nothing_is_filled_while_an_event_is_read(void **state)
+{
+	const unsigned int page = 3;
+	struct act change;
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, POSTCOPY_MEMORY_ANONYMOUS, RESOLVER_MAP_EAGER))
+		skip();
+	discard_read = hold_reader;
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	discard(&f, &change, page, MADV_DONTNEED);
+	finished(&change, "madvise()");
+	while (!atomic_load(&reader_is_held))
+		poll(NULL, 0, 1);
+	connect_now(&f);
+	wait_count(&pull_stats(f.p)->bulk_in_flight, 1);
+	/* Long enough for a bulk thread that does not wait for the reader. */
+	for (unsigned int ms = 0; ms < 200 && !is_there(f.g.addr + page * UNIT_BYTES); ms++)
+		poll(NULL, 0, 1);
+	atomic_store(&reader_may_go_on, true);
+	wait_complete(&f);
+	discard_read = NULL;
+	memset(f.s.content + page * UNIT_BYTES, 0, UNIT_BYTES);
+	assert_memory_equal(f.g.addr, f.s.content, SIZE);
+	stop(&f);
+}
+
+/* Every other page of a guest is discarded while bulk brings them all. */
+static void test_discards_amid_bulk_are_zero(void **state)
+{
+	unsigned int back = 0;
+	struct fixture f;
+
+	(void)state;
+	for (unsigned int round = 0; round < 20; round++) {
+		if (!start(&f, POSTCOPY_MEMORY_ANONYMOUS, RESOLVER_MAP_EAGER))
+			skip();
+		connect_now(&f);
+		assert_int_equal(pull_start(f.p), 0);
+		assert_int_equal(pull_start_bulk(f.p), 0);
+		wait_count(&pull_stats(f.p)->bulk_first_ns, 1);
+		for (unsigned int i = 1; i < PAGES; i += 2) {
+			uint8_t *page = f.g.addr + (size_t)i * UNIT_BYTES;
+
+			assert_int_equal(madvise(page, UNIT_BYTES, MADV_DONTNEED), 0);
+			memset(f.s.content + (size_t)i * UNIT_BYTES, 0, UNIT_BYTES);
+		}
+		wait_complete(&f);
+		for (size_t at = 0; at < SIZE; at += UNIT_BYTES)
+			back += memcmp(f.g.addr + at, f.s.content + at, UNIT_BYTES) != 0;
+		stop(&f);
+	}
+	print_message("%u pages came back\n", back);
+	assert_int_equal(back, 0);
 }
 
 /* A daemon that reads events and is killed. */
@@ -746,9 +849,12 @@ int main(void)
 		cmocka_unit_test(test_unmapping_while_the_watching_ends),
 		cmocka_unit_test(test_a_pull_ends_while_the_vmm_discards),
 		cmocka_unit_test(test_a_blocking_userfaultfd_blocks_nobody),
-		cmocka_unit_test(test_a_reader_that_is_kept_waiting_ends_with_the_pull),
+		cmocka_unit_test(test_a_reader_that_is_kept_waiting_ends_with_the_pull_memfd),
+		cmocka_unit_test(test_a_reader_that_is_kept_waiting_ends_with_the_pull_anonymous),
 		cmocka_unit_test(test_what_moves_is_poisoned_where_it_is),
 		cmocka_unit_test(test_told_discards_are_zero),
+		cmocka_unit_test(test_nothing_is_filled_while_an_event_is_read),
+		cmocka_unit_test(test_discards_amid_bulk_are_zero),
 		cmocka_unit_test(test_no_discard_is_lost_by_a_kill),
 		cmocka_unit_test(test_a_take_over_knows_what_was_moved),
 	};
