@@ -9,6 +9,7 @@
 #include "minivmm/fetch.h"
 #include "minivmm/image.h"
 #include "minivmm/session.h"
+#include "minivmm/spare.h"
 #include "minivmm/userfault.h"
 #include "minivmm/vmstate.h"
 
@@ -16,6 +17,7 @@ struct destination {
 	struct session *session;
 	struct vmstate state;
 	struct postcopy_channel *channel; /* to fetch ahead; NULL where nothing is */
+	struct spare spare;
 	bool running;
 	bool complete;
 };
@@ -106,6 +108,8 @@ static int resume(struct destination *dst, const struct postcopy_event *event,
 		rc = vm_run(&s->vm, err);
 	if (!rc)
 		rc = postcopy_destination_resumed(s->postcopy, err);
+	if (!rc && s->options.discard)
+		rc = spare_start(&dst->spare, &s->vm.memory, s->postcopy, s->options.seed, err);
 	if (!rc)
 		rc = session_report(s, "resumed", NULL, err);
 	return rc;
@@ -152,8 +156,9 @@ static int handle_event(struct destination *dst, struct postcopy_error *err)
 	case POSTCOPY_EVENT_COMPLETE:
 		dst->complete = true;
 		userfault_all_present(&s->vm);
+		rc = spare_stop(&dst->spare, err);
 		session_detach(s);
-		return session_report(s, "complete", NULL, err);
+		return rc ? rc : session_report(s, "complete", NULL, err);
 	case POSTCOPY_EVENT_FAILED:
 		return fail(err, -ECANCELED, "the migration failed: %.200s", event.reason);
 	case POSTCOPY_EVENT_ATTRIBUTES:
@@ -186,7 +191,7 @@ static int finish(struct destination *dst, struct postcopy_error *err)
 {
 	struct session *s = dst->session;
 	uint64_t deadline_ms = session_now_ms() + s->options.run_after_complete_ms;
-	uint64_t bad, first_bad = GUEST_NO_PAGE;
+	uint64_t bad, spare_bad, first_bad = GUEST_NO_PAGE;
 	struct wake wake = { 0 };
 	int rc = 0;
 
@@ -197,7 +202,8 @@ static int finish(struct destination *dst, struct postcopy_error *err)
 	if (rc)
 		return rc;
 	bad = check_control_blocks(dst, &first_bad);
-	return session_finish(s, "destination", 1, bad, first_bad, err);
+	spare_bad = spare_check(&dst->spare, &first_bad);
+	return session_finish(s, "destination", 1, bad + spare_bad, first_bad, err);
 }
 
 int destination_run(struct session *s, struct postcopy_error *err)

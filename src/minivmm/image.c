@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "minivmm/spare.h"
+
 #define PTE_PRESENT (1ull << 0)
 #define PTE_WRITE (1ull << 1)
 #define PTE_USER (1ull << 2)
@@ -86,6 +88,7 @@ void image_load(const struct memory *m, const struct guest_boot *boot)
 		fill_page(boot, addr, (char *)m->addr + addr);
 	for (unsigned int i = 0; i < boot->vcpus; i++)
 		load_vcpu(m, boot, i);
+	spare_fill(m);
 }
 
 uint64_t image_check(const struct memory *m, const struct guest_boot *boot, uint64_t *ret_first_bad)

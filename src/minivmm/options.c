@@ -11,6 +11,7 @@
 
 #include "minivmm/fail.h"
 #include "minivmm/guest/abi.h"
+#include "minivmm/spare.h"
 
 struct choice {
 	const char *name;
@@ -93,6 +94,10 @@ static const struct spec {
 	  KIND_FLAG, AT(userfault) },
 	{ "private-region", NULL, "say that the guest has private memory, too: it can't migrate",
 	  KIND_FLAG, AT(private_region) },
+	{ "discard", NULL, "destination: discard pages that the guest does not use, all the time",
+	  KIND_FLAG, AT(discard) },
+	{ "lose", "N", "source: at the pause N pages that the guest does not use become unreadable",
+	  KIND_NUMBER, AT(lose_pages), .max = SPARE_PAGES },
 	{ "status-fd", "N", "where the status lines go (1)", KIND_NUMBER, AT(status_fd),
 	  .max = INT_MAX },
 	{ "help", NULL, "this", KIND_HELP },
@@ -197,6 +202,12 @@ static int check(struct options *o, struct postcopy_error *err)
 		return fail(err, -EINVAL, "--userfault is for --backend guest_memfd");
 	if ((o->userfault || o->fetch_pages) && o->role != ROLE_DESTINATION)
 		return fail(err, -EINVAL, "--userfault and --fetch are for --role destination");
+	if (o->discard && (o->role != ROLE_DESTINATION || o->page_size != GUEST_PAGE_BYTES ||
+	                   o->backend == POSTCOPY_MEMORY_GUEST_MEMFD))
+		return fail(err, -EINVAL,
+		            "--discard is for --role destination and --backend memfd or anon");
+	if (o->lose_pages && (o->role != ROLE_SOURCE || o->backend != POSTCOPY_MEMORY_ANONYMOUS))
+		return fail(err, -EINVAL, "--lose is for --role source and --backend anon");
 	return 0;
 }
 

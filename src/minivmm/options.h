@@ -32,6 +32,8 @@ struct options {
 	uint64_t fetch_pages;
 	uint64_t userfault;      /* boolean */
 	uint64_t private_region; /* boolean */
+	uint64_t discard;        /* boolean */
+	uint64_t lose_pages;
 };
 
 /*

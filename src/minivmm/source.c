@@ -6,6 +6,7 @@
 #include "minivmm/fail.h"
 #include "minivmm/image.h"
 #include "minivmm/session.h"
+#include "minivmm/spare.h"
 #include "minivmm/vmstate.h"
 
 struct source {
@@ -86,6 +87,8 @@ static int pause(struct source *src, struct postcopy_error *err)
 		return rc;
 	set_phase(s, 1);
 	rc = save(s, &data, &len, &why);
+	if (!rc)
+		rc = spare_lose(&s->vm.memory, s->options.lose_pages, &why);
 	if (rc) {
 		postcopy_source_pause_failed(s->postcopy, why.text, NULL);
 		return run_on(src, why.text, err);

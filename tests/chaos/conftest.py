@@ -6,6 +6,8 @@ import pathlib
 import random
 import sys
 
+import pytest
+
 INTEGRATION = pathlib.Path(__file__).resolve().parent.parent / "integration"
 sys.path.insert(0, str(INTEGRATION))
 # It has this file's name: loaded by another.
@@ -15,6 +17,7 @@ spec.loader.exec_module(integration)
 host, pki = integration.host, integration.pki
 pytest_runtest_makereport = integration.pytest_runtest_makereport
 
+from link import Link  # noqa: E402
 from recoveries import recoveries  # noqa: E402
 
 POINTS = int(os.environ.get("POSTCOPYD_CHAOS_POINTS", "2"))
@@ -30,6 +33,13 @@ def pytest_generate_tests(metafunc):
 
 def pytest_report_header(config):
     return "chaos: POSTCOPYD_CHAOS_SEED=%d, %d points each" % (SEED, POINTS)
+
+
+@pytest.fixture
+def link():
+    link = Link()
+    yield link
+    link.close()
 
 
 def quantile(values, q):

@@ -71,6 +71,15 @@ class Link:
         self._run("destination", "ip", "route", "replace", ADDRESSES["source"] + "/32", "dev",
                   "eth-destination", "advmss", "8960")
 
+    def no_route(self, side, kind):
+        """Whoever dials the other side from there is refused by their own host: by EINVAL where the
+        route is of the kind "blackhole", by EACCES where it is "prohibit". None: as it was."""
+        other = next(address for name, address in ADDRESSES.items() if name != side)
+        if kind:
+            self._run(side, "ip", "route", "add", kind, other + "/32")
+        else:
+            self._run(side, "ip", "route", "delete", other + "/32")
+
     def limit(self, bytes_per_s):
         """Either way; None: no limit."""
         if bytes_per_s:

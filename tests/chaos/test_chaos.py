@@ -10,21 +10,12 @@ import time
 
 import pytest
 
-import harness
 from keeper import KeptDaemon
-from link import ADDRESSES, Link
-from proxy import Proxy
-from recoveries import recoveries
-from test_migrate import assert_guest_is_whole, pytestmark as needs_kvm
+from scene import PAGES, Scene
+from test_bad_config import WRONG
+from test_migrate import pytestmark as needs_kvm
 
 pytestmark = needs_kvm
-
-MEMORY = "64M"
-PAGES = (64 << 20) // 4096
-# So that it takes a second or two: there is time for something to break.
-BULK_BYTES_PER_S = 48 << 20
-# A fault lasts up to 10 s, and what it broke must be found and mended.
-DEADLINE_S = 90
 
 
 class FullDisk(KeptDaemon):
@@ -66,95 +57,6 @@ class Clock:
         return (at - time.time() > self.AHEAD_S / 2) == self.ahead
 
 
-class Scene:
-    """Two daemons, a network between them, a guest on its way."""
-
-    def __init__(self, host, seed, name, kind=KeptDaemon, link=None, **options):
-        self.rng = random.Random(seed)
-        self.daemons = []
-        for side, other in (("source", "destination"), ("destination", "source")):
-            if link:
-                options.update(listen=ADDRESSES[side] + ":0", prefix=link.enter(side))
-            self.daemons.append(host.daemon(side, allow=["postcopy:" + other], kind=kind,
-                                            **options))
-        self.source, self.destination = self.daemons
-        # The first call leaves a descriptor that the loop keeps.
-        for daemon in self.daemons:
-            daemon.call("List")
-        self.before = {daemon: daemon.resources()["fds"] for daemon in self.daemons}
-        address = self.source.address
-        if not link:
-            self.proxy = Proxy(address)
-            host.later(self.proxy.close)
-            address = self.proxy.address
-        self.source.prepare_source("vm1")
-        self.destination.prepare_destination("vm1", address, streams=2,
-                                             map=self.rng.choice(["eager", "lazy"]),
-                                             bandwidth_bytes_per_s=BULK_BYTES_PER_S)
-        guest = {"memory": MEMORY, "backend": self.rng.choice(["memfd", "memfd", "anon"]),
-                 "vcpus": 2, "workload": "random", "write_percent": 30, "run_after_complete": 50,
-                 "seed": seed % 1000 + 1}
-        self.source_vmm = host.minivmm("source", self.source, "vm1", **guest)
-        self.destination_vmm = host.minivmm("destination", self.destination, "vm1", **guest)
-        self.source_vmm.wait_for_event("attached")
-        self.destination_vmm.wait_for_event("attached")
-        self.name = name
-
-    def get(self):
-        """The migration at the destination; None while nobody is there to tell."""
-        try:
-            return self.destination.call("Get", id="vm1")
-        except (OSError, harness.Failure):
-            return None
-
-    def go_to_a_point(self):
-        """Starts, and waits until a random part of the guest has come: none of it in each fifth."""
-        fraction = max(0, self.rng.uniform(-0.25, 0.9))
-        self.destination.call("Start", id="vm1")
-        if fraction:
-            harness.eventually(lambda: self.get()["pages_present"] >= fraction * PAGES,
-                               "%d %% of the guest are there" % (100 * fraction))
-        else:
-            # Anywhere around the switchover.
-            time.sleep(self.rng.uniform(0, 0.03))
-
-    def present(self):
-        migration = self.get()
-        if not migration:
-            return -1
-        return PAGES + 1 if migration["state"] == "complete" else migration["pages_present"]
-
-    def breaks(self):
-        """From now on something is broken. Returns what was there."""
-        self.broken = time.monotonic()
-        return self.present()
-
-    def goes_on(self, after):
-        """Notes how long that took."""
-        began = self.broken
-        if after > PAGES:
-            return
-        harness.eventually(lambda: self.present() > after, "the guest's memory comes again",
-                           DEADLINE_S)
-        recoveries.setdefault(self.name, []).append(time.monotonic() - began)
-
-    def finish(self):
-        self.destination.wait_for_state("vm1", "complete", deadline_s=DEADLINE_S)
-        self.source.wait_for_state("vm1", "complete", deadline_s=DEADLINE_S)
-        self.source_vmm.wait_for_event("complete", deadline_s=DEADLINE_S)
-        assert_guest_is_whole(self.destination_vmm)
-        assert self.source_vmm.wait() == 0
-        for daemon in self.daemons:
-            # One that was started again has the record, and what it was given beside it.
-            harness.eventually(
-                lambda: set(daemon.store.names()) <= {"control", "pages", "vmm", "config0",
-                                                      "config1", "record.vm1"},
-                "%s has let go of %s" % (daemon.name, daemon.store.names()))
-            # The record's, and the store's copy of it.
-            harness.eventually(lambda: daemon.resources()["fds"] <= self.before[daemon] + 2,
-                               "%s leaks no descriptor" % daemon.name)
-
-
 @pytest.mark.parametrize("sides", [["source"], ["destination"], ["source", "destination"]],
                          ids=["source", "destination", "both"])
 def test_sigkill(host, seed, sides):
@@ -172,9 +74,10 @@ def test_sigkill(host, seed, sides):
 
 def test_restart_with_a_wrong_file(host, seed):
     """The daemon ended with status 2, and what the manager kept was lost."""
+    text, told = random.Random(seed).choice(list(WRONG.values()))
     scene = Scene(host, seed, "SIGKILL, and a wrong configuration")
     wrong = host.dir / "wrong.conf"
-    wrong.write_text("[stream]\nmax-streems=4\n")
+    wrong.write_text(text)
     scene.go_to_a_point()
     # It is not to be over meanwhile: without a migration the wrong file would be the end.
     scene.destination.call("SetLimits", id="vm1", bulk=False)
@@ -185,7 +88,7 @@ def test_restart_with_a_wrong_file(host, seed):
             daemon.command[daemon.command.index("--config") + 1] = wrong
         for daemon in scene.daemons:
             daemon.start()
-            assert "going on with the one of before" in daemon.log()
+            assert "going on with the one of before" in daemon.log() and told in daemon.log()
     scene.destination.call("SetLimits", id="vm1", bulk=True)
     scene.goes_on(here)
     scene.finish()
@@ -199,13 +102,6 @@ def test_connections_reset(host, seed):
         scene.proxy.cut()
         scene.goes_on(here)
     scene.finish()
-
-
-@pytest.fixture
-def link():
-    link = Link()
-    yield link
-    link.close()
 
 
 def test_black_hole_of_10_s(host, seed, link):

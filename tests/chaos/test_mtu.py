@@ -3,19 +3,12 @@
 import pytest
 
 import pyvmm
-from link import ADDRESSES, Link
+from link import ADDRESSES
 
 SIZE = 4 << 20
 
 pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
                                 reason=str(pyvmm.can_userfault()))
-
-
-@pytest.fixture
-def link():
-    link = Link()
-    yield link
-    link.close()
 
 
 def test_path_that_drops_large_packets_is_found_before_the_guest_moves(host, link):

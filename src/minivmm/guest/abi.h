@@ -9,6 +9,7 @@
  *   0x180000    struct guest_boot
  *   0x200000    struct guest_vcpu, one each vCPU
  *   0x300000    stacks
+ *   0x380000    spare: the guest never touches it
  *   0x400000    generation table, u32 a data page
  *   data_start  data pages to the end of memory, shared out between the vCPUs
  *
@@ -40,6 +41,8 @@
 #define GUEST_VCPU_STRIDE 0x10000ull
 #define GUEST_STACK 0x300000ull
 #define GUEST_STACK_STRIDE 0x10000ull
+#define GUEST_SPARE 0x380000ull
+#define GUEST_SPARE_BYTES 0x80000ull
 #define GUEST_GENERATIONS 0x400000ull
 #define GUEST_DATA_ALIGN (2ull << 20)
 
@@ -81,6 +84,10 @@ struct guest_stats {
 	uint64_t max_ticks;
 	uint64_t buckets[GUEST_HIST_BUCKETS];
 };
+
+_Static_assert(GUEST_STACK + GUEST_VCPUS_MAX * GUEST_STACK_STRIDE <= GUEST_SPARE &&
+                       GUEST_SPARE + GUEST_SPARE_BYTES <= GUEST_GENERATIONS,
+               "spare pages are nobody's");
 
 #define GUEST_NO_PAGE UINT64_MAX
 
