@@ -89,7 +89,7 @@ bool migration_source_is_away(struct migration *m, struct error *err)
 		error_set(err, -EBUSY, "the source is connected");
 	else if (!c.dials_failed)
 		error_set(err, -EBUSY,
-		          "the source is being dialled, and has not failed to answer yet");
+		          "the source is being dialled, and has not failed to answer yet; try again");
 	return c.lost && c.dials_failed;
 }
 

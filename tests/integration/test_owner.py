@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+import harness
 import pyvmm
 from keeper import KeptDaemon
 from pyvmm import Region
@@ -82,6 +83,9 @@ def test_what_was_poisoned_is_no_source(arriving):
     """Where the source was lost: the guest has holes, and would have zeroes at its next host."""
     arriving.a.crash()
     arriving.here.wait_for_state("ab", "paused")
+    # Not before a dial has failed: its port is kept, and nobody answers there.
+    harness.eventually(lambda: "silent" in arriving.here.call("Get", id="ab")["reason"],
+                       "nobody answers there")
     arriving.here.call("Poison", id="ab", confirm_missing_bytes=SIZE)
     reason = arriving.here.wait_for_state("ab", "failed")["reason"]
     arriving.a.start()
