@@ -88,8 +88,9 @@ bool migration_source_is_away(struct migration *m, struct error *err)
 	if (!c.lost)
 		error_set(err, -EBUSY, "the source is connected");
 	else if (!c.dials_failed)
-		error_set(err, -EBUSY,
-		          "the source is being dialled, and has not failed to answer yet; try again");
+		error_set(
+		        err, -EBUSY,
+		        "the source is being dialled, and has not failed to answer yet; try again");
 	return c.lost && c.dials_failed;
 }
 

@@ -127,7 +127,8 @@ static inline void source_start(struct source *s, const struct guest *g)
 	s->hello = (struct hello){ .role = STREAM_CONTROL, .migration_id = "vm", .holder = "h" };
 	memcpy(s->hello.token, token, sizeof token);
 	s->hello.regions = g->table;
-	if (conn_dial(&dialing, &s->target, s->client_side.context, &s->hello, &control, reply, &err))
+	if (conn_dial(&dialing, &s->target, s->client_side.context, &s->hello, &control, reply,
+	              &err))
 		fail_msg("%s", err.text);
 	s->epoch = reply->epoch;
 	conn_free(control);
