@@ -18,6 +18,18 @@
 /* A line in the log that may come page by page: so often at most. */
 #define TELL_MS 10000u
 
+/* What pull_free() ends in any case. */
+static void init_shared(struct pull *p)
+{
+	pthread_mutex_init(&p->lock, NULL);
+	pthread_cond_init(&p->changed, NULL);
+	dialing_init(&p->dialing);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
+		dialing_init(&p->bulks[i].dialing);
+		sem_init(&p->bulks[i].handed.filled, 0, 0);
+	}
+}
+
 int pull_new(const struct pull_config *config, struct pull **ret, struct error *err)
 {
 	struct pull *p = calloc(1, sizeof *p);
@@ -34,13 +46,7 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	atomic_init(&p->streams, config->streams);
 	throttle_init(&p->throttle, config->bandwidth_bytes_per_s);
 	atomic_init(&p->stats.slow_fault_ns, PULL_SLOW_FAULT_NS);
-	pthread_mutex_init(&p->lock, NULL);
-	pthread_cond_init(&p->changed, NULL);
-	dialing_init(&p->dialing);
-	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
-		dialing_init(&p->bulks[i].dialing);
-		sem_init(&p->bulks[i].handed.filled, 0, 0);
-	}
+	init_shared(p);
 	p->resolver = (struct resolver){
 		.table = &p->config.table,
 		.memories = p->config.memories,

@@ -46,8 +46,7 @@
  *
  * A process that lacks memory, descriptors or threads for a migration leaves it as it was, in
  * the store and in the record, and tries again until it has them: wanting something is no end
- * for a guest. Destinations that ask for such a source are cut off without an answer meanwhile
- * and dial again.
+ * for a guest. Destinations that ask for such a source are told to ask again meanwhile.
  *
  * A record that a newer daemon wrote in a way we don't know stops us before anything is touched:
  * all stays in the store, for the newer one to be started again.
