@@ -197,10 +197,20 @@ void events_read(struct events *e,
 	size_t n;
 
 	do {
-		pthread_mutex_lock(&e->lock);
+		events_hold(e);
 		n = read_batch(e, fault, arg);
-		pthread_mutex_unlock(&e->lock);
+		events_let_go(e);
 	} while (n == EVENTS_MAX);
+}
+
+void events_hold(struct events *e)
+{
+	pthread_mutex_lock(&e->lock);
+}
+
+void events_let_go(struct events *e)
+{
+	pthread_mutex_unlock(&e->lock);
 }
 
 /* First that nobody is in such a call; then, as its event was taken under the lock, the lock. */
@@ -208,7 +218,7 @@ bool events_settled(struct events *e)
 {
 	bool quiet = uffd_is_quiet(e->resolver->uffd);
 
-	pthread_mutex_lock(&e->lock);
-	pthread_mutex_unlock(&e->lock);
+	events_hold(e);
+	events_let_go(e);
 	return quiet;
 }

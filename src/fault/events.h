@@ -69,6 +69,16 @@ void events_reader_begin(void);
 void events_read(struct events *e,
                  void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns), void *arg);
 
+/*
+ * events_hold() - until events_let_go() no event is taken
+ *
+ * All that were taken are applied by then: what is known here holds, but for what the kernel still
+ * has an event of, and there it refuses to fill, map or poison (UFFD_AGAIN). For some milliseconds:
+ * the VMM waits.
+ */
+void events_hold(struct events *e);
+void events_let_go(struct events *e);
+
 /* Have events_read() in @reader, should it wait after all, return. From any thread; repeat it. */
 void events_interrupt(pthread_t reader);
 

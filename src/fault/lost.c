@@ -17,6 +17,9 @@
 /* Bitmap words (256 KiB each) that one call looks at: some milliseconds. */
 #define LOOK_WORDS (1ull << 19)
 
+/* One ioctl poisons at most 64 MiB, or a page: so long no event is read, and the VMM may wait. */
+#define POISON_UNITS (1ull << 14)
+
 static uint64_t missing_in_word(const struct pull *p, uint32_t region, uint64_t word)
 {
 	return region_word_mask(&p->config.table.regions[region], word) &
@@ -93,29 +96,64 @@ size_t pull_missing_ranges(const struct pull *p, struct pull_place *at, struct p
 	return n;
 }
 
-/* A range of pages that are not mapped. Return: 0 or -errno. */
-static int poison_range(struct pull *p, uint32_t region, uint64_t offset, uint64_t len)
+/*
+ * The first of the pages from @*unit on and before @end that lack something, as many as lie
+ * together and one ioctl takes; @*unit goes past them. A host page of which a part is here is
+ * mapped nowhere: it is poisoned whole.
+ *
+ * Events are held: by those that were read the pages are missing and lie where the map says, and of
+ * those that were not the kernel knows (UFFD_AGAIN).
+ *
+ * Return: as the ioctls.
+ */
+static int poison_front(struct pull *p, uint32_t region, uint64_t *unit, uint64_t end)
 {
 	struct resolver *r = &p->resolver;
+	uint64_t page_size = p->config.table.regions[region].page_size;
+	uint64_t per_page = page_size >> UNIT_SHIFT, all = UINT64_MAX;
+	uint64_t most = per_page > POISON_UNITS ? per_page : POISON_UNITS;
+	uint64_t first = find_unit(p, region, *unit, true, &all);
+	uint64_t there, addr, skip, mapped, done = 0;
+	int rc = UFFD_UNMAPPED;
+
+	*unit = first;
+	if (first >= end)
+		return UFFD_DONE;
+	there = find_unit(p, region, first, false, &all);
+	first -= first % per_page;
+	if (end - first > most)
+		end = first + most;
+	if (there < end) /* in mid-page: that page is poisoned, too */
+		end = there + (per_page - there % per_page) % per_page;
+	pthread_rwlock_rdlock(&r->map_lock);
+	mapped = addrmap_locate(&r->addrmap, region, first << UNIT_SHIFT,
+	                        (end - first) << UNIT_SHIFT, &addr, &skip);
+	if (mapped)
+		rc = uffd_poison(r->uffd, addr, mapped, &done);
+	/* The kernel takes no range that two VMAs share (madvise() on a part makes them two). */
+	if (mapped > page_size && rc == UFFD_UNMAPPED)
+		rc = uffd_poison(r->uffd, addr, page_size, &done);
+	pthread_rwlock_unlock(&r->map_lock);
+	if (!mapped) /* nobody can touch it */
+		*unit = end;
+	else if (rc == UFFD_EXISTS || rc == UFFD_UNMAPPED)
+		*unit = first + ((skip + done) >> UNIT_SHIFT) + per_page;
+	else if (done)
+		*unit = first + ((skip + done) >> UNIT_SHIFT);
+	return rc;
+}
+
+/* All pages that lack something, from @unit on and before @end. Return: 0 or -errno. */
+static int poison_range(struct pull *p, uint32_t region, uint64_t unit, uint64_t end)
+{
 	int rc = UFFD_DONE;
 
-	while (len && rc >= 0 && rc != UFFD_VMM_GONE) {
-		uint64_t addr, skip, done = 0, mapped;
-
-		pthread_rwlock_rdlock(&r->map_lock);
-		mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
-		rc = mapped ? uffd_poison(r->uffd, addr, mapped, &done) : UFFD_DONE;
-		pthread_rwlock_unlock(&r->map_lock);
-		/* What the VMM has unmapped nobody can touch. */
-		if (!mapped)
-			break;
-		done += skip;
-		if (rc == UFFD_EXISTS || rc == UFFD_UNMAPPED)
-			done += p->config.table.regions[region].page_size;
-		else if (rc == UFFD_AGAIN && done == skip)
+	while (unit < end && rc >= 0 && rc != UFFD_VMM_GONE) {
+		events_hold(&p->events);
+		rc = poison_front(p, region, &unit, end);
+		events_let_go(&p->events);
+		if (rc == UFFD_AGAIN)
 			sched_yield(); /* the fault thread reads the event */
-		offset += done;
-		len -= done < len ? done : len;
 	}
 	if (rc == UFFD_VMM_GONE)
 		return -ESRCH;
@@ -135,29 +173,14 @@ static uint64_t give_up_word(struct pull *p, uint32_t region, uint64_t word)
 	return (uint64_t)__builtin_popcountll(missing);
 }
 
-/*
- * Host pages that are not whole are poisoned whole: a page of which a part is here is mapped
- * nowhere.
- */
 static int poison_region(struct pull *p, uint32_t region, uint64_t *units)
 {
 	const struct region *r = &p->config.table.regions[region];
-	uint64_t per_page = region_units_per_page(r), unit = 0, all = UINT64_MAX;
+	int rc = poison_range(p, region, 0, r->units);
 
-	while ((unit = find_unit(p, region, unit, true, &all)) < r->units) {
-		uint64_t first = unit - unit % per_page;
-		uint64_t end = find_unit(p, region, unit, false, &all) + per_page - 1;
-		int rc;
-
-		end -= end % per_page;
-		rc = poison_range(p, region, first << UNIT_SHIFT, (end - first) << UNIT_SHIFT);
-		if (rc)
-			return rc;
-		unit = end;
-	}
-	for (uint64_t word = 0; word < r->words; word++)
+	for (uint64_t word = 0; word < r->words && !rc; word++)
 		*units += give_up_word(p, region, word);
-	return 0;
+	return rc;
 }
 
 /*
@@ -168,19 +191,17 @@ static int try_first(struct pull *p)
 {
 	struct pull_place at = { .region = 0 };
 	struct pull_range first;
-	const struct region *r;
-	uint64_t unit, mask, mine;
+	uint64_t unit, per_page, mask, mine;
 	int rc;
 
 	while (!pull_missing_ranges(p, &at, &first, 1))
 		if (at.region == p->config.table.n)
 			return 0;
-	r = &p->config.table.regions[first.region];
+	per_page = region_units_per_page(&p->config.table.regions[first.region]);
 	unit = first.offset >> UNIT_SHIFT;
 	mask = missing_in_word(p, first.region, unit / WORD_UNITS) & 1ull << (unit % WORD_UNITS);
 	mine = page_state_claim(p->state, first.region, unit / WORD_UNITS, mask);
-	rc = poison_range(p, first.region, first.offset - first.offset % r->page_size,
-	                  r->page_size);
+	rc = poison_range(p, first.region, unit, unit - unit % per_page + per_page);
 	if (rc)
 		page_state_unclaim(p->state, first.region, unit / WORD_UNITS, mine);
 	return rc;
