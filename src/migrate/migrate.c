@@ -114,6 +114,15 @@ static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, stru
 	                                          : destination_message(m, msg, fd, err);
 }
 
+/* Of a destination none is missed: LOADED and RESUMED have no descriptor. */
+static void on_cut_message(void *owner, enum vmm_wire_type type, const struct error *why)
+{
+	struct migration *m = owner;
+
+	if (m->params.role == MIGRATION_SOURCE)
+		source_cut_message(m, type, why);
+}
+
 static void migration_free(struct migration *m)
 {
 	totals_keep_pull(m);
@@ -250,6 +259,7 @@ static void on_news(uv_async_t *async)
 static const struct vmm_server_ops vmm_ops = {
 	.attach = on_attach,
 	.message = on_message,
+	.cut_message = on_cut_message,
 	.closed = on_closed,
 };
 

@@ -169,6 +169,8 @@ int source_take_over(struct migration *m, struct vmm_attach *attach, const struc
                      struct error *err);
 void source_go_on(struct migration *m);
 int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd, struct error *err);
+/* One whose descriptor is lost. */
+void source_cut_message(struct migration *m, enum vmm_wire_type type, const struct error *why);
 void source_vmm_closed(struct migration *m);
 void source_news(struct migration *m, unsigned int news);
 int source_cancel(struct migration *m, struct error *err);

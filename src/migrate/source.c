@@ -282,6 +282,17 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 	                 migration_state_name(m->state));
 }
 
+/* Its guest stands still, and the VMM would not let it run on by itself. */
+void source_cut_message(struct migration *m, enum vmm_wire_type type, const struct error *why)
+{
+	if (type != VMM_WIRE_PAUSED && type != VMM_WIRE_POISONED)
+		return;
+	if (migration_state_is_final(m->state) && m->state != MIGRATION_COMPLETE)
+		(void)vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
+	else if (m->state == MIGRATION_SWITCHING && !m->paused)
+		fail_pause(m, why->text);
+}
+
 void source_vmm_closed(struct migration *m)
 {
 	switch (m->state) {

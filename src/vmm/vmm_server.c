@@ -162,8 +162,11 @@ static int handle_cut_message(struct vmm_conn *conn, const struct vmm_wire_msg *
                               const struct error *why)
 {
 	conn->server->refusals[VMM_REFUSED_DESCRIPTORS]++;
-	if (!conn->attached || msg->type != VMM_WIRE_CHANNEL)
+	if (!conn->attached || msg->type != VMM_WIRE_CHANNEL) {
+		if (conn->owner)
+			conn->server->config.ops->cut_message(conn->owner, msg->type, why);
 		return -EMFILE;
+	}
 	/* It is closed by now, and its VMM sees that. */
 	log_warning("VMM (pid %d): a fetch channel is refused: %s", (int)conn->pid, why->text);
 	return 0;

@@ -53,6 +53,11 @@ struct vmm_server_ops {
 	 * setting it to -1. Return: 0, or -errno with @err set: the VMM is told and cut off.
 	 */
 	int (*message)(void *owner, const struct vmm_wire_msg *msg, int *fd, struct error *err);
+	/*
+	 * A message of that type came, but not its descriptors: this process had no room for them
+	 * (@why). The VMM is told and cut off after this.
+	 */
+	void (*cut_message)(void *owner, enum vmm_wire_type type, const struct error *why);
 	/* The VMM is gone; @conn is void after this. */
 	void (*closed)(void *owner);
 };

@@ -193,6 +193,23 @@ def test_channel_that_finds_no_room_costs_no_guest(host):
 
 
 @needs_userfaultfd
+def test_pause_whose_descriptor_finds_no_room_costs_no_guest(host):
+    """The VMM, its guest paused, was cut off, and did not know that nobody had the guest."""
+    scripted = Scripted(host)
+    daemon = scripted.source
+    scripted.start("vm1")
+    scripted.source_vmm.expect(pyvmm.PAUSE)
+    leave_descriptors(daemon, 0)
+    fd = pyvmm.sealed_memfd(b"the vmstate")
+    scripted.source_vmm.send(pyvmm.paused(len(b"the vmstate")), [fd])
+    os.close(fd)
+    scripted.source_vmm.expect(pyvmm.RESUME)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+    assert "LimitNOFILE=" in daemon.wait_for_state("vm1", "failed")["reason"]
+    scripted.destination.wait_for_state("vm1", "failed")
+
+
+@needs_userfaultfd
 def test_missing_of_sparse_memory_is_looked_for_in_parts(host):
     """The whole bitmap was walked on the loop: 0.9 s for all, of 16 TiB."""
     size = 300 << 30
