@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two hosts with a cable between them: network namespaces and a veth pair. What a proxy can't do is
 done here: packets get lost while either side's TCP believes that they are on their way."""
+import json
 import os
 import subprocess
 
@@ -8,8 +9,9 @@ import pytest
 
 import harness
 
-# From RFC 5737: addresses that nobody else has.
+# From RFC 5737 and RFC 3849: addresses that nobody else has.
 ADDRESSES = {"source": "192.0.2.1", "destination": "192.0.2.2"}
+ADDRESSES_V6 = {"source": "2001:db8::1", "destination": "2001:db8::2"}
 # What the slow link lets through at once, and how long a packet may wait for its turn.
 BURST = "64kb"
 LATENCY = "400ms"
@@ -38,6 +40,8 @@ class Link:
                        check=True, capture_output=True, text=True)
         for side, address in ADDRESSES.items():
             self._run(side, "ip", "address", "add", address + "/30", "dev", "eth-" + side)
+            self._run(side, "ip", "address", "add", ADDRESSES_V6[side] + "/64", "dev", "eth-" + side,
+                      "nodad")
             self._run(side, "ip", "link", "set", "eth-" + side, "up")
 
     @staticmethod
@@ -79,6 +83,20 @@ class Link:
             self._run(side, "ip", "route", "add", kind, other + "/32")
         else:
             self._run(side, "ip", "route", "delete", other + "/32")
+
+    def narrow(self, side, bytes_per_s):
+        """What leaves that side waits in a long queue, of three bands: the first one goes first."""
+        device = ("dev", "eth-" + side)
+        self._run(side, "tc", "qdisc", "replace", *device, "root", "handle", "1:", "tbf", "rate",
+                  "%dbps" % bytes_per_s, "burst", BURST, "limit", "64mb")
+        self._run(side, "tc", "qdisc", "add", *device, "parent", "1:1", "pfifo_fast")
+
+    def queue(self, side):
+        """What has left by it so far, and what waits in it, in bytes."""
+        said = subprocess.run([*self.enter(side), "tc", "-j", "-s", "qdisc", "show", "dev",
+                               "eth-" + side], check=True, capture_output=True, text=True).stdout
+        root = next(qdisc for qdisc in json.loads(said) if qdisc["kind"] == "tbf")
+        return root["bytes"], root["backlog"]
 
     def limit(self, bytes_per_s):
         """Either way; None: no limit."""
