@@ -16,7 +16,7 @@ all: $(BUILD)/build.ninja
 
 $(BUILD)/build.ninja:
 	tests/install-deps --check build
-	meson setup --buildtype=$(BUILDTYPE) $(BUILD)
+	meson setup --buildtype=$(BUILDTYPE) -Dwerror=true $(BUILD)
 
 deps:
 	tests/install-deps build build-optional run test

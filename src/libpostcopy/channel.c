@@ -309,7 +309,7 @@ static int ask(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t l
 	struct ask what = {
 		.state = ASK_SENT, .tag = tag, .guest_phys_addr = guest_phys_addr, .len = len
 	};
-	struct ask *a;
+	struct ask *a = NULL;
 	int rc = check_range(guest_phys_addr, len, err);
 
 	if (!rc)

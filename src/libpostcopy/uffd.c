@@ -59,7 +59,7 @@ static int handshake(int fd, uint64_t features, uint64_t *ret_offered, struct er
 int uffd_open(int *ret_fd, uint64_t *ret_features, struct error *err)
 {
 	_cleanup_close_ int scratch = -1, fd = -1;
-	uint64_t offered, features;
+	uint64_t offered = 0, features;
 	int rc;
 
 	/* A userfaultfd takes one handshake only, so what is on offer is asked on another. */

@@ -161,7 +161,7 @@ static int dial_once(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
 	struct conn_target target;
-	struct conn *c;
+	struct conn *c = NULL;
 	int rc;
 
 	pthread_mutex_lock(&m->lock);
@@ -179,10 +179,13 @@ static int dial_once(struct conductor *k, struct error *err)
 /* What the last try met, for whoever looks; empty: nothing is being tried. */
 static void note(struct migration *m, const char *why)
 {
+	static const char on[] = "; trying on";
+
 	if (!*why && !*m->note)
 		return;
 	pthread_mutex_lock(&m->lock);
-	snprintf(m->note, sizeof m->note, "%s%s", why, *why ? "; trying on" : "");
+	snprintf(m->note, sizeof m->note, "%.*s%s", (int)(sizeof m->note - sizeof on), why,
+	         *why ? on : "");
 	pthread_mutex_unlock(&m->lock);
 	migration_post(m, NEWS_NOTE);
 }

@@ -220,7 +220,7 @@ static int greet(int fd, const struct conn_target *target, struct tls_context *t
                  struct error *err)
 {
 	uint8_t frame[FRAME_HEADER_BYTES + FRAME_HELLO_MAX];
-	struct conn *c;
+	struct conn *c = NULL;
 	struct frame_header h;
 	const void *payload;
 	int rc = conn_new(fd, tls, false, &c, err);

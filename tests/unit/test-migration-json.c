@@ -243,8 +243,12 @@ static void take(struct top *t, unsigned int second, unsigned int present, unsig
 	assert_int_equal(top_update(t, list, second * NSEC_PER_SEC), 0);
 }
 
-/* The screen as text, the caller's to free. */
-static char *screen(const struct top *t, unsigned int columns, unsigned int lines, bool terminal)
+/*
+ * The screen as text, the caller's to free. Inlined, gcc 12 would take it for a pointer to what is
+ * on the stack here.
+ */
+static __attribute__((noinline)) char *screen(const struct top *t, unsigned int columns,
+                                              unsigned int lines, bool terminal)
 {
 	const struct top_screen s = { columns, lines, terminal };
 	_cleanup_json_ struct json_object *info =
