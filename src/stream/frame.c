@@ -115,9 +115,12 @@ size_t frame_vmstate_encode(const struct frame_vmstate *vmstate, void *buf)
 
 size_t frame_error_encode(int code, const char *text, void *buf)
 {
-	size_t len = strnlen(text, FRAME_ERROR_MAX - 4);
-	void *p = put_header(buf, FRAME_ERROR, 4 + len, 0);
+	size_t len = strlen(text);
+	void *p;
 
+	if (len > FRAME_ERROR_MAX - 4)
+		len = FRAME_ERROR_MAX - 4;
+	p = put_header(buf, FRAME_ERROR, 4 + len, 0);
 	p = put_u32(p, (uint32_t)(code < 0 ? -code : code));
 	memcpy(p, text, len);
 	return FRAME_HEADER_BYTES + 4 + len;
