@@ -2,8 +2,10 @@
 /*
  * Runs a harness under libFuzzer. Most parsers here take less than a microsecond, and libFuzzer
  * some five to come up with an input and to look at what it has covered. So each of its inputs is
- * run with VARIANTS small changes of it as well. Which ones, the input alone decides: what is
- * found, is found again.
+ * run with FUZZ_VARIANTS (of the environment; 31) small changes of it as well. Which ones, the
+ * input alone decides: what is found, is found again. FUZZ_SAVE names a file for the one that is
+ * being tried: run what libFuzzer has kept of a failure with it, and it has the very bytes
+ * afterwards.
  */
 #include <sanitizer/asan_interface.h>
 #include <string.h>
@@ -13,15 +15,39 @@
 #include "../unit/support.h"
 #include "mutate.h"
 
-#define VARIANTS 31u
-
+int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+static unsigned int variants = 31;
+static const char *save;
 static uint64_t executions;
 
 static void print_executions(void)
 {
 	printf("executions: %llu\n", (unsigned long long)executions);
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	const char *n = getenv("FUZZ_VARIANTS");
+
+	(void)argc;
+	(void)argv;
+	if (n)
+		variants = (unsigned int)strtoul(n, NULL, 10);
+	save = getenv("FUZZ_SAVE");
+	atexit(print_executions);
+	return 0;
+}
+
+static void save_input(const uint8_t *data, size_t size)
+{
+	FILE *f = fopen(save, "wb");
+
+	if (f) {
+		fwrite(data, 1, size, f);
+		fclose(f);
+	}
 }
 
 /* It lies at the very end of what may be read, and at its beginning. */
@@ -30,6 +56,8 @@ static void try_input(const uint8_t *data, size_t size)
 	static uint8_t room[FUZZ_INPUT_MAX];
 	uint8_t *exact = room + sizeof room - size;
 
+	if (save)
+		save_input(data, size);
 	memcpy(exact, data, size);
 	ASAN_POISON_MEMORY_REGION(room, sizeof room - size);
 	fuzz_one(exact, size);
@@ -53,10 +81,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (size > FUZZ_INPUT_MAX)
 		return 0;
-	if (!executions)
-		atexit(print_executions);
 	try_input(data, size);
-	for (unsigned int i = 0; i < VARIANTS; i++) {
+	for (unsigned int i = 0; i < variants; i++) {
 		size_t len = size;
 
 		memcpy(changed, data, size);
