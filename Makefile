@@ -9,7 +9,7 @@ REPORT ?= demo-report.html
 
 C_FILES = $(shell find src include tests bpf -name '*.[ch]' | LC_ALL=C sort)
 
-.PHONY: all deps demo test test-vm chaos model asan tsan lint install clean
+.PHONY: all deps demo test test-vm chaos model fuzz asan tsan lint install clean
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -45,6 +45,12 @@ chaos: deps
 model: deps
 	tests/run-suites --build $(BUILD) model
 
+# Each parser of what comes from outside, FUZZ_RUNS times (10^8: some hours in all; docs/fuzzing.md). With
+# FUZZ_SECONDS for so long at most; FUZZ names some of them.
+fuzz:
+	tests/install-deps build fuzz
+	tests/run-fuzz --build $(BUILD)-fuzz $(FUZZ)
+
 asan: deps
 	tests/run-suites --build $(BUILD) unit-asan integration-asan
 
@@ -62,4 +68,4 @@ install: all
 	meson install -C $(BUILD) --no-rebuild
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(REPORT)
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-fuzz $(BUILD)-tsan $(REPORT)

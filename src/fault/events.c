@@ -106,14 +106,39 @@ static void clear(struct uffd_msg *slot)
 	__atomic_store_n(&slot->event, 0, __ATOMIC_RELEASE);
 }
 
+static bool is_piece(const struct region_table *table, const struct addrmap_piece *p)
+{
+	const struct region *r = p->region < table->n ? &table->regions[p->region] : NULL;
+
+	return r && p->len && p->offset < r->size && p->len <= r->size - p->offset &&
+	       p->host_addr <= UINT64_MAX - p->len;
+}
+
+int events_open(struct events *e, struct page_state *state, struct error *err)
+{
+	struct event_journal *j = e->journal = page_state_room(state);
+	uint32_t current = atomic_load(&j->current);
+	bool good = current < 2;
+
+	if (!atomic_load(&j->ready))
+		return 0;
+	good = good && j->maps[current].map.n <= ADDRMAP_PIECES_MAX;
+	for (uint32_t i = 0; good && i < j->maps[current].map.n; i++)
+		good = is_piece(e->resolver->table, &j->maps[current].map.pieces[i]);
+	return good ? 0
+	            : error_set(err, -EPROTO,
+	                        "page state: where guest memory is mapped makes no sense");
+}
+
 void events_take_up(struct events *e)
 {
 	struct resolver *r = e->resolver;
-	struct event_journal *j = e->journal = page_state_room(r->state);
+	struct event_journal *j = e->journal;
 
 	/* Read into a page that is not there, an event could be lost after all. */
 	(void)mlock(j, sizeof *j);
 	if (!atomic_load(&j->ready)) {
+		atomic_store(&j->current, 0);
 		j->maps[0].map = r->addrmap;
 		atomic_store(&j->ready, 1);
 		return;

@@ -53,6 +53,14 @@ int events_init(struct events *e, struct resolver *resolver, const char *id);
 void events_deinit(struct events *e);
 
 /*
+ * events_open() - what the process before has left, looked at and not touched
+ *
+ * It is believed no more than anything else that is read: whatever lies there, no place of ours is
+ * written for it. Return: 0; -EPROTO with @err set.
+ */
+int events_open(struct events *e, struct page_state *state, struct error *err);
+
+/*
  * events_take_up() - before anything is filled or read: where the process before was
  *
  * Of a page state that is new there is nothing to take up. The resolver has its state by now. Its

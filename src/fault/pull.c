@@ -64,6 +64,8 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 		             ? page_state_new(&p->config.table, &p->state, err)
 		             : page_state_adopt(&p->config.table, config->state_fd, &p->state, err);
 	if (!rc)
+		rc = events_open(&p->events, p->state, err);
+	if (!rc)
 		rc = scheduler_new(&p->config.table, p->state, &p->scheduler, err);
 	if (!rc) {
 		p->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -49,7 +49,7 @@ static bool has_no_handles(int fd)
 }
 
 /* "/proc/PID/mem"; or ".../PID/mem", of a /proc that is mounted elsewhere. */
-static bool names_proc_mem(const char *name)
+bool descriptor_names_mem(const char *name)
 {
 	size_t len = strlen(name);
 	const char *end = name + len - 4;
@@ -61,19 +61,24 @@ static bool names_proc_mem(const char *name)
 	return len && end > name && end[-1] == '/';
 }
 
+bool descriptor_read_features(const char *fdinfo, uint64_t *ret)
+{
+	const char *line = strstr(fdinfo, "\nAPI:\taa:");
+
+	return line && sscanf(line, "\nAPI:\taa:%" SCNx64 ":", ret) == 1;
+}
+
 bool descriptor_uffd_features(int fd, uint64_t *ret)
 {
 	char path[64], text[1024];
 	_cleanup_close_ int info = -1;
-	const char *line;
 	ssize_t len;
 
 	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
 	info = open(path, O_RDONLY | O_CLOEXEC);
 	len = info < 0 ? -1 : read(info, text, sizeof text - 1);
 	text[len < 0 ? 0 : len] = 0;
-	line = strstr(text, "\nAPI:\taa:");
-	return line && sscanf(line, "\nAPI:\taa:%" SCNx64 ":", ret) == 1;
+	return descriptor_read_features(text, ret);
 }
 
 static bool is_unix_socket(int fd)
@@ -105,7 +110,7 @@ enum descriptor_kind descriptor_identify(int fd)
 	/* Of kernels in which guest_memfd has a file system of its own. */
 	if (!strcmp(name, "/[kvm-gmem] (deleted)") && has_no_handles(fd))
 		return DESCRIPTOR_GUEST_MEMFD;
-	if (names_proc_mem(name) && has_no_handles(fd))
+	if (descriptor_names_mem(name) && has_no_handles(fd))
 		return DESCRIPTOR_PROC_MEM;
 	return DESCRIPTOR_OTHER;
 }

@@ -51,7 +51,11 @@ int descriptor_check_memory(int fd, enum postcopy_memory memory, uint32_t index,
 /* What only a userfaultfd tells of itself: the features it has. Return: false where it is none. */
 bool descriptor_uffd_features(int fd, uint64_t *ret);
 
-/* The same for a userfaultfd. */
+/* That, from the text of its /proc/self/fdinfo; and whether a name is that of a /proc/PID/mem. */
+bool descriptor_read_features(const char *fdinfo, uint64_t *ret);
+bool descriptor_names_mem(const char *name);
+
+/* As descriptor_check_memory() for a userfaultfd. */
 int descriptor_check_userfaultfd(int fd, struct error *err);
 
 /* Which file it is, however many descriptors there are of it. All 0: none. */

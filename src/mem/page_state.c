@@ -143,8 +143,9 @@ static void take_stock(struct page_state *ps, const struct region_table *table)
 	for (uint32_t i = 0; i < table->n; i++)
 		for (uint64_t word = 0; word < table->regions[i].words; word++) {
 			struct region_state *r = &ps->regions[i];
-			uint64_t present = atomic_load(&r->present[word]);
-			uint64_t copying = atomic_load(&r->copying[word]);
+			uint64_t exist = region_word_mask(&table->regions[i], word);
+			uint64_t present = atomic_fetch_and(&r->present[word], exist) & exist;
+			uint64_t copying = atomic_fetch_and(&r->copying[word], exist) & exist;
 
 			atomic_fetch_and(&r->claimed[word], present | copying);
 			atomic_fetch_and(&r->poisoned[word], present);

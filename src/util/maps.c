@@ -7,22 +7,16 @@
 
 #include "util/cleanup.h"
 
-int maps_find_private(pid_t pid, uint64_t start, uint64_t end, uint64_t dev, uint64_t ino,
-                      uint64_t *ret_addr)
+int maps_search(FILE *f, uint64_t start, uint64_t end, uint64_t dev, uint64_t ino,
+                uint64_t *ret_addr)
 {
-	_cleanup_fclose_ FILE *f = NULL;
 	_cleanup_free_ char *line = NULL;
-	char path[64];
 	size_t size = 0;
 
-	snprintf(path, sizeof path, pid ? "/proc/%d/maps" : "/proc/self/maps", (int)pid);
-	f = fopen(path, "re");
-	if (!f)
-		return -errno;
 	while (getline(&line, &size, f) > 0) {
 		unsigned long long from, to, inode;
 		unsigned int dev_major, dev_minor;
-		char perms[5];
+		char perms[5] = "";
 
 		if (sscanf(line, "%llx-%llx %4s %*x %x:%x %llu", &from, &to, perms, &dev_major,
 		           &dev_minor, &inode) != 6)
@@ -34,4 +28,15 @@ int maps_find_private(pid_t pid, uint64_t start, uint64_t end, uint64_t dev, uin
 		return 0;
 	}
 	return -ENOENT;
+}
+
+int maps_find_private(pid_t pid, uint64_t start, uint64_t end, uint64_t dev, uint64_t ino,
+                      uint64_t *ret_addr)
+{
+	_cleanup_fclose_ FILE *f = NULL;
+	char path[64];
+
+	snprintf(path, sizeof path, pid ? "/proc/%d/maps" : "/proc/self/maps", (int)pid);
+	f = fopen(path, "re");
+	return f ? maps_search(f, start, end, dev, ino, ret_addr) : -errno;
 }

@@ -4,6 +4,7 @@
 #define UTIL_MAPS_H
 
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/types.h>
 
 /*
@@ -16,5 +17,9 @@
  */
 int maps_find_private(pid_t pid, uint64_t start, uint64_t end, uint64_t dev, uint64_t ino,
                       uint64_t *ret_addr);
+
+/* The same, of what is in such a file: files' names in it are of a VMM's choice. */
+int maps_search(FILE *f, uint64_t start, uint64_t end, uint64_t dev, uint64_t ino,
+                uint64_t *ret_addr);
 
 #endif

@@ -2,10 +2,11 @@
 /*
  * Fuzzing what comes from outside.
  *
- * Each fuzz_*.c is one parser under libFuzzer's interface. Built twice: by clang with
- * libFuzzer (meson option "fuzz"), to run for as long as one likes; and always with
- * standalone.c, which feeds it a fixed set of random inputs and mutated good ones, so
- * that each run of the tests fuzzes a little, and the same each time.
+ * Each fuzz_*.c is one parser, or a few that belong together. Built twice: by clang with libFuzzer
+ * (libfuzzer.c; meson option "fuzz"), to run for as long as one likes; and always with
+ * standalone.c, which feeds it the corpus (corpus/NAME) and a fixed set of inputs: random ones,
+ * and good ones that were changed a little. So each run of the tests fuzzes some, and the same each
+ * time.
  *
  * A harness does not only wait for the sanitizers: what a decoder has accepted must keep its
  * promises, which it checks with FUZZ_CHECK().
@@ -33,7 +34,7 @@ extern const unsigned int fuzz_rounds;
 	} while (0)
 
 /* One input. Return: 0. */
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int fuzz_one(const uint8_t *data, size_t size);
 
 /*
  * fuzz_seed() - a good input to begin mutations with

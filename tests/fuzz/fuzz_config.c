@@ -48,7 +48,7 @@ static void check_options(struct options *o)
 	free(second);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_one(const uint8_t *data, size_t size)
 {
 	static struct config_errors errors;
 	struct options o;
@@ -69,8 +69,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 size_t fuzz_seed(unsigned int i, uint8_t *buf)
 {
 	static const char *const files[] = {
-		"[control]\ncontrol = /c\ncontrol-group = a\ncontrol-group = b\n"
-		"control-listen = [::1]:1\ncontrol-allow = URI:x\n",
+		("[control]\ncontrol = /c\ncontrol-group = a\ncontrol-group = b\n"
+		 "control-listen = [::1]:1\ncontrol-allow = URI:x\n"),
 		"[vmm]\nvmm=/v;x\nvmm-group : kvm ; y\nmax-vmstate = 64M\n[log]\nlog-level=debug\n",
 		"# x\n\n  [stream]\n  listen = none\n\tallow-peer = \"a b\"\nbandwidth = 15K\r\n",
 		"[tls]\ncert = c\nkey = k\nca = a\n[trace]\ntrace = off\ntrace-slow-us = 7\n",

@@ -58,7 +58,7 @@ static void check_error(const uint8_t *payload, const struct frame_header *h)
 	FUZZ_CHECK(strlen(err.text) < sizeof err.text && !strpbrk(err.text, "\n\r\x1b"));
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_one(const uint8_t *data, size_t size)
 {
 	uint8_t back[FRAME_HEADER_BYTES];
 	struct error err = ERROR_INIT;

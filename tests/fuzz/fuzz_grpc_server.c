@@ -166,7 +166,7 @@ static void talk(const uint8_t *data, size_t size, size_t piece, bool preface)
 	FUZZ_CHECK(!stats.calls && !host.held && !host.server->request_bytes);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_one(const uint8_t *data, size_t size)
 {
 	static bool registered;
 

@@ -44,7 +44,7 @@ static void check_hello(struct hello *hello)
 	FUZZ_CHECK(!region_table_same_guest(&back.regions, &hello->regions, NULL));
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_one(const uint8_t *data, size_t size)
 {
 	static struct hello_reply reply;
 	static struct hello hello;

@@ -49,7 +49,7 @@ static void check_table(const struct region_table *t)
 	FUZZ_CHECK(t->units == bytes / UNIT_BYTES);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_one(const uint8_t *data, size_t size)
 {
 	static struct region_table table, before;
 	struct reader in = reader_init(data, size);

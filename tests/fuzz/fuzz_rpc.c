@@ -101,7 +101,7 @@ static void end_migrations(void)
 		migration_cancel(m, NULL);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_one(const uint8_t *data, size_t size)
 {
 	struct grpc_call call = { .finished = false };
 	const struct grpc_method *method;

@@ -22,7 +22,7 @@ static void check_msg(const struct vmm_wire_msg *msg, size_t n_fds)
 		FUZZ_CHECK(strlen(msg->text) < sizeof msg->text && !strpbrk(msg->text, "\n\r\x1b"));
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+int fuzz_one(const uint8_t *data, size_t size)
 {
 	static uint8_t packet[VMM_WIRE_PACKET_MAX], again[VMM_WIRE_PACKET_MAX];
 	static struct vmm_wire_msg msg, back;

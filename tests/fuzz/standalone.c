@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Runs a harness without libFuzzer: on files that are named, or on its fixed set of inputs. */
+/* Runs a harness without libFuzzer: on files that are named, or on its corpus and a fixed set of
+ * inputs. */
+#include <dirent.h>
 #include <string.h>
 
 #include "fuzz.h"
 
 #include "../unit/support.h"
+#include "mutate.h"
 
 static uint8_t input[FUZZ_INPUT_MAX];
 
@@ -16,7 +19,7 @@ static void try_input(const uint8_t *data, size_t size)
 	if (!exact)
 		abort();
 	memcpy(exact, data, size);
-	LLVMFuzzerTestOneInput(exact, size);
+	fuzz_one(exact, size);
 	free(exact);
 }
 
@@ -35,60 +38,6 @@ static int try_file(const char *path)
 	return 0;
 }
 
-/* Numbers at which checks end. */
-static uint64_t interesting(uint64_t *random)
-{
-	static const uint64_t numbers[] = {
-		0,         1,          63,       64,         65,         4095,       4096,
-		4097,      1u << 21,   1u << 31, UINT32_MAX, 1ull << 52, 1ull << 63, INT64_MAX,
-		INT32_MAX, UINT16_MAX, 127,      128,        255,        UINT64_MAX,
-	};
-
-	return numbers[random_below(random, sizeof numbers / sizeof *numbers)];
-}
-
-/* One small change. Return: the new length. */
-static size_t mutate(uint8_t *buf, size_t size, uint64_t *random)
-{
-	size_t at = size ? random_below(random, size) : 0;
-	size_t n = 1 + random_below(random, 8);
-	uint64_t number = interesting(random);
-
-	switch (random_below(random, 6)) {
-	case 0:
-		if (size)
-			buf[at] ^= (uint8_t)(1u << random_below(random, 8));
-		return size;
-	case 1:
-		if (size)
-			buf[at] = (uint8_t)random_next(random);
-		return size;
-	case 2:
-		/* A number of 1, 2, 4 or 8 bytes. */
-		n = 1ull << random_below(random, 4);
-		if (at + n <= size)
-			memcpy(buf + at, &number, n);
-		return size;
-	case 3:
-		/* Cut the end off. */
-		return at;
-	case 4:
-		/* Take bytes out. */
-		if (at + n > size)
-			return size;
-		memmove(buf + at, buf + at + n, size - at - n);
-		return size - n;
-	default:
-		/* Put bytes in: random ones, or some of its own again. */
-		if (size + n > FUZZ_INPUT_MAX)
-			return size;
-		memmove(buf + at + n, buf + at, size - at);
-		for (size_t i = 0; i < n && random_below(random, 2); i++)
-			buf[at + i] = (uint8_t)random_next(random);
-		return size + n;
-	}
-}
-
 static size_t make_input(unsigned int round, unsigned int n_seeds, uint64_t *random)
 {
 	size_t size;
@@ -103,20 +52,55 @@ static size_t make_input(unsigned int round, unsigned int n_seeds, uint64_t *ran
 	}
 	size = fuzz_seed((unsigned int)random_below(random, n_seeds), input);
 	for (uint64_t n = 1 + random_below(random, 6); n; n--)
-		size = mutate(input, size, random);
+		size = fuzz_mutate(input, size, random);
 	return size;
 }
 
-int main(int argc, char **argv)
+/* For libFuzzer to begin with. */
+static int write_seeds(const char *dir)
+{
+	char path[4096];
+	size_t size;
+
+	for (unsigned int i = 0; (size = fuzz_seed(i, input)); i++) {
+		FILE *f;
+
+		snprintf(path, sizeof path, "%s/seed-%u", dir, i);
+		f = fopen(path, "wb");
+		if (!f || fwrite(input, 1, size, f) != size || fclose(f)) {
+			perror(path);
+			return 1;
+		}
+	}
+	return 0;
+}
+
+/* The files, in the order of their names. Return: 0, also where there is no such directory. */
+static int try_corpus(const char *dir, unsigned int *ret_n)
+{
+	char path[4096];
+	struct dirent **files;
+	int n = scandir(dir, &files, NULL, alphasort), failed = 0;
+
+	*ret_n = 0;
+	for (int i = 0; i < n; i++) {
+		if (*files[i]->d_name != '.') {
+			snprintf(path, sizeof path, "%s/%s", dir, files[i]->d_name);
+			failed |= try_file(path);
+			++*ret_n;
+		}
+		free(files[i]);
+	}
+	if (n >= 0)
+		free(files);
+	return failed;
+}
+
+static int try_made(void)
 {
 	unsigned int n_seeds = 0;
 	uint64_t random = 1;
-	int failed = 0;
 
-	for (int i = 1; i < argc; i++)
-		failed |= try_file(argv[i]);
-	if (argc > 1)
-		return failed;
 	while (fuzz_seed(n_seeds, input))
 		n_seeds++;
 	try_input(input, 0);
@@ -124,4 +108,22 @@ int main(int argc, char **argv)
 		try_input(input, make_input(round, n_seeds, &random));
 	printf("%u inputs, %u of them whole seeds\n", fuzz_rounds, n_seeds);
 	return 0;
+}
+
+/* "--seeds DIR" writes them there; "--corpus DIR" is tried before what is made; else files. */
+int main(int argc, char **argv)
+{
+	unsigned int n;
+	int failed = 0;
+
+	if (argc == 3 && !strcmp(argv[1], "--seeds"))
+		return write_seeds(argv[2]);
+	if (argc == 3 && !strcmp(argv[1], "--corpus")) {
+		failed = try_corpus(argv[2], &n);
+		printf("%u inputs of the corpus\n", n);
+		return failed | try_made();
+	}
+	for (int i = 1; i < argc; i++)
+		failed |= try_file(argv[i]);
+	return argc > 1 ? failed : try_made();
 }

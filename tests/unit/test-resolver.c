@@ -24,6 +24,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "fault/events.h"
 #include "fault/resolver.h"
 #include "fault/uffd.h"
 #include "util/kernel_abi.h"
@@ -1410,6 +1411,47 @@ static void test_unregistered_holes_read_as_zeroes(void **state)
 	stop(fixture);
 }
 
+/*
+ * Which of two address maps counts, and how many pieces it has, was believed: numbers that make no
+ * sense led beyond the memfd's mapping. Found by fuzzing.
+ */
+static void test_a_journal_that_makes_no_sense_is_refused(void **state)
+{
+	/* In 4 bytes from the room on: behind the slots come ready, current, and a map's applied
+	 * and n. */
+	enum { READY = EVENTS_MAX * sizeof(struct uffd_msg) / 4, CURRENT, APPLIED, N = READY + 4 };
+	static struct fixture f;
+	struct region region = { .memory = POSTCOPY_MEMORY_ANONYMOUS,
+		                 .size = SIZE,
+		                 .page_size = UNIT_BYTES,
+		                 .host_addr = 1ull << 32 };
+	struct error err = ERROR_INIT;
+	struct events e = { 0 };
+	uint32_t *journal;
+
+	(void)state;
+	f.uffd = -1;
+	assert_int_equal(region_table_add(&f.table, &region, &err), 0);
+	init_resolver(&f, RESOLVER_MAP_EAGER);
+	assert_int_equal(events_init(&e, &f.r, "id"), 0);
+	journal = page_state_room(f.ps);
+	assert_int_equal(events_open(&e, f.ps, &err), 0);
+	events_take_up(&e);
+	assert_int_equal(journal[READY], 1);
+	assert_int_equal(journal[N], 1);
+	assert_int_equal(events_open(&e, f.ps, &err), 0);
+	journal[CURRENT] = 2;
+	assert_int_equal(events_open(&e, f.ps, &err), -EPROTO);
+	journal[CURRENT] = 0;
+	journal[N] = ADDRMAP_PIECES_MAX + 1;
+	assert_int_equal(events_open(&e, f.ps, &err), -EPROTO);
+	journal[N] = 1;
+	assert_int_equal(events_open(&e, f.ps, &err), 0);
+	events_deinit(&e);
+	resolver_deinit(&f.r);
+	page_state_free(f.ps);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -1456,6 +1498,7 @@ int main(void)
 		cmocka_unit_test(test_a_region_of_several_vmas_anonymous),
 		cmocka_unit_test(test_unregister_finds_what_is_left),
 		cmocka_unit_test(test_unregistered_holes_read_as_zeroes),
+		cmocka_unit_test(test_a_journal_that_makes_no_sense_is_refused),
 	};
 
 	return cmocka_run_group_tests_name("resolver", tests, NULL, NULL);
