@@ -60,8 +60,7 @@ def play(tricks, per_s):
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
     played = {name: collections.Counter() for name in tricks}
     mistakes = []
-    due = time.monotonic()
-    ended = False
+    due, ended = time.monotonic(), False
     while not ended:
         for name, trick in tricks.items():
             due = max(due + 1 / per_s, time.monotonic())

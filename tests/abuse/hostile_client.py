@@ -132,7 +132,7 @@ class Client:
 
     def prepares_without_end(self):
         with Control(self.rng.choice(self.daemons).path) as control:
-            for _ in range(20):
+            for _ in range(40):
                 control.call("Prepare", id="evil-%016x" % self.rng.getrandbits(64),
                              role="destination", token=TOKEN, source="127.0.0.1:9")
 

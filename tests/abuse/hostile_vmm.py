@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VMM, or whoever may connect to the VMM sockets, that is up to no good.
 
-    hostile_vmm.py {"source": {"vmm":, "control":}, "destination": {...}, "seed":}
+    hostile_vmm.py {"source": {"vmm":, "control":}, "destination": {...}, "seed":, "tricks": [...]}
 """
 import array
 import json
@@ -76,7 +76,7 @@ class Vmm:
         self.rng = random.Random(config["seed"])
         self.source, self.destination = (Target(role, config[role])
                                          for role in ("source", "destination"))
-        self.silent = hostile.Held(60)
+        self.silent = hostile.Held(100)
         self.guest = pyvmm.memfd(size=SIZE)
         # Mapped once: the kernel has munmap() wait for whoever reads the userfaultfd.
         self.addr = pyvmm.map_shared(self.guest, SIZE)
@@ -140,8 +140,8 @@ class Vmm:
         return got
 
     def silent_attach(self):
-        """Connects, and says nothing."""
-        for target in (self.source, self.destination):
+        """Connects, and says nothing, more often than one user may."""
+        for target in (self.source, self.destination) * 12:
             self.silent.add(pyvmm.Socket(target.vmm_path))
 
     def channels_without_end(self):
@@ -184,11 +184,9 @@ class Vmm:
 
 
 def main():
-    vmm = Vmm(json.loads(sys.argv[1]))
-    names = ("prepare", "wrong_memory", "wrong_userfaultfd", "blocking_userfaultfd",
-             "attach_and_detach", "silent_attach", "channels_without_end", "malformed",
-             "descriptors_without_end", "message_out_of_turn")
-    hostile.play({name: getattr(vmm, name) for name in names}, per_s=20)
+    config = json.loads(sys.argv[1])
+    vmm = Vmm(config)
+    hostile.play({name: getattr(vmm, name) for name in config["tricks"]}, per_s=20)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,10 @@ from test_migrate import assert_guest_is_whole, attach
 
 HERE = pathlib.Path(__file__).resolve().parent
 NOGROUP = 65534
-VMM_UID, CLIENT_UID, PEER_UID, SOURCE_UID, OUTSIDER_UID = range(64001, 64006)
+VMM_UID, SILENT_UID, CLIENT_UID, PEER_UID, SOURCE_UID, OUTSIDER_UID = range(64001, 64007)
+VMM_TRICKS = ("prepare", "wrong_memory", "wrong_userfaultfd", "blocking_userfaultfd",
+              "attach_and_detach", "channels_without_end", "malformed", "descriptors_without_end",
+              "message_out_of_turn")
 MIB = 1 << 20
 
 # The guest that stays for all of it, and those that come and go beside it.
@@ -44,12 +47,12 @@ CALL_MAX_S = 0.1
 # What strangers may take up of a daemon's memory, by their shares:
 RSS_SHARES_MIB = {
     "requests that are not complete (GRPC_REQUESTS_BYTES_MAX)": 64,
-    "answers that are not read: 2 clients (GRPC_QUEUE_MAX each), and one more message": 2 * 16 + 8,
+    "answers that are not read, of the 2 clients (GRPC_CLIENT_QUEUE_MAX each)": 2 * 32,
     "1,024 gRPC connections of 48 KiB, TLS and HTTP/2": 48,
     "4,096 calls of 2 KiB": 8,
     "256 gRPC peers and 64 strangers in a handshake, of 100 KiB": 32,
     "1,024 migrations of 32 KiB": 32,
-    "the allocator's fragments, a fifth": 46,
+    "the allocator's fragments, a fifth": 50,
 }
 RSS_MIB = sum(RSS_SHARES_MIB.values())
 
@@ -165,7 +168,7 @@ class Scene:
         self.dir.mkdir(mode=0o755)
         extra = [*METRICS, "--control-listen", "127.0.0.1:0", "--control-allow",
                  "postcopy:controller", "--control-group", "nogroup", "--vmm-group", "nogroup",
-                 "--prepare-timeout", "20"]
+                 "--prepare-timeout", "20", "--max-client-migrations", "64"]
         # One certificate for both ports: a server's.
         server = host.pki.server
         self.source = host.daemon("source", identity=server, allow=["postcopy:destination"],
@@ -251,7 +254,9 @@ class Scene:
                  *(metrics_port(daemon) for daemon in self.daemons)]
         peers = ("forged", "stranger", "nameless", "expired", "destination")
         return [
-            Party(self.host, "hostile_vmm.py", {**paths, "seed": 1}, VMM_UID),
+            Party(self.host, "hostile_vmm.py", {**paths, "seed": 1, "tricks": VMM_TRICKS}, VMM_UID),
+            Party(self.host, "hostile_vmm.py", {**paths, "seed": 6, "tricks": ["silent_attach"]},
+                  SILENT_UID),
             Party(self.host, "hostile_client.py", client, CLIENT_UID),
             Party(self.host, "hostile_peer.py", {
                 "pages_port": self.source.port, "ports": ports, "seed": 3,
@@ -259,7 +264,8 @@ class Scene:
             Party(self.host, "hostile_source.py", {
                 **paths["destination"], "identity": self.give("source"), "seed": 4}, SOURCE_UID),
             # Who is in none of the groups knocks all the same.
-            Party(self.host, "hostile_vmm.py", {**paths, "seed": 5}, OUTSIDER_UID),
+            Party(self.host, "hostile_vmm.py", {**paths, "seed": 5, "tricks": VMM_TRICKS},
+                  OUTSIDER_UID),
         ]
 
     def nothing_is_left(self):
@@ -281,7 +287,8 @@ def tricks(said, tell):
         for name, outcomes in what["played"].items():
             tell("    %-26s %s" % (name, ", ".join("%s %d" % item for item in outcomes.items())))
         assert not what["mistakes"], "\n".join(what["mistakes"])
-        assert all(sum(outcomes.values()) for outcomes in what["played"].values()), what
+        idle = [name for name, outcomes in what["played"].items() if not sum(outcomes.values())]
+        assert not idle, "%s had no turn of %s: too little CPU" % (party, idle)
     let_in = [(party, name) for party, what in said.items()
               for name in ("no_certificate", "certificate_not_allowed", "wrong_token")
               if what["played"].get(name, {}).get("let in")]
