@@ -33,13 +33,10 @@ CALLS = {
 }
 
 
-def waited_ns(task):
-    """For how long it has been ready to run, and did not."""
-    try:
-        with open(task + "/schedstat") as stat:
-            return int(stat.read().split()[1])
-    except (OSError, IndexError):
-        return 0  # it has ended since
+def schedstat(task):
+    """For how long it has run, and been ready to run and did not: nanoseconds."""
+    with open(task + "/schedstat") as stat:
+        return [int(number) for number in stat.read().split()[:2]]
 
 
 class Admin:
@@ -50,9 +47,6 @@ class Admin:
         self.raw.send(PREFACE + WINDOWS)
         self.stream_id = -1
         self.loop = "/proc/%d/task/%d" % (daemon["pid"], daemon["pid"])
-
-    def waited_ns(self):
-        return waited_ns(self.loop) + waited_ns("/proc/thread-self")
 
     def _status(self):
         """Reads on up to the answer's end."""
@@ -67,16 +61,18 @@ class Admin:
                 return fields[b"grpc-status"]
 
     def call(self, method):
-        """(seconds, the same without waiting for a CPU)"""
+        """Seconds that it took, without waiting for a CPU, and that the loop ran meanwhile."""
         self.stream_id += 2
         path, body = CALLS[method]
-        waited, began = self.waited_ns(), time.monotonic()
+        loop, ours = schedstat(self.loop), schedstat("/proc/thread-self")
+        began = time.monotonic()
         self.raw.request(self.stream_id, headers(path), body)
         status = self._status()
         assert status == b"0", "status %s" % status.decode()
         took = time.monotonic() - began
-        waited = (self.waited_ns() - waited) / 1e9
-        return took, max(0, took - waited)
+        ran, waited = (after - before for after, before in zip(schedstat(self.loop), loop))
+        waited += schedstat("/proc/thread-self")[1] - ours[1]
+        return took, max(0, took - waited / 1e9), ran / 1e9
 
 
 def main():
