@@ -9,7 +9,7 @@ REPORT ?= demo-report.html
 
 C_FILES = $(shell find src include tests bpf -name '*.[ch]' | LC_ALL=C sort)
 
-.PHONY: all deps demo test test-vm chaos model fuzz asan tsan lint install clean
+.PHONY: all deps demo test test-vm chaos abuse model fuzz asan tsan lint install clean
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -39,6 +39,11 @@ test-vm: deps
 # Each kind of fault at 20 random points of a migration; `make test` has two of each.
 chaos: deps
 	POSTCOPYD_CHAOS_POINTS=20 tests/run-suites --build $(BUILD) chaos
+
+# A guest among hostile VMMs, clients, peers and a source, for an hour, or POSTCOPYD_ABUSE_SECONDS;
+# `make test` has 5 minutes of it.
+abuse: deps
+	POSTCOPYD_ABUSE_SECONDS=$${POSTCOPYD_ABUSE_SECONDS:-3600} tests/run-suites --build $(BUILD) abuse
 
 # What may happen to a guest, all of it up to a bound: POSTCOPYD_MODEL_LUCK=1 lets one thing more go
 # wrong than `make test` does, and takes some minutes and 2 GiB.

@@ -72,7 +72,7 @@ static int check(struct grpc_call *call, int rc)
 static void count_taken(struct grpc_call *call, size_t n)
 {
 	call->queued -= n;
-	call->connection->queued -= n;
+	share_charge_answer(call->connection, 0, n);
 }
 
 static void drop_first(struct grpc_call *call)
@@ -219,7 +219,7 @@ int grpc_call_send(struct grpc_call *call, const void *message, size_t len)
 {
 	struct chunk *chunk;
 
-	if (len > UINT32_MAX || call->queued > GRPC_QUEUE_MAX)
+	if (len > UINT32_MAX || !share_has_answer(call->connection))
 		return -ENOBUFS;
 	chunk = malloc(sizeof *chunk + GRPC_PREFIX_BYTES + len);
 	if (!chunk)
@@ -236,7 +236,7 @@ int grpc_call_send(struct grpc_call *call, const void *message, size_t len)
 		call->first = chunk;
 	call->last = chunk;
 	call->queued += chunk->len;
-	call->connection->queued += chunk->len;
+	share_charge_answer(call->connection, chunk->len, 0);
 	return resume(call);
 }
 

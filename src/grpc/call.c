@@ -23,6 +23,7 @@ struct grpc_call *call_new(struct grpc_connection *c, int32_t stream_id)
 	call->next = c->calls;
 	c->calls = call;
 	c->n_calls++;
+	c->share->n_calls++;
 	c->server->n_calls++;
 	return call;
 }
@@ -30,10 +31,7 @@ struct grpc_call *call_new(struct grpc_connection *c, int32_t stream_id)
 /* Count what the request holds now. */
 static void charge(struct grpc_call *call)
 {
-	struct grpc_server *s = call->connection->server;
-
-	s->request_bytes += call->in.allocated;
-	s->request_bytes -= call->charged;
+	share_charge_request(call->connection, call->in.allocated, call->charged);
 	call->charged = call->in.allocated;
 }
 
@@ -54,6 +52,7 @@ struct grpc_call *call_free(struct grpc_call *call)
 			break;
 		}
 	c->n_calls--;
+	c->share->n_calls--;
 	s->n_calls--;
 	if (s->config.finished)
 		s->config.finished(s->config.arg, call->method ? call->method->path : "other",
@@ -139,10 +138,11 @@ void call_headers_done(struct grpc_call *call)
 		              "messages may be compressed by gzip, and not otherwise");
 	else if (call->bad_timeout)
 		answer_refuse(call, 200, GRPC_INVALID_ARGUMENT, "malformed grpc-timeout");
-	else if (c->server->n_calls > GRPC_CALLS_MAX)
-		answer_refuse(call, 200, GRPC_RESOURCE_EXHAUSTED, "more than %u calls run",
-		              GRPC_CALLS_MAX);
-	else if (c->queued > GRPC_QUEUE_MAX)
+	else if (!share_has_call(c->server, c->share))
+		answer_refuse(call, 200, GRPC_RESOURCE_EXHAUSTED,
+		              "more than %u calls run, or %u of %s", GRPC_CALLS_MAX,
+		              GRPC_CLIENT_CALLS_MAX, c->peer.name);
+	else if (!share_has_answer(c))
 		answer_refuse(call, 200, GRPC_RESOURCE_EXHAUSTED,
 		              "answers to earlier calls wait to be read");
 	else if (call->deadline_ns != NEVER)
@@ -219,7 +219,7 @@ static void watch_partial(struct grpc_call *call)
 
 void call_data(struct grpc_call *call, const uint8_t *data, size_t len)
 {
-	const struct grpc_server *s = call->connection->server;
+	const struct grpc_connection *c = call->connection;
 
 	while (len && call->state != CALL_FINISHED) {
 		int rc;
@@ -231,7 +231,7 @@ void call_data(struct grpc_call *call, const uint8_t *data, size_t len)
 		}
 		rc = grpc_assembly_feed(&call->in, &data, &len);
 		charge(call);
-		if (rc >= 0 && s->request_bytes > GRPC_REQUESTS_BYTES_MAX)
+		if (rc >= 0 && !share_has_request(c->server, c->share))
 			rc = -ENOMEM;
 		if (rc < 0)
 			refuse_message(call, rc);

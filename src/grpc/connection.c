@@ -117,6 +117,7 @@ void connection_close(struct grpc_connection *c)
 	set_state(c, CONNECTION_CLOSED);
 	while (c->calls)
 		call_free(c->calls);
+	share_leave(c);
 	nghttp2_session_del(c->h2);
 	c->h2 = NULL;
 	c->tls = tls_pipe_free(c->tls);
@@ -265,8 +266,10 @@ void connection_turn(struct grpc_connection *c)
 static int open_session(struct grpc_connection *c)
 {
 	set_state(c, CONNECTION_PREFACE);
-	if (session_new(c))
+	if (share_join(c) || session_new(c))
 		return -ENOMEM;
+	if (!share_has_connection(c->share))
+		session_calm_down(c, "too many connections of one client");
 	if (c->server->draining)
 		connection_drain(c);
 	connection_wake(c);

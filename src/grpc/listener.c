@@ -58,7 +58,7 @@ static void accept_local(struct grpc_listener *l, int accepted)
 		            "this user may not connect: it is in none of the allowed groups");
 		return;
 	}
-	if (l->server->n_connections >= GRPC_CONNECTIONS_MAX) {
+	if (l->server->n_connections >= GRPC_CONNECTIONS_MAX + (cred.uid ? 0 : GRPC_ROOT_SPARE)) {
 		server_refused(l->server, "more than %u connections", GRPC_CONNECTIONS_MAX);
 		say_goodbye(fd, NGHTTP2_ENHANCE_YOUR_CALM, "too many connections");
 		return;

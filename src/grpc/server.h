@@ -24,7 +24,10 @@
  *   - GRPC_STREAMS_MAX calls a connection, GRPC_CALLS_MAX in all
  *   - GRPC_CONNECTIONS_MAX connections, GRPC_CONNECTIONS_TCP_MAX of them by TCP; of
  *     GRPC_HANDSHAKES_MAX peers that are not known yet the oldest gives way
- *   - no new call while GRPC_QUEUE_MAX of answers wait to be read
+ *   - no new call or message while GRPC_QUEUE_MAX of a connection's answers wait to be read
+ *   - of all that one client has a share, over all its connections: GRPC_CLIENT_*_MAX. A client
+ *     is a user of this host, or a certificate's name. Local root has no share but the whole, and
+ *     some more where the others have taken that: it always gets in
  *   - a handshake and a request must arrive within GRPC_REQUEST_TIMEOUT_MS; who is told
  *     to go has GRPC_LINGER_MS to read why
  *   - pings more often than GRPC_PING_MIN_MS (where nothing was sent to it meanwhile), and more
@@ -53,6 +56,11 @@
 #define GRPC_CONNECTIONS_TCP_MAX 896u
 #define GRPC_HANDSHAKES_MAX 256u
 #define GRPC_REQUESTS_BYTES_MAX (64u << 20)
+#define GRPC_CLIENT_CONNECTIONS_MAX 256u
+#define GRPC_CLIENT_CALLS_MAX 512u
+#define GRPC_CLIENT_REQUESTS_BYTES_MAX (16u << 20)
+#define GRPC_CLIENT_QUEUE_MAX (32u << 20)
+#define GRPC_ROOT_SPARE 16u
 #define GRPC_QUEUE_MAX (16u << 20)
 #define GRPC_REQUEST_TIMEOUT_MS 10000u
 #define GRPC_LINGER_MS 1000u
@@ -148,8 +156,8 @@ const struct grpc_peer *grpc_call_peer(const struct grpc_call *call);
  *
  * Never blocks; what the client does not take yet is queued.
  *
- * Return: 0; -ENOMEM; -ENOBUFS where GRPC_QUEUE_MAX wait already; after these the call is to be
- * finished.
+ * Return: 0; -ENOMEM; -ENOBUFS where so much waits already; after these the
+ * call is to be finished.
  */
 int grpc_call_send(struct grpc_call *call, const void *message, size_t len);
 

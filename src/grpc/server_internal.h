@@ -59,7 +59,8 @@ struct grpc_server {
 	unsigned int n_tcp;        /* of those */
 	unsigned int n_handshakes; /* of those, not known who they are */
 	unsigned int n_calls;
-	size_t request_bytes; /* of requests that are not complete */
+	size_t request_bytes; /* of requests that are not complete, but root's */
+	struct grpc_share *shares;
 	uint64_t connections_total;
 	uint64_t refused_total;
 	uint64_t last_log_ns;
@@ -69,6 +70,18 @@ struct grpc_server {
 	uint8_t in[TURN_READ_BYTES];    /* from a socket */
 	uint8_t plain[TURN_READ_BYTES]; /* the same without TLS */
 	uint8_t out[TURN_WRITE_BYTES + FRAME_BYTES_MAX];
+};
+
+/* One client: what all its connections take up. It lives as long as there is one. */
+struct grpc_share {
+	struct grpc_share *next;
+	char name[256]; /* peer.name of each */
+	bool local;
+	bool is_root; /* local, too */
+	unsigned int n_connections;
+	unsigned int n_calls;
+	size_t request_bytes;
+	size_t queued; /* bytes of answers that wait */
 };
 
 enum connection_state {
@@ -115,6 +128,7 @@ struct grpc_connection {
 	nghttp2_session *h2;
 	struct grpc_peer peer;
 	char peer_name[256];
+	struct grpc_share *share; /* NULL while nobody knows who it is */
 
 	struct grpc_call *calls;
 	unsigned int n_calls;
@@ -152,7 +166,7 @@ struct grpc_call {
 	bool request_done; /* END_STREAM has come */
 	bool has_message;
 	struct grpc_assembly in;
-	size_t charged; /* to the server's request_bytes */
+	size_t charged; /* to its client's request_bytes */
 
 	bool responded; /* headers are with nghttp2 */
 	bool ended;     /* so is, or will be, the status */
@@ -179,6 +193,20 @@ const struct grpc_method *server_method(const struct grpc_server *s, const char 
 /* A handle was opened, or is closed: with the last one the server goes. */
 void server_handle_opened(struct grpc_server *s);
 void server_handle_closed(struct grpc_server *s);
+
+/* share.c */
+
+/* It is known now who it is. Return: 0; -ENOMEM. */
+int share_join(struct grpc_connection *c);
+void share_leave(struct grpc_connection *c);
+/* Whether its client has room for what is counted already: this connection, a call, a request. */
+bool share_has_connection(const struct grpc_share *share);
+bool share_has_call(const struct grpc_server *s, const struct grpc_share *share);
+bool share_has_request(const struct grpc_server *s, const struct grpc_share *share);
+void share_charge_request(struct grpc_connection *c, size_t more, size_t less);
+/* Bytes of answers that wait, or don't any more; whether others may join them. */
+void share_charge_answer(struct grpc_connection *c, size_t more, size_t less);
+bool share_has_answer(const struct grpc_connection *c);
 
 /* listener.c */
 
@@ -218,6 +246,8 @@ ssize_t session_output(struct grpc_connection *c, uint8_t *buf, size_t size, siz
 void session_drain(struct grpc_connection *c);
 /* GOAWAY of the last call that is served. */
 void session_goaway(struct grpc_connection *c, uint32_t error, const char *text);
+/* It does too much of something that costs us more than it: GOAWAY, and the end. */
+void session_calm_down(struct grpc_connection *c, const char *what);
 
 /* call.c */
 

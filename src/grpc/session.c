@@ -17,8 +17,7 @@ void session_goaway(struct grpc_connection *c, uint32_t error, const char *text)
 	connection_wake(c);
 }
 
-/* It does too much of something that costs us more than it. */
-static void calm_down(struct grpc_connection *c, const char *what)
+void session_calm_down(struct grpc_connection *c, const char *what)
 {
 	if (c->last_words)
 		return;
@@ -41,7 +40,7 @@ static void count_reset(struct grpc_connection *c)
 	if (c->resets)
 		c->resets--;
 	else
-		calm_down(c, "too_many_resets");
+		session_calm_down(c, "too_many_resets");
 }
 
 static void count_ping(struct grpc_connection *c)
@@ -55,7 +54,7 @@ static void count_ping(struct grpc_connection *c)
 	c->last_ping_ns = now_ns;
 	/* In this very word clients know it, and ping less often. */
 	if (c->ping_strikes > GRPC_PING_STRIKES)
-		calm_down(c, "too_many_pings");
+		session_calm_down(c, "too_many_pings");
 }
 
 void session_drain(struct grpc_connection *c)

@@ -8,14 +8,32 @@
 /* descriptors_blob.S: a FileDescriptorSet. */
 extern const uint8_t control_desc[], control_desc_end[];
 
-#define FILES_MAX 64
+/* One length-delimited field of our own blob. Return: what follows it. */
+static const uint8_t *take_file(const uint8_t *at, ProtobufCBinaryData *ret)
+{
+	size_t len = 0;
+	unsigned int shift = 0;
+
+	do {
+		at++;
+		len |= (size_t)(*at & 0x7f) << shift;
+		shift += 7;
+	} while (*at & 0x80);
+	*ret = (ProtobufCBinaryData){ .len = len, .data = (uint8_t *)at + 1 };
+	return at + 1 + len;
+}
 
 int descriptors_init(struct descriptors *d, struct error *err)
 {
+	const uint8_t *at = control_desc;
+
 	d->set = google__protobuf__file_descriptor_set__unpack(
 	        NULL, (size_t)(control_desc_end - control_desc), control_desc);
-	if (!d->set || d->set->n_file > FILES_MAX)
+	if (!d->set || d->set->n_file > DESCRIPTORS_FILES_MAX)
 		return error_set(err, -ENOMEM, "the services' descriptors: out of memory");
+	/* The set is nothing but its files: what is told of them need not be encoded again. */
+	for (size_t i = 0; i < d->set->n_file; i++)
+		at = take_file(at, &d->bytes[i]);
 	return 0;
 }
 

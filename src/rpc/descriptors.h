@@ -8,8 +8,11 @@
 #include "google/protobuf/descriptor.pb-c.h"
 #include "util/error.h"
 
+#define DESCRIPTORS_FILES_MAX 64
+
 struct descriptors {
 	Google__Protobuf__FileDescriptorSet *set; /* each file after those that it imports */
+	ProtobufCBinaryData bytes[DESCRIPTORS_FILES_MAX]; /* each file encoded; never freed */
 };
 
 /* Return: 0, or -ENOMEM with @err set. */

@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* grpc.reflection.v1 and v1alpha: the same messages under two names. */
 #include <errno.h>
-#include <stdlib.h>
 
 #include "grpc/reflection/v1/reflection.pb-c.h"
 #include "rpc/methods.h"
 
-#define FILES_MAX 64
 /* Who asks on without reading the answers is cut off beyond this. */
 #define QUEUE_MAX_BYTES (1u << 20)
 
@@ -18,7 +16,7 @@ struct reflection_answer {
 	Grpc__Reflection__V1__ServerReflectionResponse message;
 	Grpc__Reflection__V1__ErrorResponse error;
 	Grpc__Reflection__V1__FileDescriptorResponse files;
-	ProtobufCBinaryData file_bytes[FILES_MAX];
+	ProtobufCBinaryData file_bytes[DESCRIPTORS_FILES_MAX];
 	Grpc__Reflection__V1__ExtensionNumberResponse extensions;
 	Grpc__Reflection__V1__ListServiceResponse services;
 	Grpc__Reflection__V1__ServiceResponse service[RPC_METHODS_MAX];
@@ -50,21 +48,9 @@ static void answer_file(struct reflection_answer *a, const struct descriptors *d
 	files->file_descriptor_proto = a->file_bytes;
 	a->message.message_response_case = ANSWER(FILE_DESCRIPTOR_RESPONSE);
 	a->message.file_descriptor_response = files;
-	for (int i = file; i >= 0; i--) {
-		const ProtobufCMessage *f = &d->set->file[i]->base;
-		ProtobufCBinaryData *to = &a->file_bytes[files->n_file_descriptor_proto];
-		struct rpc_error e = RPC_ERROR_INIT;
-		struct rpc_answer packed;
-
-		if (!(needed & 1ull << i))
-			continue;
-		if (message_pack(f, &packed, &e)) {
-			answer_error(a, GRPC_RESOURCE_EXHAUSTED, "out of memory");
-			return;
-		}
-		*to = (ProtobufCBinaryData){ .len = packed.len, .data = packed.bytes };
-		files->n_file_descriptor_proto++;
-	}
+	for (int i = file; i >= 0; i--)
+		if (needed & 1ull << i)
+			a->file_bytes[files->n_file_descriptor_proto++] = d->bytes[i];
 }
 
 static void answer_services(struct reflection_answer *a, const struct descriptors *d)
@@ -112,7 +98,6 @@ static int answer_request(const struct descriptors *d, struct grpc_call *call,
 	struct reflection_answer a = {
 		.message = GRPC__REFLECTION__V1__SERVER_REFLECTION_RESPONSE__INIT,
 	};
-	int rc;
 
 	a.message.valid_host = r->host;
 	a.message.original_request = r;
@@ -135,10 +120,7 @@ static int answer_request(const struct descriptors *d, struct grpc_call *call,
 	default:
 		answer_error(&a, GRPC_INVALID_ARGUMENT, "message_request: nothing is asked");
 	}
-	rc = message_send(call, &a.message.base, e);
-	for (size_t i = 0; i < FILES_MAX; i++)
-		free(a.file_bytes[i].data);
-	return rc;
+	return message_send(call, &a.message.base, e);
 }
 
 static void reflection_call(struct grpc_call *call, const uint8_t *bytes, size_t len, void *arg)

@@ -32,6 +32,8 @@ struct vmm_server {
 	struct vmm_conn *conns;
 	unsigned int n_conns;
 	uv_timer_t deadline; /* runs while any has to attach still, or nothing can be accepted */
+	uv_prepare_t turn;   /* the loop has gone round */
+	bool looked;         /* at an ATTACH, in this turn */
 	int spare_fd;        /* for when there is no other; -1: gone as well */
 	bool told;           /* that there is none, since one was accepted */
 	unsigned int n_handles;
@@ -132,6 +134,7 @@ static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, 
 
 	if (msg->type != VMM_WIRE_ATTACH)
 		return error_set(err, -EPROTO, "the first message must be ATTACH");
+	server->looked = true;
 	rc = server->config.ops->attach(server->config.arg, conn, &attach, &owner, err);
 	if (rc)
 		return rc;
@@ -220,6 +223,9 @@ static void on_readable(uv_poll_t *poll, int status, int events)
 	int rc;
 
 	(void)events;
+	/* Its message is still there in the next turn. */
+	if (status >= 0 && !conn->attached && conn->server->looked)
+		return;
 	rc = status < 0 ? read_last_messages(conn, &err) : read_message(conn, &err);
 	if (rc && rc != -EAGAIN)
 		cut_off(conn, rc, &err);
@@ -428,6 +434,13 @@ static void on_connection(uv_poll_t *poll, int status, int events)
 	}
 }
 
+static void on_turn(uv_prepare_t *turn)
+{
+	struct vmm_server *server = turn->data;
+
+	server->looked = false;
+}
+
 int vmm_server_adopt(struct vmm_server *server, int fd, void *owner, struct vmm_conn **ret)
 {
 	struct vmm_conn *conn = add_conn(server, fd);
@@ -464,8 +477,10 @@ int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, stru
 	server->spare_fd = -1;
 	keep_spare(server);
 	uv_timer_init(loop, &server->deadline);
-	server->n_handles = 2;
-	server->poll.data = server->deadline.data = server;
+	uv_prepare_init(loop, &server->turn);
+	server->n_handles = 3;
+	server->poll.data = server->deadline.data = server->turn.data = server;
+	uv_prepare_start(&server->turn, on_turn);
 	uv_poll_start(&server->poll, UV_READABLE, on_connection);
 	*ret = server;
 	return 0;
@@ -494,4 +509,5 @@ void vmm_server_close(struct vmm_server *server)
 	uv_poll_stop(&server->poll);
 	uv_close((uv_handle_t *)&server->poll, on_server_closed);
 	uv_close((uv_handle_t *)&server->deadline, on_server_closed);
+	uv_close((uv_handle_t *)&server->turn, on_server_closed);
 }

@@ -14,6 +14,10 @@
  * that, and not for long. Root's are let in where the limits are reached, a few more of them. Where
  * this process has no descriptor left, one that is kept for it lets the caller be told so.
  *
+ * What a VMM brings is looked at in its own process, too, which may keep us waiting for up to 50 ms
+ * (mem/inspect.h). So one ATTACH is looked at in a turn of the loop: however many come at once, all
+ * else has its turn between two.
+ *
  * Threads: all of it runs on the loop's thread.
  */
 #ifndef VMM_VMM_SERVER_H

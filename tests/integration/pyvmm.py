@@ -27,6 +27,8 @@ PRIVATE = 1  # a region's flag
 PACKET_MAX = 8192
 
 SYS_USERFAULTFD = 323
+# Of its flags: faults of user mode alone, which needs no privilege.
+UFFD_USER_MODE_ONLY = 1
 MAP_FIXED = 0x10
 UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
@@ -116,8 +118,9 @@ def map_shared(fd, size, offset=0):
     return addr
 
 
-def userfaultfd(addr, size, mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR, features=UFFD_FEATURES):
-    fd = libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+def userfaultfd(addr, size, mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR, features=UFFD_FEATURES,
+                flags=os.O_CLOEXEC | os.O_NONBLOCK):
+    fd = libc.syscall(SYS_USERFAULTFD, flags)
     if fd < 0:
         raise OSError(ctypes.get_errno(), "userfaultfd")
     fcntl.ioctl(fd, UFFDIO_API, struct.pack("<QQQ", UFFD_API, features, 0))
@@ -239,6 +242,8 @@ class DestinationVmm(Socket):
     """Empty guest memory, registered; what arrives is looked at through its descriptor.
     populate(fd, addr, size), if given, makes it what it must not be, and says nothing of it."""
 
+    UFFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
+
     def __init__(self, daemon, migration_id, size, populate=None):
         super().__init__(daemon.vmm_path)
         self.size = size
@@ -246,7 +251,7 @@ class DestinationVmm(Socket):
         self.addr = map_shared(self.memory_fd, size)
         if populate:
             populate(self.memory_fd, self.addr, size)
-        self.uffd = userfaultfd(self.addr, size)
+        self.uffd = userfaultfd(self.addr, size, flags=self.UFFD_FLAGS)
         region = Region(size, host_addr=self.addr, fd_index=1,
                         uffd_mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR)
         self.send(attach(DESTINATION, migration_id, [region], UFFD_FEATURES),

@@ -919,3 +919,116 @@ def test_who_may_connect_locally(start, uid, gid, extra, allowed):
     assert (b"may not connect" in got) == (not allowed)
     assert server.stats()["refused"] == before["refused"] + (not allowed)
     server.settled()
+
+
+# What one client may take up, over all its connections. "uid 0" has no share but the whole.
+
+AS_SOMEBODY = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(int(sys.argv[1]))
+os.setuid(int(sys.argv[1]))
+sys.path.insert(0, sys.argv[3])
+os.environ["POSTCOPYD_BUILD"] = sys.argv[4]
+from types import SimpleNamespace
+import test_grpc_server as t
+server = SimpleNamespace(path=sys.argv[2])
+exec(sys.argv[5])
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def somebody(server, code):
+    """A process of another user that does this, and then keeps what it has. Returns what it says."""
+    server.dir.chmod(0o755)
+    process = subprocess.Popen(
+        ["/usr/bin/python3", "-c", AS_SOMEBODY, str(ALLOWED_GID), server.path,
+         os.path.dirname(__file__), harness.BUILD, code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/",
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    try:
+        yield harness.Lines(process.stdout.fileno(), "somebody").next(
+            time.monotonic() + 2 * harness.DEADLINE_S)
+    finally:
+        process.stdin.close()
+        process.wait(harness.DEADLINE_S)
+        process.stdout.close()
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
+
+
+@needs_root
+def test_connections_of_one_user_leave_room(start):
+    """1,024 connections that said nothing kept everybody else out, root too."""
+    server = start("--group", ALLOWED_GID)
+    many = """
+raws = [t.Raw(server) for _ in range(1100)]
+for raw in raws:
+    raw.sock.settimeout(3)
+told = [raw for raw in raws[-50:] if (raw.end() or (0, b""))[1].startswith(b"too many connections")]
+print(len(told), flush=True)
+"""
+    with somebody(server, "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))"
+                  + many) as told:
+        assert told == "50"
+        harness.eventually(lambda: server.stats()["connections"] <= 256 + 1,
+                           "those that were too many are gone")
+    assert "too many connections of one client" in server.log()
+
+
+@needs_root
+def test_requests_of_one_user_leave_room(start):
+    """64 MiB of requests without an end, and nobody's smallest call was taken any more."""
+    server = start("--group", ALLOWED_GID)
+    with somebody(server, """
+import threading
+raws = [t.Raw(server) for _ in range(20)]
+body = t.message(b"x" * (4 << 20))[:3 << 20]
+threads = [threading.Thread(target=t.push, args=(raw, body)) for raw in raws]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print("pushed", flush=True)
+""") as said:
+        assert said == "pushed"
+        with server.channel() as channel:
+            assert len(call(channel, "Echo", b"x" * MIB)) == MIB
+
+
+@needs_root
+def test_answers_that_one_user_does_not_read_are_bounded(start):
+    """16 MiB was the bound of each stream, and there are 256 on each of 1,024 connections."""
+    server = start("--group", ALLOWED_GID)
+    before = server.stats()
+    with somebody(server, """
+def fill():
+    raw = t.Raw(server, preface=False)
+    # A window of nothing: what is answered stays where it is.
+    raw.send(t.PREFACE + t.frame(t.SETTINGS, 0, 0, b"\\0\\4\\0\\0\\0\\0"))
+    for stream_id in range(1, 41, 2):
+        raw.send(t.frame(t.HEADERS, t.END_HEADERS, stream_id, t.headers(b"/test.Echo/Chat")))
+        for _ in range(8):
+            status = t.push_message(raw, stream_id, t.message(b"x" * ((256 << 10) - 5)))
+            if status:
+                return raw, status
+filled = [fill() for _ in range(4)]
+print(*[status for _, status in filled], flush=True)
+""") as said:
+        assert said == "8 8 8 8"  # RESOURCE_EXHAUSTED
+        server.check_memory(before, 48)
+    server.settled()
+
+
+def push_message(raw, stream_id, body):
+    """One request of a stream, as fast as the windows let it. Returns the status where it is
+    refused."""
+    for at in range(0, len(body), 16384):
+        raw.send(frame(DATA, 0, stream_id, body[at:at + 16384]))
+        credit = 0
+        while at % 32768 and credit < 2:
+            kind, _, _, fields = raw.next()
+            if kind == HEADERS and b"grpc-status" in fields:
+                return fields[b"grpc-status"].decode()
+            credit += kind == WINDOW
+    return None

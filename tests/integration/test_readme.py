@@ -29,8 +29,8 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def blocks(title="Start one by hand"):
-    section = README.split("## " + title)[1].split("\n## ")[0]
+def blocks(title="Start one by hand", text=README):
+    section = text.split("## " + title)[1].split("\n## ")[0]
     return ["\n".join(line[4:] for line in found.splitlines()) + "\n"
             for found in re.findall(r"(?:^    .*\n|^\n(?=    ))+", section, re.M)]
 

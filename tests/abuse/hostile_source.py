@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host that may be a source, and lies to a destination about migrations of its own.
+
+    hostile_source.py {"control":, "vmm":, "identity": {"cert":, "key":, "ca":}, "seed":}
+
+Its VMM, too, does what it can: its userfaultfd blocks.
+"""
+import collections
+import json
+import os
+import pathlib
+import random
+import socket
+import struct
+import sys
+import threading
+import time
+
+import hostile
+import pyvmm
+import stream
+from harness import Control, ControlError
+from pki import Identity
+from stream import FakeSource
+from test_stream_destination import BAD_REPLIES, LIES, lie_once
+
+SIZE = 1 << 20
+TOKEN = "d1" * 32
+Daemon = collections.namedtuple("Daemon", "vmm_path")
+
+
+class BlockingVmm(pyvmm.DestinationVmm):
+    UFFD_FLAGS = os.O_CLOEXEC | pyvmm.UFFD_USER_MODE_ONLY
+
+
+class Stalling(FakeSource):
+    """Goes silent at one kind of frame, for as long as it is let."""
+
+    def __init__(self, identity, content, kind):
+        self.kind = kind
+        self.over = threading.Event()
+        super().__init__(identity, content)
+
+    def _answer(self, connection, kind, payload, request_id):
+        if kind == self.kind:
+            self.over.wait()
+            raise EOFError
+        super()._answer(connection, kind, payload, request_id)
+
+    def close(self):
+        self.over.set()
+        super().close()
+
+
+class Boasting(FakeSource):
+    """Its vmstate is larger than any."""
+
+    def _answer(self, connection, kind, payload, request_id):
+        if kind == stream.SWITCHOVER:
+            connection.send(stream.frame(stream.VMSTATE, struct.pack("<QQQ", 1 << 63, 1, 2)))
+        else:
+            super()._answer(connection, kind, payload, request_id)
+
+
+class Trickling:
+    """Takes a connection, and sends a byte now and then that are no handshake."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.closed = threading.Event()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self):
+        held = []
+        self.listener.settimeout(0.1)
+        while not self.closed.is_set():
+            try:
+                held.append(self.listener.accept()[0])
+            except TimeoutError:
+                pass
+            for sock in list(held):
+                try:
+                    sock.send(b"\x16")
+                except OSError:
+                    held.remove(sock)
+                    sock.close()
+        for sock in held:
+            sock.close()
+        self.listener.close()
+
+    def close(self):
+        self.closed.set()
+        self.thread.join()
+
+
+def unreadable(source, region, first_unit, mask, request_id):
+    """An error for each page."""
+    return stream.pages(region, first_unit, 0, 0, b"", request_id, error_mask=mask)
+
+
+def cut_short(source, region, first_unit, mask, request_id):
+    """Half of the answer, and a reset."""
+    raise EOFError
+
+
+class Source:
+    def __init__(self, config):
+        self.rng = random.Random(config["seed"])
+        self.config = config
+        self.identity = Identity(**{name: pathlib.Path(path)
+                                    for name, path in config["identity"].items()})
+        self.content = pyvmm.guest_content(SIZE)
+        self.number = 0
+
+    def _migration(self, source, lasts_s=2, touches=True):
+        """One of its own, from beginning to end. Returns the state that it came to. Its guest
+        touches a page and waits for it; not where it would get a machine check for it, and this
+        process with it."""
+        self.number += 1
+        name = "evil-source-%d" % self.number
+        vmm = None
+        with Control(self.config["control"]) as control:
+            try:
+                control.call("Prepare", id=name, role="destination", token=TOKEN,
+                             source=source.address, streams=2)
+                vmm = BlockingVmm(Daemon(self.config["vmm"]), name, SIZE)
+                control.call("Start", id=name)
+                self._resume(vmm, lasts_s, touches)
+                return control.call("Get", id=name)["state"]
+            finally:
+                if vmm:
+                    vmm.close()
+                source.close()
+                self._forget(control, name)
+
+    @staticmethod
+    def _resume(vmm, lasts_s, touches):
+        vmm.sock.settimeout(lasts_s)
+        until = time.monotonic() + lasts_s
+        try:
+            vmm.load()
+            if touches:
+                vmm.touch(7)
+            vmm.sock.settimeout(max(0.01, until - time.monotonic()))
+            vmm.receive()
+        except hostile.REFUSALS:
+            pass
+
+    @staticmethod
+    def _forget(control, name):
+        for method in ("Cancel", "Delete"):
+            try:
+                control.call(method, id=name)
+            except ControlError:
+                pass
+
+    def lies(self):
+        lie = LIES[self.rng.choice(list(LIES))]
+        return self._migration(FakeSource(self.identity, self.content, lie_once(lie)))
+
+    def lies_always(self):
+        lie = LIES[self.rng.choice(list(LIES))]
+        return self._migration(FakeSource(self.identity, self.content, lie))
+
+    def stalls(self):
+        kind = self.rng.choice([stream.HELLO, stream.SWITCHOVER, stream.GET, stream.PROBE,
+                                stream.COMPLETE])
+        return self._migration(Stalling(self.identity, self.content, kind), 4)
+
+    def other_memory(self):
+        regions = self.rng.choice(list(BAD_REPLIES.values()) + [
+            [stream.region(0, SIZE, page_size=2 << 20)], [stream.region(0, SIZE, page_size=12288)]])
+        return self._migration(FakeSource(self.identity, self.content, reply_regions=regions))
+
+    def boasts(self):
+        return self._migration(Boasting(self.identity, self.content))
+
+    def errors_for_each_page(self):
+        return self._migration(FakeSource(self.identity, self.content, unreadable),
+                               touches=False)
+
+    def resets(self):
+        return self._migration(FakeSource(self.identity, self.content, cut_short))
+
+    def trickles(self):
+        return self._migration(Trickling(), 4)
+
+
+def main():
+    source = Source(json.loads(sys.argv[1]))
+    names = ("lies", "lies_always", "stalls", "other_memory", "boasts", "errors_for_each_page",
+             "resets", "trickles")
+    hostile.play({name: getattr(source, name) for name in names}, per_s=2)
+
+
+if __name__ == "__main__":
+    main()
