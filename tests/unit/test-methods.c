@@ -399,8 +399,8 @@ static void test_each_bad_field_is_refused_by_its_name(void **state)
 }
 
 /*
- * Of 32 bytes any would do: an orchestrator that forgot to fill them in got a migration that whoever
- * reaches the port could ask for.
+ * Of 32 bytes any would do: an orchestrator that forgot to fill them in got a migration that
+ * whoever reaches the port could ask for.
  */
 static void test_a_token_of_zeroes_is_refused(void **state)
 {
