@@ -23,6 +23,12 @@ int token_parse(const char *text, const char *from, uint8_t ret[CLIENT_TOKEN_BYT
 	if (len != TOKEN_HEX || text[len + strspn(text + len, " \r\n")])
 		return error_set(err, -EINVAL, "%s is not a token: it takes %d hex digits", from,
 		                 TOKEN_HEX);
+	/* The daemon refuses it, too; but it can't tell where it has come from. */
+	if (strspn(text, "0") == TOKEN_HEX)
+		return error_set(err, -EINVAL,
+		                 "%s is all zero, which everybody can guess: make one by \"openssl "
+		                 "rand -hex %d\"",
+		                 from, CLIENT_TOKEN_BYTES);
 	for (size_t i = 0; i < CLIENT_TOKEN_BYTES; i++)
 		sscanf(text + 2 * i, "%2hhx", &ret[i]);
 	return 0;

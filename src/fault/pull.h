@@ -72,7 +72,7 @@ struct pull *pull_free(struct pull *p);
 
 /*
  * pull_connect() - open the urgent and the bulk connections
- * @hello: as the control connection used it; token and id are taken from it
+ * @hello: as the control connection used it; its token must outlive the pull
  * @epoch: from its reply
  * @tls: must outlive the pull
  *

@@ -12,8 +12,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include <openssl/crypto.h>
-
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -911,7 +909,6 @@ static void *conductor_main(void *arg)
 	/* Here, and not on the loop: their dials may take a while to be given up. */
 	if (m->pull)
 		pull_stop(m->pull);
-	OPENSSL_cleanse(k->hello.token, sizeof k->hello.token);
 	set_control(m, NULL);
 	free(k);
 	migration_post(m, NEWS_ENDED);
@@ -931,14 +928,12 @@ int conductor_start(struct migration *m)
 	k->farewell = m->goodbye_only ? m->farewell : FAREWELL_NONE;
 	k->hello.role = STREAM_CONTROL;
 	snprintf(k->hello.migration_id, sizeof k->hello.migration_id, "%s", m->params.id);
-	memcpy(k->hello.token, m->params.token, TOKEN_BYTES);
+	k->hello.token = m->params.token;
 	memcpy(k->hello.holder, m->holder.id, HOLDER_BYTES);
 	k->hello.regions = m->table;
 	rc = thread_start(&m->conductor, conductor_main, k);
 	m->conductor_runs = !rc;
-	if (rc) {
-		OPENSSL_cleanse(k->hello.token, sizeof k->hello.token);
+	if (rc)
 		free(k);
-	}
 	return rc;
 }

@@ -160,7 +160,25 @@ static int check_source_fields(const Postcopy__V1__PrepareRequest *r, struct rpc
 	return 0;
 }
 
-/* Of the token only its length is ever told: it is a secret. */
+/* Of the token nothing but this is ever told: it is a secret. */
+static int parse_token(const ProtobufCBinaryData *token, uint8_t ret[TOKEN_BYTES],
+                       struct rpc_error *e)
+{
+	static const uint8_t none[TOKEN_BYTES];
+
+	if (token->len != TOKEN_BYTES)
+		return rpc_error_field(e, "token", "must be %d bytes, not %zu", TOKEN_BYTES,
+		                       token->len);
+	/* What a client has that forgot to make one is no secret. */
+	if (!memcmp(token->data, none, TOKEN_BYTES))
+		return rpc_error_field(e, "token",
+		                       "is all zero, which everybody can guess: it takes %d random "
+		                       "bytes (openssl rand -hex %d)",
+		                       TOKEN_BYTES, TOKEN_BYTES);
+	memcpy(ret, token->data, TOKEN_BYTES);
+	return 0;
+}
+
 static int parse_prepare(struct rpc *rpc, const Postcopy__V1__PrepareRequest *r,
                          struct migration_params *p, struct rpc_error *e)
 {
@@ -170,10 +188,8 @@ static int parse_prepare(struct rpc *rpc, const Postcopy__V1__PrepareRequest *r,
 	if (migration_id_check(r->id, &why))
 		return rpc_error_field(e, "id", "%s", why.text);
 	strcpy(p->id, r->id);
-	if (r->token.len != TOKEN_BYTES)
-		return rpc_error_field(e, "token", "must be %d bytes, not %zu", TOKEN_BYTES,
-		                       r->token.len);
-	memcpy(p->token, r->token.data, TOKEN_BYTES);
+	if (parse_token(&r->token, p->token, e))
+		return e->error.code;
 	switch (r->role) {
 	case POSTCOPY__V1__ROLE__ROLE_SOURCE:
 		p->role = MIGRATION_SOURCE;

@@ -214,12 +214,47 @@ static int silent_peer(int rc, const char *what, struct error *err)
 	return rc;
 }
 
+/* What an unknown daemon may say for itself: that it knows nothing of us, or not what we speak. */
+static bool is_strangers_word(int rc)
+{
+	return rc == -EACCES || rc == -EPROTO || rc == -EINVAL;
+}
+
+/*
+ * The source knows the token, too: before anything that it says is acted on. What became of a guest
+ * one daemon alone can tell.
+ */
+static int expect_proof(struct conn *c, const struct hello *hello, struct error *err)
+{
+	struct frame_header h;
+	const void *payload;
+	int rc = conn_expect_frame(c, FRAME_PROOF, &h, &payload, err);
+
+	if (rc && err && !is_strangers_word(rc))
+		err->from_peer = false;
+	if (rc)
+		return rc;
+	rc = hello_check_proof(hello, c->tls, HELLO_SOURCE, hello->token, payload);
+	if (rc != -EACCES)
+		return rc ? error_errno(err, rc, "PROOF") : 0;
+	return error_set(err, -EACCES,
+	                 "it has not proven that it knows the migration's token: this is not the "
+	                 "source's daemon");
+}
+
+static int send_hello(struct conn *c, const struct hello *hello)
+{
+	uint8_t frame[FRAME_HEADER_BYTES + FRAME_HELLO_MAX], proof[PROOF_BYTES];
+	int rc = hello_prove(hello, c->tls, HELLO_DESTINATION, hello->token, proof);
+
+	return rc ? rc : conn_send(c, frame, hello_encode(hello, proof, frame));
+}
+
 /* Everything after the TCP connection. @fd is taken over where *@ret is set, also on failure. */
 static int greet(int fd, const struct conn_target *target, struct tls_context *tls,
                  const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,
                  struct error *err)
 {
-	uint8_t frame[FRAME_HEADER_BYTES + FRAME_HELLO_MAX];
 	struct conn *c = NULL;
 	struct frame_header h;
 	const void *payload;
@@ -236,10 +271,12 @@ static int greet(int fd, const struct conn_target *target, struct tls_context *t
 	}
 	/* One who has ended it already has mostly said why: that is to be read, also if this fails.
 	 */
-	rc = conn_send(c, frame, hello_encode(hello, frame));
-	if (rc == -ETIMEDOUT)
+	rc = send_hello(c, hello);
+	if (rc == -ETIMEDOUT || rc == -ENOMEM)
 		return error_errno(err, rc, "source %s:%s: HELLO", target->host, target->port);
-	rc = conn_expect_frame(c, FRAME_HELLO_REPLY, &h, &payload, err);
+	rc = expect_proof(c, hello, err);
+	if (!rc)
+		rc = conn_expect_frame(c, FRAME_HELLO_REPLY, &h, &payload, err);
 	if (!rc)
 		rc = hello_reply_decode(payload, h.payload_len, ret_reply, err);
 	if (rc) {

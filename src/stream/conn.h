@@ -35,14 +35,15 @@ int conn_target_parse(const char *text, struct conn_target *ret, struct error *e
 /*
  * conn_dial() - open a connection to the source, up to its HELLO_REPLY
  * @d: by which another thread can have it given up
- * @hello: what this connection is for
+ * @hello: what this connection is for, and the token that both ends prove
  *
  * Blocks, for the name, the connection and the rest, for CONN_OPEN_TIMEOUT_MS each. The socket is
  * blocking.
  *
  * Return: 0; -ECONNREFUSED, -ETIMEDOUT and other errnos of the network (worth another
- * try); -EACCES (certificate, name); -ECANCELED; what the source's ERROR said, with
- * err->from_peer; each with @err set.
+ * try); -EACCES (certificate, name, token); -ECANCELED; what the source's ERROR said, with
+ * err->from_peer where it may say that (it has proven itself, or the token is unknown to it); each
+ * with @err set.
  */
 int conn_dial(struct dialing *d, const struct conn_target *target, struct tls_context *tls,
               const struct hello *hello, struct conn **ret, struct hello_reply *ret_reply,

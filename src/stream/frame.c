@@ -33,6 +33,7 @@ static const struct frame_lengths {
 	[FRAME_PONG] = { "PONG", 0, 0 },
 	[FRAME_PROBE] = { "PROBE", FRAME_PROBE_BYTES, FRAME_PROBE_BYTES },
 	[FRAME_PROBE_REPLY] = { "PROBE_REPLY", FRAME_PROBE_BYTES, FRAME_PROBE_BYTES },
+	[FRAME_PROOF] = { "PROOF", FRAME_PROOF_BYTES, FRAME_PROOF_BYTES },
 };
 
 void frame_header_encode(const struct frame_header *h, void *buf)
@@ -111,6 +112,12 @@ size_t frame_vmstate_encode(const struct frame_vmstate *vmstate, void *buf)
 	p = put_u64(p, vmstate->pause_ns);
 	put_u64(p, vmstate->held_ns);
 	return FRAME_HEADER_BYTES + FRAME_VMSTATE_BYTES;
+}
+
+size_t frame_proof_encode(const uint8_t proof[FRAME_PROOF_BYTES], void *buf)
+{
+	memcpy(put_header(buf, FRAME_PROOF, FRAME_PROOF_BYTES, 0), proof, FRAME_PROOF_BYTES);
+	return FRAME_HEADER_BYTES + FRAME_PROOF_BYTES;
 }
 
 size_t frame_error_encode(int code, const char *text, void *buf)

@@ -5,9 +5,10 @@
  * Theory of operation
  * -------------------
  * The destination pulls: it dials the source over TLS 1.3 (ALPN "postcopy/1") and
- * sends HELLO (protobuf, proto/postcopy/v1/stream.proto); the source answers
- * HELLO_REPLY or ERROR. From then on the connection carries frames of a fixed
- * header and, by type, a fixed payload, all little-endian:
+ * sends HELLO (protobuf, proto/postcopy/v1/stream.proto) with a proof that it knows the
+ * migration's token; the source answers with its own, PROOF, and HELLO_REPLY or ERROR. One who
+ * does not know the token answers ERROR alone (stream/hello.h). From then on the connection carries
+ * frames of a fixed header and, by type, a fixed payload, all little-endian:
  *
  *   u16 type, u16 flags (0), u32 payload_len (without this header), u64 request_id
  *
@@ -35,14 +36,15 @@
 #include "mem/region.h"
 #include "util/error.h"
 
-/* 2: PAGES has an error mask. */
-#define STREAM_VERSION 2
+/* 2: PAGES has an error mask. 3: the token is proven, and sent no more. */
+#define STREAM_VERSION 3
 #define STREAM_ALPN "postcopy/1"
 
 #define FRAME_HEADER_BYTES 16
 #define FRAME_GET_BYTES 24
 #define FRAME_PAGES_BYTES 40
 #define FRAME_VMSTATE_BYTES 24
+#define FRAME_PROOF_BYTES 32
 #define FRAME_HELLO_MAX 16384                 /* payload of HELLO and HELLO_REPLY */
 #define FRAME_ERROR_MAX 512                   /* payload of ERROR */
 #define FRAME_PROBE_BYTES (64u * 1024u)       /* payload of PROBE: many packets, of any MTU */
@@ -68,6 +70,7 @@ enum frame_type {
 	FRAME_PONG = 15,      /* no payload: its answer */
 	FRAME_PROBE = 16,     /* FRAME_PROBE_BYTES: do packets of full size get through? */
 	FRAME_PROBE_REPLY = 17, /* the same bytes back */
+	FRAME_PROOF = 18,       /* FRAME_PROOF_BYTES: the source knows the token, too */
 };
 
 struct frame_header {
@@ -113,6 +116,7 @@ int frame_header_decode(const void *buf, struct frame_header *ret, struct error 
 size_t frame_get_encode(const struct frame_get *get, uint64_t request_id, void *buf);
 size_t frame_pages_encode(const struct frame_pages *pages, uint64_t request_id, void *buf);
 size_t frame_vmstate_encode(const struct frame_vmstate *vmstate, void *buf);
+size_t frame_proof_encode(const uint8_t proof[FRAME_PROOF_BYTES], void *buf);
 /* @buf: FRAME_HEADER_BYTES + FRAME_ERROR_MAX. Text too long is cut. */
 size_t frame_error_encode(int code, const char *text, void *buf);
 
@@ -133,8 +137,9 @@ int frame_vmstate_decode(const void *payload, struct frame_vmstate *ret, struct 
  *
  * Codes that a destination acts on: EKEYREVOKED, the guest runs on at the source and must not here;
  * ESHUTDOWN, the source has let go; ESTALE, the source guest has been attached anew since; EBUSY,
- * another destination holds the migration; EACCES, unknown there, or a wrong token. ECONNRESET and
- * all that tells of the source's own troubles: not now, ask again.
+ * another destination holds the migration; these count only where the source has proven itself.
+ * EACCES, unknown there, or a wrong token. ECONNRESET and all that tells of the source's own
+ * troubles: not now, ask again.
  */
 int frame_error_decode(const struct frame_header *h, const void *payload, struct error *err);
 

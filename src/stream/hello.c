@@ -5,7 +5,13 @@
 #include <string.h>
 
 #include "stream.pb-c.h"
+#include "util/bytes.h"
 #include "util/cleanup.h"
+
+_Static_assert(PROOF_BYTES == TLS_PROOF_BYTES, "a proof is what tls_prove() makes");
+
+/* What a proof stands for, beside its connection. */
+#define SAID_BYTES_MAX (3 * 4 + 8 + HOLDER_BYTES + MIGRATION_ID_MAX)
 
 static void hello_message_free(Postcopy__V1__StreamHello *m)
 {
@@ -78,7 +84,40 @@ static size_t put_frame_header(uint16_t type, size_t payload_len, void *buf)
 	return FRAME_HEADER_BYTES + payload_len;
 }
 
-size_t hello_encode(const struct hello *hello, void *buf)
+/* All but the last are of fixed length: no two HELLOs give the same. Return: how many bytes. */
+static size_t put_said(const struct hello *hello, enum hello_end end, uint8_t buf[SAID_BYTES_MAX])
+{
+	size_t id_len = strlen(hello->migration_id);
+	uint8_t *p = put_u32(buf, STREAM_VERSION);
+
+	p = put_u32(p, end);
+	p = put_u32(p, hello->role);
+	p = put_u64(p, hello->epoch);
+	memcpy(p, hello->holder, HOLDER_BYTES);
+	p += HOLDER_BYTES;
+	memcpy(p, hello->migration_id, id_len);
+	return (size_t)(p + id_len - buf);
+}
+
+int hello_prove(const struct hello *hello, const struct tls *tls, enum hello_end end,
+                const uint8_t token[TOKEN_BYTES], uint8_t ret[PROOF_BYTES])
+{
+	uint8_t said[SAID_BYTES_MAX];
+	size_t len = put_said(hello, end, said);
+
+	return tls_prove(tls, token, TOKEN_BYTES, said, len, ret);
+}
+
+int hello_check_proof(const struct hello *hello, const struct tls *tls, enum hello_end end,
+                      const uint8_t token[TOKEN_BYTES], const uint8_t proof[PROOF_BYTES])
+{
+	uint8_t said[SAID_BYTES_MAX];
+	size_t len = put_said(hello, end, said);
+
+	return tls_check_proof(tls, token, TOKEN_BYTES, said, len, proof);
+}
+
+size_t hello_encode(const struct hello *hello, const uint8_t proof[PROOF_BYTES], void *buf)
 {
 	Postcopy__V1__StreamRegion regions[REGIONS_MAX], *list[REGIONS_MAX];
 	Postcopy__V1__StreamHello m = POSTCOPY__V1__STREAM_HELLO__INIT;
@@ -88,8 +127,8 @@ size_t hello_encode(const struct hello *hello, void *buf)
 	m.version = STREAM_VERSION;
 	m.role = (Postcopy__V1__StreamRole)hello->role;
 	m.migration_id = (char *)hello->migration_id;
-	m.token.data = (uint8_t *)hello->token;
-	m.token.len = sizeof hello->token;
+	m.proof.data = (uint8_t *)proof;
+	m.proof.len = PROOF_BYTES;
 	m.holder.data = (uint8_t *)hello->holder;
 	m.holder.len = sizeof hello->holder;
 	m.epoch = hello->epoch;
@@ -138,9 +177,9 @@ static int check_hello(const Postcopy__V1__StreamHello *m, struct error *err)
 		return error_set(err, -EPROTO, "HELLO with unknown role %d", (int)m->role);
 	if (!id_len || id_len > MIGRATION_ID_MAX)
 		return error_set(err, -EPROTO, "HELLO with a migration id of %zu bytes", id_len);
-	if (m->token.len != TOKEN_BYTES)
-		return error_set(err, -EPROTO, "HELLO with a token of %zu bytes, not %d",
-		                 m->token.len, TOKEN_BYTES);
+	if (m->proof.len != PROOF_BYTES)
+		return error_set(err, -EPROTO, "HELLO with a proof of %zu bytes, not %d",
+		                 m->proof.len, PROOF_BYTES);
 	if (m->holder.len != HOLDER_BYTES || !memcmp(m->holder.data, nobody, HOLDER_BYTES))
 		return error_set(err, -EPROTO,
 		                 "HELLO of nobody: its holder must be %d random bytes",
@@ -162,7 +201,7 @@ int hello_decode(const void *payload, size_t len, struct hello *ret, struct erro
 		return rc;
 	ret->role = (enum stream_role)m->role;
 	strcpy(ret->migration_id, m->migration_id);
-	memcpy(ret->token, m->token.data, TOKEN_BYTES);
+	memcpy(ret->proof, m->proof.data, PROOF_BYTES);
 	memcpy(ret->holder, m->holder.data, HOLDER_BYTES);
 	ret->epoch = m->epoch;
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);

@@ -1,15 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * HELLO and HELLO_REPLY: proto/postcopy/v1/stream.proto, checked and as plain structs.
+ * HELLO and HELLO_REPLY: proto/postcopy/v1/stream.proto, checked and as plain structs; and the
+ * proofs that go with them.
+ *
+ * Both ends know the migration's token, and neither ever says it: whoever answered would have it,
+ * and with it the guest. The destination's proof is in HELLO, the source's comes as PROOF before
+ * anything else of it counts. Each stands for its end, the protocol's version, and the HELLO's id,
+ * role, holder and epoch; and for this very TLS connection, so that it is of no use on another
+ * (tls_prove()): the random bytes of the handshake are the challenge to both, and no round trip is
+ * needed for one.
  */
 #ifndef STREAM_HELLO_H
 #define STREAM_HELLO_H
 
 #include "mem/region.h"
 #include "stream/frame.h"
+#include "tls/tls.h"
 
 #define TOKEN_BYTES 32
 #define HOLDER_BYTES 16
+#define PROOF_BYTES FRAME_PROOF_BYTES
 #define MIGRATION_ID_MAX POSTCOPY_ID_MAX
 
 enum stream_role {
@@ -21,9 +31,10 @@ enum stream_role {
 struct hello {
 	enum stream_role role;
 	char migration_id[MIGRATION_ID_MAX + 1];
-	uint8_t token[TOKEN_BYTES];
 	uint8_t holder[HOLDER_BYTES]; /* who dials: this destination and no other; never all 0 */
-	uint64_t epoch; /* of the attachment meant; 0: on CONTROL, whichever there is */
+	uint64_t epoch;             /* of the attachment meant; 0: on CONTROL, whichever there is */
+	const uint8_t *token;       /* who dials: TOKEN_BYTES, borrowed; it does not travel */
+	uint8_t proof[PROOF_BYTES]; /* who is dialled: what came in its place */
 	struct region_table regions; /* CONTROL only */
 };
 
@@ -32,15 +43,32 @@ struct hello_reply {
 	struct region_table regions; /* CONTROL only */
 };
 
+enum hello_end {
+	HELLO_DESTINATION = 1,
+	HELLO_SOURCE = 2,
+};
+
+/*
+ * hello_prove() - the proof of one end
+ * @hello: that was said on @tls; its token and proof don't matter
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int hello_prove(const struct hello *hello, const struct tls *tls, enum hello_end end,
+                const uint8_t token[TOKEN_BYTES], uint8_t ret[PROOF_BYTES]);
+/* Return: 0; -EACCES: it does not know the token; -ENOMEM: we can't tell. */
+int hello_check_proof(const struct hello *hello, const struct tls *tls, enum hello_end end,
+                      const uint8_t token[TOKEN_BYTES], const uint8_t proof[PROOF_BYTES]);
+
 /*
  * Whole frames into @buf of FRAME_HEADER_BYTES + FRAME_HELLO_MAX bytes, which any table
  * of REGIONS_MAX fits. Return: the frame's length.
  */
-size_t hello_encode(const struct hello *hello, void *buf);
+size_t hello_encode(const struct hello *hello, const uint8_t proof[PROOF_BYTES], void *buf);
 size_t hello_reply_encode(const struct hello_reply *reply, void *buf);
 
 /*
- * hello_decode() - check a HELLO's payload
+ * hello_decode() - check a HELLO's payload; but for its proof, which hello_check_proof() does
  *
  * Return: 0; -EPROTO or -EINVAL with @err set; -ENOMEM.
  */

@@ -42,8 +42,11 @@ struct server_conn {
 	struct page_source_conn place; /* in it */
 	bool cut; /* under the server's lock: it is ending, and counts no more */
 	size_t reply_len;
-	uint8_t reply[]; /* the HELLO_REPLY */
+	uint8_t reply[]; /* PROOF, where it is due, and HELLO_REPLY */
 };
+
+/* The longest reply. */
+#define REPLY_MAX (2 * FRAME_HEADER_BYTES + FRAME_PROOF_BYTES + FRAME_HELLO_MAX)
 
 struct page_server {
 	int listen_fd;
@@ -68,22 +71,31 @@ static bool has_id(const struct page_source *s, const char *id)
 	return !strcmp(page_source_id(s), id);
 }
 
-/* Of those with its id the one that a HELLO is meant for; NULL: none has its token. */
-static struct page_source *find_source(struct page_server *server, const struct hello *hello)
+/*
+ * Of those with its id the one that a HELLO is meant for.
+ * Return: 0; -EACCES: it proves the token of none; -ENOMEM: who could tell?
+ */
+static int find_source(struct page_server *server, const struct hello *hello, const struct tls *tls,
+                       struct page_source **ret)
 {
 	struct page_source *best = NULL;
-	unsigned int best_fit = 0;
+	int best_fit = 0;
 
 	for (size_t i = 0; i < server->n_sources; i++) {
 		struct page_source *s = server->sources[i];
-		unsigned int fit = has_id(s, hello->migration_id) ? page_source_fit(s, hello) : 0;
+		int fit = has_id(s, hello->migration_id) ? page_source_fit(s, hello, tls) : 0;
 
+		if (fit == -ENOMEM)
+			return fit;
 		if (fit > best_fit) {
 			best = s;
 			best_fit = fit;
 		}
 	}
-	return best ? page_source_ref(best) : NULL;
+	if (!best)
+		return -EACCES;
+	*ret = page_source_ref(best);
+	return 0;
 }
 
 /* Whether one of that id can be served still. */
@@ -173,20 +185,26 @@ static int check_hello(struct server_conn *sc, const struct hello *hello, struct
 	if (!reply)
 		return error_set(err, -ENOMEM, "the source's daemon: out of memory");
 	pthread_mutex_lock(&server->lock);
-	sc->source = find_source(server, hello);
+	rc = find_source(server, hello, sc->c->tls, &sc->source);
 	incomplete = server->incomplete;
 	pthread_mutex_unlock(&server->lock);
-	if (!sc->source && incomplete)
+	if (rc == -ENOMEM)
+		return error_set(err, rc, "the source's daemon: out of memory");
+	if (rc && incomplete)
 		return error_set(err, -ECONNRESET,
 		                 "migration \"%s\": not among those that are taken over by now",
 		                 hello->migration_id);
 	/* A wrong id and a wrong token look the same to one who guesses. */
-	if (!sc->source)
+	if (rc)
 		return error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
 		                 hello->migration_id);
+	/* It is ours to say then what became of the guest, be it no. */
+	sc->reply_len = page_source_prove(sc->source, hello, sc->c->tls, sc->reply);
+	if (!sc->reply_len)
+		return error_set(err, -ENOMEM, "the source's daemon: out of memory");
 	rc = page_source_open(sc->source, hello, sc->c, &sc->place, reply, err);
 	if (!rc)
-		sc->reply_len = hello_reply_encode(reply, sc->reply);
+		sc->reply_len += hello_reply_encode(reply, sc->reply + sc->reply_len);
 	return rc;
 }
 
@@ -239,7 +257,7 @@ static int list_conn(struct page_server *server, struct server_conn *sc, struct 
 static int new_conn(struct page_server *server, struct conn *c, enum stream_role role,
                     const char *peer, struct server_conn **ret, struct error *err)
 {
-	struct server_conn *sc = calloc(1, sizeof *sc + FRAME_HEADER_BYTES + FRAME_HELLO_MAX);
+	struct server_conn *sc = calloc(1, sizeof *sc + REPLY_MAX);
 
 	if (!sc)
 		return error_set(err, -ENOMEM, "the source's daemon: out of memory");
@@ -264,6 +282,8 @@ static void admit(void *arg, struct conn *c, const struct hello *hello, const ch
 	if (!rc)
 		rc = list_conn(server, sc, &err);
 	if (rc) {
+		if (sc && sc->reply_len)
+			(void)conn_send(c, sc->reply, FRAME_HEADER_BYTES + FRAME_PROOF_BYTES);
 		conn_send_error(c, &err);
 		reception_tell(server->reception, peer, err.text);
 		if (sc)

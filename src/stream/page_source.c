@@ -148,13 +148,25 @@ bool page_source_has_ended(struct page_source *s)
 }
 
 /* Who means one attachment hears of that one; who means any, of what is offered. */
-unsigned int page_source_fit(struct page_source *s, const struct hello *hello)
+int page_source_fit(struct page_source *s, const struct hello *hello, const struct tls *tls)
 {
-	if (CRYPTO_memcmp(hello->token, s->token, TOKEN_BYTES))
-		return 0;
+	int rc = hello_check_proof(hello, tls, HELLO_DESTINATION, s->token, hello->proof);
+
+	if (rc)
+		return rc;
 	if (hello->epoch == s->epoch)
 		return 3;
 	return page_source_has_ended(s) ? 1 : 2;
+}
+
+size_t page_source_prove(const struct page_source *s, const struct hello *hello,
+                         const struct tls *tls, void *buf)
+{
+	uint8_t proof[PROOF_BYTES];
+
+	return hello_prove(hello, tls, HELLO_SOURCE, s->token, proof)
+	               ? 0
+	               : frame_proof_encode(proof, buf);
 }
 
 const struct page_source_stats *page_source_stats(const struct page_source *s)
@@ -362,9 +374,6 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 	*reply = (struct hello_reply){ .epoch = s->epoch };
 	*ctl = (struct page_source_conn){ .conn = c };
 	memcpy(ctl->holder, hello->holder, HOLDER_BYTES);
-	if (CRYPTO_memcmp(hello->token, s->token, TOKEN_BYTES))
-		return error_set(err, -EACCES, "migration \"%s\": unknown here, or wrong token",
-		                 s->id);
 	pthread_mutex_lock(&s->lock);
 	if (hello->role == STREAM_CONTROL)
 		supersede(s, hello->holder);

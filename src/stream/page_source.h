@@ -20,17 +20,24 @@ bool page_source_has_ended(struct page_source *s);
 
 /*
  * page_source_fit() - how well a HELLO with its id is meant for it
+ * @tls: on which it came
  *
  * An id may be used again: what has ended is there beside what is offered now.
  *
- * Return: 0: it has another token; more: the more the better.
+ * Return: the more the better, at least 1; -EACCES: whoever says it does not know its token;
+ * -ENOMEM.
  */
-unsigned int page_source_fit(struct page_source *s, const struct hello *hello);
+int page_source_fit(struct page_source *s, const struct hello *hello, const struct tls *tls);
+
+/* A PROOF for who has said that HELLO. Return: the frame's length, 0 where memory is short. */
+size_t page_source_prove(const struct page_source *s, const struct hello *hello,
+                         const struct tls *tls, void *buf);
 
 /*
- * page_source_open() - may this HELLO's sender in?
+ * page_source_open() - may this HELLO's sender in, whom page_source_fit() has found to know the
+ * token?
  *
- * Return: 0 with the reply filled in; with @err set: -EACCES; -EINVAL; -ESTALE, another attachment
+ * Return: 0 with the reply filled in; with @err set: -EINVAL; -ESTALE, another attachment
  * is meant; -EBUSY, somebody else holds it; -EKEYREVOKED, -ESHUTDOWN, it has ended.
  */
 int page_source_open(struct page_source *s, const struct hello *hello, struct conn *c,

@@ -8,11 +8,14 @@
 #include <string.h>
 
 #include <openssl/err.h>
+#include <openssl/evp.h>
 
 /* What goes out in one write(): more than the largest answer with the overhead of its records; and
  * a window of requests. */
 #define ANSWER_BUFFER_BYTES (320 * 1024)
 #define REQUEST_BUFFER_BYTES (16 * 1024)
+/* What an exported secret is for: it says so itself, and there is one for each use. */
+#define PROOF_LABEL "EXPORTER-postcopy-token"
 
 struct tls {
 	SSL *ssl;
@@ -302,6 +305,34 @@ const char *tls_description(const struct tls *tls)
 const char *tls_peer_name(const struct tls *tls)
 {
 	return tls->peer.name;
+}
+
+int tls_prove(const struct tls *tls, const void *secret, size_t secret_len, const void *said,
+              size_t said_len, uint8_t ret[TLS_PROOF_BYTES])
+{
+	uint8_t shared[TLS_PROOF_BYTES];
+	size_t len;
+	bool done;
+
+	done = SSL_export_keying_material(tls->ssl, shared, sizeof shared, PROOF_LABEL,
+	                                  strlen(PROOF_LABEL), said, said_len, 1) == 1 &&
+	       EVP_Q_mac(NULL, "HMAC", NULL, "SHA256", NULL, secret, secret_len, shared,
+	                 sizeof shared, ret, TLS_PROOF_BYTES, &len);
+	OPENSSL_cleanse(shared, sizeof shared);
+	ERR_clear_error();
+	return done ? 0 : -ENOMEM;
+}
+
+int tls_check_proof(const struct tls *tls, const void *secret, size_t secret_len, const void *said,
+                    size_t said_len, const uint8_t proof[TLS_PROOF_BYTES])
+{
+	uint8_t good[TLS_PROOF_BYTES];
+	int rc = tls_prove(tls, secret, secret_len, said, said_len, good);
+
+	if (!rc && CRYPTO_memcmp(good, proof, sizeof good))
+		rc = -EACCES;
+	OPENSSL_cleanse(good, sizeof good);
+	return rc;
 }
 
 bool tls_is_resumed(const struct tls *tls)

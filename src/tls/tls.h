@@ -38,6 +38,9 @@
  */
 #define TLS_RECORDS_PER_KEY (1u << 22)
 
+/* Of tls_prove(). */
+#define TLS_PROOF_BYTES 32
+
 struct tls_config {
 	const char *alpn;           /* the protocol inside: "postcopy/1", "h2" */
 	const char *cert_path;      /* PEM, this host's certificate and its chain */
@@ -158,6 +161,26 @@ uint64_t tls_key_updates(const struct tls *tls);
 /* "TLSv1.3 TLS_AES_128_GCM_SHA256"; and the peer's name that was allowed. Owned by @tls. */
 const char *tls_description(const struct tls *tls);
 const char *tls_peer_name(const struct tls *tls);
+
+/*
+ * tls_prove() - a proof that this end knows a secret, good on this connection only
+ * @said: what else it stands for
+ *
+ * HMAC-SHA256 by the secret of what both ends of this TLS connection, and nobody else, can derive
+ * from its keys (RFC 8446, 7.5) for @said: the random bytes of both are in it. So a proof that was
+ * heard on one connection proves nothing on another, resumed or not, and there is no need to ask
+ * for one first. After the handshake. Return: 0 or -ENOMEM.
+ */
+int tls_prove(const struct tls *tls, const void *secret, size_t secret_len, const void *said,
+              size_t said_len, uint8_t ret[TLS_PROOF_BYTES]);
+
+/*
+ * tls_check_proof() - is it that of somebody who knows the secret?
+ *
+ * Takes as long whatever is in it. Return: 0; -EACCES; -ENOMEM: nobody knows.
+ */
+int tls_check_proof(const struct tls *tls, const void *secret, size_t secret_len, const void *said,
+                    size_t said_len, const uint8_t proof[TLS_PROOF_BYTES]);
 
 /* Whether it goes on with an earlier connection's session, without a whole handshake. */
 bool tls_is_resumed(const struct tls *tls);

@@ -34,13 +34,13 @@ static void check_hello(struct hello *hello)
 	FUZZ_CHECK(hello->role >= STREAM_CONTROL && hello->role <= STREAM_BULK);
 	FUZZ_CHECK(*hello->migration_id && strlen(hello->migration_id) <= MIGRATION_ID_MAX);
 	check_table(&hello->regions);
-	len = hello_encode(hello, frame);
+	len = hello_encode(hello, hello->proof, frame);
 	FUZZ_CHECK(len <= sizeof frame);
 	FUZZ_CHECK(
 	        !hello_decode(frame + FRAME_HEADER_BYTES, len - FRAME_HEADER_BYTES, &back, NULL));
 	FUZZ_CHECK(back.role == hello->role && back.epoch == hello->epoch);
 	FUZZ_CHECK(!strcmp(back.migration_id, hello->migration_id));
-	FUZZ_CHECK(!memcmp(back.token, hello->token, TOKEN_BYTES));
+	FUZZ_CHECK(!memcmp(back.proof, hello->proof, PROOF_BYTES));
 	FUZZ_CHECK(!region_table_same_guest(&back.regions, &hello->regions, NULL));
 }
 
@@ -87,20 +87,20 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 
 	hello = (struct hello){ .role = STREAM_CONTROL, .migration_id = "vm-7" };
 	reply = (struct hello_reply){ .epoch = 0x0123456789abcdef };
-	memset(hello.token, 0xa5, sizeof hello.token);
+	memset(hello.proof, 0xa5, sizeof hello.proof);
 	switch (i) {
 	case 0:
 		fill_table(&hello.regions, 2);
-		len = hello_encode(&hello, frame);
+		len = hello_encode(&hello, hello.proof, frame);
 		break;
 	case 1:
 		fill_table(&hello.regions, REGIONS_MAX);
-		len = hello_encode(&hello, frame);
+		len = hello_encode(&hello, hello.proof, frame);
 		break;
 	case 2:
 		hello.role = STREAM_BULK;
 		hello.epoch = UINT64_MAX;
-		len = hello_encode(&hello, frame);
+		len = hello_encode(&hello, hello.proof, frame);
 		break;
 	case 3:
 		fill_table(&reply.regions, 3);

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page stream spoken from Python, rightly or wrongly: a destination's client and a
 source's server. The frames are those of src/stream/frame.h, the two protobuf messages
-those of proto/postcopy/v1/stream.proto, encoded by hand so that they can be wrong too."""
+those of proto/postcopy/v1/stream.proto, encoded by hand so that they can be wrong too; the proofs
+those of src/stream/hello.h, made here from RFC 8446 and not by the library that the daemon has."""
+import hashlib
+import hmac
+import pathlib
 import socket
 import ssl
 import struct
+import tempfile
 import threading
 
 from harness import DEADLINE_S, TOKEN
@@ -12,10 +17,11 @@ from harness import DEADLINE_S, TOKEN
 UNIT = 4096
 WORD_UNITS = 64
 ALPN = "postcopy/1"
-VERSION = 2
+VERSION = 3
 
 HELLO, HELLO_REPLY, ERROR, GET, PAGES, SWITCHOVER, VMSTATE, VMSTATE_DATA = range(1, 9)
 RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG, PROBE, PROBE_REPLY = range(9, 18)
+PROOF = 18
 CONTROL, URGENT, BULK = 1, 2, 3
 
 # Who dials, unless a test says otherwise.
@@ -50,10 +56,31 @@ def region(guest_phys_addr, size, page_size=UNIT, memory=1):
     return field(1, guest_phys_addr) + field(2, size) + field(3, page_size) + field(4, memory)
 
 
-def hello(role, migration_id, token=TOKEN, epoch=0, regions=(), version=VERSION, holder=HOLDER):
+def hello(role, migration_id, proof=bytes(32), epoch=0, regions=(), version=VERSION, holder=HOLDER):
     return (field(1, version) + field(2, role) + field(3, migration_id.encode()) +
-            field(4, bytes.fromhex(token)) + fixed64(5, epoch) +
-            b"".join(field(6, r) for r in regions) + field(7, holder))
+            fixed64(5, epoch) + b"".join(field(6, r) for r in regions) + field(7, holder) +
+            field(8, proof))
+
+
+def said(end, role, migration_id, epoch=0, holder=HOLDER, version=VERSION):
+    """What a proof stands for, beside its connection."""
+    return struct.pack("<IIIQ", version, end, role, epoch) + holder + migration_id.encode()
+
+
+DESTINATION_END, SOURCE_END = 1, 2
+
+
+def exported(secret, label, context, length=32):
+    """RFC 8446, 7.5, from the connection's exporter_master_secret."""
+    kind = hashlib.sha256 if len(secret) == 32 else hashlib.sha384
+
+    def expand(key, name, value, size):
+        name = b"tls13 " + name
+        info = struct.pack(">HB", size, len(name)) + name + bytes([len(value)]) + value
+        return hmac.digest(key, info + b"\1", kind)[:size]
+
+    of_label = expand(secret, label, kind(b"").digest(), kind().digest_size)
+    return expand(of_label, b"exporter", kind(context).digest(), length)
 
 
 def hello_reply(epoch, regions=(), version=VERSION):
@@ -110,6 +137,19 @@ class Connection:
     def __init__(self, sock):
         self.sock = sock
 
+    def prove(self, what, token=TOKEN):
+        """The proof that who says @what knows the token; of this connection's own TLS context."""
+        lines = pathlib.Path(self.sock.context.keylog_filename).read_text().splitlines()
+        secret = [line.split()[2] for line in lines if line.startswith("EXPORTER_SECRET")][-1]
+        shared = exported(bytes.fromhex(secret), b"EXPORTER-postcopy-token", what)
+        return hmac.digest(bytes.fromhex(token), shared, "sha256")
+
+    def say_hello(self, role, migration_id, token=TOKEN, proof=None, **fields):
+        whom = {name: value for name, value in fields.items() if name in ("epoch", "holder")}
+        if proof is None:
+            proof = self.prove(said(DESTINATION_END, role, migration_id, **whom), token)
+        self.send(frame(HELLO, hello(role, migration_id, proof, **fields)))
+
     def send(self, data):
         self.sock.sendall(data)
 
@@ -128,8 +168,10 @@ class Connection:
         return kind, self._exactly(length), request_id
 
     def receive_error(self):
-        """The text of the ERROR that must come next, and then the end."""
+        """The text of the ERROR that must come next, be it proven or not, and then the end."""
         kind, payload, _ = self.receive()
+        if kind == PROOF:
+            kind, payload, _ = self.receive()
         assert kind == ERROR, "frame of type %d where an ERROR was due" % kind
         try:
             self.receive()
@@ -149,6 +191,9 @@ def tls_context(side, identity):
     context.load_verify_locations(identity.ca)
     context.load_cert_chain(identity.cert, identity.key)
     context.set_alpn_protocols([ALPN])
+    # Python's ssl exports nothing; but it writes down what it could export from.
+    context.keys = tempfile.NamedTemporaryFile(prefix="test-stream-keys-")
+    context.keylog_filename = context.keys.name
     return context
 
 
@@ -172,8 +217,12 @@ def dial(port, identity):
 def dial_stream(port, identity, role, migration_id, **fields):
     """Dials and says HELLO. Returns the connection and the reply's fields."""
     connection = dial(port, identity)
-    connection.send(frame(HELLO, hello(role, migration_id, **fields)))
+    connection.say_hello(role, migration_id, **fields)
     kind, payload, _ = connection.receive()
+    if kind == PROOF:
+        whom = {name: value for name, value in fields.items() if name in ("epoch", "holder")}
+        assert payload == connection.prove(said(SOURCE_END, role, migration_id, **whom))
+        kind, payload, _ = connection.receive()
     if kind != HELLO_REPLY:
         connection.close()
         raise AssertionError("HELLO was answered by type %d: %s" % (kind, payload[4:]))
@@ -184,19 +233,22 @@ class FakeSource:
     """A source daemon that serves one region of @content, and answers GETs as told.
 
     @answer_get(source, region, first_unit, mask, request_id) returns the bytes to send for
-    one GET; by default the right ones. What it is asked is kept in .asked.
+    one GET; by default the right ones. What it is asked is kept in .asked. Whoever has the
+    migration's token, and no other, is a source that a destination believes.
     """
 
     EPOCH = 77
 
-    def __init__(self, identity, content, answer_get=None, vmstate=b"vmstate", reply_regions=None):
+    def __init__(self, identity, content, answer_get=None, vmstate=b"vmstate", reply_regions=None,
+                 token=TOKEN):
         self.content = content
         self.answer_get = answer_get or FakeSource.right_answer
         self.vmstate = vmstate
         self.regions = reply_regions or [region(0, len(content))]
         self.asked = []
         self.completed = threading.Event()
-        self.context = tls_context(ssl.PROTOCOL_TLS_SERVER, identity)
+        self.identity = identity
+        self.token = token
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.connections = []
         self.closed = False
@@ -239,8 +291,10 @@ class FakeSource:
             thread.start()
 
     def _serve(self, raw):
+        # Of each connection its own: which secret of a context is whose nobody could tell.
+        context = tls_context(ssl.PROTOCOL_TLS_SERVER, self.identity)
         try:
-            with raw, self.context.wrap_socket(raw, server_side=True) as sock:
+            with raw, context.wrap_socket(raw, server_side=True) as sock:
                 connection = Connection(sock)
                 try:
                     while True:
@@ -251,9 +305,19 @@ class FakeSource:
         except (EOFError, OSError):
             pass
 
+    def prove(self, connection, hello):
+        """Both ends know the token: the one that dials by its HELLO's fields."""
+        # Of what is 0 nothing travels.
+        whom = (hello[2][0], hello[3][0].decode(), hello.get(5, [0])[0], hello[7][0])
+        if self.token == TOKEN:
+            assert hello[8][0] == connection.prove(said(DESTINATION_END, *whom))
+        connection.send(frame(PROOF, connection.prove(said(SOURCE_END, *whom), self.token)))
+
     def _answer(self, connection, kind, payload, request_id):
         if kind == HELLO:
-            role = read_fields(payload)[2][0]
+            fields = read_fields(payload)
+            role = fields[2][0]
+            self.prove(connection, fields)
             connection.send(frame(HELLO_REPLY, hello_reply(
                 self.EPOCH, self.regions if role == CONTROL else ())))
         elif kind == SWITCHOVER:

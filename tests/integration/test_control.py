@@ -35,7 +35,7 @@ def test_prepare_twice_changes_nothing(daemon):
     assert len(daemon.call("List")["migrations"]) == 1
 
 
-@pytest.mark.parametrize("changed", [{"token": "00" * 32}, {"streams": 3},
+@pytest.mark.parametrize("changed", [{"token": "11" * 32}, {"streams": 3},
                                      {"source": "127.0.0.1:10"}])
 def test_prepare_of_the_same_id_with_other_parameters_is_refused(daemon, changed):
     params = {"source": "127.0.0.1:9", "streams": 2, "token": TOKEN}

@@ -172,6 +172,19 @@ def test_token_is_read_from_a_file_and_the_migration_listed(host):
     assert "vm1" in run("list", "--control", daemon.control_path).stdout
 
 
+@pytest.mark.parametrize("option", ["--token", "--token-file"])
+def test_token_of_zeroes_is_refused_with_what_to_do(host, option):
+    """Everybody's guess was taken for a secret."""
+    daemon = host.daemon("source")
+    token = host.dir / "token"
+    token.write_text("0" * 64 + "\n")
+    done = run("prepare", "vm1", "--role", "source", "--control", daemon.control_path,
+               option, token if option == "--token-file" else "0" * 64)
+    assert done.returncode != 0
+    assert "all zero" in done.stderr and "openssl rand -hex 32" in done.stderr
+    assert not daemon.call("List").get("migrations")
+
+
 def control_port(daemon):
     return int(re.search(r"gRPC over TCP on port (\d+)", daemon.log()).group(1))
 

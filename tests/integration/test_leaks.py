@@ -80,7 +80,7 @@ def test_vmms_that_hang_up_leak_nothing(daemon):
 def test_bad_stream_clients_leak_nothing(host, daemon, pki):
     vmm = pyvmm.SourceVmm(daemon, "vm1", pyvmm.guest_content(SIZE))
     host.later(vmm.close)
-    hello = stream.hello(stream.CONTROL, "vm1", regions=[stream.region(0, SIZE)])
+    hello = dict(role=stream.CONTROL, migration_id="vm1", regions=[stream.region(0, SIZE)])
 
     def garbage(_):
         with socket.create_connection(("127.0.0.1", daemon.port)) as raw:
@@ -92,10 +92,12 @@ def test_bad_stream_clients_leak_nothing(host, daemon, pki):
             except ConnectionError:
                 pass
 
-    def says(identity, data):
+    def says(identity, data, **hello):
         def one(_):
             try:
                 connection = stream.dial(daemon.port, identity)
+                if hello:
+                    connection.say_hello(**hello)
                 connection.send(data)
                 while True:
                     connection.receive()
@@ -118,11 +120,10 @@ def test_bad_stream_clients_leak_nothing(host, daemon, pki):
         says(pki.forged, b"x"),
         says(pki.stranger, b"x"),
         says(pki.destination, stream.frame(stream.HELLO, b"\xff" * 40)),
-        says(pki.destination, stream.frame(stream.HELLO, stream.hello(
-            stream.CONTROL, "vm1", token="00" * 32, regions=[stream.region(0, SIZE)]))),
-        says(pki.destination, stream.frame(stream.HELLO, hello) + stream.get(0, 0, 1)),
+        says(pki.destination, b"", token="00" * 32, **hello),
+        says(pki.destination, stream.get(0, 0, 1), **hello),
         says(pki.destination, stream.frame(stream.GET, length=0xFFFFFFFF)),
-        says(pki.destination, stream.frame(stream.HELLO, hello) + b"\xa5" * 400),
+        says(pki.destination, b"\xa5" * 400, **hello),
     ]
     assert_nothing_leaks(daemon, lambda number: tries[number % len(tries)](number))
     daemon.wait_for_state("vm1", "attached")

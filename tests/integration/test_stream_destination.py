@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A source that lies: a destination daemon never lets a wrong page into its guest, says
 what was wrong, and serves its other migrations on."""
+import errno
 import os
 import re
 import socket
@@ -189,6 +190,99 @@ def test_source_that_is_not_who_it_should_be_fails_with_the_reason(pulling, iden
     assert named in pulling.daemon.wait_for_state("vm1", "failed")["reason"]
     vmm.expect_failure()
     pulling.serves_another()
+
+
+def test_the_token_is_never_said(pulling):
+    """It was the first thing that whoever answered was told: with it one has the guest."""
+    class Listening(FakeSource):
+        heard = b""
+
+        def _answer(self, connection, kind, payload, request_id):
+            self.heard += payload
+            super()._answer(connection, kind, payload, request_id)
+
+    source = Listening(pulling.host.pki.source, pulling.content)
+    pulling.start(source).expect(pyvmm.COMPLETE)
+    assert b"vm1" in source.heard
+    assert bytes.fromhex(harness.TOKEN) not in source.heard
+
+
+def test_source_that_does_not_know_the_token_is_none(pulling):
+    """Any daemon with an allowed certificate was believed, and its memory taken for the guest's."""
+    source = FakeSource(pulling.host.pki.source, pulling.content, token="11" * 32)
+    vmm = pulling.start(source, loads=False)
+    assert "has not proven" in pulling.daemon.wait_for_state("vm1", "failed")["reason"]
+    vmm.expect_failure()
+    assert not source.asked
+    pulling.serves_another()
+
+
+def test_proof_is_of_no_use_to_who_stands_between(pulling):
+    """A daemon with allowed certificates passes on what both say: the source let it in, and it read
+    the guest. So it would with proofs that are not of the connection they are said on."""
+    real = pulling.host.daemon("source", allow=["postcopy:destination"])
+    real.prepare_source("vm1")
+    pulling.host.later(pyvmm.SourceVmm(real, "vm1", pulling.content).close)
+    heard = []
+
+    class Between(FakeSource):
+        def _answer(self, connection, kind, payload, request_id):
+            onward = stream.dial(real.port, pulling.host.pki.destination)
+            onward.send(stream.frame(kind, payload))
+            heard.append(onward.receive())
+            onward.close()
+            connection.send(stream.frame(*heard[-1][:2]))
+
+    vmm = pulling.start(Between(pulling.host.pki.source, pulling.content), loads=False)
+    assert "wrong token" in pulling.daemon.wait_for_state("vm1", "failed")["reason"]
+    assert heard[0][0] == stream.ERROR
+    vmm.expect_failure()
+    real.wait_for_log("wrong token")
+
+
+def test_word_of_a_stranger_ends_no_guest(pulling):
+    """Whoever answered at the source's address could say that the guest runs on there: the one that
+    ran here was ended, by its own daemon. It is the source's own word, or none."""
+    class Turncoat(FakeSource):
+        lies = 0
+
+        def _answer(self, connection, kind, payload, request_id):
+            if not self.lies:
+                super()._answer(connection, kind, payload, request_id)
+                return
+            if kind == stream.HELLO and stream.read_fields(payload)[2][0] == stream.CONTROL:
+                self.lies += 1
+            connection.send(stream.frame(stream.ERROR, struct.pack(
+                "<I", errno.EKEYREVOKED) + b"it runs on at the source") if kind == stream.HELLO
+                else b"")
+            raise EOFError("cut off on purpose")
+
+    source = Turncoat(pulling.host.pki.source, pulling.content)
+    vmm = pulling.start(source, bulk=False)
+    vmm.touch(0)[0].join(harness.DEADLINE_S)
+    source.lies = 1
+    harness.eventually(lambda: source.lies > 2, "it was told so over two connections")
+    source.lies = 0
+    thread, page = vmm.touch(SIZE // UNIT - 1)
+    thread.join(harness.DEADLINE_S)
+    assert not thread.is_alive() and page.raw == pulling.content[-UNIT:]
+    pulling.daemon.call("SetLimits", id="vm1", bulk=True)
+    vmm.expect(pyvmm.COMPLETE)
+
+
+def test_source_of_an_older_version_is_named_with_both(pulling):
+    class Older(FakeSource):
+        def prove(self, connection, hello):
+            text = "page stream version %d from the destination, version 2 at the source: upgrade " \
+                "the source's postcopyd" % hello[1][0]
+            connection.send(stream.frame(stream.ERROR, struct.pack("<I", errno.EPROTO) +
+                                         text.encode()))
+            raise EOFError("as version 2 does")
+
+    vmm = pulling.start(Older(pulling.host.pki.source, pulling.content), loads=False)
+    reason = pulling.daemon.wait_for_state("vm1", "failed")["reason"]
+    assert "version 3" in reason and "version 2" in reason and "upgrade the source" in reason
+    vmm.expect_failure()
 
 
 def test_source_that_does_not_listen_fails_with_its_address(pulling):

@@ -145,8 +145,7 @@ def test_unknown_migration_and_wrong_token_look_the_same_to_a_guesser(served):
     texts = []
     for fields in (dict(migration_id="vm2"), dict(migration_id="vm1", token="00" * 32)):
         connection = stream.dial(served.daemon.port, served.pki.destination)
-        connection.send(stream.frame(stream.HELLO, stream.hello(
-            stream.CONTROL, regions=[stream.region(0, SIZE)], **fields)))
+        connection.say_hello(stream.CONTROL, regions=[stream.region(0, SIZE)], **fields)
         texts.append(connection.receive_error().replace(fields["migration_id"], "ID"))
         connection.close()
     assert texts[0] == texts[1]
@@ -174,11 +173,13 @@ def test_other_application_protocol_is_refused(served):
 
 BAD_HELLOS = {
     "another migration's token": (dict(token="00" * 32), "token|migration"),
-    "a token that is too short": (dict(token="5a" * 31), "token"),
+    "a proof that is too short": (dict(proof=bytes(31)), "proof"),
+    "a proof of nothing": (dict(proof=bytes(32)), "token"),
     "an unknown migration": (dict(migration_id="vm2"), "migration|token"),
     "an empty id": (dict(migration_id=""), "migration id"),
     "an id of 65 bytes": (dict(migration_id="x" * 65), "migration id"),
-    "an older version": (dict(version=1), "upgrade the destination's postcopyd"),
+    "an older version": (dict(version=2), "version 2 from .* version 3 at .*upgrade the destination"),
+    "a newer version": (dict(version=4), "version 4 from .* version 3 at .*upgrade the source"),
     "an unknown role": (dict(role=9), "role"),
     "no role": (dict(role=0), "role"),
     "no regions": (dict(regions=[]), "region"),
@@ -199,7 +200,7 @@ def test_bad_hello_is_refused_with_the_reason(served, case):
     if fields["role"] != stream.CONTROL:
         fields["regions"] = []
     connection = stream.dial(served.daemon.port, served.pki.destination)
-    connection.send(stream.frame(stream.HELLO, stream.hello(**fields)))
+    connection.say_hello(**fields)
     text = connection.receive_error()
     connection.close()
     assert re.search(named, text), text
@@ -314,8 +315,7 @@ def test_zero_pages_travel_as_a_bit(host):
 def test_second_control_connection_cannot_take_a_running_migration_over(served):
     control, epoch = served.switch_over()
     other = stream.dial(served.daemon.port, served.pki.destination)
-    other.send(stream.frame(stream.HELLO, stream.hello(
-        stream.CONTROL, "vm1", token="11" * 32, regions=[stream.region(0, SIZE)])))
+    other.say_hello(stream.CONTROL, "vm1", token="11" * 32, regions=[stream.region(0, SIZE)])
     other.receive_error()
     other.close()
     served.serves_right_pages(epoch)

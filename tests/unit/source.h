@@ -125,7 +125,7 @@ static inline void source_start(struct source *s, const struct guest *g)
 	strcpy(s->target.host, "127.0.0.1");
 	snprintf(s->target.port, sizeof s->target.port, "%u", page_server_port(s->server));
 	s->hello = (struct hello){ .role = STREAM_CONTROL, .migration_id = "vm", .holder = "h" };
-	memcpy(s->hello.token, token, sizeof token);
+	s->hello.token = token;
 	s->hello.regions = g->table;
 	if (conn_dial(&dialing, &s->target, s->client_side.context, &s->hello, &control, reply,
 	              &err))

@@ -33,6 +33,7 @@ static const struct {
 	{ FRAME_PONG, 0, 0 },
 	{ FRAME_PROBE, 64 * 1024, 64 * 1024 },
 	{ FRAME_PROBE_REPLY, 64 * 1024, 64 * 1024 },
+	{ FRAME_PROOF, 32, 32 },
 };
 #define N_TYPES (sizeof lengths / sizeof *lengths)
 

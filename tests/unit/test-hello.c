@@ -34,8 +34,8 @@ static struct hello *new_hello(uint32_t n_regions)
 
 	h->role = STREAM_CONTROL;
 	memset(h->migration_id, 'm', MIGRATION_ID_MAX);
-	for (int i = 0; i < TOKEN_BYTES; i++)
-		h->token[i] = (uint8_t)(0xff - i);
+	for (int i = 0; i < PROOF_BYTES; i++)
+		h->proof[i] = (uint8_t)(0xff - i);
 	memset(h->holder, 0xa5, HOLDER_BYTES);
 	h->epoch = UINT64_MAX;
 	fill_table(&h->regions, n_regions);
@@ -46,7 +46,7 @@ static struct hello *new_hello(uint32_t n_regions)
 static size_t payload_of(const struct hello *hello, uint8_t *buf)
 {
 	struct frame_header h;
-	size_t len = hello_encode(hello, buf);
+	size_t len = hello_encode(hello, hello->proof, buf);
 
 	assert_int_equal(frame_header_decode(buf, &h, NULL), 0);
 	assert_int_equal(h.type, FRAME_HELLO);
@@ -81,7 +81,7 @@ static void test_hello_comes_back(void **state)
 				fail_msg("%s", err.text);
 			assert_int_equal(back->role, roles[i]);
 			assert_string_equal(back->migration_id, hello->migration_id);
-			assert_memory_equal(back->token, hello->token, TOKEN_BYTES);
+			assert_memory_equal(back->proof, hello->proof, PROOF_BYTES);
 			assert_memory_equal(back->holder, hello->holder, HOLDER_BYTES);
 			assert_true(back->epoch == UINT64_MAX);
 			check_same_table(&back->regions, &hello->regions);
@@ -169,11 +169,11 @@ static void refuse(const uint8_t *payload, size_t len, int code, const char *nee
 }
 
 /*
- * Written by hand, as stream.proto numbers it: 1 version, 2 role, 3 migration_id, 4 token,
- * 5 epoch, 7 holder. @id_len and @token_len bytes of 'a'.
+ * Written by hand, as stream.proto numbers it: 1 version, 2 role, 3 migration_id,
+ * 5 epoch, 8 proof, 7 holder. @id_len and @proof_len bytes of 'a'.
  */
 static size_t raw_hello(uint8_t *p, uint8_t version, const uint8_t *role, size_t role_len,
-                        uint8_t id_len, uint8_t token_len)
+                        uint8_t id_len, uint8_t proof_len)
 {
 	const uint8_t *start = p;
 
@@ -186,10 +186,10 @@ static size_t raw_hello(uint8_t *p, uint8_t version, const uint8_t *role, size_t
 	*p++ = id_len;
 	memset(p, 'a', id_len);
 	p += id_len;
-	*p++ = 4 << 3 | 2;
-	*p++ = token_len;
-	memset(p, 'a', token_len);
-	p += token_len;
+	*p++ = 8 << 3 | 2;
+	*p++ = proof_len;
+	memset(p, 'a', proof_len);
+	p += proof_len;
 	*p++ = 7 << 3 | 2;
 	*p++ = HOLDER_BYTES;
 	memset(p, 'h', HOLDER_BYTES);
@@ -224,9 +224,9 @@ static void test_fields_out_of_bounds_are_refused(void **state)
 	       "migration id of 0 bytes");
 	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 65, 32), -EPROTO,
 	       "migration id of 65 bytes");
-	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 31), -EPROTO, "token of 31 bytes");
-	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 33), -EPROTO, "token of 33 bytes");
-	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 0), -EPROTO, "token of 0 bytes");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 31), -EPROTO, "proof of 31 bytes");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 33), -EPROTO, "proof of 33 bytes");
+	refuse(buf, raw_hello(buf, STREAM_VERSION, bulk, 1, 1, 0), -EPROTO, "proof of 0 bytes");
 	/* Nothing at all is a message to protobuf, with all fields 0. */
 	refuse(buf, 0, -EPROTO, "version 0");
 	refuse((const uint8_t *)"\xff\xff\xff", 3, -EPROTO, "not the message");

@@ -398,6 +398,24 @@ static void test_each_bad_field_is_refused_by_its_name(void **state)
 	accept_and_drop(f, MIGRATIONS "Prepare", &r);
 }
 
+/*
+ * Of 32 bytes any would do: an orchestrator that forgot to fill them in got a migration that
+ * whoever reaches the port could ask for.
+ */
+static void test_a_token_of_zeroes_is_refused(void **state)
+{
+	struct fixture *f = *state;
+	Postcopy__V1__PrepareRequest r = prepare_request("vm7");
+	uint8_t zero[TOKEN_BYTES] = { 0 };
+
+	r.token.data = zero;
+	refused(f, MIGRATIONS "Prepare", &r, GRPC_INVALID_ARGUMENT, "INVALID_FIELD", "token");
+	assert_non_null(strstr(f->call.status.message, "openssl rand -hex 32"));
+	assert_int_equal(count_migrations(f), 0);
+	zero[TOKEN_BYTES - 1] = 1;
+	accept_and_drop(f, MIGRATIONS "Prepare", &r);
+}
+
 static void test_a_source_takes_nothing_of_a_destination(void **state)
 {
 	struct fixture *f = *state;
@@ -1132,6 +1150,7 @@ int main(void)
 		METHODS_TEST(test_prepare_announces_a_migration),
 		METHODS_TEST(test_clients_have_shares),
 		METHODS_TEST(test_each_bad_field_is_refused_by_its_name),
+		METHODS_TEST(test_a_token_of_zeroes_is_refused),
 		METHODS_TEST(test_a_source_takes_nothing_of_a_destination),
 		METHODS_TEST(test_the_same_prepare_again_changes_nothing),
 		METHODS_TEST(test_ids_that_are_none_or_unknown),

@@ -133,9 +133,33 @@ struct side {
 	int fd;
 	int rc;
 	bool resumed;
+	/* Of one secret and one text; then of another text, and of another secret. */
+	uint8_t proofs[3][TLS_PROOF_BYTES];
 	char peer[256];
 	char why[ERROR_TEXT_MAX];
 };
+
+static int prove_all(const struct tls *tls, uint8_t proofs[3][TLS_PROOF_BYTES])
+{
+	int rc = tls_prove(tls, "secret", 6, "this", 4, proofs[0]);
+
+	if (!rc)
+		rc = tls_prove(tls, "secret", 6, "that", 4, proofs[1]);
+	if (!rc)
+		rc = tls_prove(tls, "Secret", 6, "this", 4, proofs[2]);
+	assert_int_equal(tls_check_proof(tls, "secret", 6, "this", 4, proofs[0]), 0);
+	for (unsigned int i = 1; i < 3; i++)
+		assert_int_equal(tls_check_proof(tls, "secret", 6, "this", 4, proofs[i]), -EACCES);
+	/* All of it counts. */
+	for (size_t i = 0; i < TLS_PROOF_BYTES; i++) {
+		uint8_t wrong[TLS_PROOF_BYTES];
+
+		memcpy(wrong, proofs[0], sizeof wrong);
+		wrong[i] ^= 1;
+		assert_int_equal(tls_check_proof(tls, "secret", 6, "this", 4, wrong), -EACCES);
+	}
+	return rc;
+}
 
 /* The handshake, and a byte from the server to the client, with which its ticket comes. */
 static void *shake_hands(void *arg)
@@ -148,10 +172,11 @@ static void *shake_hands(void *arg)
 	s->rc = tls_handshake(contexts[!s->server], s->fd, s->server, &tls, &err);
 	if (!s->rc) {
 		s->resumed = tls_is_resumed(tls);
+		s->rc = prove_all(tls, s->proofs);
 		snprintf(s->peer, sizeof s->peer, "%s", tls_peer_name(tls));
-		if (s->server)
+		if (!s->rc && s->server)
 			s->rc = tls_write(tls, &byte, 1);
-		else
+		else if (!s->rc)
 			s->rc = tls_read(tls, &byte, 1) == 1 ? 0 : -EPIPE;
 		if (tls_alert(tls))
 			error_set(&err, s->rc, "%s", tls_alert(tls));
@@ -198,6 +223,27 @@ static void test_a_session_is_resumed(void **state)
 	assert_connects(true);
 	/* Resumed ones bring sessions, too. */
 	assert_connects(true);
+}
+
+/*
+ * Both ends of a connection find the same, and no other connection does, be it one that goes on
+ * with the same session: who has heard a proof can't say it again, nor pass it on.
+ */
+static void test_a_proof_is_good_on_its_own_connection_only(void **state)
+{
+	struct side server[2], client[2];
+
+	(void)state;
+	for (unsigned int i = 0; i < 2; i++) {
+		connect_both(&server[i], &client[i]);
+		assert_int_equal(server[i].rc, 0);
+		assert_int_equal(client[i].resumed, i == 1);
+		assert_memory_equal(server[i].proofs, client[i].proofs, sizeof server[i].proofs);
+		assert_memory_not_equal(server[i].proofs[0], server[i].proofs[1], TLS_PROOF_BYTES);
+		assert_memory_not_equal(server[i].proofs[0], server[i].proofs[2], TLS_PROOF_BYTES);
+	}
+	for (unsigned int i = 0; i < 3; i++)
+		assert_memory_not_equal(server[0].proofs[i], server[1].proofs[i], TLS_PROOF_BYTES);
 }
 
 static void test_no_session_outlives_the_files(void **state)
@@ -631,6 +677,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_a_session_is_resumed),
+		TEST(test_a_proof_is_good_on_its_own_connection_only),
 		TEST(test_no_session_outlives_the_files),
 		TEST(test_a_resumed_peer_s_name_is_checked),
 		TEST(test_both_sides_know_whom_a_name_that_is_not_allowed_refuses),
