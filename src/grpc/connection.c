@@ -286,6 +286,7 @@ static int shake_hands(struct grpc_connection *c)
 		return -ECONNABORTED;
 	}
 	snprintf(c->peer_name, sizeof c->peer_name, "%s", tls_pipe_peer_name(c->tls));
+	c->peer.role = tls_pipe_peer_is_limited(c->tls) ? GRPC_READER : GRPC_OPERATOR;
 	return open_session(c);
 }
 

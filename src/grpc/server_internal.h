@@ -40,8 +40,8 @@ struct grpc_listener {
 	uv_poll_t poll;
 	uv_timer_t retry;        /* descriptors have run out */
 	struct tls_context *tls; /* NULL: a unix socket */
-	gid_t *groups;
-	size_t n_groups;
+	struct grpc_groups groups;
+	gid_t *gids; /* what groups points to */
 };
 
 struct grpc_server {

@@ -134,12 +134,13 @@ static int watch_signals(struct daemon *d, struct error *err)
 	return rc ? error_errno(err, rc, "signals") : 0;
 }
 
-static void count_call(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns)
+static void count_call(void *arg, const struct grpc_peer *peer, const char *path,
+                       enum grpc_code code, uint64_t duration_ns)
 {
 	const struct daemon *d = arg;
 
 	(void)duration_ns;
-	metrics_count_rpc(d->metrics, path, grpc_code_name(code));
+	metrics_count_call(d->metrics, path, grpc_role_name(peer->role), grpc_code_name(code));
 }
 
 static int64_t certificate_expiry(void *arg)
