@@ -288,7 +288,7 @@ static void end_slow(struct grpc_call *call)
 		return;
 	}
 	/* HTTP/2 has nothing else between the parts of a header block. */
-	server_refused(c->server, "%s does not finish its headers", c->peer.name);
+	server_refused(c->server, &c->peer, REFUSED_DEADLINE, "it does not finish its headers");
 	connection_close(c);
 }
 

@@ -67,7 +67,9 @@ static void accept_local(struct grpc_listener *l, int accepted)
 	int rc = peer_credentials(fd, &cred);
 
 	if (rc) {
-		server_refused(l->server, "a local peer has no credentials: %s", strerror(-rc));
+		peer.name = "";
+		server_refused(l->server, &peer, REFUSED_RESOURCES, "it has no credentials: %s",
+		               strerror(-rc));
 		return;
 	}
 	snprintf(name, sizeof name, "uid %u", cred.uid);
@@ -78,14 +80,15 @@ static void accept_local(struct grpc_listener *l, int accepted)
 	peer.role = role_of(fd, &cred, &l->groups);
 	read_comm(&peer);
 	if (peer.role == GRPC_NOBODY) {
-		server_refused(l->server, "uid %u, gid %u (process %d) may not connect", cred.uid,
-		               cred.gid, cred.pid);
+		server_refused(l->server, &peer, REFUSED_GROUP,
+		               "it is in none of the groups (control-group, control-read-group)");
 		say_goodbye(fd, NGHTTP2_INADEQUATE_SECURITY,
 		            "this user may not connect: it is in none of the allowed groups");
 		return;
 	}
 	if (l->server->n_connections >= GRPC_CONNECTIONS_MAX) {
-		server_refused(l->server, "more than %u connections", GRPC_CONNECTIONS_MAX);
+		server_refused(l->server, &peer, REFUSED_LIMIT, "more than %u connections",
+		               GRPC_CONNECTIONS_MAX);
 		say_goodbye(fd, NGHTTP2_ENHANCE_YOUR_CALM, "too many connections");
 		return;
 	}
@@ -106,11 +109,12 @@ static void read_address(int fd, struct grpc_peer *peer)
 
 static void accept_tcp(struct grpc_listener *l, int fd)
 {
-	struct grpc_peer peer = { .name = "somebody" };
+	struct grpc_peer peer = { .address = "(gone)", .name = "" };
 
 	read_address(fd, &peer);
 	if (l->server->n_tcp >= GRPC_CONNECTIONS_TCP_MAX) {
-		server_refused(l->server, "more than %u TCP connections", GRPC_CONNECTIONS_TCP_MAX);
+		server_refused(l->server, &peer, REFUSED_LIMIT, "more than %u TCP connections",
+		               GRPC_CONNECTIONS_TCP_MAX);
 		close(fd);
 		return;
 	}
@@ -129,6 +133,7 @@ static void on_retry(uv_timer_t *timer)
 
 static void on_incoming(uv_poll_t *poll, int status, int events)
 {
+	static const struct grpc_peer somebody = { .address = "somebody", .name = "" };
 	struct grpc_listener *l = poll->data;
 
 	(void)status;
@@ -144,7 +149,8 @@ static void on_incoming(uv_poll_t *poll, int status, int events)
 		} else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
 		           errno == ENOBUFS) {
 			/* It stays in the backlog: don't spin on it. */
-			server_refused(l->server, "accept: %s", strerror(errno));
+			server_refused(l->server, &somebody, REFUSED_RESOURCES, "accept: %s",
+			               strerror(errno));
 			uv_poll_stop(poll);
 			uv_timer_start(&l->retry, on_retry, RETRY_MS, 0);
 			return;

@@ -68,6 +68,7 @@
 struct grpc_server;
 struct grpc_call;
 
+#define GRPC_NAME_MAX 256
 #define GRPC_ADDRESS_MAX 64
 #define GRPC_COMM_MAX 16
 
@@ -80,7 +81,7 @@ struct grpc_peer {
 	pid_t pid;
 	char comm[GRPC_COMM_MAX];       /* of a local one: its program, as it calls itself */
 	char address[GRPC_ADDRESS_MAX]; /* of one by TCP: "192.0.2.7 port 41312" */
-	const char *name;               /* the certificate's SAN; "uid 0" for a local one */
+	const char *name; /* the certificate's SAN, empty before; "uid 0" for a local one */
 };
 
 /*

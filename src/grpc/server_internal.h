@@ -22,6 +22,7 @@
 #include "grpc/server.h"
 #include "grpc/wire.h"
 #include "tls/tls_pipe.h"
+#include "util/refused.h"
 
 /* What a connection reads, and about what it writes, in one turn of the loop. */
 #define TURN_READ_BYTES 16384u
@@ -62,8 +63,6 @@ struct grpc_server {
 	size_t request_bytes; /* of requests that are not complete */
 	uint64_t connections_total;
 	uint64_t refused_total;
-	uint64_t last_log_ns;
-	unsigned int unlogged;
 	bool draining;
 	bool closing;
 	uint8_t in[TURN_READ_BYTES];    /* from a socket */
@@ -114,7 +113,7 @@ struct grpc_connection {
 	struct tls_pipe *tls;
 	nghttp2_session *h2;
 	struct grpc_peer peer;
-	char peer_name[256];
+	char peer_name[GRPC_NAME_MAX];
 
 	struct grpc_call *calls;
 	unsigned int n_calls;
@@ -172,9 +171,9 @@ struct grpc_call {
 
 /* server.c */
 
-/* Somebody was turned away, or cut off: counted, and logged once a second. */
-void server_refused(struct grpc_server *s, const char *fmt, ...)
-        __attribute__((format(printf, 2, 3)));
+/* Somebody was turned away, or cut off. */
+void server_refused(struct grpc_server *s, const struct grpc_peer *peer, enum refused_reason reason,
+                    const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 const struct grpc_method *server_method(const struct grpc_server *s, const char *path, size_t len);
 /* A handle was opened, or is closed: with the last one the server goes. */
 void server_handle_opened(struct grpc_server *s);

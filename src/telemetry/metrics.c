@@ -12,6 +12,7 @@
 #include "telemetry/process_metrics.h"
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/refused.h"
 #include "util/tcp_listen.h"
 
 /* Methods times codes that occur; what has no room is counted as "other". */
@@ -82,6 +83,25 @@ static void put_calls(const struct metrics *m, struct openmetrics *om)
 		                    m->calls_other);
 }
 
+static void put_refused(struct openmetrics *om)
+{
+	static const struct openmetrics_family family = {
+		"postcopyd_refused",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Peers, callers and VMMs that were turned away or cut off, by door and reason.",
+	};
+
+	openmetrics_open(om, &family);
+	for (enum refused_door door = 0; door < REFUSED_DOORS; door++)
+		for (enum refused_reason reason = 0; reason < REFUSED_REASONS; reason++)
+			openmetrics_integer(
+			        om,
+			        OPENMETRICS_LABELS({ "door", refused_door_name(door) },
+			                           { "reason", refused_reason_name(reason) }),
+			        refused_count(door, reason));
+}
+
 static void put_daemon(const struct metrics *m, struct openmetrics *om)
 {
 	static const struct openmetrics_family build = {
@@ -147,6 +167,7 @@ static char *get_page(void *arg, const char *accept, size_t *ret_len, const char
 	put_daemon(m, &om);
 	migration_metrics_put(&om, &m->totals, &m->stall);
 	put_calls(m, &om);
+	put_refused(&om);
 	process_metrics_put(&om, m->started_s);
 	text = openmetrics_finish(&om, ret_len);
 	openmetrics_deinit(&om);

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 import harness
+import stream
 from control_client import HEALTH, HOST, Client, error_info
 from test_grpc import refusal, tcp_target
 from test_metrics import samples, value
@@ -127,3 +128,28 @@ def test_readers_alone_may_be_named(host, pki):
         refusal(Code.PERMISSION_DENIED, reader.migrations, "Delete", id="vm1")
     with Client(tcp_target(daemon), pki.controller) as nobody:
         refusal(Code.UNAVAILABLE, nobody.host, "GetInfo")
+
+
+def test_who_is_turned_away_is_counted_and_named(host, pki):
+    """A host that knocked at every port all day was a line without an address, or none."""
+    daemon = host.daemon("source", identity=pki.server, extra=[
+        *METRICS, "--control-listen", "127.0.0.1:0", "--control-allow", "postcopy:controller"])
+    daemon.prepare_source("vm1")
+
+    def refused(door, reason):
+        return value(samples(daemon), "postcopyd_refused_total", door=door, reason=reason)
+
+    with Client(tcp_target(daemon), pki.stranger) as nobody:
+        refusal(Code.UNAVAILABLE, nobody.host, "GetInfo")
+    assert refused("control", "certificate") >= 1
+    assert re.search(r'refused_door=control refused_reason=certificate '
+                     r'refused_peer="127.0.0.1 port \d+"', daemon.log())
+    with pytest.raises(OSError):
+        stream.dial(daemon.port, pki.stranger).sock.recv(1)
+    harness.eventually(lambda: refused("pages", "certificate") == 1, "it is counted")
+    guesser = stream.dial(daemon.port, pki.destination)
+    guesser.send(stream.frame(stream.HELLO, stream.hello(stream.CONTROL, "vm1", token="00" * 32)))
+    guesser.receive_error()
+    guesser.close()
+    harness.eventually(lambda: refused("pages", "token") == 1, "it is counted")
+    assert re.search(r'refused_reason=token refused_peer="127.0.0.1 port \d+"', daemon.log())
