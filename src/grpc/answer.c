@@ -210,6 +210,11 @@ const struct grpc_peer *grpc_call_peer(const struct grpc_call *call)
 	return &call->connection->peer;
 }
 
+const struct grpc_method *grpc_call_method(const struct grpc_call *call)
+{
+	return call->method;
+}
+
 size_t grpc_call_queued(const struct grpc_call *call)
 {
 	return call->queued;

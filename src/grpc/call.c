@@ -55,8 +55,9 @@ struct grpc_call *call_free(struct grpc_call *call)
 	c->share->n_calls--;
 	s->n_calls--;
 	if (s->config.finished)
-		s->config.finished(s->config.arg, call->method ? call->method->path : "other",
-		                   call->code, clock_now_ns() - call->begun_ns);
+		s->config.finished(s->config.arg, &c->peer,
+		                   call->method ? call->method->path : "other", call->code,
+		                   clock_now_ns() - call->begun_ns);
 	forget_message(call);
 	answer_drop(call);
 	free(call->status);
@@ -186,11 +187,26 @@ static void end_late(struct grpc_call *call)
 	}
 }
 
+static void deny(struct grpc_call *call, const uint8_t *message, size_t len)
+{
+	const struct grpc_server_config *config = &call->connection->server->config;
+
+	if (!config->denied) {
+		answer_refuse(call, 200, GRPC_PERMISSION_DENIED, "a %s may not call this method",
+		              grpc_role_name(call->connection->peer.role));
+		return;
+	}
+	call->state = CALL_RUNNING;
+	config->denied(call, message, len, config->arg);
+}
+
 /* What nobody waits for any more is not done: the client has been told that it was not. */
 static void run(struct grpc_call *call, const uint8_t *message, size_t len)
 {
 	if (call->deadline_ns <= clock_now_ns()) {
 		end_late(call);
+	} else if (!grpc_role_suffices(call->connection->peer.role, call->method->role)) {
+		deny(call, message, len);
 	} else {
 		call->state = CALL_RUNNING;
 		call->method->call(call, message, len, call->connection->server->config.arg);
@@ -272,7 +288,7 @@ static void end_slow(struct grpc_call *call)
 		return;
 	}
 	/* HTTP/2 has nothing else between the parts of a header block. */
-	server_refused(c->server, "%s does not finish its headers", c->peer.name);
+	server_refused(c->server, &c->peer, REFUSED_DEADLINE, "it does not finish its headers");
 	connection_close(c);
 }
 

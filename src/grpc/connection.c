@@ -285,10 +285,13 @@ static int shake_hands(struct grpc_connection *c)
 	if (rc == -EAGAIN)
 		return rc;
 	if (rc) {
-		server_refused(c->server, "a peer is turned away: %s", err.text);
+		server_refused(c->server, &c->peer,
+		               rc == -EACCES ? REFUSED_CERTIFICATE : REFUSED_PROTOCOL, "%s",
+		               err.text);
 		return -ECONNABORTED;
 	}
 	snprintf(c->peer_name, sizeof c->peer_name, "%s", tls_pipe_peer_name(c->tls));
+	c->peer.role = tls_pipe_peer_is_limited(c->tls) ? GRPC_READER : GRPC_OPERATOR;
 	return open_session(c);
 }
 
@@ -362,7 +365,8 @@ static void on_due(struct grpc_connection *c)
 		return;
 	}
 	if (c->state != CONNECTION_ENDING)
-		server_refused(c->server, "%s does not begin to speak HTTP/2", c->peer.name);
+		server_refused(c->server, &c->peer, REFUSED_DEADLINE,
+		               "it does not begin to speak HTTP/2");
 	connection_close(c);
 }
 
@@ -443,7 +447,8 @@ static void bound_handshakes(struct grpc_server *s)
 	for (struct grpc_connection *c = s->connections; c; c = c->next)
 		if (c->state == CONNECTION_HANDSHAKE)
 			oldest = c;
-	server_refused(s, "more than %u peers have not said who they are", GRPC_HANDSHAKES_MAX);
+	server_refused(s, &oldest->peer, REFUSED_LIMIT, "more than %u have not said who they are",
+	               GRPC_HANDSHAKES_MAX);
 	connection_close(oldest);
 }
 
@@ -478,7 +483,7 @@ int connection_new(struct grpc_server *s, int fd, struct tls_context *tls,
 	if (!c || (tls && tls_pipe_new(tls, &c->tls, &err))) {
 		free(c);
 		close(fd);
-		server_refused(s, "connection: out of memory");
+		server_refused(s, peer, REFUSED_RESOURCES, "out of memory");
 		return -ENOMEM;
 	}
 	c->server = s;

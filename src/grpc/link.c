@@ -188,12 +188,12 @@ static int link_lost(struct link *l, struct error *err)
 	if (l->heard)
 		return error_set(err, -EPIPE, "%s closed the connection", l->name);
 	if (l->tls && tls_alert(l->tls))
-		return error_set(err, -EPIPE, "%s refuses: %s (control-allow?)", l->name,
-		                 tls_alert(l->tls));
-	return error_set(err, -EPIPE,
-	                 "%s closed the connection before its first word: may %s drive it (%s)?",
-	                 l->name, l->tls ? "this certificate" : "this user",
-	                 l->tls ? "control-allow" : "control-group");
+		return error_set(err, -EPIPE, "%s refuses: %s (control-allow, control-read?)",
+		                 l->name, tls_alert(l->tls));
+	return error_set(
+	        err, -EPIPE, "%s closed the connection before its first word: may %s call it (%s)?",
+	        l->name, l->tls ? "this certificate" : "this user",
+	        l->tls ? "control-allow, control-read" : "control-group, control-read-group");
 }
 
 int link_send(struct link *l, const uint8_t *data, size_t len, uint64_t deadline_ns,

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Listening, and who may connect over the unix socket. */
 #include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -34,6 +37,27 @@ static void say_goodbye(int fd, uint32_t error, const char *text)
 	(void)!send(fd, frames, 9 + 9 + 8 + len, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+/* For the log: what a process calls itself, as long as it is there to be asked. */
+static void read_comm(struct grpc_peer *peer)
+{
+	char path[32];
+	_cleanup_close_ int fd = -1;
+	ssize_t n;
+
+	snprintf(path, sizeof path, "/proc/%d/comm", peer->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? 0 : read(fd, peer->comm, sizeof peer->comm - 1);
+	peer->comm[n > 0 ? n : 0] = 0;
+	peer->comm[strcspn(peer->comm, "\n")] = 0;
+}
+
+static enum grpc_role role_of(int fd, const struct ucred *cred, const struct grpc_groups *g)
+{
+	if (peer_is_allowed(fd, cred, g->operators, g->n_operators))
+		return GRPC_OPERATOR;
+	return peer_is_allowed(fd, cred, g->readers, g->n_readers) ? GRPC_READER : GRPC_NOBODY;
+}
+
 static void accept_local(struct grpc_listener *l, int accepted)
 {
 	_cleanup_close_ int fd = accepted;
@@ -43,7 +67,9 @@ static void accept_local(struct grpc_listener *l, int accepted)
 	int rc = peer_credentials(fd, &cred);
 
 	if (rc) {
-		server_refused(l->server, "a local peer has no credentials: %s", strerror(-rc));
+		peer.name = "";
+		server_refused(l->server, &peer, REFUSED_RESOURCES, "it has no credentials: %s",
+		               strerror(-rc));
 		return;
 	}
 	snprintf(name, sizeof name, "uid %u", cred.uid);
@@ -51,27 +77,44 @@ static void accept_local(struct grpc_listener *l, int accepted)
 	peer.gid = cred.gid;
 	peer.pid = cred.pid;
 	peer.name = name;
-	if (!peer_is_allowed(fd, &cred, l->groups, l->n_groups)) {
-		server_refused(l->server, "uid %u, gid %u (process %d) may not connect", cred.uid,
-		               cred.gid, cred.pid);
+	peer.role = role_of(fd, &cred, &l->groups);
+	read_comm(&peer);
+	if (peer.role == GRPC_NOBODY) {
+		server_refused(l->server, &peer, REFUSED_GROUP,
+		               "it is in none of the groups (control-group, control-read-group)");
 		say_goodbye(fd, NGHTTP2_INADEQUATE_SECURITY,
 		            "this user may not connect: it is in none of the allowed groups");
 		return;
 	}
 	if (l->server->n_connections >= GRPC_CONNECTIONS_MAX + (cred.uid ? 0 : GRPC_ROOT_SPARE)) {
-		server_refused(l->server, "more than %u connections", GRPC_CONNECTIONS_MAX);
+		server_refused(l->server, &peer, REFUSED_LIMIT, "more than %u connections",
+		               GRPC_CONNECTIONS_MAX);
 		say_goodbye(fd, NGHTTP2_ENHANCE_YOUR_CALM, "too many connections");
 		return;
 	}
 	connection_new(l->server, steal_fd(&fd), NULL, &peer);
 }
 
+static void read_address(int fd, struct grpc_peer *peer)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof addr;
+	char host[48], port[8];
+
+	if (!getpeername(fd, (struct sockaddr *)&addr, &len) &&
+	    !getnameinfo((struct sockaddr *)&addr, len, host, sizeof host, port, sizeof port,
+	                 NI_NUMERICHOST | NI_NUMERICSERV))
+		snprintf(peer->address, sizeof peer->address, "%s port %s", host, port);
+}
+
 static void accept_tcp(struct grpc_listener *l, int fd)
 {
-	struct grpc_peer peer = { .name = "somebody" };
+	struct grpc_peer peer = { .address = "(gone)", .name = "" };
 
+	read_address(fd, &peer);
 	if (l->server->n_tcp >= GRPC_CONNECTIONS_TCP_MAX) {
-		server_refused(l->server, "more than %u TCP connections", GRPC_CONNECTIONS_TCP_MAX);
+		server_refused(l->server, &peer, REFUSED_LIMIT, "more than %u TCP connections",
+		               GRPC_CONNECTIONS_TCP_MAX);
 		close(fd);
 		return;
 	}
@@ -90,6 +133,7 @@ static void on_retry(uv_timer_t *timer)
 
 static void on_incoming(uv_poll_t *poll, int status, int events)
 {
+	static const struct grpc_peer somebody = { .address = "somebody", .name = "" };
 	struct grpc_listener *l = poll->data;
 
 	(void)status;
@@ -105,7 +149,8 @@ static void on_incoming(uv_poll_t *poll, int status, int events)
 		} else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM ||
 		           errno == ENOBUFS) {
 			/* It stays in the backlog: don't spin on it. */
-			server_refused(l->server, "accept: %s", strerror(errno));
+			server_refused(l->server, &somebody, REFUSED_RESOURCES, "accept: %s",
+			               strerror(errno));
 			uv_poll_stop(poll);
 			uv_timer_start(&l->retry, on_retry, RETRY_MS, 0);
 			return;
@@ -135,19 +180,31 @@ static int listener_start(struct grpc_listener *l, int fd, struct error *err)
 	return 0;
 }
 
+int grpc_server_set_groups(struct grpc_server *s, const struct grpc_groups *groups)
+{
+	size_t n = groups->n_operators, n_readers = groups->n_readers;
+	gid_t *gids = calloc(n + n_readers + 1, sizeof *gids);
+
+	if (!gids)
+		return -ENOMEM;
+	if (n)
+		memcpy(gids, groups->operators, n * sizeof *gids);
+	if (n_readers)
+		memcpy(gids + n, groups->readers, n_readers * sizeof *gids);
+	free(s->local.gids);
+	s->local.gids = gids;
+	s->local.groups = (struct grpc_groups){ gids, n, gids + n, n_readers };
+	return 0;
+}
+
 int grpc_server_listen_unix(struct grpc_server *s, const struct grpc_listen_unix *listen,
                             struct error *err)
 {
-	_cleanup_free_ gid_t *groups = NULL;
 	_cleanup_close_ int made = -1;
 	int fd = listen->fd, rc;
 
-	if (listen->n_groups) {
-		groups = reallocarray(NULL, listen->n_groups, sizeof *groups);
-		if (!groups)
-			return error_set(err, -ENOMEM, "control socket: out of memory");
-		memcpy(groups, listen->groups, listen->n_groups * sizeof *groups);
-	}
+	if (grpc_server_set_groups(s, &listen->groups))
+		return error_set(err, -ENOMEM, "control socket: out of memory");
 	if (fd < 0) {
 		fd = made = unix_listen(listen->path, SOCK_STREAM, "control socket", err);
 		if (fd < 0)
@@ -159,8 +216,6 @@ int grpc_server_listen_unix(struct grpc_server *s, const struct grpc_listen_unix
 	if (rc)
 		return rc;
 	steal_fd(&made);
-	s->local.groups = steal_ptr(&groups);
-	s->local.n_groups = listen->n_groups;
 	return 0;
 }
 
@@ -201,14 +256,15 @@ static void on_listener_closed(uv_handle_t *handle)
 
 void listener_close(struct grpc_listener *l)
 {
+	free(l->gids);
+	l->gids = NULL;
+	l->groups = (struct grpc_groups){ 0 };
 	if (l->fd < 0)
 		return;
 	listener_stop(l);
 	uv_close((uv_handle_t *)&l->poll, on_listener_closed);
 	uv_close((uv_handle_t *)&l->retry, on_listener_closed);
 	close_fd(&l->fd);
-	free(l->groups);
-	l->groups = NULL;
 }
 
 unsigned int grpc_server_port(const struct grpc_server *s)

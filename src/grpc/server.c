@@ -7,30 +7,26 @@
 #include <string.h>
 
 #include "grpc/server_internal.h"
-#include "util/clock.h"
-#include "util/log.h"
 
-void server_refused(struct grpc_server *s, const char *fmt, ...)
+void server_refused(struct grpc_server *s, const struct grpc_peer *peer, enum refused_reason reason,
+                    const char *fmt, ...)
 {
-	uint64_t now_ns = clock_now_ns();
-	struct error text = ERROR_INIT;
+	struct error why = ERROR_INIT;
+	char who[GRPC_NAME_MAX + GRPC_ADDRESS_MAX + 32];
 	va_list ap;
 
 	s->refused_total++;
-	if (s->last_log_ns && now_ns - s->last_log_ns < NSEC_PER_SEC) {
-		s->unlogged++;
-		return;
-	}
-	/* What a peer has said may be in it: error_setv() takes control characters out. */
 	va_start(ap, fmt);
-	error_setv(&text, 0, fmt, ap);
+	error_setv(&why, 0, fmt, ap);
 	va_end(ap);
-	if (s->unlogged)
-		log_warning("grpc: %s (and %u others since)", text.text, s->unlogged);
+	if (peer->local)
+		snprintf(who, sizeof who, "uid %u, gid %u (process %d, %s)", peer->uid, peer->gid,
+		         peer->pid, peer->comm);
+	else if (*peer->name)
+		snprintf(who, sizeof who, "\"%s\" at %s", peer->name, peer->address);
 	else
-		log_warning("grpc: %s", text.text);
-	s->unlogged = 0;
-	s->last_log_ns = now_ns;
+		snprintf(who, sizeof who, "%s", peer->address);
+	refused(REFUSED_AT_CONTROL, reason, who, "%s", why.text);
 }
 
 const struct grpc_method *server_method(const struct grpc_server *s, const char *path, size_t len)

@@ -13,7 +13,10 @@
  *              calls -> nghttp2 -> [TLS] -> bytes out. What waits to be written is bounded:
  *              above the bound nghttp2 is not asked for more, and the peer's window does the rest.
  *   call       one stream: request headers, one message, then the method is called, which
- *              sends messages and finishes, at once or later
+ *              sends messages and finishes, at once or later; if the peer is what it takes
+ *
+ * Each peer has a role from the moment it is known, and each method takes one: looked at in
+ * one place (call.c), before any method is called.
  *
  * Faults first: all of this runs on the loop's thread, which no fault ever waits for.
  *
@@ -45,6 +48,7 @@
 #include <sys/types.h>
 #include <uv.h>
 
+#include "grpc/role.h"
 #include "grpc/status.h"
 #include "tls/tls.h"
 
@@ -72,13 +76,20 @@
 struct grpc_server;
 struct grpc_call;
 
+#define GRPC_NAME_MAX 256
+#define GRPC_ADDRESS_MAX 64
+#define GRPC_COMM_MAX 16
+
 /* Who calls. */
 struct grpc_peer {
-	bool local; /* over a unix socket: uid, gid, pid are the kernel's word */
+	enum grpc_role role; /* since it has connected */
+	bool local;          /* over a unix socket: uid, gid, pid are the kernel's word */
 	uid_t uid;
 	gid_t gid;
 	pid_t pid;
-	const char *name; /* the certificate's SAN; "uid 0" for a local one */
+	char comm[GRPC_COMM_MAX];       /* of a local one: its program, as it calls itself */
+	char address[GRPC_ADDRESS_MAX]; /* of one by TCP: "192.0.2.7 port 41312" */
+	const char *name; /* the certificate's SAN, empty before; "uid 0" for a local one */
 };
 
 /*
@@ -87,6 +98,7 @@ struct grpc_peer {
  */
 struct grpc_method {
 	const char *path; /* "/postcopy.v1.Migrations/Get" */
+	enum grpc_role role;
 	void (*call)(struct grpc_call *call, const uint8_t *request, size_t len, void *arg);
 	/* The client sends any number of messages: @call is called with each as it comes, and
 	 * with a @request of NULL where no more will come; not after grpc_call_finish(). */
@@ -96,23 +108,34 @@ struct grpc_method {
 struct grpc_server_config {
 	const struct grpc_method *methods; /* ended by a path of NULL; must outlive the server */
 	void *arg;                         /* for the methods */
+	/* In the place of a method that takes more than the peer is; NULL: told in general words.
+	 */
+	void (*denied)(struct grpc_call *call, const uint8_t *request, size_t len, void *arg);
 	/* Called at the end of each call; may be NULL. @path is "other" for an unknown one. */
-	void (*finished)(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns);
+	void (*finished)(void *arg, const struct grpc_peer *peer, const char *path,
+	                 enum grpc_code code, uint64_t duration_ns);
+};
+
+/* Groups by what their members are; others, but root and our own user, are nobody. */
+struct grpc_groups {
+	const gid_t *operators;
+	size_t n_operators;
+	const gid_t *readers;
+	size_t n_readers;
 };
 
 /* Where to listen. Descriptors that are given are taken over on success. */
 struct grpc_listen_unix {
 	const char *path; /* a stale socket is replaced, one in use refused; mode 0666, for ... */
 	int fd; /* ... credentials decide; or a listening socket (socket activation), else -1 */
-	const gid_t *groups; /* whose members may connect, besides root and our own uid; copied */
-	size_t n_groups;
+	struct grpc_groups groups; /* root and our own user are operators besides; copied */
 };
 
 struct grpc_listen_tls {
 	const char *address; /* "host:port", "[v6]:port"; port 0: any */
 	int fd;              /* or a listening socket, else -1 */
-	/* ALPN "h2", the names that may call; must outlive the server. Read anew at each
-	 * handshake, so that it may be reloaded. */
+	/* ALPN "h2", the names that may call, and, limited, that may look; must outlive the
+	 * server. Read anew at each handshake, so that it may be reloaded. */
 	struct tls_context *tls;
 };
 
@@ -123,6 +146,9 @@ int grpc_server_listen_unix(struct grpc_server *s, const struct grpc_listen_unix
                             struct error *err);
 int grpc_server_listen_tls(struct grpc_server *s, const struct grpc_listen_tls *listen,
                            struct error *err);
+
+/* For those who connect from now on; copied. Return: 0 or -ENOMEM: all is as it was. */
+int grpc_server_set_groups(struct grpc_server *s, const struct grpc_groups *groups);
 
 /* The TCP port it listens on; 0: none. The listeners' descriptors, borrowed; -1: none. */
 unsigned int grpc_server_port(const struct grpc_server *s);
@@ -150,6 +176,7 @@ void grpc_server_get_stats(const struct grpc_server *s, struct grpc_server_stats
 /* Calls, for methods. */
 
 const struct grpc_peer *grpc_call_peer(const struct grpc_call *call);
+const struct grpc_method *grpc_call_method(const struct grpc_call *call);
 
 /*
  * grpc_call_send() - one message; its bytes are copied

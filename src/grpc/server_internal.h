@@ -22,6 +22,7 @@
 #include "grpc/server.h"
 #include "grpc/wire.h"
 #include "tls/tls_pipe.h"
+#include "util/refused.h"
 
 /* What a connection reads, and about what it writes, in one turn of the loop. */
 #define TURN_READ_BYTES 16384u
@@ -40,8 +41,8 @@ struct grpc_listener {
 	uv_poll_t poll;
 	uv_timer_t retry;        /* descriptors have run out */
 	struct tls_context *tls; /* NULL: a unix socket */
-	gid_t *groups;
-	size_t n_groups;
+	struct grpc_groups groups;
+	gid_t *gids; /* what groups points to */
 };
 
 struct grpc_server {
@@ -63,8 +64,6 @@ struct grpc_server {
 	struct grpc_share *shares;
 	uint64_t connections_total;
 	uint64_t refused_total;
-	uint64_t last_log_ns;
-	unsigned int unlogged;
 	bool draining;
 	bool closing;
 	uint8_t in[TURN_READ_BYTES];    /* from a socket */
@@ -127,7 +126,7 @@ struct grpc_connection {
 	struct tls_pipe *tls;
 	nghttp2_session *h2;
 	struct grpc_peer peer;
-	char peer_name[256];
+	char peer_name[GRPC_NAME_MAX];
 	struct grpc_share *share; /* NULL while nobody knows who it is */
 
 	struct grpc_call *calls;
@@ -186,9 +185,9 @@ struct grpc_call {
 
 /* server.c */
 
-/* Somebody was turned away, or cut off: counted, and logged once a second. */
-void server_refused(struct grpc_server *s, const char *fmt, ...)
-        __attribute__((format(printf, 2, 3)));
+/* Somebody was turned away, or cut off. */
+void server_refused(struct grpc_server *s, const struct grpc_peer *peer, enum refused_reason reason,
+                    const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 const struct grpc_method *server_method(const struct grpc_server *s, const char *path, size_t len);
 /* A handle was opened, or is closed: with the last one the server goes. */
 void server_handle_opened(struct grpc_server *s);

@@ -21,7 +21,7 @@ void session_calm_down(struct grpc_connection *c, const char *what)
 {
 	if (c->last_words)
 		return;
-	server_refused(c->server, "%s is cut off: %s", c->peer.name, what);
+	server_refused(c->server, &c->peer, REFUSED_LIMIT, "%s", what);
 	session_goaway(c, NGHTTP2_ENHANCE_YOUR_CALM, what);
 	c->last_words = true;
 }
@@ -154,7 +154,7 @@ static int on_invalid_frame(nghttp2_session *h2, const nghttp2_frame *frame, int
 static void on_goaway_sent(struct grpc_connection *c, const nghttp2_goaway *goaway)
 {
 	if (goaway->error_code != NGHTTP2_NO_ERROR && !c->last_words)
-		server_refused(c->server, "%s breaks HTTP/2: %s", c->peer.name,
+		server_refused(c->server, &c->peer, REFUSED_PROTOCOL, "it breaks HTTP/2: %s",
 		               nghttp2_http2_strerror(goaway->error_code));
 	/* Calls that come before its answer were on their way. Not earlier: nghttp2 lets pings
 	 * overtake. */
@@ -250,7 +250,8 @@ int session_input(struct grpc_connection *c, const uint8_t *data, size_t len)
 	connection_wake(c);
 	if (n >= 0)
 		return 0;
-	server_refused(c->server, "%s breaks HTTP/2: %s", c->peer.name, nghttp2_strerror((int)n));
+	server_refused(c->server, &c->peer, REFUSED_PROTOCOL, "it breaks HTTP/2: %s",
+	               nghttp2_strerror((int)n));
 	return -EPROTO;
 }
 

@@ -192,8 +192,6 @@ struct migrations_totals {
 
 	/* The service manager's store: entries that are kept or held, and may be; 0 without one. */
 	uint64_t store_entries, store_max;
-
-	uint64_t vmm_refusals[VMM_REFUSALS];
 };
 
 /* Pages present over time, at most this many points. */

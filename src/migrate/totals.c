@@ -87,7 +87,6 @@ void migrations_get_totals(struct migrations *ms, struct migrations_totals *ret)
 {
 	memcpy(ret, &ms->totals, sizeof *ret);
 	ret->store_entries = fd_store_count(ms->config.store);
-	memcpy(ret->vmm_refusals, vmm_server_refusals(ms->vmm_server), sizeof ret->vmm_refusals);
 	ret->store_max = fd_store_max(ms->config.store);
 	for (struct migration *m = ms->list; m; m = m->next)
 		add_live(ret, m);

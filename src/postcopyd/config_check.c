@@ -182,6 +182,7 @@ void config_check(const struct options *o, struct config_errors *errors)
 	check_one("control", o->control_path, check_socket, errors);
 	check_one("vmm", o->vmm_path, check_socket, errors);
 	check_groups("control-group", &o->control_groups, errors);
+	check_groups("control-read-group", &o->control_read_groups, errors);
 	check_groups("vmm-group", &o->vmm_groups, errors);
 	check_one("control-listen", o->control_listen, check_address, errors);
 	check_one("listen", o->listen, check_address, errors);

@@ -23,14 +23,16 @@ struct control {
 /* Takes over @fd in any case. */
 static int listen_unix(struct control *c, const struct options *o, int fd, struct error *err)
 {
-	struct groups groups;
+	struct groups operators, readers;
 	struct grpc_listen_unix listen = { .path = o->control_path, .fd = fd };
-	int rc = groups_find(&o->control_groups, "control-group", &groups, err);
+	int rc = groups_find(&o->control_groups, "control-group", &operators, err);
 
+	if (!rc)
+		rc = groups_find(&o->control_read_groups, "control-read-group", &readers, err);
 	if (!rc) {
-		listen.groups = groups.gids;
-		listen.n_groups = groups.n;
-		if (o->control_groups.n)
+		listen.groups = (struct grpc_groups){ operators.gids, operators.n, readers.gids,
+			                              readers.n };
+		if (o->control_groups.n || o->control_read_groups.n)
 			listener_open_up(o->control_path, "control-group");
 		rc = grpc_server_listen_unix(rpc_server(c->rpc), &listen, err);
 	}
@@ -45,6 +47,8 @@ const struct tls_config *control_tls_config(struct control *c, const struct opti
 	c->tls_config.alpn = "h2";
 	c->tls_config.n_allowed_names = o->control_allow.n;
 	c->tls_config.allowed_names = o->control_allow.names;
+	c->tls_config.n_limited_names = o->control_read.n;
+	c->tls_config.limited_names = o->control_read.names;
 	return &c->tls_config;
 }
 
@@ -57,10 +61,10 @@ static int listen_tls(struct control *c, const struct options *o, int fd, struct
 
 	if (fd < 0 && !o->control_listen)
 		return 0;
-	if (!o->control_allow.n)
+	if (!o->control_allow.n && !o->control_read.n)
 		return error_set(err, -EINVAL,
 		                 "the service manager gives a socket for gRPC over TCP, but "
-		                 "control-allow names nobody who may call");
+		                 "control-allow and control-read name nobody who may call");
 	rc = tls_context_new(control_tls_config(c, o), &c->tls, err);
 	if (rc)
 		return rc;

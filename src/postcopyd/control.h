@@ -9,7 +9,7 @@
 
 #include <uv.h>
 
-#include "grpc/status.h"
+#include "grpc/server.h"
 #include "postcopyd/options.h"
 
 struct control;
@@ -29,7 +29,8 @@ struct control_config {
 	const char *config_error; /* why what runs is not what is configured; empty: it is */
 	bool may_lack_tcp;        /* gRPC over TCP that can't be had is no reason to fail */
 	/* At the end of each call, as grpc/server.h has it; may be NULL. */
-	void (*finished)(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns);
+	void (*finished)(void *arg, const struct grpc_peer *peer, const char *path,
+	                 enum grpc_code code, uint64_t duration_ns);
 	void *arg;
 };
 

@@ -27,10 +27,13 @@
 #include "util/clock.h"
 #include "util/guard.h"
 #include "util/log.h"
+#include "util/refused.h"
 #include "util/thread.h"
 
 /* How often a daemon that is to end looks whether its migrations have. */
 #define DRAIN_LOOK_MS 100u
+/* And whether there is more to say of who was turned away. */
+#define REFUSED_LOOK_MS 5000u
 
 enum exit_status {
 	EXIT_OK = 0,
@@ -50,6 +53,7 @@ struct daemon {
 	uv_signal_t sigint;
 	uv_signal_t sighup;
 	uv_timer_t drain;
+	uv_timer_t refused;
 	uint64_t drain_until_ms; /* of the loop's clock; 0: nobody asked for the end */
 	struct fd_store *store;
 	struct tls_context *tls;
@@ -72,6 +76,7 @@ static void daemon_close(struct daemon *d)
 	uv_close((uv_handle_t *)&d->sigint, NULL);
 	uv_close((uv_handle_t *)&d->sighup, NULL);
 	uv_close((uv_handle_t *)&d->drain, NULL);
+	uv_close((uv_handle_t *)&d->refused, NULL);
 	service_stopping();
 	service_close(&d->service);
 	certificates_close(&d->certificates);
@@ -115,6 +120,12 @@ static void on_signal(uv_signal_t *handle, int signum)
 	uv_timer_start(&d->drain, on_drain, DRAIN_LOOK_MS, DRAIN_LOOK_MS);
 }
 
+static void on_refused(uv_timer_t *timer)
+{
+	(void)timer;
+	refused_tell_rest();
+}
+
 static int watch_signals(struct daemon *d, struct error *err)
 {
 	int rc;
@@ -124,6 +135,8 @@ static int watch_signals(struct daemon *d, struct error *err)
 	uv_signal_init(&d->loop, &d->sigint);
 	uv_signal_init(&d->loop, &d->sighup);
 	uv_timer_init(&d->loop, &d->drain);
+	uv_timer_init(&d->loop, &d->refused);
+	uv_timer_start(&d->refused, on_refused, REFUSED_LOOK_MS, REFUSED_LOOK_MS);
 	d->drain.data = d;
 	d->sigterm.data = d->sigint.data = d->sighup.data = d;
 	rc = uv_signal_start(&d->sigterm, on_signal, SIGTERM);
@@ -134,12 +147,13 @@ static int watch_signals(struct daemon *d, struct error *err)
 	return rc ? error_errno(err, rc, "signals") : 0;
 }
 
-static void count_call(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns)
+static void count_call(void *arg, const struct grpc_peer *peer, const char *path,
+                       enum grpc_code code, uint64_t duration_ns)
 {
 	const struct daemon *d = arg;
 
 	(void)duration_ns;
-	metrics_count_rpc(d->metrics, path, grpc_code_name(code));
+	metrics_count_call(d->metrics, path, grpc_role_name(peer->role), grpc_code_name(code));
 }
 
 static int64_t certificate_expiry(void *arg)

@@ -25,12 +25,18 @@ static const struct option_row table[] = {
 	  .help = "control socket", .fallback = "/run/postcopyd/control.sock" },
 	{ "control", "control-group", OPTION_NAMES, NAMES_AT(control_groups), .arg = "NAME",
 	  .max = OPTIONS_GROUPS_MAX,
-	  .help = "group whose members may connect; repeat; root and its own user always may" },
+	  .help = "group whose members may drive it; repeat; root and its own user always may" },
+	{ "control", "control-read-group", OPTION_NAMES, NAMES_AT(control_read_groups),
+	  .arg = "NAME", .max = OPTIONS_GROUPS_MAX,
+	  .help = "group whose members may look, and change nothing; repeat" },
 	{ "control", "control-listen", OPTION_ADDRESS, AT(control_listen), .arg = "HOST:PORT",
 	  .help = "serve gRPC here as well, over mutual TLS", .fallback = "none" },
 	{ "control", "control-allow", OPTION_SANS, .is_live = true, NAMES_AT(control_allow),
 	  .arg = "SAN", .max = OPTIONS_SANS_MAX,
 	  .help = "name (URI or DNS) whose certificate may drive the daemon there; repeat" },
+	{ "control", "control-read", OPTION_SANS, .is_live = true, NAMES_AT(control_read),
+	  .arg = "SAN", .max = OPTIONS_SANS_MAX,
+	  .help = "name whose certificate may look there, and change nothing; repeat" },
 
 	{ "vmm", "vmm", OPTION_TEXT, AT(vmm_path), .arg = "PATH", .help = "VMM socket",
 	  .fallback = "/run/postcopyd/vmm.sock" },
@@ -291,10 +297,10 @@ static void check_whole(const struct options *o, struct config_errors *errors)
 		          "and --ca");
 		config_errors_add(errors, &err);
 	}
-	if (o->control_listen && !o->control_allow.n) {
+	if (o->control_listen && !o->control_allow.n && !o->control_read.n) {
 		error_set(&err, -EINVAL,
-		          "control-listen needs control-allow: the names that may drive the "
-		          "daemon");
+		          "control-listen needs control-allow, the names that may drive the "
+		          "daemon, or control-read");
 		config_errors_add(errors, &err);
 	}
 }

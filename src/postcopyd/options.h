@@ -33,8 +33,10 @@ struct options {
 	/* [control] */
 	const char *control_path;
 	struct options_names control_groups; /* besides root and the daemon's own user */
-	const char *control_listen;          /* NULL: no gRPC over TCP */
-	struct options_names control_allow;  /* SANs; never empty where control_listen is set */
+	struct options_names control_read_groups;
+	const char *control_listen;         /* NULL: no gRPC over TCP */
+	struct options_names control_allow; /* SANs; not both are empty ... */
+	struct options_names control_read;  /* ... where control_listen is set */
 	/* [vmm] */
 	const char *vmm_path;
 	struct options_names vmm_groups;

@@ -164,8 +164,8 @@ RPC_UNARY(check, grpc__health__v1__health_check_request__descriptor);
 RPC_UNARY(list, grpc__health__v1__health_list_request__descriptor);
 
 const struct grpc_method health_methods[] = {
-	{ .path = "/grpc.health.v1.Health/Check", .call = check_call },
-	{ .path = "/grpc.health.v1.Health/List", .call = list_call },
-	{ .path = "/grpc.health.v1.Health/Watch", .call = health_watch_call },
+	{ .path = "/grpc.health.v1.Health/Check", .role = GRPC_READER, .call = check_call },
+	{ .path = "/grpc.health.v1.Health/List", .role = GRPC_READER, .call = list_call },
+	{ .path = "/grpc.health.v1.Health/Watch", .role = GRPC_READER, .call = health_watch_call },
 	{ .path = NULL },
 };

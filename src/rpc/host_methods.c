@@ -235,7 +235,7 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 RPC_UNARY(get_info, postcopy__v1__get_info_request__descriptor);
 
 const struct grpc_method host_methods[] = {
-	{ .path = "/postcopy.v1.Host/Check", .call = check_call },
-	{ .path = "/postcopy.v1.Host/GetInfo", .call = get_info_call },
+	{ .path = "/postcopy.v1.Host/Check", .role = GRPC_READER, .call = check_call },
+	{ .path = "/postcopy.v1.Host/GetInfo", .role = GRPC_READER, .call = get_info_call },
 	{ .path = NULL },
 };

@@ -103,6 +103,44 @@ static int check_strings(const ProtobufCMessageDescriptor *type, struct wire w, 
 	return rc;
 }
 
+int message_string(const uint8_t *bytes, size_t len, unsigned int field, char *ret, size_t size)
+{
+	struct wire w = { .pos = bytes, .end = bytes + len }, found = { .failed = true };
+	size_t found_len;
+
+	while (!w.failed && w.pos < w.end) {
+		uint64_t tag = wire_varint(&w);
+
+		switch (tag & ((1 << WIRE_TYPE_BITS) - 1)) {
+		case PROTOBUF_C_WIRE_TYPE_VARINT:
+			wire_varint(&w);
+			break;
+		case PROTOBUF_C_WIRE_TYPE_64BIT:
+			wire_take(&w, 8);
+			break;
+		case PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED: {
+			struct wire part = wire_take(&w, wire_varint(&w));
+
+			/* The last one counts, as protobuf has it. */
+			if (tag >> WIRE_TYPE_BITS == field)
+				found = part;
+			break;
+		}
+		case PROTOBUF_C_WIRE_TYPE_32BIT:
+			wire_take(&w, 4);
+			break;
+		default:
+			w.failed = true;
+		}
+	}
+	found_len = (size_t)(found.end - found.pos);
+	if (w.failed || found.failed || found_len >= size || memchr(found.pos, 0, found_len))
+		return -ENOENT;
+	memcpy(ret, found.pos, found_len);
+	ret[found_len] = 0;
+	return 0;
+}
+
 int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes, size_t len,
                    ProtobufCMessage **ret, struct rpc_error *e)
 {

@@ -28,6 +28,14 @@ void message_free(ProtobufCMessage *message);
 DEFINE_CLEANUP(ProtobufCMessage *, message_free);
 #define _cleanup_message_ _cleanup_(message_free_p)
 
+/*
+ * message_string() - one string of a message that may be none, or wrong
+ * @size: of @ret, with its NUL
+ *
+ * Return: 0; -ENOENT where there is none, or it is too long, or has a NUL in it.
+ */
+int message_string(const uint8_t *bytes, size_t len, unsigned int field, char *ret, size_t size);
+
 /* The bytes of an answer; free() them. */
 struct rpc_answer {
 	uint8_t *bytes;

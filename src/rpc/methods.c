@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "rpc/audit.h"
 #include "util/clock.h"
 
 static size_t add_methods(struct rpc *rpc, size_t n, const struct grpc_method *methods)
@@ -63,10 +64,28 @@ void rpc_unary(struct rpc *rpc, struct grpc_call *call, const ProtobufCMessageDe
 			error_set(&e.error, rc, "out of memory for the answer");
 	}
 	free(answer.bytes);
+	audit_call(call, bytes, len, rc ? rpc_error_code(e.error.code) : GRPC_OK, e.error.text);
 	if (rc)
 		rpc_fail(call, &e);
 	else
 		grpc_call_finish(call, NULL);
+}
+
+void rpc_denied(struct grpc_call *call, const uint8_t *bytes, size_t len, void *arg)
+{
+	const struct grpc_method *method = grpc_call_method(call);
+	const struct grpc_peer *peer = grpc_call_peer(call);
+	struct rpc_error e = RPC_ERROR_INIT;
+	char caller[AUDIT_CALLER_MAX];
+
+	(void)arg;
+	audit_print_caller(peer, caller);
+	rpc_error_set(&e, -EPERM, POSTCOPY__V1__ERROR_REASON__ERROR_REASON_PERMISSION,
+	              "%s may look and change nothing: %s takes an operator (%s)", caller,
+	              method->path + 1, peer->local ? "control-group" : "control-allow");
+	rpc_error_metadata(&e, "role", "%s", grpc_role_name(method->role));
+	audit_call(call, bytes, len, GRPC_PERMISSION_DENIED, e.error.text);
+	rpc_fail(call, &e);
 }
 
 int rpc_stream_begin(struct rpc *rpc, struct rpc_error *e)

@@ -33,7 +33,7 @@ struct rpc {
 int rpc_init(struct rpc *rpc, uv_loop_t *loop, const struct rpc_config *config, struct error *err);
 void rpc_deinit(struct rpc *rpc);
 
-/* A service's methods, ended by a path of NULL. */
+/* A service's methods, ended by a path of NULL; each with the role that it takes. */
 extern const struct grpc_method migrations_methods[];
 extern const struct grpc_method host_methods[];
 extern const struct grpc_method health_methods[];
@@ -55,6 +55,9 @@ void rpc_unary(struct rpc *rpc, struct grpc_call *call, const ProtobufCMessageDe
 		rpc_unary(rpc, call, &type, fn, bytes, len);                                       \
 	}                                                                                          \
 	struct cleanup_semicolon
+
+/* In the place of a method that the caller may not call: as struct grpc_server_config has it. */
+void rpc_denied(struct grpc_call *call, const uint8_t *bytes, size_t len, void *rpc);
 
 /* End a call that failed. */
 void rpc_fail(struct grpc_call *call, const struct rpc_error *e);

@@ -147,9 +147,11 @@ static void reflection_call(struct grpc_call *call, const uint8_t *bytes, size_t
 
 const struct grpc_method reflection_methods[] = {
 	{ .path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+	  .role = GRPC_READER,
 	  .call = reflection_call,
 	  .client_streams = true },
 	{ .path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+	  .role = GRPC_READER,
 	  .call = reflection_call,
 	  .client_streams = true },
 	{ .path = NULL },

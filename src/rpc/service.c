@@ -6,12 +6,13 @@
 
 #include "rpc/methods.h"
 
-static void on_finished(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns)
+static void on_finished(void *arg, const struct grpc_peer *peer, const char *path,
+                        enum grpc_code code, uint64_t duration_ns)
 {
 	struct rpc *rpc = arg;
 
 	if (rpc->config.finished)
-		rpc->config.finished(rpc->config.arg, path, code, duration_ns);
+		rpc->config.finished(rpc->config.arg, peer, path, code, duration_ns);
 }
 
 int rpc_new(uv_loop_t *loop, const struct rpc_config *config, struct rpc **ret, struct error *err)
@@ -26,6 +27,7 @@ int rpc_new(uv_loop_t *loop, const struct rpc_config *config, struct rpc **ret, 
 	server = (struct grpc_server_config){
 		.methods = rpc->methods,
 		.arg = rpc,
+		.denied = rpc_denied,
 		.finished = on_finished,
 	};
 	if (!rc)

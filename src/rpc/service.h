@@ -15,11 +15,15 @@
  *   health   a stream of one service's health
  *   check    Host.Check: the kernel is probed on a worker thread, once for all who ask meanwhile
  *
+ * A method looks, or it changes something: its row in the table says which by the role that it
+ * takes. Whoever changes something, or tries to, is in the log (audit.h).
+ *
  * Everything in a request is checked here or in migrate, and refused by the field's name. What
  * is secret (tokens) is never sent back, neither in answers nor in errors.
  *
  * Files: methods.h what the methods share; *_methods.c, watch.c, health.c, reflection.c the
- * services; message.h bytes; errors.h failures; *_message.h answers made from snapshots.
+ * services; audit.h the trail; message.h bytes; errors.h failures; *_message.h answers made from
+ * snapshots.
  *
  * Threads: all on the loop's, but for the probe's work.
  */
@@ -46,7 +50,8 @@ struct rpc_config {
 	/* The end of this host's certificate, seconds since 1970; 0: not known. May be NULL. */
 	int64_t (*certificate_expiry_s)(void *arg);
 	/* At the end of each call, for metrics: as grpc/server.h has it. May be NULL. */
-	void (*finished)(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns);
+	void (*finished)(void *arg, const struct grpc_peer *peer, const char *path,
+	                 enum grpc_code code, uint64_t duration_ns);
 	void *arg;
 };
 

@@ -15,6 +15,7 @@
 #include "stream/reception.h"
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/refused.h"
 #include "util/tcp_listen.h"
 #include "util/thread.h"
 
@@ -269,6 +270,21 @@ static int new_conn(struct page_server *server, struct conn *c, enum stream_role
 	return 0;
 }
 
+static enum refused_reason reason_of(int rc)
+{
+	switch (rc) {
+	case -EACCES:
+		return REFUSED_TOKEN;
+	case -ENOMEM:
+		return REFUSED_RESOURCES;
+	case -EAGAIN:
+	case -ECONNRESET:
+		return REFUSED_LIMIT;
+	default:
+		return REFUSED_PROTOCOL;
+	}
+}
+
 /* On the accepter's thread: who has said HELLO gets a thread of its own, if it may come in. */
 static void admit(void *arg, struct conn *c, const struct hello *hello, const char *peer)
 {
@@ -285,7 +301,7 @@ static void admit(void *arg, struct conn *c, const struct hello *hello, const ch
 		if (sc && sc->reply_len)
 			(void)conn_send(c, sc->reply, FRAME_HEADER_BYTES + FRAME_PROOF_BYTES);
 		conn_send_error(c, &err);
-		reception_tell(server->reception, peer, err.text);
+		refused(REFUSED_AT_PAGES, reason_of(rc), peer, "%s", err.text);
 		if (sc)
 			leave(sc);
 		else

@@ -8,28 +8,7 @@
 
 #include "util/cleanup.h"
 #include "util/clock.h"
-#include "util/log.h"
-
-/* Lines in the log about those who are turned away. */
-#define LINES_PER_S 10u
-
-void reception_tell(struct reception *r, const char *peer, const char *why)
-{
-	uint64_t now_ns = clock_now_ns();
-
-	if (now_ns - r->told_since_ns > NSEC_PER_SEC) {
-		if (r->untold)
-			log_warning("page server: %u more connections were refused", r->untold);
-		r->told_since_ns = now_ns;
-		r->told = r->untold = 0;
-	}
-	if (r->told == LINES_PER_S) {
-		r->untold++;
-		return;
-	}
-	r->told++;
-	log_warning("page server: connection from %s refused: %s", peer, why);
-}
+#include "util/refused.h"
 
 /* Takes the stranger out of the table. Return: its connection. */
 static struct conn *take_out(struct reception *r, unsigned int i)
@@ -41,9 +20,10 @@ static struct conn *take_out(struct reception *r, unsigned int i)
 	return c;
 }
 
-static void turn_away(struct reception *r, unsigned int i, const char *why)
+static void turn_away(struct reception *r, unsigned int i, enum refused_reason reason,
+                      const char *why)
 {
-	reception_tell(r, r->strangers[i].peer, why);
+	refused(REFUSED_AT_PAGES, reason, r->strangers[i].peer, "%s", why);
 	conn_free(take_out(r, i));
 }
 
@@ -70,7 +50,7 @@ static void make_room(struct reception *r)
 			victim = i;
 		}
 	}
-	turn_away(r, victim, "too many connections that have not said who they are");
+	turn_away(r, victim, REFUSED_LIMIT, "too many connections that have not said who they are");
 }
 
 /* IPv4 as IPv6 writes it. */
@@ -110,7 +90,7 @@ void reception_add(struct reception *r, int fd)
 
 	name_peer(fd, &s);
 	if (conn_accept_begin(fd, r->tls, &s.c, &err)) {
-		reception_tell(r, s.peer, err.text);
+		refused(REFUSED_AT_PAGES, REFUSED_RESOURCES, s.peer, "%s", err.text);
 		close(fd);
 		return;
 	}
@@ -147,7 +127,7 @@ static bool step(struct reception *r, unsigned int i)
 	if (rc == -EAGAIN)
 		return false;
 	if (rc) {
-		turn_away(r, i, err.text);
+		turn_away(r, i, rc == -EACCES ? REFUSED_CERTIFICATE : REFUSED_PROTOCOL, err.text);
 		return true;
 	}
 	memcpy(peer, s->peer, sizeof peer);
@@ -164,7 +144,7 @@ void reception_serve(struct reception *r, const struct pollfd *fds, unsigned int
 		if (fds[n].revents && step(r, n))
 			continue;
 		if (now_ns >= r->strangers[n].deadline_ns)
-			turn_away(r, n,
+			turn_away(r, n, REFUSED_DEADLINE,
 			          r->strangers[n].c->greeted ? "no HELLO in time"
 			                                     : "TLS handshake: the peer is silent");
 	}

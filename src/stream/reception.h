@@ -41,9 +41,6 @@ struct reception {
 	struct hello hello;
 	unsigned int n;
 	struct stranger strangers[STRANGERS_MAX]; /* oldest first */
-	/* Lines about those who are turned away: so many a second. */
-	uint64_t told_since_ns;
-	unsigned int told, untold;
 };
 
 /* @fd: just accepted; taken over in any case. */
@@ -55,9 +52,6 @@ void reception_add(struct reception *r, int fd);
  */
 unsigned int reception_prepare(const struct reception *r, struct pollfd *fds, int *timeout_ms);
 void reception_serve(struct reception *r, const struct pollfd *fds, unsigned int n);
-
-/* Somebody is turned away: a line in the log, unless there are too many. */
-void reception_tell(struct reception *r, const char *peer, const char *why);
 
 /* The end of all. */
 void reception_close(struct reception *r);

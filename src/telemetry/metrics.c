@@ -12,13 +12,15 @@
 #include "telemetry/process_metrics.h"
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/refused.h"
 #include "util/tcp_listen.h"
 
 /* Methods times codes that occur; what has no room is counted as "other". */
-#define RPC_COUNTS_MAX 512u
+#define CALL_COUNTS_MAX 512u
 
-struct rpc_count {
+struct call_count {
 	const char *method;
+	const char *role;
 	const char *code;
 	uint64_t n;
 };
@@ -30,46 +32,74 @@ struct metrics {
 	double started_s; /* CLOCK_REALTIME */
 	struct migrations_totals totals;
 	struct metrics_stall stall;
-	struct rpc_count rpc[RPC_COUNTS_MAX];
-	unsigned int n_rpc;
-	uint64_t rpc_other;
+	struct call_count calls[CALL_COUNTS_MAX];
+	unsigned int n_calls;
+	uint64_t calls_other;
 };
 
-/* It is the one of a method and a code, whichever place asks. */
-void metrics_count_rpc(struct metrics *m, const char *method, const char *code)
+static bool is_of(const struct call_count *c, const char *method, const char *role,
+                  const char *code)
+{
+	return !strcmp(c->method, method) && !strcmp(c->role, role) && !strcmp(c->code, code);
+}
+
+/* It is the one of a method, a role and a code, whichever place asks. */
+void metrics_count_call(struct metrics *m, const char *method, const char *role, const char *code)
 {
 	if (!m)
 		return;
-	for (unsigned int i = 0; i < m->n_rpc; i++)
-		if (!strcmp(m->rpc[i].method, method) && !strcmp(m->rpc[i].code, code)) {
-			m->rpc[i].n++;
+	for (unsigned int i = 0; i < m->n_calls; i++)
+		if (is_of(&m->calls[i], method, role, code)) {
+			m->calls[i].n++;
 			return;
 		}
-	if (m->n_rpc == RPC_COUNTS_MAX)
-		m->rpc_other++;
+	if (m->n_calls == CALL_COUNTS_MAX)
+		m->calls_other++;
 	else
-		m->rpc[m->n_rpc++] = (struct rpc_count){ method, code, 1 };
+		m->calls[m->n_calls++] = (struct call_count){ method, role, code, 1 };
 }
 
-static void put_rpc(const struct metrics *m, struct openmetrics *om)
+static void put_calls(const struct metrics *m, struct openmetrics *om)
 {
 	static const struct openmetrics_family requests = {
-		"postcopyd_rpc_requests",
+		"postcopyd_control_calls",
 		OPENMETRICS_COUNTER,
 		NULL,
-		"Calls of the control plane that have ended, by their status.",
+		"Calls of the control plane that have ended, by what the caller is and their "
+		"status.",
 	};
 
 	openmetrics_open(om, &requests);
-	for (unsigned int i = 0; i < m->n_rpc; i++)
+	for (unsigned int i = 0; i < m->n_calls; i++)
 		openmetrics_integer(om,
-		                    OPENMETRICS_LABELS({ "method", m->rpc[i].method },
-		                                       { "code", m->rpc[i].code }),
-		                    m->rpc[i].n);
-	if (m->rpc_other)
+		                    OPENMETRICS_LABELS({ "method", m->calls[i].method },
+		                                       { "role", m->calls[i].role },
+		                                       { "code", m->calls[i].code }),
+		                    m->calls[i].n);
+	if (m->calls_other)
 		openmetrics_integer(om,
-		                    OPENMETRICS_LABELS({ "method", "other" }, { "code", "other" }),
-		                    m->rpc_other);
+		                    OPENMETRICS_LABELS({ "method", "other" }, { "role", "other" },
+		                                       { "code", "other" }),
+		                    m->calls_other);
+}
+
+static void put_refused(struct openmetrics *om)
+{
+	static const struct openmetrics_family family = {
+		"postcopyd_refused",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Peers, callers and VMMs that were turned away or cut off, by door and reason.",
+	};
+
+	openmetrics_open(om, &family);
+	for (enum refused_door door = 0; door < REFUSED_DOORS; door++)
+		for (enum refused_reason reason = 0; reason < REFUSED_REASONS; reason++)
+			openmetrics_integer(
+			        om,
+			        OPENMETRICS_LABELS({ "door", refused_door_name(door) },
+			                           { "reason", refused_reason_name(reason) }),
+			        refused_count(door, reason));
 }
 
 static void put_daemon(const struct metrics *m, struct openmetrics *om)
@@ -136,7 +166,8 @@ static char *get_page(void *arg, const char *accept, size_t *ret_len, const char
 	openmetrics_init(&om, classic);
 	put_daemon(m, &om);
 	migration_metrics_put(&om, &m->totals, &m->stall);
-	put_rpc(m, &om);
+	put_calls(m, &om);
+	put_refused(&om);
 	process_metrics_put(&om, m->started_s);
 	text = openmetrics_finish(&om, ret_len);
 	openmetrics_deinit(&om);

@@ -63,12 +63,13 @@ void metrics_close(struct metrics *m);
 unsigned int metrics_port(const struct metrics *m);
 
 /*
- * metrics_count_rpc() - a call has ended
- * @method: "/package.Service/Method", of a method that exists (else "unknown"); static
+ * metrics_count_call() - a call of the control plane has ended
+ * @method: "/package.Service/Method", of a method that exists (else "other"); static
+ * @role: of its caller, "reader", "operator"; static
  * @code: the status' name, "OK", "NOT_FOUND"; static
  *
  * @m may be NULL: nobody wants to know.
  */
-void metrics_count_rpc(struct metrics *m, const char *method, const char *code);
+void metrics_count_call(struct metrics *m, const char *method, const char *role, const char *code);
 
 #endif

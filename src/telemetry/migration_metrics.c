@@ -93,21 +93,6 @@ static void put_store(struct openmetrics *om, const struct migrations_totals *t)
 	put_one(om, &max, t->store_max);
 }
 
-static void put_refusals(struct openmetrics *om, const struct migrations_totals *t)
-{
-	static const struct openmetrics_family refused = {
-		"postcopyd_vmm_refused",
-		OPENMETRICS_COUNTER,
-		NULL,
-		"VMMs, or what they brought, that were turned away, by reason.",
-	};
-
-	openmetrics_open(om, &refused);
-	for (enum vmm_refusal r = 0; r < VMM_REFUSALS; r++)
-		openmetrics_integer(om, OPENMETRICS_LABELS({ "reason", vmm_refusal_name(r) }),
-		                    t->vmm_refusals[r]);
-}
-
 static void put_downtime(struct openmetrics *om, const struct migrations_totals *t)
 {
 	static const struct openmetrics_family downtime = {
@@ -293,5 +278,4 @@ void migration_metrics_put(struct openmetrics *om, const struct migrations_total
 	put_faults(om, t, stall);
 	put_served(om, t);
 	put_store(om, t);
-	put_refusals(om, t);
 }

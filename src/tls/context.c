@@ -103,12 +103,24 @@ const struct tls_rules *tls_rules_of(const SSL *ssl)
 	return SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), rules_index);
 }
 
+/* Return: whether there was memory for them. */
+static bool add_names(struct tls_rules *r, const char *const *names, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		r->names[r->n_names] = strdup(names[i]);
+		if (!r->names[r->n_names])
+			return false;
+		r->n_names++;
+	}
+	return true;
+}
+
 /* Return: whether @ctx has its rules now. */
 static bool set_rules(SSL_CTX *ctx, const struct tls_config *config)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
-	struct tls_rules *r =
-	        calloc(1, sizeof *r + config->n_allowed_names * sizeof *config->allowed_names);
+	size_t n = config->n_allowed_names + config->n_limited_names;
+	struct tls_rules *r = calloc(1, sizeof *r + n * sizeof r->names[0]);
 
 	pthread_once(&once, make_index);
 	if (!r || SSL_CTX_set_ex_data(ctx, rules_index, r) != 1) {
@@ -119,12 +131,9 @@ static bool set_rules(SSL_CTX *ctx, const struct tls_config *config)
 	        config->records_per_key ? config->records_per_key : TLS_RECORDS_PER_KEY;
 	r->session_s = config->session_s ? config->session_s : SESSION_S;
 	r->crl_expiry_s = INT64_MAX;
-	for (; r->n_names < config->n_allowed_names; r->n_names++) {
-		r->names[r->n_names] = strdup(config->allowed_names[r->n_names]);
-		if (!r->names[r->n_names])
-			return false;
-	}
-	return true;
+	r->n_allowed = config->n_allowed_names;
+	return add_names(r, config->allowed_names, config->n_allowed_names) &&
+	       add_names(r, config->limited_names, config->n_limited_names);
 }
 
 /* Seconds since the epoch; INT64_MAX where there is no end. */
@@ -309,12 +318,18 @@ static int set_sessions(struct tls_context *owner, SSL_CTX *ctx, bool server)
 	       SSL_CTX_set_session_id_context(ctx, owner->alpn_wire + 1, owner->alpn_wire[0]) == 1;
 }
 
-static bool is_allowed(const struct tls_rules *rules, enum tls_name_kind kind, const char *name)
+enum verdict {
+	NOT_ALLOWED,
+	LIMITED,
+	ALLOWED,
+};
+
+static enum verdict judge(const struct tls_rules *rules, enum tls_name_kind kind, const char *name)
 {
 	for (size_t i = 0; i < rules->n_names; i++)
 		if (tls_name_matches(rules->names[i], kind, name))
-			return true;
-	return !rules->n_names;
+			return i < rules->n_allowed ? ALLOWED : LIMITED;
+	return rules->n_names ? NOT_ALLOWED : ALLOWED;
 }
 
 bool tls_read_san(const GENERAL_NAME *san, enum tls_name_kind *ret_kind,
@@ -335,25 +350,34 @@ bool tls_read_san(const GENERAL_NAME *san, enum tls_name_kind *ret_kind,
 	return strlen(ret_name) == len;
 }
 
-/* The first of the certificate's SANs that is allowed, else its first at all (for the message). */
-static bool find_name(const struct tls_rules *rules, X509 *cert, char ret_name[static TLS_NAME_MAX])
+/*
+ * The first of the certificate's SANs that is allowed, else the first that is limited, else its
+ * first at all (for the message). Return: whether it is let in.
+ */
+static bool find_name(const struct tls_rules *rules, X509 *cert, struct tls_peer *peer)
 {
 	GENERAL_NAMES *sans = X509_get_ext_d2i(cert, NID_subject_alt_name, NULL, NULL);
-	bool allowed = false;
+	enum verdict best = rules->n_names ? NOT_ALLOWED : ALLOWED;
+	bool seen = false;
 
-	snprintf(ret_name, TLS_NAME_MAX, "(no SAN)");
-	for (int i = 0, seen = 0; !allowed && i < sk_GENERAL_NAME_num(sans); i++) {
+	snprintf(peer->name, sizeof peer->name, "(no SAN)");
+	for (int i = 0; i < sk_GENERAL_NAME_num(sans); i++) {
 		char name[TLS_NAME_MAX];
 		enum tls_name_kind kind;
+		enum verdict verdict;
 
 		if (!tls_read_san(sk_GENERAL_NAME_value(sans, i), &kind, name))
 			continue;
-		allowed = is_allowed(rules, kind, name);
-		if (allowed || !seen++)
-			memcpy(ret_name, name, sizeof name);
+		verdict = judge(rules, kind, name);
+		if (seen && verdict <= best)
+			continue;
+		seen = true;
+		best = verdict;
+		memcpy(peer->name, name, sizeof name);
 	}
 	GENERAL_NAMES_free(sans);
-	return allowed || !rules->n_names;
+	peer->is_limited = best == LIMITED;
+	return best != NOT_ALLOWED;
 }
 
 /* OpenSSL's verdict on each certificate of the chain, and then ours on the peer's own name. */
@@ -361,7 +385,7 @@ static int verify_peer(int ok, X509_STORE_CTX *store)
 {
 	SSL *ssl = X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
 	struct tls_peer *peer = SSL_get_app_data(ssl);
-	bool allowed = find_name(tls_rules_of(ssl), X509_STORE_CTX_get0_cert(store), peer->name);
+	bool allowed = find_name(tls_rules_of(ssl), X509_STORE_CTX_get0_cert(store), peer);
 
 	if (!ok || X509_STORE_CTX_get_error_depth(store) || allowed)
 		return ok;
@@ -528,7 +552,7 @@ int tls_check_peer(const struct tls_context *ctx, SSL *ssl, struct tls_peer *pee
 
 	if (!cert)
 		return error_set(err, -EACCES, "TLS: the peer showed no certificate");
-	peer->is_refused = !find_name(tls_rules_of(ssl), cert, peer->name);
+	peer->is_refused = !find_name(tls_rules_of(ssl), cert, peer);
 	X509_free(cert);
 	if (peer->is_refused)
 		return tls_refusal(ssl, peer, err);

@@ -34,6 +34,7 @@ struct tls_rules {
 	unsigned int session_s;
 	int64_t crl_expiry_s; /* INT64_MAX: none */
 	size_t n_names;
+	size_t n_allowed; /* the first of them; the others are limited */
 	char *names[];
 };
 
@@ -52,6 +53,7 @@ bool tls_read_san(const GENERAL_NAME *san, enum tls_name_kind *ret_kind,
 struct tls_peer {
 	char name[TLS_NAME_MAX]; /* that was allowed, or the one that was not */
 	bool is_refused;         /* for its name */
+	bool is_limited;         /* it is a limited one */
 };
 
 /*

@@ -144,6 +144,11 @@ size_t tls_pipe_take(struct tls_pipe *p, void *buf, size_t size)
 	return 0;
 }
 
+bool tls_pipe_peer_is_limited(const struct tls_pipe *p)
+{
+	return p->peer.is_limited;
+}
+
 const char *tls_pipe_peer_name(const struct tls_pipe *p)
 {
 	return p->peer.name;

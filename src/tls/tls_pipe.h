@@ -39,6 +39,9 @@ int tls_pipe_write(struct tls_pipe *p, const void *buf, size_t len);
 size_t tls_pipe_pending(const struct tls_pipe *p);
 size_t tls_pipe_take(struct tls_pipe *p, void *buf, size_t size);
 
+/* After the handshake: whether none of its names is among the allowed ones, but a limited one. */
+bool tls_pipe_peer_is_limited(const struct tls_pipe *p);
+
 /* The name that was allowed, or the one that was not. */
 const char *tls_pipe_peer_name(const struct tls_pipe *p);
 

@@ -10,6 +10,7 @@
 #include "util/cleanup.h"
 #include "util/log.h"
 #include "util/peer.h"
+#include "util/refused.h"
 
 /* How long nothing is accepted where there is not even a descriptor to say so by. */
 #define NO_DESCRIPTOR_MS 100u
@@ -19,9 +20,8 @@ struct vmm_conn {
 	struct vmm_conn *next;
 	uv_poll_t poll;
 	int fd;
-	pid_t pid; /* of who connected, for the log */
-	uid_t uid;
-	void *owner; /* NULL before ATTACH and after disown */
+	struct ucred cred; /* of who connected */
+	void *owner;       /* NULL before ATTACH and after disown */
 	bool attached;
 	uint64_t due_ms; /* for ATTACH, by the loop's clock */
 };
@@ -37,25 +37,14 @@ struct vmm_server {
 	int spare_fd;        /* for when there is no other; -1: gone as well */
 	bool told;           /* that there is none, since one was accepted */
 	unsigned int n_handles;
-	uint64_t refusals[VMM_REFUSALS];
 };
 
-const char *vmm_refusal_name(enum vmm_refusal refusal)
+static void refuse(enum refused_reason reason, const struct ucred *cred, const char *why)
 {
-	static const char *const names[VMM_REFUSALS] = {
-		[VMM_REFUSED_GROUP] = "group",
-		[VMM_REFUSED_LIMIT] = "limit",
-		[VMM_REFUSED_USER] = "user",
-		[VMM_REFUSED_DEADLINE] = "deadline",
-		[VMM_REFUSED_DESCRIPTORS] = "descriptors",
-	};
+	char who[64];
 
-	return names[refusal];
-}
-
-const uint64_t *vmm_server_refusals(const struct vmm_server *server)
-{
-	return server->refusals;
+	snprintf(who, sizeof who, "uid %u, gid %u (process %d)", cred->uid, cred->gid, cred->pid);
+	refused(REFUSED_AT_VMM, reason, who, "%s", why);
 }
 
 static void on_conn_closed(uv_handle_t *handle)
@@ -86,12 +75,12 @@ static void close_conn(struct vmm_conn *conn)
 
 pid_t vmm_conn_pid(const struct vmm_conn *conn)
 {
-	return conn->pid;
+	return conn->cred.pid;
 }
 
 uid_t vmm_conn_uid(const struct vmm_conn *conn)
 {
-	return conn->uid;
+	return conn->cred.uid;
 }
 
 int vmm_conn_send(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int fd)
@@ -128,7 +117,9 @@ static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, 
                          size_t n_fds, struct error *err)
 {
 	struct vmm_server *server = conn->server;
-	struct vmm_attach attach = { .msg = msg, .fds = fds, .n_fds = n_fds, .vmm = conn->pid };
+	struct vmm_attach attach = {
+		.msg = msg, .fds = fds, .n_fds = n_fds, .vmm = conn->cred.pid
+	};
 	void *owner;
 	int rc;
 
@@ -164,14 +155,16 @@ static int handle_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg,
 static int handle_cut_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg,
                               const struct error *why)
 {
-	conn->server->refusals[VMM_REFUSED_DESCRIPTORS]++;
+	struct error told = ERROR_INIT;
+
 	if (!conn->attached || msg->type != VMM_WIRE_CHANNEL) {
 		if (conn->owner)
 			conn->server->config.ops->cut_message(conn->owner, msg->type, why);
 		return -EMFILE;
 	}
 	/* It is closed by now, and its VMM sees that. */
-	log_warning("VMM (pid %d): a fetch channel is refused: %s", (int)conn->pid, why->text);
+	error_set(&told, 0, "a fetch channel: %s", why->text);
+	refuse(REFUSED_RESOURCES, &conn->cred, told.text);
 	return 0;
 }
 
@@ -204,13 +197,28 @@ static int read_last_messages(struct vmm_conn *conn, struct error *err)
 	return rc == -EAGAIN ? -EPIPE : rc;
 }
 
+static enum refused_reason reason_of(int rc)
+{
+	switch (rc) {
+	case -ETIMEDOUT:
+		return REFUSED_DEADLINE;
+	case -EMFILE:
+	case -ENOMEM:
+		return REFUSED_RESOURCES;
+	case -EPROTO:
+		return REFUSED_PROTOCOL;
+	default:
+		return REFUSED_ATTACH;
+	}
+}
+
 /* @rc is why nothing more is read from it. */
 static void cut_off(struct vmm_conn *conn, int rc, struct error *err)
 {
 	if (rc != -EPIPE) {
 		if (!err->code)
 			error_errno(err, rc, "VMM socket");
-		log_warning("VMM (pid %d) refused: %s", (int)conn->pid, err->text);
+		refuse(reason_of(rc), &conn->cred, err->text);
 		vmm_conn_send_error(conn, err);
 	}
 	close_conn(conn);
@@ -252,7 +260,6 @@ static void refuse_late(struct vmm_conn *conn)
 {
 	struct error why = ERROR_INIT;
 
-	conn->server->refusals[VMM_REFUSED_DEADLINE]++;
 	error_set(&why, -ETIMEDOUT, "no ATTACH within %u ms (attach-timeout)",
 	          limits(conn->server)->attach_timeout_ms);
 	cut_off(conn, -ETIMEDOUT, &why);
@@ -298,15 +305,14 @@ static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 
 	(void)peer_credentials(fd, &cred);
 	if (!conn || uv_poll_init(server->poll.loop, &conn->poll, fd)) {
-		log_warning("VMM (pid %d) refused: out of memory", (int)cred.pid);
+		refuse(REFUSED_RESOURCES, &cred, "out of memory");
 		free(conn);
 		close(fd);
 		return NULL;
 	}
 	conn->server = server;
 	conn->fd = fd;
-	conn->pid = cred.pid;
-	conn->uid = cred.uid;
+	conn->cred = cred;
 	conn->due_ms = uv_now(server->poll.loop) + limits(server)->attach_timeout_ms;
 	conn->poll.data = conn;
 	conn->next = server->conns;
@@ -321,17 +327,8 @@ static unsigned int count_waiting(const struct vmm_server *server, uid_t uid)
 	unsigned int n = 0;
 
 	for (const struct vmm_conn *c = server->conns; c; c = c->next)
-		n += !c->attached && c->uid == uid;
+		n += !c->attached && c->cred.uid == uid;
 	return n;
-}
-
-static int refuse(struct vmm_server *server, enum vmm_refusal refusal, int code,
-                  const struct ucred *cred, struct error *err)
-{
-	server->refusals[refusal]++;
-	log_warning("VMM (pid %d, uid %u, gid %u) refused: %s", (int)cred->pid, cred->uid,
-	            cred->gid, err->text);
-	return code;
 }
 
 /* Return: 0; or -errno, with @err for the one who is turned away. */
@@ -346,18 +343,21 @@ static int check_peer(struct vmm_server *server, int fd, struct error *err)
 	if (!peer_is_allowed(fd, &cred, server->config.groups, server->config.n_groups)) {
 		rc = error_set(err, -EACCES,
 		               "this user may not connect: it is in none of the allowed groups");
-		return refuse(server, VMM_REFUSED_GROUP, rc, &cred, err);
+		refuse(REFUSED_GROUP, &cred, err->text);
+		return rc;
 	}
 	if (server->n_conns >= most + (cred.uid ? 0 : VMM_ROOT_SPARE)) {
 		rc = error_set(err, -EUSERS, "%u VMMs are connected (max-vmms)", server->n_conns);
-		return refuse(server, VMM_REFUSED_LIMIT, rc, &cred, err);
+		refuse(REFUSED_LIMIT, &cred, err->text);
+		return rc;
 	}
 	if (cred.uid && count_waiting(server, cred.uid) >= waiting) {
 		rc = error_set(err, -EUSERS,
 		               "%u connections of this user have not attached yet "
 		               "(max-waiting-vmms)",
 		               waiting);
-		return refuse(server, VMM_REFUSED_USER, rc, &cred, err);
+		refuse(REFUSED_USER, &cred, err->text);
+		return rc;
 	}
 	return 0;
 }
@@ -389,9 +389,9 @@ static void keep_spare(struct vmm_server *server)
 static void on_no_descriptor(struct vmm_server *server, int rc)
 {
 	struct error why = ERROR_INIT;
+	struct ucred cred = { 0 };
 	int fd;
 
-	server->refusals[VMM_REFUSED_DESCRIPTORS]++;
 	if (!server->told)
 		log_error("VMM socket: no descriptor for a connection (LimitNOFILE= of the unit): "
 		          "%s; VMMs are turned away until there is one",
@@ -400,9 +400,11 @@ static void on_no_descriptor(struct vmm_server *server, int rc)
 	close_fd(&server->spare_fd);
 	fd = accept_one(server);
 	if (fd >= 0) {
+		(void)peer_credentials(fd, &cred);
 		error_set(&why, -EMFILE,
 		          "postcopyd has no descriptor left for a connection: try again, or raise "
 		          "LimitNOFILE= of its unit");
+		refuse(REFUSED_RESOURCES, &cred, why.text);
 		turn_away(fd, &why);
 	} else if (fd != -EAGAIN) {
 		/* Somebody else has it. Nothing is accepted for a while. */

@@ -66,18 +66,6 @@ struct vmm_server_ops {
 	void (*closed)(void *owner);
 };
 
-/* Why one was turned away. */
-enum vmm_refusal {
-	VMM_REFUSED_GROUP,       /* it may not connect */
-	VMM_REFUSED_LIMIT,       /* so many are connected */
-	VMM_REFUSED_USER,        /* so many of its user have not attached yet */
-	VMM_REFUSED_DEADLINE,    /* it did not attach in time */
-	VMM_REFUSED_DESCRIPTORS, /* this process has none left */
-	VMM_REFUSALS
-};
-
-const char *vmm_refusal_name(enum vmm_refusal refusal);
-
 /* Limits; 0: as above. */
 struct vmm_limits {
 	unsigned int conns;   /* at a time */
@@ -100,9 +88,6 @@ int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, stru
 
 /* Cuts all VMMs off, without telling their owners. Memory goes when the loop has run on. */
 void vmm_server_close(struct vmm_server *server);
-
-/* How many were refused, by reason. */
-const uint64_t *vmm_server_refusals(const struct vmm_server *server);
 
 /* The VMM's process, as the kernel named it when it connected. */
 pid_t vmm_conn_pid(const struct vmm_conn *conn);

@@ -63,10 +63,10 @@ static void chat_call(struct grpc_call *call, const uint8_t *request, size_t len
 }
 
 static const struct grpc_method methods[] = {
-	{ "/E", echo_call, false },
-	{ "/H", hold_call, false },
-	{ "/C", chat_call, true },
-	{ NULL, NULL, false },
+	{ "/E", GRPC_READER, echo_call, false },
+	{ "/H", GRPC_READER, hold_call, false },
+	{ "/C", GRPC_READER, chat_call, true },
+	{ .path = NULL },
 };
 
 static void host_start(void)

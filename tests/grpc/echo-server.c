@@ -237,26 +237,28 @@ static void stats_call(struct grpc_call *call, const uint8_t *request, size_t le
 	reply(call, text, strlen(text));
 }
 
-static void on_finished(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns)
+static void on_finished(void *arg, const struct grpc_peer *peer, const char *path,
+                        enum grpc_code code, uint64_t duration_ns)
 {
 	struct echo *echo = arg;
 
 	(void)path;
+	(void)peer;
 	(void)code;
 	(void)duration_ns;
 	echo->finished++;
 }
 
 static const struct grpc_method methods[] = {
-	{ "/test.Echo/Echo", echo_call, false },
-	{ "/test.Echo/Chat", chat_call, true },
-	{ "/test.Echo/Count", count_call, false },
-	{ "/test.Echo/Sleep", sleep_call, false },
-	{ "/test.Echo/Big", big_call, false },
-	{ "/test.Echo/Fail", fail_call, false },
-	{ "/test.Echo/Peer", peer_call, false },
-	{ "/test.Echo/Stats", stats_call, false },
-	{ NULL, NULL, false },
+	{ "/test.Echo/Echo", GRPC_READER, echo_call, false },
+	{ "/test.Echo/Chat", GRPC_READER, chat_call, true },
+	{ "/test.Echo/Count", GRPC_READER, count_call, false },
+	{ "/test.Echo/Sleep", GRPC_READER, sleep_call, false },
+	{ "/test.Echo/Big", GRPC_READER, big_call, false },
+	{ "/test.Echo/Fail", GRPC_READER, fail_call, false },
+	{ "/test.Echo/Peer", GRPC_READER, peer_call, false },
+	{ "/test.Echo/Stats", GRPC_READER, stats_call, false },
+	{ .path = NULL },
 };
 
 static void on_signal(uv_signal_t *signal, int number)
@@ -276,7 +278,9 @@ static int serve(const struct grpc_listen_unix *local, const struct grpc_listen_
                  struct error *err)
 {
 	struct echo echo = { .gone = 0 };
-	const struct grpc_server_config config = { methods, &echo, on_finished };
+	const struct grpc_server_config config = { .methods = methods,
+		                                   .arg = &echo,
+		                                   .finished = on_finished };
 	int rc;
 
 	uv_loop_init(&echo.loop);
@@ -330,8 +334,8 @@ int main(int argc, char **argv)
 			break;
 		case 'g':
 			group = (gid_t)strtoul(optarg, NULL, 10);
-			local.groups = &group;
-			local.n_groups = 1;
+			local.groups.operators = &group;
+			local.groups.n_operators = 1;
 			break;
 		case 't':
 			tls.address = optarg;

@@ -49,7 +49,7 @@ def open_to_nobody(host, *extra):
 
 
 def refused(daemon, reason):
-    return value(samples(daemon), "postcopyd_vmm_refused_total", reason=reason)
+    return value(samples(daemon), "postcopyd_refused_total", door="vmm", reason=reason)
 
 
 @needs_root
@@ -154,7 +154,7 @@ def test_out_of_descriptors_vmms_are_told_and_nothing_spins(host):
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (4096, 4096))
     vmm = pyvmm.SourceVmm(daemon, "vm1", b"x" * pyvmm.PAGE)
     host.later(vmm.close)
-    assert refused(daemon, "descriptors") == 6
+    assert refused(daemon, "resources") == 6
 
 
 def test_attach_whose_descriptors_find_no_room_is_told_so(host):
@@ -185,7 +185,7 @@ def test_channel_that_finds_no_room_costs_no_guest(host):
     scripted.destination_vmm.send(pyvmm.packet(pyvmm.CHANNEL), [theirs.fileno()])
     theirs.close()
     assert ours.recv(1) == b""
-    daemon.wait_for_log("a fetch channel is refused")
+    daemon.wait_for_log("refused: a fetch channel")
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (4096, 4096))
     assert daemon.state("vm1") == "postcopy"
     daemon.call("SetLimits", id="vm1", bulk=True)

@@ -168,7 +168,7 @@ def test_series_are_known_beforehand(host):
     before = samples(pair.destination)
     migrate(pair)
     after = samples(pair.destination)
-    calls = {key for key in after if key[0] == "postcopyd_rpc_requests_total"}
+    calls = {key for key in after if key[0] == "postcopyd_control_calls_total"}
     assert set(after) - calls == set(before) - calls
     assert not [key for key in after if "vm1" in str(key)]
 

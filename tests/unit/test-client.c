@@ -211,19 +211,19 @@ static void hold(struct grpc_call *call, const uint8_t *request, size_t len, voi
 }
 
 static const struct grpc_method methods[] = {
-	{ .path = MIGRATIONS "Prepare", .call = answer_migration },
-	{ .path = MIGRATIONS "Start", .call = answer_migration },
-	{ .path = MIGRATIONS "SetLimits", .call = answer_migration },
-	{ .path = MIGRATIONS "Recover", .call = answer_migration },
-	{ .path = MIGRATIONS "Poison", .call = answer_unavailable },
-	{ .path = MIGRATIONS "Get", .call = answer_not_found },
-	{ .path = MIGRATIONS "List", .call = answer_list },
-	{ .path = MIGRATIONS "ListMissing", .call = answer_missing },
-	{ .path = MIGRATIONS "Watch", .call = answer_watch },
-	{ .path = MIGRATIONS "Switchover", .call = answer_nothing },
-	{ .path = MIGRATIONS "Cancel", .call = answer_garbage },
-	{ .path = MIGRATIONS "GetReport", .call = answer_twice },
-	{ .path = "/postcopy.v1.Host/Check", .call = hold },
+	{ .path = MIGRATIONS "Prepare", .role = GRPC_READER, .call = answer_migration },
+	{ .path = MIGRATIONS "Start", .role = GRPC_READER, .call = answer_migration },
+	{ .path = MIGRATIONS "SetLimits", .role = GRPC_READER, .call = answer_migration },
+	{ .path = MIGRATIONS "Recover", .role = GRPC_READER, .call = answer_migration },
+	{ .path = MIGRATIONS "Poison", .role = GRPC_READER, .call = answer_unavailable },
+	{ .path = MIGRATIONS "Get", .role = GRPC_READER, .call = answer_not_found },
+	{ .path = MIGRATIONS "List", .role = GRPC_READER, .call = answer_list },
+	{ .path = MIGRATIONS "ListMissing", .role = GRPC_READER, .call = answer_missing },
+	{ .path = MIGRATIONS "Watch", .role = GRPC_READER, .call = answer_watch },
+	{ .path = MIGRATIONS "Switchover", .role = GRPC_READER, .call = answer_nothing },
+	{ .path = MIGRATIONS "Cancel", .role = GRPC_READER, .call = answer_garbage },
+	{ .path = MIGRATIONS "GetReport", .role = GRPC_READER, .call = answer_twice },
+	{ .path = "/postcopy.v1.Host/Check", .role = GRPC_READER, .call = hold },
 	{ .path = NULL },
 };
 

@@ -104,10 +104,12 @@ static void chat_call(struct grpc_call *call, const uint8_t *request, size_t len
 		grpc_call_finish(call, NULL);
 }
 
-static void on_finished(void *arg, const char *path, enum grpc_code code, uint64_t duration_ns)
+static void on_finished(void *arg, const struct grpc_peer *peer, const char *path,
+                        enum grpc_code code, uint64_t duration_ns)
 {
 	struct world *w = arg;
 
+	assert_true(peer->local);
 	assert_true(duration_ns < DEADLINE_NS);
 	w->n_finished++;
 	w->finished_code = code;
@@ -115,10 +117,10 @@ static void on_finished(void *arg, const char *path, enum grpc_code code, uint64
 }
 
 static const struct grpc_method methods[] = {
-	{ PATH_ECHO, echo_call, false },
-	{ PATH_HOLD, hold_call, false },
-	{ PATH_CHAT, chat_call, true },
-	{ NULL, NULL, false },
+	{ PATH_ECHO, GRPC_READER, echo_call, false },
+	{ PATH_HOLD, GRPC_READER, hold_call, false },
+	{ PATH_CHAT, GRPC_READER, chat_call, true },
+	{ .path = NULL },
 };
 
 static int on_client_header(nghttp2_session *h2, const nghttp2_frame *frame, const uint8_t *name,
@@ -205,7 +207,9 @@ static void client_close(struct world *w)
 
 static void world_start(struct world *w)
 {
-	const struct grpc_server_config config = { methods, w, on_finished };
+	const struct grpc_server_config config = { .methods = methods,
+		                                   .arg = w,
+		                                   .finished = on_finished };
 	struct grpc_listen_unix listen = { .fd = -1 };
 	struct error err = ERROR_INIT;
 

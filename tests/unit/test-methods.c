@@ -59,12 +59,20 @@ int grpc_call_send(struct grpc_call *call, const void *message, size_t len)
 	return 0;
 }
 
-static struct grpc_peer caller = { .local = true, .name = "uid 0" };
+static struct grpc_peer caller = { .local = true, .role = GRPC_OPERATOR, .name = "uid 0" };
 
 const struct grpc_peer *grpc_call_peer(const struct grpc_call *call)
 {
 	(void)call;
 	return &caller;
+}
+
+static const struct grpc_method *called;
+
+const struct grpc_method *grpc_call_method(const struct grpc_call *call)
+{
+	(void)call;
+	return called;
 }
 
 size_t grpc_call_queued(const struct grpc_call *call)
@@ -156,6 +164,7 @@ static void call_bytes(struct fixture *f, struct grpc_call *call, const char *pa
 {
 	for (const struct grpc_method *m = f->rpc.methods; m->path; m++)
 		if (!strcmp(m->path, path)) {
+			called = m;
 			m->call(call, bytes, len, &f->rpc);
 			return;
 		}
@@ -564,6 +573,7 @@ static void test_random_requests_end_somehow(void **state)
 		if (strstr(m->path, "Host/Check"))
 			continue;
 		call_clear(&f->call);
+		called = m;
 		m->call(&f->call, bytes, len, &f->rpc);
 		if (!f->call.finished && f->call.gone)
 			f->call.gone(&f->call, f->call.arg);
@@ -1142,6 +1152,114 @@ static void test_a_status_is_text_whatever_was_said(void **state)
 	assert_true(status.details_len > 0);
 }
 
+/* What a reader may call. Everything else changes something, and takes an operator. */
+static bool only_looks(const char *path)
+{
+	static const char *const paths[] = {
+		"/postcopy.v1.Host/Check", "/postcopy.v1.Host/GetInfo", MIGRATIONS "Get",
+		MIGRATIONS "GetReport",    MIGRATIONS "List",           MIGRATIONS "ListMissing",
+		MIGRATIONS "Watch",
+	};
+
+	for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
+		if (!strcmp(path, paths[i]))
+			return true;
+	return !strncmp(path, "/grpc.health.", 13) || !strncmp(path, "/grpc.reflection.", 17);
+}
+
+static const struct grpc_method *find_method(const struct fixture *f, const char *path)
+{
+	for (const struct grpc_method *m = f->rpc.methods; m->path; m++)
+		if (!strcmp(m->path, path))
+			return m;
+	return NULL;
+}
+
+/*
+ * Any client that might look could also poison a guest. A method that is added to a .proto file
+ * and to no table, or whose row has no role, is found here.
+ */
+static void test_each_method_of_the_proto_files_has_a_role(void **state)
+{
+	struct fixture *f = *state;
+	const Google__Protobuf__FileDescriptorSet *set = f->rpc.descriptors.set;
+	size_t n = 0, rows = 0;
+
+	for (size_t i = 0; i < set->n_file; i++)
+		for (size_t j = 0; j < set->file[i]->n_service; j++) {
+			const Google__Protobuf__ServiceDescriptorProto *s =
+			        set->file[i]->service[j];
+
+			for (size_t k = 0; k < s->n_method; k++, n++) {
+				const struct grpc_method *m;
+				char path[160];
+
+				snprintf(path, sizeof path, "/%s.%s/%s", set->file[i]->package,
+				         s->name, s->method[k]->name);
+				m = find_method(f, path);
+				if (!m)
+					fail_msg("%s is in no table", path);
+				if (m->role != (only_looks(path) ? GRPC_READER : GRPC_OPERATOR))
+					fail_msg("%s takes a %s", path, grpc_role_name(m->role));
+			}
+		}
+	while (f->rpc.methods[rows].path)
+		rows++;
+	assert_int_equal(n, rows);
+}
+
+static void test_who_is_denied_is_told_what_it_takes(void **state)
+{
+	static const uint8_t request[] = { 0x0a, 3, 'v', 'm', '1' };
+	struct fixture *f = *state;
+
+	called = find_method(f, MIGRATIONS "Poison");
+	caller.role = GRPC_READER;
+	rpc_denied(&f->call, request, sizeof request, &f->rpc);
+	caller.role = GRPC_OPERATOR;
+	check_refusal(&f->call, GRPC_PERMISSION_DENIED, "PERMISSION", "uid 0");
+	assert_non_null(strstr(f->call.status.message, "postcopy.v1.Migrations/Poison"));
+	assert_non_null(strstr(f->call.status.message, "control-group"));
+}
+
+/* The audit trail reads the id of requests that are refused, too. */
+static void test_a_string_is_read_from_any_bytes(void **state)
+{
+	static const struct {
+		const char *bytes;
+		size_t len;
+		const char *id; /* NULL: none */
+	} cases[] = {
+		{ "\x0a\x03vm1", 5, "vm1" },
+		{ "\x10\x01\x0a\x03vm1\x1d\0\0\0\0", 12, "vm1" },
+		{ "\x0a\x01"
+		  "a\x0a\x01"
+		  "b",
+		  6, "b" },
+		{ "\x0a\x00", 2, "" },
+		{ "", 0, NULL },
+		{ "\x0a\x09vm1", 5, NULL },
+		{ "\x0a\x03v\0"
+		  "1",
+		  5, NULL },
+		{ "\x0a\x08"
+		  "12345678",
+		  10, NULL },
+		{ "\x0b\x0a\x03vm1", 6, NULL },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		char id[8];
+		int rc = message_string((const uint8_t *)cases[i].bytes, cases[i].len, 1, id,
+		                        sizeof id);
+
+		assert_int_equal(rc, cases[i].id ? 0 : -ENOENT);
+		if (cases[i].id)
+			assert_string_equal(id, cases[i].id);
+	}
+}
+
 #define METHODS_TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -1157,6 +1275,9 @@ int main(void)
 		METHODS_TEST(test_text_that_is_none_is_refused),
 		METHODS_TEST(test_garbage_is_refused_by_each_method),
 		METHODS_TEST(test_random_requests_end_somehow),
+		METHODS_TEST(test_each_method_of_the_proto_files_has_a_role),
+		METHODS_TEST(test_who_is_denied_is_told_what_it_takes),
+		cmocka_unit_test(test_a_string_is_read_from_any_bytes),
 		METHODS_TEST(test_nothing_starts_before_a_vmm_is_attached),
 		METHODS_TEST(test_cancel_ends_it_and_again_changes_nothing),
 		METHODS_TEST(test_limits_change_what_they_name),

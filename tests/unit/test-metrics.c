@@ -183,7 +183,7 @@ static void test_what_no_hook_gives_is_left_out_or_the_daemons(void **state)
 	assert_line(f, "\npostcopyd_build_info{version=\"1.2.3\"} 1\n");
 	assert_line(f, "\npostcopyd_guest_stall_seconds_count{source=\"daemon\"} 0\n");
 	assert_no_line(f, "certificate_expiry");
-	metrics_count_rpc(NULL, "/x", "OK");
+	metrics_count_call(NULL, "/x", "reader", "OK");
 }
 
 static void read_stall(void *arg, struct metrics_stall *ret)
@@ -244,19 +244,21 @@ static void test_calls_are_counted_by_method_and_code(void **state)
 
 	start(f);
 	for (int i = 0; i < 3; i++)
-		metrics_count_rpc(f->metrics, "/a.B/C", i ? "OK" : "NOT_FOUND");
+		metrics_count_call(f->metrics, "/a.B/C", "operator", i ? "OK" : "NOT_FOUND");
 	scrape(f);
-	assert_line(f, "\npostcopyd_rpc_requests_total{method=\"/a.B/C\",code=\"OK\"} 2\n");
-	assert_line(f, "\npostcopyd_rpc_requests_total{method=\"/a.B/C\",code=\"NOT_FOUND\"} 1\n");
+	assert_line(f, "\npostcopyd_control_calls_total{method=\"/a.B/"
+	               "C\",role=\"operator\",code=\"OK\"} 2\n");
+	assert_line(f, "\npostcopyd_control_calls_total{method=\"/a.B/"
+	               "C\",role=\"operator\",code=\"NOT_FOUND\"} 1\n");
 	assert_no_line(f, "\"other\"");
 	for (int i = 0; i < 1000; i++) {
 		snprintf(names[i], sizeof names[i], "/a.B/M%d", i);
-		metrics_count_rpc(f->metrics, names[i], "OK");
+		metrics_count_call(f->metrics, names[i], "reader", "OK");
 	}
 	scrape(f);
-	assert_line(f, "{method=\"/a.B/M509\",code=\"OK\"} 1\n");
+	assert_line(f, "{method=\"/a.B/M509\",role=\"reader\",code=\"OK\"} 1\n");
 	assert_no_line(f, "M510");
-	assert_line(f, "{method=\"other\",code=\"other\"} 490\n");
+	assert_line(f, "{method=\"other\",role=\"other\",code=\"other\"} 490\n");
 }
 
 static void remove_pki(const struct fixture *f)

@@ -45,7 +45,11 @@ static void closed(void *owner)
 	(void)owner;
 }
 
-static const struct vmm_server_ops ops = { attach, message, closed };
+static const struct vmm_server_ops ops = {
+	.attach = attach,
+	.message = message,
+	.closed = closed,
+};
 
 static int connect_to(const struct sockaddr_un *address)
 {
