@@ -48,9 +48,6 @@ void descriptor_name(int fd, char *buf, size_t size);
  */
 int descriptor_check_memory(int fd, enum postcopy_memory memory, uint32_t index, struct error *err);
 
-/* What only a userfaultfd tells of itself: the features it has. Return: false where it is none. */
-bool descriptor_uffd_features(int fd, uint64_t *ret);
-
 /* The same for a userfaultfd. */
 int descriptor_check_userfaultfd(int fd, struct error *err);
 

@@ -24,6 +24,9 @@ SOURCE, DESTINATION = 1, 2
 MEMFD, HUGETLB, GUEST_MEMFD, ANONYMOUS = 1, 2, 3, 4
 NO_FD = 0xFFFFFFFF
 PRIVATE = 1  # a region's flag
+WITH_PIDFD, AGAIN = 1, 2  # ATTACH's flags
+# What ATTACHED says of one that has attached again.
+STANDS_RUNNING, STANDS_PAUSED, STANDS_WAITING, STANDS_LOADED, STANDS_RESUMED = range(1, 6)
 PACKET_MAX = 8192
 
 SYS_USERFAULTFD = 323
@@ -69,10 +72,11 @@ def packet(kind, payload=b"", version=1, length=None):
     return struct.pack("<HHI", kind, version, len(payload) if length is None else length) + payload
 
 
-def attach(role, migration_id, regions, uffd_features=0):
+def attach(role, migration_id, regions, uffd_features=0, flags=0):
     name = migration_id.encode()
     return packet(ATTACH, struct.pack("<IIQI", role, len(regions), uffd_features, len(name)) +
-                  name + b"".join(region.encode() for region in regions))
+                  name + b"".join(region.encode() for region in regions) +
+                  (struct.pack("<I", flags) if flags else b""))
 
 
 def paused(vmstate_len, pause_ns=1000):

@@ -156,7 +156,7 @@ def test_descriptor_that_is_no_guest_memory_is_refused(host, daemon, what):
 
 
 @pytest.mark.parametrize("count, named", [(0, "descriptor"), (2, "descriptor 1"),
-                                          (64, "descriptor 1"), (66, "descriptors"),
+                                          (64, "descriptor 1"), (67, "descriptors"),
                                           (200, "descriptors")])
 def test_wrong_number_of_descriptors_is_refused(daemon, guest_fd, count, named):
     code, text = refused(daemon, pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(SIZE)]),
@@ -176,8 +176,9 @@ BAD_PACKETS = {
     "truncated with a length that fits": (
         pyvmm.packet(pyvmm.ATTACH, good_attach()[8:40]), "ends within"),
     "longer than it says": (good_attach() + b"x", "payload"),
-    "with bytes after the table": (pyvmm.packet(pyvmm.ATTACH, good_attach()[8:] + b"x"),
+    "with bytes after the table": (pyvmm.packet(pyvmm.ATTACH, good_attach()[8:] + bytes(5)),
                                    "followed by"),
+    "cut within its flags": (pyvmm.packet(pyvmm.ATTACH, good_attach()[8:] + b"x"), "cut short"),
     "oversized": (pyvmm.packet(pyvmm.ATTACH, bytes(9000)), "8192"),
     "of another version": (pyvmm.packet(pyvmm.ATTACH, good_attach()[8:], version=2), "version 2"),
     "of an unknown type": (pyvmm.packet(99), "type 99"),
