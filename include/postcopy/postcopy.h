@@ -75,6 +75,28 @@
  * anything else (POSTCOPY_EVENT_ATTRIBUTES). No host can read such memory, so a
  * migration of it is then refused, with the guest still running on the source.
  *
+ * Adapters
+ * --------
+ * A process that speaks for a VMM which knows nothing of this library gives the VMM's pidfd (of its
+ * user, or as root). Addresses are the VMM's then, descriptors the adapter's own copies. Two things
+ * differ:
+ *
+ *   - The end of the connection is not the VMM's: the adapter has detached, the guest and the
+ *     migration go on. It attaches again by id and pidfd (postcopy_*_attach_again()), hears where
+ *     it stands, and then, as events, what waits for its answer or how it has ended. So an adapter
+ *     may be killed at any point, if it says postcopy_destination_loaded() before it lets any vCPU
+ *     run, and asks its VMM what had been done already. What somebody stands still for waits for it
+ *     for so long only (attach-timeout of the daemon, 10 s): PAUSE, then the source's migration
+ *     fails and its guest runs on; VMSTATE, then the destination's does. Who wants no more of it
+ *     cancels the migration. The VMM's end is seen by its pidfd, and told (POSTCOPY_EVENT_FAILED).
+ *   - On the destination the userfaultfd is made in the VMM's process, by the VMM or by a system
+ * call that was put into it, and stays open there. postcopy_destination_register() asks it for its
+ *     features, if nobody has, and registers the regions; then the caller empties them
+ *     (files are also emptied by postcopy_destination_attach_registered()); then that hands them
+ *     over. Nothing may touch them in between. MADV_DONTFORK and MADV_NOHUGEPAGE are for the VMM to
+ *     set: on a tmpfs of huge pages, or where khugepaged makes them, a page that has not come would
+ *     be read as zeroes.
+ *
  * Threads: a `struct postcopy` may be used by one thread at a time, and so may a `struct
  * postcopy_channel`; different ones are independent, also a channel of what it was opened
  * on. No call runs callbacks or starts threads.
@@ -94,8 +116,9 @@ extern "C" {
 
 #define POSTCOPY_API __attribute__((visibility("default")))
 
-#define POSTCOPY_REGIONS_MAX 64 /* regions of one guest */
-#define POSTCOPY_ID_MAX 64      /* bytes of a migration id, without its NUL */
+#define POSTCOPY_REGIONS_MAX 64      /* regions of one guest */
+#define POSTCOPY_ID_MAX 64           /* bytes of a migration id, without its NUL */
+#define POSTCOPY_REGION_NAME_MAX 255 /* bytes of a region's name, without its NUL */
 #define POSTCOPY_DEFAULT_SOCKET "/run/postcopyd/vmm.sock"
 #define POSTCOPY_FETCH_MAX (2u << 20) /* bytes that one fetch may ask for */
 #define POSTCOPY_ASKS_MAX 64          /* requests of one channel that wait for their answer */
@@ -137,6 +160,12 @@ struct postcopy_region {
 	void *host_addr;          /**< where it is mapped in this process, aligned to page_size */
 	int fd;             /**< the memory's descriptor; -1 for anonymous memory. Borrowed. */
 	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size; regions may not overlap */
+	/**
+	 * What the VMM calls it (a RAM block, say): printable ASCII, unique; borrowed for the call.
+	 * All regions of a guest have one, or none has (NULL). Where both sides have, regions are
+	 * matched by name, in whatever order they are given.
+	 */
+	const char *name;
 };
 
 enum postcopy_event_type {
@@ -191,6 +220,73 @@ POSTCOPY_API int postcopy_destination_attach(const char *socket_path, const char
                                              const struct postcopy_region *regions,
                                              size_t n_regions, struct postcopy **ret,
                                              struct postcopy_error *err);
+
+/**
+ * postcopy_source_attach_for() - the same by an adapter
+ * @pidfd: of the VMM (pidfd_open(2)); borrowed; -1: this process is it
+ * @regions: host_addr is in the VMM; fd is this process's copy
+ *
+ * Of anonymous memory, and where pages may be poisoned, this process must be allowed to read the
+ * VMM's /proc/PID/mem.
+ *
+ * Return: as above. Also -EPERM where the VMM is another user's, -ESRCH where it has ended.
+ */
+POSTCOPY_API int postcopy_source_attach_for(const char *socket_path, const char *migration_id,
+                                            int pidfd, const struct postcopy_region *regions,
+                                            size_t n_regions, struct postcopy **ret,
+                                            struct postcopy_error *err);
+
+/**
+ * postcopy_destination_register() - the first of two phases: trap absent pages
+ * @pidfd: of the VMM; borrowed; -1: this process is it
+ * @uffd: made in the VMM's process; borrowed; -1, where this process is the VMM: made here
+ * @regions: copied; their descriptors must stay open until the second phase
+ * @ret: for postcopy_destination_attach_registered(), or postcopy_detach()
+ *
+ * Return: as postcopy_destination_attach(), but for what the daemon says.
+ */
+POSTCOPY_API int postcopy_destination_register(int pidfd, int uffd,
+                                               const struct postcopy_region *regions,
+                                               size_t n_regions, struct postcopy **ret,
+                                               struct postcopy_error *err);
+
+/**
+ * postcopy_destination_attach_registered() - the second: hand over empty memory
+ *
+ * Files are emptied here once more. After a failure it may be called again.
+ */
+POSTCOPY_API int postcopy_destination_attach_registered(struct postcopy *p, const char *socket_path,
+                                                        const char *migration_id,
+                                                        struct postcopy_error *err);
+
+/** Where a migration stands when its adapter attaches again. */
+enum postcopy_standing {
+	POSTCOPY_STANDS_RUNNING = 1, /**< source: no vmstate was taken; PAUSE may come (again) */
+	POSTCOPY_STANDS_PAUSED,      /**< source: the vmstate was taken */
+	POSTCOPY_STANDS_WAITING, /**< destination: not said to be loaded; VMSTATE comes (again) */
+	POSTCOPY_STANDS_LOADED,  /**< destination: the vCPUs may run: see that they do, say so */
+	POSTCOPY_STANDS_RESUMED, /**< destination: said to run */
+};
+
+/**
+ * postcopy_source_attach_again(), postcopy_destination_attach_again() - an adapter comes back
+ * @pidfd: of the same process that was attached
+ * @ret_standing: what the daemon has heard; NULL is allowed
+ *
+ * Also where the migration has ended meanwhile: its last event comes again.
+ *
+ * Return: as an attach; -ENOENT where that process has not attached by that id; -EBUSY where an
+ * adapter is attached; -EAGAIN where the daemon was started just now: try again.
+ */
+POSTCOPY_API int postcopy_source_attach_again(const char *socket_path, const char *migration_id,
+                                              int pidfd, struct postcopy **ret,
+                                              enum postcopy_standing *ret_standing,
+                                              struct postcopy_error *err);
+POSTCOPY_API int postcopy_destination_attach_again(const char *socket_path,
+                                                   const char *migration_id, int pidfd,
+                                                   struct postcopy **ret,
+                                                   enum postcopy_standing *ret_standing,
+                                                   struct postcopy_error *err);
 
 /** A descriptor that polls readable when postcopy_next_event() has one. Owned by @p. */
 POSTCOPY_API int postcopy_fd(const struct postcopy *p);
@@ -312,7 +408,8 @@ POSTCOPY_API struct postcopy_channel *postcopy_channel_close(struct postcopy_cha
  * postcopy_detach() - give the attachment back
  *
  * On the destination before POSTCOPY_EVENT_COMPLETE this gives up the guest: its
- * missing pages would read as zeroes. NULL is allowed.
+ * missing pages would read as zeroes. Where an adapter has attached it gives up nothing: the
+ * migration goes on, and the adapter may attach again. NULL is allowed.
  *
  * Return: NULL
  */

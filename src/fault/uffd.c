@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "mem/descriptor.h"
+#include "util/fdinfo.h"
 #include "util/kernel_abi.h"
 
 #define EVENTS_NEEDED                                                                              \
@@ -23,7 +24,7 @@ static int read_kind(int fd, uint64_t *ret_features, struct error *err)
 	if (rc)
 		return rc;
 	uffd_set_nonblocking(fd);
-	return descriptor_uffd_features(fd, ret_features)
+	return fdinfo_uffd_features(fd, ret_features)
 	               ? 0
 	               : error_set(err, -EINVAL, "the userfaultfd does not tell its features");
 }

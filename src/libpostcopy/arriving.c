@@ -9,9 +9,11 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct arriving *list;
 
-static struct arriving_range range_of(const struct postcopy_region *r)
+static struct arriving_range range_of(const struct postcopy_region *r, pid_t pid)
 {
-	struct arriving_range range = { .host_addr = (uintptr_t)r->host_addr, .size = r->size };
+	struct arriving_range range = { .pid = pid,
+		                        .host_addr = (uintptr_t)r->host_addr,
+		                        .size = r->size };
 	struct stat st;
 
 	if (r->fd >= 0 && !fstat(r->fd, &st)) {
@@ -30,19 +32,19 @@ static bool overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
 /* By address, or by file wherever it is mapped. */
 static bool same_memory(const struct arriving_range *a, const struct arriving_range *b)
 {
-	return overlap(a->host_addr, a->size, b->host_addr, b->size) ||
+	return (a->pid == b->pid && overlap(a->host_addr, a->size, b->host_addr, b->size)) ||
 	       (a->ino && a->ino == b->ino && a->dev == b->dev &&
 	        overlap(a->offset, a->size, b->offset, b->size));
 }
 
 void arriving_add(struct arriving *a, const char *id, const struct postcopy_region *regions,
-                  size_t n_regions)
+                  size_t n_regions, pid_t pid)
 {
 	snprintf(a->id, sizeof a->id, "%s", id);
 	a->n = 0;
 	for (size_t i = 0; i < n_regions; i++)
 		if (!(regions[i].flags & POSTCOPY_REGION_PRIVATE))
-			a->ranges[a->n++] = range_of(&regions[i]);
+			a->ranges[a->n++] = range_of(&regions[i], pid);
 	pthread_mutex_lock(&lock);
 	a->next = list;
 	list = a;
@@ -71,13 +73,14 @@ static const struct arriving *find(const struct arriving_range *range)
 	return NULL;
 }
 
-int arriving_check(const struct postcopy_region *regions, size_t n_regions, struct error *err)
+int arriving_check(const struct postcopy_region *regions, size_t n_regions, pid_t pid,
+                   struct error *err)
 {
 	int rc = 0;
 
 	pthread_mutex_lock(&lock);
 	for (size_t i = 0; i < n_regions && !rc; i++) {
-		struct arriving_range range = range_of(&regions[i]);
+		struct arriving_range range = range_of(&regions[i], pid);
 		const struct arriving *a = find(&range);
 
 		if (a)

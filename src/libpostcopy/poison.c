@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -18,11 +19,26 @@
 
 struct finder {
 	int pagemap;
-	int mem; /* /proc/self/mem */
+	int mem; /* /proc/PID/mem, from when it is needed on */
+	pid_t pid;
 	uint8_t *records;
 	size_t n;
 	struct poison_record last; /* len 0: none; not in @records yet */
 };
+
+/* Return: the descriptor or -errno. */
+static int open_of(pid_t pid, const char *what)
+{
+	char path[64];
+	int fd;
+
+	if (pid)
+		snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, what);
+	else
+		snprintf(path, sizeof path, "/proc/self/%s", what);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
 
 /* Whether a page can't be read, asked without touching it ourselves. */
 static bool is_unreadable(const struct finder *f, uint64_t addr)
@@ -73,6 +89,13 @@ static int look_at(struct finder *f, const struct postcopy_region *r, uint32_t i
 	uint64_t base = (uintptr_t)r->host_addr;
 	int rc = 0;
 
+	/* Who may look at another process's page table may not always read its memory (Yama). */
+	if (f->mem < 0)
+		f->mem = open_of(f->pid, "mem");
+	if (f->mem < 0)
+		return error_errno(err, f->mem,
+		                   "can't open the VMM's /proc/PID/mem, to see what is poisoned");
+
 	for (uint64_t at = found->start; at < found->end && !rc; at += r->page_size)
 		if (is_unreadable(f, at))
 			rc = add_page(f, index, at - base, r->page_size, err);
@@ -116,12 +139,11 @@ static int find(struct finder *f, const struct postcopy_region *regions, size_t 
 {
 	int rc = 0;
 
-	f->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	f->mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
-	if (f->pagemap < 0 || f->mem < 0)
+	f->pagemap = open_of(f->pid, "pagemap");
+	if (f->pagemap < 0)
 		return error_errno(
-		        err, -errno,
-		        "can't open /proc/self/pagemap and mem, to see what is poisoned");
+		        err, f->pagemap,
+		        "can't open the VMM's /proc/PID/pagemap, to see what is poisoned");
 	for (size_t i = 0; i < n_regions && !rc; i++) {
 		/* Neither is read by a descriptor of the memory. */
 		if (regions[i].memory == POSTCOPY_MEMORY_ANONYMOUS ||
@@ -132,10 +154,10 @@ static int find(struct finder *f, const struct postcopy_region *regions, size_t 
 	return rc ? rc : flush_last(f, err);
 }
 
-int poison_find(const struct postcopy_region *regions, size_t n_regions, int *ret_fd,
+int poison_find(const struct postcopy_region *regions, size_t n_regions, pid_t pid, int *ret_fd,
                 struct error *err)
 {
-	struct finder f = { .pagemap = -1, .mem = -1 };
+	struct finder f = { .pagemap = -1, .mem = -1, .pid = pid };
 	int fd = -1, rc = find(&f, regions, n_regions, err);
 
 	if (!rc && f.n)

@@ -10,34 +10,13 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/time.h>
-#include <sys/un.h>
 
-#include "libpostcopy/arriving.h"
+#include "libpostcopy/attachment.h"
 #include "libpostcopy/internal.h"
-#include "libpostcopy/poison.h"
-#include "libpostcopy/table.h"
-#include "libpostcopy/uffd.h"
-#include "libpostcopy/vmm_wire.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 
-#define TIMEOUT_S 10 /* for the daemon to accept, answer an attach, or take a message */
 #define VMSTATE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL)
-
-/* Where an attachment stands. What may come or be said next depends on it. */
-enum state {
-	STATE_RUNNING,  /* source: the guest runs here */
-	STATE_STOPPING, /* source: asked to pause, has not answered */
-	STATE_PAUSED,   /* source: handed over; runs on only if told so */
-	STATE_WAITING,  /* destination: for the vmstate */
-	STATE_LOADING,  /* destination: has the vmstate, has not answered */
-	STATE_LOADED,   /* destination: has said so; the vCPUs may run */
-	STATE_RESUMED,  /* destination: the guest runs here */
-	STATE_COMPLETE, /* both: nothing more comes */
-	STATE_FAILED,
-	STATE_COUNT,
-};
 
 static const char *const state_names[STATE_COUNT] = {
 	[STATE_RUNNING] = "running", [STATE_STOPPING] = "asked to pause",
@@ -49,9 +28,9 @@ static const char *const state_names[STATE_COUNT] = {
 
 /* What the daemon may say in which state, and what it leads to. All else is -EPROTO. */
 static const struct transition {
-	enum state from;
+	enum attachment_state from;
 	enum vmm_wire_type type;
-	enum state to;
+	enum attachment_state to;
 	enum postcopy_event_type event;
 } transitions[] = {
 	{ STATE_RUNNING, VMM_WIRE_PAUSE, STATE_STOPPING, POSTCOPY_EVENT_PAUSE },
@@ -75,27 +54,6 @@ static const struct transition {
 	{ STATE_FAILED, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
 };
 
-struct postcopy {
-	int sock;
-	enum vmm_wire_role role;
-	enum state state;
-	uint64_t pause_asked_ns;
-	/* What was said last, to say it again: source, destination. */
-	int vmstate_fd;
-	int poison_fd; /* what is poisoned here; -1: nothing */
-	uint64_t vmstate_len, pause_ns;
-	char load_error[ERROR_TEXT_MAX];
-	/* destination: our own copy. Were the daemon's the last one, its death would let
-	   absent pages read as zeroes. */
-	int uffd;
-	struct arriving arriving;
-	size_t n_registered;
-	struct {
-		void *addr;
-		uint64_t size;
-	} registered[POSTCOPY_REGIONS_MAX];
-};
-
 int report_error(struct postcopy_error *to, int rc, const struct error *from)
 {
 	if (to && rc) {
@@ -110,34 +68,8 @@ static int daemon_gone(struct error *err)
 	return error_set(err, -EPIPE, "postcopyd has closed the connection");
 }
 
-static int connect_daemon(const char *path, int *ret_sock, struct error *err)
-{
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	struct timeval timeout = { .tv_sec = TIMEOUT_S };
-	_cleanup_close_ int sock = -1;
-
-	if (!path)
-		path = POSTCOPY_DEFAULT_SOCKET;
-	if (!*path || strlen(path) >= sizeof addr.sun_path)
-		return error_set(err, -EINVAL, "socket path \"%s\": give 1 to %zu bytes", path,
-		                 sizeof addr.sun_path - 1);
-	memcpy(addr.sun_path, path, strlen(path) + 1);
-	sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (sock < 0)
-		return error_errno(err, -errno, "can't create a socket");
-	if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout))
-		return error_errno(err, -errno, "can't set the send timeout");
-	if (connect(sock, (struct sockaddr *)&addr, sizeof addr)) {
-		int rc = errno == EAGAIN ? -ETIMEDOUT : -errno;
-
-		return error_errno(err, rc, "can't connect to %s; is postcopyd running?", path);
-	}
-	*ret_sock = steal_fd(&sock);
-	return 0;
-}
-
-static int send_message(struct postcopy *p, const struct vmm_wire_msg *msg, const int *fds,
-                        size_t n_fds, struct error *err)
+int send_message(struct postcopy *p, const struct vmm_wire_msg *msg, const int *fds, size_t n_fds,
+                 struct error *err)
 {
 	int rc = vmm_wire_send(p->sock, msg, fds, n_fds);
 
@@ -171,15 +103,8 @@ int wait_readable(int sock, uint64_t deadline_ns)
 	}
 }
 
-/*
- * receive() - a message from the daemon, and its descriptor where the type has one
- *
- * The daemon's types carry one descriptor at most: the codec has checked that.
- *
- * Return: 0, -ETIMEDOUT without @err, -EPIPE, -EPROTO or what recvmsg() gave
- */
-static int receive(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg, int *ret_fd,
-                   struct error *err)
+int receive_message(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg, int *ret_fd,
+                    struct error *err)
 {
 	int fds[VMM_WIRE_FDS_MAX];
 	size_t n_fds = 0;
@@ -209,190 +134,6 @@ static int receive(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg
 	return 0;
 }
 
-static void fill_region(const struct postcopy_region *r, struct vmm_wire_region *w)
-{
-	*w = (struct vmm_wire_region){
-		.memory = r->memory,
-		.flags = r->flags,
-		.guest_phys_addr = r->guest_phys_addr,
-		.size = r->size,
-		.page_size = r->page_size,
-		.host_addr = (uintptr_t)r->host_addr,
-		.fd_offset = r->fd_offset,
-		.fd_index = VMM_WIRE_NO_FD,
-	};
-}
-
-/* One place in the packet for each descriptor, however many regions lie in it. */
-static uint32_t fd_place(int fd, int *fds, size_t *n_fds, size_t first)
-{
-	for (size_t i = first; i < *n_fds; i++)
-		if (fds[i] == fd)
-			return (uint32_t)i;
-	fds[*n_fds] = fd;
-	return (uint32_t)(*n_fds)++;
-}
-
-/* On the source the daemon reads private memory through our /proc/self/mem. */
-static int open_own_memory(int *fd, struct error *err)
-{
-	if (*fd >= 0)
-		return 0;
-	*fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
-	if (*fd < 0)
-		return error_errno(err, -errno,
-		                   "can't open /proc/self/mem, by which postcopyd reads anonymous "
-		                   "memory; use memfd memory instead");
-	return 0;
-}
-
-static int send_attach(struct postcopy *p, struct vmm_wire_msg *msg,
-                       const struct postcopy_region *regions, size_t n_regions, struct error *err)
-{
-	_cleanup_close_ int own_memory = -1;
-	int fds[VMM_WIRE_FDS_MAX];
-	size_t n_fds = 0, first;
-
-	if (p->role == VMM_WIRE_DESTINATION)
-		fds[n_fds++] = p->uffd;
-	first = n_fds;
-	for (size_t i = 0; i < n_regions; i++) {
-		struct vmm_wire_region *w = &msg->regions[i];
-		int fd = regions[i].fd;
-
-		if (regions[i].memory == POSTCOPY_MEMORY_ANONYMOUS) {
-			int rc;
-
-			if (p->role == VMM_WIRE_DESTINATION)
-				continue;
-			rc = open_own_memory(&own_memory, err);
-			if (rc)
-				return rc;
-			fd = own_memory;
-			w->fd_offset = w->host_addr;
-		}
-		w->fd_index = fd_place(fd, fds, &n_fds, first);
-	}
-	return send_message(p, msg, fds, n_fds, err);
-}
-
-static int await_attached(struct postcopy *p, const char *id, struct error *err)
-{
-	struct vmm_wire_msg msg;
-	_cleanup_close_ int fd = -1;
-	int rc = receive(p, clock_now_ns() + TIMEOUT_S * NSEC_PER_SEC, &msg, &fd, err);
-
-	if (rc == -ETIMEDOUT)
-		return error_set(err, rc,
-		                 "postcopyd has not answered the attach of \"%s\" for %d s", id,
-		                 TIMEOUT_S);
-	if (rc)
-		return rc;
-	if (msg.type == VMM_WIRE_ERROR)
-		return error_set(err, -(int)msg.code, "postcopyd refuses to attach \"%s\": %s", id,
-		                 msg.text);
-	if (msg.type != VMM_WIRE_ATTACHED)
-		return error_set(err, -EPROTO, "postcopyd answers the attach with message type %d",
-		                 (int)msg.type);
-	return 0;
-}
-
-static int register_regions(struct postcopy *p, struct vmm_wire_msg *msg,
-                            const struct postcopy_region *regions, struct error *err)
-{
-	int rc = uffd_open(&p->uffd, &msg->uffd_features, err);
-
-	for (uint32_t i = 0; !rc && i < msg->n_regions; i++) {
-		/* It is not migrated; its mapping, if it has one, is no way to it. */
-		if (regions[i].flags & POSTCOPY_REGION_PRIVATE)
-			continue;
-		rc = uffd_register(p->uffd, &regions[i], i, &msg->regions[i].uffd_mode, err);
-		if (rc)
-			break;
-		p->registered[p->n_registered].addr = regions[i].host_addr;
-		p->registered[p->n_registered++].size = regions[i].size;
-	}
-	return rc;
-}
-
-static void postcopy_freep(struct postcopy **p)
-{
-	postcopy_detach(*p);
-}
-
-static int attach(enum vmm_wire_role role, const char *path, const char *id,
-                  const struct postcopy_region *regions, size_t n_regions, struct postcopy **ret,
-                  struct error *err)
-{
-	_cleanup_(postcopy_freep) struct postcopy *p = NULL;
-	struct vmm_wire_msg msg = { .type = VMM_WIRE_ATTACH, .role = role };
-	int rc;
-
-	if (!id)
-		return error_set(err, -EINVAL, "migration_id is NULL");
-	rc = vmm_wire_id_check(id, err);
-	if (!rc)
-		rc = table_check(regions, n_regions, err);
-	/* Also as a destination: what is arriving would be discarded. */
-	if (!rc)
-		rc = arriving_check(regions, n_regions, err);
-	if (rc)
-		return rc;
-	memcpy(msg.id, id, strlen(id));
-	msg.n_regions = (uint32_t)n_regions;
-	for (size_t i = 0; i < n_regions; i++)
-		fill_region(&regions[i], &msg.regions[i]);
-
-	p = calloc(1, sizeof *p);
-	if (!p)
-		return error_set(err, -ENOMEM, "out of memory");
-	p->role = role;
-	p->state = role == VMM_WIRE_SOURCE ? STATE_RUNNING : STATE_WAITING;
-	p->sock = p->uffd = p->vmstate_fd = p->poison_fd = -1;
-	rc = connect_daemon(path, &p->sock, err);
-	if (!rc && role == VMM_WIRE_DESTINATION)
-		rc = register_regions(p, &msg, regions, err);
-	if (!rc)
-		rc = send_attach(p, &msg, regions, n_regions, err);
-	/* Where it has turned us away it has said why before it closed. */
-	if (!rc || rc == -EPIPE)
-		rc = await_attached(p, id, err);
-	/* Not when it pauses: that is downtime. What poisons pages is a migration to here, and that
-	 * was over before this one could begin. */
-	if (!rc && role == VMM_WIRE_SOURCE)
-		rc = poison_find(regions, n_regions, &p->poison_fd, err);
-	if (rc)
-		return rc;
-	if (role == VMM_WIRE_DESTINATION)
-		arriving_add(&p->arriving, id, regions, n_regions);
-	*ret = steal_ptr(&p);
-	return 0;
-}
-
-int postcopy_source_attach(const char *socket_path, const char *migration_id,
-                           const struct postcopy_region *regions, size_t n_regions,
-                           struct postcopy **ret, struct postcopy_error *err)
-{
-	struct error e = ERROR_INIT;
-
-	return report_error(
-	        err,
-	        attach(VMM_WIRE_SOURCE, socket_path, migration_id, regions, n_regions, ret, &e),
-	        &e);
-}
-
-int postcopy_destination_attach(const char *socket_path, const char *migration_id,
-                                const struct postcopy_region *regions, size_t n_regions,
-                                struct postcopy **ret, struct postcopy_error *err)
-{
-	struct error e = ERROR_INIT;
-
-	return report_error(err,
-	                    attach(VMM_WIRE_DESTINATION, socket_path, migration_id, regions,
-	                           n_regions, ret, &e),
-	                    &e);
-}
-
 int postcopy_fd(const struct postcopy *p)
 {
 	return p->sock;
@@ -416,7 +157,7 @@ static int check_vmstate(int fd, uint64_t len, struct error *err)
 	return 0;
 }
 
-static const struct transition *find_transition(enum state from, enum vmm_wire_type type)
+static const struct transition *find_transition(enum attachment_state from, enum vmm_wire_type type)
 {
 	for (size_t i = 0; i < sizeof transitions / sizeof *transitions; i++)
 		if (transitions[i].from == from && transitions[i].type == type)
@@ -424,8 +165,8 @@ static const struct transition *find_transition(enum state from, enum vmm_wire_t
 	return NULL;
 }
 
-static void fill_event(const struct transition *t, const struct vmm_wire_msg *msg,
-                       struct postcopy_event *ret)
+static void fill_event(const struct postcopy *p, const struct transition *t,
+                       const struct vmm_wire_msg *msg, struct postcopy_event *ret)
 {
 	*ret = (struct postcopy_event){ .type = t->event,
 		                        .vmstate_fd = -1,
@@ -439,7 +180,7 @@ static void fill_event(const struct transition *t, const struct vmm_wire_msg *ms
 		return;
 	ret->n_regions = msg->n_regions;
 	for (uint32_t i = 0; i < msg->n_regions; i++)
-		ret->region_flags[i] = msg->regions[i].flags;
+		ret->region_flags[i < p->n_regions ? p->place[i] : i] = msg->regions[i].flags;
 }
 
 static int say_paused(struct postcopy *p, struct error *err)
@@ -492,7 +233,7 @@ static int say_nothing(struct postcopy *p, struct error *err)
  */
 static const struct repeated {
 	enum vmm_wire_type type;
-	enum state state;
+	enum attachment_state state;
 	int (*say)(struct postcopy *p, struct error *err);
 } repeated[] = {
 	{ VMM_WIRE_PAUSE, STATE_STOPPING, say_nothing },
@@ -505,7 +246,7 @@ static const struct repeated {
 	{ VMM_WIRE_COMPLETE, STATE_COMPLETE, say_nothing },
 };
 
-static const struct repeated *find_repeated(enum state state, enum vmm_wire_type type)
+static const struct repeated *find_repeated(enum attachment_state state, enum vmm_wire_type type)
 {
 	for (size_t i = 0; i < sizeof repeated / sizeof *repeated; i++)
 		if (repeated[i].state == state && repeated[i].type == type)
@@ -519,7 +260,7 @@ static int receive_news(struct postcopy *p, uint64_t deadline_ns, struct vmm_wir
 {
 	for (;;) {
 		_cleanup_close_ int fd = -1;
-		int rc = receive(p, deadline_ns, msg, &fd, err);
+		int rc = receive_message(p, deadline_ns, msg, &fd, err);
 		const struct repeated *r = rc ? NULL : find_repeated(p->state, msg->type);
 
 		if (r)
@@ -568,7 +309,7 @@ static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event 
 	if (t->to == STATE_COMPLETE)
 		arriving_remove(&p->arriving);
 	p->state = t->to;
-	fill_event(t, &msg, ret_event);
+	fill_event(p, t, &msg, ret_event);
 	ret_event->vmstate_fd = steal_fd(&fd);
 	return 0;
 }
@@ -614,7 +355,7 @@ int make_sealed_memfd(const char *name, const void *data, size_t len, int *ret_f
 }
 
 /* A call of the VMM that does not fit is its bug, and sends nothing. */
-static int require_state(const struct postcopy *p, enum state state, const char *call,
+static int require_state(const struct postcopy *p, enum attachment_state state, const char *call,
                          struct error *err)
 {
 	if (p->state == state)
@@ -654,8 +395,9 @@ int postcopy_source_paused(struct postcopy *p, const void *vmstate, size_t len,
 }
 
 /* Says @type, which is for a VMM in state @from only; from then on it is in @to. */
-static int say(struct postcopy *p, enum vmm_wire_type type, const char *reason, enum state from,
-               enum state to, const char *call, struct postcopy_error *err)
+static int say(struct postcopy *p, enum vmm_wire_type type, const char *reason,
+               enum attachment_state from, enum attachment_state to, const char *call,
+               struct postcopy_error *err)
 {
 	struct vmm_wire_msg msg = { .type = type };
 	struct error e = ERROR_INIT;
@@ -713,20 +455,4 @@ int give_channel(struct postcopy *p, int fd, struct error *err)
 	if (p->state == STATE_COMPLETE)
 		return 1;
 	return send_message(p, &msg, &fd, 1, err);
-}
-
-struct postcopy *postcopy_detach(struct postcopy *p)
-{
-	if (!p)
-		return NULL;
-	arriving_remove(&p->arriving);
-	/* The daemon may still hold its copies, so closing ours would not unregister. */
-	for (size_t i = 0; i < p->n_registered; i++)
-		uffd_unregister(p->uffd, p->registered[i].addr, p->registered[i].size);
-	close_fd(&p->uffd);
-	close_fd(&p->vmstate_fd);
-	close_fd(&p->poison_fd);
-	close_fd(&p->sock);
-	free(p);
-	return NULL;
 }

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "util/maps.h"
@@ -54,13 +55,13 @@ static int check_multiple(uint64_t value, const char *what, const struct postcop
 
 /* By the source's file the daemon sees what the guest does, and by the destination's the other way.
  */
-static int check_shared(const struct postcopy_region *r, size_t i, struct error *err)
+static int check_shared(const struct postcopy_region *r, size_t i, pid_t pid, struct error *err)
 {
 	uint64_t start = (uintptr_t)r->host_addr, addr;
 	struct stat st;
 
 	if (r->fd < 0 || fstat(r->fd, &st) ||
-	    maps_find_private(0, start, start + r->size, st.st_dev, st.st_ino, &addr))
+	    maps_find_private(pid, start, start + r->size, st.st_dev, st.st_ino, &addr))
 		return 0;
 	return error_set(err, -EINVAL,
 	                 "region %zu: host_addr is mapped MAP_PRIVATE: what the guest writes there "
@@ -68,7 +69,23 @@ static int check_shared(const struct postcopy_region *r, size_t i, struct error 
 	                 i, r->fd);
 }
 
-static int check_region(const struct postcopy_region *r, size_t i, struct error *err)
+static int check_name(const struct postcopy_region *r, size_t i, struct error *err)
+{
+	size_t len = r->name ? strnlen(r->name, POSTCOPY_REGION_NAME_MAX + 1) : 0;
+
+	if (!r->name)
+		return 0;
+	if (!len || len > POSTCOPY_REGION_NAME_MAX)
+		return error_set(err, -EINVAL, "region %zu: its name is %s: give 1 to %d bytes", i,
+		                 len ? "too long" : "empty", POSTCOPY_REGION_NAME_MAX);
+	for (const char *c = r->name; *c; c++)
+		if (*c < ' ' || *c > '~')
+			return error_set(err, -EINVAL,
+			                 "region %zu: its name is not of printable ASCII", i);
+	return 0;
+}
+
+static int check_region(const struct postcopy_region *r, size_t i, pid_t pid, struct error *err)
 {
 	bool anonymous = r->memory == POSTCOPY_MEMORY_ANONYMOUS;
 	int rc;
@@ -103,7 +120,9 @@ static int check_region(const struct postcopy_region *r, size_t i, struct error 
 	if (!rc)
 		rc = check_multiple(r->fd_offset, "fd_offset", r, i, err);
 	if (!rc)
-		rc = check_shared(r, i, err);
+		rc = check_shared(r, i, pid, err);
+	if (!rc)
+		rc = check_name(r, i, err);
 	return rc;
 }
 
@@ -126,6 +145,12 @@ static int check_pair(const struct postcopy_region *regions, size_t i, size_t j,
 {
 	const struct postcopy_region *a = &regions[i], *b = &regions[j];
 
+	if (!a->name != !b->name)
+		return error_set(err, -EINVAL,
+		                 "regions %zu and %zu: one has a name, the other has not", i, j);
+	if (a->name && !strcmp(a->name, b->name))
+		return error_set(err, -EINVAL, "regions %zu and %zu are both called \"%s\"", i, j,
+		                 a->name);
 	if (overlap(a->guest_phys_addr, a->size, b->guest_phys_addr, b->size))
 		return error_set(err, -EINVAL, "regions %zu and %zu overlap in guest memory", i, j);
 	if (overlap((uintptr_t)a->host_addr, a->size, (uintptr_t)b->host_addr, b->size))
@@ -136,13 +161,14 @@ static int check_pair(const struct postcopy_region *regions, size_t i, size_t j,
 	return 0;
 }
 
-int table_check(const struct postcopy_region *regions, size_t n_regions, struct error *err)
+int table_check(const struct postcopy_region *regions, size_t n_regions, pid_t pid,
+                struct error *err)
 {
 	if (!regions || !n_regions || n_regions > POSTCOPY_REGIONS_MAX)
 		return error_set(err, -EINVAL, "%zu regions; give 1 to %d", regions ? n_regions : 0,
 		                 POSTCOPY_REGIONS_MAX);
 	for (size_t i = 0; i < n_regions; i++) {
-		int rc = check_region(&regions[i], i, err);
+		int rc = check_region(&regions[i], i, pid, err);
 
 		for (size_t j = 0; !rc && j < i; j++)
 			rc = check_pair(regions, j, i, err);

@@ -6,11 +6,18 @@
 #ifndef LIBPOSTCOPY_TABLE_H
 #define LIBPOSTCOPY_TABLE_H
 
+#include <sys/types.h>
+
 #include "postcopy/postcopy.h"
 #include "util/error.h"
 
-/* Return: 0, or -EINVAL with the region and the reason in @err. */
-int table_check(const struct postcopy_region *regions, size_t n_regions, struct error *err);
+/*
+ * @pid: of the process whose memory it is; 0: ours
+ *
+ * Return: 0, or -EINVAL with the region and the reason in @err.
+ */
+int table_check(const struct postcopy_region *regions, size_t n_regions, pid_t pid,
+                struct error *err);
 
 /* "memfd", ...; "unknown memory" for what is none of them. */
 const char *table_memory_name(enum postcopy_memory memory);

@@ -10,6 +10,7 @@
 
 #include "libpostcopy/table.h"
 #include "util/cleanup.h"
+#include "util/fdinfo.h"
 #include "util/kernel_abi.h"
 
 /*
@@ -79,6 +80,31 @@ int uffd_open(int *ret_fd, uint64_t *ret_features, struct error *err)
 	return 0;
 }
 
+int uffd_adopt(int fd, uint64_t *ret_features, struct error *err)
+{
+	/* Not for trapping anything, so any user may have it. */
+	_cleanup_close_ int scratch =
+	        (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	uint64_t offered = FEATURES_WANTED, features;
+	int rc;
+
+	if (scratch >= 0)
+		(void)handshake(scratch, 0, &offered, NULL);
+	features = offered & FEATURES_WANTED;
+	rc = handshake(fd, features, &offered, NULL);
+	/* Who made it has done so. */
+	if (rc && !fdinfo_uffd_features(fd, &features))
+		return error_errno(err, rc, "fd %d: UFFDIO_API: is it a userfaultfd?", fd);
+	if (!features)
+		return error_set(
+		        err, -EINVAL,
+		        "fd %d: the userfaultfd has no features: give one before UFFDIO_API, "
+		        "or made with the events REMOVE, UNMAP and REMAP",
+		        fd);
+	*ret_features = features;
+	return 0;
+}
+
 static int try_register(int fd, const struct postcopy_region *r, uint64_t mode)
 {
 	struct uffdio_register reg = {
@@ -107,22 +133,26 @@ static int check_writable(const struct postcopy_region *r, size_t index, struct 
 	return 0;
 }
 
+int uffd_empty_file(const struct postcopy_region *r, size_t index, struct error *err)
+{
+	int rc = check_writable(r, index, err);
+
+	if (rc)
+		return rc;
+	if (fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)r->fd_offset,
+	              (off_t)r->size))
+		return error_errno(err, -errno,
+		                   "region %zu: can't discard what its %s memory holds "
+		                   "(FALLOC_FL_PUNCH_HOLE)",
+		                   index, table_memory_name(r->memory));
+	return 0;
+}
+
 /* Whatever it was populated with: read, written, allocated, or only locked. */
 static int discard(const struct postcopy_region *r, size_t index, struct error *err)
 {
-	if (r->memory != POSTCOPY_MEMORY_ANONYMOUS) {
-		int rc = check_writable(r, index, err);
-
-		if (rc)
-			return rc;
-		if (fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		              (off_t)r->fd_offset, (off_t)r->size))
-			return error_errno(err, -errno,
-			                   "region %zu: can't discard what its %s memory holds "
-			                   "(FALLOC_FL_PUNCH_HOLE)",
-			                   index, table_memory_name(r->memory));
-		return 0;
-	}
+	if (r->memory != POSTCOPY_MEMORY_ANONYMOUS)
+		return uffd_empty_file(r, index, err);
 	/* The first is not known before Linux 5.18, and the second not for locked memory. */
 	if (madvise(r->host_addr, r->size, MADV_DONTNEED_LOCKED) &&
 	    madvise(r->host_addr, r->size, MADV_DONTNEED))
@@ -133,26 +163,14 @@ static int discard(const struct postcopy_region *r, size_t index, struct error *
 	return 0;
 }
 
-int uffd_register(int fd, const struct postcopy_region *r, size_t index, uint32_t *ret_mode,
-                  struct error *err)
+int uffd_trap(int fd, const struct postcopy_region *r, size_t index, uint32_t *ret_mode,
+              struct error *err)
 {
 	uint64_t mode = UFFDIO_REGISTER_MODE_MISSING;
 	int rc;
 
 	if (r->memory != POSTCOPY_MEMORY_ANONYMOUS)
 		mode |= UFFDIO_REGISTER_MODE_MINOR;
-	/*
-	 * A huge page that khugepaged, MADV_COLLAPSE or the first touch made of a few small ones
-	 * would hold zeroes where pages are absent. A kernel that makes none does not know the
-	 * advice.
-	 */
-	if (madvise(r->host_addr, r->size, MADV_NOHUGEPAGE) && errno != EINVAL)
-		return error_errno(err, -errno, "region %zu: MADV_NOHUGEPAGE at %p", index,
-		                   r->host_addr);
-	/* Before: after it the madvise() would wait for somebody who reads its event. */
-	rc = discard(r, index, err);
-	if (rc)
-		return rc;
 	rc = try_register(fd, r, mode);
 	/*
 	 * Both first: of the guest_memfd kernels some offer MINOR alone, and some let the
@@ -172,14 +190,35 @@ int uffd_register(int fd, const struct postcopy_region *r, size_t index, uint32_
 	if (rc)
 		return error_errno(err, rc, "region %zu: UFFDIO_REGISTER of %s memory at %p", index,
 		                   table_memory_name(r->memory), r->host_addr);
+	*ret_mode = (uint32_t)mode;
+	return 0;
+}
+
+int uffd_register(int fd, const struct postcopy_region *r, size_t index, uint32_t *ret_mode,
+                  struct error *err)
+{
+	int rc;
+
+	/*
+	 * A huge page that khugepaged, MADV_COLLAPSE or the first touch made of a few small ones
+	 * would hold zeroes where pages are absent. A kernel that makes none does not know the
+	 * advice.
+	 */
+	if (madvise(r->host_addr, r->size, MADV_NOHUGEPAGE) && errno != EINVAL)
+		return error_errno(err, -errno, "region %zu: MADV_NOHUGEPAGE at %p", index,
+		                   r->host_addr);
+	/* Before: after it the madvise() would wait for somebody who reads its event. */
+	rc = discard(r, index, err);
+	if (!rc)
+		rc = uffd_trap(fd, r, index, ret_mode, err);
+	if (rc)
+		return rc;
 	if (madvise(r->host_addr, r->size, MADV_DONTFORK)) {
 		rc = error_errno(err, -errno, "region %zu: MADV_DONTFORK at %p", index,
 		                 r->host_addr);
 		uffd_unregister(fd, r->host_addr, r->size);
-		return rc;
 	}
-	*ret_mode = (uint32_t)mode;
-	return 0;
+	return rc;
 }
 
 void uffd_unregister(int fd, const void *addr, uint64_t size)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The destination's userfaultfd: created in the VMM's process (it traps the memory
- * of the process that created it), then shared with the daemon.
+ * of the process that created it), by us or for us, then shared with the daemon.
  */
 #ifndef LIBPOSTCOPY_UFFD_H
 #define LIBPOSTCOPY_UFFD_H
@@ -18,6 +18,24 @@
  * Return: 0, or -EPERM and others with what to do in @err.
  */
 int uffd_open(int *ret_fd, uint64_t *ret_features, struct error *err);
+
+/*
+ * uffd_adopt() - one that was made in the VMM's process by somebody else
+ *
+ * Where it has not been asked for its features yet, for the same as uffd_open().
+ */
+int uffd_adopt(int fd, uint64_t *ret_features, struct error *err);
+
+/*
+ * uffd_trap() - trap a region's absent pages, in whichever process the userfaultfd is of
+ *
+ * As uffd_register(), and nothing of what only that process can do to its own mappings.
+ */
+int uffd_trap(int fd, const struct postcopy_region *region, size_t index, uint32_t *ret_mode,
+              struct error *err);
+
+/* Discard what a region's file holds. Return: 0 or -errno with @err set. */
+int uffd_empty_file(const struct postcopy_region *region, size_t index, struct error *err);
 
 /*
  * uffd_register() - empty a region, trap its absent pages, and keep it from children

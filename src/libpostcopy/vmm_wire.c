@@ -13,7 +13,9 @@
 #define ERRNO_MAX 4095
 
 _Static_assert(VMM_WIRE_HEADER_BYTES + 4 + 4 + 8 + 4 + POSTCOPY_ID_MAX +
-                               POSTCOPY_REGIONS_MAX * REGION_BYTES <=
+                               POSTCOPY_REGIONS_MAX *
+                                       (REGION_BYTES + 4 + POSTCOPY_REGION_NAME_MAX) +
+                               4 <=
                        VMM_WIRE_PACKET_MAX,
                "the largest table fits one packet");
 
@@ -84,6 +86,12 @@ static void *put_attach(void *p, const struct vmm_wire_msg *msg)
 		p = put_u32(p, r->fd_index);
 		p = put_u32(p, r->uffd_mode);
 	}
+	/* Who has none speaks as before there were any. */
+	if (msg->attach_flags)
+		p = put_u32(p, msg->attach_flags);
+	for (uint32_t i = 0; i < n && (msg->attach_flags & VMM_WIRE_ATTACH_NAMES); i++)
+		p = put_text(p, msg->regions[i].name,
+		             strnlen(msg->regions[i].name, POSTCOPY_REGION_NAME_MAX));
 	return p;
 }
 
@@ -121,6 +129,9 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 		p = put_attributes(p, msg);
 		break;
 	case VMM_WIRE_ATTACHED:
+		if (msg->standing)
+			p = put_u32(p, msg->standing);
+		break;
 	case VMM_WIRE_PAUSE:
 	case VMM_WIRE_RESUME:
 	case VMM_WIRE_LOADED:
@@ -169,13 +180,19 @@ static void get_region(struct reader *r, struct vmm_wire_region *region)
 /*
  * Each region names one of the packet's descriptors or none, and each descriptor is
  * named: one that nobody refers to has no meaning, so the sender is confused. The
- * destination's first one is the userfaultfd, which is nobody's memory.
+ * destination's first one is the userfaultfd, which is nobody's memory, nor is the pidfd, the last.
  */
 static int check_fds(const struct vmm_wire_msg *msg, size_t n_fds, struct error *err)
 {
 	bool used[VMM_WIRE_FDS_MAX] = { false };
-	size_t first = msg->role == VMM_WIRE_DESTINATION ? 1 : 0;
+	bool again = msg->attach_flags & VMM_WIRE_ATTACH_AGAIN;
+	size_t first = msg->role == VMM_WIRE_DESTINATION && !again ? 1 : 0;
 
+	if (msg->attach_flags & VMM_WIRE_ATTACH_PIDFD) {
+		if (n_fds < first + 1)
+			return error_set(err, -EPROTO, "ATTACH without the pidfd that it tells of");
+		n_fds--;
+	}
 	if (n_fds < first)
 		return error_set(err, -EPROTO,
 		                 "ATTACH of a destination without a userfaultfd descriptor");
@@ -197,6 +214,34 @@ static int check_fds(const struct vmm_wire_msg *msg, size_t n_fds, struct error 
 	return 0;
 }
 
+/* Of a table that is whole. */
+static int get_attach_flags(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
+{
+	uint32_t flags = reader_done(r) ? 0 : get_u32(r);
+	bool again = flags & VMM_WIRE_ATTACH_AGAIN;
+
+	if (flags & ~(uint32_t)VMM_WIRE_ATTACH_FLAGS)
+		return error_set(err, -EPROTO, "ATTACH with unknown flags %#x", flags);
+	if (again && !(flags & VMM_WIRE_ATTACH_PIDFD))
+		return error_set(err, -EPROTO, "ATTACH again without a pidfd");
+	if (again && msg->n_regions)
+		return error_set(err, -EPROTO, "ATTACH again with regions");
+	if (!again && !msg->n_regions)
+		return error_set(err, -EINVAL, "0 regions; 1 to %d are possible",
+		                 POSTCOPY_REGIONS_MAX);
+	msg->attach_flags = flags;
+	for (uint32_t i = 0; i < msg->n_regions && (flags & VMM_WIRE_ATTACH_NAMES); i++) {
+		int rc = get_text(r, msg->regions[i].name, sizeof msg->regions[i].name,
+		                  "name of a region", err);
+
+		if (rc)
+			return rc;
+		if (!*msg->regions[i].name)
+			return error_set(err, -EPROTO, "region %u: its name is empty", i);
+	}
+	return 0;
+}
+
 static int get_attach(struct reader *r, size_t n_fds, struct vmm_wire_msg *msg, struct error *err)
 {
 	uint32_t role = get_u32(r);
@@ -212,7 +257,7 @@ static int get_attach(struct reader *r, size_t n_fds, struct vmm_wire_msg *msg, 
 	rc = vmm_wire_id_check(msg->id, err);
 	if (rc)
 		return rc;
-	if (!n_regions || n_regions > POSTCOPY_REGIONS_MAX)
+	if (n_regions > POSTCOPY_REGIONS_MAX)
 		return error_set(err, -EINVAL, "%u regions; 1 to %d are possible", n_regions,
 		                 POSTCOPY_REGIONS_MAX);
 	msg->role = role;
@@ -222,7 +267,8 @@ static int get_attach(struct reader *r, size_t n_fds, struct vmm_wire_msg *msg, 
 	if (r->failed)
 		return error_set(err, -EPROTO, "packet ends within its table of %u regions",
 		                 n_regions);
-	return check_fds(msg, n_fds, err);
+	rc = get_attach_flags(r, msg, err);
+	return rc ? rc : check_fds(msg, n_fds, err);
 }
 
 static int get_error(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
@@ -252,6 +298,16 @@ static int get_attributes(struct reader *r, struct vmm_wire_msg *msg, struct err
 	msg->n_regions = n;
 	for (uint32_t i = 0; !r->failed && i < n; i++)
 		msg->regions[i].flags = get_u32(r);
+	return 0;
+}
+
+static int get_standing(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
+{
+	uint32_t standing = reader_done(r) ? VMM_WIRE_STANDS_NEW : get_u32(r);
+
+	if (standing > VMM_WIRE_STANDS_RESUMED)
+		return error_set(err, -EPROTO, "ATTACHED with the unknown standing %u", standing);
+	msg->standing = standing;
 	return 0;
 }
 
@@ -306,6 +362,8 @@ int vmm_wire_decode(const void *buf, size_t len, size_t n_fds, struct vmm_wire_m
 	ret_msg->type = type;
 	if (type == VMM_WIRE_ATTACH)
 		rc = get_attach(&r, n_fds, ret_msg, err);
+	else if (type == VMM_WIRE_ATTACHED)
+		rc = get_standing(&r, ret_msg, err);
 	else if (type == VMM_WIRE_ERROR)
 		rc = get_error(&r, ret_msg, err);
 	else if (type == VMM_WIRE_ATTRIBUTES)

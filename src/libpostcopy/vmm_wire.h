@@ -10,6 +10,10 @@
  *   VMM                          daemon
  *   ATTACH (table, fds)     ->
  *                           <-   ATTACHED, or ERROR and the socket closes
+ *   An adapter, that speaks for a VMM, names it by its pidfd. When it has lost its connection:
+ *   ATTACH again (pidfd)    ->
+ *                           <-   ATTACHED (where it stands); then what waits for an answer, or the
+ *                                last word, as if it was said for the first time
  *   source:                 <-   PAUSE
  *   POISONED (fd) where some of the guest is, PAUSED (vmstate) / ERROR ->
  *                           <-   RESUME (cancelled in time) or COMPLETE
@@ -36,9 +40,9 @@
 
 #define VMM_WIRE_VERSION 1
 #define VMM_WIRE_HEADER_BYTES 8
-#define VMM_WIRE_PACKET_MAX 8192
-/* The userfaultfd and one descriptor a region. */
-#define VMM_WIRE_FDS_MAX (1 + POSTCOPY_REGIONS_MAX)
+#define VMM_WIRE_PACKET_MAX 24576
+/* The userfaultfd, one descriptor a region, and the VMM's pidfd. */
+#define VMM_WIRE_FDS_MAX (2 + POSTCOPY_REGIONS_MAX)
 #define VMM_WIRE_NO_FD UINT32_MAX
 
 enum vmm_wire_type {
@@ -57,6 +61,27 @@ enum vmm_wire_type {
 	VMM_WIRE_POISONED = 13,
 };
 
+/* Of ATTACH. */
+enum vmm_wire_attach_flags {
+	VMM_WIRE_ATTACH_PIDFD = 1 << 0, /* the last of its descriptors is the VMM's pidfd */
+	/* By the process of before: what it handed over then is there. No regions, only a pidfd. */
+	VMM_WIRE_ATTACH_AGAIN = 1 << 1,
+	/* Each region has a name; they come in their order, so that both sides have the same. */
+	VMM_WIRE_ATTACH_NAMES = 1 << 2,
+};
+#define VMM_WIRE_ATTACH_FLAGS                                                                      \
+	(VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_AGAIN | VMM_WIRE_ATTACH_NAMES) /* all */
+
+/* What the daemon has heard of a VMM. */
+enum vmm_wire_standing {
+	VMM_WIRE_STANDS_NEW, /* it has just attached */
+	VMM_WIRE_STANDS_RUNNING,
+	VMM_WIRE_STANDS_PAUSED,
+	VMM_WIRE_STANDS_WAITING,
+	VMM_WIRE_STANDS_LOADED,
+	VMM_WIRE_STANDS_RESUMED,
+};
+
 enum vmm_wire_role {
 	VMM_WIRE_SOURCE = 1,
 	VMM_WIRE_DESTINATION = 2,
@@ -73,6 +98,7 @@ struct vmm_wire_region {
 	uint64_t fd_offset;
 	uint32_t fd_index;  /* into the packet's descriptors, or VMM_WIRE_NO_FD */
 	uint32_t uffd_mode; /* destination: UFFDIO_REGISTER_MODE_* it is registered with */
+	char name[POSTCOPY_REGION_NAME_MAX + 1]; /* with VMM_WIRE_ATTACH_NAMES; else empty */
 };
 
 /*
@@ -81,7 +107,8 @@ struct vmm_wire_region {
  *             userfaultfd first; then the memory, by fd_index (the index counts
  *             all of the packet's descriptors). For an anonymous region the source
  *             passes /proc/self/mem and fd_offset is the host address; the destination
- *             passes none.
+ *             passes none. And attach_flags.
+ *   ATTACHED: standing
  *   PAUSED:   vmstate_len, pause_ns (what stopping the vCPUs and saving took); one fd
  *   VMSTATE:  vmstate_len; one fd
  *   CHANNEL:  one fd: the daemon's end of a fetch channel (libpostcopy/fetch_wire.h)
@@ -94,6 +121,8 @@ struct vmm_wire_msg {
 	enum vmm_wire_role role;
 	char id[POSTCOPY_ID_MAX + 1];
 	uint64_t uffd_features;
+	uint32_t attach_flags; /* enum vmm_wire_attach_flags */
+	uint32_t standing;     /* enum vmm_wire_standing */
 	uint32_t n_regions;
 	struct vmm_wire_region regions[POSTCOPY_REGIONS_MAX];
 	uint64_t vmstate_len;

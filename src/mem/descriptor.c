@@ -4,7 +4,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <linux/magic.h>
 #include <sched.h>
 #include <stdio.h>
@@ -18,6 +17,7 @@
 
 #include "mem/region.h"
 #include "util/cleanup.h"
+#include "util/fdinfo.h"
 
 #define NAME_BYTES 128
 
@@ -61,26 +61,6 @@ bool descriptor_names_mem(const char *name)
 	return len && end > name && end[-1] == '/';
 }
 
-bool descriptor_read_features(const char *fdinfo, uint64_t *ret)
-{
-	const char *line = strstr(fdinfo, "\nAPI:\taa:");
-
-	return line && sscanf(line, "\nAPI:\taa:%" SCNx64 ":", ret) == 1;
-}
-
-bool descriptor_uffd_features(int fd, uint64_t *ret)
-{
-	char path[64], text[1024];
-	_cleanup_close_ int info = -1;
-	ssize_t len;
-
-	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-	info = open(path, O_RDONLY | O_CLOEXEC);
-	len = info < 0 ? -1 : read(info, text, sizeof text - 1);
-	text[len < 0 ? 0 : len] = 0;
-	return descriptor_read_features(text, ret);
-}
-
 static bool is_unix_socket(int fd)
 {
 	int domain = 0;
@@ -103,7 +83,7 @@ enum descriptor_kind descriptor_identify(int fd)
 		return DESCRIPTOR_UNIX_SOCKET;
 	/* The names of files begin with a slash: "anon_inode:" is the kernel's. */
 	descriptor_name(fd, name, sizeof name);
-	if (!strcmp(name, "anon_inode:[userfaultfd]") && descriptor_uffd_features(fd, &features))
+	if (!strcmp(name, "anon_inode:[userfaultfd]") && fdinfo_uffd_features(fd, &features))
 		return DESCRIPTOR_USERFAULTFD;
 	if (!strcmp(name, "anon_inode:[kvm-gmem]"))
 		return DESCRIPTOR_GUEST_MEMFD;

@@ -48,11 +48,7 @@ void descriptor_name(int fd, char *buf, size_t size);
  */
 int descriptor_check_memory(int fd, enum postcopy_memory memory, uint32_t index, struct error *err);
 
-/* What only a userfaultfd tells of itself: the features it has. Return: false where it is none. */
-bool descriptor_uffd_features(int fd, uint64_t *ret);
-
-/* That, from the text of its /proc/self/fdinfo; and whether a name is that of a /proc/PID/mem. */
-bool descriptor_read_features(const char *fdinfo, uint64_t *ret);
+/* Whether a name is that of a /proc/PID/mem. */
 bool descriptor_names_mem(const char *name);
 
 /* As descriptor_check_memory() for a userfaultfd. */

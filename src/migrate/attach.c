@@ -109,7 +109,7 @@ static bool same_place(const struct region *a, pid_t a_vmm, const struct region 
 static uint32_t find_shared(const struct migration *other, const struct region_table *table,
                             const struct descriptor_file files[REGIONS_MAX], pid_t vmm)
 {
-	pid_t other_vmm = other->vmm ? vmm_conn_pid(other->vmm) : 0;
+	pid_t other_vmm = migration_vmm_pid(other);
 
 	for (uint32_t i = 0; i < table->n; i++)
 		for (uint32_t j = 0; j < other->table.n; j++)

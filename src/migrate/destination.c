@@ -273,7 +273,15 @@ static void give_vmstate(struct migration *m)
 {
 	struct error why = ERROR_INIT;
 	bool mine;
-	int rc = migration_keep_fd(m, "vmstate", m->vmstate_fd, &why);
+	int rc;
+
+	/* There is a way back still, and nobody to take the vmstate. */
+	m->vmstate_waits = migration_adapter_is_away(m);
+	if (m->vmstate_waits) {
+		migration_await_adapter(m);
+		return;
+	}
+	rc = migration_keep_fd(m, "vmstate", m->vmstate_fd, &why);
 
 	/* The guest is still the source's. */
 	if (rc) {
@@ -295,7 +303,8 @@ static void give_vmstate(struct migration *m)
 	m->taken_over = false;
 	migration_move(m, MIGRATION_POSTCOPY, "%s", "");
 	rc = send_vmstate(m);
-	if (rc)
+	/* An adapter that is about to be gone may come again. */
+	if (rc && (rc != -EPIPE || !m->process))
 		fail_load(m, strerror(-rc));
 }
 
@@ -534,6 +543,44 @@ static void repeat_last_word(struct migration *m)
 	tell_vmm_failed(m, &why);
 }
 
+/* ATTRIBUTES come before anything else. */
+static void repeat_attributes(struct migration *m)
+{
+	uint32_t any = 0;
+
+	pthread_mutex_lock(&m->lock);
+	for (uint32_t i = 0; i < m->table.n; i++)
+		any |= m->attributes[i];
+	pthread_mutex_unlock(&m->lock);
+	if (any && !m->loaded_ns)
+		tell_attributes(m);
+}
+
+void destination_attached_again(struct migration *m)
+{
+	if (migration_state_is_final(m->state)) {
+		repeat_last_word(m);
+		return;
+	}
+	repeat_attributes(m);
+	if (m->state == MIGRATION_SWITCHING && m->vmstate_waits)
+		give_vmstate(m);
+	else if (m->may_have_run && !m->loaded_ns)
+		(void)send_vmstate(m);
+}
+
+void destination_adapter_late(struct migration *m, const char *why)
+{
+	if (m->may_have_run) {
+		fail_load(m, why);
+		return;
+	}
+	expect_abort(m);
+	migration_order(m, ORDER_CANCEL);
+	migration_move(m, MIGRATION_FAILED, "the destination VMM can't be given the vmstate: %s",
+	               why);
+}
+
 int destination_go_on(struct migration *m)
 {
 	bool waits = m->state == MIGRATION_PREPARED || m->state == MIGRATION_ATTACHED;
@@ -557,7 +604,7 @@ int destination_go_on(struct migration *m)
 		repeat_last_word(m);
 	if (m->vmm)
 		vmm_conn_catch_up(m->vmm);
-	else if (!over)
+	else if (!over && !m->process)
 		destination_vmm_closed(m);
 	if (m->vmstate_fd >= 0 && m->vmm && !migration_state_is_final(m->state))
 		(void)send_vmstate(m);

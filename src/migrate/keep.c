@@ -57,6 +57,7 @@ static void put_regions(const struct migration *m, struct saved *s)
 			.fd_index = m->fd_index[i],
 			.uffd_mode = r->uffd_mode,
 		};
+		memcpy(s->regions[i].name, r->name, sizeof r->name);
 	}
 }
 
@@ -184,11 +185,12 @@ void migration_drop_fds(struct migration *m, const char *kind)
 	fd_store_remove(m->owner->config.store, name);
 }
 
-static int check_room(const struct migration *m, size_t n_fds, bool root, struct error *err)
+static int check_room(const struct migration *m, size_t n_fds, bool adapter, bool root,
+                      struct error *err)
 {
 	const struct fd_store *store = m->owner->config.store;
-	/* The VMM's socket and the vmstate; the page state. */
-	size_t n = n_fds + 2 + (m->params.role == MIGRATION_DESTINATION);
+	/* The VMM's socket and the vmstate; the page state; the process that is spoken for. */
+	size_t n = n_fds + 2 + (m->params.role == MIGRATION_DESTINATION) + adapter;
 
 	return fd_store_check_room(store, (unsigned int)n,
 	                           root ? 0 : fd_store_max(store) / SPARE_PART, err);
@@ -209,7 +211,7 @@ int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, 
                           struct error *err)
 {
 	size_t first = m->params.role == MIGRATION_DESTINATION;
-	int rc = check_room(m, attach->n_fds, root, err);
+	int rc = check_room(m, attach->n_fds, attach->pidfd >= 0, root, err);
 
 	if (!rc)
 		rc = migration_hold_room(m, err);

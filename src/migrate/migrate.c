@@ -11,6 +11,7 @@
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "vmm/vmm_process.h"
 
 /* Migrations more than the most, for root alone. */
 #define ROOT_SPARE 16u
@@ -68,16 +69,40 @@ static struct migration *find_attached(struct migrations *ms, const struct vmm_w
 	return NULL;
 }
 
+/* Return: 0; or -errno with @err set, and all is as before. */
+static int attach_vmm(struct migration *m, const struct vmm_conn *conn, struct vmm_attach *attach,
+                      struct error *err)
+{
+	int rc = migration_keep_attach(m, attach, !vmm_conn_uid(conn), err);
+
+	if (!rc)
+		rc = attach_role(m, attach, err);
+	if (rc)
+		return rc;
+	rc = migration_keep_fd(m, "vmm", vmm_conn_fd(conn), err);
+	if (!rc) {
+		rc = migration_take_process(m, attach, err);
+		if (rc)
+			migration_drop_fds(m, "vmm");
+	}
+	if (rc)
+		detach_role(m);
+	return rc;
+}
+
 static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
                      struct error *err)
 {
 	struct migrations *ms = arg;
-	struct migration *m = find_attached(ms, attach->msg, err);
+	struct migration *m;
 	int rc;
 
+	if (attach->msg->attach_flags & VMM_WIRE_ATTACH_AGAIN)
+		return migration_attach_again(ms, conn, attach, ret_owner, err);
+	m = find_attached(ms, attach->msg, err);
 	if (!m)
 		return err->code;
-	if (m->vmm)
+	if (migration_has_vmm(m) && !migration_state_is_final(m->state))
 		return error_set(err, -EBUSY, "migration \"%s\": a VMM is attached already",
 		                 m->params.id);
 	if (m->state != MIGRATION_PREPARED)
@@ -85,14 +110,7 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 	rc = migration_check_attach(m, attach, err);
 	if (rc)
 		return error_prefix(err, "migration \"%s\"", m->params.id);
-	rc = migration_keep_attach(m, attach, !vmm_conn_uid(conn), err);
-	if (!rc)
-		rc = attach_role(m, attach, err);
-	if (!rc) {
-		rc = migration_keep_fd(m, "vmm", vmm_conn_fd(conn), err);
-		if (rc)
-			detach_role(m);
-	}
+	rc = attach_vmm(m, conn, attach, err);
 	if (rc) {
 		migration_drop_attach(m);
 		return error_prefix(err, "migration \"%s\"", m->params.id);
@@ -104,6 +122,11 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 	*ret_owner = m;
 	migration_move(m, MIGRATION_ATTACHED, "%s", "");
 	return 0;
+}
+
+static void on_attached_again(void *owner)
+{
+	migration_attached_again(owner);
 }
 
 static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, struct error *err)
@@ -153,6 +176,7 @@ static void forget(struct migration **place)
 
 	*place = m->next;
 	source_forget(m);
+	migration_drop_process(m);
 	migration_drop_fds(m, "record");
 	migration_free(m);
 }
@@ -229,7 +253,9 @@ static void on_closed(void *owner)
 	struct migration *m = owner;
 
 	m->vmm = NULL;
-	if (m->params.role == MIGRATION_SOURCE)
+	if (m->process)
+		migration_adapter_gone(m);
+	else if (m->params.role == MIGRATION_SOURCE)
 		source_vmm_closed(m);
 	else
 		destination_vmm_closed(m);
@@ -258,6 +284,7 @@ static void on_news(uv_async_t *async)
 
 static const struct vmm_server_ops vmm_ops = {
 	.attach = on_attach,
+	.attached_again = on_attached_again,
 	.message = on_message,
 	.cut_message = on_cut_message,
 	.closed = on_closed,
@@ -289,6 +316,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	uv_async_init(loop, &ms->news, on_news);
 	uv_timer_init(loop, &ms->again);
 	uv_timer_init(loop, &ms->expiry);
+	uv_timer_init(loop, &ms->adapters);
 	ms->expiry.data = ms;
 	ms->news.data = ms;
 	*ret = ms;
@@ -339,14 +367,17 @@ void migrations_stop(struct migrations *ms)
 {
 	uv_timer_stop(&ms->again);
 	uv_timer_stop(&ms->expiry);
+	uv_timer_stop(&ms->adapters);
 	for (struct migration *m = ms->list; m; m = m->next)
 		say_what_is_left(m);
 	for (struct migration *m = ms->list; m; m = m->next)
 		stop(m);
 	/* It tells nobody of the VMMs that it cuts off. */
 	vmm_server_close(ms->vmm_server);
-	for (struct migration *m = ms->list; m; m = m->next)
+	for (struct migration *m = ms->list; m; m = m->next) {
 		m->vmm = NULL;
+		m->process = vmm_process_close(m->process);
+	}
 }
 
 void migrations_close(struct migrations *ms)
@@ -354,6 +385,7 @@ void migrations_close(struct migrations *ms)
 	uv_close((uv_handle_t *)&ms->news, NULL);
 	uv_close((uv_handle_t *)&ms->again, NULL);
 	uv_close((uv_handle_t *)&ms->expiry, NULL);
+	uv_close((uv_handle_t *)&ms->adapters, NULL);
 }
 
 struct migrations *migrations_free(struct migrations *ms)
@@ -799,19 +831,18 @@ static const char *reason(const struct migration *m)
 	return m->reason;
 }
 
-/* With what is being tried meanwhile. */
+/* With what is being tried meanwhile, and who is away. */
 static const char *reason_now(struct migration *m)
 {
 	const char *why = reason(m);
-	bool noted;
+	bool away = migration_adapter_is_away(m) && !migration_state_is_final(m->state);
 
 	pthread_mutex_lock(&m->lock);
-	noted = *m->note;
-	if (noted)
-		snprintf(m->reason_noted, sizeof m->reason_noted, "%s%s%s", why, *why ? "; " : "",
-		         m->note);
+	snprintf(m->reason_noted, sizeof m->reason_noted, "%s%s%s%s%s", why,
+	         *why && *m->note ? "; " : "", m->note, away && (*why || *m->note) ? "; " : "",
+	         away ? "adapter detached" : "");
 	pthread_mutex_unlock(&m->lock);
-	return noted ? m->reason_noted : why;
+	return m->reason_noted;
 }
 
 void migration_get_info(struct migration *m, struct migration_info *ret)
@@ -826,7 +857,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.page_bytes = m->table.n ? m->table.regions[0].page_size : 0,
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",
 		.regions = &m->table,
-		.vmm_pid = m->vmm ? vmm_conn_pid(m->vmm) : 0,
+		.vmm_pid = migration_vmm_pid(m),
 		.prepared_real_ns = m->prepared_real_ns,
 		.state_real_ns = m->state_real_ns,
 		.pull = m->pull ? pull_stats(m->pull) : NULL,

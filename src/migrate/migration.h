@@ -45,6 +45,7 @@ enum conductor_order {
 };
 
 struct memory;
+struct vmm_process;
 
 /* An id, and a number where another one of this id has it. */
 #define MIGRATION_KEY_BYTES (MIGRATION_ID_MAX + 16)
@@ -64,9 +65,13 @@ struct migration {
 	bool taken_over; /* since the VMM was attached, by another process */
 	bool must_go_on; /* its normal course could not be begun again yet */
 	char reason[ERROR_TEXT_MAX];
-	char reason_noted[2 * ERROR_TEXT_MAX + 2]; /* of migration_get_info() */
+	char reason_noted[2 * ERROR_TEXT_MAX + 32]; /* of migration_get_info() */
 	struct migration_watcher *watchers;
-	struct vmm_conn *vmm; /* NULL while none is attached */
+	struct vmm_conn *vmm; /* who speaks for it; NULL while none is attached */
+	struct vmm_process
+	        *process; /* of the VMM that an adapter speaks for; NULL: it is its own */
+	uint64_t
+	        adapter_due_ms; /* until when it is waited for, by the loop's clock; 0: it is not */
 	struct region_table table;
 	struct descriptor_file files[REGIONS_MAX]; /* behind each region, since it was opened */
 	uint32_t fd_index[REGIONS_MAX]; /* of each region, among the ATTACH's descriptors */
@@ -87,8 +92,9 @@ struct migration {
 	struct pull *pull;
 	struct migration_downtime downtime;
 	uint64_t loaded_ns;
-	bool switchover;   /* by command: now, or as soon as it is warm */
-	bool goodbye_only; /* all that is left to do of a migration that is over */
+	bool vmstate_waits; /* for the adapter, before the point of no return */
+	bool switchover;    /* by command: now, or as soon as it is warm */
+	bool goodbye_only;  /* all that is left to do of a migration that is over */
 	bool conductor_runs;
 	pthread_t conductor;
 
@@ -131,10 +137,11 @@ struct migrations {
 	        totals; /* of what the migrations in the list don't know any more */
 	bool draining;
 	uint64_t last_seq;
-	bool store_warned; /* that the manager's store is nearly full */
-	uv_timer_t expiry; /* of those for which no VMM comes */
-	uv_timer_t again;  /* for those that could not be taken over yet */
-	uint64_t again_ms; /* its pause */
+	bool store_warned;   /* that the manager's store is nearly full */
+	uv_timer_t expiry;   /* of those for which no VMM comes */
+	uv_timer_t again;    /* for those that could not be taken over yet */
+	uint64_t again_ms;   /* its pause */
+	uv_timer_t adapters; /* for those that are waited for */
 };
 
 /* Before what @m has counted is freed. */
@@ -216,6 +223,38 @@ void source_stop(struct migration *m);
 
 /* And what answers for one that has ended. */
 void source_forget(struct migration *m);
+
+/* Whether there is a VMM, be it that its adapter is away. */
+bool migration_has_vmm(const struct migration *m);
+bool migration_adapter_is_away(const struct migration *m);
+
+/* The VMM's process, not its adapter's; 0 where it is not known. */
+pid_t migration_vmm_pid(const struct migration *m);
+
+/*
+ * The process of a VMM that an adapter speaks for: it is watched and kept, from ATTACH on, or by a
+ * process of ours before. Nothing where there is none. Return: 0 or -errno with @err set.
+ */
+int migration_take_process(struct migration *m, struct vmm_attach *attach, struct error *err);
+int migration_take_over_process(struct migration *m, struct error *err);
+void migration_drop_process(struct migration *m);
+
+/* The adapter's connection has ended, and the VMM lives. */
+void migration_adapter_gone(struct migration *m);
+
+/* Something waits for an adapter that is away, if it is: not for ever. */
+void migration_await_adapter(struct migration *m);
+
+/* It attaches again; it has been told so. */
+int migration_attach_again(struct migrations *ms, struct vmm_conn *conn, struct vmm_attach *attach,
+                           void **ret_owner, struct error *err);
+void migration_attached_again(struct migration *m);
+
+/* What each role does then: say what waits for it; go back, for it was waited for long enough. */
+void source_attached_again(struct migration *m);
+void destination_attached_again(struct migration *m);
+void source_adapter_late(struct migration *m, const char *why);
+void destination_adapter_late(struct migration *m, const char *why);
 
 /*
  * migration_read_table() - the region table of an ATTACH, checked

@@ -261,7 +261,8 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 			(void)vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
 		return 0;
 	}
-	if (msg->type == VMM_WIRE_POISONED && asked)
+	/* An adapter says so at once, for it may not be there to say it again. */
+	if (msg->type == VMM_WIRE_POISONED && (asked || (m->process && !m->paused)))
 		return on_poisoned(m, *fd, err);
 	/* Said again, like the PAUSED that follows it. */
 	if (msg->type == VMM_WIRE_POISONED && m->taken_over && m->paused)
@@ -317,9 +318,14 @@ void source_vmm_closed(struct migration *m)
 		log_migration_info(m->params.id, "the source VMM is gone; its memory is served on");
 }
 
+/* An adapter that is away is asked when it comes. One that is about to be gone is seen to be so. */
 static void send_pause(struct migration *m)
 {
-	if (!m->vmm || vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE))
+	int rc = m->vmm ? vmm_conn_send_type(m->vmm, VMM_WIRE_PAUSE) : -EPIPE;
+
+	if (rc == -EPIPE && m->process)
+		migration_await_adapter(m);
+	else if (rc)
 		fail_pause(m, "the source VMM can't be reached");
 }
 
@@ -438,7 +444,7 @@ int source_run_on(struct migration *m, struct error *err)
 	rc = check_holder_gone(m, "running on (the guest must be paused here)", err);
 	if (!rc)
 		rc = takeover_adopt_vmm(m, err);
-	if (!rc && !m->vmm)
+	if (!rc && !migration_has_vmm(m))
 		rc = error_set(err, -EBUSY,
 		               "migration \"%s\": its VMM is gone: there is nothing to run on",
 		               m->params.id);
@@ -519,6 +525,19 @@ static void repeat_last_word(struct migration *m)
 	(void)vmm_conn_send(m->vmm, &msg, -1);
 }
 
+void source_attached_again(struct migration *m)
+{
+	if (migration_state_is_final(m->state))
+		repeat_last_word(m);
+	else if (m->state == MIGRATION_SWITCHING && !m->paused)
+		send_pause(m);
+}
+
+void source_adapter_late(struct migration *m, const char *why)
+{
+	fail_pause(m, why);
+}
+
 void source_go_on(struct migration *m)
 {
 	if (migration_state_is_final(m->state)) {
@@ -529,7 +548,7 @@ void source_go_on(struct migration *m)
 	/* First what it has said by now: the answer to PAUSE may be among it. */
 	if (m->vmm)
 		vmm_conn_catch_up(m->vmm);
-	else if (m->state != MIGRATION_PREPARED)
+	else if (m->state != MIGRATION_PREPARED && !m->process)
 		source_vmm_closed(m);
 	if (m->state == MIGRATION_SWITCHING && !m->paused)
 		send_pause(m);

@@ -235,8 +235,9 @@ int takeover_adopt_vmm(struct migration *m, struct error *err)
 {
 	int fd, rc;
 
-	if (m->vmm)
-		return 0;
+	rc = migration_take_over_process(m, err);
+	if (rc || m->vmm)
+		return rc;
 	fd = migration_take_fd(m, "vmm");
 	if (fd == -ENOENT)
 		return 0;
@@ -435,8 +436,8 @@ static bool is_wanted(const struct migrations *ms, const char *name)
 /* What belongs to no migration: its record was not there yet, or not any more. */
 static void drop_strays(struct migrations *ms)
 {
-	static const char *const kinds[] = { "vmm.",     "mem",     "uffd.",  "pages.",
-		                             "vmstate.", "poison.", "channel" };
+	static const char *const kinds[] = { "vmm.",     "mem",     "uffd.",   "pages.",
+		                             "vmstate.", "poison.", "channel", "process." };
 
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
 		unsigned int n = 0;

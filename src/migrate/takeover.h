@@ -10,7 +10,8 @@
  * on where another one of that id has it (one that has ended, or the other role):
  *
  *   record    what is no descriptor (saved.h), in a memfd of two slots (util/record.h)
- *   vmm       the VMM's socket
+ *   vmm       the VMM's socket, or its adapter's
+ *   process   the pidfd of a VMM that an adapter speaks for
  *   mem0...   the guest's memory, by its place among the ATTACH's descriptors; where that is an
  *             open file which is kept already, the record has the entry's name
  *   uffd      destination: the userfaultfd
@@ -98,7 +99,8 @@ const char *migration_channel(const struct migration *m, unsigned int n);
 void takeover_try_again(struct migration *m, const struct error *why);
 
 /*
- * takeover_adopt_vmm() - the VMM's socket, of a migration that nothing else may be had of
+ * takeover_adopt_vmm() - the VMM's socket and process, of a migration that nothing else may be had
+ * of
  *
  * Return: 0, also where it has no VMM or it is had already; or -errno with @err set.
  */

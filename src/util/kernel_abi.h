@@ -205,4 +205,29 @@ struct kvm_pre_fault_memory {
 #define KVM_MEMORY_EXIT_FLAG_USERFAULT (1ULL << 4)
 #endif
 
+/*
+ * include/uapi/linux/pidfd.h, Linux 6.13; as much of it as that had. Older headers of that name
+ * clash with <fcntl.h>.
+ */
+#ifndef PIDFD_GET_INFO
+struct pidfd_info {
+	__u64 mask;
+	__u64 cgroupid;
+	__u32 pid;
+	__u32 tgid;
+	__u32 ppid;
+	__u32 ruid;
+	__u32 rgid;
+	__u32 euid;
+	__u32 egid;
+	__u32 suid;
+	__u32 sgid;
+	__u32 fsuid;
+	__u32 fsgid;
+	__u32 spare0[1];
+};
+#define PIDFD_INFO_CREDS (1ULL << 1)
+#define PIDFD_GET_INFO _IOWR(0xFF, 11, struct pidfd_info)
+#endif
+
 #endif

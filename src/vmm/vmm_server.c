@@ -11,6 +11,7 @@
 #include "util/log.h"
 #include "util/peer.h"
 #include "util/refused.h"
+#include "vmm/vmm_process.h"
 
 /* How long nothing is accepted where there is not even a descriptor to say so by. */
 #define NO_DESCRIPTOR_MS 100u
@@ -113,25 +114,48 @@ void vmm_conn_disown(struct vmm_conn *conn)
 	conn->owner = NULL;
 }
 
+/* Return: 0, with the pidfd apart from the others; or -errno with @err set. */
+static int take_process(const struct vmm_conn *conn, struct vmm_attach *attach, struct error *err)
+{
+	int pid;
+
+	if (!(attach->msg->attach_flags & VMM_WIRE_ATTACH_PIDFD))
+		return 0;
+	attach->n_fds--;
+	pid = vmm_process_open(attach->fds[attach->n_fds], conn->cred.uid, &attach->pidfd, err);
+	if (pid < 0)
+		return pid;
+	attach->vmm = pid;
+	return 0;
+}
+
 static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int *fds,
                          size_t n_fds, struct error *err)
 {
 	struct vmm_server *server = conn->server;
 	struct vmm_attach attach = {
-		.msg = msg, .fds = fds, .n_fds = n_fds, .vmm = conn->cred.pid
+		.msg = msg, .fds = fds, .n_fds = n_fds, .vmm = conn->cred.pid, .pidfd = -1
 	};
+	struct vmm_wire_msg answer = { .type = VMM_WIRE_ATTACHED };
 	void *owner;
 	int rc;
 
 	if (msg->type != VMM_WIRE_ATTACH)
 		return error_set(err, -EPROTO, "the first message must be ATTACH");
 	server->looked = true;
-	rc = server->config.ops->attach(server->config.arg, conn, &attach, &owner, err);
+	rc = take_process(conn, &attach, err);
+	if (!rc)
+		rc = server->config.ops->attach(server->config.arg, conn, &attach, &owner, err);
+	close_fd(&attach.pidfd);
 	if (rc)
 		return rc;
 	conn->owner = owner;
 	conn->attached = true;
-	return vmm_conn_send_type(conn, VMM_WIRE_ATTACHED);
+	answer.standing = attach.standing;
+	rc = vmm_conn_send(conn, &answer, -1);
+	if (!rc && attach.standing)
+		server->config.ops->attached_again(owner);
+	return rc;
 }
 
 static int handle_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int *fds,

@@ -9,6 +9,7 @@
  * message goes to the owner, and the end of the connection too. A VMM that says
  * something impossible is told so and cut off; the others never notice. Whoever attaches as a
  * destination gets a guest's memory, so credentials decide who may, whatever the socket's mode.
+ * An adapter speaks for a VMM that is another process (vmm/vmm_process.h).
  *
  * A connection costs a descriptor and says nothing until ATTACH: of one user only so many wait for
  * that, and not for long. Root's are let in where the limits are reached, a few more of them. Where
@@ -41,8 +42,11 @@ struct vmm_server;
 struct vmm_attach {
 	const struct vmm_wire_msg *msg;
 	int *fds;
-	size_t n_fds;
-	pid_t vmm; /* its process; 0 where it is not known */
+	size_t n_fds; /* of the region table and the userfaultfd */
+	pid_t vmm;    /* its process; 0 where it is not known */
+	int pidfd;    /* of the process that an adapter speaks for; -1: the VMM speaks itself */
+	/* By the owner: what it has heard of it, where it had attached before. */
+	enum vmm_wire_standing standing;
 };
 
 struct vmm_server_ops {
@@ -53,6 +57,11 @@ struct vmm_server_ops {
 	int (*attach)(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
 	              struct error *err);
 	/*
+	 * It has been told that it is attached, where it had attached before: what waits for it can
+	 * be said.
+	 */
+	void (*attached_again)(void *owner);
+	/*
 	 * A message after ATTACH. @fd is its descriptor, -1 for none; the owner takes it by
 	 * setting it to -1. Return: 0, or -errno with @err set: the VMM is told and cut off.
 	 */
@@ -62,15 +71,15 @@ struct vmm_server_ops {
 	 * (@why). The VMM is told and cut off after this.
 	 */
 	void (*cut_message)(void *owner, enum vmm_wire_type type, const struct error *why);
-	/* The VMM is gone; @conn is void after this. */
+	/* The VMM, or its adapter, is gone; @conn is void after this. */
 	void (*closed)(void *owner);
 };
 
 /* Limits; 0: as above. */
 struct vmm_limits {
-	unsigned int conns;   /* at a time */
-	unsigned int waiting; /* of them of one user before ATTACH */
-	unsigned int attach_timeout_ms;
+	unsigned int conns;             /* at a time */
+	unsigned int waiting;           /* of them of one user before ATTACH */
+	unsigned int attach_timeout_ms; /* also to attach again, where somebody waits */
 };
 
 struct vmm_server_config {

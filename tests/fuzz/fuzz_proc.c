@@ -11,6 +11,7 @@
 #include <sys/sysmacros.h>
 
 #include "mem/descriptor.h"
+#include "util/fdinfo.h"
 #include "util/maps.h"
 
 #define START 0x7f0000000000ull
@@ -44,7 +45,7 @@ static void check_text(const uint8_t *data, size_t size)
 		return;
 	memcpy(text, data, size);
 	text[size] = 0;
-	if (descriptor_read_features(text, &features))
+	if (fdinfo_parse_features(text, &features))
 		FUZZ_CHECK(strstr(text, "\nAPI:\taa:"));
 	if (descriptor_names_mem(text)) {
 		size_t len = strlen(text);

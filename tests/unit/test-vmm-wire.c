@@ -58,7 +58,13 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 				.fd_index = i < 2 ? i + 1 : VMM_WIRE_NO_FD,
 				.uffd_mode = 5 + i,
 			};
-		n_fds = 3;
+		m->attach_flags = VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_NAMES;
+		strcpy(m->regions[0].name, "/objects/mem0");
+		memset(m->regions[1].name, 'n', POSTCOPY_REGION_NAME_MAX);
+		strcpy(m->regions[2].name, "v");
+		n_fds = 4;
+	} else if (type == VMM_WIRE_ATTACHED) {
+		m->standing = VMM_WIRE_STANDS_LOADED;
 	} else if (type == VMM_WIRE_ERROR) {
 		m->code = EBUSY;
 		strcpy(m->text, "one is attached already");
@@ -103,6 +109,37 @@ static void test_each_type_round_trips(void **state)
 		memset(&out, 0xa5, sizeof out);
 		assert_int_equal(vmm_wire_decode(buf, len, n_fds, &out, &err), 0);
 		assert_memory_equal(&in, &out, sizeof in);
+	}
+}
+
+/* A pidfd alone, and all else refused. */
+static void test_attach_again_is_a_pidfd(void **state)
+{
+	static const struct {
+		uint32_t flags, n_regions, n_fds;
+		bool good;
+	} cases[] = {
+		{ VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_AGAIN, 0, 1, true },
+		{ VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_AGAIN, 0, 0, false },
+		{ VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_AGAIN, 0, 2, false },
+		{ VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_AGAIN, 1, 1, false },
+		{ VMM_WIRE_ATTACH_AGAIN, 0, 1, false },
+		{ VMM_WIRE_ATTACH_PIDFD, 0, 1, false },
+		{ VMM_WIRE_ATTACH_PIDFD, 1, 1, false },
+		{ 1u << 20, 1, 1, false },
+	};
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+
+	(void)state;
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		struct vmm_wire_msg m = { .type = VMM_WIRE_ATTACH, .role = VMM_WIRE_DESTINATION };
+
+		strcpy(m.id, "a");
+		m.attach_flags = cases[i].flags;
+		m.n_regions = cases[i].n_regions;
+		m.regions[0].fd_index = VMM_WIRE_NO_FD;
+		assert_int_equal(!decode(buf, vmm_wire_encode(&m, buf), cases[i].n_fds),
+		                 cases[i].good);
 	}
 }
 
@@ -164,7 +201,10 @@ static void test_truncation_at_every_length(void **state)
 			assert_int_equal(decode(copy, cut, n_fds), -EPROTO);
 			if (cut >= VMM_WIRE_HEADER_BYTES) {
 				put_u32(copy + 4, (uint32_t)(cut - VMM_WIRE_HEADER_BYTES));
-				assert_int_not_equal(decode(copy, cut, n_fds), 0);
+				/* Who has just attached is told no standing. */
+				if (all_types[i] != VMM_WIRE_ATTACHED ||
+				    cut != VMM_WIRE_HEADER_BYTES)
+					assert_int_not_equal(decode(copy, cut, n_fds), 0);
 			}
 			free(copy);
 		}
@@ -443,8 +483,8 @@ static void test_failed_receive_leaks_nothing(void **state)
 	recv_fails(large, sizeof large, 5, -EPROTO, "packet of more than");
 	/* Past the limit, within the room that is there for credentials, and past that. */
 	for (size_t n = VMM_WIRE_FDS_MAX + 1; n < VMM_WIRE_FDS_MAX + 12; n++)
-		recv_fails(buf, len, n, -EPROTO, "more than 65");
-	recv_fails(buf, len, 253, -EPROTO, "more than 65");
+		recv_fails(buf, len, n, -EPROTO, "more than 66");
+	recv_fails(buf, len, 253, -EPROTO, "more than 66");
 }
 
 static void test_credentials_do_not_crowd_out_descriptors(void **state)
@@ -458,6 +498,7 @@ static void test_credentials_do_not_crowd_out_descriptors(void **state)
 	(void)state;
 	assert_int_equal(setsockopt(p.b, SOL_SOCKET, SO_PASSCRED, &on, sizeof on), 0);
 	strcpy(m.id, "a");
+	m.attach_flags = VMM_WIRE_ATTACH_PIDFD;
 	m.n_regions = POSTCOPY_REGIONS_MAX;
 	for (uint32_t i = 0; i < m.n_regions; i++)
 		m.regions[i].fd_index = i + 1;
@@ -1006,6 +1047,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_each_type_round_trips),
+		cmocka_unit_test(test_attach_again_is_a_pidfd),
 		cmocka_unit_test(test_wire_format_is_fixed),
 		cmocka_unit_test(test_largest_messages_fit),
 		cmocka_unit_test(test_truncation_at_every_length),

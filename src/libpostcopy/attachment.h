@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One attachment: what the library's files share of it, and how it speaks with the daemon.
+ *
+ * Its life: attach.c makes it and takes it back, postcopy.c has it go through its states.
+ */
+#ifndef LIBPOSTCOPY_ATTACHMENT_H
+#define LIBPOSTCOPY_ATTACHMENT_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "libpostcopy/arriving.h"
+#include "libpostcopy/vmm_wire.h"
+
+/* For the daemon to accept, answer an attach, or take a message. */
+#define TIMEOUT_S 10
+
+/* Where an attachment stands. What may come or be said next depends on it. */
+enum attachment_state {
+	STATE_RUNNING,  /* source: the guest runs here */
+	STATE_STOPPING, /* source: asked to pause, has not answered */
+	STATE_PAUSED,   /* source: handed over; runs on only if told so */
+	STATE_WAITING,  /* destination: for the vmstate */
+	STATE_LOADING,  /* destination: has the vmstate, has not answered */
+	STATE_LOADED,   /* destination: has said so; the vCPUs may run */
+	STATE_RESUMED,  /* destination: the guest runs here */
+	STATE_COMPLETE, /* both: nothing more comes */
+	STATE_FAILED,
+	STATE_COUNT,
+};
+
+struct postcopy {
+	int sock;
+	enum vmm_wire_role role;
+	enum attachment_state state;
+	uint64_t pause_asked_ns;
+	/* What was said last, to say it again: source, destination. */
+	int vmstate_fd;
+	int poison_fd; /* what is poisoned here; -1: nothing */
+	uint64_t vmstate_len, pause_ns;
+	char load_error[ERROR_TEXT_MAX];
+	/* The VMM, where that is another process; -1, 0: it is this one. */
+	int pidfd;
+	pid_t vmm;
+	bool attached;
+	/* destination: our own copy. Were the daemon's the last one, its death would let
+	   absent pages read as zeroes. */
+	int uffd;
+	uint64_t uffd_features;
+	struct postcopy_region regions[POSTCOPY_REGIONS_MAX]; /* by name, where they have any */
+	size_t n_regions;
+	uint32_t place[POSTCOPY_REGIONS_MAX]; /* of each of them in the caller's table */
+	struct arriving arriving;
+	size_t n_registered;
+	struct {
+		void *addr;
+		uint64_t size;
+		uint32_t index, mode;
+	} registered[POSTCOPY_REGIONS_MAX];
+};
+
+/* Return: 0, -EPIPE, -ETIMEDOUT and others with @err set. */
+int send_message(struct postcopy *p, const struct vmm_wire_msg *msg, const int *fds, size_t n_fds,
+                 struct error *err);
+
+/*
+ * receive_message() - a message from the daemon, and its descriptor where the type has one
+ *
+ * The daemon's types carry one descriptor at most: the codec has checked that.
+ *
+ * Return: 0, -ETIMEDOUT without @err, -EPIPE, -EPROTO or what recvmsg() gave
+ */
+int receive_message(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg, int *ret_fd,
+                    struct error *err);
+
+#endif
