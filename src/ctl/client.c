@@ -270,13 +270,27 @@ static Postcopy__V1__Role role_of(const char *name)
 	return POSTCOPY__V1__ROLE__ROLE_UNSPECIFIED;
 }
 
+/* Return: NULL where none are named. */
+static Postcopy__V1__Parties *put_parties(Postcopy__V1__Parties *to,
+                                          const struct client_parties *from)
+{
+	to->n_uids = from->n_uids;
+	to->uids = (uint32_t *)from->uids;
+	to->pid = from->pid;
+	to->cgroup = (char *)(from->cgroup ? from->cgroup : "");
+	to->peer = (char *)(from->peer ? from->peer : "");
+	return to->n_uids || to->pid || *to->cgroup || *to->peer ? to : NULL;
+}
+
 int client_prepare(struct client *c, const struct client_prepare *p, struct json_object **ret,
                    struct error *err)
 {
 	Postcopy__V1__PrepareRequest request = POSTCOPY__V1__PREPARE_REQUEST__INIT;
+	Postcopy__V1__Parties parties = POSTCOPY__V1__PARTIES__INIT;
 	Postcopy__V1__Limits limits = POSTCOPY__V1__LIMITS__INIT;
 
 	request.id = (char *)p->id;
+	request.parties = put_parties(&parties, &p->parties);
 	request.token = (ProtobufCBinaryData){ sizeof p->token, (uint8_t *)p->token };
 	request.role = POSTCOPY__V1__ROLE__ROLE_SOURCE;
 	if (p->destination) {

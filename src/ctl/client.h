@@ -50,10 +50,20 @@ struct client_limits {
 #define CLIENT_LIMITS_INIT                                                                         \
 	((struct client_limits){ .bandwidth_bytes_per_s = -1, .bulk = -1, .prefetch = -1 })
 
+/* As control.proto's Parties; what is not named is 0 or NULL. */
+struct client_parties {
+	const uint32_t *uids;
+	size_t n_uids;
+	int64_t pid;
+	const char *cgroup;
+	const char *peer;
+};
+
 struct client_prepare {
 	const char *id;
 	bool destination;
 	uint8_t token[CLIENT_TOKEN_BYTES];
+	struct client_parties parties;
 	/* Destination only: */
 	const char *source; /* host:port */
 	const char *map;    /* "auto", "eager", "lazy"; NULL: auto */

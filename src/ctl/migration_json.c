@@ -247,6 +247,26 @@ static const char *role_name(Postcopy__V1__Role role)
 	}
 }
 
+/* Null where none are named. */
+static void add_parties(struct json_object *o, const Postcopy__V1__Parties *p)
+{
+	struct json_object *parties, *uids;
+
+	if (!p) {
+		set_null(o, "parties");
+		return;
+	}
+	parties = json_object_new_object();
+	uids = json_object_new_array_ext((int)p->n_uids);
+	for (size_t i = 0; i < p->n_uids; i++)
+		json_object_array_add(uids, json_object_new_uint64(p->uids[i]));
+	json_object_object_add(parties, "uids", uids);
+	set_count_or_null(parties, "pid", (uint64_t)p->pid);
+	json_set_string(parties, "cgroup", p->cgroup);
+	json_set_string(parties, "peer", p->peer);
+	json_object_object_add(o, "parties", parties);
+}
+
 struct json_object *migration_json(const Postcopy__V1__Migration *m)
 {
 	struct json_object *o = json_object_new_object();
@@ -262,6 +282,7 @@ struct json_object *migration_json(const Postcopy__V1__Migration *m)
 	set_count_or_null(o, "page_bytes", m->page_bytes);
 	json_set_string(o, "backend", m->backend);
 	set_count_or_null(o, "vmm_pid", (uint64_t)m->vmm_pid);
+	add_parties(o, m->parties);
 	if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_DESTINATION)
 		add_destination(o, m->destination);
 	else if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_SOURCE)

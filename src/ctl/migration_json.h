@@ -4,7 +4,9 @@
  *
  * migration (numbers that are not known, or not yet, are null; times of the day are RFC 3339):
  *   {id, role: "source"|"destination", state, state_time, prepare_time, reason,
- *    memory_bytes, page_bytes, backend, vmm_pid, ...}
+ *    memory_bytes, page_bytes, backend, vmm_pid,
+ *    parties: {uids: [uid...], pid, cgroup, peer}, as prepared; null where none are named
+ *    ...}
  * and at a destination
  *   {source_address, tls, map: "auto"|"eager"|"lazy", streams,
  *    limits: {bandwidth_bytes_per_s, streams, bulk, prefetch},

@@ -134,6 +134,25 @@ static void print_holder(struct json_object *m)
 	putchar('\n');
 }
 
+/* Who may attach, and who the other daemon is. */
+static void print_parties(struct json_object *m)
+{
+	struct json_object *uids = json_find(m, "parties.uids");
+	size_t n = uids ? json_object_array_length(uids) : 0;
+	double pid;
+
+	if (n)
+		printf("  %-12s %s", "VMM's user", n == 1 ? "uid" : "uids");
+	for (size_t i = 0; i < n; i++)
+		printf(" %lld%s",
+		       (long long)json_object_get_int64(json_object_array_get_idx(uids, i)),
+		       i + 1 < n ? "," : "\n");
+	if (json_number(m, "parties.pid", &pid))
+		printf("  %-12s %lld\n", "VMM's pid", (long long)pid);
+	print_string(m, "VMM's cgroup", "parties.cgroup");
+	print_string(m, "peer", "parties.peer");
+}
+
 void migration_print(struct json_object *m)
 {
 	printf("%s: %s, %s\n", json_string_or(m, "id", "?"), json_string_or(m, "role", "?"),
@@ -141,6 +160,7 @@ void migration_print(struct json_object *m)
 	print_string(m, "reason", "reason");
 	print_string(m, "token", "token");
 	print_memory(m);
+	print_parties(m);
 	print_string(m, "source", "source_address");
 	print_string(m, "TLS", "tls");
 	print_limits(m);

@@ -2,13 +2,17 @@
 /* prepare and limits: what a migration is, and what it may do. */
 #include "ctl/commands.h"
 
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "ctl/client.h"
 #include "ctl/json.h"
 #include "ctl/token.h"
 
+/* As the daemon takes. */
+#define UIDS_MAX 16
 #define BANDWIDTH_UNSET UINT64_MAX
 #define BANDWIDTH_MAX INT64_MAX
 
@@ -16,6 +20,10 @@ struct prepare_args {
 	const char *role;
 	const char *token;
 	const char *token_file;
+	const char *vmm_uids;
+	const char *vmm_cgroup;
+	uint64_t vmm_pid;
+	const char *peer;
 	const char *source;
 	const char *map;
 	uint64_t streams;
@@ -37,6 +45,13 @@ static const struct option_spec prepare_options[] = {
 	  "the migration's token, 64 hex digits, read from FILE" },
 	{ "token", OPTION_STRING, PREPARE(token), "HEX",
 	  "the token itself (other users may see it in the list of processes)" },
+	{ "vmm-uid", OPTION_STRING, PREPARE(vmm_uids), "UID[,UID...]",
+	  "only a VMM of one of these users may attach" },
+	{ "vmm-cgroup", OPTION_STRING, PREPARE(vmm_cgroup), "PATH",
+	  "only a VMM in this cgroup or below may, such as\n/machine.slice/vm7.scope" },
+	{ "vmm-pid", OPTION_UINT, PREPARE(vmm_pid), "PID", "only this process may", 1, INT32_MAX },
+	{ "peer", OPTION_STRING, PREPARE(peer), "NAME",
+	  "the other daemon's certificate must have this name (URI or DNS), as\nwith allow-peer" },
 	{ "source", OPTION_STRING, PREPARE(source), "HOST:PORT",
 	  "destination: where the source's daemon listens" },
 	{ "streams", OPTION_UINT, PREPARE(streams), "N",
@@ -97,6 +112,7 @@ static struct client_prepare prepare_request(const char *id, const struct prepar
 		.destination = !strcmp(a->role, "destination"),
 		.source = a->source,
 		.map = a->map,
+		.parties = { .pid = (int64_t)a->vmm_pid, .cgroup = a->vmm_cgroup, .peer = a->peer },
 		.limits = CLIENT_LIMITS_INIT,
 	};
 
@@ -108,20 +124,45 @@ static struct client_prepare prepare_request(const char *id, const struct prepar
 	return p;
 }
 
+/* "1000,1001". Return: how many; or -EINVAL with @err set. */
+static int uids_parse(const char *text, uint32_t ret[UIDS_MAX], struct error *err)
+{
+	int n = 0;
+
+	while (text) {
+		const char *comma = strchr(text, ',');
+		size_t len = comma ? (size_t)(comma - text) : strlen(text);
+		unsigned long long uid = strtoull(text, NULL, 10);
+
+		if (!len || len > 10 || strspn(text, "0123456789") != len || uid > UINT32_MAX)
+			return error_set(err, -EINVAL, "--vmm-uid: \"%.*s\" is no user's number",
+			                 (int)len, text);
+		if (n == UIDS_MAX)
+			return error_set(err, -EINVAL, "--vmm-uid: %d users at most", UIDS_MAX);
+		ret[n++] = (uint32_t)uid;
+		text = comma ? comma + 1 : NULL;
+	}
+	return n;
+}
+
 static int prepare_run(const struct ctl_common *common, const char *id, const void *args)
 {
 	const struct prepare_args *a = args;
 	_cleanup_json_ struct json_object *migration = NULL;
 	const char *mistake = prepare_mistake(a);
 	struct error err = ERROR_INIT;
+	uint32_t uids[UIDS_MAX];
 	struct client_prepare p;
-	int code;
+	int code, n_uids;
 
 	if (mistake)
 		return command_misused(&prepare_command, mistake);
 	p = prepare_request(id, a);
-	if (token_get(a, p.token, &err) < 0)
+	n_uids = uids_parse(a->vmm_uids, uids, &err);
+	if (n_uids < 0 || token_get(a, p.token, &err) < 0)
 		return command_failed(&prepare_command, &err);
+	p.parties.uids = uids;
+	p.parties.n_uids = (size_t)n_uids;
 	code = command_call(&prepare_command, common, call_prepare, &p, &migration);
 	if (code)
 		return code;

@@ -929,6 +929,7 @@ int conductor_start(struct migration *m)
 	k->hello.role = STREAM_CONTROL;
 	snprintf(k->hello.migration_id, sizeof k->hello.migration_id, "%s", m->params.id);
 	k->hello.token = m->params.token;
+	k->hello.peer = *m->params.parties.peer ? m->params.parties.peer : NULL;
 	memcpy(k->hello.holder, m->holder.id, HOLDER_BYTES);
 	k->hello.regions = m->table;
 	rc = thread_start(&m->conductor, conductor_main, k);

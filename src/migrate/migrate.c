@@ -107,6 +107,9 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 		                 m->params.id);
 	if (m->state != MIGRATION_PREPARED)
 		return migration_refuse_now(m, "attaching", err);
+	rc = parties_check_vmm(&m->params.parties, vmm_conn_fd(conn), m->params.id, err);
+	if (rc)
+		return rc;
 	rc = migration_check_attach(m, attach, err);
 	if (rc)
 		return error_prefix(err, "migration \"%s\"", m->params.id);
@@ -405,8 +408,8 @@ static bool same_params(const struct migration_params *a, const struct migration
 	return !CRYPTO_memcmp(a->token, b->token, TOKEN_BYTES) &&
 	       !strcmp(a->source.host, b->source.host) && !strcmp(a->source.port, b->source.port) &&
 	       a->streams == b->streams && a->bandwidth_bytes_per_s == b->bandwidth_bytes_per_s &&
-	       a->bulk == b->bulk && a->prefetch == b->prefetch && a->map_given == b->map_given &&
-	       a->map == b->map;
+	       parties_equal(&a->parties, &b->parties) && a->bulk == b->bulk &&
+	       a->prefetch == b->prefetch && a->map_given == b->map_given && a->map == b->map;
 }
 
 static int check_streams(unsigned int streams, struct error *err)
@@ -858,6 +861,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",
 		.regions = &m->table,
 		.vmm_pid = migration_vmm_pid(m),
+		.parties = &m->params.parties,
 		.prepared_real_ns = m->prepared_real_ns,
 		.state_real_ns = m->state_real_ns,
 		.pull = m->pull ? pull_stats(m->pull) : NULL,

@@ -28,6 +28,7 @@
 #include <uv.h>
 
 #include "fault/pull.h"
+#include "migrate/parties.h"
 #include "migrate/state.h"
 #include "stream/page_server.h"
 #include "vmm/vmm_server.h"
@@ -69,6 +70,7 @@ struct migration_params {
 	char id[MIGRATION_ID_MAX + 1];
 	enum migration_role role;
 	uint8_t token[TOKEN_BYTES];
+	struct parties parties;
 	/* Destination only: */
 	struct conn_target source;
 	unsigned int streams;
@@ -125,6 +127,7 @@ struct migration_info {
 	const char *backend; /* of the first region; empty before attach */
 	const struct region_table *regions;
 	pid_t vmm_pid; /* 0: none attached */
+	const struct parties *parties;
 	/* CLOCK_REALTIME: when it was prepared, and came to its state. */
 	uint64_t prepared_real_ns;
 	uint64_t state_real_ns;

@@ -32,8 +32,20 @@ static const Postcopy__V1__SavedFarewell farewells[] = {
 	[FAREWELL_ABORT] = POSTCOPY__V1__SAVED_FAREWELL__SAVED_FAREWELL_ABORT,
 };
 
-static void put_params(const struct migration_params *p, Postcopy__V1__SavedParams *m)
+static void put_parties(const struct parties *p, Postcopy__V1__SavedParties *m)
 {
+	m->n_uids = p->n_uids;
+	m->uids = (uint32_t *)p->uids;
+	m->pid = p->pid;
+	m->cgroup = (char *)p->cgroup;
+	m->peer = (char *)p->peer;
+}
+
+static void put_params(const struct migration_params *p, Postcopy__V1__SavedParams *m,
+                       Postcopy__V1__SavedParties *parties)
+{
+	put_parties(&p->parties, parties);
+	m->parties = parties_are_named(&p->parties) ? parties : NULL;
 	m->id = (char *)p->id;
 	m->role = p->role == MIGRATION_SOURCE ? POSTCOPY__V1__SAVED_ROLE__SAVED_ROLE_SOURCE
 	                                      : POSTCOPY__V1__SAVED_ROLE__SAVED_ROLE_DESTINATION;
@@ -108,10 +120,11 @@ size_t saved_encode(const struct saved *s, void *buf)
 	Postcopy__V1__SavedEntry entries[VMM_WIRE_FDS_MAX], *entry_list[VMM_WIRE_FDS_MAX];
 	Postcopy__V1__SavedMigration m = POSTCOPY__V1__SAVED_MIGRATION__INIT;
 	Postcopy__V1__SavedParams params = POSTCOPY__V1__SAVED_PARAMS__INIT;
+	Postcopy__V1__SavedParties parties = POSTCOPY__V1__SAVED_PARTIES__INIT;
 	Postcopy__V1__SavedLimits limits = POSTCOPY__V1__SAVED_LIMITS__INIT;
 	Postcopy__V1__SavedTimes times = POSTCOPY__V1__SAVED_TIMES__INIT;
 
-	put_params(&s->params, &params);
+	put_params(&s->params, &params, &parties);
 	put_regions(s, regions, list);
 	put_times(&s->times, &times);
 	m.major = SAVED_MAJOR;
@@ -161,6 +174,22 @@ static int get_target(const char *host, const char *port, struct conn_target *re
 	return 0;
 }
 
+/* Those who may not must not get in by a record that could not be read. */
+static int get_parties(const Postcopy__V1__SavedParties *m, struct parties *ret, struct error *err)
+{
+	if (!m)
+		return 0;
+	if (m->n_uids > PARTIES_UIDS_MAX || m->pid < 0 || strlen(m->cgroup) >= sizeof ret->cgroup ||
+	    strlen(m->peer) >= sizeof ret->peer)
+		return bad("its parties", err);
+	for (; ret->n_uids < m->n_uids; ret->n_uids++)
+		ret->uids[ret->n_uids] = m->uids[ret->n_uids];
+	ret->pid = m->pid;
+	strcpy(ret->cgroup, m->cgroup);
+	strcpy(ret->peer, m->peer);
+	return 0;
+}
+
 static int get_params(const Postcopy__V1__SavedParams *m, struct migration_params *ret,
                       struct error *err)
 {
@@ -183,6 +212,8 @@ static int get_params(const Postcopy__V1__SavedParams *m, struct migration_param
 	ret->prefetch = !m->prefetch_off;
 	ret->bandwidth_bytes_per_s = m->bandwidth_bytes_per_s;
 	snprintf(ret->client, sizeof ret->client, "%s", m->client);
+	if (get_parties(m->parties, &ret->parties, err))
+		return -EPROTO;
 	return get_target(m->source_host, m->source_port, &ret->source, err);
 }
 

@@ -65,11 +65,13 @@ static int open_source(struct migration *m, struct vmm_attach *attach, struct pa
 	}
 	rc = page_source_new(m->params.id, m->params.token, &table, memories, &source_ops, m, ret,
 	                     err);
-	if (rc)
+	if (rc) {
 		migration_free_memories(memories);
-	else
-		m->table = table;
-	return rc;
+		return rc;
+	}
+	page_source_set_peer(*ret, m->params.parties.peer);
+	m->table = table;
+	return 0;
 }
 
 /* Takes over @source in any case. */
@@ -157,6 +159,7 @@ static void leave_verdict(struct migration *m)
 	rc = page_source_new_ended(m->params.id, m->params.token, m->epoch, &m->holder, verdict,
 	                           m->reason, &ended, &err);
 	if (!rc) {
+		page_source_set_peer(ended, m->params.parties.peer);
 		rc = page_server_add(m->owner->config.page_server, ended);
 		if (rc)
 			page_source_unref(ended);

@@ -290,6 +290,19 @@ static void set_source(struct migration_message *t, const struct migration_info 
 	t->message.source = &t->source;
 }
 
+static void set_parties(struct migration_message *t, const struct parties *p)
+{
+	if (!parties_are_named(p))
+		return;
+	t->parties = (Postcopy__V1__Parties)POSTCOPY__V1__PARTIES__INIT;
+	t->parties.n_uids = p->n_uids;
+	t->parties.uids = (uint32_t *)p->uids;
+	t->parties.cgroup = (char *)p->cgroup;
+	t->parties.pid = p->pid;
+	t->parties.peer = (char *)p->peer;
+	t->message.parties = &t->parties;
+}
+
 void migration_message_init(struct migration_message *t, struct migration *m,
                             const struct stalls *stalls)
 {
@@ -314,6 +327,7 @@ void migration_message_init(struct migration_message *t, struct migration *m,
 	message->page_bytes = info.page_bytes;
 	message->backend = (char *)info.backend;
 	message->vmm_pid = info.vmm_pid;
+	set_parties(t, info.parties);
 	if (info.role == MIGRATION_SOURCE)
 		set_source(t, &info);
 	else

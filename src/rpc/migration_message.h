@@ -20,6 +20,7 @@ struct migration_message {
 	Google__Protobuf__Duration elapsed, time_to_complete;
 	Google__Protobuf__Duration downtime_total, pause, send, load, resume;
 	Postcopy__V1__Downtime downtime;
+	Postcopy__V1__Parties parties;
 	Postcopy__V1__SourceStatus source;
 	Postcopy__V1__DestinationStatus destination;
 	Postcopy__V1__Limits limits;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* postcopy.v1.Migrations: its unary methods. */
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -160,6 +161,49 @@ static int check_source_fields(const Postcopy__V1__PrepareRequest *r, struct rpc
 	return 0;
 }
 
+static int compare_uids(const void *a, const void *b)
+{
+	uid_t x = *(const uid_t *)a, y = *(const uid_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* In order: so the same users are the same, however they are written. */
+static int parse_uids(const uint32_t *uids, size_t n, struct parties *p, struct rpc_error *e)
+{
+	if (n > PARTIES_UIDS_MAX)
+		return rpc_error_field(e, "parties.uids", "%zu users, at most %u", n,
+		                       PARTIES_UIDS_MAX);
+	for (size_t i = 0; i < n; i++) {
+		if (uids[i] == (uid_t)-1)
+			return rpc_error_field(e, "parties.uids", "%u is no user", uids[i]);
+		p->uids[i] = uids[i];
+	}
+	p->n_uids = n;
+	qsort(p->uids, n, sizeof *p->uids, compare_uids);
+	return 0;
+}
+
+static int parse_parties(const Postcopy__V1__Parties *m, struct parties *p, struct rpc_error *e)
+{
+	struct error why = ERROR_INIT;
+
+	if (!m)
+		return 0;
+	if (parse_uids(m->uids, m->n_uids, p, e))
+		return e->error.code;
+	if (m->pid < 0 || m->pid > INT_MAX)
+		return rpc_error_field(e, "parties.pid", "%lld is no process", (long long)m->pid);
+	p->pid = (pid_t)m->pid;
+	if (*m->cgroup && parties_check_cgroup(m->cgroup, &why))
+		return rpc_error_field(e, "parties.cgroup", "%s", why.text);
+	snprintf(p->cgroup, sizeof p->cgroup, "%s", m->cgroup);
+	if (*m->peer && tls_name_check(m->peer, &why))
+		return rpc_error_field(e, "parties.peer", "%s", why.text);
+	snprintf(p->peer, sizeof p->peer, "%s", m->peer);
+	return 0;
+}
+
 /* Of the token nothing but this is ever told: it is a secret. */
 static int parse_token(const ProtobufCBinaryData *token, uint8_t ret[TOKEN_BYTES],
                        struct rpc_error *e)
@@ -188,7 +232,7 @@ static int parse_prepare(struct rpc *rpc, const Postcopy__V1__PrepareRequest *r,
 	if (migration_id_check(r->id, &why))
 		return rpc_error_field(e, "id", "%s", why.text);
 	strcpy(p->id, r->id);
-	if (parse_token(&r->token, p->token, e))
+	if (parse_token(&r->token, p->token, e) || parse_parties(r->parties, &p->parties, e))
 		return e->error.code;
 	switch (r->role) {
 	case POSTCOPY__V1__ROLE__ROLE_SOURCE:

@@ -269,6 +269,12 @@ static int greet(int fd, const struct conn_target *target, struct tls_context *t
 		error_prefix(err, "source %s:%s", target->host, target->port);
 		return rc;
 	}
+	if (hello->peer && !tls_peer_is(c->tls, hello->peer))
+		return error_set(err, -EACCES,
+		                 "source %s:%s: peer \"%s\" is not \"%s\", the other daemon of "
+		                 "migration \"%s\"",
+		                 target->host, target->port, tls_peer_name(c->tls), hello->peer,
+		                 hello->migration_id);
 	/* One who has ended it already has mostly said why: that is to be read, also if this fails.
 	 */
 	rc = send_hello(c, hello);

@@ -32,9 +32,12 @@ struct hello {
 	enum stream_role role;
 	char migration_id[MIGRATION_ID_MAX + 1];
 	uint8_t holder[HOLDER_BYTES]; /* who dials: this destination and no other; never all 0 */
-	uint64_t epoch;             /* of the attachment meant; 0: on CONTROL, whichever there is */
-	const uint8_t *token;       /* who dials: TOKEN_BYTES, borrowed; it does not travel */
-	uint8_t proof[PROOF_BYTES]; /* who is dialled: what came in its place */
+	uint64_t epoch; /* of the attachment meant; 0: on CONTROL, whichever there is */
+	/* Who dials: borrowed; they do not travel. */
+	const uint8_t *token; /* TOKEN_BYTES */
+	const char *peer;     /* the name that the source's certificate must have; NULL: any */
+	/* Who is dialled: */
+	uint8_t proof[PROOF_BYTES];
 	struct region_table regions; /* CONTROL only */
 };
 

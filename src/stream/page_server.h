@@ -81,6 +81,14 @@ int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
                     struct error *err);
 struct page_source *page_source_unref(struct page_source *s);
 
+/*
+ * page_source_set_peer() - the name that its destination's certificate must have
+ * @pattern: as tls_name_check() passes it; copied. Empty: any that tls_context allows
+ *
+ * Before page_server_add().
+ */
+void page_source_set_peer(struct page_source *s, const char *pattern);
+
 /* A destination that holds a migration. */
 struct stream_holder {
 	bool bound; /* else nobody does */

@@ -8,6 +8,7 @@
 
 #include <openssl/crypto.h>
 
+#include "tls/names.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/thread.h"
@@ -33,6 +34,7 @@ struct page_source {
 	/* Set at birth, read by all threads. */
 	char id[MIGRATION_ID_MAX + 1];
 	uint8_t token[TOKEN_BYTES];
+	char peer[TLS_NAME_PATTERN_BYTES]; /* the name that a destination must have; empty: any */
 	uint64_t epoch;
 	struct region_table table;
 	struct memory *memories[REGIONS_MAX];
@@ -177,6 +179,11 @@ const struct page_source_stats *page_source_stats(const struct page_source *s)
 uint64_t page_source_holder_heard_ns(const struct page_source *s)
 {
 	return atomic_load(&s->holder_heard_ns);
+}
+
+void page_source_set_peer(struct page_source *s, const char *pattern)
+{
+	snprintf(s->peer, sizeof s->peer, "%s", pattern);
 }
 
 void page_source_set_poisoned(struct page_source *s, struct poison_list *list)
@@ -374,6 +381,10 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 	*reply = (struct hello_reply){ .epoch = s->epoch };
 	*ctl = (struct page_source_conn){ .conn = c };
 	memcpy(ctl->holder, hello->holder, HOLDER_BYTES);
+	if (*s->peer && !tls_peer_is(c->tls, s->peer))
+		return error_set(err, -EACCES,
+		                 "migration \"%s\": peer \"%s\" is not its other daemon", s->id,
+		                 tls_peer_name(c->tls));
 	pthread_mutex_lock(&s->lock);
 	if (hello->role == STREAM_CONTROL)
 		supersede(s, hello->holder);

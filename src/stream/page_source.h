@@ -37,8 +37,9 @@ size_t page_source_prove(const struct page_source *s, const struct hello *hello,
  * page_source_open() - may this HELLO's sender in, whom page_source_fit() has found to know the
  * token?
  *
- * Return: 0 with the reply filled in; with @err set: -EINVAL; -ESTALE, another attachment
- * is meant; -EBUSY, somebody else holds it; -EKEYREVOKED, -ESHUTDOWN, it has ended.
+ * Return: 0 with the reply filled in; with @err set: -EACCES, not by that name; -EINVAL; -ESTALE,
+ * another attachment is meant; -EBUSY, somebody else holds it; -EKEYREVOKED, -ESHUTDOWN, it has
+ * ended.
  */
 int page_source_open(struct page_source *s, const struct hello *hello, struct conn *c,
                      struct page_source_conn *ctl, struct hello_reply *reply, struct error *err);

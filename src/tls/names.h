@@ -9,6 +9,9 @@
 /* Of a peer, with its NUL: a longer one is as good as none. */
 #define TLS_NAME_MAX 256
 
+/* Of a pattern, with its NUL: "URI:" in front, and an asterisk behind. */
+#define TLS_NAME_PATTERN_BYTES (TLS_NAME_MAX + 5)
+
 enum tls_name_kind {
 	TLS_NAME_URI,
 	TLS_NAME_DNS,

@@ -307,6 +307,25 @@ const char *tls_peer_name(const struct tls *tls)
 	return tls->peer.name;
 }
 
+bool tls_peer_is(const struct tls *tls, const char *pattern)
+{
+	X509 *cert = SSL_get1_peer_certificate(tls->ssl);
+	GENERAL_NAMES *sans =
+	        cert ? X509_get_ext_d2i(cert, NID_subject_alt_name, NULL, NULL) : NULL;
+	bool is_one = false;
+
+	for (int i = 0; !is_one && i < sk_GENERAL_NAME_num(sans); i++) {
+		char name[TLS_NAME_MAX];
+		enum tls_name_kind kind;
+
+		is_one = tls_read_san(sk_GENERAL_NAME_value(sans, i), &kind, name) &&
+		         tls_name_matches(pattern, kind, name);
+	}
+	GENERAL_NAMES_free(sans);
+	X509_free(cert);
+	return is_one;
+}
+
 int tls_prove(const struct tls *tls, const void *secret, size_t secret_len, const void *said,
               size_t said_len, uint8_t ret[TLS_PROOF_BYTES])
 {

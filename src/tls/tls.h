@@ -166,6 +166,10 @@ uint64_t tls_key_updates(const struct tls *tls);
 const char *tls_description(const struct tls *tls);
 const char *tls_peer_name(const struct tls *tls);
 
+/* After the handshake: whether one of the peer's names is allowed by @pattern (tls_name_check()).
+ */
+bool tls_peer_is(const struct tls *tls, const char *pattern);
+
 /*
  * tls_prove() - a proof that this end knows a secret, good on this connection only
  * @said: what else it stands for

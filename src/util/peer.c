@@ -2,10 +2,16 @@
 #include "util/peer.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "util/cleanup.h"
 
+/* Linux 6.5; not in this libc. */
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
 /* What SO_PEERGROUPS may say at most (NGROUPS_MAX). */
 #define PEER_GROUPS_MAX 65536u
 
@@ -48,6 +54,27 @@ int peer_credentials(int fd, struct ucred *ret)
 		return -errno;
 	*ret = cred;
 	return 0;
+}
+
+int peer_pidfd(int fd, const struct ucred *cred)
+{
+	int pidfd;
+	socklen_t len = sizeof pidfd;
+
+	if (!getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &len))
+		return pidfd;
+	if (errno != ENOPROTOOPT)
+		return -errno;
+	/* Not one of a pid namespace that is not ours. */
+	if (cred->pid <= 0)
+		return -ESRCH;
+	pidfd = (int)syscall(SYS_pidfd_open, cred->pid, 0);
+	return pidfd < 0 ? -errno : pidfd;
+}
+
+bool peer_has_ended(int pidfd)
+{
+	return poll(&(struct pollfd){ .fd = pidfd, .events = POLLIN }, 1, 0) != 0;
 }
 
 bool peer_is_allowed(int fd, const struct ucred *cred, const gid_t *groups, size_t n_groups)

@@ -13,6 +13,17 @@
 int peer_credentials(int fd, struct ucred *ret);
 
 /*
+ * peer_pidfd() - the process that has connected, and no other that has its number by now
+ * @cred: of @fd's other end
+ *
+ * The kernel says it of the socket since Linux 6.5. Before, it is whichever has the number now.
+ *
+ * Return: a pidfd, the caller's; -ESRCH where it has ended, and others.
+ */
+int peer_pidfd(int fd, const struct ucred *cred);
+bool peer_has_ended(int pidfd);
+
+/*
  * peer_is_allowed() - root, our own user, and the members of @groups
  * @cred: of @fd's other end
  *

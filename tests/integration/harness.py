@@ -112,7 +112,7 @@ class Process:
         self.popen.wait()
 
 
-def prepare_fields(role=None, token=None, source=None, map=None, **limits):
+def prepare_fields(role=None, token=None, source=None, map=None, parties=None, **limits):
     """PrepareRequest's fields, from names and from a token in hex digits."""
     fields = {}
     if role:
@@ -123,6 +123,8 @@ def prepare_fields(role=None, token=None, source=None, map=None, **limits):
         fields["source_address"] = source
     if map and map != "auto":
         fields["map"] = "MAP_POLICY_" + map.upper()
+    if parties:
+        fields["parties"] = parties
     if limits:
         fields["limits"] = limits
     return fields
@@ -238,8 +240,8 @@ class Daemon(Process):
         with self.control() as control:
             return control.call(method, **params)
 
-    def prepare_source(self, migration_id, token=TOKEN):
-        return self.call("Prepare", id=migration_id, role="source", token=token)
+    def prepare_source(self, migration_id, token=TOKEN, **options):
+        return self.call("Prepare", id=migration_id, role="source", token=token, **options)
 
     def prepare_destination(self, migration_id, source, token=TOKEN, **options):
         return self.call("Prepare", id=migration_id, role="destination", token=token,

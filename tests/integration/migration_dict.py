@@ -65,10 +65,15 @@ def destination(d):
         "reconnects": d.reconnects, "holder": d.holder}
 
 
+def parties(p):
+    return {"uids": list(p.uids), "pid": p.pid or None, "cgroup": p.cgroup, "peer": p.peer}
+
+
 def migration(m):
     to = {"id": m.id, "role": ROLES[m.role], "state": STATES[m.state], "reason": m.reason,
           "memory_bytes": m.memory_bytes or None, "page_bytes": m.page_bytes or None,
-          "backend": m.backend, "vmm_pid": m.vmm_pid or None}
+          "backend": m.backend, "vmm_pid": m.vmm_pid or None,
+          "parties": field(m, "parties", parties)}
     half = m.WhichOneof("half")
     if half == "destination":
         to.update(destination(m.destination))

@@ -31,6 +31,11 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 	memset(s->params.id, 'i', MIGRATION_ID_MAX);
 	memset(s->params.client, 'c', MIGRATION_CLIENT_BYTES - 1);
 	memset(s->params.token, 0xa5, TOKEN_BYTES);
+	s->params.parties.n_uids = PARTIES_UIDS_MAX;
+	memset(s->params.parties.uids, 0xfe, sizeof s->params.parties.uids);
+	s->params.parties.pid = INT32_MAX;
+	memset(s->params.parties.cgroup, 'g', sizeof s->params.parties.cgroup - 1);
+	memset(s->params.parties.peer, 'p', sizeof s->params.parties.peer - 1);
 	s->target = (struct conn_target){ .host = "other.example", .port = "7001" };
 	s->limits = (struct migration_limits){ true, 7, true, 5, true, true, true, false };
 	s->state = MIGRATION_PAUSED;
@@ -81,6 +86,26 @@ static void test_what_is_written_is_read(void **state)
 		assert_memory_equal(got, s, sizeof *s);
 		free(s);
 	}
+	free(got);
+	free(buf);
+}
+
+/* So is each record of a daemon that knew of none. */
+static void test_a_record_without_parties_is_read(void **state)
+{
+	struct saved *s = make_saved(MIGRATION_SOURCE, 1), *got = malloc(sizeof *got);
+	uint8_t *buf = malloc(RECORD_BYTES_MAX);
+	size_t with = saved_encode(s, buf), without;
+
+	(void)state;
+	s->params.parties = (struct parties){ .n_uids = 0 };
+	without = saved_encode(s, buf);
+	/* Not even an empty message. */
+	assert_true(without + PARTIES_CGROUP_BYTES < with);
+	assert_int_equal(saved_decode(buf, without, got, NULL), 0);
+	assert_memory_equal(got, s, sizeof *s);
+	assert_false(parties_are_named(&got->params.parties));
+	free(s);
 	free(got);
 	free(buf);
 }
@@ -172,6 +197,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_what_is_written_is_read),
+		cmocka_unit_test(test_a_record_without_parties_is_read),
 		cmocka_unit_test(test_each_state_and_farewell_has_its_number),
 		cmocka_unit_test(test_newer_major_is_refused_by_name),
 		cmocka_unit_test(test_unknown_fields_are_passed_over),

@@ -133,6 +133,7 @@ struct side {
 	int fd;
 	int rc;
 	bool resumed;
+	bool is_named, is_misnamed; /* its peer, by tls_peer_is() */
 	/* Of one secret and one text; then of another text, and of another secret. */
 	uint8_t proofs[3][TLS_PROOF_BYTES];
 	char peer[256];
@@ -172,6 +173,10 @@ static void *shake_hands(void *arg)
 	s->rc = tls_handshake(contexts[!s->server], s->fd, s->server, &tls, &err);
 	if (!s->rc) {
 		s->resumed = tls_is_resumed(tls);
+		s->is_named =
+		        tls_peer_is(tls, s->server ? "URI:" PKI_DESTINATION_NAME : PKI_SOURCE_NAME);
+		s->is_misnamed =
+		        tls_peer_is(tls, s->server ? PKI_SOURCE_NAME : "DNS:" PKI_SOURCE_NAME);
 		s->rc = prove_all(tls, s->proofs);
 		snprintf(s->peer, sizeof s->peer, "%s", tls_peer_name(tls));
 		if (!s->rc && s->server)
@@ -214,6 +219,9 @@ static void assert_connects(bool resumed)
 	assert_int_equal(client.resumed, resumed);
 	assert_string_equal(server.peer, PKI_DESTINATION_NAME);
 	assert_string_equal(client.peer, PKI_SOURCE_NAME);
+	/* A resumed session shows no certificate, and its names count all the same. */
+	assert_true(server.is_named && client.is_named);
+	assert_false(server.is_misnamed || client.is_misnamed);
 }
 
 static void test_a_session_is_resumed(void **state)
