@@ -199,7 +199,9 @@ static void attach_best(struct fault_tracer *t)
 		why_add(t, "%s: %s", ways[i].name, err.text);
 	}
 	if (geteuid() != 0)
-		why_add(t, "not root: CAP_BPF, CAP_PERFMON and CAP_SYSLOG are needed");
+		why_add(t, "not root: CAP_BPF, CAP_PERFMON and CAP_SYSLOG are needed (trace.conf "
+		           "gives "
+		           "them to the unit)");
 }
 
 static int ring_event(void *arg, void *data, size_t len_bytes)

@@ -103,8 +103,11 @@ static struct json_object *read_message(uint8_t which, const uint8_t *data, size
 
 static struct json_object *read_text(const uint8_t *data, size_t size)
 {
-	char *text = strndup((const char *)data, size);
-	struct json_object *o = json_tokener_parse(text);
+	char *text = calloc(1, size + 1);
+	struct json_object *o;
+
+	memcpy(text, data, size);
+	o = json_tokener_parse(text);
 
 	free(text);
 	return o;

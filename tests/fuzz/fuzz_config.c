@@ -6,7 +6,7 @@
 
 #include "postcopyd/options.h"
 
-const unsigned int fuzz_rounds = 200000;
+const unsigned int fuzz_rounds = 100000;
 
 static char *print(const struct options *o)
 {

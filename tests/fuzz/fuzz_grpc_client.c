@@ -15,18 +15,14 @@
 #include "grpc/wire.h"
 #include "util/unix_listen.h"
 
+#include "http2.h"
+
 #define TIMEOUT_MS 2000
 
 const unsigned int fuzz_rounds = 5000;
 
 static char target[64];
 static int listener = -1;
-static uint64_t frames;
-
-static void print_frames(void)
-{
-	printf("frames: %llu\n", (unsigned long long)frames);
-}
 
 static void set_up(void)
 {
@@ -36,7 +32,6 @@ static void set_up(void)
 	snprintf(target, sizeof target, "unix:%s/s", dir);
 	listener = unix_listen(target + 5, SOCK_STREAM, "server", NULL);
 	FUZZ_CHECK(listener >= 0);
-	atexit(print_frames);
 }
 
 static void tear_down(void) __attribute__((destructor));
@@ -85,22 +80,8 @@ int fuzz_one(const uint8_t *data, size_t size)
 		           memchr(status.message, 0, sizeof status.message));
 	grpc_client_free(client);
 	close(fd);
-	for (size_t at = 0; at + 9 <= size; frames++)
-		at += 9 + ((size_t)data[at] << 16 | (size_t)data[at + 1] << 8 | data[at + 2]);
+	http2_count(data, size);
 	return 0;
-}
-
-static uint8_t *put_frame(uint8_t *p, uint8_t type, uint8_t flags, uint8_t stream,
-                          const void *payload, size_t len)
-{
-	const uint8_t head[] = {
-		0, (uint8_t)(len >> 8), (uint8_t)len, type, flags, 0, 0, 0, stream
-	};
-
-	memcpy(p, head, sizeof head);
-	if (len)
-		memcpy(p + sizeof head, payload, len);
-	return p + sizeof head + len;
 }
 
 /* Literals without indexing: a header's name and value. */
@@ -120,19 +101,19 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 
 	if (i > 3)
 		return 0;
-	p = put_frame(p, NGHTTP2_SETTINGS, 0, 0, NULL, 0);
-	p = put_frame(p, NGHTTP2_SETTINGS, NGHTTP2_FLAG_ACK, 0, NULL, 0);
+	p = http2_put(p, NGHTTP2_SETTINGS, 0, 0, NULL, 0);
+	p = http2_put(p, NGHTTP2_SETTINGS, NGHTTP2_FLAG_ACK, 0, NULL, 0);
 	*end++ = 0x88; /* :status 200 */
 	end = put_header(end, "content-type", "application/grpc");
 	if (i == 3)
 		end = put_header(put_header(end, "grpc-status", "5"), "grpc-message", "no%20way");
-	p = put_frame(p, NGHTTP2_HEADERS, 4 | (i == 3), 1, block, (size_t)(end - block));
+	p = http2_put(p, NGHTTP2_HEADERS, 4 | (i == 3), 1, block, (size_t)(end - block));
 	if (i == 3)
 		return (size_t)(p - buf);
-	p = put_frame(p, NGHTTP2_DATA, 0, 1, message, sizeof message - (i == 2));
+	p = http2_put(p, NGHTTP2_DATA, 0, 1, message, sizeof message - (i == 2));
 	end = put_header(block, "grpc-status", i ? "13" : "0");
 	if (i)
 		end = put_header(end, "grpc-status-details-bin", "CAUSBG5vbmU");
-	p = put_frame(p, NGHTTP2_HEADERS, 5, 1, block, (size_t)(end - block));
+	p = http2_put(p, NGHTTP2_HEADERS, 5, 1, block, (size_t)(end - block));
 	return (size_t)(p - buf);
 }

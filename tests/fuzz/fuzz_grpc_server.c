@@ -14,11 +14,12 @@
 #include "grpc/server_internal.h"
 #include "util/log.h"
 
+#include "http2.h"
+
 #define TURNS_MAX 1000u
 #define ROUNDS_PER_SERVER 1000u
-#define HEAD_BYTES 9u
 #define PREFACE NGHTTP2_CLIENT_MAGIC "\0\0\0\4\0\0\0\0\0"
-#define PREFACE_BYTES (NGHTTP2_CLIENT_MAGIC_LEN + HEAD_BYTES)
+#define PREFACE_BYTES (NGHTTP2_CLIENT_MAGIC_LEN + HTTP2_HEAD_BYTES)
 
 const unsigned int fuzz_rounds = 20000;
 
@@ -99,14 +100,14 @@ static size_t check_frames(const uint8_t *buf, size_t len)
 {
 	size_t at = 0;
 
-	while (len - at >= HEAD_BYTES) {
+	while (len - at >= HTTP2_HEAD_BYTES) {
 		size_t payload = (size_t)buf[at] << 16 | (size_t)buf[at + 1] << 8 | buf[at + 2];
 
 		FUZZ_CHECK(payload <= 16384);
 		FUZZ_CHECK(buf[at + 3] <= NGHTTP2_CONTINUATION);
-		if (len - at - HEAD_BYTES < payload)
+		if (len - at - HTTP2_HEAD_BYTES < payload)
 			break;
-		at += HEAD_BYTES + payload;
+		at += HTTP2_HEAD_BYTES + payload;
 	}
 	return at;
 }
@@ -176,31 +177,11 @@ int fuzz_one(const uint8_t *data, size_t size)
 		registered = !atexit(at_exit);
 	if (!host.rounds++)
 		host_start();
+	http2_count(data + 1, size - 1);
 	talk(data + 1, size - 1, data[0] & 2 ? 7 : 4096, data[0] & 1);
 	if (host.rounds == ROUNDS_PER_SERVER)
 		host_stop();
 	return 0;
-}
-
-static uint8_t *put_frame(uint8_t *p, uint8_t type, uint8_t flags, uint8_t stream_id,
-                          const void *payload, size_t len)
-{
-	const uint8_t head[HEAD_BYTES] = {
-		(uint8_t)(len >> 16),
-		(uint8_t)(len >> 8),
-		(uint8_t)len,
-		type,
-		flags,
-		0,
-		0,
-		0,
-		stream_id,
-	};
-
-	memcpy(p, head, sizeof head);
-	if (len)
-		memcpy(p + sizeof head, payload, len);
-	return p + sizeof head + len;
 }
 
 static uint8_t *put_field(uint8_t *p, const char *name, const char *value)
@@ -224,9 +205,9 @@ static uint8_t *put_call(uint8_t *p, uint8_t stream_id, const char *path, const 
 	q = put_field(q, ":authority", "x");
 	q = put_field(q, "content-type", "application/grpc");
 	q = put_field(q, "grpc-timeout", timeout);
-	p = put_frame(p, NGHTTP2_HEADERS, NGHTTP2_FLAG_END_HEADERS, stream_id, block,
+	p = http2_put(p, NGHTTP2_HEADERS, NGHTTP2_FLAG_END_HEADERS, stream_id, block,
 	              (size_t)(q - block));
-	return put_frame(p, NGHTTP2_DATA, end ? NGHTTP2_FLAG_END_STREAM : 0, stream_id, body,
+	return http2_put(p, NGHTTP2_DATA, end ? NGHTTP2_FLAG_END_STREAM : 0, stream_id, body,
 	                 sizeof body);
 }
 
@@ -243,7 +224,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		p = put_call(p, (uint8_t)(2 * n + 1), paths[(i + n) % 4], i & 1 ? "10S" : "1n",
 		             n != 2 || i & 4);
 	if (i & 4)
-		p = put_frame(p, NGHTTP2_RST_STREAM, 0, 3, cancel, sizeof cancel);
-	p = put_frame(p, NGHTTP2_PING, 0, 0, "8 bytes!", 8);
+		p = http2_put(p, NGHTTP2_RST_STREAM, 0, 3, cancel, sizeof cancel);
+	p = http2_put(p, NGHTTP2_PING, 0, 0, "8 bytes!", 8);
 	return (size_t)(p - buf);
 }

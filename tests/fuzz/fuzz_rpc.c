@@ -12,7 +12,7 @@
 #include "util/log.h"
 #include "util/unix_listen.h"
 
-const unsigned int fuzz_rounds = 500000;
+const unsigned int fuzz_rounds = 200000;
 
 struct grpc_call {
 	bool finished;

@@ -288,7 +288,7 @@ static void test_what_is_no_state_of_this_guest_is_not_adopted(void **state)
 
 /*
  * Bits of the last word that no unit has: counted as present they made less than nothing missing,
- * and a migration was complete with pages that never came. Found by fuzzing.
+ * and a migration was complete with pages that never came. Fuzzing shows it, too.
  */
 static void test_what_lies_beyond_memory_is_not_present(void **state)
 {

@@ -1413,7 +1413,7 @@ static void test_unregistered_holes_read_as_zeroes(void **state)
 
 /*
  * Which of two address maps counts, and how many pieces it has, was believed: numbers that make no
- * sense led beyond the memfd's mapping. Found by fuzzing.
+ * sense led beyond the memfd's mapping. Fuzzing shows it, too.
  */
 static void test_a_journal_that_makes_no_sense_is_refused(void **state)
 {
