@@ -184,20 +184,65 @@ static void forget(struct migration **place)
 	migration_free(m);
 }
 
-/* Those that are too many, the oldest, which are last in the list; and those that are too old. */
+/* Of what has ended: whose more than half of it is, if anybody's; that, and all else. */
+struct ended_share {
+	char client[MIGRATION_CLIENT_BYTES]; /* outlives the migration that it is of */
+	bool is_known;
+	unsigned int of_client, others;
+};
+
+/* The vote of Boyer and Moore, and a count of what it has come to. */
+static struct ended_share find_most_ended(const struct migrations *ms)
+{
+	struct ended_share share = { .others = 0 };
+	const char *client = "";
+	unsigned int votes = 0;
+
+	for (const struct migration *m = ms->list; m; m = m->next) {
+		if (!may_forget(m))
+			continue;
+		if (!votes)
+			client = m->params.client;
+		votes += strcmp(m->params.client, client) ? -1 : 1;
+	}
+	for (const struct migration *m = ms->list; m; m = m->next) {
+		if (may_forget(m) && !strcmp(m->params.client, client))
+			share.of_client++;
+		else
+			share.others += may_forget(m);
+	}
+	share.is_known = share.of_client > share.others;
+	if (!share.is_known)
+		return (struct ended_share){ .others = share.others + share.of_client };
+	snprintf(share.client, sizeof share.client, "%s", client);
+	return share;
+}
+
+/*
+ * Those that are too many, the oldest, which are last in the list; and those that are too old. Who
+ * has most makes room: half is there for the others, so that nobody has theirs forgotten.
+ */
 static void forget_ended(struct migrations *ms)
 {
 	uint64_t now_ns = clock_now_ns(), timeout_ms = ms->config.ended_timeout_ms;
-	unsigned int kept = 0;
+	struct ended_share most = find_most_ended(ms);
+	unsigned int max = ms->config.max_ended, half = max / 2;
+	unsigned int room = most.others < half ? max - most.others : max - half;
+	unsigned int others_room = max - (most.of_client < room ? most.of_client : room);
 
 	for (struct migration **p = &ms->list; *p;) {
 		struct migration *m = *p;
 		bool old = timeout_ms && (now_ns - m->ended_ns) / NSEC_PER_MSEC >= timeout_ms;
+		unsigned int *left = most.is_known && !strcmp(m->params.client, most.client)
+		                             ? &room
+		                             : &others_room;
 
-		if (may_forget(m) && (old || ++kept > ms->config.max_ended))
+		if (may_forget(m) && (old || !*left)) {
 			forget(p);
-		else
-			p = &m->next;
+			continue;
+		}
+		*left -= may_forget(m);
+		p = &m->next;
 	}
 }
 
@@ -439,6 +484,13 @@ static int refuse_draining(struct error *err)
 	return error_set(err, -EBUSY, "this daemon is ending: it begins no new migration");
 }
 
+/* It costs more than a line of history: a thread at least says how it ended, until that is heard.
+ */
+static bool costs_a_place(const struct migration *m)
+{
+	return !migration_state_is_final(m->state) || m->conductor_runs || m->must_go_on;
+}
+
 /* Shares of who prepares. Root gets in where limits are reached, with a few more. */
 static int check_number(const struct migrations *ms, const struct migration_params *params,
                         struct error *err)
@@ -446,7 +498,7 @@ static int check_number(const struct migrations *ms, const struct migration_para
 	unsigned int n = 0, of_client = 0, most = ms->config.max_migrations;
 
 	for (const struct migration *m = ms->list; m; m = m->next) {
-		if (migration_state_is_final(m->state))
+		if (!costs_a_place(m))
 			continue;
 		n++;
 		of_client += !strcmp(m->params.client, params->client);

@@ -16,6 +16,9 @@
 /* How long nothing is accepted where there is not even a descriptor to say so by. */
 #define NO_DESCRIPTOR_MS 100u
 
+/* That of an ATTACH and the next: who has called meanwhile is answered in that one. */
+#define REST_TURNS 2u
+
 struct vmm_conn {
 	struct vmm_server *server;
 	struct vmm_conn *next;
@@ -34,7 +37,7 @@ struct vmm_server {
 	unsigned int n_conns;
 	uv_timer_t deadline; /* runs while any has to attach still, or nothing can be accepted */
 	uv_prepare_t turn;   /* the loop has gone round */
-	bool looked;         /* at an ATTACH, in this turn */
+	unsigned int rest;   /* turns in which no ATTACH is looked at, this one included */
 	int spare_fd;        /* for when there is no other; -1: gone as well */
 	bool told;           /* that there is none, since one was accepted */
 	unsigned int n_handles;
@@ -142,7 +145,7 @@ static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, 
 
 	if (msg->type != VMM_WIRE_ATTACH)
 		return error_set(err, -EPROTO, "the first message must be ATTACH");
-	server->looked = true;
+	server->rest = REST_TURNS;
 	rc = take_process(conn, &attach, err);
 	if (!rc)
 		rc = server->config.ops->attach(server->config.arg, conn, &attach, &owner, err);
@@ -255,8 +258,8 @@ static void on_readable(uv_poll_t *poll, int status, int events)
 	int rc;
 
 	(void)events;
-	/* Its message is still there in the next turn. */
-	if (status >= 0 && !conn->attached && conn->server->looked)
+	/* Its message is still there in a later turn. */
+	if (status >= 0 && !conn->attached && conn->server->rest)
 		return;
 	rc = status < 0 ? read_last_messages(conn, &err) : read_message(conn, &err);
 	if (rc && rc != -EAGAIN)
@@ -464,7 +467,8 @@ static void on_turn(uv_prepare_t *turn)
 {
 	struct vmm_server *server = turn->data;
 
-	server->looked = false;
+	if (server->rest)
+		server->rest--;
 }
 
 int vmm_server_adopt(struct vmm_server *server, int fd, void *owner, struct vmm_conn **ret)

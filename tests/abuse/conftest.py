@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def seconds(request):
-    return request.config.getoption("--abuse-seconds")
+    return request.config.getoption("--abuse-seconds", SECONDS)
 
 
 @pytest.fixture

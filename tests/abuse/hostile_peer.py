@@ -36,8 +36,8 @@ class Peer:
     def _connect(self, port=None):
         return socket.create_connection(("127.0.0.1", port or self.rng.choice(self.ports)), 3)
 
-    def no_certificate(self):
-        connection = stream.dial(self.pages_port, None)
+    def _knocks(self, identity):
+        connection = stream.dial(self.pages_port, identity)
         try:
             connection.send(stream.frame(stream.HELLO, stream.hello(1, "vm-long")))
             connection.receive()
@@ -45,14 +45,11 @@ class Peer:
             connection.close()
         return "let in"
 
+    def no_certificate(self):
+        return self._knocks(None)
+
     def certificate_not_allowed(self):
-        connection = stream.dial(self.pages_port, self.identities[self.rng.choice(self.strangers)])
-        try:
-            connection.send(stream.frame(stream.HELLO, stream.hello(1, "vm-long")))
-            connection.receive()
-        finally:
-            connection.close()
-        return "let in"
+        return self._knocks(self.identities[self.rng.choice(self.strangers)])
 
     def trickling_handshake(self):
         """A byte at a turn, of each."""

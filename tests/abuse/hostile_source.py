@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host that may be a source, and lies to a destination about migrations of its own.
 
-    hostile_source.py {"control":, "vmm":, "identity": {"cert":, "key":, "ca":}, "seed":}
+    hostile_source.py {"control":, "vmm":, "identity": {"cert":, "key":, "ca":}, "port":, "seed":}
 
-Its VMM, too, does what it can: its userfaultfd blocks.
+It listens on one port, so that somebody can hear the last words of its migrations there when it is
+gone. Its VMM, too, does what it can: its userfaultfd blocks.
 """
 import collections
 import json
@@ -36,10 +37,10 @@ class BlockingVmm(pyvmm.DestinationVmm):
 class Stalling(FakeSource):
     """Goes silent at one kind of frame, for as long as it is let."""
 
-    def __init__(self, identity, content, kind):
+    def __init__(self, identity, content, kind, port):
         self.kind = kind
         self.over = threading.Event()
-        super().__init__(identity, content)
+        super().__init__(identity, content, port=port)
 
     def _answer(self, connection, kind, payload, request_id):
         if kind == self.kind:
@@ -65,9 +66,9 @@ class Boasting(FakeSource):
 class Trickling:
     """Takes a connection, and sends a byte now and then that are no handshake."""
 
-    def __init__(self):
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
+    def __init__(self, port):
+        self.listener = socket.create_server(("127.0.0.1", port))
+        self.address = "127.0.0.1:%d" % port
         self.closed = threading.Event()
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
@@ -112,7 +113,11 @@ class Source:
         self.identity = Identity(**{name: pathlib.Path(path)
                                     for name, path in config["identity"].items()})
         self.content = pyvmm.guest_content(SIZE)
+        self.port = config["port"]
         self.number = 0
+
+    def _fake(self, answer_get=None, kind=FakeSource, **options):
+        return kind(self.identity, self.content, answer_get, port=self.port, **options)
 
     def _migration(self, source, lasts_s=2, touches=True):
         """One of its own, from beginning to end. Returns the state that it came to. Its guest
@@ -158,34 +163,33 @@ class Source:
 
     def lies(self):
         lie = LIES[self.rng.choice(list(LIES))]
-        return self._migration(FakeSource(self.identity, self.content, lie_once(lie)))
+        return self._migration(self._fake(lie_once(lie)))
 
     def lies_always(self):
         lie = LIES[self.rng.choice(list(LIES))]
-        return self._migration(FakeSource(self.identity, self.content, lie))
+        return self._migration(self._fake(lie))
 
     def stalls(self):
         kind = self.rng.choice([stream.HELLO, stream.SWITCHOVER, stream.GET, stream.PROBE,
                                 stream.COMPLETE])
-        return self._migration(Stalling(self.identity, self.content, kind), 4)
+        return self._migration(Stalling(self.identity, self.content, kind, self.port), 4)
 
     def other_memory(self):
         regions = self.rng.choice(list(BAD_REPLIES.values()) + [
             [stream.region(0, SIZE, page_size=2 << 20)], [stream.region(0, SIZE, page_size=12288)]])
-        return self._migration(FakeSource(self.identity, self.content, reply_regions=regions))
+        return self._migration(self._fake(reply_regions=regions))
 
     def boasts(self):
-        return self._migration(Boasting(self.identity, self.content))
+        return self._migration(self._fake(kind=Boasting))
 
     def errors_for_each_page(self):
-        return self._migration(FakeSource(self.identity, self.content, unreadable),
-                               touches=False)
+        return self._migration(self._fake(unreadable), touches=False)
 
     def resets(self):
-        return self._migration(FakeSource(self.identity, self.content, cut_short))
+        return self._migration(self._fake(cut_short))
 
     def trickles(self):
-        return self._migration(Trickling(), 4)
+        return self._migration(Trickling(self.port), 4)
 
 
 def main():

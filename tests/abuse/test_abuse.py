@@ -24,9 +24,11 @@ import pytest
 
 import harness
 import pyvmm
+from stream import FakeSource
 from test_metrics import METRICS, samples
 from test_metrics import port as metrics_port
 from test_migrate import assert_guest_is_whole, attach
+from test_readme import free_port
 
 HERE = pathlib.Path(__file__).resolve().parent
 NOGROUP = 65534
@@ -177,6 +179,7 @@ class Scene:
                                        extra=extra)
         self.daemons = (self.source, self.destination)
         self.number = 0
+        self.hostile_port = free_port()
         self.move(Phase("first"))  # what is made once is there after it
         self.before = {daemon: daemon.resources() for daemon in self.daemons}
         self.memory = [Memory(daemon) for daemon in self.daemons]
@@ -262,14 +265,17 @@ class Scene:
                 "pages_port": self.source.port, "ports": ports, "seed": 3,
                 "identities": {name: self.give(name) for name in peers}}, PEER_UID),
             Party(self.host, "hostile_source.py", {
-                **paths["destination"], "identity": self.give("source"), "seed": 4}, SOURCE_UID),
+                **paths["destination"], "identity": self.give("source"), "seed": 4,
+                "port": self.hostile_port}, SOURCE_UID),
             # Who is in none of the groups knocks all the same.
             Party(self.host, "hostile_vmm.py", {**paths, "seed": 5, "tricks": VMM_TRICKS},
                   OUTSIDER_UID),
         ]
 
     def nothing_is_left(self):
-        """What has been prepared and nobody comes for expires; the rest goes with its process."""
+        """What has been prepared and nobody comes for expires. What has ended at the hostile source,
+        and it has never heard how, waits for somebody who does. The rest goes with its process."""
+        self.host.later(FakeSource(self.host.pki.source, bytes(MIB), port=self.hostile_port).close)
         for daemon in self.daemons:
             was = self.before[daemon]
 

@@ -240,7 +240,7 @@ class FakeSource:
     EPOCH = 77
 
     def __init__(self, identity, content, answer_get=None, vmstate=b"vmstate", reply_regions=None,
-                 token=TOKEN):
+                 token=TOKEN, port=0):
         self.content = content
         self.answer_get = answer_get or FakeSource.right_answer
         self.vmstate = vmstate
@@ -249,7 +249,7 @@ class FakeSource:
         self.completed = threading.Event()
         self.identity = identity
         self.token = token
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = socket.create_server(("127.0.0.1", port))
         self.connections = []
         self.closed = False
         self.threads = [threading.Thread(target=self._accept, daemon=True)]

@@ -12,7 +12,9 @@ import pytest
 
 import harness
 import pyvmm
+import stream
 from keeper import KeptDaemon
+from stream import FakeSource
 from test_metrics import samples, value
 from test_takeover import Scripted
 
@@ -113,6 +115,37 @@ def test_migrations_are_counted(host):
     assert caught.value.reason == "TOO_MANY" and "(max-migrations)" in caught.value.message
     daemon.call("Cancel", id="vm1")
     daemon.prepare_source("more")
+
+
+@needs_userfaultfd
+def test_who_has_not_said_goodbye_is_counted(host):
+    """It had ended, so it was not counted; but a thread and its connections were there until the
+    source heard of it. One that never answers let a client have as many as it liked."""
+    class Deaf(FakeSource):
+        def _answer(self, connection, kind, payload, request_id):
+            if kind == stream.ABORT:
+                raise EOFError
+            super()._answer(connection, kind, payload, request_id)
+
+    daemon = host.daemon("destination", extra=["--max-migrations", "2"])
+    source = Deaf(host.pki.source, pyvmm.guest_content(1 << 20))
+    host.later(source.close)
+    most = 2 if os.getuid() else 2 + 16
+    for number in range(most):
+        name = "vm%d" % number
+        daemon.prepare_destination(name, source.address)
+        vmm = pyvmm.DestinationVmm(daemon, name, 1 << 20)
+        daemon.call("Start", id=name, switchover=False)
+        daemon.wait_for_state(name, "warming")
+        harness.eventually(lambda: daemon.call("Get", id=name)["tls"], "it is connected")
+        vmm.close()
+        daemon.wait_for_state(name, "failed")
+    with pytest.raises(harness.ControlError) as caught:
+        daemon.prepare_destination("more", source.address)
+    assert caught.value.reason == "TOO_MANY" and "(max-migrations)" in caught.value.message
+    source._answer = lambda *frame: FakeSource._answer(source, *frame)
+    harness.eventually(lambda: daemon.threads("conductor") == 0, "the source has heard of all")
+    daemon.prepare_destination("more", source.address)
 
 
 def is_called(daemon):

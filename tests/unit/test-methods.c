@@ -359,6 +359,32 @@ static void test_clients_have_shares(void **state)
 	caller = (struct grpc_peer){ .local = true, .name = "uid 0" };
 }
 
+/* Who prepares and cancels without end had everybody else's forgotten; and a destination that asks
+ * its source again how it ended must be told. */
+static void test_what_has_ended_is_not_forgotten_for_others(void **state)
+{
+	struct fixture *f = *state;
+	Postcopy__V1__PrepareRequest r = prepare_request("mine");
+	Postcopy__V1__CancelRequest cancel = POSTCOPY__V1__CANCEL_REQUEST__INIT;
+	Postcopy__V1__GetRequest get = POSTCOPY__V1__GET_REQUEST__INIT;
+	char id[16];
+
+	cancel.id = get.id = (char *)"mine";
+	message_free(&migration_of(f, MIGRATIONS "Prepare", &r)->base);
+	message_free(&migration_of(f, MIGRATIONS "Cancel", &cancel)->base);
+	caller = (struct grpc_peer){ .local = true, .uid = 1000, .name = "uid 1000" };
+	for (unsigned int i = 0; i < 100; i++) {
+		snprintf(id, sizeof id, "a%u", i);
+		r = prepare_request(id);
+		cancel.id = id;
+		message_free(&migration_of(f, MIGRATIONS "Prepare", &r)->base);
+		message_free(&migration_of(f, MIGRATIONS "Cancel", &cancel)->base);
+	}
+	caller = (struct grpc_peer){ .local = true, .name = "uid 0" };
+	message_free(&migration_of(f, MIGRATIONS "Get", &get)->base);
+	assert_int_equal(count_migrations(f), 32 + 1);
+}
+
 static void test_each_bad_field_is_refused_by_its_name(void **state)
 {
 	struct fixture *f = *state;
@@ -1267,6 +1293,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		METHODS_TEST(test_prepare_announces_a_migration),
 		METHODS_TEST(test_clients_have_shares),
+		METHODS_TEST(test_what_has_ended_is_not_forgotten_for_others),
 		METHODS_TEST(test_each_bad_field_is_refused_by_its_name),
 		METHODS_TEST(test_a_token_of_zeroes_is_refused),
 		METHODS_TEST(test_a_source_takes_nothing_of_a_destination),
