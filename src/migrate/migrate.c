@@ -211,6 +211,12 @@ void migrations_set_limits(struct migrations *ms, const struct migrations_config
 	ms->config.max_migrations = config->max_migrations;
 	ms->config.max_channels = config->max_channels;
 	ms->config.max_vmstate_bytes = config->max_vmstate_bytes;
+	ms->config.max_ended = config->max_ended;
+	ms->config.ended_timeout_ms = config->ended_timeout_ms;
+	ms->config.slow_fault_ns = config->slow_fault_ns;
+	vmm_server_set(ms->vmm_server, &config->vmm_limits, config->vmm_groups,
+	               config->n_vmm_groups);
+	forget_ended(ms);
 	uv_timer_stop(&ms->expiry);
 	watch_expiry(ms);
 }

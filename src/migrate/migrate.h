@@ -216,7 +216,10 @@ struct migration_watcher {
 int migrations_new(uv_loop_t *loop, const struct migrations_config *config, struct migrations **ret,
                    struct error *err);
 
-/* Take over the limits of @config, and nothing else of it. */
+/*
+ * Take over the limits, times and groups of @config, and nothing else of it. What a VMM or a
+ * migration has already stays.
+ */
 void migrations_set_limits(struct migrations *ms, const struct migrations_config *config);
 
 /*

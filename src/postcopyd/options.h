@@ -19,6 +19,8 @@
 #include "util/log.h"
 
 #define OPTIONS_DEFAULT_CONFIG "/etc/postcopyd/postcopyd.conf"
+/* Of the file. */
+#define OPTIONS_MAX 64
 #define OPTIONS_GROUPS_MAX 64
 #define OPTIONS_SANS_MAX 4096
 #define OPTIONS_STREAMS_MAX 16
@@ -98,7 +100,7 @@ int options_parse_file(FILE *file, const char *name, struct options *ret,
  * @needs_restart: called for each key that differs and is not taken
  */
 void options_adopt(struct options *o, struct options *fresh,
-                   void (*needs_restart)(const char *key));
+                   void (*needs_restart)(void *arg, const char *key), void *arg);
 
 void options_deinit(struct options *o);
 
