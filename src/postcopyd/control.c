@@ -65,6 +65,7 @@ const struct tls_config *control_tls_config(struct control *c, const struct opti
 {
 	c->tls_config = o->tls;
 	c->tls_config.alpn = "h2";
+	c->tls_config.wipes = true;
 	/* Also where the last of them goes while it listens. */
 	c->tls_config.needs_name = true;
 	c->tls_config.n_allowed_names = o->control_allow.n;

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "grpc/server.h"
+#include "util/secret.h"
 #include "util/utf8.h"
 
 /* Messages within messages: requests have two levels. */
@@ -141,6 +142,21 @@ int message_string(const uint8_t *bytes, size_t len, unsigned int field, char *r
 	return 0;
 }
 
+static void *on_alloc(void *arg, size_t size)
+{
+	(void)arg;
+	return malloc(size);
+}
+
+static void on_free(void *arg, void *p)
+{
+	(void)arg;
+	secret_free(p);
+}
+
+/* Requests may have secrets in them. */
+static ProtobufCAllocator memory = { .alloc = on_alloc, .free = on_free };
+
 int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes, size_t len,
                    ProtobufCMessage **ret, struct rpc_error *e)
 {
@@ -155,7 +171,7 @@ int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes,
 	rc = check_strings(type, w, 0, e);
 	if (rc)
 		return rc;
-	message = protobuf_c_message_unpack(type, NULL, len, bytes);
+	message = protobuf_c_message_unpack(type, &memory, len, bytes);
 	if (!message)
 		return rpc_error_set(e, -EINVAL,
 		                     POSTCOPY__V1__ERROR_REASON__ERROR_REASON_INVALID_REQUEST,
@@ -166,7 +182,7 @@ int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes,
 
 void message_free(ProtobufCMessage *message)
 {
-	protobuf_c_message_free_unpacked(message, NULL);
+	protobuf_c_message_free_unpacked(message, &memory);
 }
 
 int message_pack(const ProtobufCMessage *message, struct rpc_answer *ret, struct rpc_error *e)

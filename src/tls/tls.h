@@ -51,6 +51,7 @@ struct tls_config {
 	const char **limited_names;
 	size_t n_limited_names;
 	bool needs_name;          /* ... nobody */
+	bool wipes;               /* what was received is wiped when it is read: it has secrets */
 	uint64_t records_per_key; /* then ours is replaced; 0: TLS_RECORDS_PER_KEY */
 	unsigned int session_s;   /* how long one handshake serves for others; 0: 600 */
 };
