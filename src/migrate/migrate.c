@@ -85,7 +85,7 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 	rc = migration_check_attach(m, attach, err);
 	if (rc)
 		return error_prefix(err, "migration \"%s\"", m->params.id);
-	rc = migration_keep_attach(m, attach, !vmm_conn_uid(conn), err);
+	rc = migration_keep_attach(m, attach, vmm_conn_uid(conn), err);
 	if (!rc)
 		rc = attach_role(m, attach, err);
 	if (!rc) {
@@ -214,6 +214,7 @@ void migrations_set_limits(struct migrations *ms, const struct migrations_config
 	ms->config.max_ended = config->max_ended;
 	ms->config.ended_timeout_ms = config->ended_timeout_ms;
 	ms->config.slow_fault_ns = config->slow_fault_ns;
+	ms->config.user_store_percent = config->user_store_percent;
 	vmm_server_set(ms->vmm_server, &config->vmm_limits, config->vmm_groups,
 	               config->n_vmm_groups);
 	forget_ended(ms);
@@ -418,7 +419,7 @@ static int check_number(const struct migrations *ms, const struct migration_para
 	most = ms->config.max_client_migrations;
 	if (!most || params->client_is_root || !*params->client || of_client < most)
 		return 0;
-	return error_set(err, -EUSERS,
+	return error_set(err, -EDQUOT,
 	                 "\"%s\" has %u migrations under way or prepared "
 	                 "(max-client-migrations)",
 	                 params->client, of_client);

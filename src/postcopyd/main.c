@@ -269,6 +269,7 @@ static void set_limits(struct migrations_config *config, const struct daemon *d)
 	config->max_client_migrations = (unsigned int)o->max_client_migrations;
 	config->max_migrations = (unsigned int)o->max_migrations;
 	config->max_channels = (unsigned int)o->max_channels;
+	config->user_store_percent = (unsigned int)o->user_store_percent;
 	config->max_vmstate_bytes = o->max_vmstate_bytes;
 	/* 0: all are. */
 	config->slow_fault_ns = o->trace_slow_us ? o->trace_slow_us * NSEC_PER_USEC : 1;

@@ -73,6 +73,11 @@ static const struct option_row table[] = {
 	  .help = "most fetch channels of a VMM", .fallback = "64", .min = 1,
 	  .max = FETCH_CHANNELS_MAX },
 
+	{ "vmm", "max-user-store", OPTION_NUMBER, .is_live = true, AT(user_store_percent),
+	  .arg = "PERCENT",
+	  .help = "most of the manager's descriptors that VMMs of one user, but root, take up",
+	  .fallback = "75", .min = 1, .max = 100 },
+
 	{ "stream", "listen", OPTION_ADDRESS, AT(listen), .arg = "HOST:PORT",
 	  .help = "serve page streams here; port 0: any; none: be no source", .fallback = "none" },
 	{ "stream", "allow-peer", OPTION_SANS, .is_live = true, .max = OPTIONS_SANS_MAX,

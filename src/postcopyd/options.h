@@ -49,6 +49,7 @@ struct options {
 	uint64_t max_migrations, max_client_migrations;
 	uint64_t max_ended, ended_timeout_s; /* 0: none */
 	uint64_t max_channels;               /* of a VMM */
+	uint64_t user_store_percent;         /* of the service manager's store, of one user */
 	/* [stream] */
 	const char *listen; /* NULL: no source here */
 	uint64_t max_streams;

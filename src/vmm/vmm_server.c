@@ -199,6 +199,10 @@ static enum refused_reason reason_of(int rc)
 	case -EMFILE:
 	case -ENOMEM:
 		return REFUSED_RESOURCES;
+	case -EDQUOT:
+		return REFUSED_USER;
+	case -EUSERS:
+		return REFUSED_LIMIT;
 	case -EPROTO:
 		return REFUSED_PROTOCOL;
 	default:
