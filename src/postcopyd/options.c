@@ -240,11 +240,11 @@ static int on_section(void *arg, const char *name, struct error *err)
 /* Names the section's keys, of a file that has a wrong one. */
 static int unknown_key(const char *section, struct error *err)
 {
-	char list[160] = "";
+	char list[ERROR_TEXT_MAX] = "";
 	size_t len = 0;
 
 	for (size_t i = 0; i < N_OPTIONS && table[i].section; i++)
-		if (!strcmp(table[i].section, section))
+		if (!strcmp(table[i].section, section) && len < sizeof list)
 			len += (size_t)snprintf(list + len, sizeof list - len, "%s%s",
 			                        len ? ", " : "", table[i].name);
 	return error_set(err, -EINVAL, "no such key%s%s", len ? "; here are " : "", list);
