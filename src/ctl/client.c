@@ -12,6 +12,7 @@
 #include "google/rpc/status.pb-c.h"
 #include "grpc/client.h"
 #include "util/cleanup.h"
+#include "util/secret.h"
 #include "util/clock.h"
 
 #define MIGRATIONS "/postcopy.v1.Migrations/"
@@ -164,7 +165,7 @@ static int call(struct client *c, const char *path, const ProtobufCMessage *requ
                 void *arg, struct error *err)
 {
 	size_t len = protobuf_c_message_get_packed_size(request);
-	_cleanup_free_ uint8_t *packed = malloc(len + 1);
+	_cleanup_secret_ uint8_t *packed = malloc(len + 1);
 	struct grpc_status status;
 	int r;
 

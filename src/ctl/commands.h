@@ -16,6 +16,7 @@
 #include "util/error.h"
 
 extern const struct command check_command;
+extern const struct command info_command;
 extern const struct command prepare_command;
 extern const struct command start_command;
 extern const struct command switchover_command;

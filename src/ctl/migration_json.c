@@ -498,9 +498,19 @@ struct json_object *check_response_json(const Postcopy__V1__CheckResponse *check
 	return o;
 }
 
+static struct json_object *reload_json(const Postcopy__V1__Reload *reload)
+{
+	struct json_object *o = json_object_new_object();
+
+	set_time(o, "time", reload->time);
+	json_set_string(o, "error", reload->error);
+	return o;
+}
+
 struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 {
 	struct json_object *o = json_object_new_object();
+	struct json_object *keys = json_object_new_array();
 
 	json_set_string(o, "version", info->version);
 	json_set_string(o, "kernel", info->kernel);
@@ -513,5 +523,10 @@ struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 	set_time(o, "certificate_expiry", info->certificate_expiry);
 	if (*info->config_error)
 		json_set_string(o, "config_error", info->config_error);
+	if (info->last_reload)
+		json_object_object_add(o, "last_reload", reload_json(info->last_reload));
+	json_object_object_add(o, "needs_restart", keys);
+	for (size_t i = 0; i < info->n_needs_restart; i++)
+		json_object_array_add(keys, json_object_new_string(info->needs_restart[i]));
 	return o;
 }

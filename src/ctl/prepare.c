@@ -164,15 +164,16 @@ static int prepare_run(const struct ctl_common *common, const char *id, const vo
 	p.parties.uids = uids;
 	p.parties.n_uids = (size_t)n_uids;
 	code = command_call(&prepare_command, common, call_prepare, &p, &migration);
-	if (code)
-		return code;
 	/* Only a token that we made needs telling. */
-	if (!a->token && !a->token_file) {
+	if (!code && !a->token && !a->token_file) {
 		char token[TOKEN_HEX + 1];
 
 		token_format(p.token, token);
 		json_set_string(migration, "token", token);
 	}
+	explicit_bzero(p.token, sizeof p.token);
+	if (code)
+		return code;
 	if (common->json)
 		json_print(migration);
 	else

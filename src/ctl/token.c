@@ -40,12 +40,18 @@ int token_read(const char *path, uint8_t ret[CLIENT_TOKEN_BYTES], struct error *
 	char text[TOKEN_HEX + 16] = "";
 	char from[128];
 
+	int r;
+
 	if (!f)
 		return error_errno(err, -errno, "token file \"%s\"", path);
+	/* Into @text alone. */
+	setvbuf(f, NULL, _IONBF, 0);
 	if (!fgets(text, sizeof text, f))
 		return error_set(err, -EINVAL, "token file \"%s\" is empty", path);
 	snprintf(from, sizeof from, "what token file \"%.80s\" holds", path);
-	return token_parse(text, from, ret, err);
+	r = token_parse(text, from, ret, err);
+	explicit_bzero(text, sizeof text);
+	return r;
 }
 
 void token_format(const uint8_t token[CLIENT_TOKEN_BYTES], char ret[TOKEN_HEX + 1])

@@ -10,9 +10,11 @@
 #include <nghttp2/nghttp2.h>
 
 #include "grpc/link.h"
+#include "grpc/memory.h"
 #include "grpc/wire.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
+#include "util/secret.h"
 
 /* How much of an answer may be on its way: a report comes in one breath. */
 #define WINDOW_BYTES (4 << 20)
@@ -191,7 +193,7 @@ static int session_new(struct grpc_client *c, struct error *err)
 		nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data);
 		nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame);
 		nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_close);
-		r = nghttp2_session_client_new(&c->session, callbacks, c);
+		r = nghttp2_session_client_new3(&c->session, callbacks, c, NULL, &grpc_memory);
 		nghttp2_session_callbacks_del(callbacks);
 	}
 	if (!r)
@@ -497,6 +499,6 @@ int grpc_client_call(struct grpc_client *c, const char *path, const void *reques
 		*ret_status = status;
 	}
 	grpc_assembly_deinit(&call.assembly);
-	free(call.request);
+	secret_free(call.request);
 	return r;
 }

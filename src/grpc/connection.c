@@ -314,6 +314,7 @@ static int take_ciphertext(struct grpc_connection *c, const uint8_t *data, size_
 		if (n <= 0)
 			return -ECONNRESET;
 		rc = session_input(c, plain, (size_t)n);
+		explicit_bzero(plain, (size_t)n);
 		if (rc)
 			return rc;
 	}
@@ -343,6 +344,8 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 	if (c->state != CONNECTION_ENDING)
 		rc = c->tls ? take_ciphertext(c, data, (size_t)n)
 		            : session_input(c, data, (size_t)n);
+	/* Requests may have secrets in them. */
+	explicit_bzero(buf->base, (size_t)n);
 	if (rc)
 		c->last_words = true;
 	settle(c);

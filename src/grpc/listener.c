@@ -37,7 +37,7 @@ static void say_goodbye(int fd, uint32_t error, const char *text)
 	(void)!send(fd, frames, 9 + 9 + 8 + len, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-/* For the log: what a process calls itself, as long as it is there to be asked. */
+/* For the log: what a process calls itself, where that may be known (ProtectProc= of the unit). */
 static void read_comm(struct grpc_peer *peer)
 {
 	char path[32];

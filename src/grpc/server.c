@@ -20,8 +20,8 @@ void server_refused(struct grpc_server *s, const struct grpc_peer *peer, enum re
 	error_setv(&why, 0, fmt, ap);
 	va_end(ap);
 	if (peer->local)
-		snprintf(who, sizeof who, "uid %u, gid %u (process %d, %s)", peer->uid, peer->gid,
-		         peer->pid, peer->comm);
+		snprintf(who, sizeof who, "uid %u, gid %u (process %d%s%s)", peer->uid, peer->gid,
+		         peer->pid, *peer->comm ? ", " : "", peer->comm);
 	else if (*peer->name)
 		snprintf(who, sizeof who, "\"%s\" at %s", peer->name, peer->address);
 	else

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "grpc/memory.h"
 #include "grpc/server_internal.h"
 #include "util/clock.h"
 
@@ -232,7 +233,8 @@ int session_new(struct grpc_connection *c)
 		{ NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, GRPC_HEADERS_MAX },
 	};
 
-	if (nghttp2_session_server_new2(&c->h2, c->server->callbacks, c, c->server->options))
+	if (nghttp2_session_server_new3(&c->h2, c->server->callbacks, c, c->server->options,
+	                                &grpc_memory))
 		return -ENOMEM;
 	return nghttp2_submit_settings(c->h2, NGHTTP2_FLAG_NONE, settings,
 	                               sizeof settings / sizeof *settings)

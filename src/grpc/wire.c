@@ -11,6 +11,7 @@
 #include <zlib.h>
 
 #include "util/clock.h"
+#include "util/secret.h"
 
 /* What a message's buffer begins with, and doubles from. */
 /* zlib: gzip's header and trailer, the largest window. */
@@ -33,7 +34,7 @@ void grpc_assembly_init(struct grpc_assembly *a, size_t max)
 
 void grpc_assembly_deinit(struct grpc_assembly *a)
 {
-	free(a->message);
+	secret_free(a->message);
 	*a = (struct grpc_assembly){ .max = a->max, .gzip = a->gzip };
 }
 
@@ -73,7 +74,7 @@ static ssize_t take(struct grpc_assembly *a, const uint8_t *data, size_t len)
 			want *= 2;
 		if (want > a->len)
 			want = a->len;
-		grown = realloc(a->message, want ? want : 1);
+		grown = secret_realloc(a->message, want);
 		if (!grown)
 			return -ENOMEM;
 		a->message = grown;
@@ -84,6 +85,19 @@ static ssize_t take(struct grpc_assembly *a, const uint8_t *data, size_t len)
 	return (ssize_t)n;
 }
 
+/* zlib's window is a copy of what came out. */
+static void *on_zalloc(void *arg, unsigned int n, unsigned int size)
+{
+	(void)arg;
+	return calloc(n, size);
+}
+
+static void on_zfree(void *arg, void *p)
+{
+	(void)arg;
+	secret_free(p);
+}
+
 /* The whole message. Return: 0 with its length; -EMSGSIZE, -EPROTO, -ENOMEM. */
 static int inflate_all(const struct grpc_assembly *a, uint8_t *out, size_t size, size_t *ret_len)
 {
@@ -92,6 +106,8 @@ static int inflate_all(const struct grpc_assembly *a, uint8_t *out, size_t size,
 		.avail_in = (uInt)a->have,
 		.next_out = out,
 		.avail_out = (uInt)size,
+		.zalloc = on_zalloc,
+		.zfree = on_zfree,
 	};
 	int r;
 
@@ -114,13 +130,14 @@ static int inflate_message(struct grpc_assembly *a)
 	uint8_t *out = malloc(max), *fits;
 	int rc = out ? inflate_all(a, out, max, &len) : -ENOMEM;
 
-	if (rc) {
-		free(out);
-		return rc;
-	}
-	fits = realloc(out, len ? len : 1);
-	free(a->message);
-	a->message = fits ? fits : out;
+	fits = rc ? NULL : malloc(len ? len : 1);
+	if (fits)
+		memcpy(fits, out, len);
+	secret_free(out);
+	if (!fits)
+		return rc ? rc : -ENOMEM;
+	secret_free(a->message);
+	a->message = fits;
 	a->have = a->len = a->allocated = len;
 	return 0;
 }

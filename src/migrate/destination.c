@@ -503,6 +503,7 @@ static int take_channels(struct migration *m, struct error *err)
 			return error_errno(err, fd, "\"%s\"", name);
 		fetch_channel_ask_again(fd);
 		(void)pull_add_channel(m->pull, fd);
+		m->n_channels = i + 1;
 	}
 	return 0;
 }

@@ -185,15 +185,47 @@ void migration_drop_fds(struct migration *m, const char *kind)
 	fd_store_remove(m->owner->config.store, name);
 }
 
-static int check_room(const struct migration *m, size_t n_fds, bool adapter, bool root,
+/* Of the store, with its VMM: as check_room() looks for it. */
+static size_t entries_of(const struct migration *m)
+{
+	if (!m->n_fds)
+		return 0;
+	return m->n_fds + 2 + (m->params.role == MIGRATION_DESTINATION) + m->n_channels +
+	       (m->process != NULL);
+}
+
+/* Other users' guests find room as well. Return: 0; -EDQUOT with @err set. */
+static int check_share(const struct migrations *ms, uid_t uid, size_t n, struct error *err)
+{
+	uint64_t percent = ms->config.user_store_percent;
+	uint64_t most = fd_store_max(ms->config.store) * percent / 100, have = 0;
+
+	if (!uid || !percent || !fd_store_exists(ms->config.store))
+		return 0;
+	for (const struct migration *m = ms->list; m; m = m->next)
+		have += m->vmm_uid == uid ? entries_of(m) : 0;
+	if (have + n <= most)
+		return 0;
+	return error_set(err, -EDQUOT,
+	                 "VMMs of user %u have %llu of the %llu descriptors that the service "
+	                 "manager keeps for one user: %zu more would keep others' guests out "
+	                 "(max-user-store)",
+	                 uid, (unsigned long long)have, (unsigned long long)most, n);
+}
+
+static int check_room(const struct migration *m, size_t n_fds, bool adapter, uid_t uid,
                       struct error *err)
 {
 	const struct fd_store *store = m->owner->config.store;
 	/* The VMM's socket and the vmstate; the page state; the process that is spoken for. */
 	size_t n = n_fds + 2 + (m->params.role == MIGRATION_DESTINATION) + adapter;
 
+	int rc = check_share(m->owner, uid, n, err);
+
+	if (rc)
+		return rc;
 	return fd_store_check_room(store, (unsigned int)n,
-	                           root ? 0 : fd_store_max(store) / SPARE_PART, err);
+	                           uid ? fd_store_max(store) / SPARE_PART : 0, err);
 }
 
 /* The vmstate is kept when there may be no way back: it must fit then. */
@@ -207,11 +239,11 @@ int migration_hold_room(struct migration *m, struct error *err)
 	return rc ? error_errno(err, rc, "room for \"%s\"", name) : 0;
 }
 
-int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, bool root,
+int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, uid_t vmm_uid,
                           struct error *err)
 {
 	size_t first = m->params.role == MIGRATION_DESTINATION;
-	int rc = check_room(m, attach->n_fds, attach->pidfd >= 0, root, err);
+	int rc = check_room(m, attach->n_fds, attach->pidfd >= 0, vmm_uid, err);
 
 	if (!rc)
 		rc = migration_hold_room(m, err);
@@ -225,6 +257,7 @@ int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, 
 		rc = keep(m, name, attach->fds[i], err);
 	}
 	m->n_fds = attach->n_fds;
+	m->vmm_uid = vmm_uid;
 	return rc;
 }
 
@@ -248,6 +281,7 @@ void migration_drop_attach(struct migration *m)
 	}
 	migration_drop_fds(m, "vmstate");
 	m->n_fds = 0;
+	m->n_channels = 0;
 }
 
 /* "channel7.KEY"; the manager may have several that it calls the same ("channel.KEY+1"). */
@@ -299,6 +333,10 @@ int migration_keep_channel(struct migration *m, int fd, struct error *err)
 	if (n >= m->owner->config.max_channels)
 		return error_set(err, -EUSERS, "a VMM has %u fetch channels at most (max-channels)",
 		                 m->owner->config.max_channels);
+	m->n_channels = n;
+	rc = check_share(m->owner, m->vmm_uid, 1, err);
+	if (rc)
+		return rc;
 	rc = fd_store_check_room(store, 1, fd_store_max(store) / SPARE_PART, err);
 	if (rc)
 		return rc;
@@ -306,5 +344,7 @@ int migration_keep_channel(struct migration *m, int fd, struct error *err)
 		snprintf(kind, sizeof kind, "channel%u", number++);
 		name_fd(m, kind, name);
 	} while (fd_store_entry(store, name));
-	return migration_keep_fd(m, kind, fd, err);
+	rc = migration_keep_fd(m, kind, fd, err);
+	m->n_channels += !rc;
+	return rc;
 }

@@ -73,7 +73,7 @@ static struct migration *find_attached(struct migrations *ms, const struct vmm_w
 static int attach_vmm(struct migration *m, const struct vmm_conn *conn, struct vmm_attach *attach,
                       struct error *err)
 {
-	int rc = migration_keep_attach(m, attach, !vmm_conn_uid(conn), err);
+	int rc = migration_keep_attach(m, attach, vmm_conn_uid(conn), err);
 
 	if (!rc)
 		rc = attach_role(m, attach, err);
@@ -292,6 +292,13 @@ void migrations_set_limits(struct migrations *ms, const struct migrations_config
 	ms->config.max_migrations = config->max_migrations;
 	ms->config.max_channels = config->max_channels;
 	ms->config.max_vmstate_bytes = config->max_vmstate_bytes;
+	ms->config.max_ended = config->max_ended;
+	ms->config.ended_timeout_ms = config->ended_timeout_ms;
+	ms->config.slow_fault_ns = config->slow_fault_ns;
+	ms->config.user_store_percent = config->user_store_percent;
+	vmm_server_set(ms->vmm_server, &config->vmm_limits, config->vmm_groups,
+	               config->n_vmm_groups);
+	forget_ended(ms);
 	uv_timer_stop(&ms->expiry);
 	watch_expiry(ms);
 }
@@ -509,7 +516,7 @@ static int check_number(const struct migrations *ms, const struct migration_para
 	most = ms->config.max_client_migrations;
 	if (!most || params->client_is_root || !*params->client || of_client < most)
 		return 0;
-	return error_set(err, -EUSERS,
+	return error_set(err, -EDQUOT,
 	                 "\"%s\" has %u migrations under way or prepared "
 	                 "(max-client-migrations)",
 	                 params->client, of_client);

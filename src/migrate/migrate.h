@@ -58,6 +58,7 @@ struct migrations_config {
 	uint64_t ended_timeout_ms;          /* for so long; 0: no limit */
 	unsigned int max_migrations;        /* that are not over; 0: no limit but memory's */
 	unsigned int max_channels;          /* that a VMM's migration has in the store */
+	unsigned int user_store_percent;    /* of the store for VMMs of one user; 0: all */
 	uint64_t max_vmstate_bytes;
 	uint64_t slow_fault_ns; /* from here on a fault counts as slow; 0: PULL_SLOW_FAULT_NS */
 };
@@ -155,6 +156,20 @@ struct migration_info {
 	struct stream_holder holder; /* destination: itself; source: whose the guest is */
 };
 
+/* Why a migration was not prepared. */
+enum prepare_refusal {
+	PREPARE_REFUSED_PARAMETERS,
+	PREPARE_REFUSED_EXISTS, /* with others */
+	PREPARE_REFUSED_ROLE,   /* this daemon can't be a source */
+	PREPARE_REFUSED_DRAINING,
+	PREPARE_REFUSED_CLIENT, /* so many are this client's */
+	PREPARE_REFUSED_LIMIT,  /* so many there are, or descriptors in the store */
+	PREPARE_REFUSED_RESOURCES,
+	PREPARE_REFUSALS
+};
+
+const char *prepare_refusal_name(enum prepare_refusal refusal);
+
 /* The parts of a downtime, as migration_downtime has them. */
 enum migration_downtime_part {
 	DOWNTIME_TOTAL,
@@ -174,6 +189,8 @@ struct migrations_totals {
 	uint64_t states[2][MIGRATION_STATES];
 	uint64_t prepared[2]; /* ever */
 	struct histogram downtime_ns[DOWNTIME_PARTS];
+
+	uint64_t prepares_refused[PREPARE_REFUSALS];
 
 	/* Destinations: struct pull_stats, summed. */
 	uint64_t fill_write, fill_memcpy, fill_copy, fill_zero;
@@ -219,7 +236,10 @@ struct migration_watcher {
 int migrations_new(uv_loop_t *loop, const struct migrations_config *config, struct migrations **ret,
                    struct error *err);
 
-/* Take over the limits of @config, and nothing else of it. */
+/*
+ * Take over the limits, times and groups of @config, and nothing else of it. What a VMM or a
+ * migration has already stays.
+ */
 void migrations_set_limits(struct migrations *ms, const struct migrations_config *config);
 
 /*
@@ -264,10 +284,14 @@ struct migrations *migrations_free(struct migrations *ms);
  * role can be used again: that makes another one, and the one before is history.
  *
  * Return: 0; -EEXIST where one of that id and role is there with different ones; -EINVAL; -EBUSY
- * where this daemon can't be that; with @err set.
+ * where this daemon can't be that; -EDQUOT where the client has too many, -EUSERS where there are
+ * too many; with @err set.
  */
 int migrations_prepare(struct migrations *ms, const struct migration_params *params,
                        struct migration **ret, struct error *err);
+
+/* One was refused, by migrations_prepare() or before it was asked. */
+void migrations_note_refusal(struct migrations *ms, enum prepare_refusal refusal);
 
 /* Whether @id may name one. Return: 0 or -EINVAL with @err set. */
 int migration_id_check(const char *id, struct error *err);

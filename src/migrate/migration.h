@@ -76,8 +76,10 @@ struct migration {
 	struct descriptor_file files[REGIONS_MAX]; /* behind each region, since it was opened */
 	uint32_t fd_index[REGIONS_MAX]; /* of each region, among the ATTACH's descriptors */
 	size_t n_fds;                   /* of the ATTACH, that the store keeps */
-	struct record record;           /* absent where there is no store */
-	struct saved *left;             /* what is to be taken over still; NULL: nothing */
+	unsigned int n_channels;        /* that it keeps, when they were counted last */
+	uid_t vmm_uid;        /* whose share of the store that is; root's is not counted */
+	struct record record; /* absent where there is no store */
+	struct saved *left;   /* what is to be taken over still; NULL: nothing */
 	uint64_t started_ns, resumed_ns, ended_ns;
 	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
 	uint64_t waits_since_ms; /* for its VMM, by the loop's clock */

@@ -244,6 +244,8 @@ int takeover_adopt_vmm(struct migration *m, struct error *err)
 	if (fd < 0)
 		return error_errno(err, fd, "the VMM's socket");
 	rc = vmm_server_adopt(m->owner->vmm_server, fd, m, &m->vmm);
+	if (!rc)
+		m->vmm_uid = vmm_conn_uid(m->vmm);
 	return rc ? error_errno(err, rc, "the VMM's socket") : 0;
 }
 

@@ -81,7 +81,7 @@ int migration_take_fd(struct migration *m, const char *kind);
  *
  * Return: 0; -EUSERS where it does not fit; or -errno; with @err set.
  */
-int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, bool root,
+int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, uid_t vmm_uid,
                           struct error *err);
 void migration_drop_attach(struct migration *m);
 int migration_hold_room(struct migration *m, struct error *err);

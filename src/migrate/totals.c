@@ -83,6 +83,26 @@ static void add_live(struct migrations_totals *t, struct migration *m)
 	}
 }
 
+const char *prepare_refusal_name(enum prepare_refusal refusal)
+{
+	static const char *const names[PREPARE_REFUSALS] = {
+		[PREPARE_REFUSED_PARAMETERS] = "parameters",
+		[PREPARE_REFUSED_EXISTS] = "exists",
+		[PREPARE_REFUSED_ROLE] = "role",
+		[PREPARE_REFUSED_DRAINING] = "draining",
+		[PREPARE_REFUSED_CLIENT] = "client",
+		[PREPARE_REFUSED_LIMIT] = "limit",
+		[PREPARE_REFUSED_RESOURCES] = "resources",
+	};
+
+	return names[refusal];
+}
+
+void migrations_note_refusal(struct migrations *ms, enum prepare_refusal refusal)
+{
+	ms->totals.prepares_refused[refusal]++;
+}
+
 void migrations_get_totals(struct migrations *ms, struct migrations_totals *ret)
 {
 	memcpy(ret, &ms->totals, sizeof *ret);

@@ -52,21 +52,23 @@ static void on_daily(uv_timer_t *timer)
 	look(timer->data);
 }
 
-void certificates_reload(struct certificates *c, const struct tls_config *const *configs)
+int certificates_reload(struct certificates *c, const struct tls_config *const *configs,
+                        struct error *err)
 {
-	struct error err = ERROR_INIT;
 	int rc = 0;
 
 	for (size_t i = 0; i < c->n && !rc; i++)
-		rc = tls_context_reload(c->contexts[i], configs[i], &err);
+		rc = tls_context_reload(c->contexts[i], configs[i], err);
 	if (!rc)
-		rc = metrics_reload(c->metrics, &err);
+		rc = metrics_reload(c->metrics, configs[0]->cert_path, configs[0]->key_path,
+		                    configs[0]->ca_path, err);
 	if (rc)
 		log_error("the certificates can't be loaded anew, those of before stay: %s",
-		          err.text);
+		          err->text);
 	else
 		log_info("the certificates are loaded anew, for connections to come");
 	look(c);
+	return rc;
 }
 
 void certificates_init(struct certificates *c, uv_loop_t *loop, struct tls_context *const *contexts,

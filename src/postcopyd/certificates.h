@@ -28,8 +28,12 @@ struct certificates {
 void certificates_init(struct certificates *c, uv_loop_t *loop, struct tls_context *const *contexts,
                        size_t n, struct metrics *metrics);
 
-/* The files, and the names that go with @configs, which are in the contexts' order. */
-void certificates_reload(struct certificates *c, const struct tls_config *const *configs);
+/*
+ * The files and the names of @configs, which are in the contexts' order. Return: 0, or -errno with
+ * @err set: what was before is in use, at least with the one that failed and those behind it.
+ */
+int certificates_reload(struct certificates *c, const struct tls_config *const *configs,
+                        struct error *err);
 
 /* Its handles close. */
 void certificates_close(struct certificates *c);

@@ -20,6 +20,28 @@ struct control {
 	struct tls_context *tls;
 };
 
+static struct grpc_groups grpc_groups(const struct groups *operators, const struct groups *readers)
+{
+	return (struct grpc_groups){ operators->gids, operators->n, readers->gids, readers->n };
+}
+
+static void open_up(const struct options *o)
+{
+	if (o->control_groups.n || o->control_read_groups.n)
+		listener_open_up(o->control_path, "control-group");
+}
+
+void control_set(struct control *c, const struct options *o, const struct groups *operators,
+                 const struct groups *readers)
+{
+	const struct grpc_groups groups = grpc_groups(operators, readers);
+
+	open_up(o);
+	if (grpc_server_set_groups(rpc_server(c->rpc), &groups))
+		log_error("control-group: out of memory; those of before stay");
+	rpc_set_limits(c->rpc, (unsigned int)o->max_streams, o->bandwidth_bytes_per_s);
+}
+
 /* Takes over @fd in any case. */
 static int listen_unix(struct control *c, const struct options *o, int fd, struct error *err)
 {
@@ -30,10 +52,8 @@ static int listen_unix(struct control *c, const struct options *o, int fd, struc
 	if (!rc)
 		rc = groups_find(&o->control_read_groups, "control-read-group", &readers, err);
 	if (!rc) {
-		listen.groups = (struct grpc_groups){ operators.gids, operators.n, readers.gids,
-			                              readers.n };
-		if (o->control_groups.n || o->control_read_groups.n)
-			listener_open_up(o->control_path, "control-group");
+		listen.groups = grpc_groups(&operators, &readers);
+		open_up(o);
 		rc = grpc_server_listen_unix(rpc_server(c->rpc), &listen, err);
 	}
 	if (rc)
@@ -45,6 +65,9 @@ const struct tls_config *control_tls_config(struct control *c, const struct opti
 {
 	c->tls_config = o->tls;
 	c->tls_config.alpn = "h2";
+	c->tls_config.wipes = true;
+	/* Also where the last of them goes while it listens. */
+	c->tls_config.needs_name = true;
 	c->tls_config.n_allowed_names = o->control_allow.n;
 	c->tls_config.allowed_names = o->control_allow.names;
 	c->tls_config.n_limited_names = o->control_read.n;
@@ -99,6 +122,7 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 		.max_streams = (unsigned int)o->max_streams,
 		.bandwidth_bytes_per_s = o->bandwidth_bytes_per_s,
 		.config_error = config->config_error,
+		.reload = config->reload,
 		.certificate_expiry_s = config->certificate_expiry_s,
 		.finished = config->finished,
 		.arg = config->arg,

@@ -13,8 +13,10 @@
 #include "postcopyd/options.h"
 
 struct control;
+struct groups;
 struct migrations;
 struct rpc;
+struct rpc_reload;
 struct stalls;
 struct tls_context;
 
@@ -26,6 +28,7 @@ struct control_config {
 	const struct stalls *stalls;
 	const char *pages_address; /* where page streams are served; empty: this can be no source */
 	int64_t (*certificate_expiry_s)(void *arg); /* as rpc/service.h has it; may be NULL */
+	const struct rpc_reload *reload;            /* as rpc/service.h has it */
 	const char *config_error; /* why what runs is not what is configured; empty: it is */
 	bool may_lack_tcp;        /* gRPC over TCP that can't be had is no reason to fail */
 	/* At the end of each call, as grpc/server.h has it; may be NULL. */
@@ -42,6 +45,10 @@ struct control_config {
  */
 int control_new(uv_loop_t *loop, const struct control_config *config, struct control **ret,
                 struct error *err);
+
+/* Have it go by other groups and limits, for those who connect and what is prepared from now on. */
+void control_set(struct control *c, const struct options *o, const struct groups *operators,
+                 const struct groups *readers);
 
 /* The TCP port; 0: none. */
 unsigned int control_port(const struct control *c);

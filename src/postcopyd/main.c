@@ -19,6 +19,7 @@
 #include "postcopyd/last_config.h"
 #include "postcopyd/listeners.h"
 #include "postcopyd/options.h"
+#include "postcopyd/reload.h"
 #include "postcopyd/service.h"
 #include "rpc/service.h"
 #include "stream/conn.h"
@@ -66,6 +67,7 @@ struct daemon {
 	struct groups vmm_groups;
 	struct service service;
 	struct certificates certificates;
+	struct reload reload;
 };
 
 static void daemon_close(struct daemon *d)
@@ -175,6 +177,7 @@ static int open_control(struct daemon *d, struct error *err)
 		.pages_address = d->pages_address,
 		.certificate_expiry_s = certificate_expiry,
 		.config_error = d->config_error.text,
+		.reload = &d->reload.last,
 		.may_lack_tcp = d->has_guests,
 		.finished = count_call,
 		.arg = d,
@@ -248,13 +251,28 @@ static int open_page_server(struct daemon *d, struct error *err)
 	return page_server_new(fd, d->tls, &d->page_server, err);
 }
 
-static void set_limits(struct migrations_config *config, const struct options *o)
+/* What may change while it runs. */
+static void set_limits(struct migrations_config *config, const struct daemon *d)
 {
+	const struct options *o = &d->options;
+
+	config->vmm_groups = d->vmm_groups.gids;
+	config->n_vmm_groups = d->vmm_groups.n;
+	config->vmm_limits = (struct vmm_limits){
+		.conns = (unsigned int)o->max_vmms,
+		.waiting = (unsigned int)o->max_waiting_vmms,
+		.attach_timeout_ms = (unsigned int)o->attach_timeout_s * 1000,
+	};
+	config->max_ended = (unsigned int)o->max_ended;
+	config->ended_timeout_ms = o->ended_timeout_s * 1000;
 	config->prepare_timeout_ms = o->prepare_timeout_s * 1000;
 	config->max_client_migrations = (unsigned int)o->max_client_migrations;
 	config->max_migrations = (unsigned int)o->max_migrations;
 	config->max_channels = (unsigned int)o->max_channels;
+	config->user_store_percent = (unsigned int)o->user_store_percent;
 	config->max_vmstate_bytes = o->max_vmstate_bytes;
+	/* 0: all are. */
+	config->slow_fault_ns = o->trace_slow_us ? o->trace_slow_us * NSEC_PER_USEC : 1;
 }
 
 static int open_migrations(struct daemon *d, struct error *err)
@@ -263,22 +281,13 @@ static int open_migrations(struct daemon *d, struct error *err)
 	struct migrations_config config = {
 		.tls = d->tls,
 		.page_server = d->page_server,
-		.vmm_groups = d->vmm_groups.gids,
 		.store = d->store,
-		.vmm_limits = { .conns = (unsigned int)o->max_vmms,
-		                .waiting = (unsigned int)o->max_waiting_vmms,
-		                .attach_timeout_ms = (unsigned int)o->attach_timeout_s * 1000 },
-		.max_ended = (unsigned int)o->max_ended,
-		.ended_timeout_ms = o->ended_timeout_s * 1000,
-		/* 0: all are. */
-		.slow_fault_ns = o->trace_slow_us ? o->trace_slow_us * NSEC_PER_USEC : 1,
 	};
 	int rc = groups_find(&o->vmm_groups, "vmm-group", &d->vmm_groups, err);
 
 	if (rc)
 		return rc;
-	set_limits(&config, o);
-	config.n_vmm_groups = d->vmm_groups.n;
+	set_limits(&config, d);
 	config.vmm_fd = listener_unix(d->store, "vmm", o->vmm_path, SOCK_SEQPACKET, err);
 	if (config.vmm_fd < 0)
 		return config.vmm_fd;
@@ -329,29 +338,88 @@ static void keep_config(struct daemon *d)
 		log_warning("a restart with a wrong file would end badly: %s", err.text);
 }
 
-static void needs_restart(const char *key)
+/* Certificates and names of @o, or those of before, all of them. */
+static int load_certificates(struct daemon *d, struct options *o, struct error *err)
 {
-	log_warning("%s is another now, which needs a restart", key);
+	int rc = certificates_reload(
+	        &d->certificates,
+	        (const struct tls_config *const[]){ &o->tls, control_tls_config(d->control, o) },
+	        err);
+
+	if (!rc || o == &d->options)
+		return rc;
+	/* One context may have them, and the next did not. */
+	(void)load_certificates(d, &d->options, &(struct error){ 0 });
+	return rc;
 }
 
-/* Return: whether the file and the command line were good, and are in effect as far as they can. */
-static bool read_anew(struct daemon *d)
+static void adopt(struct daemon *d, struct reload_config *fresh)
 {
-	struct config_errors errors = { .n = 0 };
 	struct migrations_config limits = { 0 };
-	struct options fresh;
-	int rc = options_parse(d->argc, d->argv, &fresh, &errors);
 
-	for (size_t i = 0; i < errors.n; i++)
-		log_error("%s", errors.list[i].text);
-	if (!rc) {
-		options_adopt(&d->options, &fresh, needs_restart);
-		log_set_level(d->options.log_level);
-		set_limits(&limits, &d->options);
-		migrations_set_limits(d->migrations, &limits);
+	options_adopt(&d->options, &fresh->options, reload_needs_restart, &d->reload);
+	log_set_level(d->options.log_level);
+	fd_store_set_max(d->store, (unsigned int)d->options.fd_store_max);
+	d->vmm_groups = fresh->vmm;
+	set_limits(&limits, d);
+	if (d->options.vmm_groups.n)
+		listener_open_up(d->options.vmm_path, "vmm-group");
+	migrations_set_limits(d->migrations, &limits);
+	control_set(d->control, &d->options, &fresh->control, &fresh->control_read);
+}
+
+/* Return: 0 where what was read is in effect, as far as it can be. */
+static int take_config(struct daemon *d, struct reload_config *fresh,
+                       const struct config_errors *errors, struct error *err)
+{
+	struct error why = ERROR_INIT;
+	int rc;
+
+	for (size_t i = 0; i < errors->n; i++)
+		log_error("%s", errors->list[i].text);
+	if (errors->n) {
+		*err = errors->list[0];
+		log_error("the configuration is wrong, the one of before stays");
+		/* Its files may be new all the same. */
+		(void)load_certificates(d, &d->options, &why);
+		return -EINVAL;
 	}
-	options_deinit(&fresh);
-	return !rc;
+	rc = load_certificates(d, &fresh->options, err);
+	if (rc)
+		return rc;
+	/* Its keys are counted anew. */
+	reload_note(&d->reload, NULL);
+	adopt(d, fresh);
+	return 0;
+}
+
+static void on_reloaded(void *arg, struct reload_config *fresh, const struct config_errors *errors)
+{
+	struct error err = ERROR_INIT;
+	struct daemon *d = arg;
+	int rc;
+
+	if (uv_is_closing((uv_handle_t *)&d->sighup))
+		return;
+	rc = take_config(d, fresh, errors, &err);
+	if (rc)
+		reload_note(&d->reload, &err);
+	metrics_note_reload(d->metrics, !rc, d->reload.last.at_real_ns);
+	keep_config(d);
+	service_reloaded();
+}
+
+/* What runs is not what is configured, and what is configured is not looked at again. */
+static void reload_certificates_alone(struct daemon *d)
+{
+	struct error err = ERROR_INIT;
+
+	log_error("the configuration is not read anew: what runs is another; restart");
+	if (!load_certificates(d, &d->options, &err))
+		error_set(&err, -EBUSY, "it runs with an older configuration: restart");
+	reload_note(&d->reload, &err);
+	metrics_note_reload(d->metrics, false, d->reload.last.at_real_ns);
+	service_reloaded();
 }
 
 static void on_sighup(uv_signal_t *handle, int signum)
@@ -360,15 +428,12 @@ static void on_sighup(uv_signal_t *handle, int signum)
 
 	(void)signum;
 	service_reloading();
-	if (d->config_error.code)
-		log_error("the configuration is not read anew: what runs is another; restart");
-	else if (!read_anew(d))
-		log_error("the configuration is wrong, the one of before stays");
-	certificates_reload(&d->certificates,
-	                    (const struct tls_config *const[]){
-	                            &d->options.tls, control_tls_config(d->control, &d->options) });
-	keep_config(d);
-	service_reloaded();
+	if (d->config_error.code) {
+		reload_certificates_alone(d);
+	} else if (reload_start(&d->reload)) {
+		log_error("the configuration can't be read anew: out of memory");
+		service_reloaded();
+	}
 }
 
 static void say_ready(const struct daemon *d)
@@ -393,6 +458,7 @@ static enum exit_status daemon_run(struct daemon *d)
 	int rc;
 
 	uv_loop_init(&d->loop);
+	reload_init(&d->reload, &d->loop, d->argc, d->argv, on_reloaded, d);
 	rc = daemon_open(d, &err);
 	if (rc) {
 		log_error("%s", err.text);

@@ -23,11 +23,11 @@
 static const struct option_row table[] = {
 	{ "control", "control", OPTION_TEXT, AT(control_path), .arg = "PATH",
 	  .help = "control socket", .fallback = "/run/postcopyd/control.sock" },
-	{ "control", "control-group", OPTION_NAMES, NAMES_AT(control_groups), .arg = "NAME",
-	  .max = OPTIONS_GROUPS_MAX,
-	  .help = "group whose members may drive it; repeat; root and its own user always may" },
-	{ "control", "control-read-group", OPTION_NAMES, NAMES_AT(control_read_groups),
+	{ "control", "control-group", OPTION_NAMES, .is_live = true, NAMES_AT(control_groups),
 	  .arg = "NAME", .max = OPTIONS_GROUPS_MAX,
+	  .help = "group whose members may drive it; repeat; root and its own user always may" },
+	{ "control", "control-read-group", OPTION_NAMES, .is_live = true,
+	  NAMES_AT(control_read_groups), .arg = "NAME", .max = OPTIONS_GROUPS_MAX,
 	  .help = "group whose members may look, and change nothing; repeat" },
 	{ "control", "control-listen", OPTION_ADDRESS, AT(control_listen), .arg = "HOST:PORT",
 	  .help = "serve gRPC here as well, over mutual TLS", .fallback = "none" },
@@ -40,20 +40,20 @@ static const struct option_row table[] = {
 
 	{ "vmm", "vmm", OPTION_TEXT, AT(vmm_path), .arg = "PATH", .help = "VMM socket",
 	  .fallback = "/run/postcopyd/vmm.sock" },
-	{ "vmm", "vmm-group", OPTION_NAMES, NAMES_AT(vmm_groups), .arg = "NAME",
+	{ "vmm", "vmm-group", OPTION_NAMES, .is_live = true, NAMES_AT(vmm_groups), .arg = "NAME",
 	  .max = OPTIONS_GROUPS_MAX,
 	  .help = "group whose members may connect; repeat; root and its own user always may" },
 	{ "vmm", "max-vmstate", OPTION_SIZE, .is_live = true, AT(max_vmstate_bytes), .arg = "BYTES",
 	  .help = "largest device state", .fallback = "64M", .min = 1, .max = 1ull << 40 },
-	{ "vmm", "max-vmms", OPTION_NUMBER, AT(max_vmms), .arg = "N",
+	{ "vmm", "max-vmms", OPTION_NUMBER, .is_live = true, AT(max_vmms), .arg = "N",
 	  .help = "most VMMs that are connected at a time; root's get a few more",
 	  .fallback = "256", .min = 1, .max = 16384 },
-	{ "vmm", "max-waiting-vmms", OPTION_NUMBER, AT(max_waiting_vmms), .arg = "N",
-	  .help = "most of one user, but root, that have not attached yet", .fallback = "32",
-	  .min = 1, .max = 16384 },
-	{ "vmm", "attach-timeout", OPTION_NUMBER, AT(attach_timeout_s), .arg = "SECONDS",
-	  .help = "how long a VMM may be connected without attaching", .fallback = "10", .min = 1,
-	  .max = 3600 },
+	{ "vmm", "max-waiting-vmms", OPTION_NUMBER, .is_live = true, AT(max_waiting_vmms),
+	  .arg = "N", .help = "most of one user, but root, that have not attached yet",
+	  .fallback = "32", .min = 1, .max = 16384 },
+	{ "vmm", "attach-timeout", OPTION_NUMBER, .is_live = true, AT(attach_timeout_s),
+	  .arg = "SECONDS", .help = "how long a VMM may be connected without attaching",
+	  .fallback = "10", .min = 1, .max = 3600 },
 	{ "vmm", "prepare-timeout", OPTION_NUMBER, .is_live = true, AT(prepare_timeout_s),
 	  .arg = "SECONDS", .help = "how long a migration waits for its VMM; 0: for ever",
 	  .fallback = "3600", .max = 31536000 },
@@ -63,15 +63,20 @@ static const struct option_row table[] = {
 	{ "vmm", "max-client-migrations", OPTION_NUMBER, .is_live = true, AT(max_client_migrations),
 	  .arg = "N", .help = "most of them that one client, but root, has prepared",
 	  .fallback = "512", .min = 1, .max = 1000000 },
-	{ "vmm", "max-ended", OPTION_NUMBER, AT(max_ended), .arg = "N",
+	{ "vmm", "max-ended", OPTION_NUMBER, .is_live = true, AT(max_ended), .arg = "N",
 	  .help = "most migrations that are over and are remembered", .fallback = "32",
 	  .max = 100000 },
-	{ "vmm", "ended-timeout", OPTION_NUMBER, AT(ended_timeout_s), .arg = "SECONDS",
-	  .help = "how long they are remembered at most; 0: no limit", .fallback = "86400",
-	  .max = 31536000 },
+	{ "vmm", "ended-timeout", OPTION_NUMBER, .is_live = true, AT(ended_timeout_s),
+	  .arg = "SECONDS", .help = "how long they are remembered at most; 0: no limit",
+	  .fallback = "86400", .max = 31536000 },
 	{ "vmm", "max-channels", OPTION_NUMBER, .is_live = true, AT(max_channels), .arg = "N",
 	  .help = "most fetch channels of a VMM", .fallback = "64", .min = 1,
 	  .max = FETCH_CHANNELS_MAX },
+
+	{ "vmm", "max-user-store", OPTION_NUMBER, .is_live = true, AT(user_store_percent),
+	  .arg = "PERCENT",
+	  .help = "most of the manager's descriptors that VMMs of one user, but root, take up",
+	  .fallback = "75", .min = 1, .max = 100 },
 
 	{ "stream", "listen", OPTION_ADDRESS, AT(listen), .arg = "HOST:PORT",
 	  .help = "serve page streams here; port 0: any; none: be no source", .fallback = "none" },
@@ -79,18 +84,18 @@ static const struct option_row table[] = {
 	  .offset = offsetof(struct options, tls.allowed_names),
 	  .n_offset = offsetof(struct options, tls.n_allowed_names), .arg = "SAN",
 	  .help = "name (URI or DNS) that may connect; repeat; none: any of the CA" },
-	{ "stream", "max-streams", OPTION_NUMBER, AT(max_streams), .arg = "N",
+	{ "stream", "max-streams", OPTION_NUMBER, .is_live = true, AT(max_streams), .arg = "N",
 	  .help = "most bulk connections of a migration", .fallback = "16", .min = 1,
 	  .max = OPTIONS_STREAMS_MAX },
-	{ "stream", "bandwidth", OPTION_SIZE, AT(bandwidth_bytes_per_s), .arg = "BYTES",
-	  .help = "cap on a migration's bulk, each second; 0: none", .fallback = "0",
-	  .max = 1ull << 50 },
+	{ "stream", "bandwidth", OPTION_SIZE, .is_live = true, AT(bandwidth_bytes_per_s),
+	  .arg = "BYTES", .help = "cap on a migration's bulk, each second; 0: none",
+	  .fallback = "0", .max = 1ull << 50 },
 
-	{ "tls", "cert", OPTION_CREDENTIAL, AT(tls.cert_path), .arg = "FILE",
+	{ "tls", "cert", OPTION_CREDENTIAL, .is_live = true, AT(tls.cert_path), .arg = "FILE",
 	  .help = "this host's certificate, PEM" },
-	{ "tls", "key", OPTION_CREDENTIAL, AT(tls.key_path), .arg = "FILE",
+	{ "tls", "key", OPTION_CREDENTIAL, .is_live = true, AT(tls.key_path), .arg = "FILE",
 	  .help = "its private key, PEM" },
-	{ "tls", "ca", OPTION_CREDENTIAL, AT(tls.ca_path), .arg = "FILE",
+	{ "tls", "ca", OPTION_CREDENTIAL, .is_live = true, AT(tls.ca_path), .arg = "FILE",
 	  .help = "authorities that peers' certificates come from, PEM" },
 	{ "tls", "crl", OPTION_CREDENTIAL, .is_live = true, AT(tls.crl_path), .arg = "FILE",
 	  .help = "their lists of what they have revoked, PEM" },
@@ -108,7 +113,7 @@ static const struct option_row table[] = {
 	               { "kprobe", FAULT_TRACER_KPROBE },
 	               { "tracepoint", FAULT_TRACER_TRACEPOINT },
 	               { "off", FAULT_TRACER_OFF } } },
-	{ "trace", "trace-slow-us", OPTION_NUMBER, AT(trace_slow_us), .arg = "US",
+	{ "trace", "trace-slow-us", OPTION_NUMBER, .is_live = true, AT(trace_slow_us), .arg = "US",
 	  .help = "a fault that takes longer is a slow one, microseconds", .fallback = "1000",
 	  .max = 60000000 },
 
@@ -128,7 +133,7 @@ static const struct option_row table[] = {
 	{ "daemon", "drain-timeout", OPTION_NUMBER, .is_live = true, AT(drain_timeout_s),
 	  .arg = "SECONDS", .help = "how long SIGTERM lets migrations run on; 0: park them at once",
 	  .fallback = "0", .max = 86400 },
-	{ "daemon", "fd-store-max", OPTION_NUMBER, AT(fd_store_max), .arg = "N",
+	{ "daemon", "fd-store-max", OPTION_NUMBER, .is_live = true, AT(fd_store_max), .arg = "N",
 	  .help = "FileDescriptorStoreMax= of the unit, where systemd does not say it (before 254)",
 	  .fallback = "4096", .min = 16, .max = 1000000 },
 
@@ -235,11 +240,11 @@ static int on_section(void *arg, const char *name, struct error *err)
 /* Names the section's keys, of a file that has a wrong one. */
 static int unknown_key(const char *section, struct error *err)
 {
-	char list[160] = "";
+	char list[ERROR_TEXT_MAX] = "";
 	size_t len = 0;
 
 	for (size_t i = 0; i < N_OPTIONS && table[i].section; i++)
-		if (!strcmp(table[i].section, section))
+		if (!strcmp(table[i].section, section) && len < sizeof list)
 			len += (size_t)snprintf(list + len, sizeof list - len, "%s%s",
 			                        len ? ", " : "", table[i].name);
 	return error_set(err, -EINVAL, "no such key%s%s", len ? "; here are " : "", list);
@@ -400,7 +405,8 @@ static char *print_row(const struct option_row *row, const struct options *o)
 	return text;
 }
 
-void options_adopt(struct options *o, struct options *fresh, void (*needs_restart)(const char *key))
+void options_adopt(struct options *o, struct options *fresh,
+                   void (*needs_restart)(void *arg, const char *key), void *arg)
 {
 	for (size_t i = 0; i < N_OPTIONS && table[i].section; i++) {
 		_cleanup_free_ char *now = print_row(&table[i], o);
@@ -409,7 +415,7 @@ void options_adopt(struct options *o, struct options *fresh, void (*needs_restar
 		if (table[i].is_live)
 			option_copy(&table[i], o, fresh);
 		else if (!now || !then || strcmp(now, then))
-			needs_restart(table[i].name);
+			needs_restart(arg, table[i].name);
 	}
 	/* Those of before may be in use still. */
 	option_texts_move(o, fresh);

@@ -19,6 +19,8 @@
 #include "util/log.h"
 
 #define OPTIONS_DEFAULT_CONFIG "/etc/postcopyd/postcopyd.conf"
+/* Of the file. */
+#define OPTIONS_MAX 64
 #define OPTIONS_GROUPS_MAX 64
 #define OPTIONS_SANS_MAX 4096
 #define OPTIONS_STREAMS_MAX 16
@@ -47,6 +49,7 @@ struct options {
 	uint64_t max_migrations, max_client_migrations;
 	uint64_t max_ended, ended_timeout_s; /* 0: none */
 	uint64_t max_channels;               /* of a VMM */
+	uint64_t user_store_percent;         /* of the service manager's store, of one user */
 	/* [stream] */
 	const char *listen; /* NULL: no source here */
 	uint64_t max_streams;
@@ -98,7 +101,7 @@ int options_parse_file(FILE *file, const char *name, struct options *ret,
  * @needs_restart: called for each key that differs and is not taken
  */
 void options_adopt(struct options *o, struct options *fresh,
-                   void (*needs_restart)(const char *key));
+                   void (*needs_restart)(void *arg, const char *key), void *arg);
 
 void options_deinit(struct options *o);
 

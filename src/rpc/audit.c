@@ -13,8 +13,8 @@ void audit_print_caller(const struct grpc_peer *peer, char ret[AUDIT_CALLER_MAX]
 	if (!peer->local)
 		snprintf(ret, AUDIT_CALLER_MAX, "\"%s\" at %s", peer->name, peer->address);
 	else
-		snprintf(ret, AUDIT_CALLER_MAX, "%s (process %d, %s)", peer->name, peer->pid,
-		         *peer->comm ? peer->comm : "gone");
+		snprintf(ret, AUDIT_CALLER_MAX, "%s (process %d%s%s)", peer->name, peer->pid,
+		         *peer->comm ? ", " : "", peer->comm);
 }
 
 /* The migration's id; empty where none can be meant. */

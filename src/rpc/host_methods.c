@@ -204,6 +204,25 @@ static uint32_t count_active(struct migrations *ms)
 	return n;
 }
 
+struct reload_message {
+	Postcopy__V1__Reload message;
+	Google__Protobuf__Timestamp time;
+};
+
+static void set_reload(Postcopy__V1__HostInfo *info, const struct rpc_reload *reload,
+                       struct reload_message *t)
+{
+	if (!reload || !reload->at_real_ns)
+		return;
+	t->time = timestamp_message(reload->at_real_ns);
+	t->message = (Postcopy__V1__Reload)POSTCOPY__V1__RELOAD__INIT;
+	t->message.time = &t->time;
+	t->message.error = (char *)reload->error;
+	info->last_reload = &t->message;
+	info->n_needs_restart = reload->n_needs_restart;
+	info->needs_restart = (char **)reload->needs_restart;
+}
+
 static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                     struct rpc_error *e)
 {
@@ -213,9 +232,11 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 	const struct rpc_config *config = &rpc->config;
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	struct utsname uts = { 0 };
+	struct reload_message reload;
 
 	(void)request;
 	uname(&uts);
+	set_reload(&info, config->reload, &reload);
 	info.version = (char *)config->version;
 	info.kernel = uts.release;
 	info.hostname = uts.nodename;

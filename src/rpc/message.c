@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "grpc/server.h"
+#include "util/secret.h"
 #include "util/utf8.h"
 
 /* Messages within messages: requests have two levels. */
@@ -47,6 +48,33 @@ static struct wire wire_take(struct wire *w, uint64_t len)
 	return part;
 }
 
+/* One field. @ret: its bytes, where it has a length; else its pos is NULL. Return: its number. */
+static uint32_t wire_field(struct wire *w, struct wire *ret)
+{
+	uint64_t tag = wire_varint(w);
+
+	*ret = (struct wire){ .pos = NULL };
+	if (!(tag >> WIRE_TYPE_BITS) || tag > UINT32_MAX)
+		w->failed = true;
+	switch (tag & ((1 << WIRE_TYPE_BITS) - 1)) {
+	case PROTOBUF_C_WIRE_TYPE_VARINT:
+		wire_varint(w);
+		break;
+	case PROTOBUF_C_WIRE_TYPE_64BIT:
+		wire_take(w, 8);
+		break;
+	case PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED:
+		*ret = wire_take(w, wire_varint(w));
+		break;
+	case PROTOBUF_C_WIRE_TYPE_32BIT:
+		wire_take(w, 4);
+		break;
+	default:
+		w->failed = true;
+	}
+	return (uint32_t)(tag >> WIRE_TYPE_BITS);
+}
+
 static int check_strings(const ProtobufCMessageDescriptor *type, struct wire w, int depth,
                          struct rpc_error *e);
 
@@ -73,28 +101,12 @@ static int check_strings(const ProtobufCMessageDescriptor *type, struct wire w, 
 	int rc = 0;
 
 	while (!rc && !w.failed && depth < DEPTH_MAX && w.pos < w.end) {
-		uint64_t tag = wire_varint(&w);
+		struct wire part;
+		uint32_t number = wire_field(&w, &part);
 
-		if (!(tag >> WIRE_TYPE_BITS) || tag > UINT32_MAX)
-			w.failed = true;
-		switch (tag & ((1 << WIRE_TYPE_BITS) - 1)) {
-		case PROTOBUF_C_WIRE_TYPE_VARINT:
-			wire_varint(&w);
-			break;
-		case PROTOBUF_C_WIRE_TYPE_64BIT:
-			wire_take(&w, 8);
-			break;
-		case PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED:
-			rc = check_delimited(protobuf_c_message_descriptor_get_field(
-			                             type, (unsigned int)(tag >> WIRE_TYPE_BITS)),
-			                     wire_take(&w, wire_varint(&w)), depth, e);
-			break;
-		case PROTOBUF_C_WIRE_TYPE_32BIT:
-			wire_take(&w, 4);
-			break;
-		default:
-			w.failed = true;
-		}
+		if (part.pos)
+			rc = check_delimited(protobuf_c_message_descriptor_get_field(type, number),
+			                     part, depth, e);
 	}
 	if (!rc && (w.failed || w.pos < w.end))
 		rc = rpc_error_set(e, -EINVAL,
@@ -109,29 +121,11 @@ int message_string(const uint8_t *bytes, size_t len, unsigned int field, char *r
 	size_t found_len;
 
 	while (!w.failed && w.pos < w.end) {
-		uint64_t tag = wire_varint(&w);
+		struct wire part;
 
-		switch (tag & ((1 << WIRE_TYPE_BITS) - 1)) {
-		case PROTOBUF_C_WIRE_TYPE_VARINT:
-			wire_varint(&w);
-			break;
-		case PROTOBUF_C_WIRE_TYPE_64BIT:
-			wire_take(&w, 8);
-			break;
-		case PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED: {
-			struct wire part = wire_take(&w, wire_varint(&w));
-
-			/* The last one counts, as protobuf has it. */
-			if (tag >> WIRE_TYPE_BITS == field)
-				found = part;
-			break;
-		}
-		case PROTOBUF_C_WIRE_TYPE_32BIT:
-			wire_take(&w, 4);
-			break;
-		default:
-			w.failed = true;
-		}
+		/* The last one counts, as protobuf has it. */
+		if (wire_field(&w, &part) == field && part.pos)
+			found = part;
 	}
 	found_len = (size_t)(found.end - found.pos);
 	if (w.failed || found.failed || found_len >= size || memchr(found.pos, 0, found_len))
@@ -140,6 +134,21 @@ int message_string(const uint8_t *bytes, size_t len, unsigned int field, char *r
 	ret[found_len] = 0;
 	return 0;
 }
+
+static void *on_alloc(void *arg, size_t size)
+{
+	(void)arg;
+	return malloc(size);
+}
+
+static void on_free(void *arg, void *p)
+{
+	(void)arg;
+	secret_free(p);
+}
+
+/* Requests may have secrets in them. */
+static ProtobufCAllocator memory = { .alloc = on_alloc, .free = on_free };
 
 int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes, size_t len,
                    ProtobufCMessage **ret, struct rpc_error *e)
@@ -155,7 +164,7 @@ int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes,
 	rc = check_strings(type, w, 0, e);
 	if (rc)
 		return rc;
-	message = protobuf_c_message_unpack(type, NULL, len, bytes);
+	message = protobuf_c_message_unpack(type, &memory, len, bytes);
 	if (!message)
 		return rpc_error_set(e, -EINVAL,
 		                     POSTCOPY__V1__ERROR_REASON__ERROR_REASON_INVALID_REQUEST,
@@ -166,7 +175,7 @@ int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes,
 
 void message_free(ProtobufCMessage *message)
 {
-	protobuf_c_message_free_unpacked(message, NULL);
+	protobuf_c_message_free_unpacked(message, &memory);
 }
 
 int message_pack(const ProtobufCMessage *message, struct rpc_answer *ret, struct rpc_error *e)

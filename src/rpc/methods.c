@@ -15,14 +15,21 @@ static size_t add_methods(struct rpc *rpc, size_t n, const struct grpc_method *m
 	return n;
 }
 
+void rpc_set_limits(struct rpc *rpc, unsigned int max_streams, uint64_t bandwidth_bytes_per_s)
+{
+	if (!max_streams || max_streams > PULL_STREAMS_MAX)
+		max_streams = PULL_STREAMS_MAX;
+	rpc->config.max_streams = max_streams;
+	rpc->config.bandwidth_bytes_per_s = bandwidth_bytes_per_s;
+}
+
 int rpc_init(struct rpc *rpc, uv_loop_t *loop, const struct rpc_config *config, struct error *err)
 {
 	size_t n = 0;
 
 	*rpc = (struct rpc){ .loop = loop, .config = *config };
 	rpc->started_real_ns = clock_real_ns();
-	if (!rpc->config.max_streams || rpc->config.max_streams > PULL_STREAMS_MAX)
-		rpc->config.max_streams = PULL_STREAMS_MAX;
+	rpc_set_limits(rpc, config->max_streams, config->bandwidth_bytes_per_s);
 	n = add_methods(rpc, n, migrations_methods);
 	n = add_methods(rpc, n, host_methods);
 	n = add_methods(rpc, n, health_methods);

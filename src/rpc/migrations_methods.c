@@ -255,6 +255,25 @@ static void name_client(const struct grpc_peer *peer, struct migration_params *p
 	params->client_is_root = peer->local && !peer->uid;
 }
 
+static enum prepare_refusal prepare_refusal(int rc, const struct rpc_error *e)
+{
+	switch (rc) {
+	case -EINVAL:
+		return PREPARE_REFUSED_PARAMETERS;
+	case -EEXIST:
+		return PREPARE_REFUSED_EXISTS;
+	case -EBUSY:
+		return e->reason == REASON(DRAINING) ? PREPARE_REFUSED_DRAINING
+		                                     : PREPARE_REFUSED_ROLE;
+	case -EDQUOT:
+		return PREPARE_REFUSED_CLIENT;
+	case -EUSERS:
+		return PREPARE_REFUSED_LIMIT;
+	default:
+		return PREPARE_REFUSED_RESOURCES;
+	}
+}
+
 static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                    struct rpc_error *e)
 {
@@ -275,6 +294,8 @@ static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
 			e->reason = REASON(ROLE_UNAVAILABLE);
 	}
 	explicit_bzero(params.token, sizeof params.token);
+	if (rc)
+		migrations_note_refusal(rpc->config.migrations, prepare_refusal(rc, e));
 	return rc ? rc : answer_migration(rpc, m, ret, e);
 }
 

@@ -38,6 +38,14 @@ struct migrations;
 struct rpc;
 struct stalls;
 
+/* How the configuration was read anew the last time. */
+struct rpc_reload {
+	uint64_t at_real_ns;              /* 0: never */
+	const char *error;                /* empty: well */
+	const char *const *needs_restart; /* keys that differ and are not in effect */
+	size_t n_needs_restart;
+};
+
 struct rpc_config {
 	struct migrations *migrations; /* must outlive the service, as all that is below */
 	const struct stalls *stalls;   /* NULL: nobody measures them */
@@ -47,6 +55,7 @@ struct rpc_config {
 	uint64_t bandwidth_bytes_per_s; /* of one migration where it names none; 0: no cap */
 	const char
 	        *config_error; /* why what runs is not what is configured; empty or NULL: it is */
+	const struct rpc_reload *reload; /* as it is now; NULL: it is never read anew */
 	/* The end of this host's certificate, seconds since 1970; 0: not known. May be NULL. */
 	int64_t (*certificate_expiry_s)(void *arg);
 	/* At the end of each call, for metrics: as grpc/server.h has it. May be NULL. */
@@ -60,6 +69,9 @@ struct rpc_config {
  * @config: copied
  */
 int rpc_new(uv_loop_t *loop, const struct rpc_config *config, struct rpc **ret, struct error *err);
+
+/* As the configuration has them, for migrations that are prepared from now on. */
+void rpc_set_limits(struct rpc *rpc, unsigned int max_streams, uint64_t bandwidth_bytes_per_s);
 
 /* Where to listen, and what it has: as grpc/server.h. */
 struct grpc_server *rpc_server(struct rpc *rpc);

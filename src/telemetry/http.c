@@ -306,7 +306,8 @@ static int watch(struct http *h, struct MHD_Daemon *mhd)
 	return 0;
 }
 
-int http_reload(struct http *h, struct error *err)
+/* By the files that are configured now. */
+static int serve(struct http *h, struct error *err)
 {
 	struct MHD_Daemon *mhd = NULL;
 	int rc = new_mhd(h, &mhd, err);
@@ -325,6 +326,21 @@ int http_reload(struct http *h, struct error *err)
 	return 0;
 }
 
+int http_reload(struct http *h, const char *cert_path, const char *key_path, const char *ca_path,
+                struct error *err)
+{
+	const struct http_config before = h->config;
+	int rc;
+
+	h->config.cert_path = cert_path;
+	h->config.key_path = key_path;
+	h->config.ca_path = ca_path;
+	rc = serve(h, err);
+	if (rc)
+		h->config = before;
+	return rc;
+}
+
 int http_new(uv_loop_t *loop, const struct http_config *config, struct http **ret,
              struct error *err)
 {
@@ -341,7 +357,7 @@ int http_new(uv_loop_t *loop, const struct http_config *config, struct http **re
 	uv_timer_init(loop, &h->expiry);
 	h->timeout.data = h->expiry.data = h;
 	h->open_handles = 2;
-	rc = http_reload(h, err);
+	rc = serve(h, err);
 	if (rc) {
 		h->config.listen_fd = -1;
 		http_close(h);

@@ -55,8 +55,9 @@ struct http_config {
 int http_new(uv_loop_t *loop, const struct http_config *config, struct http **ret,
              struct error *err);
 
-/* Read certificate, key and authorities anew. On failure the old ones stay in use. */
-int http_reload(struct http *h, struct error *err);
+/* Other files, or the same read anew. On failure the old ones stay in use. */
+int http_reload(struct http *h, const char *cert_path, const char *key_path, const char *ca_path,
+                struct error *err);
 
 /* Closes all connections; memory goes when the loop has run on. @h may be NULL. */
 void http_close(struct http *h);

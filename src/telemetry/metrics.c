@@ -11,6 +11,7 @@
 #include "telemetry/migration_metrics.h"
 #include "telemetry/process_metrics.h"
 #include "util/cleanup.h"
+#include "util/clock.h"
 #include "util/log.h"
 #include "util/refused.h"
 #include "util/tcp_listen.h"
@@ -29,7 +30,9 @@ struct metrics {
 	struct metrics_config config;
 	struct http *http;
 	unsigned int port;
-	double started_s; /* CLOCK_REALTIME */
+	double started_s;   /* CLOCK_REALTIME */
+	uint64_t loaded_s;  /* the configuration that is in effect, or was found so */
+	bool reload_failed; /* the last time */
 	struct migrations_totals totals;
 	struct metrics_stall stall;
 	struct call_count calls[CALL_COUNTS_MAX];
@@ -134,6 +137,18 @@ static void put_daemon(const struct metrics *m, struct openmetrics *om)
 		NULL,
 		"1 where the configuration is wrong and the one of before is in use.",
 	};
+	static const struct openmetrics_family reload = {
+		"postcopyd_config_reload_success",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"Whether the configuration and the certificates could be read the last time.",
+	};
+	static const struct openmetrics_family loaded = {
+		"postcopyd_config_reload_success_timestamp_seconds",
+		OPENMETRICS_GAUGE,
+		"seconds",
+		"When they could be read last, in seconds since 1970.",
+	};
 	int64_t expiry_s =
 	        m->config.certificate_expiry ? m->config.certificate_expiry(m->config.arg) : 0;
 	struct log_counts log = log_get_counts();
@@ -142,6 +157,10 @@ static void put_daemon(const struct metrics *m, struct openmetrics *om)
 	openmetrics_integer(om, OPENMETRICS_LABELS({ "version", m->config.version }), 1);
 	openmetrics_open(om, &older);
 	openmetrics_integer(om, OPENMETRICS_NO_LABELS, m->config.config_is_older);
+	openmetrics_open(om, &reload);
+	openmetrics_integer(om, OPENMETRICS_NO_LABELS, !m->reload_failed);
+	openmetrics_open(om, &loaded);
+	openmetrics_integer(om, OPENMETRICS_NO_LABELS, m->loaded_s);
 	openmetrics_open(om, &suppressed);
 	openmetrics_integer(om, OPENMETRICS_NO_LABELS, log.suppressed);
 	openmetrics_open(om, &lost);
@@ -195,6 +214,7 @@ int metrics_new(uv_loop_t *loop, const struct metrics_config *config, struct met
 		return error_set(err, -ENOMEM, "metrics: out of memory");
 	m->config = *config;
 	clock_gettime(CLOCK_REALTIME, &now);
+	m->loaded_s = (uint64_t)now.tv_sec;
 	m->started_s = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 	rc = http.listen_fd =
 	        tcp_listen(config->host, config->port, "metrics address", &m->port, err);
@@ -209,9 +229,19 @@ int metrics_new(uv_loop_t *loop, const struct metrics_config *config, struct met
 	return 0;
 }
 
-int metrics_reload(struct metrics *m, struct error *err)
+int metrics_reload(struct metrics *m, const char *cert_path, const char *key_path,
+                   const char *ca_path, struct error *err)
 {
-	return m && m->config.tls ? http_reload(m->http, err) : 0;
+	return m && m->config.tls ? http_reload(m->http, cert_path, key_path, ca_path, err) : 0;
+}
+
+void metrics_note_reload(struct metrics *m, bool is_good, uint64_t at_real_ns)
+{
+	if (!m)
+		return;
+	m->reload_failed = !is_good;
+	if (is_good)
+		m->loaded_s = at_real_ns / NSEC_PER_SEC;
 }
 
 void metrics_close(struct metrics *m)

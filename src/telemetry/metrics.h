@@ -54,8 +54,12 @@ struct metrics_config {
 int metrics_new(uv_loop_t *loop, const struct metrics_config *config, struct metrics **ret,
                 struct error *err);
 
-/* Read certificate, key and CA anew; see http_reload(). @m may be NULL. */
-int metrics_reload(struct metrics *m, struct error *err);
+/* Other certificate, key and CA, or the same read anew; see http_reload(). @m may be NULL. */
+int metrics_reload(struct metrics *m, const char *cert_path, const char *key_path,
+                   const char *ca_path, struct error *err);
+
+/* The configuration was read anew, at a time of CLOCK_REALTIME. @m may be NULL. */
+void metrics_note_reload(struct metrics *m, bool is_good, uint64_t at_real_ns);
 
 /* Memory goes when the loop has run on. @m may be NULL. */
 void metrics_close(struct metrics *m);

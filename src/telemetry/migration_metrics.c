@@ -74,6 +74,21 @@ static void put_migrations(struct openmetrics *om, const struct migrations_total
 		                    t->prepared[roles[r] - 1]);
 }
 
+static void put_refusals(struct openmetrics *om, const struct migrations_totals *t)
+{
+	static const struct openmetrics_family refused = {
+		"postcopyd_prepares_refused",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Migrations that were not prepared, by reason.",
+	};
+
+	openmetrics_open(om, &refused);
+	for (enum prepare_refusal r = 0; r < PREPARE_REFUSALS; r++)
+		openmetrics_integer(om, OPENMETRICS_LABELS({ "reason", prepare_refusal_name(r) }),
+		                    t->prepares_refused[r]);
+}
+
 static void put_store(struct openmetrics *om, const struct migrations_totals *t)
 {
 	static const struct openmetrics_family entries = {
@@ -278,4 +293,5 @@ void migration_metrics_put(struct openmetrics *om, const struct migrations_total
 	put_faults(om, t, stall);
 	put_served(om, t);
 	put_store(om, t);
+	put_refusals(om, t);
 }

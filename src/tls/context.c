@@ -132,6 +132,7 @@ static bool set_rules(SSL_CTX *ctx, const struct tls_config *config)
 	r->session_s = config->session_s ? config->session_s : SESSION_S;
 	r->crl_expiry_s = INT64_MAX;
 	r->n_allowed = config->n_allowed_names;
+	r->allows_all = !n && !config->needs_name;
 	return add_names(r, config->allowed_names, config->n_allowed_names) &&
 	       add_names(r, config->limited_names, config->n_limited_names);
 }
@@ -329,7 +330,7 @@ static enum verdict judge(const struct tls_rules *rules, enum tls_name_kind kind
 	for (size_t i = 0; i < rules->n_names; i++)
 		if (tls_name_matches(rules->names[i], kind, name))
 			return i < rules->n_allowed ? ALLOWED : LIMITED;
-	return rules->n_names ? NOT_ALLOWED : ALLOWED;
+	return rules->allows_all ? ALLOWED : NOT_ALLOWED;
 }
 
 bool tls_read_san(const GENERAL_NAME *san, enum tls_name_kind *ret_kind,
@@ -357,7 +358,7 @@ bool tls_read_san(const GENERAL_NAME *san, enum tls_name_kind *ret_kind,
 static bool find_name(const struct tls_rules *rules, X509 *cert, struct tls_peer *peer)
 {
 	GENERAL_NAMES *sans = X509_get_ext_d2i(cert, NID_subject_alt_name, NULL, NULL);
-	enum verdict best = rules->n_names ? NOT_ALLOWED : ALLOWED;
+	enum verdict best = rules->allows_all ? ALLOWED : NOT_ALLOWED;
 	bool seen = false;
 
 	snprintf(peer->name, sizeof peer->name, "(no SAN)");
@@ -410,7 +411,8 @@ static int make_ctx(struct tls_context *owner, const struct tls_config *config, 
 	SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, verify_peer);
 	SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
 	/* Our frames have lengths: a connection cut without a goodbye is just cut. */
-	SSL_CTX_set_options(ctx, SSL_OP_IGNORE_UNEXPECTED_EOF);
+	SSL_CTX_set_options(ctx, SSL_OP_IGNORE_UNEXPECTED_EOF |
+	                                 (config->wipes ? SSL_OP_CLEANSE_PLAINTEXT : 0));
 	SSL_CTX_set_read_ahead(ctx, 1);
 	SSL_CTX_set_default_read_buffer_len(ctx, READ_BUFFER_BYTES);
 	if (server) {

@@ -47,12 +47,14 @@ struct tls_config {
 	const char *key_path;  /* PEM, its private key */
 	const char *ca_path;   /* PEM, the authorities of the peers */
 	const char *crl_path;  /* PEM, a CRL of each authority; NULL: nothing is revoked */
-	/* Each passed by tls_name_check(); none at all: any peer of the CA. */
+	/* Each passed by tls_name_check(); none at all: any peer of the CA, or ... */
 	const char **allowed_names;
 	size_t n_allowed_names;
 	/* Let in as well, but not for everything: the peer of a connection is told apart. */
 	const char **limited_names;
 	size_t n_limited_names;
+	bool needs_name;          /* ... nobody */
+	bool wipes;               /* what was received is wiped when it is read: it has secrets */
 	uint64_t records_per_key; /* then ours is replaced; 0: TLS_RECORDS_PER_KEY */
 	unsigned int session_s;   /* how long one handshake serves for others; 0: 600 */
 };

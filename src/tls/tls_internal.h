@@ -35,6 +35,7 @@ struct tls_rules {
 	int64_t crl_expiry_s; /* INT64_MAX: none */
 	size_t n_names;
 	size_t n_allowed; /* the first of them; the others are limited */
+	bool allows_all;
 	char *names[];
 };
 

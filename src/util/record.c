@@ -7,6 +7,7 @@
 
 #include "util/bytes.h"
 #include "util/cleanup.h"
+#include "util/secret.h"
 
 /* Bumped with each change of what a slot looks like; the content has versions of its own. */
 #define SLOT_MAGIC 0x3230726370747370ull /* "pstpcr02" */
@@ -66,6 +67,8 @@ int record_write(struct record *r, const void *data, size_t len)
 	memcpy(slot + SLOT_HEADER_BYTES, data, len);
 	put_u64(to, checksum(slot, len));
 	n = pwrite(r->fd, slot, SLOT_HEADER_BYTES + len, (off_t)(sequence % 2 * SLOT_BYTES));
+	/* What it is about has a secret. */
+	explicit_bzero(slot, SLOT_HEADER_BYTES + len);
 	if (n != (ssize_t)(SLOT_HEADER_BYTES + len))
 		return n < 0 ? -errno : -ENOSPC;
 	r->sequence = sequence;
@@ -92,7 +95,7 @@ static bool read_slot(int fd, unsigned int index, uint8_t *slot, struct slot *re
 
 int record_adopt(struct record *r, int fd, void *ret_data, size_t *ret_len, struct error *err)
 {
-	_cleanup_free_ uint8_t *slots = malloc(2 * SLOT_BYTES);
+	_cleanup_secret_ uint8_t *slots = malloc(2 * SLOT_BYTES);
 	struct slot slot[2];
 	bool whole[2];
 	unsigned int newest;

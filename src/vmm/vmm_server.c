@@ -27,7 +27,7 @@ struct vmm_conn {
 	struct ucred cred; /* of who connected */
 	void *owner;       /* NULL before ATTACH and after disown */
 	bool attached;
-	uint64_t due_ms; /* for ATTACH, by the loop's clock */
+	uint64_t since_ms; /* by the loop's clock */
 };
 
 struct vmm_server {
@@ -232,6 +232,10 @@ static enum refused_reason reason_of(int rc)
 	case -EMFILE:
 	case -ENOMEM:
 		return REFUSED_RESOURCES;
+	case -EDQUOT:
+		return REFUSED_USER;
+	case -EUSERS:
+		return REFUSED_LIMIT;
 	case -EPROTO:
 		return REFUSED_PROTOCOL;
 	default:
@@ -292,19 +296,24 @@ static void refuse_late(struct vmm_conn *conn)
 	cut_off(conn, -ETIMEDOUT, &why);
 }
 
+static uint64_t due_ms(const struct vmm_conn *conn)
+{
+	return conn->since_ms + limits(conn->server)->attach_timeout_ms;
+}
+
 static void on_deadline(uv_timer_t *timer);
 
 /* For the first one that is due. */
 static void set_deadline(struct vmm_server *server)
 {
-	uint64_t now_ms = uv_now(server->poll.loop), due_ms = UINT64_MAX;
+	uint64_t now_ms = uv_now(server->poll.loop), first_ms = UINT64_MAX;
 
 	for (struct vmm_conn *c = server->conns; c; c = c->next)
-		if (!c->attached && c->due_ms < due_ms)
-			due_ms = c->due_ms;
-	if (due_ms != UINT64_MAX)
+		if (!c->attached && due_ms(c) < first_ms)
+			first_ms = due_ms(c);
+	if (first_ms != UINT64_MAX)
 		uv_timer_start(&server->deadline, on_deadline,
-		               due_ms > now_ms ? due_ms - now_ms : 0, 0);
+		               first_ms > now_ms ? first_ms - now_ms : 0, 0);
 }
 
 static void on_connection(uv_poll_t *poll, int status, int events);
@@ -316,7 +325,7 @@ static void on_deadline(uv_timer_t *timer)
 
 	for (struct vmm_conn *c = server->conns, *next; c; c = next) {
 		next = c->next;
-		if (!c->attached && c->due_ms <= now_ms)
+		if (!c->attached && due_ms(c) <= now_ms)
 			refuse_late(c);
 	}
 	/* Where there was no descriptor at all. */
@@ -340,7 +349,7 @@ static struct vmm_conn *add_conn(struct vmm_server *server, int fd)
 	conn->server = server;
 	conn->fd = fd;
 	conn->cred = cred;
-	conn->due_ms = uv_now(server->poll.loop) + limits(server)->attach_timeout_ms;
+	conn->since_ms = uv_now(server->poll.loop);
 	conn->poll.data = conn;
 	conn->next = server->conns;
 	server->conns = conn;
@@ -488,11 +497,27 @@ int vmm_conn_fd(const struct vmm_conn *conn)
 	return conn->fd;
 }
 
+static struct vmm_limits with_defaults(struct vmm_limits l)
+{
+	l.conns = l.conns ? l.conns : VMM_CONNS_MAX;
+	l.waiting = l.waiting ? l.waiting : VMM_WAITING_MAX;
+	l.attach_timeout_ms = l.attach_timeout_ms ? l.attach_timeout_ms : VMM_ATTACH_TIMEOUT_MS;
+	return l;
+}
+
+void vmm_server_set(struct vmm_server *server, const struct vmm_limits *limits, const gid_t *groups,
+                    size_t n_groups)
+{
+	server->config.limits = with_defaults(*limits);
+	server->config.groups = groups;
+	server->config.n_groups = n_groups;
+	set_deadline(server);
+}
+
 int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, struct vmm_server **ret,
                    struct error *err)
 {
 	struct vmm_server *server = calloc(1, sizeof *server);
-	struct vmm_limits *l;
 
 	if (!server || uv_poll_init(loop, &server->poll, config->fd)) {
 		free(server);
@@ -500,10 +525,7 @@ int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, stru
 		return error_set(err, -ENOMEM, "VMM socket: out of memory");
 	}
 	server->config = *config;
-	l = &server->config.limits;
-	l->conns = l->conns ? l->conns : VMM_CONNS_MAX;
-	l->waiting = l->waiting ? l->waiting : VMM_WAITING_MAX;
-	l->attach_timeout_ms = l->attach_timeout_ms ? l->attach_timeout_ms : VMM_ATTACH_TIMEOUT_MS;
+	server->config.limits = with_defaults(config->limits);
 	server->spare_fd = -1;
 	keep_spare(server);
 	uv_timer_init(loop, &server->deadline);

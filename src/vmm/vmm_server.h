@@ -95,6 +95,11 @@ struct vmm_server_config {
 int vmm_server_new(uv_loop_t *loop, const struct vmm_server_config *config, struct vmm_server **ret,
                    struct error *err);
 
+/* Other limits and groups, for connections to come and those that have not attached. Groups must
+ * outlive the server. */
+void vmm_server_set(struct vmm_server *server, const struct vmm_limits *limits, const gid_t *groups,
+                    size_t n_groups);
+
 /* Cuts all VMMs off, without telling their owners. Memory goes when the loop has run on. */
 void vmm_server_close(struct vmm_server *server);
 

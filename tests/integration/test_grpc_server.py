@@ -581,7 +581,7 @@ def refused(server, before):
         assert call(channel, "Echo", b"served") == b"served"
     server.settled()
     assert server.stats()["refused"] > before["refused"]
-    assert "grpc: " in server.log()
+    assert "refused_door=control" in server.log()
 
 
 @pytest.mark.parametrize("data", [

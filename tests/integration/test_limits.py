@@ -37,6 +37,24 @@ for sock in socks:
 """
 
 
+# Attaches with a page for each message, prints what each is told, and stays until its input ends.
+ATTACH = """
+import array, os, socket, sys
+socks = []
+for message in sys.argv[2:]:
+    fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 4096)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.connect(sys.argv[1])
+    sock.sendmsg([bytes.fromhex(message)],
+                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+    socks.append(sock)
+    print(sock.recv(8192)[16:].decode(errors="replace").strip("\\0"), flush=True)
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
 def connect_as_nobody(daemon, number, wait_s=0.2):
     done = subprocess.run([sys.executable, "-c", CONNECT, daemon.vmm_path, str(number),
                            str(wait_s)], user=NOBODY, group=NOBODY, extra_groups=[],
@@ -263,3 +281,60 @@ def test_missing_of_sparse_memory_is_looked_for_in_parts(host):
         assert address == at
         at += length
     assert at == size == answer.missing_bytes
+
+
+@needs_root
+def test_one_user_leaves_room_in_the_store_for_others(host):
+    """VMMs of one user filled what the manager keeps; the next tenant's guest was refused, or lost
+    at an ordinary restart."""
+    host.dir.chmod(0o755)
+    daemon = host.daemon("source", kind=KeptDaemon, most=64, extra=[
+        *METRICS, "--vmm-group", "nogroup", "--max-user-store", "25"])
+    ids = ["vm%d" % number for number in range(7)]
+    for migration_id in ids:
+        daemon.prepare_source(migration_id)
+    messages = [pyvmm.attach(pyvmm.SOURCE, migration_id, [pyvmm.Region(pyvmm.PAGE)]).hex()
+                for migration_id in ids[:6]]
+    with subprocess.Popen([sys.executable, "-c", ATTACH, daemon.vmm_path, *messages], user=NOBODY,
+                          group=NOBODY, extra_groups=[], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as nobody:
+        told = [nobody.stdout.readline().strip() for _ in messages]
+        assert nobody.stdout.readline() == "done\n"
+        # A file, a socket and room for a vmstate each: of 64 a quarter is 16.
+        assert [bool(text) for text in told] == [False] * 5 + [True], told
+        assert "user 65534 have 15 of the 16" in told[5] and "max-user-store" in told[5]
+        assert refused(daemon, "user") == 1
+        assert daemon.state("vm5") == "prepared"
+        # Others get in, though that user is at its end.
+        vmm = pyvmm.SourceVmm(daemon, "vm6", b"x" * pyvmm.PAGE)
+        host.later(vmm.close)
+        nobody.stdin.close()
+    # What it has let go of counts no more.
+    harness.eventually(lambda: daemon.state("vm0") == "prepared", "its VMM is gone")
+    with subprocess.Popen([sys.executable, "-c", ATTACH, daemon.vmm_path, messages[5]], user=NOBODY,
+                          group=NOBODY, extra_groups=[], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as nobody:
+        assert nobody.stdout.readline().strip() == ""
+        nobody.stdin.close()
+
+
+def test_refused_prepares_are_counted(host):
+    """Nobody saw an orchestrator whose migrations were all refused."""
+    daemon = host.daemon("destination", listen="none", extra=[*METRICS, "--max-migrations", "1"])
+    daemon.prepare_destination("vm1", "127.0.0.1:9")
+
+    def refusals():
+        name = "postcopyd_prepares_refused_total"
+        return {dict(labels)["reason"]: number for (family, labels), (_, number)
+                in samples(daemon).items() if family == name and number}
+
+    assert refusals() == {}
+    for params in ({"token": "12"}, {"token": "00" * 32}):
+        with pytest.raises(harness.ControlError):
+            daemon.prepare_destination("vm1", "127.0.0.1:9", **params)
+    with pytest.raises(harness.ControlError):
+        daemon.prepare_source("vm2")
+    with pytest.raises(harness.ControlError):
+        for number in range(20):
+            daemon.prepare_destination("vm%d" % (10 + number), "127.0.0.1:9")
+    assert refusals() == {"parameters": 1, "exists": 1, "role": 1, "limit": 1}

@@ -273,6 +273,11 @@ static void remove_pki(const struct fixture *f)
 	}
 }
 
+static int reload(struct fixture *f, struct error *err)
+{
+	return metrics_reload(f->metrics, f->cert, f->key, f->ca, err);
+}
+
 static void start_tls(struct fixture *f)
 {
 	struct error err = ERROR_INIT;
@@ -303,7 +308,7 @@ static void test_certificates_are_read_anew(void **state)
 	/* Another authority: what the client believes now, the server has only after a reload. */
 	remove_pki(f);
 	assert_int_equal(pki_make(f->dir, &err), 0);
-	assert_int_equal(metrics_reload(f->metrics, &err), 0);
+	assert_int_equal(reload(f, &err), 0);
 	tls_context_free(f->client);
 	assert_int_equal(tls_context_new(&f->client_config, &f->client, &err), 0);
 	scrape(f);
@@ -312,12 +317,12 @@ static void test_certificates_are_read_anew(void **state)
 	file = fopen(f->key, "w");
 	fputs("no key\n", file);
 	fclose(file);
-	assert_true(metrics_reload(f->metrics, &err) < 0);
+	assert_true(reload(f, &err) < 0);
 	assert_non_null(strstr(err.text, f->cert));
 	scrape(f);
 	assert_line(f, "\npostcopyd_build_info");
 	unlink(f->ca);
-	assert_true(metrics_reload(f->metrics, &err) < 0);
+	assert_true(reload(f, &err) < 0);
 	assert_non_null(strstr(err.text, f->ca));
 	scrape(f);
 	assert_line(f, "\npostcopyd_build_info");

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* info: which daemon this is, and whether it runs with what is configured. */
+#include <stdio.h>
+#include <string.h>
+
+#include "ctl/client.h"
+#include "ctl/commands.h"
+#include "ctl/json.h"
+
+static int call_info(struct client *c, const void *arg, struct json_object **ret, struct error *err)
+{
+	(void)arg;
+	return client_get_info(c, ret, err);
+}
+
+static void print_text(struct json_object *info, const char *title, const char *path)
+{
+	const char *text = json_string_or(info, path, "");
+
+	if (*text)
+		printf("%-20s %s\n", title, text);
+}
+
+static void print_needs_restart(struct json_object *info)
+{
+	struct json_object *keys = json_find(info, "needs_restart");
+	size_t n = json_object_is_type(keys, json_type_array) ? json_object_array_length(keys) : 0;
+
+	for (size_t i = 0; i < n; i++)
+		printf("%-20s %s\n", i ? "" : "needs a restart",
+		       json_object_get_string(json_object_array_get_idx(keys, i)));
+}
+
+static void print_info(struct json_object *info)
+{
+	const char *pages = json_string_or(info, "pages_address", "");
+	const char *error = json_string_or(info, "last_reload.error", "");
+
+	print_text(info, "version", "version");
+	print_text(info, "host", "hostname");
+	print_text(info, "kernel", "kernel");
+	printf("%-20s %s\n", "page streams", *pages ? pages : "none: it can be no source");
+	print_text(info, "since", "start_time");
+	printf("%-20s %llu%s\n", "migrations",
+	       (unsigned long long)json_count_or(info, "migrations_active", 0),
+	       json_object_get_boolean(json_find(info, "draining")) ? ", and takes no new ones"
+	                                                            : "");
+	print_text(info, "certificate until", "certificate_expiry");
+	if (json_find(info, "last_reload"))
+		printf("%-20s %s: %s\n", "last reload",
+		       json_string_or(info, "last_reload.time", "?"), *error ? error : "ok");
+	print_needs_restart(info);
+	print_text(info, "older configuration", "config_error");
+}
+
+static int info_run(const struct ctl_common *common, const char *operand, const void *args)
+{
+	_cleanup_json_ struct json_object *info = NULL;
+	int code = command_call(&info_command, common, call_info, NULL, &info);
+
+	(void)operand;
+	(void)args;
+	if (code)
+		return code;
+	if (common->json)
+		json_print(info);
+	else
+		print_info(info);
+	return CTL_OK;
+}
+
+const struct command info_command = {
+	.name = "info",
+	.summary = "Which daemon this is, and whether it runs with what is configured.",
+	.json = true,
+	.run = info_run,
+};
