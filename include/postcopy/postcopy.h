@@ -116,8 +116,9 @@ extern "C" {
 
 #define POSTCOPY_API __attribute__((visibility("default")))
 
-#define POSTCOPY_REGIONS_MAX 64 /* regions of one guest */
-#define POSTCOPY_ID_MAX 64      /* bytes of a migration id, without its NUL */
+#define POSTCOPY_REGIONS_MAX 64      /* regions of one guest */
+#define POSTCOPY_ID_MAX 64           /* bytes of a migration id, without its NUL */
+#define POSTCOPY_REGION_NAME_MAX 255 /* bytes of a region's name, without its NUL */
 #define POSTCOPY_DEFAULT_SOCKET "/run/postcopyd/vmm.sock"
 #define POSTCOPY_FETCH_MAX (2u << 20) /* bytes that one fetch may ask for */
 #define POSTCOPY_ASKS_MAX 64          /* requests of one channel that wait for their answer */
@@ -159,6 +160,12 @@ struct postcopy_region {
 	void *host_addr;          /**< where it is mapped in this process, aligned to page_size */
 	int fd;             /**< the memory's descriptor; -1 for anonymous memory. Borrowed. */
 	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size; regions may not overlap */
+	/**
+	 * What the VMM calls it (a RAM block, say): printable ASCII, unique; borrowed for the call.
+	 * All regions of a guest have one, or none has (NULL). Where both sides have, regions are
+	 * matched by name, in whatever order they are given.
+	 */
+	const char *name;
 };
 
 enum postcopy_event_type {
@@ -178,7 +185,8 @@ struct postcopy_event {
 	uint64_t vmstate_len; /**< VMSTATE: bytes */
 	char reason[320];     /**< FAILED and RESUME: one line */
 	uint32_t n_regions;   /**< ATTRIBUTES: how many the source has */
-	uint32_t region_flags[POSTCOPY_REGIONS_MAX]; /**< ATTRIBUTES: POSTCOPY_REGION_* of each */
+	/** ATTRIBUTES: POSTCOPY_REGION_* of each, as attached; by name for who has attached again */
+	uint32_t region_flags[POSTCOPY_REGIONS_MAX];
 };
 
 /**

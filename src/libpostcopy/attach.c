@@ -103,6 +103,10 @@ static int put_table(const struct postcopy *p, struct vmm_wire_msg *msg, int *ow
 		int fd = p->regions[i].fd;
 
 		fill_region(&p->regions[i], w);
+		if (p->regions[i].name) {
+			msg->attach_flags |= VMM_WIRE_ATTACH_NAMES;
+			snprintf(w->name, sizeof w->name, "%s", p->regions[i].name);
+		}
 		if (p->regions[i].memory == POSTCOPY_MEMORY_ANONYMOUS) {
 			int rc;
 
@@ -205,7 +209,19 @@ static int take_regions(struct postcopy *p, const struct postcopy_region *region
 		rc = arriving_check(regions, n_regions, p->vmm, err);
 	if (rc)
 		return rc;
-	memcpy(p->regions, regions, n_regions * sizeof *regions);
+	/* By name: both sides have the same order then. */
+	for (size_t i = 0; i < n_regions; i++) {
+		size_t at = i;
+
+		for (;
+		     at && regions[i].name && strcmp(regions[i].name, p->regions[at - 1].name) < 0;
+		     at--) {
+			p->regions[at] = p->regions[at - 1];
+			p->place[at] = p->place[at - 1];
+		}
+		p->regions[at] = regions[i];
+		p->place[at] = (uint32_t)i;
+	}
 	p->n_regions = n_regions;
 	return 0;
 }
@@ -229,8 +245,8 @@ static int register_regions(struct postcopy *p, int uffd, struct error *err)
 		/* It is not migrated; its mapping, if it has one, is no way to it. */
 		if (r->flags & POSTCOPY_REGION_PRIVATE)
 			continue;
-		rc = p->vmm ? uffd_trap(p->uffd, r, i, &mode, err)
-		            : uffd_register(p->uffd, r, i, &mode, err);
+		rc = p->vmm ? uffd_trap(p->uffd, r, p->place[i], &mode, err)
+		            : uffd_register(p->uffd, r, p->place[i], &mode, err);
 		if (rc)
 			break;
 		p->registered[p->n_registered].addr = r->host_addr;
@@ -249,7 +265,7 @@ static int empty_files(const struct postcopy *p, struct error *err)
 	for (size_t i = 0; i < p->n_regions && !rc; i++)
 		if (p->regions[i].memory != POSTCOPY_MEMORY_ANONYMOUS &&
 		    !(p->regions[i].flags & POSTCOPY_REGION_PRIVATE))
-			rc = uffd_empty_file(&p->regions[i], i, err);
+			rc = uffd_empty_file(&p->regions[i], p->place[i], err);
 	return rc;
 }
 

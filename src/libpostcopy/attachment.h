@@ -48,8 +48,9 @@ struct postcopy {
 	   absent pages read as zeroes. */
 	int uffd;
 	uint64_t uffd_features;
-	struct postcopy_region regions[POSTCOPY_REGIONS_MAX];
+	struct postcopy_region regions[POSTCOPY_REGIONS_MAX]; /* by name, where they have any */
 	size_t n_regions;
+	uint32_t place[POSTCOPY_REGIONS_MAX]; /* of each of them in the caller's table */
 	struct arriving arriving;
 	size_t n_registered;
 	struct {

@@ -165,8 +165,8 @@ static const struct transition *find_transition(enum attachment_state from, enum
 	return NULL;
 }
 
-static void fill_event(const struct transition *t, const struct vmm_wire_msg *msg,
-                       struct postcopy_event *ret)
+static void fill_event(const struct postcopy *p, const struct transition *t,
+                       const struct vmm_wire_msg *msg, struct postcopy_event *ret)
 {
 	*ret = (struct postcopy_event){ .type = t->event,
 		                        .vmstate_fd = -1,
@@ -180,7 +180,7 @@ static void fill_event(const struct transition *t, const struct vmm_wire_msg *ms
 		return;
 	ret->n_regions = msg->n_regions;
 	for (uint32_t i = 0; i < msg->n_regions; i++)
-		ret->region_flags[i] = msg->regions[i].flags;
+		ret->region_flags[i < p->n_regions ? p->place[i] : i] = msg->regions[i].flags;
 }
 
 static int say_paused(struct postcopy *p, struct error *err)
@@ -309,7 +309,7 @@ static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event 
 	if (t->to == STATE_COMPLETE)
 		arriving_remove(&p->arriving);
 	p->state = t->to;
-	fill_event(t, &msg, ret_event);
+	fill_event(p, t, &msg, ret_event);
 	ret_event->vmstate_fd = steal_fd(&fd);
 	return 0;
 }

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "util/maps.h"
@@ -68,6 +69,22 @@ static int check_shared(const struct postcopy_region *r, size_t i, pid_t pid, st
 	                 i, r->fd);
 }
 
+static int check_name(const struct postcopy_region *r, size_t i, struct error *err)
+{
+	size_t len = r->name ? strnlen(r->name, POSTCOPY_REGION_NAME_MAX + 1) : 0;
+
+	if (!r->name)
+		return 0;
+	if (!len || len > POSTCOPY_REGION_NAME_MAX)
+		return error_set(err, -EINVAL, "region %zu: its name is %s: give 1 to %d bytes", i,
+		                 len ? "too long" : "empty", POSTCOPY_REGION_NAME_MAX);
+	for (const char *c = r->name; *c; c++)
+		if (*c < ' ' || *c > '~')
+			return error_set(err, -EINVAL,
+			                 "region %zu: its name is not of printable ASCII", i);
+	return 0;
+}
+
 static int check_region(const struct postcopy_region *r, size_t i, pid_t pid, struct error *err)
 {
 	bool anonymous = r->memory == POSTCOPY_MEMORY_ANONYMOUS;
@@ -104,6 +121,8 @@ static int check_region(const struct postcopy_region *r, size_t i, pid_t pid, st
 		rc = check_multiple(r->fd_offset, "fd_offset", r, i, err);
 	if (!rc)
 		rc = check_shared(r, i, pid, err);
+	if (!rc)
+		rc = check_name(r, i, err);
 	return rc;
 }
 
@@ -126,6 +145,12 @@ static int check_pair(const struct postcopy_region *regions, size_t i, size_t j,
 {
 	const struct postcopy_region *a = &regions[i], *b = &regions[j];
 
+	if (!a->name != !b->name)
+		return error_set(err, -EINVAL,
+		                 "regions %zu and %zu: one has a name, the other has not", i, j);
+	if (a->name && !strcmp(a->name, b->name))
+		return error_set(err, -EINVAL, "regions %zu and %zu are both called \"%s\"", i, j,
+		                 a->name);
 	if (overlap(a->guest_phys_addr, a->size, b->guest_phys_addr, b->size))
 		return error_set(err, -EINVAL, "regions %zu and %zu overlap in guest memory", i, j);
 	if (overlap((uintptr_t)a->host_addr, a->size, (uintptr_t)b->host_addr, b->size))

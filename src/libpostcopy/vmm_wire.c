@@ -13,7 +13,9 @@
 #define ERRNO_MAX 4095
 
 _Static_assert(VMM_WIRE_HEADER_BYTES + 4 + 4 + 8 + 4 + POSTCOPY_ID_MAX +
-                               POSTCOPY_REGIONS_MAX * REGION_BYTES + 4 <=
+                               POSTCOPY_REGIONS_MAX *
+                                       (REGION_BYTES + 4 + POSTCOPY_REGION_NAME_MAX) +
+                               4 <=
                        VMM_WIRE_PACKET_MAX,
                "the largest table fits one packet");
 
@@ -85,7 +87,12 @@ static void *put_attach(void *p, const struct vmm_wire_msg *msg)
 		p = put_u32(p, r->uffd_mode);
 	}
 	/* Who has none speaks as before there were any. */
-	return msg->attach_flags ? put_u32(p, msg->attach_flags) : p;
+	if (msg->attach_flags)
+		p = put_u32(p, msg->attach_flags);
+	for (uint32_t i = 0; i < n && (msg->attach_flags & VMM_WIRE_ATTACH_NAMES); i++)
+		p = put_text(p, msg->regions[i].name,
+		             strnlen(msg->regions[i].name, POSTCOPY_REGION_NAME_MAX));
+	return p;
 }
 
 static void *put_attributes(void *p, const struct vmm_wire_msg *msg)
@@ -223,6 +230,15 @@ static int get_attach_flags(struct reader *r, struct vmm_wire_msg *msg, struct e
 		return error_set(err, -EINVAL, "0 regions; 1 to %d are possible",
 		                 POSTCOPY_REGIONS_MAX);
 	msg->attach_flags = flags;
+	for (uint32_t i = 0; i < msg->n_regions && (flags & VMM_WIRE_ATTACH_NAMES); i++) {
+		int rc = get_text(r, msg->regions[i].name, sizeof msg->regions[i].name,
+		                  "name of a region", err);
+
+		if (rc)
+			return rc;
+		if (!*msg->regions[i].name)
+			return error_set(err, -EPROTO, "region %u: its name is empty", i);
+	}
 	return 0;
 }
 

@@ -40,7 +40,7 @@
 
 #define VMM_WIRE_VERSION 1
 #define VMM_WIRE_HEADER_BYTES 8
-#define VMM_WIRE_PACKET_MAX 8192
+#define VMM_WIRE_PACKET_MAX 24576
 /* The userfaultfd, one descriptor a region, and the VMM's pidfd. */
 #define VMM_WIRE_FDS_MAX (2 + POSTCOPY_REGIONS_MAX)
 #define VMM_WIRE_NO_FD UINT32_MAX
@@ -66,8 +66,11 @@ enum vmm_wire_attach_flags {
 	VMM_WIRE_ATTACH_PIDFD = 1 << 0, /* the last of its descriptors is the VMM's pidfd */
 	/* By the process of before: what it handed over then is there. No regions, only a pidfd. */
 	VMM_WIRE_ATTACH_AGAIN = 1 << 1,
+	/* Each region has a name; they come in their order, so that both sides have the same. */
+	VMM_WIRE_ATTACH_NAMES = 1 << 2,
 };
-#define VMM_WIRE_ATTACH_FLAGS (VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_AGAIN) /* all there are */
+#define VMM_WIRE_ATTACH_FLAGS                                                                      \
+	(VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_AGAIN | VMM_WIRE_ATTACH_NAMES) /* all */
 
 /* What the daemon has heard of a VMM. */
 enum vmm_wire_standing {
@@ -95,6 +98,7 @@ struct vmm_wire_region {
 	uint64_t fd_offset;
 	uint32_t fd_index;  /* into the packet's descriptors, or VMM_WIRE_NO_FD */
 	uint32_t uffd_mode; /* destination: UFFDIO_REGISTER_MODE_* it is registered with */
+	char name[POSTCOPY_REGION_NAME_MAX + 1]; /* with VMM_WIRE_ATTACH_NAMES; else empty */
 };
 
 /*

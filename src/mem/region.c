@@ -2,6 +2,8 @@
 #include "mem/region.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <string.h>
 
 #define SIZE_2M (2ull << 20)
 #define SIZE_1G (1ull << 30)
@@ -84,6 +86,28 @@ static int check_region(uint32_t index, const struct region *r, struct error *er
 	return rc;
 }
 
+/* @before: the region before it; NULL: it is the first. */
+static int check_name(uint32_t index, const struct region *r, const struct region *before,
+                      struct error *err)
+{
+	if (before && !*before->name != !*r->name)
+		return error_set(err, -EINVAL,
+		                 "region %u: %s; all of a guest's regions have one, or "
+		                 "none has",
+		                 index, *r->name ? "it has a name" : "it has no name");
+	for (const char *c = r->name; *c; c++)
+		if (*c < ' ' || *c > '~')
+			return error_set(err, -EINVAL,
+			                 "region %u: its name is not of printable ASCII", index);
+	if (before && *r->name && strcmp(before->name, r->name) >= 0)
+		return error_set(
+		        err, -EINVAL,
+		        "region %u: its name, \"%s\", does not come after \"%s\": names are "
+		        "unique, and in their order",
+		        index, r->name, before->name);
+	return 0;
+}
+
 int region_table_add(struct region_table *table, const struct region *region, struct error *err)
 {
 	uint32_t index = table->n;
@@ -93,6 +117,8 @@ int region_table_add(struct region_table *table, const struct region *region, st
 	if (index == REGIONS_MAX)
 		return error_set(err, -E2BIG, "more than %u regions", REGIONS_MAX);
 	rc = check_region(index, region, err);
+	if (!rc)
+		rc = check_name(index, region, index ? &table->regions[index - 1] : NULL, err);
 	if (rc)
 		return rc;
 	for (uint32_t i = 0; i < index; i++) {
@@ -117,9 +143,52 @@ int region_table_add(struct region_table *table, const struct region *region, st
 	return 0;
 }
 
+static bool has_names(const struct region_table *table)
+{
+	return table->n && *table->regions[0].name;
+}
+
+/* "a, b, c", cut to what fits. */
+static void list_names(const struct region_table *table, char *buf, size_t size)
+{
+	size_t len = 0;
+
+	for (uint32_t i = 0; i < table->n && len < size; i++)
+		len += (size_t)snprintf(buf + len, size - len, "%s%s", i ? ", " : "",
+		                        table->regions[i].name);
+	if (len >= size)
+		memcpy(buf + size - 4, "...", 4);
+}
+
+/* Sorted, so that the same names are at the same places. */
+static int same_names(const struct region_table *ours, const struct region_table *theirs,
+                      struct error *err)
+{
+	char here[100], there[100];
+	uint32_t i = 0;
+
+	while (i < ours->n && i < theirs->n &&
+	       !strcmp(ours->regions[i].name, theirs->regions[i].name)) {
+		if (ours->regions[i].size != theirs->regions[i].size)
+			return error_set(
+			        err, -EINVAL,
+			        "region \"%s\" has %#llx bytes here, %#llx on the other side",
+			        ours->regions[i].name, (unsigned long long)ours->regions[i].size,
+			        (unsigned long long)theirs->regions[i].size);
+		i++;
+	}
+	if (i == ours->n && i == theirs->n)
+		return 0;
+	list_names(ours, here, sizeof here);
+	list_names(theirs, there, sizeof there);
+	return error_set(err, -EINVAL, "regions %s here, %s on the other side", here, there);
+}
+
 int region_table_same_guest(const struct region_table *ours, const struct region_table *theirs,
                             struct error *err)
 {
+	if (has_names(ours) && has_names(theirs))
+		return same_names(ours, theirs, err);
 	if (ours->n != theirs->n)
 		return error_set(err, -EINVAL, "%u regions here, %u on the other side", ours->n,
 		                 theirs->n);

@@ -38,15 +38,16 @@
 
 struct region {
 	enum postcopy_memory memory;
-	uint32_t flags;           /* POSTCOPY_REGION_* */
-	uint64_t guest_phys_addr; /* bytes */
-	uint64_t size;            /* bytes, multiple of page_size */
-	uint64_t page_size;       /* bytes */
-	uint64_t host_addr;       /* in the VMM; 0 in a table that a peer sent */
-	uint64_t fd_offset;       /* bytes */
-	uint32_t uffd_mode;       /* UFFDIO_REGISTER_MODE_*, destination only */
-	uint64_t units;           /* derived: size / UNIT_BYTES */
-	uint64_t words;           /* derived: units / WORD_UNITS, rounded up */
+	uint32_t flags;                          /* POSTCOPY_REGION_* */
+	uint64_t guest_phys_addr;                /* bytes */
+	uint64_t size;                           /* bytes, multiple of page_size */
+	uint64_t page_size;                      /* bytes */
+	uint64_t host_addr;                      /* in the VMM; 0 in a table that a peer sent */
+	uint64_t fd_offset;                      /* bytes */
+	uint32_t uffd_mode;                      /* UFFDIO_REGISTER_MODE_*, destination only */
+	char name[POSTCOPY_REGION_NAME_MAX + 1]; /* what its VMM calls it; empty: it has none */
+	uint64_t units;                          /* derived: size / UNIT_BYTES */
+	uint64_t words;                          /* derived: units / WORD_UNITS, rounded up */
 };
 
 struct region_table {
@@ -58,6 +59,10 @@ struct region_table {
 
 /*
  * region_table_add() - check a region and append it
+ *
+ * Names are all there or none, and come in their order (strcmp()): so they are unique, and two
+ * tables with the same names have the same order.
+ *
  * @region: all but the derived members; @region->host_addr may be 0 (not mapped)
  *
  * Return: 0; -EINVAL with @err naming the region by its index and the member that is

@@ -57,6 +57,7 @@ static void put_regions(const struct migration *m, struct saved *s)
 			.fd_index = m->fd_index[i],
 			.uffd_mode = r->uffd_mode,
 		};
+		memcpy(s->regions[i].name, r->name, sizeof r->name);
 	}
 }
 

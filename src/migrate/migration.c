@@ -118,8 +118,10 @@ int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *re
 			.fd_offset = w->fd_offset,
 			.uffd_mode = w->uffd_mode,
 		};
-		int rc = region_table_add(ret, &r, err);
+		int rc;
 
+		memcpy(r.name, w->name, sizeof r.name);
+		rc = region_table_add(ret, &r, err);
 		if (rc)
 			return rc;
 		if (!r.host_addr)

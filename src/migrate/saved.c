@@ -66,6 +66,7 @@ static void put_regions(const struct saved *s, Postcopy__V1__SavedRegion *messag
 		messages[i].fd_offset = r->fd_offset;
 		messages[i].fd_index = r->fd_index;
 		messages[i].uffd_mode = r->uffd_mode;
+		messages[i].name = (char *)r->name;
 		list[i] = &messages[i];
 	}
 }
@@ -209,7 +210,9 @@ static int get_regions(const Postcopy__V1__SavedMigration *m, struct saved *ret,
 {
 	if (m->n_regions > REGIONS_MAX)
 		return bad("its region table", err);
-	for (size_t i = 0; i < m->n_regions; i++)
+	for (size_t i = 0; i < m->n_regions; i++) {
+		if (strlen(m->regions[i]->name) > POSTCOPY_REGION_NAME_MAX)
+			return bad("its region table", err);
 		ret->regions[i] = (struct vmm_wire_region){
 			.memory = m->regions[i]->memory,
 			.flags = m->regions[i]->flags,
@@ -221,6 +224,8 @@ static int get_regions(const Postcopy__V1__SavedMigration *m, struct saved *ret,
 			.fd_index = m->regions[i]->fd_index,
 			.uffd_mode = m->regions[i]->uffd_mode,
 		};
+		strcpy(ret->regions[i].name, m->regions[i]->name);
+	}
 	ret->n_regions = (uint32_t)m->n_regions;
 	return 0;
 }

@@ -9,7 +9,7 @@
 #include "util/cleanup.h"
 
 /* Bumped with each change of what a slot looks like; the content has versions of its own. */
-#define SLOT_MAGIC 0x3130726370747370ull /* "pstpcr01" */
+#define SLOT_MAGIC 0x3230726370747370ull /* "pstpcr02" */
 /* u64 magic, u64 sequence, u64 length, u64 checksum */
 #define SLOT_HEADER_BYTES 32u
 #define SLOT_BYTES (SLOT_HEADER_BYTES + RECORD_BYTES_MAX)

@@ -17,7 +17,7 @@
 #include "util/error.h"
 
 /* Of content, in one slot. */
-#define RECORD_BYTES_MAX 16384u
+#define RECORD_BYTES_MAX 40960u
 
 struct record {
 	int fd; /* -1: none */

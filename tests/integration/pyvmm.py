@@ -24,10 +24,10 @@ SOURCE, DESTINATION = 1, 2
 MEMFD, HUGETLB, GUEST_MEMFD, ANONYMOUS = 1, 2, 3, 4
 NO_FD = 0xFFFFFFFF
 PRIVATE = 1  # a region's flag
-WITH_PIDFD, AGAIN = 1, 2  # ATTACH's flags
+WITH_PIDFD, AGAIN, WITH_NAMES = 1, 2, 4  # ATTACH's flags
 # What ATTACHED says of one that has attached again.
 STANDS_RUNNING, STANDS_PAUSED, STANDS_WAITING, STANDS_LOADED, STANDS_RESUMED = range(1, 6)
-PACKET_MAX = 8192
+PACKET_MAX = 24576
 
 SYS_USERFAULTFD = 323
 MAP_FIXED = 0x10
@@ -61,6 +61,7 @@ class Region:
     fd_offset: int = 0
     fd_index: int = 0
     uffd_mode: int = 0
+    name: str = ""
 
     def encode(self):
         return struct.pack("<IIQQQQQII", self.memory, self.flags, self.guest_phys_addr, self.size,
@@ -73,10 +74,13 @@ def packet(kind, payload=b"", version=1, length=None):
 
 
 def attach(role, migration_id, regions, uffd_features=0, flags=0):
+    flags |= WITH_NAMES if any(region.name for region in regions) else 0
     name = migration_id.encode()
     return packet(ATTACH, struct.pack("<IIQI", role, len(regions), uffd_features, len(name)) +
                   name + b"".join(region.encode() for region in regions) +
-                  (struct.pack("<I", flags) if flags else b""))
+                  (struct.pack("<I", flags) if flags else b"") +
+                  b"".join(struct.pack("<I", len(region.name)) + region.name.encode()
+                           for region in regions if region.name))
 
 
 def paused(vmstate_len, pause_ns=1000):

@@ -10,6 +10,7 @@ import pytest
 import foreign
 import harness
 import pyvmm
+from keeper import KeptDaemon
 
 SIZE = 1 << 20
 PAUSE, RESUME, VMSTATE, COMPLETE, FAILED = range(1, 6)
@@ -28,7 +29,7 @@ class Region(ctypes.Structure):
     _fields_ = [("memory", ctypes.c_int), ("flags", ctypes.c_uint32),
                 ("guest_phys_addr", ctypes.c_uint64), ("size", ctypes.c_uint64),
                 ("page_size", ctypes.c_uint64), ("host_addr", ctypes.c_void_p),
-                ("fd", ctypes.c_int), ("fd_offset", ctypes.c_uint64)]
+                ("fd", ctypes.c_int), ("fd_offset", ctypes.c_uint64), ("name", ctypes.c_char_p)]
 
 
 class Event(ctypes.Structure):
@@ -142,3 +143,54 @@ def test_only_the_vmm_can_make_its_userfaultfd(host):
     with pytest.raises(OSError, match="no userfaultfd"):
         call("destination_register", pidfd_of(host, side), -1, ctypes.byref(region(side)),
              ctypes.c_size_t(1), ctypes.byref(p))
+
+
+def halves(side, *names):
+    """Its memory as two regions, of these names; they lie where the first and the second is."""
+    regions = (Region * 2)()
+    for i, name in enumerate(names):
+        regions[i] = region(side)
+        regions[i].size = SIZE // 2
+        regions[i].name = name
+        half = sorted(names).index(name) if side.role == "source" else i
+        regions[i].guest_phys_addr = sorted(names).index(name) * SIZE // 2
+        regions[i].host_addr += half * SIZE // 2
+        regions[i].fd_offset = half * SIZE // 2
+    return regions
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["", "taken-over"])
+def test_regions_are_matched_by_name_in_whatever_order(host, kept):
+    """QEMU's RAM blocks come in the order of its devices, which is another at the other side: one
+    block's pages came into the other, or the migration was refused."""
+    kind = KeptDaemon if kept else harness.Daemon
+    source, destination = host.daemon("source", kind=kind), host.daemon("destination", kind=kind)
+    source.prepare_source("vm1")
+    destination.prepare_destination("vm1", source.address)
+    content = pyvmm.guest_content(SIZE)
+    there = foreign.Side(host, source, "source", "vm1", SIZE, content)
+    here = foreign.Side(host, destination, "destination", "vm1", SIZE, bare=True)
+    a, b = Attachment(), Attachment()
+    call("source_attach_for", str(source.vmm_path).encode(), b"vm1", pidfd_of(host, there),
+         halves(there, b"pc.ram", b"vga"), ctypes.c_size_t(2), ctypes.byref(a.p))
+    call("destination_register", pidfd_of(host, here), here.uffds[0],
+         halves(here, b"vga", b"pc.ram"), ctypes.c_size_t(2), ctypes.byref(b.p))
+    call("destination_attach_registered", b.p, str(destination.vmm_path).encode(), b"vm1")
+    if kept:
+        for daemon in (source, destination):
+            daemon.crash_and_restart()
+    destination.call("Start", id="vm1")
+    assert a.event().type == PAUSE
+    there.ask("stop")
+    count = int(there.ask("count"))
+    a.say("source_paused", b"count %d" % count, ctypes.c_size_t(len(b"count %d" % count)))
+    event = b.event()
+    assert event.type == VMSTATE
+    os.close(event.vmstate_fd)
+    b.say("destination_loaded")
+    b.say("destination_resumed")
+    destination.wait_for_state("vm1", "complete")
+    content = count.to_bytes(8, "little") + content[8:]
+    assert os.pread(here.memory_fd, SIZE, 0) == content[SIZE // 2:] + content[:SIZE // 2]
+    a.detach()
+    b.detach()

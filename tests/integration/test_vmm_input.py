@@ -92,6 +92,15 @@ BAD_TABLES = {
     "memfd region without a descriptor": ([Region(SIZE, fd_index=pyvmm.NO_FD)], "descriptor"),
     "descriptor index beyond those sent": ([Region(SIZE, fd_index=7)], "region 0.*descriptor"),
     "no regions": ([], "0 regions"),
+    "names out of their order": (
+        [Region(SIZE // 2, name="b"), Region(SIZE // 2, guest_phys_addr=SIZE, name="a",
+                                             fd_offset=SIZE // 2, host_addr=0x20000000)],
+        "region 1.*\"a\".*after \"b\""),
+    "a name twice": (
+        [Region(SIZE // 2, name="b"), Region(SIZE // 2, guest_phys_addr=SIZE, name="b",
+                                             fd_offset=SIZE // 2, host_addr=0x20000000)],
+        "region 1.*unique"),
+    "a name too long": ([Region(SIZE, name="n" * 256)], "name of a region of 256 bytes"),
     "65 regions": ([Region(PAGE, guest_phys_addr=n * PAGE, host_addr=0x10000000 + n * PAGE,
                            fd_offset=n * PAGE) for n in range(65)], "65 regions"),
 }
@@ -179,7 +188,7 @@ BAD_PACKETS = {
     "with bytes after the table": (pyvmm.packet(pyvmm.ATTACH, good_attach()[8:] + bytes(5)),
                                    "followed by"),
     "cut within its flags": (pyvmm.packet(pyvmm.ATTACH, good_attach()[8:] + b"x"), "cut short"),
-    "oversized": (pyvmm.packet(pyvmm.ATTACH, bytes(9000)), "8192"),
+    "oversized": (pyvmm.packet(pyvmm.ATTACH, bytes(25000)), "24576"),
     "of another version": (pyvmm.packet(pyvmm.ATTACH, good_attach()[8:], version=2), "version 2"),
     "of an unknown type": (pyvmm.packet(99), "type 99"),
     "of type 0": (pyvmm.packet(0), "type 0"),

@@ -327,6 +327,77 @@ static void test_same_guest_looks_at_order(void **state)
 	assert_non_null(strstr(err.text, "region 0"));
 }
 
+static struct region named(const char *name, uint64_t guest_phys_addr, uint64_t size)
+{
+	struct region r = plain(guest_phys_addr, size);
+
+	strcpy(r.name, name);
+	return r;
+}
+
+static void test_names_are_unique_and_in_order(void **state)
+{
+	struct region_table table = { 0 };
+	struct region a = named("pc.ram", 0, SIZE_2M), same = named("pc.ram", SIZE_1G, SIZE_2M);
+	struct region before = named("mem0", SIZE_1G, SIZE_2M), none = plain(SIZE_1G, SIZE_2M);
+	struct region after = named("vga", SIZE_1G, SIZE_2M), bad = named("w\x1b", 0, SIZE_2M);
+
+	(void)state;
+	refused(&table, &bad, -EINVAL, "printable");
+	accepted(&table, &a);
+	refused(&table, &same, -EINVAL, "\"pc.ram\"");
+	refused(&table, &before, -EINVAL, "does not come after \"pc.ram\"");
+	refused(&table, &none, -EINVAL, "no name");
+	accepted(&table, &after);
+}
+
+/* QEMU's blocks lie elsewhere at the other side, and one that is missing was told as "region 1". */
+static void test_same_guest_by_name(void **state)
+{
+	struct region_table ours = { 0 }, theirs = { 0 }, less = { 0 }, plain_one = { 0 };
+	struct region a = named("pc.ram", 0, SIZE_2M), b = named("vga", SIZE_1G, SIZE_2M);
+	struct error err = ERROR_INIT;
+
+	(void)state;
+	accepted(&ours, &a);
+	accepted(&less, &a);
+	accepted(&ours, &b);
+	a.guest_phys_addr = 3 * SIZE_1G;
+	accepted(&theirs, &a);
+	accepted(&theirs, &b);
+	assert_int_equal(region_table_same_guest(&ours, &theirs, &err), 0);
+	assert_int_equal(region_table_same_guest(&ours, &less, &err), -EINVAL);
+	assert_string_equal(err.text, "regions pc.ram, vga here, pc.ram on the other side");
+	theirs.regions[1].size *= 2;
+	assert_int_equal(region_table_same_guest(&ours, &theirs, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "region \"vga\" has 0x200000 bytes here"));
+	/* One that has names, and one that has none: by place, as ever. */
+	a = plain(0, SIZE_2M);
+	accepted(&plain_one, &a);
+	assert_int_equal(region_table_same_guest(&less, &plain_one, &err), 0);
+}
+
+static void test_lists_of_long_names_are_cut(void **state)
+{
+	struct region_table ours = { 0 }, theirs = { 0 };
+	struct error err = ERROR_INIT;
+
+	(void)state;
+	for (uint64_t i = 0; i < REGIONS_MAX; i++) {
+		struct region r = plain(i * SIZE_1G, SIZE_2M);
+
+		memset(r.name, 'a' + (int)(i / 26), 200);
+		r.name[199] = (char)('a' + i % 26);
+		accepted(&ours, &r);
+		r.name[0] = 'z';
+		if (i == 0)
+			accepted(&theirs, &r);
+	}
+	assert_int_equal(region_table_same_guest(&ours, &theirs, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "... here, z"));
+	assert_non_null(strstr(err.text, "... on the other side"));
+}
+
 static void test_word_mask_ends_with_the_region(void **state)
 {
 	struct region_table table = { 0 };
@@ -363,6 +434,9 @@ int main(void)
 		cmocka_unit_test(test_a_full_table_takes_no_more),
 		cmocka_unit_test(test_same_guest_looks_at_number_address_and_size),
 		cmocka_unit_test(test_same_guest_looks_at_order),
+		cmocka_unit_test(test_names_are_unique_and_in_order),
+		cmocka_unit_test(test_same_guest_by_name),
+		cmocka_unit_test(test_lists_of_long_names_are_cut),
 		cmocka_unit_test(test_word_mask_ends_with_the_region),
 	};
 

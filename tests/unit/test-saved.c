@@ -48,6 +48,8 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 			.fd_index = i ? i : VMM_WIRE_NO_FD,
 			.uffd_mode = 5,
 		};
+	for (uint32_t i = 0; i < n_regions; i++)
+		memset(s->regions[i].name, 'n', POSTCOPY_REGION_NAME_MAX);
 	/* The longest that there are. */
 	for (uint32_t i = 0; n_regions && i < VMM_WIRE_FDS_MAX; i++)
 		snprintf(s->entries[i], sizeof s->entries[i], "mem64.%s+1000", s->params.id);

@@ -58,7 +58,10 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 				.fd_index = i < 2 ? i + 1 : VMM_WIRE_NO_FD,
 				.uffd_mode = 5 + i,
 			};
-		m->attach_flags = VMM_WIRE_ATTACH_PIDFD;
+		m->attach_flags = VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_NAMES;
+		strcpy(m->regions[0].name, "/objects/mem0");
+		memset(m->regions[1].name, 'n', POSTCOPY_REGION_NAME_MAX);
+		strcpy(m->regions[2].name, "v");
 		n_fds = 4;
 	} else if (type == VMM_WIRE_ATTACHED) {
 		m->standing = VMM_WIRE_STANDS_LOADED;
