@@ -138,11 +138,14 @@ struct postcopy_error {
 /** What a region's memory is. The two sides may differ. */
 enum postcopy_memory {
 	/**
-	 * memfd_create() without huge pages, mapped MAP_SHARED. Sealed F_SEAL_SHRINK by the daemon;
-	 * at the destination not sealed against writing.
+	 * memfd_create() without huge pages, or a file of a tmpfs, mapped MAP_SHARED. Sealed
+	 * F_SEAL_SHRINK by the daemon, if it can be: where it can't (no MFD_ALLOW_SEALING, a tmpfs)
+	 * do not truncate it, for what is cut off is lost. At the destination not sealed against
+	 * writing.
 	 */
 	POSTCOPY_MEMORY_MEMFD = 1,
-	/** memfd_create(MFD_HUGETLB). Page sizes 2 MiB and 1 GiB. */
+	/** memfd_create(MFD_HUGETLB), or a file of a hugetlbfs. Page sizes 2 MiB and 1 GiB.
+	   Likewise. */
 	POSTCOPY_MEMORY_HUGETLB = 2,
 	/** KVM_CREATE_GUEST_MEMFD with GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED. */
 	POSTCOPY_MEMORY_GUEST_MEMFD = 3,
@@ -185,7 +188,9 @@ struct postcopy_event {
 	uint64_t vmstate_len; /**< VMSTATE: bytes */
 	char reason[320];     /**< FAILED and RESUME: one line */
 	uint32_t n_regions;   /**< ATTRIBUTES: how many the source has */
-	uint32_t region_flags[POSTCOPY_REGIONS_MAX]; /**< ATTRIBUTES: POSTCOPY_REGION_* of each */
+	/** ATTRIBUTES: POSTCOPY_REGION_* of each, as attached; by name for who has attached again
+	 */
+	uint32_t region_flags[POSTCOPY_REGIONS_MAX];
 };
 
 /**

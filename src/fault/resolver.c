@@ -65,8 +65,9 @@ static int poison_once(struct resolver *r, uint64_t addr, uint64_t len)
 	uint64_t done;
 	int rc = uffd_poison(r->uffd, addr, len, &done);
 
-	/* It is poisoned already. */
-	return rc == UFFD_EXISTS ? uffd_wake(r->uffd, addr, len) : rc;
+	/* It is poisoned already; or its file has been truncated, and who touches it gets the same.
+	 */
+	return rc == UFFD_EXISTS || rc == UFFD_ABSENT ? uffd_wake(r->uffd, addr, len) : rc;
 }
 
 /* One try at one mapped page. Return: as the ioctls. */
@@ -181,7 +182,8 @@ static int map_run(const struct resolver_caller *caller, uint32_t region, uint64
  * For anonymous memory nothing else does. For memfd it is also the better way wherever the page
  * is to be mapped at once: pwrite() holds the file's lock, so that two bulk threads would not
  * get on side by side, and a fault would wait behind both. And it makes the one page, where a
- * pwrite() may make a huge one, with zeroes around.
+ * pwrite() may make a huge one, with zeroes around; and none where the file has been truncated,
+ * where pwrite() would make it longer again.
  */
 static bool fills_by_copy(const struct resolver *r, const struct resolver_batch *b)
 {
@@ -190,7 +192,8 @@ static bool fills_by_copy(const struct resolver *r, const struct resolver_batch 
 		return true;
 	case POSTCOPY_MEMORY_MEMFD:
 		return b->for_fault || r->map == RESOLVER_MAP_EAGER ||
-		       memory_writes_huge(r->memories[b->region]);
+		       memory_writes_huge(r->memories[b->region]) ||
+		       memory_may_shrink(r->memories[b->region]);
 	default:
 		return false;
 	}
@@ -304,6 +307,11 @@ static int copy_run(const struct resolver_caller *caller, uint32_t region, uint6
 			rc = caller->again(caller->arg) ? 0 : -ECANCELED;
 		} else if (result == UFFD_VMM_GONE) {
 			rc = -ESRCH;
+		} else if (result == UFFD_ABSENT) {
+			/* The file ends before it; or, for a moment, did so. */
+			rc = memory_is_cut_off(r->memories[region], offset + *ret_done, UNIT_BYTES)
+			             ? -EIO
+			             : -EFAULT;
 		} else if (result < 0) {
 			rc = result;
 		}

@@ -13,6 +13,7 @@
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/guard.h"
+#include "util/log.h"
 
 /* Pieces at least this large are dropped from the alias after reading, to bound its RSS. */
 #define ALIAS_DROP_BYTES (64u * 1024u)
@@ -28,6 +29,9 @@ struct memory {
 	uint64_t size;
 	uint64_t page_size;
 	char *alias; /* NULL where none is needed */
+	uint32_t index;
+	bool may_shrink;      /* its file could not be sealed */
+	atomic_bool is_short; /* and has shrunk below the region; told once */
 	bool writes_huge;
 	/* Cleared for good at the first pwrite() that the kernel doesn't know. */
 	atomic_bool can_write;
@@ -71,10 +75,12 @@ static int refuse(const struct memory *m, uint32_t index, const char *why, struc
 }
 
 /*
- * memfd and hugetlb: a file that can't shrink under us, and where pages come that they can come to.
- * F_SEAL_FUTURE_WRITE lets the VMM's mapping be written, but no descriptor, and no mapping of ours.
+ * memfd and hugetlb: a file that can't shrink under us, if it can be made one (a memfd can, where
+ * its maker allows it, a file of a tmpfs or hugetlbfs never), and where pages come that they can
+ * come to. F_SEAL_FUTURE_WRITE lets the VMM's mapping be written, but no descriptor, and no mapping
+ * of ours.
  */
-static int check_seals(const struct memory *m, uint32_t index, bool writable, struct error *err)
+static int check_seals(struct memory *m, uint32_t index, bool writable, struct error *err)
 {
 	int seals = fcntl(m->fd, F_GET_SEALS);
 
@@ -86,14 +92,8 @@ static int check_seals(const struct memory *m, uint32_t index, bool writable, st
 		                                   : "it is sealed F_SEAL_FUTURE_WRITE: no page "
 		                                     "can come",
 		              err);
-	if (seals & F_SEAL_SHRINK || !fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK))
-		return 0;
-	return refuse(m, index,
-	              seals & F_SEAL_SEAL ? "it can't be sealed F_SEAL_SHRINK; create it with "
-	                                    "MFD_ALLOW_SEALING"
-	                                  : "it can't be sealed F_SEAL_SHRINK, for it is not open "
-	                                    "for writing; seal it before, or open it O_RDWR",
-	              err);
+	m->may_shrink = !(seals & F_SEAL_SHRINK) && fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK);
+	return 0;
 }
 
 static int check_page_size(const struct memory *m, uint32_t index, struct error *err)
@@ -120,7 +120,7 @@ static int check_access(const struct memory *m, uint32_t index, bool writable, s
 	return 0;
 }
 
-static int check_fd(const struct memory *m, uint32_t index, bool writable, struct error *err)
+static int check_fd(struct memory *m, uint32_t index, bool writable, struct error *err)
 {
 	int rc = descriptor_check_memory(m->fd, m->kind, index, err);
 
@@ -154,7 +154,7 @@ static int map_alias(struct memory *m, uint32_t index, int prot, struct error *e
 	return 0;
 }
 
-static struct memory *memory_alloc(const struct region *region)
+static struct memory *memory_alloc(const struct region *region, uint32_t index)
 {
 	struct memory *m = calloc(1, sizeof *m);
 
@@ -165,6 +165,7 @@ static struct memory *memory_alloc(const struct region *region)
 	m->fd_offset = region->fd_offset;
 	m->size = region->size;
 	m->page_size = region->page_size;
+	m->index = index;
 	return m;
 }
 
@@ -179,7 +180,7 @@ static int fail_open(struct memory *m, int rc)
 int memory_open_source(const struct region *region, uint32_t index, int fd, struct memory **ret,
                        struct error *err)
 {
-	struct memory *m = memory_alloc(region);
+	struct memory *m = memory_alloc(region, index);
 	int rc;
 
 	if (!m)
@@ -210,6 +211,9 @@ static int open_seek_fd(struct memory *m, uint32_t index, struct error *err)
 
 	snprintf(link, sizeof link, "/proc/self/fd/%d", m->fd);
 	m->seek_fd = open(link, O_RDONLY | O_CLOEXEC);
+	/* A file that only its owner may open: nobody reads guest memory by an offset. */
+	if (m->seek_fd < 0 && (errno == EACCES || errno == EPERM))
+		m->seek_fd = fcntl(m->fd, F_DUPFD_CLOEXEC, 0);
 	if (m->seek_fd < 0)
 		return error_errno(err, -errno, "region %u: opening the memfd anew", index);
 	return 0;
@@ -224,7 +228,7 @@ static bool knows_pwrite(int fd, uint64_t offset)
 int memory_open_destination(const struct region *region, uint32_t index, int fd,
                             struct memory **ret, struct error *err)
 {
-	struct memory *m = memory_alloc(region);
+	struct memory *m = memory_alloc(region, index);
 	int rc;
 
 	if (!m)
@@ -235,16 +239,16 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 	}
 	m->fd = fd;
 	rc = check_fd(m, index, true, err);
-	if (!rc)
-		rc = m->kind == POSTCOPY_MEMORY_MEMFD
-		             ? open_seek_fd(m, index, err)
-		             : map_alias(m, index, PROT_READ | PROT_WRITE, err);
+	if (!rc && m->kind == POSTCOPY_MEMORY_MEMFD)
+		rc = open_seek_fd(m, index, err);
+	if (!rc && (m->kind != POSTCOPY_MEMORY_MEMFD || m->may_shrink))
+		rc = map_alias(m, index, PROT_READ | PROT_WRITE, err);
 	if (rc)
 		return fail_open(m, rc);
 	m->writes_huge = m->kind == POSTCOPY_MEMORY_MEMFD && try_huge_write();
-	atomic_store(&m->can_write,
-	             m->kind == POSTCOPY_MEMORY_MEMFD || (m->kind == POSTCOPY_MEMORY_GUEST_MEMFD &&
-	                                                  knows_pwrite(m->fd, m->fd_offset)));
+	atomic_store(&m->can_write, (m->kind == POSTCOPY_MEMORY_MEMFD && !m->may_shrink) ||
+	                                    (m->kind == POSTCOPY_MEMORY_GUEST_MEMFD &&
+	                                     knows_pwrite(m->fd, m->fd_offset)));
 	*ret = m;
 	return 0;
 }
@@ -299,6 +303,21 @@ int memory_empty(struct memory *m, uint32_t index, uint64_t deadline_ns, struct 
 	return map_alias(m, index, PROT_READ | PROT_WRITE, err);
 }
 
+/* For the moment: it may be made longer again, with zeroes in it. */
+bool memory_is_cut_off(struct memory *m, uint64_t offset, uint64_t len)
+{
+	struct stat st;
+
+	if (!m->may_shrink || fstat(m->fd, &st) ||
+	    m->fd_offset + offset + len <= (uint64_t)st.st_size)
+		return false;
+	if (!atomic_exchange(&m->is_short, true))
+		log_error("region %u: its file, which could not be sealed, was truncated to %lld "
+		          "bytes: what was beyond is lost",
+		          m->index, (long long)st.st_size);
+	return true;
+}
+
 int memory_read(struct memory *m, uint64_t offset, void *buf, size_t len)
 {
 	size_t done = 0;
@@ -319,8 +338,10 @@ int memory_read(struct memory *m, uint64_t offset, void *buf, size_t len)
 		if (n < 0)
 			return -errno;
 		/* A process that has exited reads as empty: all of it is gone, not this page. */
-		if (!n)
+		if (!n) {
+			(void)memory_is_cut_off(m, offset, len);
 			return m->kind == POSTCOPY_MEMORY_ANONYMOUS ? -ESRCH : -EFAULT;
+		}
 		done += (size_t)n;
 	}
 	return 0;
@@ -333,7 +354,8 @@ static int fill_alias(struct memory *m, uint64_t offset, const void *buf, size_t
 
 	if (!rc)
 		filled->memcpy += len >> UNIT_SHIFT;
-	return rc;
+	/* It won't be there at the next try: nobody can touch it any more. */
+	return rc == -EFAULT && memory_is_cut_off(m, offset, len) ? -EIO : rc;
 }
 
 /* The kernel says it has no write() here after all. */
@@ -396,7 +418,7 @@ int memory_touch(struct memory *m, uint64_t offset)
 {
 	char byte;
 
-	if (!m->alias)
+	if (!m->alias || m->kind == POSTCOPY_MEMORY_MEMFD)
 		return -EOPNOTSUPP;
 	return guard_copy(&byte, m->alias + offset, sizeof byte);
 }
@@ -404,6 +426,11 @@ int memory_touch(struct memory *m, uint64_t offset)
 bool memory_writes_huge(const struct memory *m)
 {
 	return m->writes_huge;
+}
+
+bool memory_may_shrink(const struct memory *m)
+{
+	return m->may_shrink;
 }
 
 enum memory_fill memory_fill_method(const struct memory *m, bool for_fault)

@@ -20,6 +20,10 @@
  * allocated, a truncated file is an error and not a signal, and the daemon's resident
  * size does not grow with the guest.
  *
+ * A file that can't be sealed against truncation (of a tmpfs, of a hugetlbfs, a memfd without
+ * MFD_ALLOW_SEALING) is filled through mappings only: UFFDIO_COPY and the alias, under the guard of
+ * util/guard.h. What is cut off is lost, like memory that is broken.
+ *
  * What a descriptor is was established before it is asked anything (mem/descriptor.h).
  *
  * Threads: after opening, all calls are safe from any thread; who may fill what is
@@ -48,8 +52,8 @@ struct memory_filled {
 /*
  * memory_open_source() - check a descriptor against its region and make it readable
  * @index: of the region, for messages
- * @fd: taken over on success only. memfd: sealed F_SEAL_SHRINK here. anonymous: an open
- *      /proc/PID/mem, with region->fd_offset the address in that process.
+ * @fd: taken over on success only. memfd: sealed F_SEAL_SHRINK here, if it can be. anonymous: an
+ * open /proc/PID/mem, with region->fd_offset the address in that process.
  *
  * Return: 0; -EINVAL, -EBADF, -EPERM with @err saying what is wrong with the descriptor;
  * or the errno of what failed.
@@ -93,7 +97,7 @@ int memory_read(struct memory *m, uint64_t offset, void *buf, size_t len);
  * @for_fault: the guest waits for this unit (else: ahead of the guest)
  * @filled: what was done is added here
  *
- * Return: 0; -ENOSPC, -ENOMEM, -EFAULT where the memory can't be had.
+ * Return: 0; -ENOSPC, -ENOMEM, -EFAULT where the memory can't be had; -EIO where it never can.
  */
 int memory_fill(struct memory *m, uint64_t offset, const void *buf, size_t len, bool for_fault,
                 struct memory_filled *filled);
@@ -119,6 +123,15 @@ int memory_touch(struct memory *m, uint64_t offset);
  * memfds (/sys/kernel/mm/transparent_hugepage/shmem_enabled). UFFDIO_COPY makes one.
  */
 bool memory_writes_huge(const struct memory *m);
+
+/*
+ * Whether the file may be truncated under us, for it could not be sealed. pwrite() would make it
+ * longer again, over pages that have gone with the truncation; what goes by a mapping does not.
+ */
+bool memory_may_shrink(const struct memory *m);
+
+/* Whether a stretch is beyond the end of such a file by now: it is lost. Logged once. */
+bool memory_is_cut_off(struct memory *m, uint64_t offset, uint64_t len);
 
 /* How memory_fill() would fill: MEMORY_FILL_COPY means that it can't. */
 enum memory_fill memory_fill_method(const struct memory *m, bool for_fault);

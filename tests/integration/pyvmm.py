@@ -200,10 +200,11 @@ class Socket:
 class SourceVmm(Socket):
     """A source guest that stands still: its content is known."""
 
-    def __init__(self, daemon, migration_id, content, vmstate=b"the vmstate"):
+    def __init__(self, daemon, migration_id, content, vmstate=b"the vmstate", make=memfd):
+        """@make: a file of the content, as memfd() makes one."""
         super().__init__(daemon.vmm_path)
         self.vmstate = vmstate
-        self.memory_fd = memfd(content)
+        self.memory_fd = make(content)
         self.send(attach(SOURCE, migration_id, [Region(len(content))]), [self.memory_fd])
         self.expect(ATTACHED)
 
@@ -252,10 +253,10 @@ class DestinationVmm(Socket):
 
     UFFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
 
-    def __init__(self, daemon, migration_id, size, populate=None):
+    def __init__(self, daemon, migration_id, size, populate=None, make=memfd):
         super().__init__(daemon.vmm_path)
         self.size = size
-        self.memory_fd = memfd(size=size)
+        self.memory_fd = make(size=size)
         self.addr = map_shared(self.memory_fd, size)
         if populate:
             populate(self.memory_fd, self.addr, size)
