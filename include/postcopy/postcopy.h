@@ -318,6 +318,13 @@ POSTCOPY_API int postcopy_next_event(struct postcopy *p, int timeout_ms,
 POSTCOPY_API int postcopy_source_paused(struct postcopy *p, const void *vmstate, size_t len,
                                         struct postcopy_error *err);
 
+/**
+ * postcopy_source_paused_fd() - the same with the vmstate from a descriptor
+ * @fd: borrowed. A memfd that can be sealed is sealed, and taken whole as it is; anything else (a
+ *      pipe, a socket, a file) is read up to its end, which blocks
+ */
+POSTCOPY_API int postcopy_source_paused_fd(struct postcopy *p, int fd, struct postcopy_error *err);
+
 /** The other answer to POSTCOPY_EVENT_PAUSE: it can't. The guest runs on here. */
 POSTCOPY_API int postcopy_source_pause_failed(struct postcopy *p, const char *reason,
                                               struct postcopy_error *err);
@@ -331,6 +338,15 @@ POSTCOPY_API int postcopy_destination_resumed(struct postcopy *p, struct postcop
 /** The vmstate can't be loaded: no vCPU has run, so the source may resume the guest. */
 POSTCOPY_API int postcopy_destination_load_failed(struct postcopy *p, const char *reason,
                                                   struct postcopy_error *err);
+
+/**
+ * postcopy_destination_could_not_run() - after postcopy_destination_loaded(), instead of _resumed()
+ *
+ * No vCPU has run since the vmstate was loaded, and none will: the source may resume the guest. Not
+ * to be said where that is not certain, for then two guests would run.
+ */
+POSTCOPY_API int postcopy_destination_could_not_run(struct postcopy *p, const char *reason,
+                                                    struct postcopy_error *err);
 
 /**
  * postcopy_channel_open() - a way to ask for pages

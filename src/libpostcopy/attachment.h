@@ -40,6 +40,7 @@ struct postcopy {
 	int poison_fd; /* what is poisoned here; -1: nothing */
 	uint64_t vmstate_len, pause_ns;
 	char load_error[ERROR_TEXT_MAX];
+	enum vmm_wire_type load_error_type; /* ERROR, or COULD_NOT_RUN */
 	/* The VMM, where that is another process; -1, 0: it is this one. */
 	int pidfd;
 	pid_t vmm;

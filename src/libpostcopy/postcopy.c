@@ -10,12 +10,14 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "libpostcopy/attachment.h"
 #include "libpostcopy/internal.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 
+#define COPY_BYTES (64u * 1024u)
 #define VMSTATE_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL)
 
 static const char *const state_names[STATE_COUNT] = {
@@ -211,10 +213,10 @@ static int say_resumed(struct postcopy *p, struct error *err)
 	return rc ? rc : say_plain(p, VMM_WIRE_RESUMED, err);
 }
 
-/* Nothing where it was not the load that failed. */
+/* Nothing where it was neither to load nor to run that failed. */
 static int say_load_failed(struct postcopy *p, struct error *err)
 {
-	struct vmm_wire_msg msg = { .type = VMM_WIRE_ERROR, .code = ECANCELED };
+	struct vmm_wire_msg msg = { .type = p->load_error_type, .code = ECANCELED };
 
 	memcpy(msg.text, p->load_error, sizeof msg.text);
 	return *p->load_error ? send_message(p, &msg, NULL, 0, err) : 0;
@@ -364,6 +366,22 @@ static int require_state(const struct postcopy *p, enum attachment_state state, 
 	                 state_names[state], state_names[p->state]);
 }
 
+/* @fd: taken over. */
+static int give_vmstate(struct postcopy *p, int fd, uint64_t len, struct error *err)
+{
+	int rc;
+
+	p->vmstate_fd = fd;
+	p->vmstate_len = len;
+	p->pause_ns = clock_now_ns() - p->pause_asked_ns;
+	rc = say_paused(p, err);
+	if (rc)
+		close_fd(&p->vmstate_fd);
+	else
+		p->state = STATE_PAUSED;
+	return rc;
+}
+
 static int source_paused(struct postcopy *p, const void *vmstate, size_t len, struct error *err)
 {
 	_cleanup_close_ int fd = -1;
@@ -373,17 +391,69 @@ static int source_paused(struct postcopy *p, const void *vmstate, size_t len, st
 		rc = error_set(err, -EINVAL, "vmstate is NULL");
 	if (!rc)
 		rc = make_sealed_memfd("postcopy-vmstate", vmstate, len, &fd, err);
-	if (rc)
-		return rc;
-	p->vmstate_fd = steal_fd(&fd);
-	p->vmstate_len = len;
-	p->pause_ns = clock_now_ns() - p->pause_asked_ns;
-	rc = say_paused(p, err);
-	if (rc)
-		close_fd(&p->vmstate_fd);
-	else
-		p->state = STATE_PAUSED;
+	return rc ? rc : give_vmstate(p, steal_fd(&fd), len, err);
+}
+
+/* All that comes from @from up to its end, into a memfd. Return: 0 or -errno. */
+static int copy_to_end(int from, int to)
+{
+	_cleanup_free_ char *buf = malloc(COPY_BYTES);
+	ssize_t n;
+	int rc = buf ? 0 : -ENOMEM;
+
+	while (!rc) {
+		n = read(from, buf, COPY_BYTES);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : 0;
+		rc = write_all(to, buf, (size_t)n);
+	}
 	return rc;
+}
+
+/* As it is, if it can be sealed; else what it has to say, in a memfd of ours. */
+static int seal_vmstate(int from, int *ret_fd, uint64_t *ret_len, struct error *err)
+{
+	_cleanup_close_ int fd = -1;
+	struct stat st;
+	int seals, rc = 0;
+
+	(void)fcntl(from, F_ADD_SEALS, VMSTATE_SEALS);
+	seals = fcntl(from, F_GET_SEALS);
+	if (seals >= 0 && (seals & VMSTATE_SEALS) == VMSTATE_SEALS) {
+		fd = fcntl(from, F_DUPFD_CLOEXEC, 0);
+	} else {
+		fd = memfd_create("postcopy-vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		if (fd >= 0)
+			rc = copy_to_end(from, fd);
+		if (!rc && fd >= 0 && fcntl(fd, F_ADD_SEALS, VMSTATE_SEALS))
+			rc = -errno;
+	}
+	if (!rc && (fd < 0 || fstat(fd, &st)))
+		rc = -errno;
+	if (rc)
+		return error_errno(err, rc, "can't take the vmstate from fd %d", from);
+	*ret_len = (uint64_t)st.st_size;
+	*ret_fd = steal_fd(&fd);
+	return 0;
+}
+
+static int source_paused_fd(struct postcopy *p, int from, struct error *err)
+{
+	uint64_t len = 0;
+	int fd = -1, rc = require_state(p, STATE_STOPPING, "postcopy_source_paused_fd", err);
+
+	if (!rc)
+		rc = seal_vmstate(from, &fd, &len, err);
+	return rc ? rc : give_vmstate(p, fd, len, err);
+}
+
+int postcopy_source_paused_fd(struct postcopy *p, int fd, struct postcopy_error *err)
+{
+	struct error e = ERROR_INIT;
+
+	return report_error(err, source_paused_fd(p, fd, &e), &e);
 }
 
 int postcopy_source_paused(struct postcopy *p, const void *vmstate, size_t len,
@@ -403,7 +473,7 @@ static int say(struct postcopy *p, enum vmm_wire_type type, const char *reason,
 	struct error e = ERROR_INIT;
 	int rc = require_state(p, from, call, &e);
 
-	if (type == VMM_WIRE_ERROR) {
+	if (type == VMM_WIRE_ERROR || type == VMM_WIRE_COULD_NOT_RUN) {
 		msg.code = ECANCELED;
 		snprintf(msg.text, sizeof msg.text, "%s", reason ? reason : "no reason given");
 	}
@@ -433,15 +503,29 @@ int postcopy_destination_resumed(struct postcopy *p, struct postcopy_error *err)
 	return say(p, VMM_WIRE_RESUMED, NULL, STATE_LOADED, STATE_RESUMED, __func__, err);
 }
 
+/* It is said again to a daemon that was started again. */
+static int say_not_running(struct postcopy *p, enum vmm_wire_type type, const char *reason,
+                           enum attachment_state from, const char *call, struct postcopy_error *err)
+{
+	int rc = say(p, type, reason, from, STATE_FAILED, call, err);
+
+	if (rc)
+		return rc;
+	p->load_error_type = type;
+	snprintf(p->load_error, sizeof p->load_error, "%s", reason ? reason : "no reason given");
+	return 0;
+}
+
 int postcopy_destination_load_failed(struct postcopy *p, const char *reason,
                                      struct postcopy_error *err)
 {
-	int rc = say(p, VMM_WIRE_ERROR, reason, STATE_LOADING, STATE_FAILED, __func__, err);
+	return say_not_running(p, VMM_WIRE_ERROR, reason, STATE_LOADING, __func__, err);
+}
 
-	if (!rc)
-		snprintf(p->load_error, sizeof p->load_error, "%s",
-		         reason ? reason : "no reason given");
-	return rc;
+int postcopy_destination_could_not_run(struct postcopy *p, const char *reason,
+                                       struct postcopy_error *err)
+{
+	return say_not_running(p, VMM_WIRE_COULD_NOT_RUN, reason, STATE_LOADED, __func__, err);
 }
 
 int give_channel(struct postcopy *p, int fd, struct error *err)

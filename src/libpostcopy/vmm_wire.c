@@ -28,7 +28,7 @@ static const char *type_name(enum vmm_wire_type type)
 		[VMM_WIRE_VMSTATE] = "VMSTATE",   [VMM_WIRE_LOADED] = "LOADED",
 		[VMM_WIRE_RESUMED] = "RESUMED",   [VMM_WIRE_COMPLETE] = "COMPLETE",
 		[VMM_WIRE_CHANNEL] = "CHANNEL",   [VMM_WIRE_ATTRIBUTES] = "ATTRIBUTES",
-		[VMM_WIRE_POISONED] = "POISONED",
+		[VMM_WIRE_POISONED] = "POISONED", [VMM_WIRE_COULD_NOT_RUN] = "COULD_NOT_RUN",
 	};
 
 	return names[type];
@@ -115,6 +115,7 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 		p = put_attach(p, msg);
 		break;
 	case VMM_WIRE_ERROR:
+	case VMM_WIRE_COULD_NOT_RUN:
 		p = put_u32(p, msg->code);
 		p = put_text(p, msg->text, strnlen(msg->text, sizeof msg->text - 1));
 		break;
@@ -337,7 +338,7 @@ static int get_header(struct reader *r, enum vmm_wire_type *ret_type, struct err
 		                 "the other side speaks version %u of the VMM protocol, this one "
 		                 "%d: install libpostcopy and postcopyd of the same release",
 		                 version, VMM_WIRE_VERSION);
-	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_POISONED)
+	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_COULD_NOT_RUN)
 		return error_set(err, -EPROTO, "unknown message type %u", type);
 	if (len != (size_t)(r->end - r->pos))
 		return error_set(err, -EPROTO, "%s says %u bytes of payload, but has %zu",
@@ -364,7 +365,7 @@ int vmm_wire_decode(const void *buf, size_t len, size_t n_fds, struct vmm_wire_m
 		rc = get_attach(&r, n_fds, ret_msg, err);
 	else if (type == VMM_WIRE_ATTACHED)
 		rc = get_standing(&r, ret_msg, err);
-	else if (type == VMM_WIRE_ERROR)
+	else if (type == VMM_WIRE_ERROR || type == VMM_WIRE_COULD_NOT_RUN)
 		rc = get_error(&r, ret_msg, err);
 	else if (type == VMM_WIRE_ATTRIBUTES)
 		rc = get_attributes(&r, ret_msg, err);

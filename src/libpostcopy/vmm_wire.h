@@ -21,13 +21,13 @@
  *   CHANNEL (fd), any time  ->
  *                           <-   ATTRIBUTES, where the source's regions have any
  *                           <-   VMSTATE (fd)
- *   LOADED / ERROR, RESUMED ->
+ *   LOADED / ERROR, RESUMED / COULD_NOT_RUN ->
  *                           <-   COMPLETE
  *   either:                 <-   ERROR: the migration failed
  *
  * A daemon that was started again, and found the socket in the service manager's store, asks
  * again where it does not know the answer: PAUSE, VMSTATE and COMPLETE may come twice, and
- * POISONED, PAUSED, LOADED, RESUMED and the ERROR of a failed load are then said again.
+ * POISONED, PAUSED, LOADED, RESUMED and what failed to load or to run are then said again.
  */
 #ifndef LIBPOSTCOPY_VMM_WIRE_H
 #define LIBPOSTCOPY_VMM_WIRE_H
@@ -59,6 +59,7 @@ enum vmm_wire_type {
 	VMM_WIRE_CHANNEL = 11,
 	VMM_WIRE_ATTRIBUTES = 12,
 	VMM_WIRE_POISONED = 13,
+	VMM_WIRE_COULD_NOT_RUN = 14, /* after LOADED: no vCPU has run, nor will */
 };
 
 /* Of ATTACH. */
@@ -114,7 +115,7 @@ struct vmm_wire_region {
  *   CHANNEL:  one fd: the daemon's end of a fetch channel (libpostcopy/fetch_wire.h)
  *   POISONED: one fd: a sealed memfd of ranges (libpostcopy/poison_wire.h)
  *   ATTRIBUTES: n_regions, and the flags of each of regions; nothing else of them
- *   ERROR:    code (positive errno), text
+ *   ERROR, COULD_NOT_RUN: code (positive errno), text
  */
 struct vmm_wire_msg {
 	enum vmm_wire_type type;

@@ -70,14 +70,19 @@ static void expect_abort(struct migration *m)
 }
 
 /* The VMM has not run the guest and won't: the source may go on. */
-static void fail_load(struct migration *m, const char *why)
+static void give_back(struct migration *m, const char *what, const char *why)
 {
 	pthread_mutex_lock(&m->lock);
 	m->may_have_run = false;
 	pthread_mutex_unlock(&m->lock);
 	expect_abort(m);
 	migration_order(m, ORDER_CANCEL);
-	migration_move(m, MIGRATION_FAILED, "the destination VMM can't load the vmstate: %s", why);
+	migration_move(m, MIGRATION_FAILED, "the destination VMM %s: %s", what, why);
+}
+
+static void fail_load(struct migration *m, const char *why)
+{
+	give_back(m, "can't load the vmstate", why);
 }
 
 /* A channel is a unix SEQPACKET socket: its ends are all that send and receive whole packets. */
@@ -183,7 +188,12 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 		on_resumed(m);
 		return 0;
 	}
-	/* After LOADED its vCPUs may run: nothing that it says then proves the contrary. */
+	/* Its vCPUs may have run since LOADED; it says that none has. Not so after RESUMED. */
+	if (msg->type == VMM_WIRE_COULD_NOT_RUN && has_vmstate && !m->resumed_ns) {
+		give_back(m, "could not run the guest", msg->text);
+		return 0;
+	}
+	/* Nothing else that it says after LOADED proves the contrary. */
 	if (msg->type == VMM_WIRE_ERROR && has_vmstate && !m->loaded_ns) {
 		fail_load(m, msg->text);
 		return 0;

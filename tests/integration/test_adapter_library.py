@@ -4,6 +4,7 @@ calling convention, against real daemons."""
 import ctypes
 import hashlib
 import os
+import threading
 
 import pytest
 
@@ -192,5 +193,44 @@ def test_regions_are_matched_by_name_in_whatever_order(host, kept):
     destination.wait_for_state("vm1", "complete")
     content = count.to_bytes(8, "little") + content[8:]
     assert os.pread(here.memory_fd, SIZE, 0) == content[SIZE // 2:] + content[:SIZE // 2]
+    a.detach()
+    b.detach()
+
+
+def write_all(fd, data):
+    with open(fd, "wb") as file:
+        file.write(data)
+
+
+def test_a_vmstate_by_a_pipe_and_a_guest_that_could_not_run(host):
+    """QEMU's vmstate comes by a descriptor; and its "cont" may fail when it is loaded."""
+    source, destination = host.daemon("source"), host.daemon("destination")
+    source.prepare_source("vm1")
+    destination.prepare_destination("vm1", source.address)
+    there = foreign.Side(host, source, "source", "vm1", SIZE, pyvmm.guest_content(SIZE))
+    here = foreign.Side(host, destination, "destination", "vm1", SIZE, bare=True)
+    a, b = Attachment(), Attachment()
+    call("source_attach_for", str(source.vmm_path).encode(), b"vm1", pidfd_of(host, there),
+         ctypes.byref(region(there)), ctypes.c_size_t(1), ctypes.byref(a.p))
+    call("destination_register", pidfd_of(host, here), here.uffds[0], ctypes.byref(region(here)),
+         ctypes.c_size_t(1), ctypes.byref(b.p))
+    call("destination_attach_registered", b.p, str(destination.vmm_path).encode(), b"vm1")
+    destination.call("Start", id="vm1")
+    assert a.event().type == PAUSE
+    vmstate = os.urandom(3 << 20)
+    end, ours = os.pipe()
+    writer = threading.Thread(target=write_all, args=(ours, vmstate), daemon=True)
+    writer.start()
+    a.say("source_paused_fd", end)
+    writer.join()
+    os.close(end)
+    event = b.event()
+    assert event.type == VMSTATE and os.pread(event.vmstate_fd, 4 << 20, 0) == vmstate
+    os.close(event.vmstate_fd)
+    b.say("destination_loaded")
+    b.say("destination_could_not_run", b"cont: the disk is locked")
+    assert a.event().type == RESUME
+    reason = destination.wait_for_state("vm1", "failed")["reason"]
+    assert "could not run the guest: cont: the disk is locked" in reason
     a.detach()
     b.detach()

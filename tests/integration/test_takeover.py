@@ -491,3 +491,19 @@ def test_record_of_an_unknown_major_version_is_left_for_the_newer_build(scripted
     scripted.source_vmm.pause()
     scripted.destination_vmm.load()
     scripted.finish()
+
+
+def test_killed_before_it_hears_that_the_vmm_could_not_run(scripted):
+    """LOADED is in the record by then; the other word waits in the socket."""
+    scripted.start("vm1")
+    scripted.source_vmm.pause()
+    scripted.destination_vmm.expect(pyvmm.VMSTATE)
+    say(scripted.destination_vmm, pyvmm.LOADED)
+    harness.eventually(lambda: scripted.destination.state("vm1") == "postcopy", "it is given")
+    scripted.destination.crash()
+    text = b"cont: no such device"
+    scripted.destination_vmm.send(pyvmm.packet(
+        pyvmm.COULD_NOT_RUN, struct.pack("<II", 125, len(text)) + text))
+    scripted.destination.start()
+    scripted.source_vmm.expect(pyvmm.RESUME)
+    assert "no such device" in scripted.destination.wait_for_state("vm1", "failed")["reason"]

@@ -140,6 +140,37 @@ def test_destination_vmm_that_can_t_load_resumes_the_source_guest(pair):
     assert "unknown device" in pair.destination.wait_for_state("vm1", "failed")["reason"]
 
 
+def could_not_run(text=b"no vCPU has run"):
+    return pyvmm.packet(pyvmm.COULD_NOT_RUN, (125).to_bytes(4, "little") +
+                        len(text).to_bytes(4, "little") + text)
+
+
+def test_destination_vmm_that_could_not_run_resumes_the_source_guest(pair):
+    """What it said after LOADED was refused, and the guest stood still for ever."""
+    pair.start()
+    pair.source_vmm.pause()
+    pair.destination_vmm.expect(pyvmm.VMSTATE)
+    pair.destination_vmm.send(pyvmm.packet(pyvmm.LOADED))
+    pair.destination_vmm.send(could_not_run())
+    pair.source_vmm.expect(pyvmm.RESUME)
+    assert "could not run the guest: no vCPU has run" in pair.destination.wait_for_state(
+        "vm1", "failed")["reason"]
+    pair.source.wait_for_state("vm1", "cancelled")
+
+
+def test_destination_vmm_that_has_run_can_t_take_it_back(pair):
+    """Two guests would run."""
+    pair.destination.call("SetLimits", id="vm1", bulk=False, prefetch=False)
+    pair.start()
+    pair.source_vmm.pause()
+    pair.destination_vmm.load()
+    pair.destination.wait_for_state("vm1", "postcopy")
+    pair.source.wait_for_state("vm1", "postcopy")
+    pair.destination_vmm.send(could_not_run())
+    assert_reason_names_the_vmm(pair.destination, "failed")
+    assert pair.source.state("vm1") == "postcopy"
+
+
 def test_source_vmm_gone_in_postcopy_does_not_lose_the_guest(pair):
     """The daemon has the memory's descriptor: it needs the VMM no more."""
     pair.destination.call("SetLimits", id="vm1", bulk=False, prefetch=False)

@@ -195,6 +195,8 @@ static const struct mend mends[] = {
 	{ "goodbye-by-answer", "A6: only the source's answer ends a goodbye",
 	  OWNER_GOODBYE_BY_ANSWER, ONE_WITH_STORE },
 	{ "time-limit", "A6: every exchange has a time limit", OWNER_TIME_LIMIT, ONE_WITH_STORE },
+	{ "none-has-run", "a VMM that could not run says so only while no vCPU has run",
+	  OWNER_NONE_HAS_RUN, ONE_WITH_STORE },
 	{ "one-owner-of-paused", "B14: the state of the connection has one owner",
 	  OWNER_ONE_OWNER_OF_PAUSED, ONE_WITH_STORE },
 };

@@ -46,6 +46,7 @@ enum owner_switch {
 	OWNER_GOODBYE_BY_ANSWER = 1 << 7,
 	OWNER_TIME_LIMIT = 1 << 8,
 	OWNER_ONE_OWNER_OF_PAUSED = 1 << 9,
+	OWNER_NONE_HAS_RUN = 1 << 10,
 };
 
 /* What a destination asks on its control connection. */
@@ -135,8 +136,8 @@ enum destination_vmm {
 	VMM_GIVEN, /* the vmstate is in its socket */
 	VMM_LOADED,
 	VMM_GUEST_RUNS,
-	VMM_CANT_LOAD,
-	VMM_STOPPED, /* told that it has failed */
+	VMM_CANT_LOAD, /* or can't run, though it is loaded: no vCPU has */
+	VMM_STOPPED,   /* told that it has failed */
 };
 
 enum farewell { NO_FAREWELL, FAREWELL_COMPLETE, FAREWELL_ABORT };

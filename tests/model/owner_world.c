@@ -187,6 +187,21 @@ static bool destination_vmm_cant_load(void *state, unsigned int i)
 	return true;
 }
 
+/* Its word, after LOADED: no vCPU has run. Once one has it has no such word. */
+static bool destination_vmm_cant_run(void *state, unsigned int i)
+{
+	struct world *w = state;
+	struct destination *d = &w->destinations[i];
+
+	if ((d->vmm != VMM_LOADED &&
+	     (d->vmm != VMM_GUEST_RUNS || !model_lacks(OWNER_NONE_HAS_RUN))) ||
+	    d->vmm_dead || !w->luck)
+		return false;
+	w->luck--;
+	d->vmm = VMM_CANT_LOAD;
+	return true;
+}
+
 static bool destination_guest_runs(void *state, unsigned int i)
 {
 	struct world *w = state;
@@ -463,6 +478,8 @@ const struct rule owner_world_rules[] = {
 	{ RULE_AT_ONCE, DESTINATION_VMM, "loads the vmstate", .take_each = destination_vmm_loads },
 	{ RULE_FAULT, DESTINATION_VMM, "can't load the vmstate",
 	  .take_each = destination_vmm_cant_load },
+	{ RULE_FAULT, DESTINATION_VMM, "could not run, though it is loaded",
+	  .take_each = destination_vmm_cant_run },
 	{ RULE_STEP, DESTINATION_VMM, "starts its vCPUs", .take_each = destination_guest_runs },
 	{ RULE_FAULT, DESTINATION_VMM, "dies", .take_each = destination_vmm_dies },
 	{ RULE_OPERATOR, "operator", "ends destination %s's VMM by hand",

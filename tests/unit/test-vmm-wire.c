@@ -24,9 +24,10 @@
 #define MIB (1ull << 20)
 
 static const enum vmm_wire_type all_types[] = {
-	VMM_WIRE_ATTACH,  VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,   VMM_WIRE_PAUSE,
-	VMM_WIRE_PAUSED,  VMM_WIRE_RESUME,   VMM_WIRE_VMSTATE, VMM_WIRE_LOADED,
-	VMM_WIRE_RESUMED, VMM_WIRE_COMPLETE, VMM_WIRE_CHANNEL, VMM_WIRE_ATTRIBUTES,
+	VMM_WIRE_ATTACH,        VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,   VMM_WIRE_PAUSE,
+	VMM_WIRE_PAUSED,        VMM_WIRE_RESUME,   VMM_WIRE_VMSTATE, VMM_WIRE_LOADED,
+	VMM_WIRE_RESUMED,       VMM_WIRE_COMPLETE, VMM_WIRE_CHANNEL, VMM_WIRE_ATTRIBUTES,
+	VMM_WIRE_COULD_NOT_RUN,
 };
 #define N_TYPES (sizeof all_types / sizeof *all_types)
 
@@ -65,7 +66,7 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 		n_fds = 4;
 	} else if (type == VMM_WIRE_ATTACHED) {
 		m->standing = VMM_WIRE_STANDS_LOADED;
-	} else if (type == VMM_WIRE_ERROR) {
+	} else if (type == VMM_WIRE_ERROR || type == VMM_WIRE_COULD_NOT_RUN) {
 		m->code = EBUSY;
 		strcpy(m->text, "one is attached already");
 	} else if (type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE) {
