@@ -345,7 +345,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 		rc = c->tls ? take_ciphertext(c, data, (size_t)n)
 		            : session_input(c, data, (size_t)n);
 	/* Requests may have secrets in them. */
-	explicit_bzero(buf->base, (size_t)n);
+	explicit_bzero(c->server->in, (size_t)n);
 	if (rc)
 		c->last_words = true;
 	settle(c);
