@@ -45,7 +45,7 @@
 #define FRAME_PAGES_BYTES 40
 #define FRAME_VMSTATE_BYTES 24
 #define FRAME_PROOF_BYTES 32
-#define FRAME_HELLO_MAX 16384                 /* payload of HELLO and HELLO_REPLY */
+#define FRAME_HELLO_MAX 32768                 /* payload of HELLO and HELLO_REPLY */
 #define FRAME_ERROR_MAX 512                   /* payload of ERROR */
 #define FRAME_PROBE_BYTES (64u * 1024u)       /* payload of PROBE: many packets, of any MTU */
 #define FRAME_VMSTATE_DATA_MAX (256u * 1024u) /* payload of VMSTATE_DATA */

@@ -52,6 +52,7 @@ static void table_to_messages(const struct region_table *table,
 		messages[i].page_size = r->page_size;
 		messages[i].memory = r->memory;
 		messages[i].flags = r->flags;
+		messages[i].name = (char *)r->name;
 		list[i] = &messages[i];
 	}
 }
@@ -68,7 +69,12 @@ static int table_from_messages(size_t n, Postcopy__V1__StreamRegion *const *list
 			.size = list[i]->size,
 			.page_size = list[i]->page_size,
 		};
-		int rc = region_table_add(ret, &r, err);
+		int rc;
+
+		if (strlen(list[i]->name) > POSTCOPY_REGION_NAME_MAX)
+			return error_set(err, -EPROTO, "region %zu: its name is too long", i);
+		strcpy(r.name, list[i]->name);
+		rc = region_table_add(ret, &r, err);
 
 		if (rc)
 			return rc;

@@ -234,3 +234,24 @@ def test_a_vmstate_by_a_pipe_and_a_guest_that_could_not_run(host):
     assert "could not run the guest: cont: the disk is locked" in reason
     a.detach()
     b.detach()
+
+
+def test_a_name_that_is_missing_is_told_with_both_lists(host):
+    """Sizes and addresses are the same: a block's pages would come into another one."""
+    source, destination = host.daemon("source"), host.daemon("destination")
+    source.prepare_source("vm1")
+    destination.prepare_destination("vm1", source.address)
+    there = foreign.Side(host, source, "source", "vm1", SIZE, pyvmm.guest_content(SIZE))
+    here = foreign.Side(host, destination, "destination", "vm1", SIZE, bare=True)
+    a, b = Attachment(), Attachment()
+    call("source_attach_for", str(source.vmm_path).encode(), b"vm1", pidfd_of(host, there),
+         halves(there, b"pc.ram", b"vga"), ctypes.c_size_t(2), ctypes.byref(a.p))
+    call("destination_register", pidfd_of(host, here), here.uffds[0],
+         halves(here, b"pc.ram", b"virtio-gpu"), ctypes.c_size_t(2), ctypes.byref(b.p))
+    call("destination_attach_registered", b.p, str(destination.vmm_path).encode(), b"vm1")
+    destination.call("Start", id="vm1")
+    reason = destination.wait_for_state("vm1", "failed")["reason"]
+    assert "pc.ram, vga" in reason and "pc.ram, virtio-gpu" in reason, reason
+    assert there.ask("state") == "running"
+    a.detach()
+    b.detach()
