@@ -92,11 +92,11 @@ class Peer:
 
     def wrong_token(self):
         return self._says(stream.frame(stream.HELLO, stream.hello(
-            self.rng.choice([1, 2, 3]), self.rng.choice(["vm-long", "nobody"]), token="66" * 32,
-            holder=self.rng.randbytes(16))))
+            self.rng.choice([1, 2, 3]), self.rng.choice(["vm-long", "nobody"]),
+            self.rng.randbytes(32), holder=self.rng.randbytes(16))))
 
     def garbage_hello(self):
-        hello = bytearray(stream.hello(1, "vm-long", token="66" * 32,
+        hello = bytearray(stream.hello(1, "vm-long", self.rng.randbytes(32),
                                        regions=[stream.region(0, 1 << 30)] * 3))
         for _ in range(self.rng.randrange(1, 6)):
             hello[self.rng.randrange(len(hello))] = self.rng.randrange(256)

@@ -38,7 +38,7 @@ def test_page_streams_and_grpc_come_by_the_managers_sockets(host):
 
 
 def test_grpc_over_tcp_needs_to_know_who_may_call(host):
-    with pytest.raises(harness.Failure, match="control-allow names nobody"):
+    with pytest.raises(harness.Failure, match="control-read name nobody"):
         activated(host, {"control-tcp": listener()})
 
 

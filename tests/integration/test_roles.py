@@ -148,7 +148,7 @@ def test_who_is_turned_away_is_counted_and_named(host, pki):
         stream.dial(daemon.port, pki.stranger).sock.recv(1)
     harness.eventually(lambda: refused("pages", "certificate") == 1, "it is counted")
     guesser = stream.dial(daemon.port, pki.destination)
-    guesser.send(stream.frame(stream.HELLO, stream.hello(stream.CONTROL, "vm1", token="00" * 32)))
+    guesser.send(stream.frame(stream.HELLO, stream.hello(stream.CONTROL, "vm1", bytes(32))))
     guesser.receive_error()
     guesser.close()
     harness.eventually(lambda: refused("pages", "token") == 1, "it is counted")
