@@ -57,7 +57,7 @@ def test_drive_it_from_python(host, tmp_path):
     make_messages, program = blocks("Drive it from Python")
     daemon = host.daemon("destination")
     with Client("unix:%s" % daemon.control_path) as client:
-        client.migrations("Prepare", id="vm7", role="ROLE_DESTINATION", token=bytes(32),
+        client.migrations("Prepare", id="vm7", role="ROLE_DESTINATION", token=bytes(range(32)),
                           source_address="127.0.0.1:9")
         subprocess.run(["bash", "-c", make_messages.replace("=proto ", "=%s " % PROTO)],
                        cwd=tmp_path, check=True, timeout=harness.DEADLINE_S)

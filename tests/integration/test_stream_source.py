@@ -210,7 +210,7 @@ def test_bad_hello_is_refused_with_the_reason(served, case):
 
 BAD_FIRST_FRAMES = {
     "garbage for a HELLO": stream.frame(stream.HELLO, b"\xff" * 40),
-    "an oversized HELLO": stream.frame(stream.HELLO, length=16385),
+    "an oversized HELLO": stream.frame(stream.HELLO, length=32769),
     "a HELLO of 4 GiB": stream.frame(stream.HELLO, length=0xFFFFFFFF),
     "GET before HELLO": stream.get(0, 0, 1),
     "PAGES before HELLO": stream.pages(0, 0, 0, 1, b""),

@@ -440,7 +440,7 @@ def test_record_that_lacks_a_descriptor_fails_alone(scripted, name):
     scripted.destination_vmm.expect(pyvmm.ERROR)
 
 
-SLOT_BYTES = 32 + 16384
+SLOT_BYTES = 32 + 40960
 
 
 def checksum(data):
