@@ -297,8 +297,10 @@ int pull_connect(struct pull *p, const struct conn_target *target, struct tls_co
 	rc = connect_to(p, STREAM_URGENT, &p->fault.conn, err);
 	if (rc)
 		return rc;
-	snprintf(p->tls_description, sizeof p->tls_description, "%s",
-	         tls_description(p->fault.conn->tls));
+	if (!atomic_load(&p->tls_known))
+		snprintf(p->tls_description, sizeof p->tls_description, "%s",
+		         tls_description(p->fault.conn->tls));
+	atomic_store(&p->tls_known, true);
 	for (unsigned int i = 0; i < atomic_load(&p->streams) && !rc; i++)
 		rc = connect_to(p, STREAM_BULK, &p->bulks[i].conn, err);
 	return rc;
@@ -656,5 +658,5 @@ uint64_t pull_missing(const struct pull *p)
 
 const char *pull_tls(const struct pull *p)
 {
-	return p->tls_description;
+	return atomic_load(&p->tls_known) ? p->tls_description : "";
 }

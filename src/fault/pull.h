@@ -207,7 +207,7 @@ int pull_state_fd(const struct pull *p);
 /* Units that are not present yet. */
 uint64_t pull_missing(const struct pull *p);
 
-/* What TLS the urgent connection speaks; empty before pull_connect(). */
+/* What TLS the urgent connection speaks; empty before pull_connect(), then it stays. Any thread. */
 const char *pull_tls(const struct pull *p);
 
 #endif

@@ -184,11 +184,9 @@ struct fixture {
 	int complete_fd;
 };
 
-/* A connected pull; faults are not served yet. Return: false where this host can't. */
-static bool start(struct fixture *f, enum resolver_map map)
+/* A pull and its source. Return: false where this host can't. */
+static bool start_apart(struct fixture *f, enum resolver_map map)
 {
-	struct error err = ERROR_INIT;
-
 	memset(f, 0, sizeof *f);
 	if (!guest_init(&f->g, POSTCOPY_MEMORY_MEMFD, SIZE))
 		return false;
@@ -200,9 +198,24 @@ static bool start(struct fixture *f, enum resolver_map map)
 	f->complete_fd = eventfd(0, EFD_CLOEXEC);
 	f->p = make_pull(&f->g, -1, map, &f->complete_fd);
 	assert_non_null(f->p);
+	return true;
+}
+
+static void connect_now(struct fixture *f)
+{
+	struct error err = ERROR_INIT;
+
 	if (pull_connect(f->p, &f->s.target, f->s.client_side.context, &f->s.hello, f->s.epoch,
 	                 &err))
 		fail_msg("%s", err.text);
+}
+
+/* A connected pull; faults are not served yet. */
+static bool start(struct fixture *f, enum resolver_map map)
+{
+	if (!start_apart(f, map))
+		return false;
+	connect_now(f);
 	return true;
 }
 
@@ -733,6 +746,27 @@ static void test_connections_of_no_use_are_dialled_ever_more_slowly(void **state
 	stop(&f);
 }
 
+/*
+ * Another thread's answer was measured while there was nothing to say of TLS, and packed when there
+ * was: 32 bytes behind its end on the heap, and the daemon ended with all its guests.
+ */
+static void test_what_is_told_of_tls_does_not_change_under_its_reader(void **state)
+{
+	struct fixture f;
+	const char *told;
+
+	(void)state;
+	if (!start_apart(&f, RESOLVER_MAP_EAGER))
+		skip();
+	told = pull_tls(f.p);
+	assert_string_equal(told, "");
+	connect_now(&f);
+	assert_string_equal(told, "");
+	told = pull_tls(f.p);
+	assert_non_null(strstr(told, "TLSv1.3"));
+	stop(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -750,6 +784,7 @@ int main(void)
 		cmocka_unit_test(test_streams_change_all_the_time),
 		cmocka_unit_test(test_connections_lost_between_parts_of_a_word_lose_nothing),
 		cmocka_unit_test(test_connections_of_no_use_are_dialled_ever_more_slowly),
+		cmocka_unit_test(test_what_is_told_of_tls_does_not_change_under_its_reader),
 	};
 
 	return cmocka_run_group_tests_name("pull", tests, NULL, NULL);
