@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import selectors
+import signal
 import socket
 import subprocess
 import sys
@@ -305,8 +306,14 @@ def test_source_vmm_killed_while_attached_or_warm(host):
 def test_vmm_that_died_while_no_daemon_ran(host):
     pair = Pair(host, kind=KeptDaemon)
     pair.destination.call("SetLimits", id="vm1", bulk=False, prefetch=False)
-    run_to(pair, "resumed")
+    run_to(pair, "loaded")
+    # Nothing comes, so the migration can't be complete.
+    os.kill(pair.source.pid, signal.SIGSTOP)
+    host.later(lambda: os.kill(pair.source.pid, signal.SIGCONT))
     side = pair.sides["destination"]
+    for step in ("running", "resumed"):
+        side.go_on()
+        assert side.step() == step
     side.kill_adapter()
     wait_detached(pair.destination)
     pair.destination.crash()
