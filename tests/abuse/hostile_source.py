@@ -26,7 +26,7 @@ from stream import FakeSource
 from test_stream_destination import BAD_REPLIES, LIES, lie_once
 
 SIZE = 1 << 20
-TOKEN = "d1" * 32
+TOKEN = stream.TOKEN
 Daemon = collections.namedtuple("Daemon", "vmm_path")
 
 

@@ -19,7 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define FUZZ_INPUT_MAX 16384u
+#define FUZZ_INPUT_MAX 32768u
 
 /* Inputs that standalone.c tries; defined by each harness. */
 extern const unsigned int fuzz_rounds;

@@ -423,7 +423,7 @@ static void test_socket_round_trip_with_descriptors(void **state)
 {
 	struct pair p = make_pair();
 	struct vmm_wire_msg m, out;
-	int fds[VMM_WIRE_FDS_MAX], sent[3];
+	int fds[VMM_WIRE_FDS_MAX], sent[VMM_WIRE_FDS_MAX];
 	size_t n_fds, n = 0;
 
 	(void)state;
