@@ -127,7 +127,9 @@ static void test_a_name_that_is_not_answered_for_is_given_up(void **state)
 	dial_start(&d);
 	wait_asked(1);
 	dialing_cancel(&d.dialing);
-	assert_int_equal(dial_end(&d), -ECONNABORTED);
+	/* The latter where it had asked, and not yet begun to wait. */
+	dial_end(&d);
+	assert_true(d.result == -ECONNABORTED || d.result == -ECANCELED);
 	/* And nothing is begun any more. */
 	dial_start(&d);
 	assert_int_equal(dial_end(&d), -ECANCELED);
