@@ -119,7 +119,7 @@ class Source:
     def _fake(self, answer_get=None, kind=FakeSource, **options):
         return kind(self.identity, self.content, answer_get, port=self.port, **options)
 
-    def _migration(self, source, lasts_s=2, touches=True):
+    def _migration(self, source, lasts_s=5, touches=True):
         """One of its own, from beginning to end. Returns the state that it came to. Its guest
         touches a page and waits for it; not where it would get a machine check for it, and this
         process with it."""
@@ -172,7 +172,7 @@ class Source:
     def stalls(self):
         kind = self.rng.choice([stream.HELLO, stream.SWITCHOVER, stream.GET, stream.PROBE,
                                 stream.COMPLETE])
-        return self._migration(Stalling(self.identity, self.content, kind, self.port), 4)
+        return self._migration(Stalling(self.identity, self.content, kind, self.port))
 
     def other_memory(self):
         regions = self.rng.choice(list(BAD_REPLIES.values()) + [
