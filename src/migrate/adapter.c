@@ -234,7 +234,7 @@ int migration_attach_again(struct migrations *ms, struct vmm_conn *conn, struct 
 	struct migration *m = find_again(ms, attach, err);
 	struct error why = ERROR_INIT;
 
-	if (!m)
+	if (!m || migration_check_vmm(m, conn, attach, err))
 		return err->code;
 	/* The one before may have let go just now. */
 	if (m->vmm)

@@ -273,3 +273,10 @@ void migration_free_memories(struct memory **memories)
 	for (uint32_t i = 0; i < REGIONS_MAX; i++)
 		memories[i] = memory_free(memories[i]);
 }
+
+int migration_check_vmm(const struct migration *m, const struct vmm_conn *conn,
+                        const struct vmm_attach *attach, struct error *err)
+{
+	return parties_check_vmm(&m->params.parties, vmm_conn_fd(conn),
+	                         attach->pidfd >= 0 ? attach->vmm : 0, m->params.id, err);
+}

@@ -219,7 +219,6 @@ static int check_room(const struct migration *m, size_t n_fds, bool adapter, uid
 	const struct fd_store *store = m->owner->config.store;
 	/* The VMM's socket and the vmstate; the page state; the process that is spoken for. */
 	size_t n = n_fds + 2 + (m->params.role == MIGRATION_DESTINATION) + adapter;
-
 	int rc = check_share(m->owner, uid, n, err);
 
 	if (rc)

@@ -107,7 +107,7 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 		                 m->params.id);
 	if (m->state != MIGRATION_PREPARED)
 		return migration_refuse_now(m, "attaching", err);
-	rc = parties_check_vmm(&m->params.parties, vmm_conn_fd(conn), m->params.id, err);
+	rc = migration_check_vmm(m, conn, attach, err);
 	if (rc)
 		return rc;
 	rc = migration_check_attach(m, attach, err);

@@ -265,6 +265,10 @@ void destination_adapter_late(struct migration *m, const char *why);
 int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *ret,
                          struct error *err);
 
+/* Whether who attaches, or attaches again, is one that Prepare named. As parties_check_vmm(). */
+int migration_check_vmm(const struct migration *m, const struct vmm_conn *conn,
+                        const struct vmm_attach *attach, struct error *err);
+
 /*
  * migration_check_attach() - whether a VMM may attach with what it hands over
  *

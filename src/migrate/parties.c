@@ -116,14 +116,17 @@ static int check_cgroup(const struct parties *p, int fd, const struct ucred *cre
 }
 
 /* The number alone may be another process's by now. */
-static int check_pid(const struct parties *p, int fd, const struct ucred *cred, const char *id,
-                     struct error *err)
+static int check_pid(const struct parties *p, int fd, const struct ucred *cred, pid_t spoken_for,
+                     const char *id, struct error *err)
 {
+	pid_t vmm = spoken_for ? spoken_for : cred->pid;
 	_cleanup_close_ int pidfd = -1;
 
-	if (cred->pid != p->pid)
+	if (vmm != p->pid)
 		return error_set(err, -EACCES, "pid %d may not attach to migration \"%s\"",
-		                 (int)cred->pid, id);
+		                 (int)vmm, id);
+	if (spoken_for)
+		return 0;
 	pidfd = peer_pidfd(fd, cred);
 	if (pidfd < 0 || peer_has_ended(pidfd))
 		return error_set(err, -EACCES,
@@ -132,7 +135,8 @@ static int check_pid(const struct parties *p, int fd, const struct ucred *cred, 
 	return 0;
 }
 
-int parties_check_vmm(const struct parties *p, int fd, const char *id, struct error *err)
+int parties_check_vmm(const struct parties *p, int fd, pid_t spoken_for, const char *id,
+                      struct error *err)
 {
 	struct ucred cred;
 	int rc = peer_credentials(fd, &cred);
@@ -141,7 +145,7 @@ int parties_check_vmm(const struct parties *p, int fd, const char *id, struct er
 		return error_errno(err, rc, "credentials");
 	rc = check_uid(p, cred.uid, id, err);
 	if (!rc && p->pid)
-		rc = check_pid(p, fd, &cred, id, err);
+		rc = check_pid(p, fd, &cred, spoken_for, id, err);
 	if (!rc && *p->cgroup)
 		rc = check_cgroup(p, fd, &cred, id, err);
 	return rc;

@@ -40,14 +40,17 @@ bool parties_are_named(const struct parties *p);
 
 /*
  * parties_check_vmm() - may the VMM attach?
- * @fd: its socket
+ * @fd: its socket, or its adapter's
+ * @spoken_for: the process that a pidfd of an adapter's names; 0: it speaks for itself
  * @id: of the migration, for the error's text, which tells nothing of who may
  *
- * Its user and its process are those that have connected, whoever has the socket by now.
+ * User and cgroup are those of the process that has connected, whoever has the socket by now; the
+ * process is the VMM's, so an adapter may come again as another one.
  *
  * Return: 0; -EACCES; -errno where the kernel does not tell; with @err set.
  */
-int parties_check_vmm(const struct parties *p, int fd, const char *id, struct error *err);
+int parties_check_vmm(const struct parties *p, int fd, pid_t spoken_for, const char *id,
+                      struct error *err);
 
 /*
  * parties_find_cgroup() - the path in the unified hierarchy

@@ -20,14 +20,18 @@ needs_userfaultfd = pytest.mark.skipif(pyvmm.can_userfault() is not None,
                                        reason=str(pyvmm.can_userfault()))
 
 
-def attach_from_a_child(daemon, become=lambda: None, migration_id="vm1"):
+def attach_one(daemon):
+    pyvmm.SourceVmm(daemon, "vm1", pyvmm.guest_content(SIZE))
+
+
+def attach_from_a_child(daemon, become=lambda: None, attach=attach_one):
     """A VMM of its own process. Returns "attached", or what it was told."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             become()
-            pyvmm.SourceVmm(daemon, migration_id, pyvmm.guest_content(SIZE))
+            attach(daemon)
             said = "attached"
         except BaseException as error:  # pylint: disable=broad-except
             said = repr(error)
@@ -54,15 +58,16 @@ def attach_and_leave(daemon):
     pyvmm.SourceVmm(daemon, "vm1", pyvmm.guest_content(SIZE)).close()
 
 
+def become(uid):
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(uid)
+
+
 @needs_root
 def test_only_the_users_that_are_named_may_attach(host):
     host.dir.chmod(0o755)
     daemon = host.daemon("source", extra=["--vmm-group", "nogroup"])
-
-    def become(uid):
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(uid)
 
     assert prepare(daemon, uids=[NOBODY, 1001])["parties"]["uids"] == [1001, NOBODY]
     for uid in (SOMEBODY, 0):
@@ -71,6 +76,34 @@ def test_only_the_users_that_are_named_may_attach(host):
         assert text in told
         assert_waits_on(daemon, text)
     assert attach_from_a_child(daemon, lambda: become(NOBODY)) == "attached"
+
+
+@needs_root
+def test_who_attaches_again_is_looked_at_again(host):
+    """Whoever could name the VMM's process took the place of an adapter that was away."""
+    host.dir.chmod(0o755)
+    daemon = host.daemon("source", extra=["--vmm-group", "nogroup"])
+    vmm = subprocess.Popen(["cat"], stdin=subprocess.PIPE, user=NOBODY, group=NOBODY,
+                           extra_groups=[])
+    host.later(vmm.communicate)
+    prepare(daemon, uids=[NOBODY], pid=vmm.pid)
+    pidfd = os.pidfd_open(vmm.pid)
+
+    def adapter(flags, regions, fds):
+        def attach(daemon):
+            sock = pyvmm.Socket(daemon.vmm_path)
+            sock.send(pyvmm.attach(pyvmm.SOURCE, "vm1", regions, 0, pyvmm.WITH_PIDFD | flags),
+                      [*fds, pidfd])
+            sock.expect(pyvmm.ATTACHED)
+        return attach
+
+    first = adapter(0, [pyvmm.Region(SIZE)], [pyvmm.memfd(size=SIZE)])
+    again = adapter(pyvmm.AGAIN, [], [])
+    assert attach_from_a_child(daemon, lambda: become(NOBODY), first) == "attached"
+    harness.eventually(lambda: "adapter detached" in daemon.call("Get", id="vm1")["reason"],
+                       "it is away")
+    assert "uid 0 may not attach to migration" in attach_from_a_child(daemon, attach=again)
+    assert attach_from_a_child(daemon, lambda: become(NOBODY), again) == "attached"
 
 
 def test_only_the_process_that_is_named_may_attach(host):
