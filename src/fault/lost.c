@@ -134,9 +134,10 @@ static int poison_front(struct pull *p, uint32_t region, uint64_t *unit, uint64_
 	if (mapped > page_size && rc == UFFD_UNMAPPED)
 		rc = uffd_poison(r->uffd, addr, page_size, &done);
 	pthread_rwlock_unlock(&r->map_lock);
+	/* Absent is what lies behind the end of a truncated file: it is as good as poisoned. */
 	if (!mapped) /* nobody can touch it */
 		*unit = end;
-	else if (rc == UFFD_EXISTS || rc == UFFD_UNMAPPED)
+	else if (rc == UFFD_EXISTS || rc == UFFD_UNMAPPED || rc == UFFD_ABSENT)
 		*unit = first + ((skip + done) >> UNIT_SHIFT) + per_page;
 	else if (done)
 		*unit = first + ((skip + done) >> UNIT_SHIFT);

@@ -103,3 +103,22 @@ def test_destination_truncated_amid_a_migration(host, make, map):
     assert os.fstat(pair.here.memory_fd).st_size == HALF
     assert os.pread(pair.here.memory_fd, SIZE, 0) == pair.content[:HALF]
     pair.another_guest_moves()
+
+
+@MAKES
+def test_what_is_cut_off_and_lost_is_poisoned_once_and_for_all(host, make):
+    """UFFDIO_POISON's EFAULT, behind the file's end, was asked again for ever."""
+    pair = Pair(host, make)
+    os.truncate(pair.here.memory_fd, HALF)
+    pair.source.shut_down()
+    pair.destination.wait_for_state("vm1", "paused")
+
+    def poisoned():
+        try:
+            return pair.destination.call("Poison", id="vm1", confirm_missing_bytes=SIZE)
+        except harness.ControlError as error:
+            assert "has not failed to answer yet" in error.message
+            return None
+
+    harness.eventually(poisoned, "the source is away")
+    pair.destination.wait_for_state("vm1", "failed")
