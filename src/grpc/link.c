@@ -12,6 +12,7 @@
 
 #include "util/cleanup.h"
 #include "util/clock.h"
+#include "util/tcp_dial.h"
 
 #define OPEN_TIMEOUT_MS 10000
 
@@ -36,20 +37,6 @@ int link_wait(struct link *l, short events, uint64_t deadline_ns, struct error *
 		if (!r && !left_ms)
 			return error_set(err, -ETIMEDOUT, "%s has not answered in time", l->name);
 	}
-}
-
-/* A connect() that has begun. Return: 0 or what became of it. */
-static int finish_connect(struct link *l, uint64_t deadline_ns, struct error *err)
-{
-	int error = 0;
-	socklen_t len = sizeof error;
-	int r = link_wait(l, POLLOUT, deadline_ns, err);
-
-	if (r < 0)
-		return r;
-	if (getsockopt(l->fd, SOL_SOCKET, SO_ERROR, &error, &len) < 0)
-		error = errno;
-	return error ? error_errno(err, -error, "%s", l->name) : 0;
 }
 
 static int open_unix(struct link *l, const char *path, struct error *err)
@@ -104,25 +91,10 @@ static int split_address(const char *target, char *host, size_t size, const char
 	return 0;
 }
 
-static int connect_one(struct link *l, const struct addrinfo *ai, uint64_t deadline_ns,
-                       struct error *err)
-{
-	int on = 1;
-
-	l->fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (l->fd < 0)
-		return error_errno(err, -errno, "%s", l->name);
-	setsockopt(l->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-	if (!connect(l->fd, ai->ai_addr, ai->ai_addrlen))
-		return 0;
-	if (errno != EINPROGRESS)
-		return error_errno(err, -errno, "%s", l->name);
-	return finish_connect(l, deadline_ns, err);
-}
-
 static int open_tcp(struct link *l, const char *target, uint64_t deadline_ns, struct error *err)
 {
 	struct addrinfo hints = { .ai_socktype = SOCK_STREAM }, *list;
+	struct tcp_dial_why why;
 	const char *port = NULL;
 	char host[256];
 	int r = split_address(target, host, sizeof host, &port, err);
@@ -134,13 +106,15 @@ static int open_tcp(struct link *l, const char *target, uint64_t deadline_ns, st
 	r = getaddrinfo(host, port, &hints, &list);
 	if (r)
 		return error_set(err, -EHOSTUNREACH, "%s: %s", l->name, gai_strerror(r));
-	r = -EHOSTUNREACH;
-	for (const struct addrinfo *ai = list; ai && r && r != -ECANCELED; ai = ai->ai_next) {
-		close_fd(&l->fd);
-		r = connect_one(l, ai, deadline_ns, err);
-	}
+	r = tcp_dial(host, port, list, l->cancel_fd, deadline_ns, &why);
 	freeaddrinfo(list);
-	return r;
+	if (r == -ECANCELED)
+		return error_set(err, r, "interrupted");
+	if (r < 0)
+		return error_set(err, r, "%s: %s", l->name, why.text);
+	l->fd = r;
+	setsockopt(l->fd, IPPROTO_TCP, TCP_NODELAY, &(int){ 1 }, sizeof(int));
+	return 0;
 }
 
 struct handshake {

@@ -21,32 +21,6 @@
 
 DEFINE_CLEANUP(struct conn *, conn_free);
 
-int conn_target_parse(const char *text, struct conn_target *ret, struct error *err)
-{
-	const char *colon = strrchr(text, ':');
-	const char *host = text;
-	size_t host_len;
-
-	if (!colon || colon == text || !colon[1] || strlen(colon + 1) >= sizeof ret->port)
-		return error_set(err, -EINVAL, "\"%s\" is not HOST:PORT", text);
-	host_len = (size_t)(colon - text);
-	if (host[0] == '[' && host[host_len - 1] == ']') {
-		host++;
-		host_len -= 2;
-	}
-	if (!host_len || host_len >= sizeof ret->host)
-		return error_set(err, -EINVAL, "\"%s\" is not HOST:PORT", text);
-	for (const char *c = colon + 1; *c; c++)
-		if (*c < '0' || *c > '9')
-			return error_set(err, -EINVAL, "\"%s\": the port is no number", text);
-	if (strtoul(colon + 1, NULL, 10) > UINT16_MAX)
-		return error_set(err, -EINVAL, "\"%s\": the port must be 0..65535", text);
-	memcpy(ret->host, host, host_len);
-	ret->host[host_len] = 0;
-	strcpy(ret->port, colon + 1);
-	return 0;
-}
-
 static void set_option(int fd, int level, int option, int value)
 {
 	/* Each of these makes things better and none makes them right: ignore a refusal. */

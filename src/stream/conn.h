@@ -29,9 +29,6 @@ struct conn {
 	size_t rx_have;
 };
 
-/* "host:port", "[v6]:port". Return: 0 or -EINVAL with @err set. */
-int conn_target_parse(const char *text, struct conn_target *ret, struct error *err);
-
 /*
  * conn_dial() - open a connection to the source, up to its HELLO_REPLY
  * @d: by which another thread can have it given up

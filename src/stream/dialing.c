@@ -4,15 +4,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>
 
 #include "util/cleanup.h"
 #include "util/clock.h"
+#include "util/tcp_dial.h"
 #include "util/thread.h"
 
 DEFINE_CLEANUP(struct addrinfo *, freeaddrinfo);
@@ -121,7 +122,7 @@ static int lookup_wait(struct lookup *l, unsigned int timeout_ms, struct addrinf
 
 void dialing_init(struct dialing *d)
 {
-	*d = (struct dialing){ .fd = -1 };
+	*d = (struct dialing){ .fd = -1, .wake = -1 };
 	pthread_mutex_init(&d->lock, NULL);
 }
 
@@ -136,6 +137,8 @@ static void interrupt_locked(struct dialing *d)
 {
 	if (d->fd >= 0)
 		shutdown(d->fd, SHUT_RDWR);
+	if (d->wake >= 0)
+		(void)!eventfd_write(d->wake, 1);
 	if (!d->lookup)
 		return;
 	pthread_mutex_lock(&d->lookup->lock);
@@ -224,15 +227,18 @@ static int resolve(struct dialing *d, const struct conn_target *target, unsigned
 	return 0;
 }
 
-/* Show the socket of a dial that has begun. Return: 0 or -ECANCELED. */
-static int show(struct dialing *d, int fd)
+/*
+ * Show what goes on: by @wake who connects is woken, by @fd who shakes hands. Return: 0 or
+ * -ECANCELED.
+ */
+static int show(struct dialing *d, int wake, int fd)
 {
 	bool cancelled;
 
 	pthread_mutex_lock(&d->lock);
 	cancelled = d->cancelled;
-	if (!cancelled)
-		d->fd = fd;
+	d->wake = cancelled ? -1 : wake;
+	d->fd = cancelled ? -1 : fd;
 	pthread_mutex_unlock(&d->lock);
 	return cancelled ? -ECANCELED : 0;
 }
@@ -240,66 +246,49 @@ static int show(struct dialing *d, int fd)
 void dialing_done(struct dialing *d)
 {
 	pthread_mutex_lock(&d->lock);
-	d->fd = -1;
+	d->wake = d->fd = -1;
 	pthread_mutex_unlock(&d->lock);
 }
 
-/* Until a connect() that has begun is over. */
-static int wait_connected(int fd, unsigned int timeout_ms)
+/* Return: the socket, which is shown and blocking, or -errno. */
+static int connect_any(struct dialing *d, const struct conn_target *target,
+                       const struct addrinfo *list, unsigned int timeout_ms,
+                       struct tcp_dial_why *ret_why)
 {
-	struct pollfd pfd = { .fd = fd, .events = POLLOUT };
-	uint64_t until_ns = clock_now_ns() + timeout_ms * NSEC_PER_MSEC, now_ns;
-	int code = 0, n = 0;
-	socklen_t len = sizeof code;
+	_cleanup_close_ int wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), fd = -1;
+	uint64_t deadline_ns = clock_now_ns() + timeout_ms * NSEC_PER_MSEC;
+	eventfd_t interrupted;
+	int rc = wake < 0 ? -errno : show(d, wake, -1);
 
-	while (n <= 0 && (now_ns = clock_now_ns()) < until_ns) {
-		n = poll(&pfd, 1, (int)((until_ns - now_ns) / NSEC_PER_MSEC) + 1);
-		if (n < 0 && errno != EINTR)
-			return -errno;
-	}
-	if (n <= 0)
-		return -ETIMEDOUT;
-	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &len))
-		return -errno;
-	/* Shut down by who has given up. */
-	return code ? -code : pfd.revents & POLLHUP ? -ECONNABORTED : 0;
-}
-
-/* One address. Return: the socket, which is shown, or -errno. */
-static int connect_one(struct dialing *d, const struct addrinfo *ai, unsigned int timeout_ms)
-{
-	_cleanup_close_ int fd = socket(
-	        ai->ai_family, ai->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, ai->ai_protocol);
-	int rc;
-
-	if (fd < 0)
-		return -errno;
-	/* Begun before it is shown: one that has not begun would take no notice of a shutdown(). */
-	rc = connect(fd, ai->ai_addr, ai->ai_addrlen) ? -errno : 0;
-	if (rc && rc != -EINPROGRESS)
-		return rc;
-	if (show(d, fd))
-		return -ECANCELED;
+	snprintf(ret_why->text, sizeof ret_why->text, "%s", strerror(-rc));
 	if (rc)
-		rc = wait_connected(fd, timeout_ms);
-	if (!rc && fcntl(fd, F_SETFL, 0))
-		rc = -errno;
-	if (!rc)
-		return steal_fd(&fd);
-	dialing_done(d);
-	return rc;
+		return rc;
+	rc = tcp_dial(target->host, target->port, list, wake, deadline_ns, ret_why);
+	if (rc >= 0) {
+		fd = rc;
+		rc = fcntl(fd, F_SETFL, 0) ? -errno : show(d, -1, fd);
+	}
+	if (rc)
+		dialing_done(d);
+	/* Nobody sees it any more: what is not in it by now was not meant for this dial. */
+	if (rc == -ECANCELED || !eventfd_read(wake, &interrupted)) {
+		dialing_done(d);
+		return dialing_is_cancelled(d) ? -ECANCELED : -ECONNABORTED;
+	}
+	return rc ? rc : steal_fd(&fd);
 }
 
 int dialing_connect(struct dialing *d, const struct conn_target *target, unsigned int timeout_ms,
                     struct error *err)
 {
 	_cleanup_(freeaddrinfo_p) struct addrinfo *list = NULL;
-	int fd = -EHOSTUNREACH;
+	struct tcp_dial_why why;
 	int rc = resolve(d, target, timeout_ms, &list, err);
+	int fd;
 
 	if (rc)
 		return rc;
-	for (const struct addrinfo *ai = list; ai && fd < 0 && fd != -ECANCELED; ai = ai->ai_next)
-		fd = connect_one(d, ai, timeout_ms);
-	return fd < 0 ? error_errno(err, fd, "source %s:%s", target->host, target->port) : fd;
+	fd = connect_any(d, target, list, timeout_ms, &why);
+	return fd < 0 ? error_set(err, fd, "source %s:%s: %s", target->host, target->port, why.text)
+	              : fd;
 }

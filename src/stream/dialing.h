@@ -6,8 +6,8 @@
  * -------------------
  * Who dials blocks: for name servers, for the TCP connection, for the handshake. Who wants it to
  * end (a migration that is cancelled, a daemon that ends, a source that has moved) must not wait
- * for that. So a dial is shown here while it goes on: dialing_cancel() shuts its socket down, on
- * which whatever waits for it returns.
+ * for that. So a dial is shown here while it goes on: dialing_cancel() wakes who connects, and
+ * shuts the socket of who shakes hands down, on which whatever waits for it returns.
  *
  * getaddrinfo() can't be interrupted. It runs in a thread that nobody waits for longer than he
  * wants to; whoever leaves last frees what they share. A name that was not answered for is
@@ -22,20 +22,16 @@
 #include <pthread.h>
 #include <stdbool.h>
 
+#include "stream/target.h"
 #include "util/error.h"
 
 struct lookup;
 
-/* Where a source listens. */
-struct conn_target {
-	char host[256];
-	char port[16];
-};
-
 struct dialing {
 	pthread_mutex_t lock; /* before a lookup's */
 	bool cancelled;
-	int fd;                /* what is being opened; -1: nothing */
+	int fd;                /* what shakes hands; -1: nothing */
+	int wake;              /* wakes who connects (an eventfd); -1: nobody does */
 	struct lookup *lookup; /* what name servers are asked; NULL: nothing */
 };
 
@@ -53,7 +49,7 @@ bool dialing_is_cancelled(struct dialing *d);
 
 /*
  * dialing_connect() - a TCP connection to one of the target's addresses
- * @timeout_ms: for the name, and for each address
+ * @timeout_ms: for the name, and for all its addresses (util/tcp_dial.h)
  *
  * The socket is blocking, and shown to _cancel() until dialing_done(), which must come before it
  * is closed. Return: the socket or a negative errno, with @err set.
