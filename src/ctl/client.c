@@ -304,6 +304,16 @@ int client_prepare(struct client *c, const struct client_prepare *p, struct json
 	return call_migration(c, MIGRATIONS "Prepare", &request.base, ret, err);
 }
 
+int client_set_token(struct client *c, const char *id, const uint8_t token[CLIENT_TOKEN_BYTES],
+                     struct json_object **ret, struct error *err)
+{
+	Postcopy__V1__SetTokenRequest request = POSTCOPY__V1__SET_TOKEN_REQUEST__INIT;
+
+	request.id = (char *)id;
+	request.token = (ProtobufCBinaryData){ CLIENT_TOKEN_BYTES, (uint8_t *)token };
+	return call_migration(c, MIGRATIONS "SetToken", &request.base, ret, err);
+}
+
 int client_start(struct client *c, const char *id, bool hold, struct json_object **ret,
                  struct error *err)
 {

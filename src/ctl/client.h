@@ -88,6 +88,9 @@ const struct client_refusal *client_refusal(const struct client *c);
 
 int client_prepare(struct client *c, const struct client_prepare *prepare, struct json_object **ret,
                    struct error *err);
+/* Source, before a destination has come: another token. */
+int client_set_token(struct client *c, const char *id, const uint8_t token[CLIENT_TOKEN_BYTES],
+                     struct json_object **ret, struct error *err);
 /* @hold: connect only; client_switchover() goes on. */
 int client_start(struct client *c, const char *id, bool hold, struct json_object **ret,
                  struct error *err);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/commands.h"
+#include "ctl/watch.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -31,7 +31,7 @@ struct watch {
 	struct json_object *last; /* not on a terminal: the update that was printed last */
 };
 
-static const struct watch_args watch_defaults = { .interval_ms = 200 };
+static const struct watch_args watch_defaults = { .interval_ms = WATCH_INTERVAL_MS };
 
 static const struct option_spec watch_options[] = {
 	{ "interval", OPTION_UINT, offsetof(struct watch_args, interval_ms), "MS",
@@ -85,31 +85,40 @@ static int watch_update(struct json_object *migration, void *userdata, struct er
 	return fflush(stdout) == EOF ? error_set(err, -EIO, "stdout: %s", strerror(errno)) : 0;
 }
 
-static int watch_run(const struct ctl_common *common, const char *id, const void *args)
+int watch_follow(const struct command *cmd, const struct ctl_common *common, struct client *c,
+                 const char *id, const char *role, unsigned int interval_ms)
 {
-	const struct watch_args *a = args;
 	struct watch w = { .json = common->json, .terminal = isatty(STDOUT_FILENO) };
 	_cleanup_json_ struct json_object *last = NULL;
 	struct error err = ERROR_INIT;
+	int code = CTL_OK;
+	int r = client_watch(c, id, role, interval_ms, watch_update, &w, &last, &err);
+
+	if (w.begun)
+		putchar('\n');
+	if (r < 0)
+		code = command_refused(cmd, common, c, &err);
+	else if (strcmp(json_string_or(last, "state", ""), "complete"))
+		code = CTL_FAILED;
+	json_object_put(w.last);
+	return code;
+}
+
+static int watch_run(const struct ctl_common *common, const char *id, const void *args)
+{
+	const struct watch_args *a = args;
+	struct error err = ERROR_INIT;
 	_cleanup_close_ int cancel_fd = interrupt_fd(&err);
 	struct client *c;
-	int code, r;
+	int code;
 
 	if (cancel_fd < 0)
 		return command_failed(&watch_command, &err);
 	code = command_connect(&watch_command, common, cancel_fd, &c);
 	if (code)
 		return code;
-	r = client_watch(c, id, a->role, (unsigned int)a->interval_ms, watch_update, &w, &last,
-	                 &err);
-	if (w.begun)
-		putchar('\n');
-	if (r < 0)
-		code = command_refused(&watch_command, common, c, &err);
-	else if (strcmp(json_string_or(last, "state", ""), "complete"))
-		code = CTL_FAILED;
+	code = watch_follow(&watch_command, common, c, id, a->role, (unsigned int)a->interval_ms);
 	client_free(c);
-	json_object_put(w.last);
 	return code;
 }
 

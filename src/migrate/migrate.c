@@ -840,6 +840,13 @@ static int refuse_destination(const struct migration *m, const char *what, struc
 	return error_set(err, -EBUSY, "migration \"%s\": %s is its source's", m->params.id, what);
 }
 
+int migration_set_token(struct migration *m, const uint8_t token[TOKEN_BYTES], struct error *err)
+{
+	if (m->params.role != MIGRATION_SOURCE)
+		return refuse_destination(m, "another token", err);
+	return source_set_token(m, token, err);
+}
+
 int migration_run_on(struct migration *m, struct error *err)
 {
 	if (m->params.role != MIGRATION_SOURCE)

@@ -371,6 +371,13 @@ size_t migration_missing(struct migration *m, struct pull_place *at, struct pull
 int migration_poison(struct migration *m, struct error *err);
 
 /*
+ * migration_set_token() - source, before a destination has connected: by which one is let in
+ *
+ * The token before is worth nothing from then on. Return: 0; -EBUSY; -ENOMEM
+ */
+int migration_set_token(struct migration *m, const uint8_t token[TOKEN_BYTES], struct error *err);
+
+/*
  * migration_run_on(), migration_release() - source: a destination that is gone for good
  *
  * Run on: its guest runs on here; the holder is never served again, and told to stop its own.

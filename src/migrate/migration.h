@@ -183,6 +183,7 @@ void source_cut_message(struct migration *m, enum vmm_wire_type type, const stru
 void source_vmm_closed(struct migration *m);
 void source_news(struct migration *m, unsigned int news);
 int source_cancel(struct migration *m, struct error *err);
+int source_set_token(struct migration *m, const uint8_t token[TOKEN_BYTES], struct error *err);
 int source_run_on(struct migration *m, struct error *err);
 int source_release(struct migration *m, struct error *err);
 

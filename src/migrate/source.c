@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <openssl/crypto.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -434,6 +435,26 @@ static int check_holder_gone(const struct migration *m, const char *what, struct
 		        "migration \"%s\": its holder, %s, is silent for %llu ms, and counts "
 		        "as gone after %u: it is not gone yet; try again",
 		        m->params.id, holder, (unsigned long long)silent_ms, HOLDER_SILENT_MS);
+	return 0;
+}
+
+int source_set_token(struct migration *m, const uint8_t token[TOKEN_BYTES], struct error *err)
+{
+	if (m->state != MIGRATION_PREPARED && m->state != MIGRATION_ATTACHED)
+		return migration_refuse_now(
+		        m, "another token (a destination has connected by the one it has)", err);
+	if (!CRYPTO_memcmp(m->params.token, token, TOKEN_BYTES))
+		return 0;
+	/* One that has just come has not been told to us yet. */
+	if (m->source && page_source_set_token(m->source, token))
+		return error_set(err, -EBUSY,
+		                 "migration \"%s\": a destination has connected by the token that "
+		                 "it has",
+		                 m->params.id);
+	/* A process that takes over knows the one before, until this is written: nobody has been
+	 * told. */
+	memcpy(m->params.token, token, TOKEN_BYTES);
+	migration_save(m);
 	return 0;
 }
 

@@ -299,6 +299,21 @@ static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
 	return rc ? rc : answer_migration(rpc, m, ret, e);
 }
 
+static int set_token(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                     struct rpc_error *e)
+{
+	const Postcopy__V1__SetTokenRequest *r = request;
+	struct migration *m = find_half(rpc, r->id, MIGRATION_SOURCE, e);
+	uint8_t token[TOKEN_BYTES];
+	int rc = m ? parse_token(&r->token, token, e) : e->error.code;
+
+	if (rc)
+		return rc;
+	rc = migration_set_token(m, token, &e->error);
+	explicit_bzero(token, sizeof token);
+	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
+}
+
 static bool was_started(struct migration *m)
 {
 	struct migration_info info;
@@ -640,6 +655,7 @@ static int list(struct rpc *rpc, const void *request, struct rpc_answer *ret, st
 }
 
 RPC_UNARY(prepare, postcopy__v1__prepare_request__descriptor);
+RPC_UNARY(set_token, postcopy__v1__set_token_request__descriptor);
 RPC_UNARY(start, postcopy__v1__start_request__descriptor);
 RPC_UNARY(switchover, postcopy__v1__switchover_request__descriptor);
 RPC_UNARY(get, postcopy__v1__get_request__descriptor);
@@ -656,6 +672,9 @@ RPC_UNARY(release, postcopy__v1__release_request__descriptor);
 
 const struct grpc_method migrations_methods[] = {
 	{ .path = "/postcopy.v1.Migrations/Prepare", .role = GRPC_OPERATOR, .call = prepare_call },
+	{ .path = "/postcopy.v1.Migrations/SetToken",
+	  .role = GRPC_OPERATOR,
+	  .call = set_token_call },
 	{ .path = "/postcopy.v1.Migrations/Start", .role = GRPC_OPERATOR, .call = start_call },
 	{ .path = "/postcopy.v1.Migrations/Switchover",
 	  .role = GRPC_OPERATOR,

@@ -138,6 +138,13 @@ void page_source_set_vmstate(struct page_source *s, int fd, uint64_t len, uint64
 void page_source_end(struct page_source *s, enum source_verdict verdict, const char *why);
 
 /*
+ * page_source_set_token() - another token, by which destinations prove themselves from now on
+ *
+ * Return: 0; -EBUSY: one is connected, or holds it
+ */
+int page_source_set_token(struct page_source *s, const uint8_t token[TOKEN_BYTES]);
+
+/*
  * page_source_restore() - go on as another process has served this guest
  * @epoch: what page_source_epoch() was there
  * @holder: who held it there

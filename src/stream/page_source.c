@@ -33,7 +33,6 @@ enum source_phase {
 struct page_source {
 	/* Set at birth, read by all threads. */
 	char id[MIGRATION_ID_MAX + 1];
-	uint8_t token[TOKEN_BYTES];
 	char peer[TLS_NAME_PATTERN_BYTES]; /* the name that a destination must have; empty: any */
 	uint64_t epoch;
 	struct region_table table;
@@ -53,6 +52,7 @@ struct page_source {
 	/* Under the lock; changed is broadcast with every change. */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
+	uint8_t token[TOKEN_BYTES];
 	enum source_phase phase;
 	bool withdrawn;
 	bool aborted; /* by one who held nothing: nobody will */
@@ -149,11 +149,35 @@ bool page_source_has_ended(struct page_source *s)
 	return ended;
 }
 
+int page_source_set_token(struct page_source *s, const uint8_t token[TOKEN_BYTES])
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&s->lock);
+	if (s->phase == SOURCE_RUNNING && !s->list)
+		memcpy(s->token, token, TOKEN_BYTES);
+	else
+		rc = -EBUSY;
+	pthread_mutex_unlock(&s->lock);
+	return rc;
+}
+
+static void copy_token(struct page_source *s, uint8_t ret[TOKEN_BYTES])
+{
+	pthread_mutex_lock(&s->lock);
+	memcpy(ret, s->token, TOKEN_BYTES);
+	pthread_mutex_unlock(&s->lock);
+}
+
 /* Who means one attachment hears of that one; who means any, of what is offered. */
 int page_source_fit(struct page_source *s, const struct hello *hello, const struct tls *tls)
 {
-	int rc = hello_check_proof(hello, tls, HELLO_DESTINATION, s->token, hello->proof);
+	uint8_t token[TOKEN_BYTES];
+	int rc;
 
+	copy_token(s, token);
+	rc = hello_check_proof(hello, tls, HELLO_DESTINATION, token, hello->proof);
+	OPENSSL_cleanse(token, sizeof token);
 	if (rc)
 		return rc;
 	if (hello->epoch == s->epoch)
@@ -161,14 +185,16 @@ int page_source_fit(struct page_source *s, const struct hello *hello, const stru
 	return page_source_has_ended(s) ? 1 : 2;
 }
 
-size_t page_source_prove(const struct page_source *s, const struct hello *hello,
-                         const struct tls *tls, void *buf)
+size_t page_source_prove(struct page_source *s, const struct hello *hello, const struct tls *tls,
+                         void *buf)
 {
-	uint8_t proof[PROOF_BYTES];
+	uint8_t token[TOKEN_BYTES], proof[PROOF_BYTES];
+	int rc;
 
-	return hello_prove(hello, tls, HELLO_SOURCE, s->token, proof)
-	               ? 0
-	               : frame_proof_encode(proof, buf);
+	copy_token(s, token);
+	rc = hello_prove(hello, tls, HELLO_SOURCE, token, proof);
+	OPENSSL_cleanse(token, sizeof token);
+	return rc ? 0 : frame_proof_encode(proof, buf);
 }
 
 const struct page_source_stats *page_source_stats(const struct page_source *s)

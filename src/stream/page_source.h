@@ -30,8 +30,8 @@ bool page_source_has_ended(struct page_source *s);
 int page_source_fit(struct page_source *s, const struct hello *hello, const struct tls *tls);
 
 /* A PROOF for who has said that HELLO. Return: the frame's length, 0 where memory is short. */
-size_t page_source_prove(const struct page_source *s, const struct hello *hello,
-                         const struct tls *tls, void *buf);
+size_t page_source_prove(struct page_source *s, const struct hello *hello, const struct tls *tls,
+                         void *buf);
 
 /*
  * page_source_open() - may this HELLO's sender in, whom page_source_fit() has found to know the

@@ -152,6 +152,8 @@ class Control:
         convert = migration_dict.migration
         if method == "Prepare":
             fields.update(prepare_fields(**params))
+        elif method == "SetToken":
+            fields["token"] = bytes.fromhex(params["token"])
         elif method == "Start":
             fields["hold_switchover"] = not params.get("switchover", True)
         elif method == "SetLimits":

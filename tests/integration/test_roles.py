@@ -19,7 +19,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="other users' processe
 NOBODY = 65534
 METRICS = ["--metrics-listen", "127.0.0.1:0"]
 Code = grpc.StatusCode
-CHANGES = ("Prepare", "Start", "Switchover", "Cancel", "Recover", "SetLimits", "Delete", "Poison",
+CHANGES = ("Prepare", "SetToken", "Start", "Switchover", "Cancel", "Recover", "SetLimits", "Delete", "Poison",
            "RunOn", "Release")
 
 

@@ -507,8 +507,9 @@ static const char *const methods_with_id[] = {
 	MIGRATIONS "Start",     MIGRATIONS "Switchover", MIGRATIONS "Get",
 	MIGRATIONS "Watch",     MIGRATIONS "Cancel",     MIGRATIONS "Recover",
 	MIGRATIONS "SetLimits", MIGRATIONS "GetReport",  MIGRATIONS "ListMissing",
-	MIGRATIONS "Poison",    MIGRATIONS "Delete",
+	MIGRATIONS "Poison",    MIGRATIONS "Delete",     MIGRATIONS "SetToken",
 };
+#define N_METHODS 23 /* of all services */
 #define N_WITH_ID (sizeof methods_with_id / sizeof *methods_with_id)
 
 static void test_ids_that_are_none_or_unknown(void **state)
@@ -574,7 +575,7 @@ static void test_garbage_is_refused_by_each_method(void **state)
 		call_bytes(f, &f->call, m->path, large, sizeof large);
 		check_refusal(&f->call, GRPC_RESOURCE_EXHAUSTED, "INVALID_REQUEST", "65537 bytes");
 	}
-	assert_int_equal(n, 22);
+	assert_int_equal(n, N_METHODS);
 }
 
 /* Whatever comes, each call ends or lasts, and nothing else happens (ASan looks on). */
@@ -585,7 +586,7 @@ static void test_random_requests_end_somehow(void **state)
 
 	prepare(f, "v");
 	for (unsigned int round = 0; round < 20000; round++) {
-		const struct grpc_method *m = &f->rpc.methods[random_below(&random, 22)];
+		const struct grpc_method *m = &f->rpc.methods[random_below(&random, N_METHODS)];
 		size_t len = random_below(&random, 24);
 		uint8_t bytes[24];
 
