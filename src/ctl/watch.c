@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/watch.h"
+#include "ctl/commands.h"
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include "ctl/json.h"
 #include "ctl/progress.h"
 #include "ctl/units.h"
+#include "ctl/watch.h"
 #include "util/clock.h"
 
 #define WATCH_BAR_WIDTH 30
@@ -66,10 +68,33 @@ static void print_line(struct watch *w, struct json_object *migration)
 	w->begun = true;
 }
 
-static int watch_update(struct json_object *migration, void *userdata, struct error *err)
+struct watch *watch_new(bool json)
+{
+	struct watch *w = calloc(1, sizeof *w);
+
+	if (!w)
+		return NULL;
+	w->json = json;
+	w->terminal = isatty(STDOUT_FILENO);
+	return w;
+}
+
+void watch_free(struct watch *w)
+{
+	if (!w)
+		return;
+	if (w->begun)
+		putchar('\n');
+	json_object_put(w->last);
+	free(w);
+}
+
+int watch_update(struct json_object *migration, void *userdata, struct error *err)
 {
 	struct watch *w = userdata;
 
+	if (!w)
+		return 0;
 	progress_update(&w->progress, migration, clock_now_ns());
 	if (!w->terminal || w->json) {
 		if (w->last && json_object_equal(w->last, migration))
@@ -85,39 +110,29 @@ static int watch_update(struct json_object *migration, void *userdata, struct er
 	return fflush(stdout) == EOF ? error_set(err, -EIO, "stdout: %s", strerror(errno)) : 0;
 }
 
-int watch_follow(const struct command *cmd, const struct ctl_common *common, struct client *c,
-                 const char *id, const char *role, unsigned int interval_ms)
-{
-	struct watch w = { .json = common->json, .terminal = isatty(STDOUT_FILENO) };
-	_cleanup_json_ struct json_object *last = NULL;
-	struct error err = ERROR_INIT;
-	int code = CTL_OK;
-	int r = client_watch(c, id, role, interval_ms, watch_update, &w, &last, &err);
-
-	if (w.begun)
-		putchar('\n');
-	if (r < 0)
-		code = command_refused(cmd, common, c, &err);
-	else if (strcmp(json_string_or(last, "state", ""), "complete"))
-		code = CTL_FAILED;
-	json_object_put(w.last);
-	return code;
-}
-
 static int watch_run(const struct ctl_common *common, const char *id, const void *args)
 {
 	const struct watch_args *a = args;
+	_cleanup_json_ struct json_object *last = NULL;
 	struct error err = ERROR_INIT;
 	_cleanup_close_ int cancel_fd = interrupt_fd(&err);
+	struct watch *w;
 	struct client *c;
-	int code;
+	int code, r;
 
 	if (cancel_fd < 0)
 		return command_failed(&watch_command, &err);
 	code = command_connect(&watch_command, common, cancel_fd, &c);
 	if (code)
 		return code;
-	code = watch_follow(&watch_command, common, c, id, a->role, (unsigned int)a->interval_ms);
+	w = watch_new(common->json);
+	r = client_watch(c, id, a->role, (unsigned int)a->interval_ms, watch_update, w, &last,
+	                 &err);
+	watch_free(w);
+	if (r < 0)
+		code = command_refused(&watch_command, common, c, &err);
+	else if (strcmp(json_string_or(last, "state", ""), "complete"))
+		code = CTL_FAILED;
 	client_free(c);
 	return code;
 }

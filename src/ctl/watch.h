@@ -1,14 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A migration followed to its end, on the terminal or as JSON. */
+/* A migration as it is followed: a line on the terminal, or JSON, for each update. */
 #ifndef CTL_WATCH_H
 #define CTL_WATCH_H
 
-#include "ctl/commands.h"
+#include <json-c/json.h>
+#include <stdbool.h>
+
+#include "util/error.h"
 
 #define WATCH_INTERVAL_MS 200
 
-/* Return: CTL_OK where it completes; CTL_FAILED; or the exit code, having said why. */
-int watch_follow(const struct command *cmd, const struct ctl_common *common, struct client *c,
-                 const char *id, const char *role, unsigned int interval_ms);
+struct watch;
+
+/* NULL where memory is short: updates are not shown then. */
+struct watch *watch_new(bool json);
+
+/* Ends the line. NULL is allowed. */
+void watch_free(struct watch *w);
+
+/* For client_watch(). @userdata: the watch */
+int watch_update(struct json_object *migration, void *userdata, struct error *err);
 
 #endif
