@@ -184,7 +184,8 @@ static int prepare_and_start(struct move *m, const char *at_source, const char *
 {
 	int rc = *at_destination ? 0 : prepare_both(m, at_source, err);
 
-	if (!rc && m->on_prepared) {
+	/* One that attached before an interruption is not started once more. */
+	if (!rc && m->on_prepared && strcmp(at_destination, "attached")) {
 		rc = m->on_prepared(m, err);
 		if (rc)
 			take_back(m, &m->destination);
@@ -196,12 +197,20 @@ static int prepare_and_start(struct move *m, const char *at_source, const char *
 	return refused_by(m, &m->destination, err);
 }
 
+static int show_nobody(struct json_object *migration, void *userdata, struct error *err)
+{
+	(void)migration;
+	(void)userdata;
+	(void)err;
+	return 0;
+}
+
 static int follow(struct move *m, struct json_object **ret, struct error *err)
 {
 	const char *state;
 
 	if (client_watch(m->destination.client, m->id, m->destination.role, m->interval_ms,
-	                 m->on_update, m->userdata, ret, err))
+	                 m->on_update ? m->on_update : show_nobody, m->userdata, ret, err))
 		return refused_by(m, &m->destination, err);
 	state = json_string_or(*ret, "state", "");
 	if (!strcmp(state, "complete"))
