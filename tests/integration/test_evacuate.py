@@ -120,7 +120,7 @@ def test_interrupted_each_guest_is_here_or_there_and_it_goes_on(host):
     command.send_signal(signal.SIGINT)
     _, err = ended(command, 130)
     assert "the same command again goes on" in err
-    assert len(hosts.arrived) == 1
+    harness.eventually(lambda: len(hosts.arrived) == 1, "the first one has arrived")
     states = [hosts.from_.state(name) for name in ids]
     assert sorted(states) == ["attached"] * 3 + ["complete"]
     # Of those whose VMM was wanted and not started the pipe still has some lines.
