@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include "ctl/json.h"
-#include "ctl/report_html.h"
+#include "bench/report_html.h"
 
 int main(void)
 {

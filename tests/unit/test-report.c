@@ -12,11 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ctl/bench.h"
-#include "ctl/chart.h"
+#include "bench/bench.h"
+#include "bench/chart.h"
 #include "ctl/json.h"
 #include "ctl/progress.h"
-#include "ctl/report_html.h"
+#include "bench/report_html.h"
 #include "ctl/units.h"
 #include "util/clock.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/bench_host.h"
+#include "bench/host.h"
 
 #include <errno.h>
 #include <inttypes.h>

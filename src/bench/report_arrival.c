@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The map of guest memory: one cell for each part of it, coloured by when it arrived. */
-#include "ctl/report_charts.h"
+#include "bench/report_charts.h"
 
 #include <math.h>
 

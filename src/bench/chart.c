@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/chart.h"
+#include "bench/chart.h"
 
 #include <math.h>
 

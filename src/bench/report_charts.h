@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The report's figures: each writes one <svg> element, or a sentence where there is no data. */
-#ifndef CTL_REPORT_CHARTS_H
-#define CTL_REPORT_CHARTS_H
+#ifndef BENCH_REPORT_CHARTS_H
+#define BENCH_REPORT_CHARTS_H
 
 #include <json-c/json.h>
 #include <stddef.h>

@@ -2,8 +2,8 @@
 /*
  * The arithmetic of charts: scales, ticks, bins. No drawing.
  */
-#ifndef CTL_CHART_H
-#define CTL_CHART_H
+#ifndef BENCH_CHART_H
+#define BENCH_CHART_H
 
 #include <stddef.h>
 

@@ -5,8 +5,8 @@
  * Report gives, together with what the benchmark adds where it made it; all
  * members are optional, and what isn't there isn't shown.
  */
-#ifndef CTL_REPORT_HTML_H
-#define CTL_REPORT_HTML_H
+#ifndef BENCH_REPORT_HTML_H
+#define BENCH_REPORT_HTML_H
 
 #include <json-c/json.h>
 #include <stdio.h>

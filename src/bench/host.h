@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the benchmark wants of its host, checked before anything starts. */
-#ifndef CTL_BENCH_HOST_H
-#define CTL_BENCH_HOST_H
+#ifndef BENCH_HOST_H
+#define BENCH_HOST_H
 
 #include <json-c/json.h>
 #include <stdbool.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The report's tables on faults: where their time went, and which were the slowest. */
-#ifndef CTL_REPORT_FAULTS_H
-#define CTL_REPORT_FAULTS_H
+#ifndef BENCH_REPORT_FAULTS_H
+#define BENCH_REPORT_FAULTS_H
 
 #include <json-c/json.h>
 #include <stdio.h>

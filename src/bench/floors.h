@@ -4,8 +4,8 @@
  * a machine that nobody knows: plain code that does one thing, built on nothing of
  * the daemon's, measured in the same run.
  */
-#ifndef CTL_FLOORS_H
-#define CTL_FLOORS_H
+#ifndef BENCH_FLOORS_H
+#define BENCH_FLOORS_H
 
 #include <json-c/json.h>
 #include <stdint.h>

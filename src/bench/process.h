@@ -4,8 +4,8 @@
  * which it reports, line by line. None outlives the benchmark: they are stopped by
  * process_stop(), and where the benchmark is killed the kernel kills them.
  */
-#ifndef CTL_BENCH_PROCESS_H
-#define CTL_BENCH_PROCESS_H
+#ifndef BENCH_PROCESS_H
+#define BENCH_PROCESS_H
 
 #include <limits.h>
 #include <stdbool.h>

@@ -3,25 +3,28 @@
  * The benchmark: two daemons and two VMMs on this host, a real guest migrated from
  * one to the other, which then checks each of its pages.
  *
- * bench.c        the command: options, what the host must have, set-up and clean-up
- * bench_run.c    one migration
- * bench_result.c the figures: what JSON has, medians of several runs
- * bench_print.c  the figures for people
+ * bench.c    the command: options, what the host must have, set-up and clean-up
+ * run.c      one migration
+ * process.c  its children; host.c what it wants of the host
+ * result.c   the figures: what JSON has, medians of several runs
+ * print.c    the figures for people
+ * floors*.c  what this host can do at best
+ * report*.c, chart.c  a migration as a page for people, of the benchmark's or of any other
  *
  * One thread; it waits in poll() only, on the daemons' answers and the VMMs' status
  * lines, and each of these waits ends when a signal wants the benchmark to end
  * (cancel_fd), so that all ways out pass the clean-up.
  */
-#ifndef CTL_BENCH_H
-#define CTL_BENCH_H
+#ifndef BENCH_BENCH_H
+#define BENCH_BENCH_H
 
 #include <json-c/json.h>
 #include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "ctl/bench_host.h"
-#include "ctl/bench_process.h"
+#include "bench/host.h"
+#include "bench/process.h"
 #include "util/error.h"
 
 struct bench_options {

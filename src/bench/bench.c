@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/bench.h"
+#include "bench/bench.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,11 +11,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "bench/commands.h"
 #include "ctl/commands.h"
-#include "ctl/floors.h"
+#include "bench/floors.h"
 #include "ctl/interrupt.h"
 #include "ctl/json.h"
-#include "ctl/report_html.h"
+#include "bench/report_html.h"
 #include "ctl/units.h"
 #include "mem/probe.h"
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/report_charts.h"
+#include "bench/report_charts.h"
 
 #include <math.h>
 #include <string.h>
 
-#include "ctl/chart.h"
+#include "bench/chart.h"
 #include "ctl/json.h"
 #include "ctl/units.h"
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/report_faults.h"
+#include "bench/report_faults.h"
 
 #include <stdio.h>
 #include <string.h>
 
 #include "ctl/json.h"
-#include "ctl/report_charts.h"
-#include "ctl/report_html.h"
+#include "bench/report_charts.h"
+#include "bench/report_html.h"
 #include "ctl/units.h"
 
 #define SLOWEST_SHOWN 10

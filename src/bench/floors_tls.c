@@ -5,7 +5,7 @@
  * stream/tls.c, for the floor of another configuration would be no floor: TLS 1.3,
  * AES-128-GCM first, read_ahead over 64 KiB, mutual certificates.
  */
-#include "ctl/floors.h"
+#include "bench/floors.h"
 
 #include <errno.h>
 #include <limits.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/floors.h"
+#include "bench/floors.h"
 
 #include <errno.h>
 #include <fcntl.h>

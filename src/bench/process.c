@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ctl/bench_process.h"
+#include "bench/process.h"
 
 #include <errno.h>
 #include <fcntl.h>
