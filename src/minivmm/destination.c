@@ -108,6 +108,8 @@ static int resume(struct destination *dst, const struct postcopy_event *event,
 		rc = vm_run(&s->vm, err);
 	if (!rc)
 		rc = postcopy_destination_resumed(s->postcopy, err);
+	if (!rc)
+		rc = session_follow_progress(s, 1, err);
 	if (!rc && s->options.discard)
 		rc = spare_start(&dst->spare, &s->vm.memory, s->postcopy, s->options.seed, err);
 	if (!rc)
@@ -155,6 +157,7 @@ static int handle_event(struct destination *dst, struct postcopy_error *err)
 		return rc == -EPIPE ? daemon_gone(dst, err->text, err) : rc;
 	case POSTCOPY_EVENT_COMPLETE:
 		dst->complete = true;
+		s->touched = image_touched(&s->vm.memory, s->vm.n_vcpus);
 		userfault_all_present(&s->vm);
 		rc = spare_stop(&dst->spare, err);
 		session_detach(s);

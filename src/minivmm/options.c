@@ -98,6 +98,8 @@ static const struct spec {
 	  KIND_FLAG, AT(discard) },
 	{ "lose", "N", "source: at the pause N pages that the guest does not use become unreadable",
 	  KIND_NUMBER, AT(lose_pages), .max = SPARE_PAGES },
+	{ "progress", "FILE", "write to FILE what the guest gets done, each millisecond", KIND_TEXT,
+	  AT(progress) },
 	{ "status-fd", "N", "where the status lines go (1)", KIND_NUMBER, AT(status_fd),
 	  .max = INT_MAX },
 	{ "help", NULL, "this", KIND_HELP },

@@ -9,7 +9,7 @@
 #include "minivmm/options.h"
 #include "minivmm/vm.h"
 
-/* {"event": "..."}; with the reason where there is one. */
+/* {"event": "...", "at_us": of CLOCK_MONOTONIC}; with the reason where there is one. */
 int report_event(int fd, const char *event, const char *reason, struct postcopy_error *err);
 
 /* What the guest has found, and how its accesses went. */
@@ -22,6 +22,7 @@ struct result {
 	uint64_t first_bad;  /* frame number, or GUEST_NO_PAGE */
 	uint64_t fetched;    /* pages that were asked for before the guest ran */
 	uint64_t prefaulted; /* those of them that KVM has mapped ahead */
+	uint64_t touched;    /* data pages, while they came */
 	unsigned int tsc_khz;
 	struct guest_stats stats; /* of all vCPUs */
 };

@@ -164,6 +164,13 @@ int session_wait(struct session *s, uint64_t deadline_ms, struct wake *ret,
 	return vm_status(&s->vm, &status, err);
 }
 
+int session_follow_progress(struct session *s, unsigned int phase, struct postcopy_error *err)
+{
+	if (!s->options.progress)
+		return 0;
+	return progress_start(&s->progress, s->options.progress, &s->vm, phase, err);
+}
+
 int session_report(struct session *s, const char *event, const char *reason,
                    struct postcopy_error *err)
 {
@@ -203,6 +210,7 @@ int session_finish(struct session *s, const char *role, unsigned int phase, uint
 	result.role = role;
 	result.fetched = s->fetched;
 	result.prefaulted = s->prefaulted;
+	result.touched = s->touched;
 	image_bad = image_check(&s->vm.memory, &s->boot, &image_first);
 	result_add_bad(&result, image_bad, image_first);
 	result_add_bad(&result, bad, first_bad);

@@ -147,6 +147,8 @@ int source_run(struct session *s, struct postcopy_error *err)
 	int rc = session_start_guest(s, err);
 
 	if (!rc)
+		rc = session_follow_progress(s, 0, err);
+	if (!rc)
 		rc = session_report(s, "ready", NULL, err);
 	if (!rc)
 		rc = source_attach(s, err);

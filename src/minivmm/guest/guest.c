@@ -199,6 +199,17 @@ static void touch(struct guest *g, uint64_t page, bool write)
 		stats->max_ticks = took;
 }
 
+/* Counts a page's first access since the pause. Return: what is noted of it now. */
+static uint32_t note_touched(struct guest_vcpu *v, uint64_t page, uint32_t noted)
+{
+	if (!v->phase || noted & GUEST_GENERATION_TOUCHED)
+		return noted;
+	v->stats[1].touched++;
+	noted |= GUEST_GENERATION_TOUCHED;
+	*page_generation(page) = noted;
+	return noted;
+}
+
 /*
  * A write checks the whole page first, lest it hide what was wrong with it. A page
  * found bad is marked and left as it is: the verification at the end counts it, once.
@@ -206,24 +217,26 @@ static void touch(struct guest *g, uint64_t page, bool write)
 static void access_page(struct guest *g, uint64_t page)
 {
 	struct guest_vcpu *v = g->vcpu;
-	uint32_t generation = *page_generation(page);
+	uint32_t noted = *page_generation(page);
+	uint32_t generation = noted & ~GUEST_GENERATION_FLAGS;
 	bool write;
 
-	if (generation & GUEST_GENERATION_BAD)
+	if (noted & GUEST_GENERATION_BAD)
 		return;
 	write = generation && random_below(g, 100) < g->boot->write_percent;
 	touch(g, page, write);
+	noted = note_touched(v, page, noted);
 	if (!(write ? page_right(g, page, generation) : page_sample_right(g, page, generation))) {
-		*page_generation(page) = generation | GUEST_GENERATION_BAD;
+		*page_generation(page) = noted | GUEST_GENERATION_BAD;
 		return;
 	}
 	if (!write)
 		return;
 	v->digest -= digest_of(page, generation);
-	generation = (generation + 1) & ~GUEST_GENERATION_BAD;
+	generation = (generation + 1) & ~GUEST_GENERATION_FLAGS;
 	generation += !generation;
 	page_write(g, page, generation);
-	*page_generation(page) = generation;
+	*page_generation(page) = generation | (noted & GUEST_GENERATION_TOUCHED);
 	v->digest += digest_of(page, generation);
 }
 
@@ -270,10 +283,10 @@ static void verify(struct guest *g)
 
 	for (uint64_t page = v->first; page < v->first + v->pages; page++) {
 		uint32_t noted = *page_generation(page);
-		uint32_t generation = noted & ~GUEST_GENERATION_BAD;
+		uint32_t generation = noted & ~GUEST_GENERATION_FLAGS;
 
 		/* Known from the hash too: a lost table page must not turn pages to zero ones. */
-		if (noted != generation || page_stays_zero(g, page) != !generation ||
+		if (noted & GUEST_GENERATION_BAD || page_stays_zero(g, page) != !generation ||
 		    !page_right(g, page, generation))
 			count_bad(g, page_frame(g, page));
 		digest += digest_of(page, generation);
