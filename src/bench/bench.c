@@ -12,11 +12,11 @@
 #include <unistd.h>
 
 #include "bench/commands.h"
-#include "ctl/commands.h"
 #include "bench/floors.h"
+#include "bench/report_html.h"
+#include "ctl/commands.h"
 #include "ctl/interrupt.h"
 #include "ctl/json.h"
-#include "bench/report_html.h"
 #include "ctl/units.h"
 #include "mem/probe.h"
 

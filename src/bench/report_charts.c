@@ -5,95 +5,9 @@
 #include <string.h>
 
 #include "bench/chart.h"
+#include "bench/plot.h"
 #include "ctl/json.h"
 #include "ctl/units.h"
-
-/* All figures are as wide; the viewer scales them. */
-#define WIDTH 920.0
-#define LEFT 70.0
-#define RIGHT 885.0
-
-/* A plot's rectangle, in SVG's coordinates: y grows downwards. */
-struct plot {
-	double top, bottom;
-	double x_max; /* the value at RIGHT; at LEFT it is 0 */
-};
-
-static double plot_x(const struct plot *p, double v)
-{
-	return LEFT + (RIGHT - LEFT) * v / p->x_max;
-}
-
-static double plot_y(const struct plot *p, double share)
-{
-	return p->bottom - (p->bottom - p->top) * share;
-}
-
-/* Both numbers of element @i of an array of pairs. */
-static bool pair_at(struct json_object *array, size_t i, double *a, double *b)
-{
-	struct json_object *pair = json_object_array_get_idx(array, i);
-
-	if (!json_object_is_type(pair, json_type_array) || json_object_array_length(pair) < 2)
-		return false;
-	*a = json_object_get_double(json_object_array_get_idx(pair, 0));
-	*b = json_object_get_double(json_object_array_get_idx(pair, 1));
-	return isfinite(*a) && isfinite(*b);
-}
-
-static size_t series_length(struct json_object *report, const char *path, struct json_object **ret)
-{
-	*ret = json_find(report, path);
-	return json_object_is_type(*ret, json_type_array) ? json_object_array_length(*ret) : 0;
-}
-
-static double series_x_max(struct json_object *array, size_t n, double x_max)
-{
-	for (size_t i = 0; i < n; i++) {
-		double x, y;
-
-		if (pair_at(array, i, &x, &y) && x > x_max)
-			x_max = x;
-	}
-	return x_max;
-}
-
-static void svg_open(FILE *f, double height, const char *label)
-{
-	fprintf(f, "<svg viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"%s\">\n", WIDTH,
-	        height, label);
-}
-
-static void grid_line(FILE *f, double y, const char *label)
-{
-	fprintf(f,
-	        "<line class=\"grid\" x1=\"%.0f\" x2=\"%.0f\" y1=\"%.1f\" y2=\"%.1f\"/>"
-	        "<text class=\"tick\" text-anchor=\"end\" x=\"%.0f\" y=\"%.1f\">%s</text>\n",
-	        LEFT, RIGHT, y, y, LEFT - 8, y + 4, label);
-}
-
-static void plot_title(FILE *f, const struct plot *p, const char *title)
-{
-	fprintf(f, "<text class=\"axis\" x=\"%.0f\" y=\"%.1f\">%s</text>\n", LEFT, p->top - 10,
-	        title);
-}
-
-/* Ticks of time in ms below a plot. */
-static void time_axis(FILE *f, const struct plot *p)
-{
-	double step = chart_step(p->x_max, 8);
-
-	for (unsigned int i = 0; i * step <= p->x_max * 1.0001; i++) {
-		double ms = i * step;
-
-		fprintf(f,
-		        "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>"
-		        "<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" "
-		        "y=\"%.1f\">%s</text>\n",
-		        plot_x(p, ms), plot_x(p, ms), p->top, p->bottom, plot_x(p, ms),
-		        p->bottom + 17, ms > 0 ? text_duration(ms * 1000).s : "0");
-	}
-}
 
 static void draw_pages(FILE *f, const struct plot *p, struct json_object *array, size_t n,
                        double pages_total)
@@ -105,12 +19,12 @@ static void draw_pages(FILE *f, const struct plot *p, struct json_object *array,
 		char label[16];
 
 		snprintf(label, sizeof label, "%d %%", percent);
-		grid_line(f, plot_y(p, percent / 100.0), label);
+		plot_grid_line(f, plot_y(p, percent / 100.0), label);
 	}
-	time_axis(f, p);
+	plot_time_axis(f, p);
 	fprintf(f, "<path class=\"area\" d=\"M%.1f %.1f", plot_x(p, 0), p->bottom);
 	for (size_t i = 0; i < n; i++) {
-		if (!pair_at(array, i, &x, &y))
+		if (!plot_pair(array, i, &x, &y))
 			continue;
 		y = pages_total > 0 ? y / pages_total : 0;
 		fprintf(f, "L%.1f %.1f", plot_x(p, x), plot_y(p, y < 1 ? y : 1));
@@ -124,7 +38,7 @@ static struct log_scale latency_scale(struct json_object *dots, size_t n)
 	double min = INFINITY, max = 0, x, us;
 
 	for (size_t i = 0; i < n; i++) {
-		if (!pair_at(dots, i, &x, &us) || us <= 0)
+		if (!plot_pair(dots, i, &x, &us) || us <= 0)
 			continue;
 		min = us < min ? us : min;
 		max = us > max ? us : max;
@@ -148,7 +62,7 @@ static void draw_dots(FILE *f, const struct plot *p, const struct log_scale *sca
 	double x, us;
 
 	for (size_t i = 0; i < n; i++) {
-		if (!pair_at(dots, i, &x, &us) || us <= 0 || x < 0 ||
+		if (!plot_pair(dots, i, &x, &us) || us <= 0 || x < 0 ||
 		    dot_phase(json_object_array_get_idx(dots, i)) != phase)
 			continue;
 		if (!open)
@@ -171,9 +85,9 @@ static void draw_faults(FILE *f, const struct plot *p, struct json_object *dots,
 	for (unsigned int i = 0; i < log_scale_ticks(&scale); i++) {
 		double v = log_scale_tick(&scale, i);
 
-		grid_line(f, plot_y(p, log_scale_at(&scale, v)), text_duration(v).s);
+		plot_grid_line(f, plot_y(p, log_scale_at(&scale, v)), text_duration(v).s);
 	}
-	time_axis(f, p);
+	plot_time_axis(f, p);
 	/* A dot of no known phase is of phase -1. */
 	for (int phase = -1; phase < REPORT_PHASES_MAX; phase++)
 		draw_dots(f, p, &scale, dots, n, phase);
@@ -182,9 +96,9 @@ static void draw_faults(FILE *f, const struct plot *p, struct json_object *dots,
 void chart_timeline(FILE *f, struct json_object *report)
 {
 	struct json_object *timeline, *dots;
-	size_t n_timeline = series_length(report, "timeline", &timeline);
-	size_t n_dots = series_length(report, "fault_dots", &dots);
-	double x_max = series_x_max(dots, n_dots, series_x_max(timeline, n_timeline, 0));
+	size_t n_timeline = plot_series(report, "timeline", &timeline);
+	size_t n_dots = plot_series(report, "fault_dots", &dots);
+	double x_max = plot_series_x_max(dots, n_dots, plot_series_x_max(timeline, n_timeline, 0));
 	uint64_t faults_total;
 	struct plot pages = { .top = 30, .bottom = 190, .x_max = x_max };
 	struct plot faults = { .top = 250, .bottom = 470, .x_max = x_max };
@@ -193,7 +107,7 @@ void chart_timeline(FILE *f, struct json_object *report)
 		fprintf(f, "<p class=\"note\">The daemon recorded no timeline.</p>\n");
 		return;
 	}
-	svg_open(f, n_dots ? 500 : 220, "pages present and faults over time");
+	plot_open(f, n_dots ? 500 : 220, "pages present and faults over time");
 	draw_pages(f, &pages, timeline, n_timeline, json_number_or(report, "pages_total", 0));
 	if (n_dots)
 		draw_faults(f, &faults, dots, n_dots);
@@ -234,8 +148,8 @@ static void draw_bins_axes(FILE *f, const struct plot *p, const struct log_bins 
 
 	step = step < 1 ? 1 : step;
 	for (unsigned int i = 0; i * step <= bins->max_count; i++)
-		grid_line(f, plot_y(p, i * step / bins->max_count),
-		          text_count((uint64_t)(i * step)).s);
+		plot_grid_line(f, plot_y(p, i * step / bins->max_count),
+		               text_count((uint64_t)(i * step)).s);
 	for (unsigned int i = 0; i < log_scale_ticks(scale); i++) {
 		double v = log_scale_tick(scale, i);
 
@@ -269,18 +183,18 @@ void chart_histogram(FILE *f, struct json_object *report, const char *series, co
 	struct log_bins bins = { .max_count = 0 };
 	struct log_scale scale;
 	struct json_object *array;
-	size_t n = series_length(report, series, &array);
+	size_t n = plot_series(report, series, &array);
 	double upper, count;
 
 	for (size_t i = 0; i < n; i++)
-		if (pair_at(array, i, &upper, &count))
+		if (plot_pair(array, i, &upper, &count))
 			log_bins_add(&bins, upper, count);
 	if (bins.first == bins.end) {
 		fprintf(f, "<p class=\"note\">No fault had to wait for the source.</p>\n");
 		return;
 	}
 	scale = log_scale_init(log_bins_lower(bins.first), log_bins_lower(bins.end));
-	svg_open(f, 260, "how often which fault latency was seen");
+	plot_open(f, 260, "how often which fault latency was seen");
 	draw_bins_axes(f, &p, &bins, &scale);
 	draw_bins(f, &p, &bins, &scale);
 	draw_quantile(f, &p, &scale, report, quantiles, "p50", 14);
@@ -294,9 +208,9 @@ void chart_parts(FILE *f, const char *label, const struct chart_part *parts, siz
 
 	for (size_t i = 0; i < n; i++)
 		total += parts[i].us;
-	svg_open(f, 40, label);
+	plot_open(f, 40, label);
 	for (size_t i = 0; i < n; i++) {
-		double width = total > 0 ? WIDTH * parts[i].us / total : 0;
+		double width = total > 0 ? PLOT_WIDTH * parts[i].us / total : 0;
 
 		fprintf(f,
 		        "<rect class=\"part%d\" x=\"%.1f\" y=\"4\" width=\"%.1f\" "

@@ -4,9 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "ctl/json.h"
 #include "bench/report_charts.h"
 #include "bench/report_html.h"
+#include "ctl/json.h"
 #include "ctl/units.h"
 
 #define SLOWEST_SHOWN 10

@@ -4,9 +4,9 @@
 #include <errno.h>
 #include <string.h>
 
-#include "ctl/json.h"
 #include "bench/report_charts.h"
 #include "bench/report_faults.h"
+#include "ctl/json.h"
 #include "ctl/units.h"
 
 static const char page_style[] =

@@ -9,9 +9,9 @@
 #include <string.h>
 
 #include "bench/bench.h"
+#include "bench/report_html.h"
 #include "ctl/json.h"
 #include "ctl/migration_json.h"
-#include "bench/report_html.h"
 #include "ctl/top.h"
 
 const unsigned int fuzz_rounds = 20000;

@@ -14,9 +14,9 @@
 
 #include "bench/bench.h"
 #include "bench/chart.h"
+#include "bench/report_html.h"
 #include "ctl/json.h"
 #include "ctl/progress.h"
-#include "bench/report_html.h"
 #include "ctl/units.h"
 #include "util/clock.h"
 
