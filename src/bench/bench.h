@@ -6,6 +6,7 @@
  * bench.c    the command: options, what the host must have, set-up and clean-up
  * run.c      one migration
  * process.c  its children; host.c what it wants of the host
+ * work.c     what the guest got done meanwhile, and what not
  * result.c   the figures: what JSON has, medians of several runs
  * print.c    the figures for people
  * floors*.c  what this host can do at best

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "bench/bench.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "ctl/json.h"
@@ -46,6 +47,21 @@ static void print_setting(struct json_object *r, size_t runs)
 	putchar('\n');
 }
 
+/* What the guest's users feel of it. */
+static void print_work(struct json_object *r)
+{
+	double lost_ms, touched = json_number_or(r, "pages_touched", 0);
+	double faults = json_number_or(r, "faults.after_switchover", 0);
+
+	if (json_number(r, "work_lost_ms", &lost_ms))
+		printf("  work lost  %s%s of the guest's own progress, longest gap %s\n",
+		       lost_ms < 0 ? "-" : "", text_duration(fabs(lost_ms) * 1000).s,
+		       duration_at(r, "longest_gap_us").s);
+	if (touched > 0)
+		printf("  touched    %s pages, network faults for %.3f of them\n",
+		       count_at(r, "pages_touched").s, faults / touched);
+}
+
 static void print_course(struct json_object *r)
 {
 	double total_ms = json_number_or(r, "total_ms", 0) * 1000;
@@ -54,8 +70,9 @@ static void print_course(struct json_object *r)
 	       duration_at(r, "downtime_us.total").s, duration_at(r, "downtime_us.pause").s,
 	       duration_at(r, "downtime_us.send").s, duration_at(r, "downtime_us.load").s,
 	       duration_at(r, "downtime_us.resume").s);
+	print_work(r);
 	printf("  total      %s, bulk %s/s, %s moved\n", text_duration(total_ms).s,
-	       bytes_at(r, "bulk_bytes_per_s").s, bytes_at(r, "bulk_bytes").s);
+	       bytes_at(r, "bulk_bytes_per_s").s, bytes_at(r, "bytes_moved").s);
 	printf("  pages      %s, filled by write %s, memcpy %s, copy %s, zero %s\n",
 	       count_at(r, "pages_total").s, count_at(r, "fill.write").s,
 	       count_at(r, "fill.memcpy").s, count_at(r, "fill.copy").s,

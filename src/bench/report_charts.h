@@ -31,6 +31,12 @@ void chart_histogram(FILE *f, struct json_object *report, const char *series,
 /* Parts side by side as one bar, with a legend. */
 void chart_parts(FILE *f, const char *label, const struct chart_part *parts, size_t n);
 
+/*
+ * What the guest got done, before, meanwhile and after, with its heading: of a benchmark. Nothing
+ * where nobody counted.
+ */
+void chart_work(FILE *f, struct json_object *report);
+
 /* Guest memory as a map: when each part of it arrived. */
 void chart_arrival(FILE *f, struct json_object *report);
 

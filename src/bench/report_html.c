@@ -115,6 +115,9 @@ static void write_tiles(FILE *f, struct json_object *r)
 	fprintf(f, "<div class=\"tiles\">\n");
 	if (json_number(r, "downtime_us.total", &v))
 		tile(f, text_duration(v).s, "Downtime", "the guest ran nowhere");
+	if (json_number(r, "work_lost_ms", &v) && v >= 0)
+		tile(f, text_duration(v * 1000).s, "Work lost",
+		     "by the guest, against its steady state");
 	if (json_number(r, "total_ms", &v))
 		tile(f, text_duration(v * 1000).s, "Total time", "until the last page was there");
 	if (json_number(r, "bulk_bytes_per_s", &v)) {
@@ -263,6 +266,8 @@ static void write_parameters(FILE *f, struct json_object *r)
 	pair_count(f, r, "&#8195;that asked the source", "faults.remote");
 	pair_count(f, r, "&#8195;whose page was there already", "faults.minor");
 	pair_count(f, r, "&#8195;that shared another's answer", "faults.coalesced");
+	pair_count(f, r, "Pages that the guest touched meanwhile", "pages_touched");
+	pair_bytes(f, r, "Content of pages that the source sent", "bytes_moved");
 	pair_count(f, r, "Prefetched pages that a fault would have hit", "prefetch.hit");
 	pair_count(f, r, "&#8195;that came too late", "prefetch.late");
 	pair_count(f, r, "&#8195;that nobody asked for", "prefetch.wasted");
@@ -317,6 +322,7 @@ void report_html_write(FILE *f, struct json_object *r)
 	write_integrity(f, r);
 	fprintf(f, "<h2>Downtime in parts</h2>\n");
 	chart_downtime(f, r);
+	chart_work(f, r);
 	fprintf(f,
 	        "<h2>From resume to the last page</h2>\n<p class=\"note\">Time 0 is when the guest "
 	        "resumed on the destination.</p>\n");

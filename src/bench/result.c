@@ -8,9 +8,10 @@
 #include "ctl/json.h"
 #include "ctl/units.h"
 
-static const char *const series[] = { "phases",          "timeline",        "fault_dots",
-	                              "fault_histogram", "stall_histogram", "slow_faults",
-	                              "arrival" };
+static const char *const series[] = {
+	"phases",      "timeline", "fault_dots", "fault_histogram", "stall_histogram",
+	"slow_faults", "arrival",  "work",       "course"
+};
 
 /* Of fewer faults than this a quantile says nothing, and its ratio less. */
 #define FAULTS_MIN 100
@@ -32,6 +33,17 @@ static void add_options(struct json_object *result, const struct bench_options *
 	json_set_count(result, "idle_faults", o->idle_faults);
 }
 
+/* The daemon's, and those that users ask for: before switchover no guest is there to have one. */
+static void add_faults(struct json_object *result, struct json_object *report)
+{
+	struct json_object *faults = json_find(report, "faults");
+
+	if (!json_object_is_type(faults, json_type_object))
+		return;
+	json_copy(faults, "after_switchover", faults, "remote");
+	json_copy(result, "faults", report, "faults");
+}
+
 struct json_object *bench_result_new(const struct bench_options *o, struct json_object *report,
                                      struct json_object *source, struct json_object *verdict)
 {
@@ -51,7 +63,6 @@ struct json_object *bench_result_new(const struct bench_options *o, struct json_
 		"pages_poisoned",
 		"pages_zero",
 		"fill",
-		"faults",
 		"fault_us",
 		"fault_idle_us",
 		"fault_bulk_us",
@@ -70,6 +81,9 @@ struct json_object *bench_result_new(const struct bench_options *o, struct json_
 	for (size_t i = 0; i < N_SERIES; i++)
 		json_copy(result, series[i], report, series[i]);
 	json_copy(result, "served", source, "served");
+	json_copy(result, "bytes_moved", source, "served.bytes");
+	json_copy(result, "pages_touched", verdict, "touched");
+	add_faults(result, report);
 	add_options(result, o, report);
 	json_copy(integrity, "pages_checked", verdict, "pages_checked");
 	json_copy(integrity, "pages_bad", verdict, "pages_bad");

@@ -3,10 +3,12 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "bench/work.h"
 #include "ctl/client.h"
 #include "ctl/json.h"
 #include "ctl/pki.h"
@@ -26,6 +28,12 @@
  * a hypervisor takes back the memory that was touched ahead (host_memory_warm()).
  */
 #define IDLE_PHASE_MAX_NS (1 * NSEC_PER_SEC)
+/*
+ * So long the guest runs as ever before it moves: its steady state, for the work that it loses.
+ * Not from the beginning: until then its VMMs attach, and its caches are cold.
+ */
+#define STEADY_MS 500
+#define SETTLE_MS 200
 /* The guest goes on for so long after the last page came, so that it meets them all. */
 #define RUN_AFTER_COMPLETE_MS "200"
 
@@ -136,6 +144,7 @@ struct run {
 	char id[32];
 	struct process source_vmm;
 	struct process destination_vmm;
+	struct work_course course;
 	/* Following it: */
 	bool bulk_on;
 	uint64_t postcopy_since_ns; /* 0 before */
@@ -167,12 +176,18 @@ static int prepare(struct run *run, struct error *err)
 	return r < 0 ? error_prefix(err, "preparing the destination") : 0;
 }
 
+/* Where the guest's progress on one side is written down. */
+static void progress_path(const struct run *run, bool source, char ret[128])
+{
+	snprintf(ret, 128, "%s/%s.progress", run->b->dir, source ? "source" : "destination");
+}
+
 static int start_vmm(struct run *run, bool source, struct error *err)
 {
 	const struct bench_options *o = run->b->options;
 	const char *side = source ? "source" : "destination";
 	char memory[24], vcpus[24], writes[24], zeroes[24], seed[24], pad[24];
-	char socket[128], log[PATH_MAX], name[48];
+	char socket[128], work[128], log[PATH_MAX], name[48];
 	/* clang-format off */
 	char *const argv[] = {
 		run->b->vmm_path,
@@ -180,7 +195,7 @@ static int start_vmm(struct run *run, bool source, struct error *err)
 		"--memory", memory, "--backend", (char *)o->backend, "--vcpus", vcpus,
 		"--workload", (char *)o->workload, "--write-percent", writes,
 		"--zero-percent", zeroes, "--run-after-complete", RUN_AFTER_COMPLETE_MS,
-		"--seed", seed, "--vmstate-pad", pad,
+		"--seed", seed, "--vmstate-pad", pad, "--progress", work,
 		"--status-fd", PROCESS_STATUS_FD_TEXT,
 		NULL,
 	};
@@ -193,6 +208,7 @@ static int start_vmm(struct run *run, bool source, struct error *err)
 	snprintf(seed, sizeof seed, "%" PRIu64, o->seed);
 	snprintf(pad, sizeof pad, "%" PRIu64, o->vmstate_pad_bytes);
 	snprintf(socket, sizeof socket, "%s/%s.vmm", run->b->dir, side);
+	progress_path(run, source, work);
 	snprintf(log, sizeof log, "%.*s/%s-minivmm.log", PATH_MAX - 64, run->b->log_dir, side);
 	snprintf(name, sizeof name, "the %s's minivmm", side);
 	return process_start(source ? &run->source_vmm : &run->destination_vmm, name, argv, log,
@@ -228,6 +244,38 @@ static int wait_event(struct run *run, struct process *vmm, const char *event,
 			*ret = steal_ptr(&status);
 		return 0;
 	}
+}
+
+static uint64_t now_us(void)
+{
+	return clock_now_ns() / NSEC_PER_USEC;
+}
+
+static int check_processes(struct run *run, struct error *err)
+{
+	struct process *const all[] = { &run->b->source_daemon, &run->b->destination_daemon,
+		                        &run->source_vmm, &run->destination_vmm };
+	int r = 0;
+
+	for (size_t i = 0; !r && i < sizeof all / sizeof *all; i++)
+		r = process_check(all[i], err);
+	return r;
+}
+
+/* Nothing but the guest runs meanwhile. */
+static int watch_steady_state(struct run *run, struct error *err)
+{
+	struct pollfd cancel = { .fd = run->b->cancel_fd, .events = POLLIN };
+	int r;
+
+	run->course.steady_us = now_us() + SETTLE_MS * 1000;
+	r = poll(&cancel, 1, SETTLE_MS + STEADY_MS);
+	if (r < 0)
+		return error_errno(err, -errno, "waiting for the guest's steady state");
+	if (r > 0)
+		return error_set(err, -ECANCELED, "interrupted");
+	run->course.steady_end_us = now_us();
+	return check_processes(run, err);
 }
 
 static int attach_vmms(struct run *run, struct error *err)
@@ -269,17 +317,6 @@ static int check_moving(struct run *run, struct json_object *migration, uint64_t
 	                 STALL_TIMEOUT_NS / NSEC_PER_SEC);
 }
 
-static int check_processes(struct run *run, struct error *err)
-{
-	struct process *const all[] = { &run->b->source_daemon, &run->b->destination_daemon,
-		                        &run->source_vmm, &run->destination_vmm };
-	int r = 0;
-
-	for (size_t i = 0; !r && i < sizeof all / sizeof *all; i++)
-		r = process_check(all[i], err);
-	return r;
-}
-
 static int follow(struct json_object *migration, void *userdata, struct error *err)
 {
 	struct run *run = userdata;
@@ -313,6 +350,7 @@ static int migrate(struct run *run, struct error *err)
 	/* The source's guest has its memory by now: what this leaves is the destination's. */
 	if (!run->b->options->cold)
 		host_memory_warm(run->b->options->memory_bytes, 0);
+	run->course.start_us = now_us();
 	r = client_start(run->b->destination, run->id, false, NULL, err);
 	if (r < 0)
 		return error_prefix(err, "starting");
@@ -330,13 +368,29 @@ static int migrate(struct run *run, struct error *err)
 	return 0;
 }
 
+/* What the destination's VMM has said by now: when what was, and the guest's verdict. */
+static int hear_verdict(struct run *run, struct json_object **ret, struct error *err)
+{
+	_cleanup_json_ struct json_object *resumed = NULL;
+	_cleanup_json_ struct json_object *complete = NULL;
+	int r = wait_event(run, &run->destination_vmm, "resumed", &resumed, err);
+
+	if (!r)
+		r = wait_event(run, &run->destination_vmm, "complete", &complete, err);
+	if (!r)
+		r = wait_event(run, &run->destination_vmm, "result", ret, err);
+	run->course.resume_us = json_count_or(resumed, "at_us", 0);
+	run->course.complete_us = json_count_or(complete, "at_us", 0);
+	return r;
+}
+
 static int collect(struct run *run, struct json_object **ret, struct error *err)
 {
 	_cleanup_json_ struct json_object *report = NULL;
 	_cleanup_json_ struct json_object *source = NULL;
 	_cleanup_json_ struct json_object *verdict = NULL;
 	struct json_object *result, *rss;
-	int r = wait_event(run, &run->destination_vmm, "result", &verdict, err);
+	int r = hear_verdict(run, &verdict, err);
 
 	if (!r)
 		r = client_get_report(run->b->destination, run->id, NULL, &report, err);
@@ -360,6 +414,30 @@ static int finish(struct run *run, struct error *err)
 	int r = process_wait(&run->source_vmm, timeout_ms, run->b->cancel_fd, err);
 
 	return r < 0 ? r : process_wait(&run->destination_vmm, timeout_ms, run->b->cancel_fd, err);
+}
+
+/* Both VMMs have ended: what they wrote is whole. */
+static int add_work(struct run *run, struct json_object *result, struct error *err)
+{
+	_cleanup_(work_series_deinit) struct work_series source = { .n = 0 };
+	_cleanup_(work_series_deinit) struct work_series destination = { .n = 0 };
+	_cleanup_(work_series_deinit) struct work_series both = { .n = 0 };
+	char path[128];
+	int r;
+
+	progress_path(run, true, path);
+	r = work_series_read(path, &source, err);
+	progress_path(run, false, path);
+	if (!r)
+		r = work_series_read(path, &destination, err);
+	if (r < 0)
+		return r;
+	if (!work_series_merge(&source, &destination, &both))
+		return error_set(err, -ENOMEM, "no memory for the guest's progress");
+	run->course.pause_us =
+	        run->course.resume_us - json_count_or(result, "downtime_us.total", 0);
+	work_add(result, &both, &run->course);
+	return 0;
 }
 
 /* A daemon that has closed its connection may have died: what of is the news, then. */
@@ -394,12 +472,17 @@ int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, str
 	if (!r)
 		r = attach_vmms(&run, err);
 	if (!r)
+		r = watch_steady_state(&run, err);
+	if (!r)
 		r = migrate(&run, err);
 	if (!r)
 		r = collect(&run, &result, err);
 	/* Where pages are bad that is the news, not how the VMM ended. */
-	if (!r && bench_result_good(result, NULL))
+	if (!r && bench_result_good(result, NULL)) {
 		r = finish(&run, err);
+		if (!r)
+			r = add_work(&run, result, err);
+	}
 	if (r == -EPIPE)
 		r = name_the_dead(&run, err);
 	process_stop(&run.destination_vmm);

@@ -89,6 +89,15 @@ def test_bench_prints_its_contract():
     assert PERCENTILES <= set(result["fault_us"])
     assert PERCENTILES | {"source"} <= set(result["guest_stall_us"])
     assert {"hit", "late", "wasted"} <= set(result["prefetch"])
+    assert 0 < result["faults"]["after_switchover"] == result["faults"]["remote"]
+    assert 0 < result["bytes_moved"] <= 2 * result["memory_bytes"]
+    # Between the fewest that can do it and all that the guest has.
+    assert 0 < result["pages_touched"] <= result["integrity"]["pages_checked"]
+    # The guest stood still for the downtime, and not for longer than it all took.
+    assert result["steady_accesses_per_s"] > 0
+    assert 0 < result["longest_gap_us"] <= result["total_ms"] * 1000 + 1000
+    assert result["work_lost_ms"] <= result["total_ms"] * 1.1
+    assert "warm" not in result
     assert result["integrity"]["pages_checked"] > 0
     assert result["integrity"]["pages_bad"] == 0
     assert result["memory_bytes"] == 32 << 20
@@ -105,6 +114,7 @@ def test_bench_writes_a_report_that_needs_nothing_else(tmp_path):
     assert done.returncode == 0, done.stderr
     html = report.read_text()
     assert "<svg" in html and "downtime" in html.lower()
+    assert "What the guest got done" in html and "postcopy: the guest runs here" in html
     assert not re.search(r"""(src|href)\s*=\s*["']https?:""", html)
 
 
@@ -114,6 +124,15 @@ def test_bench_without_ebpf_has_the_daemon_s_stalls():
     assert result["trace"] == "off"
     assert result["guest_stall_us"]["source"] == "daemon"
     assert result["stall_joined_us"] is None
+
+
+@needs_kvm
+def test_bench_of_an_idle_guest_tells_of_no_work():
+    done = bench("--json", "--workload", "idle")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["work_lost_ms"] is None and result["longest_gap_us"] is None
+    assert result["pages_touched"] == 0
 
 
 @needs_kvm
