@@ -1,8 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "bench/floors.h"
 
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "bench/process.h"
 #include "ctl/json.h"
 #include "util/clock.h"
+
+#define BYTES_PER_GIB ((double)(1ull << 30))
+
+static uint64_t cpu_ns(pid_t other)
+{
+	return process_cpu_ns(0) + (other ? process_cpu_ns(other) : 0);
+}
+
+struct floor_meter floor_meter_start(pid_t other)
+{
+	return (struct floor_meter){ clock_now_ns(), cpu_ns(other), other };
+}
+
+struct floor_rate floor_meter_rate(const struct floor_meter *m, uint64_t bytes)
+{
+	double wall_s = (double)(clock_now_ns() - m->wall_ns) / NSEC_PER_SEC;
+	double cpu_s = (double)(cpu_ns(m->other) - m->cpu_ns) / NSEC_PER_SEC;
+
+	return (struct floor_rate){ (double)bytes / wall_s, cpu_s * BYTES_PER_GIB / (double)bytes };
+}
 
 static struct json_object *quantiles(const struct histogram *ns)
 {
@@ -15,41 +39,42 @@ static struct json_object *quantiles(const struct histogram *ns)
 
 /* One measurement of a throughput. */
 struct rate_floor {
-	const char *key;
-	int (*measure)(const struct rate_floor *f, double *ret_bytes_per_s, struct error *err);
+	const char *name;
+	int (*measure)(const struct rate_floor *f, struct floor_rate *ret, struct error *err);
 	const char *pki_dir;
 	unsigned int streams;
 };
 
-static int measure_tls(const struct rate_floor *f, double *ret, struct error *err)
+static int measure_tls(const struct rate_floor *f, struct floor_rate *ret, struct error *err)
 {
 	return floor_tls_throughput(f->pki_dir, f->streams, ret, err);
 }
 
-static int measure_pwrite(const struct rate_floor *f, double *ret, struct error *err)
+static int measure_pwrite(const struct rate_floor *f, struct floor_rate *ret, struct error *err)
 {
 	(void)f;
 	return floor_pwrite(ret, err);
 }
 
-static int measure_memcpy(const struct rate_floor *f, double *ret, struct error *err)
+static int measure_memcpy(const struct rate_floor *f, struct floor_rate *ret, struct error *err)
 {
 	(void)f;
 	return floor_memcpy(ret, err);
 }
 
-static double median_of_3(const double *v)
+static int compare(const void *a, const void *b)
 {
-	double low = v[0] < v[1] ? v[0] : v[1];
-	double high = v[0] < v[1] ? v[1] : v[0];
+	double x = ((const struct floor_rate *)a)->bytes_per_s;
+	double y = ((const struct floor_rate *)b)->bytes_per_s;
 
-	return v[2] < low ? low : v[2] > high ? high : v[2];
+	return (x > y) - (x < y);
 }
 
 /* The middle one of three, so that a neighbour's burst doesn't lower the bar. */
 static int add_rate(struct json_object *o, const struct rate_floor *f, struct error *err)
 {
-	double rates[3];
+	struct floor_rate rates[3];
+	char key[48];
 
 	for (size_t i = 0; i < 3; i++) {
 		int r = f->measure(f, &rates[i], err);
@@ -57,7 +82,11 @@ static int add_rate(struct json_object *o, const struct rate_floor *f, struct er
 		if (r < 0)
 			return r;
 	}
-	json_set_number(o, f->key, median_of_3(rates));
+	qsort(rates, 3, sizeof *rates, compare);
+	snprintf(key, sizeof key, "%s_bytes_per_s", f->name);
+	json_set_number(o, key, rates[1].bytes_per_s);
+	snprintf(key, sizeof key, "%s_cpu_s_per_gib", f->name);
+	json_set_number(o, key, rates[1].cpu_s_per_gib);
 	return 0;
 }
 
@@ -65,9 +94,9 @@ int floors_measure(const char *pki_dir, unsigned int streams, struct json_object
                    struct error *err)
 {
 	const struct rate_floor rates[] = {
-		{ "tls_bytes_per_s", measure_tls, pki_dir, streams },
-		{ "pwrite_bytes_per_s", measure_pwrite, NULL, 0 },
-		{ "memcpy_bytes_per_s", measure_memcpy, NULL, 0 },
+		{ "tls", measure_tls, pki_dir, streams },
+		{ "pwrite", measure_pwrite, NULL, 0 },
+		{ "memcpy", measure_memcpy, NULL, 0 },
 	};
 	_cleanup_json_ struct json_object *o = json_object_new_object();
 	struct histogram pingpong = { .count = 0 }, resolve = { .count = 0 };

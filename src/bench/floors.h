@@ -9,6 +9,7 @@
 
 #include <json-c/json.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "util/error.h"
 #include "util/histogram.h"
@@ -18,16 +19,22 @@
  * @pki_dir: where pki_make() has put its files
  * @streams: connections of the throughput floor
  * @ret: {tls_bytes_per_s, tls_pingpong_us {p50, p99}, uffd_resolve_us {p50, p99},
- *        pwrite_bytes_per_s, memcpy_bytes_per_s}
+ *        pwrite_bytes_per_s, memcpy_bytes_per_s, and of these three rates what they cost:
+ *        tls_cpu_s_per_gib (both ends), pwrite_cpu_s_per_gib, memcpy_cpu_s_per_gib}
  */
 int floors_measure(const char *pki_dir, unsigned int streams, struct json_object **ret,
                    struct error *err);
+
+struct floor_rate {
+	double bytes_per_s;
+	double cpu_s_per_gib;
+};
 
 /*
  * Throughput of @streams TLS connections over loopback TCP from one process to
  * another, and the round trip of a small request with a 4 KiB answer, blocking.
  */
-int floor_tls_throughput(const char *pki_dir, unsigned int streams, double *ret_bytes_per_s,
+int floor_tls_throughput(const char *pki_dir, unsigned int streams, struct floor_rate *ret,
                          struct error *err);
 int floor_tls_pingpong(const char *pki_dir, struct histogram *ret_ns, struct error *err);
 
@@ -38,7 +45,15 @@ int floor_tls_pingpong(const char *pki_dir, struct histogram *ret_ns, struct err
 int floor_uffd_resolve(struct histogram *ret_ns, struct error *err);
 
 /* Filling a fresh memfd in pieces of 256 KiB. */
-int floor_pwrite(double *ret_bytes_per_s, struct error *err);
-int floor_memcpy(double *ret_bytes_per_s, struct error *err);
+int floor_pwrite(struct floor_rate *ret, struct error *err);
+int floor_memcpy(struct floor_rate *ret, struct error *err);
+
+/* Wall clock, and the CPU of this process and of @other (0: none), when something began. */
+struct floor_meter {
+	uint64_t wall_ns, cpu_ns;
+	pid_t other;
+};
+struct floor_meter floor_meter_start(pid_t other);
+struct floor_rate floor_meter_rate(const struct floor_meter *m, uint64_t bytes);
 
 #endif

@@ -36,33 +36,28 @@ static void fill_pattern(uint8_t *buf)
 		buf[i] = (uint8_t)(i * 31 + 7);
 }
 
-static double rate_since(uint64_t start_ns)
-{
-	return (double)FILL_BYTES * NSEC_PER_SEC / (double)(clock_now_ns() - start_ns);
-}
-
-int floor_pwrite(double *ret_bytes_per_s, struct error *err)
+int floor_pwrite(struct floor_rate *ret, struct error *err)
 {
 	_cleanup_close_ int fd = memfd_new(FILL_BYTES, err);
 	static uint8_t piece[FILL_PIECE];
-	uint64_t start;
+	struct floor_meter meter;
 
 	if (fd < 0)
 		return fd;
 	fill_pattern(piece);
-	start = clock_now_ns();
+	meter = floor_meter_start(0);
 	for (size_t at = 0; at < FILL_BYTES; at += FILL_PIECE)
 		if (pwrite(fd, piece, FILL_PIECE, (off_t)at) != FILL_PIECE)
 			return error_errno(err, -errno, "floors: pwrite");
-	*ret_bytes_per_s = rate_since(start);
+	*ret = floor_meter_rate(&meter, FILL_BYTES);
 	return 0;
 }
 
-int floor_memcpy(double *ret_bytes_per_s, struct error *err)
+int floor_memcpy(struct floor_rate *ret, struct error *err)
 {
 	_cleanup_close_ int fd = memfd_new(FILL_BYTES, err);
 	static uint8_t piece[FILL_PIECE];
-	uint64_t start;
+	struct floor_meter meter;
 	uint8_t *map;
 
 	if (fd < 0)
@@ -71,10 +66,10 @@ int floor_memcpy(double *ret_bytes_per_s, struct error *err)
 	if (map == MAP_FAILED)
 		return error_errno(err, -errno, "floors: mmap");
 	fill_pattern(piece);
-	start = clock_now_ns();
+	meter = floor_meter_start(0);
 	for (size_t at = 0; at < FILL_BYTES; at += FILL_PIECE)
 		memcpy(map + at, piece, FILL_PIECE);
-	*ret_bytes_per_s = rate_since(start);
+	*ret = floor_meter_rate(&meter, FILL_BYTES);
 	munmap(map, FILL_BYTES);
 	return 0;
 }

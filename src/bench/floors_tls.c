@@ -235,16 +235,16 @@ static void *receiver_main(void *arg)
 	return NULL;
 }
 
-static int receive_all(struct receiver *receivers, unsigned int n, _Atomic uint64_t *total,
-                       double *ret, struct error *err)
+static int receive_all(struct receiver *receivers, unsigned int n, pid_t server,
+                       _Atomic uint64_t *total, struct floor_rate *ret, struct error *err)
 {
-	uint64_t start = clock_now_ns();
+	struct floor_meter meter = floor_meter_start(server);
 	unsigned int started = 0;
 	int r = 0;
 
 	for (unsigned int i = 0; i < n && !r; i++) {
 		receivers[i].total = total;
-		receivers[i].start_ns = start;
+		receivers[i].start_ns = meter.wall_ns;
 		if (SSL_write(receivers[i].ssl, "g", 1) != 1)
 			r = tls_error(err, "TLS throughput");
 		else if (pthread_create(&receivers[i].thread, NULL, receiver_main, &receivers[i]))
@@ -255,13 +255,13 @@ static int receive_all(struct receiver *receivers, unsigned int n, _Atomic uint6
 	for (unsigned int i = 0; i < started; i++)
 		pthread_join(receivers[i].thread, NULL);
 	if (!r)
-		*ret = (double)*total * NSEC_PER_SEC / (double)(clock_now_ns() - start);
+		*ret = floor_meter_rate(&meter, *total);
 	if (!r && *total < WRITE_BYTES)
 		r = error_set(err, -EIO, "floors: TLS throughput: the connections broke");
 	return r;
 }
 
-int floor_tls_throughput(const char *pki_dir, unsigned int streams, double *ret_bytes_per_s,
+int floor_tls_throughput(const char *pki_dir, unsigned int streams, struct floor_rate *ret,
                          struct error *err)
 {
 	_cleanup_(SSL_CTX_free_p) SSL_CTX *ctx = context_new(pki_dir, false, err);
@@ -282,7 +282,7 @@ int floor_tls_throughput(const char *pki_dir, unsigned int streams, double *ret_
 		open += !r;
 	}
 	if (!r)
-		r = receive_all(receivers, n, &total, ret_bytes_per_s, err);
+		r = receive_all(receivers, n, server, &total, ret, err);
 	for (unsigned int i = 0; i < open; i++) {
 		SSL_free(receivers[i].ssl);
 		close(receivers[i].fd);

@@ -31,6 +31,14 @@ static struct text bytes_at(struct json_object *r, const char *path)
 	return json_number(r, path, &v) ? text_bytes(v) : unknown;
 }
 
+static struct text seconds_at(struct json_object *r, const char *path)
+{
+	struct text unknown = { "?" };
+	double s;
+
+	return json_number(r, path, &s) ? text_duration(s * 1000000) : unknown;
+}
+
 static void print_setting(struct json_object *r, size_t runs)
 {
 	printf("  guest      %s of %s in pages of %s, %s vCPUs, %s workload, %s %% writes\n",
@@ -142,10 +150,23 @@ static void print_floors(struct json_object *r)
 	       bytes_at(r, "floors.memcpy_bytes_per_s").s);
 }
 
+static void print_cpu(struct json_object *r)
+{
+	if (!json_find(r, "cpu_s_per_gib"))
+		return;
+	printf("  daemons    CPU for a GiB %s source, %s destination",
+	       seconds_at(r, "cpu_s_per_gib.source").s,
+	       seconds_at(r, "cpu_s_per_gib.destination").s);
+	if (json_find(r, "cpu_s_per_gib.floor"))
+		printf(", floor of both %s", seconds_at(r, "cpu_s_per_gib.floor").s);
+	putchar('\n');
+}
+
 static void print_verdict(struct json_object *r)
 {
 	struct error err = ERROR_INIT;
 
+	print_cpu(r);
 	printf("  daemons    peak memory %s source, %s destination\n",
 	       bytes_at(r, "rss_bytes.source").s, bytes_at(r, "rss_bytes.destination").s);
 	if (bench_result_good(r, &err))

@@ -283,6 +283,16 @@ void process_stop(struct process *p)
 	reap(p);
 }
 
+uint64_t process_cpu_ns(pid_t pid)
+{
+	struct timespec t;
+	clockid_t clock;
+
+	if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &t) < 0)
+		return 0;
+	return (uint64_t)t.tv_sec * NSEC_PER_SEC + (uint64_t)t.tv_nsec;
+}
+
 uint64_t process_peak_rss_bytes(const struct process *p)
 {
 	_cleanup_fclose_ FILE *f = NULL;

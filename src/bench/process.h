@@ -71,6 +71,9 @@ int process_wait(struct process *p, int timeout_ms, int cancel_fd, struct error 
 /* Ends it: asks, waits, kills. Nothing to do where none runs. */
 void process_stop(struct process *p);
 
+/* The CPU time that all of a process's threads have taken. Return: 0 where it can't be told. */
+uint64_t process_cpu_ns(pid_t pid);
+
 /* The most memory it has had, VmHWM. Return: bytes, 0 where it can't be told. */
 uint64_t process_peak_rss_bytes(const struct process *p);
 

@@ -204,6 +204,14 @@ static void pair_bytes(FILE *f, struct json_object *r, const char *label, const 
 		pair(f, label, text_bytes(v).s);
 }
 
+static void pair_seconds(FILE *f, struct json_object *r, const char *label, const char *path)
+{
+	double v;
+
+	if (json_number(r, path, &v))
+		pair(f, label, text_duration(v * 1000000).s);
+}
+
 static void pair_string(FILE *f, struct json_object *r, const char *label, const char *path)
 {
 	const char *s = json_string_or(r, path, NULL);
@@ -272,6 +280,10 @@ static void write_parameters(FILE *f, struct json_object *r)
 	pair_count(f, r, "&#8195;that came too late", "prefetch.late");
 	pair_count(f, r, "&#8195;that nobody asked for", "prefetch.wasted");
 	pair_count(f, r, "Reconnects", "reconnects");
+	pair_seconds(f, r, "CPU of the source's daemon for a GiB", "cpu_s_per_gib.source");
+	pair_seconds(f, r, "CPU of the destination's daemon for a GiB",
+	             "cpu_s_per_gib.destination");
+	pair_seconds(f, r, "&#8195;floor of both: TLS, and filling memory", "cpu_s_per_gib.floor");
 	pair_bytes(f, r, "Peak memory of the source's daemon", "rss_bytes.source");
 	pair_bytes(f, r, "Peak memory of the destination's daemon", "rss_bytes.destination");
 	pair_string(f, r, "Kernel", "host.kernel");

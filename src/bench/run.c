@@ -145,6 +145,7 @@ struct run {
 	struct process source_vmm;
 	struct process destination_vmm;
 	struct work_course course;
+	uint64_t source_cpu_ns, destination_cpu_ns; /* of the daemons, from start to complete */
 	/* Following it: */
 	bool bulk_on;
 	uint64_t postcopy_since_ns; /* 0 before */
@@ -342,6 +343,28 @@ static int follow(struct json_object *migration, void *userdata, struct error *e
 	return r;
 }
 
+/* At the start and at the end: what lies between them. */
+static void count_cpu(struct run *run, bool end)
+{
+	uint64_t source = process_cpu_ns(run->b->source_daemon.pid);
+	uint64_t destination = process_cpu_ns(run->b->destination_daemon.pid);
+
+	run->source_cpu_ns = end ? source - run->source_cpu_ns : source;
+	run->destination_cpu_ns = end ? destination - run->destination_cpu_ns : destination;
+}
+
+/* Of the guest's memory, zero pages and all: what it costs to move a guest of that size. */
+static void add_cpu(const struct run *run, struct json_object *result)
+{
+	double gib = (double)run->b->options->memory_bytes / (double)(1ull << 30);
+	struct json_object *cpu = json_object_new_object();
+
+	json_set_number(cpu, "source", (double)run->source_cpu_ns / NSEC_PER_SEC / gib);
+	json_set_number(cpu, "destination", (double)run->destination_cpu_ns / NSEC_PER_SEC / gib);
+	json_object_object_add(cpu, "floor", NULL);
+	json_object_object_add(result, "cpu_s_per_gib", cpu);
+}
+
 static int migrate(struct run *run, struct error *err)
 {
 	_cleanup_json_ struct json_object *last = NULL;
@@ -350,6 +373,7 @@ static int migrate(struct run *run, struct error *err)
 	/* The source's guest has its memory by now: what this leaves is the destination's. */
 	if (!run->b->options->cold)
 		host_memory_warm(run->b->options->memory_bytes, 0);
+	count_cpu(run, false);
 	run->course.start_us = now_us();
 	r = client_start(run->b->destination, run->id, false, NULL, err);
 	if (r < 0)
@@ -357,6 +381,7 @@ static int migrate(struct run *run, struct error *err)
 	run->moved_ns = clock_now_ns();
 	r = client_watch(run->b->watcher, run->id, NULL, WATCH_INTERVAL_MS, follow, run, &last,
 	                 err);
+	count_cpu(run, true);
 	if (!run->b->quiet)
 		fprintf(stderr, "\r\033[K");
 	if (r < 0)
@@ -403,6 +428,7 @@ static int collect(struct run *run, struct json_object **ret, struct error *err)
 	json_set_count(rss, "source", process_peak_rss_bytes(&run->b->source_daemon));
 	json_set_count(rss, "destination", process_peak_rss_bytes(&run->b->destination_daemon));
 	json_object_object_add(result, "rss_bytes", rss);
+	add_cpu(run, result);
 	*ret = result;
 	return 0;
 }

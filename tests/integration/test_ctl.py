@@ -98,6 +98,8 @@ def test_bench_prints_its_contract():
     assert 0 < result["longest_gap_us"] <= result["total_ms"] * 1000 + 1000
     assert result["work_lost_ms"] <= result["total_ms"] * 1.1
     assert "warm" not in result
+    assert result["cpu_s_per_gib"]["source"] > 0 and result["cpu_s_per_gib"]["destination"] > 0
+    assert result["cpu_s_per_gib"]["floor"] is None
     assert result["integrity"]["pages_checked"] > 0
     assert result["integrity"]["pages_bad"] == 0
     assert result["memory_bytes"] == 32 << 20

@@ -359,10 +359,13 @@ static void test_ratios_need_their_faults(void **state)
 {
 	_cleanup_json_ struct json_object *r = json_tokener_parse(
 	        "{\"bulk_bytes_per_s\": 800, \"fault_idle_us\": {\"count\": 100, \"p50\": 120},"
-	        "\"fault_bulk_us\": {\"count\": 99, \"p99\": 500}}");
+	        "\"fault_bulk_us\": {\"count\": 99, \"p99\": 500},"
+	        "\"cpu_s_per_gib\": {\"source\": 1, \"destination\": 2, \"floor\": null}}");
 	_cleanup_json_ struct json_object *floors =
 	        json_tokener_parse("{\"tls_bytes_per_s\": 1000, \"tls_pingpong_us\": {\"p50\": 40},"
-	                           "\"uffd_resolve_us\": {\"p50\": 20}}");
+	                           "\"uffd_resolve_us\": {\"p50\": 20},"
+	                           "\"tls_cpu_s_per_gib\": 1.5, \"pwrite_cpu_s_per_gib\": 0.5,"
+	                           "\"memcpy_cpu_s_per_gib\": 0.75}");
 	double v;
 
 	(void)state;
@@ -370,6 +373,7 @@ static void test_ratios_need_their_faults(void **state)
 	assert_true(fabs(json_number_or(r, "ratios.bulk_to_tls", 0) - 0.8) < 1e-9);
 	assert_true(fabs(json_number_or(r, "ratios.idle_fault_to_floor", 0) - 2) < 1e-9);
 	assert_false(json_number(r, "ratios.busy_fault_p99_to_floor", &v));
+	assert_true(fabs(json_number_or(r, "cpu_s_per_gib.floor", 0) - 2) < 1e-9);
 }
 
 int main(void)
