@@ -39,6 +39,8 @@ static const struct bench_options bench_defaults = {
 	.seed = 1,
 	.runs = 1,
 	.idle_faults = UINT64_MAX,
+	.queue_ms = 20,
+	.qdisc = "fifo",
 };
 
 static const struct option_spec bench_specs[] = {
@@ -68,6 +70,16 @@ static const struct option_spec bench_specs[] = {
 	{ "idle-faults", OPTION_UINT, BENCH(idle_faults), "N",
 	  "keep bulk off until N remote faults were seen, or for 1 s\n(0; 500 with --floors)", 0,
 	  1000000 },
+	{ "link-mbit", OPTION_UINT, BENCH(link_mbit), "N",
+	  "put a link of N Mbit/s between the two sides, each in a\nnetwork namespace (loopback); "
+	  "as root",
+	  1, 400000 },
+	{ "rtt-us", OPTION_UINT, BENCH(rtt_us), "N", "the link's round trip when it is empty (0)",
+	  0, 1000000 },
+	{ "queue-ms", OPTION_UINT, BENCH(queue_ms), "N", "the queue before the link, in time (20)",
+	  1, 1000 },
+	{ "qdisc", OPTION_CHOICE, BENCH(qdisc), "fifo|prio",
+	  "that queue: one, or three bands by priority (fifo)", .choices = { "fifo", "prio" } },
 	{ "trace", OPTION_CHOICE, BENCH(trace), "MODE",
 	  "measure the guest's stalls by eBPF: auto, fentry, kprobe,\ntracepoint or off (auto)",
 	  .choices = { "auto", "fentry", "kprobe", "tracepoint", "off" } },
@@ -136,6 +148,27 @@ static int check_host(struct bench *b, struct error *err)
 		return error_set(err, -EOPNOTSUPP, "--backend %s: %s", o->backend,
 		                 can->source.detail);
 	return 0;
+}
+
+static int make_link(struct bench *b, struct error *err)
+{
+	const struct bench_options *o = b->options;
+	const struct link_options link = {
+		.mbit = o->link_mbit,
+		.rtt_us = o->rtt_us,
+		.queue_ms = o->queue_ms,
+		.prio = !strcmp(o->qdisc, "prio"),
+	};
+	int r;
+
+	if (!o->link_mbit)
+		return o->rtt_us
+		               ? error_set(err, -EINVAL, "--rtt-us is of a link: give --link-mbit")
+		               : 0;
+	r = link_up(&b->link, &link, err);
+	b->source_daemon.netns_fd = b->link.source_ns;
+	b->destination_daemon.netns_fd = b->link.destination_ns;
+	return r;
 }
 
 static int make_directories(struct bench *b, struct error *err)
@@ -253,7 +286,7 @@ static int bench_all(struct bench *b, const struct ctl_common *common)
 	b->cancel_fd = interrupt_fd(&err);
 	if (b->cancel_fd < 0)
 		return command_failed(&bench_command, &err);
-	if (check_host(b, &err) < 0) {
+	if (check_host(b, &err) < 0 || make_link(b, &err) < 0) {
 		command_failed(&bench_command, &err);
 		return CTL_USAGE;
 	}
@@ -285,6 +318,7 @@ static int bench_run(const struct ctl_common *common, const char *operand, const
 		.quiet = common->json || !isatty(STDERR_FILENO),
 		.source_daemon = PROCESS_INIT,
 		.destination_daemon = PROCESS_INIT,
+		.link = LINK_INIT,
 	};
 	int r;
 
@@ -294,6 +328,7 @@ static int bench_run(const struct ctl_common *common, const char *operand, const
 	if (options.idle_faults == UINT64_MAX)
 		options.idle_faults = options.floors ? IDLE_FAULTS_WITH_FLOORS : 0;
 	r = bench_all(&b, common);
+	link_down(&b.link);
 	hugepages_give_back(&b.hugepages);
 	close_fd(&b.cancel_fd);
 	return r;

@@ -6,6 +6,7 @@
  * bench.c    the command: options, what the host must have, set-up and clean-up
  * run.c      one migration
  * process.c  its children; host.c what it wants of the host
+ * link*.c    two network namespaces with a link between them, where one is asked for
  * work.c     what the guest got done meanwhile, and what not
  * result.c   the figures: what JSON has, medians of several runs
  * print.c    the figures for people
@@ -25,6 +26,7 @@
 #include <stdint.h>
 
 #include "bench/host.h"
+#include "bench/link.h"
 #include "bench/process.h"
 #include "util/error.h"
 
@@ -44,6 +46,10 @@ struct bench_options {
 	uint64_t vmstate_pad_bytes;
 	uint64_t runs;
 	uint64_t idle_faults; /* UINT64_MAX: not given */
+	uint64_t link_mbit;   /* 0: loopback */
+	uint64_t rtt_us;
+	uint64_t queue_ms;
+	const char *qdisc;
 	bool floors;
 	bool hugepages;
 	bool cold;
@@ -66,6 +72,7 @@ struct bench {
 	struct client *destination;
 	struct client *watcher; /* a second connection to the destination */
 	struct hugepages hugepages;
+	struct link link;
 };
 
 /* The two daemons, and connections to them. bench_stop() also after failure. */

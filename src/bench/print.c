@@ -48,6 +48,11 @@ static void print_setting(struct json_object *r, size_t runs)
 	printf("  stream     %s bulk connections and an urgent one, %s, map %s\n",
 	       count_at(r, "streams").s, json_string_or(r, "tls", "?"),
 	       json_string_or(r, "map", "?"));
+	if (json_find(r, "link"))
+		printf("  link       %s Mbit/s, round trip %s, queue of %s ms (%s), used %.0f %%\n",
+		       count_at(r, "link.mbit").s, duration_at(r, "link.rtt_us").s,
+		       count_at(r, "link.queue_ms").s, json_string_or(r, "link.qdisc", "?"),
+		       json_number_or(r, "link.used", 0) * 100);
 	printf("  host       Linux %s, %s CPUs, %s\n", json_string_or(r, "host.kernel", "?"),
 	       count_at(r, "host.cpus").s, json_string_or(r, "host.cpu_model", "?"));
 	if (runs > 1)

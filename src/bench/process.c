@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,7 +72,8 @@ int process_find(const char *program, char *ret, struct error *err)
 }
 
 /* In the child: never returns. */
-static _Noreturn void become(char *const *argv, int log_fd, int status_fd, pid_t parent)
+static _Noreturn void become(char *const *argv, int log_fd, int status_fd, int netns_fd,
+                             pid_t parent)
 {
 	sigset_t none;
 	int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -84,6 +86,8 @@ static _Noreturn void become(char *const *argv, int log_fd, int status_fd, pid_t
 	/* Where the parent died before this took effect nobody would send the signal. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != parent)
+		_exit(127);
+	if (netns_fd >= 0 && setns(netns_fd, CLONE_NEWNET) < 0)
 		_exit(127);
 	/* Out of the way of the numbers that are to be taken. */
 	status_fd = fcntl(status_fd, F_DUPFD_CLOEXEC, PROCESS_STATUS_FD + 1);
@@ -119,7 +123,7 @@ int process_start(struct process *p, const char *name, char *const *argv, const 
 	if (pid < 0)
 		return error_errno(err, -errno, "starting %s", name);
 	if (!pid)
-		become(argv, log_fd, write_fd, parent);
+		become(argv, log_fd, write_fd, p->netns_fd, parent);
 	p->pid = pid;
 	p->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 	p->status_fd = steal_fd(&read_fd);

@@ -24,13 +24,14 @@ struct process {
 	pid_t pid;     /* 0 while none runs */
 	int pidfd;
 	int status_fd;
+	int netns_fd; /* the network namespace that it is to run in; -1: ours. The caller's */
 	char log_path[PATH_MAX];
 	char buf[PROCESS_LINE_MAX];
 	size_t len;      /* bytes in buf */
 	size_t consumed; /* of them, those of the line taken last */
 };
 
-#define PROCESS_INIT ((struct process){ .pidfd = -1, .status_fd = -1 })
+#define PROCESS_INIT ((struct process){ .pidfd = -1, .status_fd = -1, .netns_fd = -1 })
 
 /*
  * process_find() - where a program of ours is

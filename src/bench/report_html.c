@@ -257,6 +257,20 @@ static void write_floors(FILE *f, struct json_object *r)
 	fprintf(f, "</table>\n");
 }
 
+static void write_link(FILE *f, struct json_object *r)
+{
+	char text[256];
+
+	if (!json_find(r, "link"))
+		return;
+	snprintf(text, sizeof text, "%s Mbit/s, round trip %s, queue of %s ms, %.0f %% used",
+	         text_count(json_count_or(r, "link.mbit", 0)).s,
+	         text_duration(json_number_or(r, "link.rtt_us", 0)).s,
+	         text_count(json_count_or(r, "link.queue_ms", 0)).s,
+	         json_number_or(r, "link.used", 0) * 100);
+	pair(f, "Link between the two sides", text);
+}
+
 static void write_parameters(FILE *f, struct json_object *r)
 {
 	fprintf(f, "<h2>Parameters and counts</h2>\n<table class=\"pairs\">\n");
@@ -267,6 +281,7 @@ static void write_parameters(FILE *f, struct json_object *r)
 	pair_string(f, r, "Workload", "workload");
 	pair_count(f, r, "Bulk connections", "streams");
 	pair_string(f, r, "TLS", "tls");
+	write_link(f, r);
 	pair_string(f, r, "Mapping ahead", "map");
 	pair_count(f, r, "Pages", "pages_total");
 	pair_count(f, r, "Zero pages, sent as a bit", "pages_zero");

@@ -74,13 +74,19 @@ static int connect_to(struct bench *b, const struct paths *p, struct client **re
 	return client_new(&target, b->cancel_fd, ret, err);
 }
 
+static const char *source_address(const struct bench *b)
+{
+	return b->options->link_mbit ? LINK_SOURCE_ADDRESS : "127.0.0.1";
+}
+
 static int start_source(struct bench *b, struct error *err)
 {
 	struct paths p;
+	char listen[32];
 	/* clang-format off */
 	char *const argv[] = {
 		b->daemon_path, "--config", "/dev/null",
-		"--control", p.control, "--vmm", p.vmm, "--listen", "127.0.0.1:0",
+		"--control", p.control, "--vmm", p.vmm, "--listen", listen,
 		"--cert", p.cert, "--key", p.key, "--ca", p.ca,
 		"--allow-peer", PKI_DESTINATION_NAME,
 		"--trace", (char *)b->options->trace, "--ready-fd", PROCESS_STATUS_FD_TEXT,
@@ -89,6 +95,7 @@ static int start_source(struct bench *b, struct error *err)
 	/* clang-format on */
 	int r;
 
+	snprintf(listen, sizeof listen, "%s:0", source_address(b));
 	paths_init(&p, b, "source", PKI_SOURCE_CERT, PKI_SOURCE_KEY);
 	r = process_start(&b->source_daemon, "the source's postcopyd", argv, p.log, err);
 	if (!r)
@@ -146,6 +153,7 @@ struct run {
 	struct process destination_vmm;
 	struct work_course course;
 	uint64_t source_cpu_ns, destination_cpu_ns; /* of the daemons, from start to complete */
+	uint64_t sent_bytes, took_ns;               /* on the link, likewise */
 	/* Following it: */
 	bool bulk_on;
 	uint64_t postcopy_since_ns; /* 0 before */
@@ -166,7 +174,7 @@ static int prepare(struct run *run, struct error *err)
 		r = client_prepare(run->b->source, &p, NULL, err);
 	if (r < 0)
 		return error_prefix(err, "preparing the source");
-	snprintf(address, sizeof address, "127.0.0.1:%u", run->b->port);
+	snprintf(address, sizeof address, "%s:%u", source_address(run->b), run->b->port);
 	p.destination = true;
 	p.source = address;
 	p.map = o->map;
@@ -343,14 +351,17 @@ static int follow(struct json_object *migration, void *userdata, struct error *e
 	return r;
 }
 
-/* At the start and at the end: what lies between them. */
-static void count_cpu(struct run *run, bool end)
+/* Called at the start and at the end: what lies between. */
+static void count_costs(struct run *run)
 {
-	uint64_t source = process_cpu_ns(run->b->source_daemon.pid);
-	uint64_t destination = process_cpu_ns(run->b->destination_daemon.pid);
+	const struct bench *b = run->b;
 
-	run->source_cpu_ns = end ? source - run->source_cpu_ns : source;
-	run->destination_cpu_ns = end ? destination - run->destination_cpu_ns : destination;
+	run->source_cpu_ns = process_cpu_ns(b->source_daemon.pid) - run->source_cpu_ns;
+	run->destination_cpu_ns =
+	        process_cpu_ns(b->destination_daemon.pid) - run->destination_cpu_ns;
+	run->took_ns = clock_now_ns() - run->took_ns;
+	if (b->options->link_mbit)
+		run->sent_bytes = link_sent_bytes(&b->link) - run->sent_bytes;
 }
 
 /* Of the guest's memory, zero pages and all: what it costs to move a guest of that size. */
@@ -365,6 +376,20 @@ static void add_cpu(const struct run *run, struct json_object *result)
 	json_object_object_add(result, "cpu_s_per_gib", cpu);
 }
 
+static void add_link(const struct run *run, struct json_object *result)
+{
+	const struct bench_options *o = run->b->options;
+	double could = (double)o->link_mbit * 1e6 / 8 * (double)run->took_ns / NSEC_PER_SEC;
+	struct json_object *link = json_object_new_object();
+
+	json_set_count(link, "mbit", o->link_mbit);
+	json_set_count(link, "rtt_us", o->rtt_us);
+	json_set_count(link, "queue_ms", o->queue_ms);
+	json_set_string(link, "qdisc", o->qdisc);
+	json_set_number(link, "used", (double)run->sent_bytes / could);
+	json_object_object_add(result, "link", link);
+}
+
 static int migrate(struct run *run, struct error *err)
 {
 	_cleanup_json_ struct json_object *last = NULL;
@@ -373,7 +398,7 @@ static int migrate(struct run *run, struct error *err)
 	/* The source's guest has its memory by now: what this leaves is the destination's. */
 	if (!run->b->options->cold)
 		host_memory_warm(run->b->options->memory_bytes, 0);
-	count_cpu(run, false);
+	count_costs(run);
 	run->course.start_us = now_us();
 	r = client_start(run->b->destination, run->id, false, NULL, err);
 	if (r < 0)
@@ -381,7 +406,7 @@ static int migrate(struct run *run, struct error *err)
 	run->moved_ns = clock_now_ns();
 	r = client_watch(run->b->watcher, run->id, NULL, WATCH_INTERVAL_MS, follow, run, &last,
 	                 err);
-	count_cpu(run, true);
+	count_costs(run);
 	if (!run->b->quiet)
 		fprintf(stderr, "\r\033[K");
 	if (r < 0)
@@ -429,6 +454,8 @@ static int collect(struct run *run, struct json_object **ret, struct error *err)
 	json_set_count(rss, "destination", process_peak_rss_bytes(&run->b->destination_daemon));
 	json_object_object_add(result, "rss_bytes", rss);
 	add_cpu(run, result);
+	if (run->b->options->link_mbit)
+		add_link(run, result);
 	*ret = result;
 	return 0;
 }

@@ -138,6 +138,28 @@ def test_bench_of_an_idle_guest_tells_of_no_work():
 
 
 @needs_kvm
+@pytest.mark.parametrize("more", [(), ("--qdisc", "prio"), ("--rtt-us", 20000)], ids=str)
+def test_bench_by_a_link(more):
+    done = bench("--json", "--vcpus", 1, "--link-mbit", 400, *more)
+    if done.returncode == 2 and "link:" in done.stderr:
+        pytest.skip("no such link here: %s" % done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    link = result["link"]
+    assert link["mbit"] == 400 and link["rtt_us"] == (more[1] if "--rtt-us" in more else 0)
+    # All of it went by the link, and not faster than the link is; what is let through at once aside.
+    assert result["bytes_moved"] * 8 <= 400e6 * result["total_ms"] / 1000 + (64 << 10) * 8
+    assert 0 < link["used"] <= 1.05
+    if link["rtt_us"]:
+        assert result["fault_us"]["p50"] >= link["rtt_us"]
+
+
+def test_bench_refuses_a_round_trip_without_a_link():
+    done = bench("--rtt-us", 100)
+    assert done.returncode == 2 and "--link-mbit" in done.stderr
+
+
+@needs_kvm
 def test_bench_leaves_no_directory_behind():
     before = set(os.listdir("/tmp"))
     done = bench("--json", "--backend", "anon")
