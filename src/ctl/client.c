@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ctl/clean.h"
 #include "ctl/json.h"
 #include "ctl/migration_json.h"
 #include "google/rpc/error_details.pb-c.h"
@@ -143,6 +144,7 @@ static void take_reason(const struct grpc_status *s, char *ret, size_t size)
 		info = google__rpc__error_info__unpack(NULL, any->value.len, any->value.data);
 		if (info)
 			snprintf(ret, size, "%s", info->reason);
+		text_clean(ret);
 		google__rpc__error_info__free_unpacked(info, NULL);
 	}
 	google__rpc__status__free_unpacked(details, NULL);
@@ -150,11 +152,15 @@ static void take_reason(const struct grpc_status *s, char *ret, size_t size)
 
 static int refused(struct client *c, const struct grpc_status *s, struct error *err)
 {
+	char message[sizeof s->message];
+
 	snprintf(c->refusal.code, sizeof c->refusal.code, "%s", grpc_code_name(s->code));
 	if (s->details_len)
 		take_reason(s, c->refusal.reason, sizeof c->refusal.reason);
+	snprintf(message, sizeof message, "%s", s->message);
+	text_clean(message);
 	return error_set(err, errno_of(s->code), "%s",
-	                 *s->message ? s->message : "refused without reason");
+	                 *message ? message : "refused without reason");
 }
 
 /* Calls. */
@@ -188,7 +194,10 @@ static int unpack(const ProtobufCMessageDescriptor *type, const uint8_t *message
                   ProtobufCMessage **ret, struct error *err)
 {
 	*ret = protobuf_c_message_unpack(type, NULL, len, message);
-	return *ret ? 0 : error_set(err, -EPROTO, "an answer that is no %s", type->name);
+	if (!*ret)
+		return error_set(err, -EPROTO, "an answer that is no %s", type->name);
+	message_clean(*ret);
+	return 0;
 }
 
 static int take_answer(const uint8_t *message, size_t len, void *arg, struct error *err)
