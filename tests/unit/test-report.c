@@ -300,11 +300,18 @@ static void test_page_survives_absent_and_odd_members(void **state)
 		"{}",
 		"{\"downtime_us\": null, \"fault_us\": null, \"timeline\": [], \"fault_dots\": []}",
 		"{\"timeline\": [[0, 0]], \"fault_dots\": [[0, 0]], \"fault_histogram\": [[0, 0]]}",
-		"{\"timeline\": [1, [2], \"x\", [5, 5], [6, NaN], [NaN, 6]], \"fault_dots\": "
-		"{\"a\": 1},"
-		"\"fault_histogram\": [[-3, 4], [NaN, 1], [Infinity, 2]], \"pages_total\": 0}",
-		"{\"downtime_us\": {\"pause\": -5, \"send\": \"x\"}, \"integrity\": 3,"
-		"\"memory_bytes\": \"much\", \"id\": 4}",
+		("{\"timeline\": [1, [2], \"x\", [5, 5], [6, NaN], [NaN, 6]], \"fault_dots\": "
+		 "{\"a\": 1},"
+		 "\"fault_histogram\": [[-3, 4], [NaN, 1], [Infinity, 2]], \"pages_total\": 0}"),
+		("{\"downtime_us\": {\"pause\": -5, \"send\": \"x\"}, \"integrity\": 3,"
+		 "\"memory_bytes\": \"much\", \"id\": 4}"),
+		("{\"work\": [[0, 1], [1, NaN], [\"x\", 2]], \"course\": [[\"postcopy\", 0, 1], 3, "
+		 "[],"
+		 "[\"later\", 1, 2], [null, 1, 2], [\"switchover\", 9, 1], [\"warm\", NaN, "
+		 "Infinity]],"
+		 "\"work_lost_ms\": -3}"),
+		"{\"work\": [[5, 1]], \"course\": [[\"postcopy\", 0, 1]]}",
+		"{\"work\": [[0, -2], [9, 3e300]], \"course\": [[\"postcopy\", -1e300, 1e300]]}",
 	};
 
 	(void)state;
