@@ -78,6 +78,9 @@ static const struct option_spec bench_specs[] = {
 	  0, 1000000 },
 	{ "queue-ms", OPTION_UINT, BENCH(queue_ms), "N", "the queue before the link, in time (20)",
 	  1, 1000 },
+	{ "cross-mbit", OPTION_UINT, BENCH(cross_mbit), "N",
+	  "foreign traffic on the link from source to destination, that\nyields to nobody (0)", 0,
+	  400000 },
 	{ "qdisc", OPTION_CHOICE, BENCH(qdisc), "fifo|prio",
 	  "that queue: one, or three bands by priority (fifo)", .choices = { "fifo", "prio" } },
 	{ "trace", OPTION_CHOICE, BENCH(trace), "MODE",
@@ -157,14 +160,16 @@ static int make_link(struct bench *b, struct error *err)
 		.mbit = o->link_mbit,
 		.rtt_us = o->rtt_us,
 		.queue_ms = o->queue_ms,
+		.cross_mbit = o->cross_mbit,
 		.prio = !strcmp(o->qdisc, "prio"),
 	};
 	int r;
 
+	if (!o->link_mbit && (o->rtt_us || o->cross_mbit))
+		return error_set(err, -EINVAL,
+		                 "--rtt-us and --cross-mbit are of a link: give --link-mbit");
 	if (!o->link_mbit)
-		return o->rtt_us
-		               ? error_set(err, -EINVAL, "--rtt-us is of a link: give --link-mbit")
-		               : 0;
+		return 0;
 	r = link_up(&b->link, &link, err);
 	b->source_daemon.netns_fd = b->link.source_ns;
 	b->destination_daemon.netns_fd = b->link.destination_ns;

@@ -49,6 +49,7 @@ struct bench_options {
 	uint64_t link_mbit;   /* 0: loopback */
 	uint64_t rtt_us;
 	uint64_t queue_ms;
+	uint64_t cross_mbit;
 	const char *qdisc;
 	bool floors;
 	bool hugepages;
@@ -94,6 +95,13 @@ int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, str
  */
 struct json_object *bench_result_new(const struct bench_options *o, struct json_object *report,
                                      struct json_object *source, struct json_object *verdict);
+
+/*
+ * Adds "link" {mbit, rtt_us, queue_ms, cross_mbit, qdisc, used, queue_share}
+ * @sent_bytes: by it, from the source, in @took_ns
+ */
+void bench_result_add_link(struct json_object *result, const struct bench_options *o,
+                           uint64_t sent_bytes, uint64_t took_ns);
 
 /* Adds "floors" and the "ratios" of this result to them. */
 void bench_result_add_floors(struct json_object *result, struct json_object *floors);

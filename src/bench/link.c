@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "bench/link.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -13,6 +14,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,6 +23,7 @@
 
 #define DEVICE "migration"
 #define DESTINATION_ADDRESS "192.0.2.2"
+#define CROSS_PORT 9 /* discard */
 #define COMMAND_MAX 512
 #define OUTPUT_MAX 4096
 /* What passes at once; a packet with segmentation offload is as large. */
@@ -130,48 +133,106 @@ static int open_tun(struct error *err)
 	return steal_fd(&fd);
 }
 
-static int open_tun_in(int ns, struct error *err)
+/* What @open_one opens in a namespace; this process is back in its own when it returns. */
+static int open_in(int ns, int (*open_one)(struct error *err), struct error *err)
 {
+	_cleanup_close_ int own = open_own_ns(err);
+	int fd;
+
+	if (own < 0)
+		return own;
 	if (setns(ns, CLONE_NEWNET) < 0)
 		return error_errno(err, -errno, "link: entering a network namespace");
-	return open_tun(err);
+	fd = open_one(err);
+	if (setns(own, CLONE_NEWNET) < 0) {
+		close_fd(&fd);
+		return error_errno(err, -errno, "link: back into our network namespace");
+	}
+	return fd;
 }
 
-static _Noreturn void carrier_process(int a, int b, uint64_t delay_ns, pid_t parent)
+/* A process that ends with this one. Return: its pid, 0 in it. */
+static pid_t fork_helper(struct error *err)
 {
-	/* It has little to do, and what it adds to the delay would be taken for the link's. */
-	struct sched_param first = { .sched_priority = 1 };
+	pid_t parent = getpid(), pid;
 
+	fflush(NULL);
+	pid = fork();
+	if (pid < 0)
+		return error_errno(err, -errno, "link: a process");
+	if (pid)
+		return pid;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	sched_setscheduler(0, SCHED_FIFO, &first);
-	if (getppid() == parent)
-		link_carry(a, b, delay_ns);
-	_exit(0);
+	if (getppid() != parent)
+		_exit(1);
+	return 0;
 }
 
 static int start_carrier(struct link *l, const struct link_options *o, struct error *err)
 {
-	_cleanup_close_ int own = open_own_ns(err);
-	_cleanup_close_ int a = -1;
-	_cleanup_close_ int b = -1;
-	pid_t parent = getpid();
+	/* It has little to do, and being late would be taken for the link's. */
+	struct sched_param first = { .sched_priority = 1 };
+	_cleanup_close_ int a = open_in(l->source_ns, open_tun, err);
+	_cleanup_close_ int b = a < 0 ? a : open_in(l->destination_ns, open_tun, err);
+	pid_t pid;
 
-	if (own < 0)
-		return own;
-	a = open_tun_in(l->source_ns, err);
-	b = a < 0 ? a : open_tun_in(l->destination_ns, err);
-	if (setns(own, CLONE_NEWNET) < 0)
-		return error_errno(err, -errno, "link: back into our network namespace");
 	if (b < 0)
 		return b;
-	fflush(NULL);
-	l->carrier = fork();
-	if (!l->carrier)
-		carrier_process(a, b, o->rtt_us * 1000 / 2, parent);
-	if (l->carrier < 0) {
-		l->carrier = 0;
-		return error_errno(err, -errno, "link: the process that carries packets");
+	pid = fork_helper(err);
+	if (!pid) {
+		sched_setscheduler(0, SCHED_FIFO, &first);
+		link_carry(a, b, o->rtt_us * 1000 / 2);
+		_exit(0);
 	}
+	if (pid < 0)
+		return pid;
+	l->carrier = pid;
+	return 0;
+}
+
+static struct sockaddr_in destination_port(void)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(CROSS_PORT) };
+
+	inet_pton(AF_INET, DESTINATION_ADDRESS, &a.sin_addr);
+	return a;
+}
+
+/* Nobody reads it; without it each packet would be answered by "port unreachable". */
+static int open_sink(struct error *err)
+{
+	_cleanup_close_ int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	struct sockaddr_in a = destination_port();
+
+	if (fd < 0 || bind(fd, (struct sockaddr *)&a, sizeof a) < 0)
+		return error_errno(err, -errno, "link: a socket for foreign traffic");
+	return steal_fd(&fd);
+}
+
+static int open_sender(struct error *err)
+{
+	_cleanup_close_ int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	struct sockaddr_in a = destination_port();
+
+	if (fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof a) < 0)
+		return error_errno(err, -errno, "link: a socket for foreign traffic");
+	return steal_fd(&fd);
+}
+
+static int start_stranger(struct link *l, const struct link_options *o, struct error *err)
+{
+	_cleanup_close_ int sink = open_in(l->destination_ns, open_sink, err);
+	_cleanup_close_ int sender = sink < 0 ? sink : open_in(l->source_ns, open_sender, err);
+	pid_t pid;
+
+	if (sender < 0)
+		return sender;
+	pid = fork_helper(err);
+	if (!pid)
+		link_cross(sender, o->cross_mbit);
+	if (pid < 0)
+		return pid;
+	l->stranger = pid;
 	return 0;
 }
 
@@ -218,15 +279,23 @@ int link_up(struct link *l, const struct link_options *o, struct error *err)
 		r = configure(l->source_ns, LINK_SOURCE_ADDRESS, DESTINATION_ADDRESS, o, err);
 	if (!r)
 		r = configure(l->destination_ns, DESTINATION_ADDRESS, LINK_SOURCE_ADDRESS, o, err);
+	if (!r && o->cross_mbit)
+		r = start_stranger(l, o, err);
 	return r;
+}
+
+static void end(pid_t pid)
+{
+	if (!pid)
+		return;
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
 }
 
 void link_down(struct link *l)
 {
-	if (l->carrier) {
-		kill(l->carrier, SIGKILL);
-		waitpid(l->carrier, NULL, 0);
-	}
+	end(l->stranger);
+	end(l->carrier);
 	close_fd(&l->source_ns);
 	close_fd(&l->destination_ns);
 	*l = LINK_INIT;

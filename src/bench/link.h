@@ -25,12 +25,14 @@ struct link_options {
 	uint64_t mbit;
 	uint64_t rtt_us;
 	uint64_t queue_ms;
-	bool prio; /* pfifo_fast instead of one FIFO */
+	uint64_t cross_mbit; /* of foreign traffic; 0: none */
+	bool prio;           /* pfifo_fast instead of one FIFO */
 };
 
 struct link {
 	int source_ns, destination_ns; /* -1: there is none */
 	pid_t carrier;                 /* with a delay; else 0 */
+	pid_t stranger;                /* who sends foreign traffic; else 0 */
 };
 
 #define LINK_INIT ((struct link){ .source_ns = -1, .destination_ns = -1 })
@@ -41,6 +43,9 @@ void link_down(struct link *l);
 
 /* What the source has sent by it, as its qdisc counts. Return: 0 where it can't be told. */
 uint64_t link_sent_bytes(const struct link *l);
+
+/* Foreign traffic by @from, a connected UDP socket, at that rate, whatever becomes of it. */
+_Noreturn void link_cross(int from, uint64_t mbit);
 
 /*
  * link_carry() - the carrier's work: packets from one device to the other, each @delay_ns later

@@ -7,12 +7,29 @@
 #include "ctl/json.h"
 #include "ctl/units.h"
 
-static struct text duration_at(struct json_object *r, const char *path)
+/* @per: how many of @format's units one of the member's is */
+static struct text number_at(struct json_object *r, const char *path,
+                             struct text (*format)(double v), double per)
 {
 	struct text unknown = { "?" };
-	double us;
+	double v;
 
-	return json_number(r, path, &us) ? text_duration(us) : unknown;
+	return json_number(r, path, &v) ? format(v * per) : unknown;
+}
+
+static struct text duration_at(struct json_object *r, const char *path)
+{
+	return number_at(r, path, text_duration, 1);
+}
+
+static struct text seconds_at(struct json_object *r, const char *path)
+{
+	return number_at(r, path, text_duration, 1e6);
+}
+
+static struct text bytes_at(struct json_object *r, const char *path)
+{
+	return number_at(r, path, text_bytes, 1);
 }
 
 static struct text count_at(struct json_object *r, const char *path)
@@ -23,24 +40,10 @@ static struct text count_at(struct json_object *r, const char *path)
 	return json_count(r, path, &n) ? text_count(n) : unknown;
 }
 
-static struct text bytes_at(struct json_object *r, const char *path)
-{
-	struct text unknown = { "?" };
-	double v;
-
-	return json_number(r, path, &v) ? text_bytes(v) : unknown;
-}
-
-static struct text seconds_at(struct json_object *r, const char *path)
-{
-	struct text unknown = { "?" };
-	double s;
-
-	return json_number(r, path, &s) ? text_duration(s * 1000000) : unknown;
-}
-
 static void print_setting(struct json_object *r, size_t runs)
 {
+	double share;
+
 	printf("  guest      %s of %s in pages of %s, %s vCPUs, %s workload, %s %% writes\n",
 	       bytes_at(r, "memory_bytes").s, json_string_or(r, "backend", "?"),
 	       bytes_at(r, "page_bytes").s, count_at(r, "vcpus").s,
@@ -53,6 +56,8 @@ static void print_setting(struct json_object *r, size_t runs)
 		       count_at(r, "link.mbit").s, duration_at(r, "link.rtt_us").s,
 		       count_at(r, "link.queue_ms").s, json_string_or(r, "link.qdisc", "?"),
 		       json_number_or(r, "link.used", 0) * 100);
+	if (json_number(r, "link.queue_share", &share))
+		printf("  queue      is %.0f %% of a fault beside bulk\n", share * 100);
 	printf("  host       Linux %s, %s CPUs, %s\n", json_string_or(r, "host.kernel", "?"),
 	       count_at(r, "host.cpus").s, json_string_or(r, "host.cpu_model", "?"));
 	if (runs > 1)

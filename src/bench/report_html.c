@@ -259,6 +259,7 @@ static void write_floors(FILE *f, struct json_object *r)
 
 static void write_link(FILE *f, struct json_object *r)
 {
+	double share;
 	char text[256];
 
 	if (!json_find(r, "link"))
@@ -269,6 +270,10 @@ static void write_link(FILE *f, struct json_object *r)
 	         text_count(json_count_or(r, "link.queue_ms", 0)).s,
 	         json_number_or(r, "link.used", 0) * 100);
 	pair(f, "Link between the two sides", text);
+	if (!json_number(r, "link.queue_share", &share))
+		return;
+	snprintf(text, sizeof text, "%.0f %%", share * 100);
+	pair(f, "&#8195;its queue's share of a fault beside bulk", text);
 }
 
 static void write_parameters(FILE *f, struct json_object *r)

@@ -7,6 +7,7 @@
 
 #include "ctl/json.h"
 #include "ctl/units.h"
+#include "util/clock.h"
 
 static const char *const series[] = {
 	"phases",      "timeline", "fault_dots", "fault_histogram", "stall_histogram",
@@ -92,6 +93,36 @@ struct json_object *bench_result_new(const struct bench_options *o, struct json_
 	json_object_object_add(result, "vmm", json_object_get(verdict));
 	json_object_object_add(result, "host", host_describe());
 	return result;
+}
+
+/* How much of a fault beside bulk the same fault without bulk does not take. */
+static void add_queue_share(struct json_object *link, struct json_object *result)
+{
+	double idle, busy;
+
+	if (json_count_or(result, "fault_idle_us.count", 0) >= FAULTS_MIN &&
+	    json_count_or(result, "fault_bulk_us.count", 0) >= FAULTS_MIN &&
+	    json_number(result, "fault_idle_us.p50", &idle) &&
+	    json_number(result, "fault_bulk_us.p50", &busy) && busy > 0)
+		json_set_number(link, "queue_share", busy > idle ? 1 - idle / busy : 0);
+	else
+		json_object_object_add(link, "queue_share", NULL);
+}
+
+void bench_result_add_link(struct json_object *result, const struct bench_options *o,
+                           uint64_t sent_bytes, uint64_t took_ns)
+{
+	double could = (double)o->link_mbit * 1e6 / 8 * (double)took_ns / NSEC_PER_SEC;
+	struct json_object *link = json_object_new_object();
+
+	json_set_count(link, "mbit", o->link_mbit);
+	json_set_count(link, "rtt_us", o->rtt_us);
+	json_set_count(link, "queue_ms", o->queue_ms);
+	json_set_count(link, "cross_mbit", o->cross_mbit);
+	json_set_string(link, "qdisc", o->qdisc);
+	json_set_number(link, "used", could > 0 ? (double)sent_bytes / could : 0);
+	add_queue_share(link, result);
+	json_object_object_add(result, "link", link);
 }
 
 static void set_ratio(struct json_object *ratios, const char *key, bool known, double value,

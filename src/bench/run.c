@@ -376,20 +376,6 @@ static void add_cpu(const struct run *run, struct json_object *result)
 	json_object_object_add(result, "cpu_s_per_gib", cpu);
 }
 
-static void add_link(const struct run *run, struct json_object *result)
-{
-	const struct bench_options *o = run->b->options;
-	double could = (double)o->link_mbit * 1e6 / 8 * (double)run->took_ns / NSEC_PER_SEC;
-	struct json_object *link = json_object_new_object();
-
-	json_set_count(link, "mbit", o->link_mbit);
-	json_set_count(link, "rtt_us", o->rtt_us);
-	json_set_count(link, "queue_ms", o->queue_ms);
-	json_set_string(link, "qdisc", o->qdisc);
-	json_set_number(link, "used", (double)run->sent_bytes / could);
-	json_object_object_add(result, "link", link);
-}
-
 static int migrate(struct run *run, struct error *err)
 {
 	_cleanup_json_ struct json_object *last = NULL;
@@ -455,7 +441,7 @@ static int collect(struct run *run, struct json_object **ret, struct error *err)
 	json_object_object_add(result, "rss_bytes", rss);
 	add_cpu(run, result);
 	if (run->b->options->link_mbit)
-		add_link(run, result);
+		bench_result_add_link(result, run->b->options, run->sent_bytes, run->took_ns);
 	*ret = result;
 	return 0;
 }

@@ -138,7 +138,8 @@ def test_bench_of_an_idle_guest_tells_of_no_work():
 
 
 @needs_kvm
-@pytest.mark.parametrize("more", [(), ("--qdisc", "prio"), ("--rtt-us", 20000)], ids=str)
+@pytest.mark.parametrize("more", [(), ("--qdisc", "prio"), ("--rtt-us", 20000),
+                                  ("--cross-mbit", 200)], ids=str)
 def test_bench_by_a_link(more):
     done = bench("--json", "--vcpus", 1, "--link-mbit", 400, *more)
     if done.returncode == 2 and "link:" in done.stderr:
@@ -149,6 +150,9 @@ def test_bench_by_a_link(more):
     assert link["mbit"] == 400 and link["rtt_us"] == (more[1] if "--rtt-us" in more else 0)
     # All of it went by the link, and not faster than the link is; what is let through at once aside.
     assert result["bytes_moved"] * 8 <= 400e6 * result["total_ms"] / 1000 + (64 << 10) * 8
+    # A stranger's share is in it, too, which is half of the link at least.
+    if "--cross-mbit" in more:
+        assert link["used"] * 400e6 * result["total_ms"] / 1000 > 1.2 * result["bytes_moved"] * 8
     assert 0 < link["used"] <= 1.05
     if link["rtt_us"]:
         assert result["fault_us"]["p50"] >= link["rtt_us"]

@@ -383,6 +383,31 @@ static void test_ratios_need_their_faults(void **state)
 	assert_true(fabs(json_number_or(r, "cpu_s_per_gib.floor", 0) - 2) < 1e-9);
 }
 
+static void link_of(const char *json, struct json_object **ret)
+{
+	const struct bench_options o = { .link_mbit = 80, .rtt_us = 100, .qdisc = "fifo" };
+
+	*ret = json_tokener_parse(json);
+	bench_result_add_link(*ret, &o, 5000000, NSEC_PER_SEC);
+}
+
+/* 80 Mbit/s are 10 MB in a second. */
+static void test_a_link_has_its_use_and_its_queue(void **state)
+{
+	_cleanup_json_ struct json_object *both = NULL;
+	_cleanup_json_ struct json_object *few = NULL;
+	double v;
+
+	(void)state;
+	link_of("{\"fault_idle_us\": {\"count\": 100, \"p50\": 120},"
+	        "\"fault_bulk_us\": {\"count\": 100, \"p50\": 480}}",
+	        &both);
+	assert_true(fabs(json_number_or(both, "link.used", 0) - 0.5) < 1e-9);
+	assert_true(fabs(json_number_or(both, "link.queue_share", 0) - 0.75) < 1e-9);
+	link_of("{\"fault_idle_us\": {\"count\": 7, \"p50\": 120}}", &few);
+	assert_false(json_number(few, "link.queue_share", &v));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -400,6 +425,7 @@ int main(void)
 		cmocka_unit_test(test_median_of_runs_sums_the_integrity),
 		cmocka_unit_test(test_no_verdict_is_no_success),
 		cmocka_unit_test(test_ratios_need_their_faults),
+		cmocka_unit_test(test_a_link_has_its_use_and_its_queue),
 	};
 
 	return cmocka_run_group_tests_name("report", tests, NULL, NULL);
