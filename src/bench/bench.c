@@ -62,6 +62,11 @@ static const struct option_spec bench_specs[] = {
 	  "share of the guest's accesses that write (50)", 0, 100 },
 	{ "zero-percent", OPTION_UINT, BENCH(zero_percent), "P",
 	  "share of the guest's pages that are zero (10)", 0, 100 },
+	{ "dirty-rate", OPTION_SIZE, BENCH(dirty_bytes_per_s), "BYTES",
+	  "let the guest write so much in a second, by having it compute\nbetween accesses (as "
+	  "fast "
+	  "as it can)",
+	  4096, 1ull << 40 },
 	{ "seed", OPTION_UINT, BENCH(seed), "N", "of the guest's random numbers (1)", 0,
 	  UINT32_MAX },
 	{ "vmstate-pad", OPTION_SIZE, BENCH(vmstate_pad_bytes), "SIZE",

@@ -42,6 +42,7 @@ struct bench_options {
 	uint64_t streams;
 	uint64_t write_percent;
 	uint64_t zero_percent;
+	uint64_t dirty_bytes_per_s; /* 0: as fast as it can */
 	uint64_t seed;
 	uint64_t vmstate_pad_bytes;
 	uint64_t runs;
@@ -86,6 +87,9 @@ void bench_stop(struct bench *b);
  * @ret: the result with the series of the report (migration_json.h)
  */
 int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, struct error *err);
+
+/* What each vCPU computes between two accesses, so that the guest writes as fast as is wanted. */
+uint64_t bench_think_us(const struct bench_options *o);
 
 /*
  * bench_result_new() - the benchmark's contract

@@ -17,7 +17,22 @@ static const char *const series[] = {
 /* Of fewer faults than this a quantile says nothing, and its ratio less. */
 #define FAULTS_MIN 100
 
+/* What minivmm takes. */
+#define THINK_US_MAX 1000000
+
 #define N_SERIES (sizeof series / sizeof *series)
+
+uint64_t bench_think_us(const struct bench_options *o)
+{
+	/* Of the accesses that would write, those to pages that stay zero don't. */
+	double written =
+	        (double)o->write_percent / 100 * (1 - (double)o->zero_percent / 100) * 4096;
+	double us = o->dirty_bytes_per_s
+	                    ? (double)o->vcpus * written * 1e6 / (double)o->dirty_bytes_per_s
+	                    : 0;
+
+	return us < THINK_US_MAX ? (uint64_t)us : THINK_US_MAX;
+}
 
 static void add_options(struct json_object *result, const struct bench_options *o,
                         struct json_object *report)
@@ -29,6 +44,7 @@ static void add_options(struct json_object *result, const struct bench_options *
 	json_set_count(result, "vcpus", o->vcpus);
 	json_set_count(result, "write_percent", o->write_percent);
 	json_set_count(result, "zero_percent", o->zero_percent);
+	json_set_count(result, "dirty_bytes_per_s", o->dirty_bytes_per_s);
 	json_set_count(result, "seed", o->seed);
 	json_set_count(result, "vmstate_pad_bytes", o->vmstate_pad_bytes);
 	json_set_count(result, "idle_faults", o->idle_faults);

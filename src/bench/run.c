@@ -195,7 +195,7 @@ static int start_vmm(struct run *run, bool source, struct error *err)
 {
 	const struct bench_options *o = run->b->options;
 	const char *side = source ? "source" : "destination";
-	char memory[24], vcpus[24], writes[24], zeroes[24], seed[24], pad[24];
+	char memory[24], vcpus[24], writes[24], zeroes[24], seed[24], pad[24], think[24];
 	char socket[128], work[128], log[PATH_MAX], name[48];
 	/* clang-format off */
 	char *const argv[] = {
@@ -204,7 +204,7 @@ static int start_vmm(struct run *run, bool source, struct error *err)
 		"--memory", memory, "--backend", (char *)o->backend, "--vcpus", vcpus,
 		"--workload", (char *)o->workload, "--write-percent", writes,
 		"--zero-percent", zeroes, "--run-after-complete", RUN_AFTER_COMPLETE_MS,
-		"--seed", seed, "--vmstate-pad", pad, "--progress", work,
+		"--seed", seed, "--vmstate-pad", pad, "--think-us", think, "--progress", work,
 		"--status-fd", PROCESS_STATUS_FD_TEXT,
 		NULL,
 	};
@@ -215,6 +215,7 @@ static int start_vmm(struct run *run, bool source, struct error *err)
 	snprintf(writes, sizeof writes, "%" PRIu64, o->write_percent);
 	snprintf(zeroes, sizeof zeroes, "%" PRIu64, o->zero_percent);
 	snprintf(seed, sizeof seed, "%" PRIu64, o->seed);
+	snprintf(think, sizeof think, "%" PRIu64, bench_think_us(o));
 	snprintf(pad, sizeof pad, "%" PRIu64, o->vmstate_pad_bytes);
 	snprintf(socket, sizeof socket, "%s/%s.vmm", run->b->dir, side);
 	progress_path(run, source, work);

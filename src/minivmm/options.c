@@ -77,6 +77,8 @@ static const struct spec {
 	  AT(workload), .choices = workloads },
 	{ "write-percent", "P", "share of accesses that write (30)", KIND_NUMBER, AT(write_percent),
 	  .max = 100 },
+	{ "think-us", "US", "what each vCPU computes between two accesses (0)", KIND_NUMBER,
+	  AT(think_us), .max = 1000000 },
 	{ "zero-percent", "P", "share of pages that stay zero (10)", KIND_NUMBER, AT(zero_percent),
 	  .max = 100 },
 	{ "run-after-complete", "MS", "destination: work on so long, then verify (200)",

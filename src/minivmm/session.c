@@ -100,10 +100,12 @@ int session_start_guest(struct session *s, struct postcopy_error *err)
 	struct vm_status status = { 0 };
 	int rc;
 
-	image_load(&s->vm.memory, &s->boot);
 	rc = vm_add_vcpus(&s->vm, s->boot.vcpus, err);
-	if (!rc)
-		rc = load_initial(&s->vm, err);
+	if (rc)
+		return rc;
+	s->boot.think_ticks = s->options.think_us * s->vm.tsc_khz / 1000;
+	image_load(&s->vm.memory, &s->boot);
+	rc = load_initial(&s->vm, err);
 	if (!rc)
 		rc = vm_run(&s->vm, err);
 	while (!rc && status.ready < s->vm.n_vcpus) {

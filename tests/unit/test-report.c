@@ -408,6 +408,22 @@ static void test_a_link_has_its_use_and_its_queue(void **state)
 	assert_false(json_number(few, "link.queue_share", &v));
 }
 
+/* 50 % of 1000 accesses a second write, and a tenth of those would be to zero pages. */
+static void test_a_dirty_rate_is_a_pace(void **state)
+{
+	struct bench_options o = { .vcpus = 2, .write_percent = 50, .zero_percent = 10 };
+
+	(void)state;
+	assert_int_equal(bench_think_us(&o), 0);
+	o.dirty_bytes_per_s = 450 * 4096;
+	assert_int_equal(bench_think_us(&o), 2000);
+	o.write_percent = 0;
+	assert_int_equal(bench_think_us(&o), 0);
+	o.write_percent = 100;
+	o.dirty_bytes_per_s = 1;
+	assert_int_equal(bench_think_us(&o), 1000000);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -426,6 +442,7 @@ int main(void)
 		cmocka_unit_test(test_no_verdict_is_no_success),
 		cmocka_unit_test(test_ratios_need_their_faults),
 		cmocka_unit_test(test_a_link_has_its_use_and_its_queue),
+		cmocka_unit_test(test_a_dirty_rate_is_a_pace),
 	};
 
 	return cmocka_run_group_tests_name("report", tests, NULL, NULL);

@@ -66,6 +66,7 @@ struct guest_boot {
 	uint64_t data_start;
 	uint64_t data_pages;
 	uint64_t seed;
+	uint64_t think_ticks; /* of the TSC: between two accesses */
 	uint32_t workload;
 	uint32_t write_percent;
 	uint32_t zero_percent;

@@ -256,6 +256,15 @@ static uint64_t hotcold_page(struct guest *g)
 	return page;
 }
 
+/* What a guest does that is not all memory. It never catches up: its pace is its own clock's. */
+static void think(const struct guest *g)
+{
+	uint64_t start = ticks();
+
+	while (ticks() - start < g->boot->think_ticks)
+		;
+}
+
 static void work(struct guest *g)
 {
 	uint64_t first = g->vcpu->first;
@@ -303,8 +312,11 @@ void guest_main(struct guest_vcpu *vcpu)
 	g.rng = guest_mix(g.boot->seed + vcpu->index + 1) | 1;
 	init_pages(&g);
 	host_call(GUEST_OUT_READY);
-	while (!vcpu->stop)
+	while (!vcpu->stop) {
 		work(&g);
+		if (g.boot->think_ticks)
+			think(&g);
+	}
 	verify(&g);
 	for (;;)
 		host_call(GUEST_OUT_DONE);
