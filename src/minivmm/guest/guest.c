@@ -12,13 +12,16 @@
 #define HOT_RUN 16u  /* hot pages lie in runs of so many ... */
 #define HOT_EVERY 5u /* ... each fifth run */
 #define HOT_ACCESS_PERCENT 80u
+#define CALIBRATIONS 32u
+#define CALIBRATION_STEPS 10000u
 #define READ_WORDS 4u /* of a page that is read, beside its first two */
 
 struct guest {
 	const struct guest_boot *boot;
 	struct guest_vcpu *vcpu;
 	uint64_t rng;
-	uint64_t next; /* sequential: the page to come */
+	uint64_t next;  /* sequential: the page to come */
+	uint64_t steps; /* of computing, between two accesses */
 };
 
 void guest_main(struct guest_vcpu *vcpu);
@@ -256,13 +259,34 @@ static uint64_t hotcold_page(struct guest *g)
 	return page;
 }
 
-/* What a guest does that is not all memory. It never catches up: its pace is its own clock's. */
-static void think(const struct guest *g)
+/* What a guest does that is not all memory. */
+static void compute(uint64_t steps)
 {
-	uint64_t start = ticks();
+	uint64_t x = steps;
 
-	while (ticks() - start < g->boot->think_ticks)
-		;
+	for (uint64_t i = 0; i < steps; i++)
+		x = guest_mix(x);
+	__asm__ volatile("" : : "r"(x));
+}
+
+/*
+ * How many steps it can do in the time that it is to think. Steps and not time, for who waits for
+ * a clock thinks on while it has no core. The best of some tries: in it nobody came between.
+ */
+static uint64_t steps_to_think(const struct guest *g)
+{
+	uint64_t best = UINT64_MAX;
+
+	if (!g->boot->think_ticks)
+		return 0;
+	for (uint32_t i = 0; i < CALIBRATIONS; i++) {
+		uint64_t start = ticks(), took;
+
+		compute(CALIBRATION_STEPS);
+		took = ticks() - start;
+		best = took < best ? took : best;
+	}
+	return best ? g->boot->think_ticks * CALIBRATION_STEPS / best : 0;
 }
 
 static void work(struct guest *g)
@@ -311,11 +335,11 @@ void guest_main(struct guest_vcpu *vcpu)
 
 	g.rng = guest_mix(g.boot->seed + vcpu->index + 1) | 1;
 	init_pages(&g);
+	g.steps = steps_to_think(&g);
 	host_call(GUEST_OUT_READY);
 	while (!vcpu->stop) {
 		work(&g);
-		if (g.boot->think_ticks)
-			think(&g);
+		compute(g.steps);
 	}
 	verify(&g);
 	for (;;)
