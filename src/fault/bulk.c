@@ -25,7 +25,9 @@
 
 static bool is_retired(const struct bulk *b)
 {
-	return b->index >= atomic_load(&b->pull->streams);
+	const struct pull *p = b->pull;
+
+	return b->index >= atomic_load(&p->streams) || atomic_load(&p->dismissed);
 }
 
 /*
@@ -443,7 +445,7 @@ void *bulk_main(void *arg)
 	};
 	/* It was had early, so that it can't fail to be had when the guest runs. */
 	pthread_mutex_lock(&p->lock);
-	while (!p->bulk_started && !atomic_load(&p->stopping))
+	while (!p->bulk_started && !is_retired(b) && !atomic_load(&p->stopping))
 		pthread_cond_wait(&p->changed, &p->lock);
 	pthread_mutex_unlock(&p->lock);
 	while (!atomic_load(&p->stopping)) {

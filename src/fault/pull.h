@@ -152,6 +152,9 @@ bool pull_warm_is_over(struct pull *p);
 /* Held, and so it stays until pull_start_bulk(): from here on fills are as ever. */
 void pull_warm_end(struct pull *p);
 
+/* The same for want of what it takes: bulk's threads and connections end, as before pull_warm(). */
+void pull_warm_stop(struct pull *p);
+
 /* Whether the guest's faults can be asked for. */
 struct pull_connection {
 	bool lost;

@@ -96,6 +96,7 @@ struct pull {
 	atomic_bool completed;
 	atomic_bool bulk_on;
 	atomic_bool warm;             /* the guest does not run here: what comes stays invisible */
+	atomic_bool dismissed;        /* all bulk threads are to end */
 	atomic_bool maps;             /* what came so is mapped ahead: */
 	_Atomic uint64_t maps_word;   /* next, of all words of the regions in turn */
 	_Atomic unsigned int streams; /* written under the lock */

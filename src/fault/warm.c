@@ -110,6 +110,26 @@ void pull_warm_end(struct pull *p)
 	atomic_store(&p->warm, false);
 }
 
+void pull_warm_stop(struct pull *p)
+{
+	pull_warm_hold(p);
+	atomic_store(&p->dismissed, true);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
+		dialing_interrupt(&p->bulks[i].dialing);
+	pthread_mutex_lock(&p->lock);
+	p->started = p->bulk_started = false;
+	p->work++;
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
+		if (p->bulks[i].runs)
+			pthread_join(p->bulks[i].thread, NULL);
+		p->bulks[i].runs = false;
+	}
+	atomic_store(&p->dismissed, false);
+	pull_warm_end(p);
+}
+
 /* The region of the @word-th of all words; and which word of it that is. */
 static bool find_word(const struct region_table *table, uint64_t *word, uint32_t *ret_region)
 {
