@@ -66,6 +66,15 @@ void dirty_release(struct postcopy *p)
 	p->dirty.bitmap = NULL;
 }
 
+/* What is poisoned must not be read for zeroes while the guest runs. It is said again at the pause.
+ */
+static int say_poisoned_early(struct postcopy *p, struct error *err)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_POISONED };
+
+	return p->poison_fd < 0 ? 0 : send_message(p, &msg, &p->poison_fd, 1, err);
+}
+
 static int offer_dirty_log(struct postcopy *p, struct error *err)
 {
 	struct vmm_wire_msg msg = { .type = VMM_WIRE_DIRTY_LOG, .how = VMM_WIRE_LOG_BY_VMM };
@@ -76,6 +85,8 @@ static int offer_dirty_log(struct postcopy *p, struct error *err)
 		rc = error_set(err, -EINVAL, "the dirty log was offered already");
 	if (!rc)
 		rc = make_bitmap(p, &fd, err);
+	if (!rc)
+		rc = say_poisoned_early(p, err);
 	if (!rc)
 		rc = send_message(p, &msg, &fd, 1, err);
 	if (rc && fd >= 0)
@@ -177,6 +188,8 @@ static int offer_write_protection(struct postcopy *p, int uffd, uint32_t writers
 		rc = uffd < 0 ? uffd_open_to_log(&own, err) : uffd_adopt_to_log(uffd, err);
 	if (!rc)
 		rc = open_pagemap(p, &pagemap, err);
+	if (!rc)
+		rc = say_poisoned_early(p, err);
 	if (!rc)
 		return send_message(p, &msg, (int[]){ uffd < 0 ? own : uffd, pagemap }, 2, err);
 	/* Whoever wants the guest warm reads why it can't be. */

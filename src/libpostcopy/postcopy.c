@@ -325,6 +325,8 @@ static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event 
 		arriving_remove(&p->arriving);
 	p->state = t->to;
 	dirty_note(p, &msg);
+	if (t->event == POSTCOPY_EVENT_RESUME || t->to == STATE_FAILED)
+		dirty_end(p);
 	fill_event(p, t, &msg, ret_event);
 	ret_event->vmstate_fd = steal_fd(&fd);
 	return 0;

@@ -145,10 +145,17 @@ int dirty_log_new(const struct region_table *table, enum dirty_log_how how,
 	}
 	memcpy(log->fds, fds, sizeof log->fds);
 	log->fds[DIRTY_LOG_FD_BITMAP] = bitmap;
+	/* By another process, whose bitmap it is, perhaps. */
+	log->started = made < 0;
 	made = -1;
 	pthread_mutex_init(&log->lock, NULL);
 	*ret = log;
 	return 0;
+}
+
+const struct region_table *dirty_log_table(const struct dirty_log *log)
+{
+	return &log->table;
 }
 
 enum dirty_log_how dirty_log_how(const struct dirty_log *log)
@@ -195,8 +202,6 @@ struct dirty_log *dirty_log_free(struct dirty_log *log)
 {
 	if (!log)
 		return NULL;
-	if (log->started)
-		unprotect(log);
 	munmap((void *)log->bitmap, log->mapped_bytes);
 	for (int i = 0; i < DIRTY_LOG_FDS; i++)
 		close_fd(&log->fds[i]);
@@ -346,7 +351,6 @@ void dirty_log_finish(struct dirty_log *log)
 		}
 		log->bitmap[log->words] = WHOLE;
 	}
-	unprotect(log);
 	pthread_mutex_unlock(&log->lock);
 }
 

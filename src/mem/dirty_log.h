@@ -25,7 +25,7 @@
  * that costs bandwidth only.
  *
  * Threads: harvests are taken by one thread at a time; dirty_log_stop() may come from another. All
- * of them may wait for the VMM's memory map: not for the loop, but for dirty_log_new() and _free().
+ * of them may wait for the VMM's memory map, which is not for the loop; but for dirty_log_new().
  */
 #ifndef MEM_DIRTY_LOG_H
 #define MEM_DIRTY_LOG_H
@@ -61,8 +61,13 @@ uint64_t dirty_log_bytes(const struct region_table *table);
 int dirty_log_new(const struct region_table *table, enum dirty_log_how how,
                   const int fds[DIRTY_LOG_FDS], struct dirty_log **ret, struct error *err);
 
-/* Ends what dirty_log_start() has begun. NULL is allowed. */
+/*
+ * What dirty_log_start() has begun goes on where somebody else has the userfaultfd still: the
+ * store, for another process. NULL is allowed.
+ */
 struct dirty_log *dirty_log_free(struct dirty_log *log);
+
+const struct region_table *dirty_log_table(const struct dirty_log *log);
 
 enum dirty_log_how dirty_log_how(const struct dirty_log *log);
 
@@ -79,10 +84,11 @@ int dirty_log_start(struct dirty_log *log, struct error *err);
 /* Bring the bitmap up to date. By the VMM: it has just done so. Return: 0 or -errno with @err. */
 int dirty_log_harvest(struct dirty_log *log, struct error *err);
 
-/* The same for the last time, of a guest that stands still, and stop. It can't fail. */
+/* The same for the last time, of a guest that stands still. It can't fail. */
 void dirty_log_finish(struct dirty_log *log);
 
-/* Nothing is protected any more, and the guest runs as if nothing had been. */
+/* Nothing is protected any more, and the guest runs as if nothing had been; also after another
+ * process had begun it. */
 void dirty_log_stop(struct dirty_log *log);
 
 /*

@@ -44,6 +44,8 @@ struct saved {
 	bool vmstate_held;
 	uint64_t vmstate_len;
 	uint64_t pause_ns;
+	unsigned int dirty_log; /* source: enum dirty_log_how; 0: none */
+	bool warm;              /* source: its last harvest is for the holder */
 	enum migration_farewell farewell;
 	struct migration_times times;
 };

@@ -321,6 +321,7 @@ static void the_last_harvest_stays_as_it_is(void **state)
 	harvest(&g);
 	g.addr[9 * UNIT_BYTES] = 1;
 	dirty_log_finish(g.log);
+	dirty_log_stop(g.log);
 	assert_dirty(g.log, &g.table, true, 0, 9, -1);
 	/* Nothing is watched any more, and whoever asks again hears the same. */
 	g.addr[10 * UNIT_BYTES] = 1;

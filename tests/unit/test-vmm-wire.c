@@ -257,7 +257,7 @@ static void test_header_bounds(void **state)
 	(void)state;
 	for (unsigned int type = 0; type <= UINT16_MAX; type++) {
 		put_u16(buf, (uint16_t)type);
-		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_ATTRIBUTES)
+		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_HARVESTED)
 			assert_int_equal(decode(buf, len, 0), -EPROTO);
 	}
 	put_u16(buf, VMM_WIRE_PAUSE);
