@@ -437,8 +437,8 @@ int destination_start(struct migration *m, bool switchover, const struct migrati
 		                                                   : 0;
 	if (m->state != MIGRATION_ATTACHED)
 		return migration_refuse_now(m, "starting (the VMM must be attached)", err);
-	m->warm = *warm;
-	m->warm.hold = !switchover;
+	m->warming = *warm;
+	m->warming.hold = !switchover;
 	rc = conductor_start(m);
 	if (rc)
 		return error_errno(err, rc, "migration \"%s\": thread", m->params.id);
@@ -455,12 +455,12 @@ int destination_set_warm(struct migration *m, const struct migration_warm *warm,
 {
 	bool hold;
 
-	if (m->state != MIGRATION_WARMING || !m->warm.wanted)
+	if (m->state != MIGRATION_WARMING || !m->warming.wanted)
 		return migration_refuse_now(m, "another end of warming (it does not warm)", err);
 	pthread_mutex_lock(&m->lock);
-	hold = m->warm.hold;
-	m->warm = *warm;
-	m->warm.hold = hold;
+	hold = m->warming.hold;
+	m->warming = *warm;
+	m->warming.hold = hold;
 	pthread_mutex_unlock(&m->lock);
 	migration_save(m);
 	return 0;

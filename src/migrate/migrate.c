@@ -132,12 +132,13 @@ static void on_attached_again(void *owner)
 	migration_attached_again(owner);
 }
 
-static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, struct error *err)
+static int on_message(void *owner, const struct vmm_wire_msg *msg, int fds[VMM_MESSAGE_FDS],
+                      struct error *err)
 {
 	struct migration *m = owner;
 
-	return m->params.role == MIGRATION_SOURCE ? source_message(m, msg, fd, err)
-	                                          : destination_message(m, msg, fd, err);
+	return m->params.role == MIGRATION_SOURCE ? source_message(m, msg, fds, err)
+	                                          : destination_message(m, msg, fds, err);
 }
 
 /* Of a destination none is missed: LOADED and RESUMED have no descriptor. */
@@ -950,7 +951,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.holder = m->holder,
 	};
 	pthread_mutex_lock(&m->lock);
-	ret->warm = m->warm;
+	ret->warm = m->warming;
 	ret->warmed = m->warmed;
 	pthread_mutex_unlock(&m->lock);
 }

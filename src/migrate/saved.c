@@ -159,8 +159,8 @@ size_t saved_encode(const struct saved *s, void *buf)
 	limits.bulk_off = !s->limits.bulk;
 	limits.prefetch_off = !s->limits.prefetch;
 	m.limits = &limits;
-	put_warm(&s->warm, &warm);
-	m.warm = s->warm.wanted ? &warm : NULL;
+	put_warm(&s->warming, &warm);
+	m.warming = s->warming.wanted ? &warm : NULL;
 	m.times = &times;
 	m.state = states[s->state];
 	m.reason = (char *)s->reason;
@@ -179,6 +179,8 @@ size_t saved_encode(const struct saved *s, void *buf)
 	m.vmstate_held = s->vmstate_held;
 	m.vmstate_len = s->vmstate_len;
 	m.pause_ns = s->pause_ns;
+	m.dirty_log = s->dirty_log;
+	m.warm = s->warm;
 	m.farewell = farewells[s->farewell];
 	m.target_host = (char *)s->target.host;
 	m.target_port = (char *)s->target.port;
@@ -381,10 +383,14 @@ int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *e
 		return rc;
 	ret->epoch = m->epoch;
 	ret->switchover = m->switchover;
-	ret->warm = get_warm(m->warm);
+	ret->warming = get_warm(m->warming);
 	ret->vmm_resumed = m->vmm_resumed;
 	ret->vmstate_held = m->vmstate_held;
 	ret->vmstate_len = m->vmstate_len;
 	ret->pause_ns = m->pause_ns;
+	if (m->dirty_log > DIRTY_LOG_BY_KERNEL || (m->warm && !m->dirty_log))
+		return bad("its dirty log", err);
+	ret->dirty_log = m->dirty_log;
+	ret->warm = m->warm;
 	return 0;
 }

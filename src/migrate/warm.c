@@ -49,7 +49,7 @@ static struct migration_warm policy(struct migration *m)
 	struct migration_warm warm;
 
 	pthread_mutex_lock(&m->lock);
-	warm = m->warm;
+	warm = m->warming;
 	pthread_mutex_unlock(&m->lock);
 	if (!warm.hold && !warm.max_rounds && !warm.max_ns && !warm.dirty_bytes &&
 	    !warm.catch_up_ns)
@@ -66,7 +66,7 @@ static void refuse(struct migration *m, const struct error *why)
 	snprintf(m->warmed.refused, sizeof m->warmed.refused, "%s", why->text);
 	m->warmed.ended_ns = m->warmed.began_ns ? clock_now_ns() : 0;
 	/* Cold goes on by itself, unless it was told not to. */
-	if (!m->warm.hold)
+	if (!m->warming.hold)
 		m->orders |= ORDER_SWITCHOVER;
 	pthread_mutex_unlock(&m->lock);
 }
@@ -381,7 +381,7 @@ int warm_up(struct conductor *k, struct error *err)
 	int rc;
 
 	/* One that is to be switched over at once, or may have been: by another process. */
-	if (!m->warm.wanted || *m->warmed.refused ||
+	if (!m->warming.wanted || *m->warmed.refused ||
 	    conductor_wait(m, ORDER_SWITCHOVER, clock_now_ns()))
 		return 0;
 	rc = pull_warm(m->pull, err) ? WARM_REFUSED : track(k, err);

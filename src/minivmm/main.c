@@ -6,6 +6,7 @@
  *   options  the command line           vm, vcpu   KVM, threads, pausing
  *   memory   guest memory's backends    vmstate    what moves beside the memory
  *   image    what lies in guest memory  source, destination   libpostcopy's two sides
+ *   dirty    what the guest writes while it runs
  *   fetch    asking for pages           userfault  vCPU faults as KVM exits
  *   spare    memory that the guest does not use: discarded, or lost
  *   guest/   the code that runs in the guest; guest/abi.h says how they talk

@@ -34,6 +34,7 @@ struct options {
 	uint64_t private_region; /* boolean */
 	uint64_t discard;        /* boolean */
 	uint64_t lose_pages;
+	uint64_t dirty_log; /* enum dirty_log */
 };
 
 /*
