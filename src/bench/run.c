@@ -387,7 +387,7 @@ static int migrate(struct run *run, struct error *err)
 		host_memory_warm(run->b->options->memory_bytes, 0);
 	count_costs(run);
 	run->course.start_us = now_us();
-	r = client_start(run->b->destination, run->id, false, NULL, err);
+	r = client_start(run->b->destination, run->id, false, NULL, NULL, err);
 	if (r < 0)
 		return error_prefix(err, "starting");
 	run->moved_ns = clock_now_ns();

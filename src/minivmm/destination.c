@@ -169,6 +169,9 @@ static int handle_event(struct destination *dst, struct postcopy_error *err)
 	case POSTCOPY_EVENT_NONE:
 	case POSTCOPY_EVENT_PAUSE:
 	case POSTCOPY_EVENT_RESUME:
+	case POSTCOPY_EVENT_DIRTY_LOG_START:
+	case POSTCOPY_EVENT_DIRTY:
+	case POSTCOPY_EVENT_DIRTY_LOG_STOP:
 		break;
 	}
 	return 0;

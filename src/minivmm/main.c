@@ -7,6 +7,7 @@
  *   memory   guest memory's backends    vmstate    what moves beside the memory
  *   image    what lies in guest memory  source, destination   libpostcopy's two sides
  *   report   the status lines              progress   what the guest gets done, over time
+ *   dirty    what the guest writes while it runs
  *   fetch    asking for pages           userfault  vCPU faults as KVM exits
  *   spare    memory that the guest does not use: discarded, or lost
  *   guest/   the code that runs in the guest; guest/abi.h says how they talk

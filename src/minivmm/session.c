@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "minivmm/dirty.h"
 #include "minivmm/fail.h"
 #include "minivmm/image.h"
 #include "minivmm/report.h"
@@ -67,6 +68,8 @@ int session_init(struct session *s, const struct options *o, struct postcopy_err
 		                s->vm.vm_fd, &s->vm.memory, err);
 	if (!rc)
 		rc = o->userfault ? userfault_add_memory(&s->vm, err) : vm_add_memory(&s->vm, err);
+	if (!rc && o->role == ROLE_SOURCE)
+		rc = dirty_prepare(&s->vm, (enum dirty_log)o->dirty_log, err);
 	if (!rc && o->private_region)
 		rc = add_private(s, err);
 	return rc;
