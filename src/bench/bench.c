@@ -41,6 +41,7 @@ static const struct bench_options bench_defaults = {
 	.idle_faults = UINT64_MAX,
 	.queue_ms = 20,
 	.qdisc = "fifo",
+	.dirty_log = "kvm",
 };
 
 static const struct option_spec bench_specs[] = {
@@ -62,6 +63,11 @@ static const struct option_spec bench_specs[] = {
 	  "share of the guest's accesses that write (50)", 0, 100 },
 	{ "zero-percent", OPTION_UINT, BENCH(zero_percent), "P",
 	  "share of the guest's pages that are zero (10)", 0, 100 },
+	WARM_OPTIONS(BENCH(warm)),
+	{ "dirty-log", OPTION_CHOICE, BENCH(dirty_log), "HOW",
+	  "who tells what the guest writes meanwhile: kvm (its log),\nring, wp (the kernel, by "
+	  "write protection) or none (kvm)",
+	  .choices = { "kvm", "ring", "wp", "none" } },
 	{ "dirty-rate", OPTION_SIZE, BENCH(dirty_bytes_per_s), "BYTES",
 	  "let the guest write so much in a second, by having it compute\nbetween accesses (as "
 	  "fast "
@@ -319,6 +325,13 @@ static uint64_t default_streams(void)
 	return cpus > 0 && cpus < DEFAULT_STREAMS_MAX ? (uint64_t)cpus : DEFAULT_STREAMS_MAX;
 }
 
+static bool is_warm(const struct bench_options *o)
+{
+	struct client_warm warm;
+
+	return warm_args_policy(&o->warm, &warm);
+}
+
 static int bench_run(const struct ctl_common *common, const char *operand, const void *args)
 {
 	struct bench_options options = *(const struct bench_options *)args;
@@ -336,7 +349,11 @@ static int bench_run(const struct ctl_common *common, const char *operand, const
 	if (!options.streams)
 		options.streams = default_streams();
 	if (options.idle_faults == UINT64_MAX)
-		options.idle_faults = options.floors ? IDLE_FAULTS_WITH_FLOORS : 0;
+		options.idle_faults =
+		        options.floors && !is_warm(&options) ? IDLE_FAULTS_WITH_FLOORS : 0;
+	if (options.idle_faults && is_warm(&options))
+		return command_misused(&bench_command,
+		                       "--idle-faults keeps bulk off, and --warm needs it");
 	r = bench_all(&b, common);
 	link_down(&b.link);
 	hugepages_give_back(&b.hugepages);

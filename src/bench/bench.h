@@ -28,6 +28,7 @@
 #include "bench/host.h"
 #include "bench/link.h"
 #include "bench/process.h"
+#include "ctl/warm_options.h"
 #include "util/error.h"
 
 struct bench_options {
@@ -42,6 +43,8 @@ struct bench_options {
 	uint64_t streams;
 	uint64_t write_percent;
 	uint64_t zero_percent;
+	struct warm_args warm;
+	const char *dirty_log;
 	uint64_t dirty_bytes_per_s; /* 0: as fast as it can */
 	uint64_t seed;
 	uint64_t vmstate_pad_bytes;

@@ -80,6 +80,22 @@ static void print_work(struct json_object *r)
 		       count_at(r, "pages_touched").s, faults / touched);
 }
 
+static void print_warm(struct json_object *r)
+{
+	const char *refused = json_string_or(r, "warm.refused", "");
+
+	if (!json_find(r, "warm"))
+		return;
+	if (*refused)
+		printf("  warm       refused: %s\n", refused);
+	else
+		printf("  warm       %s rounds in %s, %s copied, %s pages missing at switchover\n",
+		       count_at(r, "warm.rounds").s,
+		       number_at(r, "warm.warm_ms", text_duration, 1000).s,
+		       bytes_at(r, "warm.bytes").s,
+		       count_at(r, "warm.dirty_pages_at_switchover").s);
+}
+
 static void print_course(struct json_object *r)
 {
 	double total_ms = json_number_or(r, "total_ms", 0) * 1000;
@@ -88,6 +104,7 @@ static void print_course(struct json_object *r)
 	       duration_at(r, "downtime_us.total").s, duration_at(r, "downtime_us.pause").s,
 	       duration_at(r, "downtime_us.send").s, duration_at(r, "downtime_us.load").s,
 	       duration_at(r, "downtime_us.resume").s);
+	print_warm(r);
 	print_work(r);
 	printf("  total      %s, bulk %s/s, %s moved\n", text_duration(total_ms).s,
 	       bytes_at(r, "bulk_bytes_per_s").s, bytes_at(r, "bytes_moved").s);

@@ -288,6 +288,10 @@ static void write_parameters(FILE *f, struct json_object *r)
 	pair_string(f, r, "TLS", "tls");
 	write_link(f, r);
 	pair_string(f, r, "Mapping ahead", "map");
+	pair_count(f, r, "Rounds of copying while the guest ran at the source", "warm.rounds");
+	pair_bytes(f, r, "&#8195;copied in them", "warm.bytes");
+	pair_count(f, r, "&#8195;pages missing at the switchover",
+	           "warm.dirty_pages_at_switchover");
 	pair_count(f, r, "Pages", "pages_total");
 	pair_count(f, r, "Zero pages, sent as a bit", "pages_zero");
 	pair_count(f, r, "Faults", "faults.total");

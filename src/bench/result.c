@@ -97,6 +97,9 @@ struct json_object *bench_result_new(const struct bench_options *o, struct json_
 		json_copy(result, copied[i], report, copied[i]);
 	for (size_t i = 0; i < N_SERIES; i++)
 		json_copy(result, series[i], report, series[i]);
+	/* Absent where it is cold: there is nothing to say. */
+	if (json_find(report, "warm"))
+		json_copy(result, "warm", report, "warm");
 	json_copy(result, "served", source, "served");
 	json_copy(result, "bytes_moved", source, "served.bytes");
 	json_copy(result, "pages_touched", verdict, "touched");

@@ -205,6 +205,7 @@ static int start_vmm(struct run *run, bool source, struct error *err)
 		"--workload", (char *)o->workload, "--write-percent", writes,
 		"--zero-percent", zeroes, "--run-after-complete", RUN_AFTER_COMPLETE_MS,
 		"--seed", seed, "--vmstate-pad", pad, "--think-us", think, "--progress", work,
+		"--dirty-log", (char *)o->dirty_log,
 		"--status-fd", PROCESS_STATUS_FD_TEXT,
 		NULL,
 	};
@@ -379,6 +380,7 @@ static void add_cpu(const struct run *run, struct json_object *result)
 
 static int migrate(struct run *run, struct error *err)
 {
+	struct client_warm warm;
 	_cleanup_json_ struct json_object *last = NULL;
 	int r;
 
@@ -387,7 +389,8 @@ static int migrate(struct run *run, struct error *err)
 		host_memory_warm(run->b->options->memory_bytes, 0);
 	count_costs(run);
 	run->course.start_us = now_us();
-	r = client_start(run->b->destination, run->id, false, NULL, NULL, err);
+	r = client_start(run->b->destination, run->id, false,
+	                 warm_args_policy(&run->b->options->warm, &warm), NULL, err);
 	if (r < 0)
 		return error_prefix(err, "starting");
 	run->moved_ns = clock_now_ns();
@@ -476,6 +479,7 @@ static int add_work(struct run *run, struct json_object *result, struct error *e
 		return error_set(err, -ENOMEM, "no memory for the guest's progress");
 	run->course.pause_us =
 	        run->course.resume_us - json_count_or(result, "downtime_us.total", 0);
+	run->course.warm = json_count_or(result, "warm.rounds", 0);
 	work_add(result, &both, &run->course);
 	return 0;
 }

@@ -7,6 +7,7 @@
 
 #include "ctl/client.h"
 #include "ctl/json.h"
+#include "ctl/warm_options.h"
 
 int command_failed(const struct command *cmd, const struct error *err)
 {
@@ -138,33 +139,21 @@ int command_call_and_print(const struct command *cmd, const struct ctl_common *c
 
 struct start_args {
 	bool switchover;
-	bool warm;
-	uint64_t rounds, time_s, dirty_bytes, catch_up_ms;
+	struct warm_args warm;
 };
 
 struct start_call {
 	const char *id;
 	bool hold;
-	bool warm;
-	struct client_warm until;
+	const struct client_warm *warm;
 };
 
 static const struct start_args start_defaults = { .switchover = true };
 
-#define START(field) offsetof(struct start_args, field)
-
 static const struct option_spec start_options[] = {
-	{ "warm", OPTION_FLAG, START(warm), NULL,
-	  "copy memory first, while the guest runs at the source: one round, or until\n"
-	  "what is given of these; with --no-switchover until \"switchover\"" },
-	{ "warm-rounds", OPTION_UINT, START(rounds), "N", "so many rounds", 1, UINT32_MAX },
-	{ "warm-time", OPTION_UINT, START(time_s), "S", "so many seconds", 1, 24 * 3600 - 1 },
-	{ "warm-dirty", OPTION_SIZE, START(dirty_bytes), "BYTES",
-	  "a round after which so little is dirty", 1, INT64_MAX },
-	{ "warm-catch-up", OPTION_UINT, START(catch_up_ms), "MS",
-	  "or after which it would be copied in so many ms", 1, 24 * 3600 * 1000 - 1 },
-	{ "no-switchover", OPTION_NO, START(switchover), NULL,
-	  "connect only; \"switchover\" goes on" },
+	WARM_OPTIONS(offsetof(struct start_args, warm)),
+	{ "no-switchover", OPTION_NO, offsetof(struct start_args, switchover), NULL,
+	  "connect, and warm where that is asked for, only; \"switchover\"\ngoes on" },
 };
 
 static int call_start(struct client *c, const void *arg, struct json_object **ret,
@@ -172,23 +161,14 @@ static int call_start(struct client *c, const void *arg, struct json_object **re
 {
 	const struct start_call *start = arg;
 
-	return client_start(c, start->id, start->hold, start->warm ? &start->until : NULL, ret,
-	                    err);
+	return client_start(c, start->id, start->hold, start->warm, ret, err);
 }
 
 static int start_run(const struct ctl_common *common, const char *id, const void *args)
 {
 	const struct start_args *a = args;
-	const struct start_call start = {
-		.id = id,
-		.hold = !a->switchover,
-		/* Whoever says how long means it. */
-		.warm = a->warm || a->rounds || a->time_s || a->dirty_bytes || a->catch_up_ms,
-		.until = { .max_rounds = (uint32_t)a->rounds,
-		           .max_ms = a->time_s * 1000,
-		           .dirty_bytes = a->dirty_bytes,
-		           .catch_up_ms = a->catch_up_ms },
-	};
+	struct client_warm warm;
+	const struct start_call start = { id, !a->switchover, warm_args_policy(&a->warm, &warm) };
 
 	return command_call_and_print(&start_command, common, call_start, &start);
 }

@@ -158,6 +158,35 @@ def test_bench_by_a_link(more):
         assert result["fault_us"]["p50"] >= link["rtt_us"]
 
 
+@needs_kvm
+def test_bench_by_a_warm_migration(tmp_path):
+    report = tmp_path / "report.html"
+    done = bench("--json", "--warm-rounds", 2, "--dirty-rate", "4M", "--report", report)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    warm = result["warm"]
+    assert warm["policy"]["max_rounds"] == 2 and warm["refused"] == ""
+    assert warm["rounds"] == 2 and warm["warm_ms"] > 0
+    assert warm["dirty_pages_at_switchover"] < result["pages_total"] / 2
+    # Most of what it touches is there before it touches it.
+    assert result["faults"]["after_switchover"] < warm["dirty_pages_at_switchover"] + 64
+    assert result["integrity"]["pages_bad"] == 0
+    assert "warm: memory is copied while the guest runs" in report.read_text()
+
+
+@needs_kvm
+def test_bench_says_why_it_is_not_warm():
+    done = bench("--json", "--warm", "--dirty-log", "none")
+    assert done.returncode == 0, done.stderr
+    warm = json.loads(done.stdout)["warm"]
+    assert "none" in warm["refused"] and warm["rounds"] == 0
+
+
+def test_bench_refuses_idle_faults_of_a_warm_migration():
+    done = bench("--warm", "--idle-faults", 10)
+    assert done.returncode == 2 and "--idle-faults" in done.stderr
+
+
 def test_bench_refuses_a_round_trip_without_a_link():
     done = bench("--rtt-us", 100)
     assert done.returncode == 2 and "--link-mbit" in done.stderr
