@@ -56,6 +56,8 @@ static const struct option_spec bench_specs[] = {
 	{ "vcpus", OPTION_UINT, BENCH(vcpus), "N", "of the guest, up to 8 (2)", 1, 8 },
 	{ "streams", OPTION_UINT, BENCH(streams), "N",
 	  "bulk connections (4, or the number of CPUs where\nthat is less)", 1, 16 },
+	{ "bandwidth", OPTION_SIZE, BENCH(bandwidth_bytes_per_s), "BYTES",
+	  "bytes/s that bulk may take (no cap)", 1, INT64_MAX },
 	{ "map", OPTION_CHOICE, BENCH(map), "auto|eager|lazy",
 	  "map pages into the guest ahead of its touch (auto)",
 	  .choices = { "auto", "eager", "lazy" } },

@@ -41,6 +41,7 @@ struct bench_options {
 	uint64_t memory_bytes;
 	uint64_t vcpus;
 	uint64_t streams;
+	uint64_t bandwidth_bytes_per_s; /* that bulk may take; 0: no cap */
 	uint64_t write_percent;
 	uint64_t zero_percent;
 	struct warm_args warm;

@@ -65,6 +65,16 @@ static void print_setting(struct json_object *r, size_t runs)
 	putchar('\n');
 }
 
+/* May be less than nothing. */
+static struct text text_lost(double ms)
+{
+	struct text t;
+
+	snprintf(t.s, sizeof t.s, "%s%.*s", ms < 0 ? "-" : "", (int)sizeof t.s - 2,
+	         text_duration(fabs(ms) * 1000).s);
+	return t;
+}
+
 /* What the guest's users feel of it. */
 static void print_work(struct json_object *r)
 {
@@ -72,8 +82,12 @@ static void print_work(struct json_object *r)
 	double faults = json_number_or(r, "faults.after_switchover", 0);
 
 	if (json_number(r, "work_lost_ms", &lost_ms))
-		printf("  work lost  %s%s of the guest's own progress, longest gap %s\n",
-		       lost_ms < 0 ? "-" : "", text_duration(fabs(lost_ms) * 1000).s,
+		printf("  work lost  %s = before %s + switchover %s + postcopy %s, longest gap "
+		       "%s\n",
+		       text_lost(lost_ms).s,
+		       number_at(r, "work_lost_parts_ms.before", text_lost, 1).s,
+		       number_at(r, "work_lost_parts_ms.switchover", text_lost, 1).s,
+		       number_at(r, "work_lost_parts_ms.postcopy", text_lost, 1).s,
 		       duration_at(r, "longest_gap_us").s);
 	if (touched > 0)
 		printf("  touched    %s pages, network faults for %.3f of them\n",

@@ -97,8 +97,13 @@ static void write_head(FILE *f, struct json_object *r)
 		fprintf(f, ": ");
 		html_text(f, reason);
 	}
-	fprintf(f, ". The guest was paused on the source, resumed on the destination at once, and "
-	           "its memory followed while it ran.</p>\n");
+	fprintf(f, ". %s</p>\n",
+	        json_count_or(r, "warm.rounds", 0)
+	                ? "Memory was copied while the guest ran on the source; then it was "
+	                  "paused, "
+	                  "resumed on the destination at once, and the rest followed while it ran."
+	                : "The guest was paused on the source, resumed on the destination at once, "
+	                  "and its memory followed while it ran.");
 }
 
 static void tile(FILE *f, const char *value, const char *label, const char *more)

@@ -14,11 +14,12 @@
 static const struct {
 	const char *name, *text;
 	int colour;
+	const char *part; /* of the work that is lost */
 } phases[] = {
-	{ "connect", "before the pause: the daemons connect", 5 },
-	{ "warm", "warm: memory is copied while the guest runs at the source", 1 },
-	{ "switchover", "switchover: the guest runs nowhere", 4 },
-	{ "postcopy", "postcopy: the guest runs here, its memory follows", 2 },
+	{ "connect", "before the pause: the daemons connect", 5, "before" },
+	{ "warm", "warm: memory is copied while the guest runs at the source", 1, "before" },
+	{ "switchover", "switchover: the guest runs nowhere", 4, "switchover" },
+	{ "postcopy", "postcopy: the guest runs here, its memory follows", 2, "postcopy" },
 };
 
 #define N_PHASES (sizeof phases / sizeof *phases)
@@ -74,13 +75,28 @@ static void draw_phases(FILE *f, const struct plot *p, const struct phase *all, 
 	}
 }
 
-static void draw_legend(FILE *f, const struct phase *all, size_t n)
+/* Of one phase, where it is known. */
+static void say_lost_in(FILE *f, struct json_object *report, const struct phase *phase)
+{
+	char path[48];
+	double ms;
+
+	snprintf(path, sizeof path, "work_lost_parts_ms.%s", phases[phase->kind].part);
+	if (json_number(report, path, &ms))
+		fprintf(f, ", of which %s%s is lost", ms < 0 ? "&#8722;" : "",
+		        text_duration((ms < 0 ? -ms : ms) * 1000).s);
+}
+
+static void draw_legend(FILE *f, struct json_object *report, const struct phase *all, size_t n)
 {
 	fprintf(f, "<ul class=\"legend\">\n");
-	for (size_t i = 0; i < n; i++)
-		fprintf(f, "<li><i class=\"part%d\"></i>%s <b>%s</b></li>\n",
-		        phases[all[i].kind].colour, phases[all[i].kind].text,
+	for (size_t i = 0; i < n; i++) {
+		fprintf(f, "<li><i class=\"part%d\"></i>%s <b>%s</b>", phases[all[i].kind].colour,
+		        phases[all[i].kind].text,
 		        text_duration((all[i].to_ms - all[i].from_ms) * 1000).s);
+		say_lost_in(f, report, &all[i]);
+		fprintf(f, "</li>\n");
+	}
 	fprintf(f, "</ul>\n");
 }
 
@@ -121,7 +137,6 @@ static void draw(FILE *f, const struct plot *p, struct json_object *work, size_t
 	draw_phases(f, p, all, n);
 	draw_rate(f, p, work, n_work);
 	fprintf(f, "</svg>\n");
-	draw_legend(f, all, n);
 }
 
 static void say_lost(FILE *f, struct json_object *report)
@@ -161,4 +176,5 @@ void chart_work(FILE *f, struct json_object *report)
 	           "steady state, and what is missing below it is lost.</p>\n");
 	say_lost(f, report);
 	draw(f, &p, work, n_work, all, n);
+	draw_legend(f, report, all, n);
 }

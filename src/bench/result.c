@@ -45,6 +45,7 @@ static void add_options(struct json_object *result, const struct bench_options *
 	json_set_count(result, "write_percent", o->write_percent);
 	json_set_count(result, "zero_percent", o->zero_percent);
 	json_set_count(result, "dirty_bytes_per_s", o->dirty_bytes_per_s);
+	json_set_count(result, "bandwidth_bytes_per_s", o->bandwidth_bytes_per_s);
 	json_set_count(result, "seed", o->seed);
 	json_set_count(result, "vmstate_pad_bytes", o->vmstate_pad_bytes);
 	json_set_count(result, "idle_faults", o->idle_faults);

@@ -179,6 +179,7 @@ static int prepare(struct run *run, struct error *err)
 	p.source = address;
 	p.map = o->map;
 	p.limits.streams = (unsigned int)o->streams;
+	p.limits.bandwidth_bytes_per_s = (int64_t)o->bandwidth_bytes_per_s;
 	p.limits.bulk = run->bulk_on;
 	p.limits.prefetch = run->bulk_on;
 	r = client_prepare(run->b->destination, &p, NULL, err);
@@ -408,17 +409,21 @@ static int migrate(struct run *run, struct error *err)
 	return 0;
 }
 
-/* What the destination's VMM has said by now: when what was, and the guest's verdict. */
+/* What the VMMs have said by now: when what was, and the guest's verdict. */
 static int hear_verdict(struct run *run, struct json_object **ret, struct error *err)
 {
+	_cleanup_json_ struct json_object *paused = NULL;
 	_cleanup_json_ struct json_object *resumed = NULL;
 	_cleanup_json_ struct json_object *complete = NULL;
-	int r = wait_event(run, &run->destination_vmm, "resumed", &resumed, err);
+	int r = wait_event(run, &run->source_vmm, "paused", &paused, err);
 
+	if (!r)
+		r = wait_event(run, &run->destination_vmm, "resumed", &resumed, err);
 	if (!r)
 		r = wait_event(run, &run->destination_vmm, "complete", &complete, err);
 	if (!r)
 		r = wait_event(run, &run->destination_vmm, "result", ret, err);
+	run->course.pause_us = json_count_or(paused, "at_us", 0);
 	run->course.resume_us = json_count_or(resumed, "at_us", 0);
 	run->course.complete_us = json_count_or(complete, "at_us", 0);
 	return r;
@@ -477,8 +482,6 @@ static int add_work(struct run *run, struct json_object *result, struct error *e
 		return r;
 	if (!work_series_merge(&source, &destination, &both))
 		return error_set(err, -ENOMEM, "no memory for the guest's progress");
-	run->course.pause_us =
-	        run->course.resume_us - json_count_or(result, "downtime_us.total", 0);
 	run->course.warm = json_count_or(result, "warm.rounds", 0);
 	work_add(result, &both, &run->course);
 	return 0;

@@ -14,6 +14,8 @@
 /* What the report draws: the rate in each of these; wider ones where it took long. */
 #define BIN_US 10000u
 #define BINS_MAX 1000u
+/* So much of what comes after: the guest looks at its pages, and counts no more, soon. */
+#define AFTER_US 150000u
 /* Below this a steady state is chance. */
 #define STEADY_MIN 100
 
@@ -125,17 +127,26 @@ static uint64_t longest_gap(const struct work_series *s, uint64_t from_us, uint6
 	return longest;
 }
 
+static double lost_ms(const struct work_series *s, double steady_per_s, uint64_t from_us,
+                      uint64_t to_us)
+{
+	double done = work_done_at(s, to_us) - work_done_at(s, from_us);
+
+	return ((double)to_us - (double)from_us) / 1000 - done / steady_per_s * 1000;
+}
+
 bool work_measure(const struct work_series *s, const struct work_course *c, struct work_lost *ret)
 {
 	double steady = work_done_at(s, c->steady_end_us) - work_done_at(s, c->steady_us);
-	double done = work_done_at(s, c->complete_us) - work_done_at(s, c->start_us);
 
 	if (c->steady_end_us <= c->steady_us || c->complete_us <= c->start_us ||
 	    steady < STEADY_MIN)
 		return false;
 	ret->steady_per_s = steady * USEC_PER_SEC / (double)(c->steady_end_us - c->steady_us);
-	ret->lost_ms =
-	        (double)(c->complete_us - c->start_us) / 1000 - done / ret->steady_per_s * 1000;
+	ret->lost_before_ms = lost_ms(s, ret->steady_per_s, c->start_us, c->pause_us);
+	ret->lost_switchover_ms = lost_ms(s, ret->steady_per_s, c->pause_us, c->resume_us);
+	ret->lost_postcopy_ms = lost_ms(s, ret->steady_per_s, c->resume_us, c->complete_us);
+	ret->lost_ms = ret->lost_before_ms + ret->lost_switchover_ms + ret->lost_postcopy_ms;
 	ret->longest_gap_us = longest_gap(s, c->start_us, c->complete_us);
 	return true;
 }
@@ -150,8 +161,7 @@ static struct json_object *rates(const struct work_series *s, const struct work_
                                  double steady_per_s)
 {
 	struct json_object *array = json_object_new_array();
-	uint64_t from_us = c->steady_us,
-	         to_us = c->complete_us + (c->complete_us - c->start_us) / 10;
+	uint64_t from_us = c->steady_us, to_us = c->complete_us + AFTER_US;
 	uint64_t last_us = s->samples[s->n - 1].at_us, bin_us;
 
 	to_us = to_us < last_us ? to_us : last_us;
@@ -181,6 +191,16 @@ static void add_phase(struct json_object *course, const struct work_course *c, c
 	json_object_array_add(course, phase);
 }
 
+static void add_parts(struct json_object *result, const struct work_lost *lost)
+{
+	struct json_object *parts = json_object_new_object();
+
+	json_set_number(parts, "before", lost->lost_before_ms);
+	json_set_number(parts, "switchover", lost->lost_switchover_ms);
+	json_set_number(parts, "postcopy", lost->lost_postcopy_ms);
+	json_object_object_add(result, "work_lost_parts_ms", parts);
+}
+
 void work_add(struct json_object *result, const struct work_series *s, const struct work_course *c)
 {
 	struct json_object *course = json_object_new_array();
@@ -189,11 +209,13 @@ void work_add(struct json_object *result, const struct work_series *s, const str
 	if (!s->n || !work_measure(s, c, &lost)) {
 		json_object_put(course);
 		json_object_object_add(result, "work_lost_ms", NULL);
+		json_object_object_add(result, "work_lost_parts_ms", NULL);
 		json_object_object_add(result, "longest_gap_us", NULL);
 		json_object_object_add(result, "steady_accesses_per_s", NULL);
 		return;
 	}
 	json_set_number(result, "work_lost_ms", lost.lost_ms);
+	add_parts(result, &lost);
 	json_set_count(result, "longest_gap_us", lost.longest_gap_us);
 	json_set_number(result, "steady_accesses_per_s", lost.steady_per_s);
 	json_object_object_add(result, "work", rates(s, c, lost.steady_per_s));

@@ -44,8 +44,11 @@ struct work_course {
 
 struct work_lost {
 	double steady_per_s;
-	double lost_ms;
-	uint64_t longest_gap_us; /* the guest certainly got nothing done for so long */
+	double lost_ms;            /* from start to complete: the sum of what was lost */
+	double lost_before_ms;     /* while it still ran at the source, */
+	double lost_switchover_ms; /* while it ran nowhere, */
+	double lost_postcopy_ms;   /* and while its memory followed */
+	uint64_t longest_gap_us;   /* the guest certainly got nothing done for so long */
 };
 
 /* What minivmm --progress has written. @ret: for work_series_deinit() */
@@ -65,8 +68,9 @@ bool work_measure(const struct work_series *s, const struct work_course *c, stru
 /*
  * work_add() - to a benchmark's result
  *
- * "work_lost_ms", "longest_gap_us" and "steady_accesses_per_s", which are null where they can't be
- * told, and for the report the series "work" ([[ms, share of the steady state]...]) and "course"
+ * "work_lost_ms", "work_lost_parts_ms" {before, switchover, postcopy}, "longest_gap_us" and
+ * "steady_accesses_per_s", which are null where they can't be told, and for the report the series
+ * "work" ([[ms, share of the steady state]...]) and "course"
  * ([[name, from ms, to ms]...]). Times in ms since the guest was resumed.
  */
 void work_add(struct json_object *result, const struct work_series *s, const struct work_course *c);

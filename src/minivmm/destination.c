@@ -8,6 +8,7 @@
 #include "minivmm/fail.h"
 #include "minivmm/fetch.h"
 #include "minivmm/image.h"
+#include "minivmm/report.h"
 #include "minivmm/session.h"
 #include "minivmm/spare.h"
 #include "minivmm/userfault.h"
@@ -92,6 +93,7 @@ static int resume(struct destination *dst, const struct postcopy_event *event,
                   struct postcopy_error *err)
 {
 	struct session *s = dst->session;
+	uint64_t resumed_us;
 	int rc = load(dst, event, err);
 
 	close(event->vmstate_fd);
@@ -106,6 +108,7 @@ static int resume(struct destination *dst, const struct postcopy_event *event,
 	dst->running = !rc;
 	if (!rc)
 		rc = vm_run(&s->vm, err);
+	resumed_us = report_now_us();
 	if (!rc)
 		rc = postcopy_destination_resumed(s->postcopy, err);
 	if (!rc)
@@ -113,7 +116,7 @@ static int resume(struct destination *dst, const struct postcopy_event *event,
 	if (!rc && s->options.discard)
 		rc = spare_start(&dst->spare, &s->vm.memory, s->postcopy, s->options.seed, err);
 	if (!rc)
-		rc = session_report(s, "resumed", NULL, err);
+		rc = session_report_at(s, "resumed", resumed_us, NULL, err);
 	return rc;
 }
 

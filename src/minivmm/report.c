@@ -48,14 +48,19 @@ static void escape(const char *text, char *out, size_t size)
 	*out = '\0';
 }
 
-int report_event(int fd, const char *event, const char *reason, struct postcopy_error *err)
+uint64_t report_now_us(void)
 {
-	char text[LINE_MAX_BYTES / 2], line[LINE_MAX_BYTES];
 	struct timespec now;
-	uint64_t at_us;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	at_us = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+int report_event(int fd, const char *event, uint64_t at_us, const char *reason,
+                 struct postcopy_error *err)
+{
+	char text[LINE_MAX_BYTES / 2], line[LINE_MAX_BYTES];
+
 	if (reason && *reason) {
 		escape(reason, text, sizeof text);
 		snprintf(line, sizeof line,

@@ -10,7 +10,9 @@
 #include "minivmm/vm.h"
 
 /* {"event": "...", "at_us": of CLOCK_MONOTONIC}; with the reason where there is one. */
-int report_event(int fd, const char *event, const char *reason, struct postcopy_error *err);
+int report_event(int fd, const char *event, uint64_t at_us, const char *reason,
+                 struct postcopy_error *err);
+uint64_t report_now_us(void);
 
 /* What the guest has found, and how its accesses went. */
 struct result {

@@ -179,7 +179,13 @@ int session_follow_progress(struct session *s, unsigned int phase, struct postco
 int session_report(struct session *s, const char *event, const char *reason,
                    struct postcopy_error *err)
 {
-	return report_event((int)s->options.status_fd, event, reason, err);
+	return session_report_at(s, event, report_now_us(), reason, err);
+}
+
+int session_report_at(struct session *s, const char *event, uint64_t at_us, const char *reason,
+                      struct postcopy_error *err)
+{
+	return report_event((int)s->options.status_fd, event, at_us, reason, err);
 }
 
 void session_detach(struct session *s)

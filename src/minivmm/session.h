@@ -63,6 +63,10 @@ int session_follow_progress(struct session *s, unsigned int phase, struct postco
 int session_report(struct session *s, const char *event, const char *reason,
                    struct postcopy_error *err);
 
+/* The same of what was at a moment before, by report_now_us(). */
+int session_report_at(struct session *s, const char *event, uint64_t at_us, const char *reason,
+                      struct postcopy_error *err);
+
 /*
  * session_detach() - no attachment any more
  *

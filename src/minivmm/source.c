@@ -6,6 +6,7 @@
 #include "minivmm/dirty.h"
 #include "minivmm/fail.h"
 #include "minivmm/image.h"
+#include "minivmm/report.h"
 #include "minivmm/session.h"
 #include "minivmm/spare.h"
 #include "minivmm/vmstate.h"
@@ -162,13 +163,14 @@ static int pause(struct source *src, struct postcopy_error *err)
 {
 	struct session *s = src->session;
 	struct postcopy_error why = { 0 };
+	uint64_t len, paused_us;
 	void *data = NULL;
-	uint64_t len;
 	int rc;
 
 	rc = vm_pause(&s->vm, err);
 	if (rc)
 		return rc;
+	paused_us = report_now_us();
 	set_phase(s, 1);
 	rc = src->logging ? report_last(src, &why) : 0;
 	if (!rc)
@@ -186,7 +188,7 @@ static int pause(struct source *src, struct postcopy_error *err)
 		return rc ? rc : run_on(src, why.text, err);
 	}
 	src->handed_over = true;
-	return session_report(s, "paused", NULL, err);
+	return session_report_at(s, "paused", paused_us, NULL, err);
 }
 
 static int handle_event(struct source *src, struct postcopy_error *err)

@@ -98,6 +98,8 @@ def test_bench_prints_its_contract():
     assert 0 < result["longest_gap_us"] <= result["total_ms"] * 1000 + 1000
     assert result["work_lost_ms"] <= result["total_ms"] * 1.1
     assert "warm" not in result
+    parts = result["work_lost_parts_ms"]
+    assert abs(sum(parts.values()) - result["work_lost_ms"]) < 0.01
     assert result["cpu_s_per_gib"]["source"] > 0 and result["cpu_s_per_gib"]["destination"] > 0
     assert result["cpu_s_per_gib"]["floor"] is None
     assert result["integrity"]["pages_checked"] > 0
@@ -161,7 +163,7 @@ def test_bench_by_a_link(more):
 @needs_kvm
 def test_bench_by_a_warm_migration(tmp_path):
     report = tmp_path / "report.html"
-    done = bench("--json", "--warm-rounds", 2, "--dirty-rate", "4M", "--report", report)
+    done = bench("--json", "--warm-rounds", 2, "--dirty-rate", "64M", "--report", report)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     warm = result["warm"]

@@ -76,6 +76,9 @@ static void test_a_pause_and_a_slow_guest_are_lost_work(void **state)
 	assert_true(work_measure(&both, &course, &lost));
 	assert_near(lost.steady_per_s, RATE * 1000, 1);
 	assert_near(lost.lost_ms, 160, 1);
+	assert_near(lost.lost_before_ms, 0, 1);
+	assert_near(lost.lost_switchover_ms, 10, 1);
+	assert_near(lost.lost_postcopy_ms, 150, 1);
 	assert_in_range(lost.longest_gap_us, 9000, 11000);
 	work_series_deinit(&both);
 }
@@ -176,9 +179,10 @@ static void test_the_result_has_what_was_measured(void **state)
 	merge(&source, &destination, &both);
 	work_add(result, &both, &course);
 	assert_near(json_number_or(result, "work_lost_ms", 0), 160, 1);
+	assert_near(json_number_or(result, "work_lost_parts_ms.postcopy", 0), 150, 1);
 	assert_int_equal(json_object_array_length(json_find(result, "course")), 3);
 	work = json_find(result, "work");
-	assert_in_range(json_object_array_length(work), 80, 90);
+	assert_in_range(json_object_array_length(work), 88, 92);
 	for (size_t i = 0; i < 50; i++) {
 		struct json_object *pair = json_object_array_get_idx(work, i);
 
