@@ -98,7 +98,7 @@ static void write_head(FILE *f, struct json_object *r)
 		html_text(f, reason);
 	}
 	fprintf(f, ". %s</p>\n",
-	        json_count_or(r, "warm.rounds", 0)
+	        json_count_or(r, "warm.bytes", 0)
 	                ? "Memory was copied while the guest ran on the source; then it was "
 	                  "paused, "
 	                  "resumed on the destination at once, and the rest followed while it ran."

@@ -482,7 +482,7 @@ static int add_work(struct run *run, struct json_object *result, struct error *e
 		return r;
 	if (!work_series_merge(&source, &destination, &both))
 		return error_set(err, -ENOMEM, "no memory for the guest's progress");
-	run->course.warm = json_count_or(result, "warm.rounds", 0);
+	run->course.warm = json_count_or(result, "warm.bytes", 0);
 	work_add(result, &both, &run->course);
 	return 0;
 }
