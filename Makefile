@@ -3,9 +3,10 @@
 # The front door; everything behind it is meson (build/) and tests/run-suites.
 BUILD ?= build
 BUILDTYPE ?= debugoptimized
-# One migration as `make demo` shows it; give others to the bench in DEMO.
-DEMO ?= --memory 1G --workload random --vcpus 2
+# One guest as `make demo` moves it, cold and warm; give another to the bench in DEMO.
+DEMO ?= --memory 1G --workload random --vcpus 2 --dirty-rate 16M
 REPORT ?= demo-report.html
+REPORT_WARM ?= demo-report-warm.html
 
 C_FILES = $(shell find src include tests bpf -name '*.[ch]' | LC_ALL=C sort)
 
@@ -24,9 +25,12 @@ deps:
 demo:
 	tests/install-deps build build-optional run
 	$(MAKE) all
-	@echo "A real guest is migrated; its report, to open in a browser: $(abspath $(REPORT))"
+	@echo "A real guest is migrated, and all of its memory follows it:"
 	$(BUILD)/src/ctl/postcopyctl bench $(DEMO) --report $(REPORT)
-	@echo "The report: file://$(abspath $(REPORT))"
+	@echo "The same, but most of its memory is copied before:"
+	$(BUILD)/src/ctl/postcopyctl bench $(DEMO) --warm --report $(REPORT_WARM)
+	@echo "The reports, to open in a browser: file://$(abspath $(REPORT))"
+	@echo "                                   file://$(abspath $(REPORT_WARM))"
 
 test: deps
 	tests/run-suites --build $(BUILD)
@@ -73,4 +77,4 @@ install: all
 	meson install -C $(BUILD) --no-rebuild
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-fuzz $(BUILD)-tsan $(REPORT)
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-fuzz $(BUILD)-tsan $(REPORT) $(REPORT_WARM)

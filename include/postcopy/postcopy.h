@@ -68,6 +68,31 @@
  * option; before their answer it would make them zero pages. Channels may be opened from
  * attach on; a fetch before POSTCOPY_EVENT_VMSTATE waits for it.
  *
+ * Warm: pages that move while the guest still runs
+ * ------------------------------------------------
+ * Most pages can move before the pause, if the daemon learns which are written after they were
+ * copied. A source that says nothing of this migrates by postcopy alone. It may offer one of two,
+ * at any time from attach to PAUSE, once:
+ *
+ *   - postcopy_source_offer_dirty_log(): this VMM notes it, in a bitmap that it shares with the
+ *     daemon: a bit a page of 4 KiB (whatever the pages' size), set with an atomic OR, by any
+ *     thread, at any time. On POSTCOPY_EVENT_DIRTY_LOG_START it begins (KVM_MEM_LOG_DIRTY_PAGES),
+ *     on POSTCOPY_EVENT_DIRTY it sets the bits of all that was written until now (from
+ *     KVM_GET_DIRTY_LOG or the ring) and says postcopy_source_dirty_reported() to both. First
+ *     KVM's log is cleared and the page protected again, then the bit is set, then that is said:
+ *     a write after that is in the next report, for it is then that the daemon reads the page.
+ *     What KVM does not see it adds: what its own threads and devices write, vhost's log, pages it
+ *     discards. On POSTCOPY_EVENT_PAUSE, with all of them stopped, it reports for the last time
+ *     before postcopy_source_paused(); that ends the log, as POSTCOPY_EVENT_DIRTY_LOG_STOP does,
+ *     and the end of the migration or of the connection: then it switches KVM's log off.
+ *   - postcopy_source_offer_write_protection(): the kernel notes it (Linux 6.7), and the VMM does
+ *     nothing. What does not write by the VMM's own mapping is not seen: it is refused where
+ *     somebody declares such writers. Pages of hugetlb count as a whole. While it is on, a page's
+ *     first write after each harvest takes a fault more.
+ *
+ * A memslot that is bound to guest_memfd has no dirty log in KVM, and can't be write-protected: say
+ * so by postcopy_source_refuse_dirty_log().
+ *
  * Private memory
  * --------------
  * Regions that KVM memory attributes make private to the guest are flagged
@@ -180,6 +205,10 @@ enum postcopy_event_type {
 	POSTCOPY_EVENT_FAILED,   /**< the migration failed or was cancelled; see @reason */
 	/** destination: what the source's regions are; only where one of them has a flag */
 	POSTCOPY_EVENT_ATTRIBUTES,
+	/** source: log writes from now on, then postcopy_source_dirty_reported(), or _failed() */
+	POSTCOPY_EVENT_DIRTY_LOG_START,
+	POSTCOPY_EVENT_DIRTY,          /**< source: note all that was written, and say the same */
+	POSTCOPY_EVENT_DIRTY_LOG_STOP, /**< source: no more; may come where nothing is logged */
 };
 
 struct postcopy_event {
@@ -324,6 +353,59 @@ POSTCOPY_API int postcopy_source_paused(struct postcopy *p, const void *vmstate,
  *      pipe, a socket, a file) is read up to its end, which blocks
  */
 POSTCOPY_API int postcopy_source_paused_fd(struct postcopy *p, int fd, struct postcopy_error *err);
+
+/**
+ * postcopy_source_offer_dirty_log() - this VMM tells what its guest writes
+ *
+ * Return: 0; -EINVAL where it was offered, or the guest is stopped; -ENOMEM and others.
+ */
+POSTCOPY_API int postcopy_source_offer_dirty_log(struct postcopy *p, struct postcopy_error *err);
+
+/**
+ * postcopy_source_dirty_bitmap() - where it tells it
+ * @region: as the table given at attach counts them
+ * @ret_words: of 64 pages, the lowest bit first
+ *
+ * Return: the first word, until postcopy_detach(); NULL where no dirty log was offered.
+ */
+POSTCOPY_API uint64_t *postcopy_source_dirty_bitmap(struct postcopy *p, size_t region,
+                                                    size_t *ret_words);
+
+/**
+ * postcopy_source_dirty_reported() - all that was written until now is in the bitmap
+ *
+ * Answers POSTCOPY_EVENT_DIRTY_LOG_START (writes are logged) and POSTCOPY_EVENT_DIRTY; after
+ * POSTCOPY_EVENT_PAUSE it is said before postcopy_source_paused(), which sends it.
+ */
+POSTCOPY_API int postcopy_source_dirty_reported(struct postcopy *p, struct postcopy_error *err);
+
+/** It can't: the guest is then migrated by postcopy alone. */
+POSTCOPY_API int postcopy_source_dirty_failed(struct postcopy *p, const char *reason,
+                                              struct postcopy_error *err);
+
+/** Who writes to guest memory otherwise than by the VMM's mapping of it. */
+#define POSTCOPY_WRITER_DESCRIPTOR (1u << 0) /* pwrite() and the like */
+#define POSTCOPY_WRITER_PROCESS (1u << 1)    /* another's mapping: vhost-user */
+#define POSTCOPY_WRITER_DEVICE (1u << 2)     /* VFIO, vDPA */
+/* Pages of shared memory that are discarded and must read as zeroes: MADV_REMOVE, a hole. */
+#define POSTCOPY_WRITER_DISCARD (1u << 3)
+
+/**
+ * postcopy_source_offer_write_protection() - the kernel tells what the guest writes
+ * @uffd: made in the VMM's process, not asked for its features, or with WP_ASYNC, WP_UNPOPULATED
+ *        and WP_HUGETLBFS_SHMEM; borrowed; -1, where this process is the VMM: made here
+ * @writers: POSTCOPY_WRITER_*
+ *
+ * Return: 0; -EOPNOTSUPP where the kernel can't, or @writers are not seen by it; -EPERM and others.
+ * After a failure the daemon has been told why, and the guest migrates by postcopy alone.
+ */
+POSTCOPY_API int postcopy_source_offer_write_protection(struct postcopy *p, int uffd,
+                                                        uint32_t writers,
+                                                        struct postcopy_error *err);
+
+/** Nobody can tell what this guest writes; who wants it warm reads the reason. */
+POSTCOPY_API int postcopy_source_refuse_dirty_log(struct postcopy *p, const char *reason,
+                                                  struct postcopy_error *err);
 
 /** The other answer to POSTCOPY_EVENT_PAUSE: it can't. The guest runs on here. */
 POSTCOPY_API int postcopy_source_pause_failed(struct postcopy *p, const char *reason,

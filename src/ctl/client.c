@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ctl/clean.h"
 #include "ctl/json.h"
 #include "ctl/migration_json.h"
 #include "google/rpc/error_details.pb-c.h"
@@ -143,6 +144,7 @@ static void take_reason(const struct grpc_status *s, char *ret, size_t size)
 		info = google__rpc__error_info__unpack(NULL, any->value.len, any->value.data);
 		if (info)
 			snprintf(ret, size, "%s", info->reason);
+		text_clean(ret);
 		google__rpc__error_info__free_unpacked(info, NULL);
 	}
 	google__rpc__status__free_unpacked(details, NULL);
@@ -150,11 +152,15 @@ static void take_reason(const struct grpc_status *s, char *ret, size_t size)
 
 static int refused(struct client *c, const struct grpc_status *s, struct error *err)
 {
+	char message[sizeof s->message];
+
 	snprintf(c->refusal.code, sizeof c->refusal.code, "%s", grpc_code_name(s->code));
 	if (s->details_len)
 		take_reason(s, c->refusal.reason, sizeof c->refusal.reason);
+	snprintf(message, sizeof message, "%s", s->message);
+	text_clean(message);
 	return error_set(err, errno_of(s->code), "%s",
-	                 *s->message ? s->message : "refused without reason");
+	                 *message ? message : "refused without reason");
 }
 
 /* Calls. */
@@ -188,7 +194,10 @@ static int unpack(const ProtobufCMessageDescriptor *type, const uint8_t *message
                   ProtobufCMessage **ret, struct error *err)
 {
 	*ret = protobuf_c_message_unpack(type, NULL, len, message);
-	return *ret ? 0 : error_set(err, -EPROTO, "an answer that is no %s", type->name);
+	if (!*ret)
+		return error_set(err, -EPROTO, "an answer that is no %s", type->name);
+	message_clean(*ret);
+	return 0;
 }
 
 static int take_answer(const uint8_t *message, size_t len, void *arg, struct error *err)
@@ -314,11 +323,43 @@ int client_set_token(struct client *c, const char *id, const uint8_t token[CLIEN
 	return call_migration(c, MIGRATIONS "SetToken", &request.base, ret, err);
 }
 
-int client_start(struct client *c, const char *id, bool hold, struct json_object **ret,
-                 struct error *err)
+/* What a Warm is made of. */
+struct warm_message {
+	Postcopy__V1__Warm warm;
+	Google__Protobuf__Duration max_time, catch_up;
+};
+
+static Google__Protobuf__Duration duration_of(uint64_t ms)
+{
+	Google__Protobuf__Duration d = GOOGLE__PROTOBUF__DURATION__INIT;
+
+	d.seconds = (int64_t)(ms / 1000);
+	d.nanos = (int32_t)(ms % 1000 * NSEC_PER_MSEC);
+	return d;
+}
+
+/* @from may be NULL. */
+static Postcopy__V1__Warm *put_warm(struct warm_message *to, const struct client_warm *from)
+{
+	if (!from)
+		return NULL;
+	to->warm = (Postcopy__V1__Warm)POSTCOPY__V1__WARM__INIT;
+	to->warm.max_rounds = from->max_rounds;
+	to->warm.dirty_bytes = from->dirty_bytes;
+	to->max_time = duration_of(from->max_ms);
+	to->warm.max_time = from->max_ms ? &to->max_time : NULL;
+	to->catch_up = duration_of(from->catch_up_ms);
+	to->warm.catch_up = from->catch_up_ms ? &to->catch_up : NULL;
+	return &to->warm;
+}
+
+int client_start(struct client *c, const char *id, bool hold, const struct client_warm *warm,
+                 struct json_object **ret, struct error *err)
 {
 	Postcopy__V1__StartRequest request = POSTCOPY__V1__START_REQUEST__INIT;
+	struct warm_message message;
 
+	request.warm = put_warm(&message, warm);
 	request.id = (char *)id;
 	request.hold_switchover = hold;
 	return call_migration(c, MIGRATIONS "Start", &request.base, ret, err);

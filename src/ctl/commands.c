@@ -7,7 +7,7 @@
 
 #include "ctl/client.h"
 #include "ctl/json.h"
-#include "ctl/report_html.h"
+#include "ctl/warm_options.h"
 
 int command_failed(const struct command *cmd, const struct error *err)
 {
@@ -139,18 +139,21 @@ int command_call_and_print(const struct command *cmd, const struct ctl_common *c
 
 struct start_args {
 	bool switchover;
+	struct warm_args warm;
 };
 
 struct start_call {
 	const char *id;
 	bool hold;
+	const struct client_warm *warm;
 };
 
 static const struct start_args start_defaults = { .switchover = true };
 
 static const struct option_spec start_options[] = {
+	WARM_OPTIONS(offsetof(struct start_args, warm)),
 	{ "no-switchover", OPTION_NO, offsetof(struct start_args, switchover), NULL,
-	  "connect only; \"switchover\" goes on" },
+	  "connect, and warm where that is asked for, only; \"switchover\"\ngoes on" },
 };
 
 static int call_start(struct client *c, const void *arg, struct json_object **ret,
@@ -158,13 +161,14 @@ static int call_start(struct client *c, const void *arg, struct json_object **re
 {
 	const struct start_call *start = arg;
 
-	return client_start(c, start->id, start->hold, ret, err);
+	return client_start(c, start->id, start->hold, start->warm, ret, err);
 }
 
 static int start_run(const struct ctl_common *common, const char *id, const void *args)
 {
 	const struct start_args *a = args;
-	const struct start_call start = { id, !a->switchover };
+	struct client_warm warm;
+	const struct start_call start = { id, !a->switchover, warm_args_policy(&a->warm, &warm) };
 
 	return command_call_and_print(&start_command, common, call_start, &start);
 }
@@ -175,7 +179,7 @@ const struct command start_command = {
 	.summary =
 	        "Destination: connect to the source, then pause the guest there and run it here.",
 	.options = start_options,
-	.n_options = 1,
+	.n_options = sizeof start_options / sizeof *start_options,
 	.defaults = &start_defaults,
 	.args_size = sizeof start_defaults,
 	.json = true,
@@ -357,59 +361,4 @@ const struct command recover_command = {
 	.args_size = sizeof recover_defaults,
 	.json = true,
 	.run = recover_run,
-};
-
-/* report */
-
-struct report_args {
-	const char *html;
-	const char *role;
-};
-
-static const struct report_args report_defaults = { .html = NULL };
-
-static const struct option_spec report_options[] = {
-	{ "html", OPTION_STRING, offsetof(struct report_args, html), "FILE",
-	  "write a page with the timeline and the histogram to FILE" },
-	OPTION_ROLE(struct report_args, role),
-};
-
-static int call_report(struct client *c, const void *arg, struct json_object **ret,
-                       struct error *err)
-{
-	const struct half_call *half = arg;
-
-	return client_get_report(c, half->id, half->role, ret, err);
-}
-
-static int report_run(const struct ctl_common *common, const char *id, const void *args)
-{
-	const struct report_args *a = args;
-	const struct half_call half = { id, a->role };
-	_cleanup_json_ struct json_object *report = NULL;
-	struct error err = ERROR_INIT;
-	int code;
-
-	if (!a->html && !common->json)
-		return command_misused(&report_command, "--html FILE or --json is missing");
-	code = command_call(&report_command, common, call_report, &half, &report);
-	if (code)
-		return code;
-	if (a->html && report_html_save(a->html, report, &err) < 0)
-		return command_failed(&report_command, &err);
-	if (common->json)
-		json_print(report);
-	return CTL_OK;
-}
-
-const struct command report_command = {
-	.name = "report",
-	.operand = "ID",
-	.summary = "Destination: all that was measured in one migration, as a page or as JSON.",
-	.options = report_options,
-	.n_options = sizeof report_options / sizeof *report_options,
-	.defaults = &report_defaults,
-	.args_size = sizeof report_defaults,
-	.json = true,
-	.run = report_run,
 };

@@ -4,7 +4,8 @@
  *
  * main.c finds the sub-command in a table, options.c parses its options by the
  * command's own table, and the command's run() does it: the small ones in commands.c, the others
- * in files of their own. All that is said to a daemon goes through client.h.
+ * in files of their own; the benchmark and the report in a directory of their own, which only
+ * main.c knows (bench/commands.h). All that is said to a daemon goes through client.h.
  */
 #ifndef CTL_COMMANDS_H
 #define CTL_COMMANDS_H
@@ -29,13 +30,11 @@ extern const struct command top_command;
 extern const struct command limits_command;
 extern const struct command cancel_command;
 extern const struct command delete_command;
-extern const struct command report_command;
 extern const struct command recover_command;
 extern const struct command missing_command;
 extern const struct command poison_command;
 extern const struct command run_on_command;
 extern const struct command release_command;
-extern const struct command bench_command;
 
 /* Says on stderr why a command failed. Return: its exit code, CTL_FAILED. */
 int command_failed(const struct command *cmd, const struct error *err);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/commands.h"
 #include "ctl/commands.h"
 #include "util/cleanup.h"
 

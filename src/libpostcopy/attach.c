@@ -510,6 +510,7 @@ struct postcopy *postcopy_detach(struct postcopy *p)
 	 */
 	for (size_t i = 0; i < p->n_registered && !(p->vmm && p->attached); i++)
 		uffd_unregister(p->uffd, p->registered[i].addr, p->registered[i].size);
+	dirty_release(p);
 	close_fd(&p->uffd);
 	close_fd(&p->vmstate_fd);
 	close_fd(&p->poison_fd);

@@ -39,6 +39,15 @@ struct postcopy {
 	int vmstate_fd;
 	int poison_fd; /* what is poisoned here; -1: nothing */
 	uint64_t vmstate_len, pause_ns;
+	/* source: what the guest writes, where this VMM tells it (dirty.c) */
+	struct {
+		uint64_t *bitmap; /* shared with the daemon; NULL: it does not tell */
+		size_t bytes;
+		bool logging;    /* from LOG_START on, to PAUSED or LOG_STOP */
+		bool asked;      /* and not answered yet */
+		bool last_is_in; /* the harvest of the guest that was stopped */
+		uint64_t number; /* of what was asked */
+	} dirty;
 	char load_error[ERROR_TEXT_MAX];
 	enum vmm_wire_type load_error_type; /* ERROR, or COULD_NOT_RUN */
 	/* The VMM, where that is another process; -1, 0: it is this one. */
@@ -64,6 +73,15 @@ struct postcopy {
 /* Return: 0, -EPIPE, -ETIMEDOUT and others with @err set. */
 int send_message(struct postcopy *p, const struct vmm_wire_msg *msg, const int *fds, size_t n_fds,
                  struct error *err);
+
+/* What the daemon has said of the dirty log, before its event is told. dirty.c */
+void dirty_note(struct postcopy *p, const struct vmm_wire_msg *msg);
+/* Asked of one who has no bitmap (any more): that. */
+int dirty_say_none(struct postcopy *p, const struct vmm_wire_msg *msg, struct error *err);
+/* Before PAUSED is said, and once it is. Return: 0 or -EINVAL with @err set. */
+int dirty_check_last(const struct postcopy *p, struct error *err);
+void dirty_end(struct postcopy *p);
+void dirty_release(struct postcopy *p);
 
 /*
  * receive_message() - a message from the daemon, and its descriptor where the type has one

@@ -19,6 +19,8 @@ int wait_readable(int sock, uint64_t deadline_ns);
 int make_sealed_memfd(const char *name, const void *data, size_t len, int *ret_fd,
                       struct error *err);
 
+struct postcopy;
+
 /*
  * give_channel() - pass the daemon its end of a fetch channel
  * @fd: borrowed

@@ -37,6 +37,10 @@ static const struct transition {
 } transitions[] = {
 	{ STATE_RUNNING, VMM_WIRE_PAUSE, STATE_STOPPING, POSTCOPY_EVENT_PAUSE },
 	{ STATE_RUNNING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
+	{ STATE_RUNNING, VMM_WIRE_LOG_START, STATE_RUNNING, POSTCOPY_EVENT_DIRTY_LOG_START },
+	{ STATE_RUNNING, VMM_WIRE_LOG_HARVEST, STATE_RUNNING, POSTCOPY_EVENT_DIRTY },
+	{ STATE_RUNNING, VMM_WIRE_LOG_STOP, STATE_RUNNING, POSTCOPY_EVENT_DIRTY_LOG_STOP },
+	{ STATE_STOPPING, VMM_WIRE_LOG_STOP, STATE_STOPPING, POSTCOPY_EVENT_DIRTY_LOG_STOP },
 	{ STATE_STOPPING, VMM_WIRE_RESUME, STATE_RUNNING, POSTCOPY_EVENT_RESUME },
 	{ STATE_STOPPING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
 	{ STATE_PAUSED, VMM_WIRE_RESUME, STATE_RUNNING, POSTCOPY_EVENT_RESUME },
@@ -246,6 +250,9 @@ static const struct repeated {
 	{ VMM_WIRE_VMSTATE, STATE_COMPLETE, say_nothing },
 	{ VMM_WIRE_VMSTATE, STATE_FAILED, say_load_failed },
 	{ VMM_WIRE_COMPLETE, STATE_COMPLETE, say_nothing },
+	/* The log ended when the vmstate was taken. */
+	{ VMM_WIRE_LOG_STOP, STATE_PAUSED, say_nothing },
+	{ VMM_WIRE_LOG_STOP, STATE_FAILED, say_nothing },
 };
 
 static const struct repeated *find_repeated(enum attachment_state state, enum vmm_wire_type type)
@@ -265,11 +272,17 @@ static int receive_news(struct postcopy *p, uint64_t deadline_ns, struct vmm_wir
 		int rc = receive_message(p, deadline_ns, msg, &fd, err);
 		const struct repeated *r = rc ? NULL : find_repeated(p->state, msg->type);
 
-		if (r)
+		bool no_log =
+		        !rc && !p->dirty.bitmap &&
+		        (msg->type == VMM_WIRE_LOG_START || msg->type == VMM_WIRE_LOG_HARVEST);
+
+		if (no_log)
+			rc = dirty_say_none(p, msg, err);
+		else if (r)
 			rc = r->say(p, err);
 		if (rc)
 			return rc;
-		if (!r) {
+		if (!r && !no_log) {
 			*ret_fd = steal_fd(&fd);
 			return 0;
 		}
@@ -311,6 +324,9 @@ static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event 
 	if (t->to == STATE_COMPLETE)
 		arriving_remove(&p->arriving);
 	p->state = t->to;
+	dirty_note(p, &msg);
+	if (t->event == POSTCOPY_EVENT_RESUME || t->to == STATE_FAILED)
+		dirty_end(p);
 	fill_event(p, t, &msg, ret_event);
 	ret_event->vmstate_fd = steal_fd(&fd);
 	return 0;
@@ -375,11 +391,13 @@ static int give_vmstate(struct postcopy *p, int fd, uint64_t len, struct error *
 	p->vmstate_len = len;
 	p->pause_ns = clock_now_ns() - p->pause_asked_ns;
 	rc = say_paused(p, err);
-	if (rc)
+	if (rc) {
 		close_fd(&p->vmstate_fd);
-	else
-		p->state = STATE_PAUSED;
-	return rc;
+		return rc;
+	}
+	p->state = STATE_PAUSED;
+	dirty_end(p);
+	return 0;
 }
 
 static int source_paused(struct postcopy *p, const void *vmstate, size_t len, struct error *err)
@@ -387,6 +405,8 @@ static int source_paused(struct postcopy *p, const void *vmstate, size_t len, st
 	_cleanup_close_ int fd = -1;
 	int rc = require_state(p, STATE_STOPPING, "postcopy_source_paused", err);
 
+	if (!rc)
+		rc = dirty_check_last(p, err);
 	if (!rc && !vmstate && len)
 		rc = error_set(err, -EINVAL, "vmstate is NULL");
 	if (!rc)
@@ -445,6 +465,8 @@ static int source_paused_fd(struct postcopy *p, int from, struct error *err)
 	int fd = -1, rc = require_state(p, STATE_STOPPING, "postcopy_source_paused_fd", err);
 
 	if (!rc)
+		rc = dirty_check_last(p, err);
+	if (!rc)
 		rc = seal_vmstate(from, &fd, &len, err);
 	return rc ? rc : give_vmstate(p, fd, len, err);
 }
@@ -486,6 +508,7 @@ static int say(struct postcopy *p, enum vmm_wire_type type, const char *reason,
 
 int postcopy_source_pause_failed(struct postcopy *p, const char *reason, struct postcopy_error *err)
 {
+	dirty_end(p);
 	return say(p, VMM_WIRE_ERROR, reason, STATE_STOPPING, STATE_RUNNING, __func__, err);
 }
 

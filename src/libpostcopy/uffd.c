@@ -23,6 +23,10 @@
 	 UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_SHMEM |  \
 	 UFFD_FEATURE_MINOR_HUGETLBFS | UFFD_FEATURE_THREAD_ID)
 
+/* All of them or none: also where no page is, and of every kind of memory. */
+#define FEATURES_TO_LOG                                                                            \
+	(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+
 /*
  * Not UFFD_USER_MODE_ONLY: vCPUs fault inside KVM_RUN, and with that flag they would
  * get EFAULT. The device needs only access to itself, the syscall a capability.
@@ -103,6 +107,33 @@ int uffd_adopt(int fd, uint64_t *ret_features, struct error *err)
 		        fd);
 	*ret_features = features;
 	return 0;
+}
+
+int uffd_adopt_to_log(int fd, struct error *err)
+{
+	uint64_t features = 0;
+	int rc = handshake(fd, FEATURES_TO_LOG, &features, NULL);
+
+	/* Refused: the kernel has not got them; or it was done by who made it. */
+	if (rc && !fdinfo_uffd_features(fd, &features))
+		return error_errno(err, rc, "fd %d: UFFDIO_API: is it a userfaultfd?", fd);
+	if ((features & FEATURES_TO_LOG) == FEATURES_TO_LOG)
+		return 0;
+	return error_set(err, -EOPNOTSUPP,
+	                 "this kernel's userfaultfd, or this one, has not got WP_ASYNC, by which "
+	                 "writes are noted (Linux 6.7)");
+}
+
+int uffd_open_to_log(int *ret_fd, struct error *err)
+{
+	_cleanup_close_ int fd = -1;
+	int rc = create(&fd, err);
+
+	if (!rc)
+		rc = uffd_adopt_to_log(fd, err);
+	if (!rc)
+		*ret_fd = steal_fd(&fd);
+	return rc;
 }
 
 static int try_register(int fd, const struct postcopy_region *r, uint64_t mode)

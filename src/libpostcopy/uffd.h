@@ -27,6 +27,16 @@ int uffd_open(int *ret_fd, uint64_t *ret_features, struct error *err);
 int uffd_adopt(int fd, uint64_t *ret_features, struct error *err);
 
 /*
+ * uffd_open_to_log(), uffd_adopt_to_log() - one that lets all writes pass, and has them noted
+ *
+ * By who made it likewise, where it was not asked for its features yet.
+ *
+ * Return: 0; -EOPNOTSUPP before Linux 6.7; -EPERM and others; with @err set.
+ */
+int uffd_open_to_log(int *ret_fd, struct error *err);
+int uffd_adopt_to_log(int fd, struct error *err);
+
+/*
  * uffd_trap() - trap a region's absent pages, in whichever process the userfaultfd is of
  *
  * As uffd_register(), and nothing of what only that process can do to its own mappings.

@@ -22,13 +22,25 @@ _Static_assert(VMM_WIRE_HEADER_BYTES + 4 + 4 + 8 + 4 + POSTCOPY_ID_MAX +
 static const char *type_name(enum vmm_wire_type type)
 {
 	static const char *const names[] = {
-		[VMM_WIRE_ATTACH] = "ATTACH",     [VMM_WIRE_ATTACHED] = "ATTACHED",
-		[VMM_WIRE_ERROR] = "ERROR",       [VMM_WIRE_PAUSE] = "PAUSE",
-		[VMM_WIRE_PAUSED] = "PAUSED",     [VMM_WIRE_RESUME] = "RESUME",
-		[VMM_WIRE_VMSTATE] = "VMSTATE",   [VMM_WIRE_LOADED] = "LOADED",
-		[VMM_WIRE_RESUMED] = "RESUMED",   [VMM_WIRE_COMPLETE] = "COMPLETE",
-		[VMM_WIRE_CHANNEL] = "CHANNEL",   [VMM_WIRE_ATTRIBUTES] = "ATTRIBUTES",
-		[VMM_WIRE_POISONED] = "POISONED", [VMM_WIRE_COULD_NOT_RUN] = "COULD_NOT_RUN",
+		[VMM_WIRE_ATTACH] = "ATTACH",
+		[VMM_WIRE_ATTACHED] = "ATTACHED",
+		[VMM_WIRE_ERROR] = "ERROR",
+		[VMM_WIRE_PAUSE] = "PAUSE",
+		[VMM_WIRE_PAUSED] = "PAUSED",
+		[VMM_WIRE_RESUME] = "RESUME",
+		[VMM_WIRE_VMSTATE] = "VMSTATE",
+		[VMM_WIRE_LOADED] = "LOADED",
+		[VMM_WIRE_RESUMED] = "RESUMED",
+		[VMM_WIRE_COMPLETE] = "COMPLETE",
+		[VMM_WIRE_CHANNEL] = "CHANNEL",
+		[VMM_WIRE_ATTRIBUTES] = "ATTRIBUTES",
+		[VMM_WIRE_POISONED] = "POISONED",
+		[VMM_WIRE_COULD_NOT_RUN] = "COULD_NOT_RUN",
+		[VMM_WIRE_DIRTY_LOG] = "DIRTY_LOG",
+		[VMM_WIRE_LOG_START] = "LOG_START",
+		[VMM_WIRE_LOG_HARVEST] = "LOG_HARVEST",
+		[VMM_WIRE_LOG_STOP] = "LOG_STOP",
+		[VMM_WIRE_HARVESTED] = "HARVESTED",
 	};
 
 	return names[type];
@@ -129,6 +141,19 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 	case VMM_WIRE_ATTRIBUTES:
 		p = put_attributes(p, msg);
 		break;
+	case VMM_WIRE_DIRTY_LOG:
+		p = put_u32(p, msg->how);
+		p = put_text(p, msg->text, strnlen(msg->text, sizeof msg->text - 1));
+		break;
+	case VMM_WIRE_HARVESTED:
+		p = put_u64(p, msg->number);
+		p = put_u32(p, msg->code);
+		p = put_text(p, msg->text, strnlen(msg->text, sizeof msg->text - 1));
+		break;
+	case VMM_WIRE_LOG_START:
+	case VMM_WIRE_LOG_HARVEST:
+		p = put_u64(p, msg->number);
+		break;
 	case VMM_WIRE_ATTACHED:
 		if (msg->standing)
 			p = put_u32(p, msg->standing);
@@ -140,6 +165,7 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 	case VMM_WIRE_COMPLETE:
 	case VMM_WIRE_CHANNEL:
 	case VMM_WIRE_POISONED:
+	case VMM_WIRE_LOG_STOP:
 		break;
 	}
 	put_u32(put_u16(put_u16(buf, (uint16_t)msg->type), VMM_WIRE_VERSION),
@@ -272,21 +298,56 @@ static int get_attach(struct reader *r, size_t n_fds, struct vmm_wire_msg *msg, 
 	return rc ? rc : check_fds(msg, n_fds, err);
 }
 
-static int get_error(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
+/* It ends in logs and on terminals: error_set() takes control characters out. */
+static int get_reason(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
 {
 	struct error clean = ERROR_INIT;
+	int rc = get_text(r, msg->text, sizeof msg->text, "error text", err);
+
+	if (rc)
+		return rc;
+	error_set(&clean, -(int)msg->code, "%s", msg->text);
+	memcpy(msg->text, clean.text, sizeof msg->text);
+	return 0;
+}
+
+static int get_error(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
+{
 	int rc;
 
 	msg->code = get_u32(r);
-	rc = get_text(r, msg->text, sizeof msg->text, "error text", err);
+	rc = get_reason(r, msg, err);
 	if (rc)
 		return rc;
 	if (!msg->code || msg->code > ERRNO_MAX)
 		return error_set(err, -EPROTO, "ERROR with the impossible errno %u", msg->code);
-	/* The text ends in logs and on terminals: error_set() takes control characters out. */
-	error_set(&clean, -(int)msg->code, "%s", msg->text);
-	memcpy(msg->text, clean.text, sizeof msg->text);
 	return 0;
+}
+
+static int get_harvested(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
+{
+	msg->number = get_u64(r);
+	msg->code = get_u32(r);
+	if (!r->failed && msg->code > ERRNO_MAX)
+		return error_set(err, -EPROTO, "HARVESTED with the impossible errno %u", msg->code);
+	return get_reason(r, msg, err);
+}
+
+static int get_dirty_log(struct reader *r, size_t n_fds, struct vmm_wire_msg *msg,
+                         struct error *err)
+{
+	static const size_t fds[] = {
+		[VMM_WIRE_LOG_NONE] = 0, [VMM_WIRE_LOG_BY_VMM] = 1, [VMM_WIRE_LOG_BY_KERNEL] = 2
+	};
+
+	msg->how = get_u32(r);
+	if (!r->failed && msg->how > VMM_WIRE_LOG_BY_KERNEL)
+		return error_set(err, -EPROTO, "DIRTY_LOG of the unknown kind %u", msg->how);
+	if (!r->failed && n_fds != fds[msg->how])
+		return error_set(err, -EPROTO,
+		                 "DIRTY_LOG of kind %u came with %zu descriptors; it has %zu",
+		                 msg->how, n_fds, fds[msg->how]);
+	return get_reason(r, msg, err);
 }
 
 static int get_attributes(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
@@ -312,14 +373,15 @@ static int get_standing(struct reader *r, struct vmm_wire_msg *msg, struct error
 	return 0;
 }
 
-/* How many descriptors a type travels with; ATTACH says so itself. */
+/* How many descriptors a type travels with; ATTACH and DIRTY_LOG say so themselves. */
 static int check_fd_count(enum vmm_wire_type type, size_t n_fds, struct error *err)
 {
 	bool has_fd = type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
 	              type == VMM_WIRE_CHANNEL || type == VMM_WIRE_POISONED;
 	size_t want = has_fd ? 1 : 0;
 
-	if (n_fds > VMM_WIRE_FDS_MAX || (type != VMM_WIRE_ATTACH && n_fds != want))
+	if (n_fds > VMM_WIRE_FDS_MAX ||
+	    (type != VMM_WIRE_ATTACH && type != VMM_WIRE_DIRTY_LOG && n_fds != want))
 		return error_set(err, -EPROTO, "%s came with %zu descriptors; it has %zu",
 		                 type_name(type), n_fds, want);
 	return 0;
@@ -338,7 +400,7 @@ static int get_header(struct reader *r, enum vmm_wire_type *ret_type, struct err
 		                 "the other side speaks version %u of the VMM protocol, this one "
 		                 "%d: install libpostcopy and postcopyd of the same release",
 		                 version, VMM_WIRE_VERSION);
-	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_COULD_NOT_RUN)
+	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_HARVESTED)
 		return error_set(err, -EPROTO, "unknown message type %u", type);
 	if (len != (size_t)(r->end - r->pos))
 		return error_set(err, -EPROTO, "%s says %u bytes of payload, but has %zu",
@@ -369,6 +431,12 @@ int vmm_wire_decode(const void *buf, size_t len, size_t n_fds, struct vmm_wire_m
 		rc = get_error(&r, ret_msg, err);
 	else if (type == VMM_WIRE_ATTRIBUTES)
 		rc = get_attributes(&r, ret_msg, err);
+	else if (type == VMM_WIRE_DIRTY_LOG)
+		rc = get_dirty_log(&r, n_fds, ret_msg, err);
+	else if (type == VMM_WIRE_HARVESTED)
+		rc = get_harvested(&r, ret_msg, err);
+	else if (type == VMM_WIRE_LOG_START || type == VMM_WIRE_LOG_HARVEST)
+		ret_msg->number = get_u64(&r);
 	else if (type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE)
 		ret_msg->vmstate_len = get_u64(&r);
 	if (type == VMM_WIRE_PAUSED)

@@ -14,7 +14,11 @@
  *   ATTACH again (pidfd)    ->
  *                           <-   ATTACHED (where it stands); then what waits for an answer, or the
  *                                last word, as if it was said for the first time
- *   source:                 <-   PAUSE
+ *   source:
+ *   DIRTY_LOG, any time before ->
+ *                           <-   LOG_START, LOG_HARVEST... (numbered), LOG_STOP: where the VMM
+ *   HARVESTED (number)      ->   itself notes in its bitmap what the guest writes
+ *                           <-   PAUSE: what was written until then is in the bitmap when it says
  *   POISONED (fd) where some of the guest is, PAUSED (vmstate) / ERROR ->
  *                           <-   RESUME (cancelled in time) or COMPLETE
  *   destination:
@@ -60,6 +64,11 @@ enum vmm_wire_type {
 	VMM_WIRE_ATTRIBUTES = 12,
 	VMM_WIRE_POISONED = 13,
 	VMM_WIRE_COULD_NOT_RUN = 14, /* after LOADED: no vCPU has run, nor will */
+	VMM_WIRE_DIRTY_LOG = 15,     /* how it can be told what its guest writes */
+	VMM_WIRE_LOG_START = 16,
+	VMM_WIRE_LOG_HARVEST = 17,
+	VMM_WIRE_LOG_STOP = 18,
+	VMM_WIRE_HARVESTED = 19, /* the answer to START and HARVEST */
 };
 
 /* Of ATTACH. */
@@ -81,6 +90,16 @@ enum vmm_wire_standing {
 	VMM_WIRE_STANDS_WAITING,
 	VMM_WIRE_STANDS_LOADED,
 	VMM_WIRE_STANDS_RESUMED,
+};
+
+/* Of DIRTY_LOG. */
+enum vmm_wire_dirty_log {
+	VMM_WIRE_LOG_NONE, /* it can't, for the reason that is told */
+	/* One descriptor: a memfd sealed against shrinking, a bit a unit of 4 KiB, set when it was
+	 * written; 64-bit words of this host, each region begins with a new one, and one more. */
+	VMM_WIRE_LOG_BY_VMM,
+	/* Two: a userfaultfd with WP_ASYNC, made in the VMM's process, and its /proc/PID/pagemap */
+	VMM_WIRE_LOG_BY_KERNEL,
 };
 
 enum vmm_wire_role {
@@ -116,6 +135,9 @@ struct vmm_wire_region {
  *   POISONED: one fd: a sealed memfd of ranges (libpostcopy/poison_wire.h)
  *   ATTRIBUTES: n_regions, and the flags of each of regions; nothing else of them
  *   ERROR, COULD_NOT_RUN: code (positive errno), text
+ *   DIRTY_LOG: how; text, where it is NONE
+ *   LOG_START, LOG_HARVEST: number
+ *   HARVESTED: number; code (0: it is done; else positive errno), text
  */
 struct vmm_wire_msg {
 	enum vmm_wire_type type;
@@ -128,6 +150,8 @@ struct vmm_wire_msg {
 	struct vmm_wire_region regions[POSTCOPY_REGIONS_MAX];
 	uint64_t vmstate_len;
 	uint64_t pause_ns;
+	uint32_t how; /* enum vmm_wire_dirty_log */
+	uint64_t number;
 	uint32_t code;
 	char text[ERROR_TEXT_MAX];
 };

@@ -48,17 +48,22 @@ static bool has_no_handles(int fd)
 	       errno == EOPNOTSUPP;
 }
 
-/* "/proc/PID/mem"; or ".../PID/mem", of a /proc that is mounted elsewhere. */
-bool descriptor_names_mem(const char *name)
+/* "/proc/PID/FILE"; or ".../PID/FILE", of a /proc that is mounted elsewhere. */
+bool descriptor_names_proc(const char *name, const char *file)
 {
-	size_t len = strlen(name);
-	const char *end = name + len - 4;
+	size_t len = strlen(name), file_len = strlen(file);
+	const char *end = name + len - file_len - 1;
 
-	if (len < 6 || strcmp(end, "/mem"))
+	if (len < file_len + 3 || *end != '/' || strcmp(end + 1, file))
 		return false;
 	for (len = 0; end > name && isdigit((unsigned char)end[-1]); end--)
 		len++;
 	return len && end > name && end[-1] == '/';
+}
+
+bool descriptor_names_mem(const char *name)
+{
+	return descriptor_names_proc(name, "mem");
 }
 
 static bool is_unix_socket(int fd)
@@ -92,6 +97,8 @@ enum descriptor_kind descriptor_identify(int fd)
 		return DESCRIPTOR_GUEST_MEMFD;
 	if (descriptor_names_mem(name) && has_no_handles(fd))
 		return DESCRIPTOR_PROC_MEM;
+	if (descriptor_names_proc(name, "pagemap") && has_no_handles(fd))
+		return DESCRIPTOR_PROC_PAGEMAP;
 	return DESCRIPTOR_OTHER;
 }
 

@@ -25,11 +25,12 @@
 #include "util/error.h"
 
 enum descriptor_kind {
-	DESCRIPTOR_OTHER,       /* no descriptor at all, or one to keep away from */
-	DESCRIPTOR_SHMEM,       /* a memfd, or a file of a tmpfs */
-	DESCRIPTOR_HUGETLB,     /* a memfd of huge pages, or a file of a hugetlbfs */
-	DESCRIPTOR_GUEST_MEMFD, /* of KVM_CREATE_GUEST_MEMFD */
-	DESCRIPTOR_PROC_MEM,    /* an open /proc/PID/mem: whose, was decided when it was opened */
+	DESCRIPTOR_OTHER,        /* no descriptor at all, or one to keep away from */
+	DESCRIPTOR_SHMEM,        /* a memfd, or a file of a tmpfs */
+	DESCRIPTOR_HUGETLB,      /* a memfd of huge pages, or a file of a hugetlbfs */
+	DESCRIPTOR_GUEST_MEMFD,  /* of KVM_CREATE_GUEST_MEMFD */
+	DESCRIPTOR_PROC_MEM,     /* an open /proc/PID/mem: whose, was decided when it was opened */
+	DESCRIPTOR_PROC_PAGEMAP, /* likewise /proc/PID/pagemap */
 	DESCRIPTOR_USERFAULTFD,
 	DESCRIPTOR_UNIX_SOCKET,
 };
@@ -48,8 +49,9 @@ void descriptor_name(int fd, char *buf, size_t size);
  */
 int descriptor_check_memory(int fd, enum postcopy_memory memory, uint32_t index, struct error *err);
 
-/* Whether a name is that of a /proc/PID/mem. */
+/* Whether a name is that of a /proc/PID/mem, or of another @file there. */
 bool descriptor_names_mem(const char *name);
+bool descriptor_names_proc(const char *name, const char *file);
 
 /* As descriptor_check_memory() for a userfaultfd. */
 int descriptor_check_userfaultfd(int fd, struct error *err);

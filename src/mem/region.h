@@ -14,6 +14,7 @@
  *   descriptor.h  what a descriptor from outside is, before it is used
  *   inspect.h     what a VMM's own mappings tell, where we may look
  *   memory.h      the memory behind a region: reading it and filling it
+ *   dirty_log.h   what a running source guest has written
  *   addrmap.h     where a region is mapped in the VMM, as it moves
  *   probe.h       what this kernel can do, found by doing it
  */

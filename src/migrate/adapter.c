@@ -193,6 +193,8 @@ void migration_adapter_gone(struct migration *m)
 {
 	log_migration_warning(m->params.id, "adapter detached; its VMM, pid %d, lives",
 	                      (int)vmm_process_pid(m->process));
+	if (m->params.role == MIGRATION_SOURCE)
+		source_lose_log(m);
 	migration_await_adapter(m);
 	migration_tell(m, m->reason);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "migrate/takeover.h"
+#include "util/cleanup.h"
 #include "util/log.h"
 
 /* The manager's store is told of from so full on, and again once it was emptier than that. */
@@ -83,12 +84,15 @@ static void put_all(struct migration *m, struct saved *s)
 	s->times.resumed_real_ns = m->resumed_real_ns;
 	pthread_mutex_lock(&m->lock);
 	s->target = m->target;
+	s->warming = m->warming;
 	s->epoch = m->epoch;
 	s->holder = m->holder;
 	s->farewell = m->farewell;
 	s->vmstate_held = source ? m->paused : m->may_have_run && !m->resumed_ns;
 	s->vmstate_len = m->vmstate_len;
 	s->pause_ns = m->source_pause_ns;
+	s->dirty_log = m->dirty_log;
+	s->warm = m->warm;
 	s->times.switch_sent_ns = m->switch_sent_ns;
 	s->times.vmstate_received_ns = m->vmstate_received_ns;
 	pthread_mutex_unlock(&m->lock);
@@ -190,8 +194,8 @@ static size_t entries_of(const struct migration *m)
 {
 	if (!m->n_fds)
 		return 0;
-	return m->n_fds + 2 + (m->params.role == MIGRATION_DESTINATION) + m->n_channels +
-	       (m->process != NULL);
+	return m->n_fds + 2 + (m->dirty_log ? DIRTY_LOG_FDS : 0) +
+	       (m->params.role == MIGRATION_DESTINATION) + m->n_channels + (m->process != NULL);
 }
 
 /* Other users' guests find room as well. Return: 0; -EDQUOT with @err set. */
@@ -260,6 +264,56 @@ int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, 
 	return rc;
 }
 
+static const char *const log_kinds[DIRTY_LOG_FDS] = {
+	[DIRTY_LOG_FD_BITMAP] = "dirty",
+	[DIRTY_LOG_FD_UFFD] = "wp",
+	[DIRTY_LOG_FD_PAGEMAP] = "pagemap",
+};
+
+int migration_keep_log(struct migration *m, const struct dirty_log *log, struct error *err)
+{
+	struct fd_store *store = m->owner->config.store;
+	int rc;
+
+	if (!fd_store_exists(store))
+		return 0;
+	rc = check_share(m->owner, m->vmm_uid, DIRTY_LOG_FDS, err);
+	if (!rc)
+		rc = fd_store_check_room(store, DIRTY_LOG_FDS,
+		                         m->vmm_uid ? fd_store_max(store) / SPARE_PART : 0, err);
+	for (int i = 0; i < DIRTY_LOG_FDS && !rc; i++) {
+		int fd = dirty_log_fd(log, (enum dirty_log_fd)i);
+
+		if (fd >= 0)
+			rc = migration_keep_fd(m, log_kinds[i], fd, err);
+	}
+	if (rc)
+		migration_drop_log(m);
+	return rc;
+}
+
+void migration_drop_log(struct migration *m)
+{
+	for (int i = 0; i < DIRTY_LOG_FDS; i++)
+		migration_drop_fds(m, log_kinds[i]);
+}
+
+int migration_take_log(struct migration *m, enum dirty_log_how how, struct dirty_log **ret,
+                       struct error *err)
+{
+	int fds[DIRTY_LOG_FDS], rc;
+
+	for (int i = 0; i < DIRTY_LOG_FDS; i++)
+		fds[i] = migration_take_fd(m, log_kinds[i]);
+	rc = fds[DIRTY_LOG_FD_BITMAP] < 0
+	             ? error_errno(err, fds[DIRTY_LOG_FD_BITMAP], "the dirty bitmap")
+	             : dirty_log_new(&m->table, how, fds, ret, err);
+	for (int i = 0; i < DIRTY_LOG_FDS && rc; i++)
+		if (fds[i] >= 0)
+			close_fd(&fds[i]);
+	return rc;
+}
+
 void migration_drop_attach(struct migration *m)
 {
 	for (size_t i = 0; i < m->n_fds; i++) {
@@ -268,8 +322,10 @@ void migration_drop_attach(struct migration *m)
 		name_memory(m, i, name);
 		fd_store_remove(m->owner->config.store, name);
 	}
-	if (m->n_fds && m->params.role == MIGRATION_SOURCE)
+	if (m->n_fds && m->params.role == MIGRATION_SOURCE) {
 		migration_drop_fds(m, "poison");
+		migration_drop_log(m);
+	}
 	if (m->n_fds && m->params.role == MIGRATION_DESTINATION) {
 		const char *channel;
 

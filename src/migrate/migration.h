@@ -19,6 +19,7 @@ enum migration_news {
 	NEWS_RESUMED = 1 << 2,
 	NEWS_COMPLETE = 1 << 3, /* also the destination's conductor */
 	NEWS_ABORTED = 1 << 4,
+	NEWS_LOG = 1 << 14, /* page_source_get_log_order() has changed */
 	/* destination, from the conductor and the pull */
 	NEWS_WARM = 1 << 5,
 	NEWS_VMSTATE = 1 << 6,
@@ -41,6 +42,7 @@ enum conductor_order {
 	ORDER_POISON = 1 << 7,        /* what is missing is lost */
 	ORDER_RECORDED = 1 << 6,      /* that the source will be asked for switchover */
 	ORDER_FAREWELL = 1 << 8,      /* farewell is written down */
+	ORDER_ROUND = 1 << 9,         /* from the pull: a round may be over */
 	ORDER_PARK = 1 << 5,          /* with STOP: another process goes on, say nothing */
 };
 
@@ -87,6 +89,11 @@ struct migration {
 	struct page_source *source;
 	struct page_source *ended; /* what answers for it when it has ended; NULL: nothing */
 	uint64_t pause_sent_ns;
+	unsigned int dirty_log; /* enum dirty_log_how; 0: none */
+	bool warm;              /* its last harvest is for the holder; from switchover on */
+	bool has_poisoned;      /* the VMM has told what is */
+	uint64_t log_session;   /* what the VMM was told to log last; 0: nothing */
+	uint64_t log_number;
 	bool paused; /* the vmstate is ours: only an abort lets the guest run on here */
 	struct migration_served served; /* by what source was before */
 	/* destination */
@@ -116,7 +123,9 @@ struct migration {
 	bool given_up;
 	enum migration_farewell farewell; /* what the source has still to be told */
 	struct conn_target target;        /* where it is dialled */
-	uint64_t epoch;                   /* of its guest's attachment; 0: not known yet */
+	struct migration_warm warming;    /* whether, and until when */
+	struct migration_warm_info warmed;
+	uint64_t epoch; /* of its guest's attachment; 0: not known yet */
 	/* For the VMM, from NEWS_VMSTATE until the guest runs; and what belongs to it. */
 	int vmstate_fd;
 	uint64_t vmstate_len;
@@ -177,7 +186,8 @@ int source_attach(struct migration *m, struct vmm_attach *attach, struct error *
 int source_take_over(struct migration *m, struct vmm_attach *attach, const struct saved *saved,
                      struct error *err);
 void source_go_on(struct migration *m);
-int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd, struct error *err);
+int source_message(struct migration *m, const struct vmm_wire_msg *msg, int fds[VMM_MESSAGE_FDS],
+                   struct error *err);
 /* One whose descriptor is lost. */
 void source_cut_message(struct migration *m, enum vmm_wire_type type, const struct error *why);
 void source_vmm_closed(struct migration *m);
@@ -196,7 +206,9 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
                         struct error *err);
 void destination_vmm_closed(struct migration *m);
 void destination_news(struct migration *m, unsigned int news);
-int destination_start(struct migration *m, bool switchover, struct error *err);
+int destination_start(struct migration *m, bool switchover, const struct migration_warm *warm,
+                      struct error *err);
+int destination_set_warm(struct migration *m, const struct migration_warm *warm, struct error *err);
 int destination_switchover(struct migration *m, struct error *err);
 int destination_recover(struct migration *m, const struct conn_target *target, struct error *err);
 int destination_cancel(struct migration *m, struct error *err);
@@ -217,9 +229,25 @@ bool migration_source_is_away(struct migration *m, struct error *err);
 /* The pull's callbacks; @arg is the migration. */
 void conductor_pull_complete(void *arg);
 void conductor_pull_connection(void *arg);
+void conductor_pull_round(void *arg);
 
 /* Have the conductor end and wait for it; release what the destination holds. */
 void destination_stop(struct migration *m);
+
+/*
+ * What its guest writes while it runs (source_log.c): the VMM says how that can be told; what it
+ * was asked for; what is wanted of it now; its end, before its VMM hears any other. And its
+ * descriptors, of the process before, to a source that nobody finds yet.
+ */
+int source_on_dirty_log(struct migration *m, const struct vmm_wire_msg *msg,
+                        int fds[VMM_MESSAGE_FDS], struct error *err);
+void source_on_harvested(struct migration *m, const struct vmm_wire_msg *msg);
+void source_log_news(struct migration *m);
+void source_end_log(struct migration *m);
+void source_take_over_log(struct migration *m, struct page_source *source,
+                          const struct saved *saved);
+void source_begin_log_anew(struct migration *m);
+void source_lose_log(struct migration *m);
 
 /* Take what the source holds away from the page server, and release it. */
 void source_stop(struct migration *m);

@@ -31,6 +31,7 @@ struct saved {
 	struct migration_params params;
 	struct migration_limits limits; /* all of them given */
 	struct conn_target target;      /* where the source is dialled now */
+	struct migration_warm warming;  /* destination */
 	enum migration_state state;
 	char reason[ERROR_TEXT_MAX];
 	uint32_t n_regions; /* 0: no VMM was attached */
@@ -44,6 +45,8 @@ struct saved {
 	bool vmstate_held;
 	uint64_t vmstate_len;
 	uint64_t pause_ns;
+	unsigned int dirty_log; /* source: enum dirty_log_how; 0: none */
+	bool warm;              /* source: its last harvest is for the holder */
 	enum migration_farewell farewell;
 	struct migration_times times;
 };

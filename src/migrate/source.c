@@ -42,12 +42,18 @@ static void on_aborted(void *arg)
 	migration_post(arg, NEWS_ABORTED);
 }
 
+static void on_log(void *arg)
+{
+	migration_post(arg, NEWS_LOG);
+}
+
 static const struct page_source_ops source_ops = {
 	.connected = on_connected,
 	.switchover = on_switchover,
 	.resumed = on_resumed,
 	.complete = on_complete,
 	.aborted = on_aborted,
+	.log = on_log,
 };
 
 /* The guest's memory, that nobody finds yet. */
@@ -94,6 +100,9 @@ int source_attach(struct migration *m, struct vmm_attach *attach, struct error *
 	struct page_source *source;
 	int rc = open_source(m, attach, &source, err);
 
+	m->dirty_log = 0;
+	m->warm = m->has_poisoned = false;
+	m->log_session = 0;
 	return rc ? rc : offer_source(m, source, err);
 }
 
@@ -110,6 +119,7 @@ static int take_poisoned(struct migration *m, struct page_source *source, int fd
 	                      "stay so",
 	                      (unsigned long long)poison_list_units(list));
 	page_source_set_poisoned(source, list);
+	m->has_poisoned = true;
 	return 0;
 }
 
@@ -189,6 +199,7 @@ static void let_go(struct migration *m)
 
 	if (m->source)
 		page_source_end(m->source, verdict, m->reason);
+	source_end_log(m);
 	source_stop(m);
 	leave_verdict(m);
 	migration_drop_attach(m);
@@ -255,7 +266,8 @@ static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *f
 	return 0;
 }
 
-int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd, struct error *err)
+int source_message(struct migration *m, const struct vmm_wire_msg *msg, int fds[VMM_MESSAGE_FDS],
+                   struct error *err)
 {
 	bool asked = m->state == MIGRATION_SWITCHING && !m->paused;
 
@@ -265,14 +277,24 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
 			(void)vmm_conn_send_type(m->vmm, VMM_WIRE_RESUME);
 		return 0;
 	}
-	/* An adapter says so at once, for it may not be there to say it again. */
-	if (msg->type == VMM_WIRE_POISONED && (asked || (m->process && !m->paused)))
-		return on_poisoned(m, *fd, err);
+	/*
+	 * Once, before anything is read: at the pause; where the guest may be read while it runs,
+	 * before that; and by an adapter at once, for it may not be there to say it again.
+	 */
+	if (msg->type == VMM_WIRE_POISONED && m->source && !m->paused && !m->has_poisoned)
+		return on_poisoned(m, fds[0], err);
 	/* Said again, like the PAUSED that follows it. */
-	if (msg->type == VMM_WIRE_POISONED && m->taken_over && m->paused)
+	if (msg->type == VMM_WIRE_POISONED && m->has_poisoned)
 		return 0;
+	if (msg->type == VMM_WIRE_DIRTY_LOG)
+		return source_on_dirty_log(m, msg, fds, err);
+	/* Of what was asked for before, too. */
+	if (msg->type == VMM_WIRE_HARVESTED) {
+		source_on_harvested(m, msg);
+		return 0;
+	}
 	if (msg->type == VMM_WIRE_PAUSED && asked)
-		return on_paused(m, msg, fd, err);
+		return on_paused(m, msg, &fds[0], err);
 	if (msg->type == VMM_WIRE_ERROR && asked) {
 		struct error why = ERROR_INIT;
 
@@ -345,6 +367,7 @@ static void pause_guest(struct migration *m)
 	m->pause_sent_ns = clock_now_ns();
 	/* Who holds it is in the record before the guest can be paused for it. */
 	page_source_get_holder(m->source, &m->holder);
+	m->warm = page_source_is_warm(m->source);
 	migration_move(m, MIGRATION_SWITCHING, "%s", "");
 	if (region_table_check_readable(&m->table, &why))
 		fail_pause(m, why.text);
@@ -384,6 +407,8 @@ void source_news(struct migration *m, unsigned int news)
 		migration_move(m, MIGRATION_WARMING, "%s", "");
 	else if (!page_source_is_connected(m->source) && m->state == MIGRATION_WARMING)
 		migration_move(m, MIGRATION_ATTACHED, "the destination has disconnected");
+	if (news & NEWS_LOG)
+		source_log_news(m);
 	if (news & NEWS_SWITCHOVER)
 		pause_guest(m);
 	if ((news & (NEWS_RESUMED | NEWS_COMPLETE)) && m->state == MIGRATION_SWITCHING && m->paused)
@@ -520,6 +545,7 @@ int source_take_over(struct migration *m, struct vmm_attach *attach, const struc
 	}
 	/* Whole before anybody finds it. */
 	page_source_restore(source, saved->epoch, &saved->holder, saved->vmm_resumed);
+	source_take_over_log(m, source, saved);
 	rc = take_over_poisoned(m, source, err);
 	if (rc) {
 		page_source_unref(source);
@@ -574,6 +600,7 @@ void source_go_on(struct migration *m)
 		vmm_conn_catch_up(m->vmm);
 	else if (m->state != MIGRATION_PREPARED && !m->process)
 		source_vmm_closed(m);
+	source_begin_log_anew(m);
 	if (m->state == MIGRATION_SWITCHING && !m->paused)
 		send_pause(m);
 	source_news(m, 0);

@@ -222,10 +222,13 @@ static void restore(struct migration *m, const struct saved *s)
 	m->vmstate_received_ns = s->times.vmstate_received_ns;
 	m->source_pause_ns = s->pause_ns;
 	m->vmstate_len = s->vmstate_len;
+	m->dirty_log = s->dirty_log;
+	m->warm = s->warm;
 	m->epoch = s->epoch;
 	m->holder = s->holder;
 	m->farewell = s->farewell;
 	m->limits = s->limits;
+	m->warming = s->warming;
 	m->target = s->target;
 	for (uint32_t i = 0; i < s->n_regions; i++)
 		m->fd_index[i] = s->regions[i].fd_index;
@@ -438,8 +441,9 @@ static bool is_wanted(const struct migrations *ms, const char *name)
 /* What belongs to no migration: its record was not there yet, or not any more. */
 static void drop_strays(struct migrations *ms)
 {
-	static const char *const kinds[] = { "vmm.",     "mem",     "uffd.",   "pages.",
-		                             "vmstate.", "poison.", "channel", "process." };
+	static const char *const kinds[] = { "vmm.",    "mem",     "uffd.",    "pages.",
+		                             "dirty.",  "wp.",     "pagemap.", "vmstate.",
+		                             "poison.", "channel", "process." };
 
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
 		unsigned int n = 0;

@@ -17,6 +17,7 @@
  *   uffd      destination: the userfaultfd
  *   pages     destination: the page state (mem/page_state.h), and with it the userfaultfd's
  *             events that are being applied and where guest memory is mapped (fault/events.h)
+ *   dirty, wp, pagemap   source: the dirty log's bitmap, and what the kernel keeps it by
  *   vmstate   source: until the destination has it all; destination: until the guest runs
  *   channel0... destination: fetch channels
  *
@@ -85,6 +86,15 @@ int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, 
                           struct error *err);
 void migration_drop_attach(struct migration *m);
 int migration_hold_room(struct migration *m, struct error *err);
+
+/*
+ * The dirty log's descriptors (mem/dirty_log.h): beside the rest, for a guest can do without.
+ * Return: 0; -EUSERS, -EDQUOT and others with @err set.
+ */
+int migration_keep_log(struct migration *m, const struct dirty_log *log, struct error *err);
+void migration_drop_log(struct migration *m);
+int migration_take_log(struct migration *m, enum dirty_log_how how, struct dirty_log **ret,
+                       struct error *err);
 
 /* A fetch channel. Return: as above; -EUSERS also where the VMM has enough of them. */
 int migration_keep_channel(struct migration *m, int fd, struct error *err);

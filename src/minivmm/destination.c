@@ -8,6 +8,7 @@
 #include "minivmm/fail.h"
 #include "minivmm/fetch.h"
 #include "minivmm/image.h"
+#include "minivmm/report.h"
 #include "minivmm/session.h"
 #include "minivmm/spare.h"
 #include "minivmm/userfault.h"
@@ -92,6 +93,7 @@ static int resume(struct destination *dst, const struct postcopy_event *event,
                   struct postcopy_error *err)
 {
 	struct session *s = dst->session;
+	uint64_t resumed_us;
 	int rc = load(dst, event, err);
 
 	close(event->vmstate_fd);
@@ -106,12 +108,15 @@ static int resume(struct destination *dst, const struct postcopy_event *event,
 	dst->running = !rc;
 	if (!rc)
 		rc = vm_run(&s->vm, err);
+	resumed_us = report_now_us();
 	if (!rc)
 		rc = postcopy_destination_resumed(s->postcopy, err);
+	if (!rc)
+		rc = session_follow_progress(s, 1, err);
 	if (!rc && s->options.discard)
 		rc = spare_start(&dst->spare, &s->vm.memory, s->postcopy, s->options.seed, err);
 	if (!rc)
-		rc = session_report(s, "resumed", NULL, err);
+		rc = session_report_at(s, "resumed", resumed_us, NULL, err);
 	return rc;
 }
 
@@ -155,6 +160,7 @@ static int handle_event(struct destination *dst, struct postcopy_error *err)
 		return rc == -EPIPE ? daemon_gone(dst, err->text, err) : rc;
 	case POSTCOPY_EVENT_COMPLETE:
 		dst->complete = true;
+		s->touched = image_touched(&s->vm.memory, s->vm.n_vcpus);
 		userfault_all_present(&s->vm);
 		rc = spare_stop(&dst->spare, err);
 		session_detach(s);
@@ -166,6 +172,9 @@ static int handle_event(struct destination *dst, struct postcopy_error *err)
 	case POSTCOPY_EVENT_NONE:
 	case POSTCOPY_EVENT_PAUSE:
 	case POSTCOPY_EVENT_RESUME:
+	case POSTCOPY_EVENT_DIRTY_LOG_START:
+	case POSTCOPY_EVENT_DIRTY:
+	case POSTCOPY_EVENT_DIRTY_LOG_STOP:
 		break;
 	}
 	return 0;

@@ -128,6 +128,15 @@ unsigned int image_needed(const struct guest_boot *boot, struct image_range ret[
 	return n;
 }
 
+uint64_t image_touched(const struct memory *m, unsigned int vcpus)
+{
+	uint64_t sum = 0;
+
+	for (unsigned int i = 0; i < vcpus; i++)
+		sum += ((volatile struct guest_vcpu *)image_vcpu(m, i))->stats[1].touched;
+	return sum;
+}
+
 struct guest_vcpu *image_vcpu(const struct memory *m, unsigned int index)
 {
 	return (struct guest_vcpu *)((char *)m->addr + GUEST_VCPU + index * GUEST_VCPU_STRIDE);

@@ -21,6 +21,11 @@ struct kvm_create_guest_memfd {
 #define KVM_CREATE_GUEST_MEMFD _IOWR(KVMIO, 0xd4, struct kvm_create_guest_memfd)
 #endif
 
+/* include/uapi/linux/kvm.h, Linux 6.1 */
+#ifndef KVM_CAP_DIRTY_LOG_RING_ACQ_REL
+#define KVM_CAP_DIRTY_LOG_RING_ACQ_REL 223
+#endif
+
 /* include/uapi/linux/kvm.h, Linux 6.11 */
 #ifndef KVM_CAP_PRE_FAULT_MEMORY
 #define KVM_CAP_PRE_FAULT_MEMORY 236

@@ -6,6 +6,8 @@
  *   options  the command line           vm, vcpu   KVM, threads, pausing
  *   memory   guest memory's backends    vmstate    what moves beside the memory
  *   image    what lies in guest memory  source, destination   libpostcopy's two sides
+ *   report   the status lines              progress   what the guest gets done, over time
+ *   dirty    what the guest writes while it runs
  *   fetch    asking for pages           userfault  vCPU faults as KVM exits
  *   spare    memory that the guest does not use: discarded, or lost
  *   guest/   the code that runs in the guest; guest/abi.h says how they talk
@@ -27,6 +29,8 @@ static int alone_run(struct session *s, struct postcopy_error *err)
 	int rc = session_start_guest(s, err);
 
 	if (!rc)
+		rc = session_follow_progress(s, 0, err);
+	if (!rc)
 		rc = session_report(s, "ready", NULL, err);
 	deadline_ms = session_now_ms() + s->options.duration_ms;
 	while (!rc && !wake.timeout && !wake.stop)
@@ -36,21 +40,32 @@ static int alone_run(struct session *s, struct postcopy_error *err)
 	return rc ? rc : session_finish(s, "alone", 0, 0, GUEST_NO_PAGE, err);
 }
 
+static int run_role(struct session *s, struct postcopy_error *err)
+{
+	switch (s->options.role) {
+	case ROLE_SOURCE:
+		return source_run(s, err);
+	case ROLE_DESTINATION:
+		return destination_run(s, err);
+	default:
+		return alone_run(s, err);
+	}
+}
+
 static int run(const struct options *options, struct postcopy_error *err)
 {
 	static struct session session;
-	int rc = session_init(&session, options, err);
+	struct postcopy_error why;
+	int rc = session_init(&session, options, err), stopped;
 
 	if (rc)
 		return rc;
-	switch (options->role) {
-	case ROLE_SOURCE:
-		return source_run(&session, err);
-	case ROLE_DESTINATION:
-		return destination_run(&session, err);
-	default:
-		return alone_run(&session, err);
-	}
+	rc = run_role(&session, err);
+	stopped = progress_stop(&session.progress, &why);
+	if (rc || !stopped)
+		return rc;
+	*err = why;
+	return stopped;
 }
 
 int main(int argc, char **argv)

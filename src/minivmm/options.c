@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "minivmm/dirty.h"
 #include "minivmm/fail.h"
 #include "minivmm/guest/abi.h"
 #include "minivmm/spare.h"
@@ -40,6 +41,14 @@ static const struct choice workloads[] = {
 	{ "random", GUEST_RANDOM },
 	{ "hotcold", GUEST_HOTCOLD },
 	{ "idle", GUEST_IDLE },
+	{ NULL, 0 },
+};
+
+static const struct choice dirty_logs[] = {
+	{ "none", DIRTY_LOG_NONE },
+	{ "kvm", DIRTY_LOG_KVM },
+	{ "ring", DIRTY_LOG_RING },
+	{ "wp", DIRTY_LOG_WP },
 	{ NULL, 0 },
 };
 
@@ -77,6 +86,8 @@ static const struct spec {
 	  AT(workload), .choices = workloads },
 	{ "write-percent", "P", "share of accesses that write (30)", KIND_NUMBER, AT(write_percent),
 	  .max = 100 },
+	{ "think-us", "US", "what each vCPU computes between two accesses (0)", KIND_NUMBER,
+	  AT(think_us), .max = 1000000 },
 	{ "zero-percent", "P", "share of pages that stay zero (10)", KIND_NUMBER, AT(zero_percent),
 	  .max = 100 },
 	{ "run-after-complete", "MS", "destination: work on so long, then verify (200)",
@@ -98,6 +109,12 @@ static const struct spec {
 	  KIND_FLAG, AT(discard) },
 	{ "lose", "N", "source: at the pause N pages that the guest does not use become unreadable",
 	  KIND_NUMBER, AT(lose_pages), .max = SPARE_PAGES },
+	{ "progress", "FILE", "write to FILE what the guest gets done, each millisecond", KIND_TEXT,
+	  AT(progress) },
+	{ "dirty-log", "HOW",
+	  "source: who tells what the guest writes: kvm (its log), ring, wp (the kernel, by write "
+	  "protection) or none (kvm)",
+	  KIND_CHOICE, AT(dirty_log), .choices = dirty_logs },
 	{ "status-fd", "N", "where the status lines go (1)", KIND_NUMBER, AT(status_fd),
 	  .max = INT_MAX },
 	{ "help", NULL, "this", KIND_HELP },
@@ -224,6 +241,7 @@ int options_parse(int argc, char **argv, struct options *ret, struct postcopy_er
 		.run_after_complete_ms = 200,
 		.duration_ms = 1000,
 		.seed = 1,
+		.dirty_log = DIRTY_LOG_KVM,
 		.status_fd = 1,
 	};
 	int index, c, rc;

@@ -24,6 +24,7 @@ struct options {
 	uint64_t workload; /* enum guest_workload */
 	uint64_t write_percent;
 	uint64_t zero_percent;
+	uint64_t think_us;
 	uint64_t run_after_complete_ms;
 	uint64_t duration_ms;
 	uint64_t seed;
@@ -34,6 +35,8 @@ struct options {
 	uint64_t private_region; /* boolean */
 	uint64_t discard;        /* boolean */
 	uint64_t lose_pages;
+	const char *progress; /* a file, or NULL */
+	uint64_t dirty_log;   /* enum dirty_log */
 };
 
 /*

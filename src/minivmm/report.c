@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "minivmm/fail.h"
@@ -47,15 +48,27 @@ static void escape(const char *text, char *out, size_t size)
 	*out = '\0';
 }
 
-int report_event(int fd, const char *event, const char *reason, struct postcopy_error *err)
+uint64_t report_now_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+int report_event(int fd, const char *event, uint64_t at_us, const char *reason,
+                 struct postcopy_error *err)
 {
 	char text[LINE_MAX_BYTES / 2], line[LINE_MAX_BYTES];
 
 	if (reason && *reason) {
 		escape(reason, text, sizeof text);
-		snprintf(line, sizeof line, "{\"event\":\"%s\",\"reason\":\"%s\"}\n", event, text);
+		snprintf(line, sizeof line,
+		         "{\"event\":\"%s\",\"at_us\":%" PRIu64 ",\"reason\":\"%s\"}\n", event,
+		         at_us, text);
 	} else {
-		snprintf(line, sizeof line, "{\"event\":\"%s\"}\n", event);
+		snprintf(line, sizeof line, "{\"event\":\"%s\",\"at_us\":%" PRIu64 "}\n", event,
+		         at_us);
 	}
 	return write_line(fd, line, err);
 }
@@ -136,12 +149,13 @@ int report_result(int fd, const struct result *r, struct postcopy_error *err)
 	snprintf(line, sizeof line,
 	         "{\"event\":\"result\",\"role\":\"%s\",\"vcpus\":%u,\"memory_bytes\":%" PRIu64
 	         ",\"pages_checked\":%" PRIu64 ",\"pages_bad\":%" PRIu64 ",\"first_bad\":%s"
-	         ",\"fetched\":%" PRIu64 ",\"prefaulted\":%" PRIu64 ",\"accesses\":%" PRIu64
-	         ",\"writes\":%" PRIu64 ",\"guest_access_us\":{\"count\":%" PRIu64
+	         ",\"fetched\":%" PRIu64 ",\"prefaulted\":%" PRIu64 ",\"touched\":%" PRIu64
+	         ",\"accesses\":%" PRIu64 ",\"writes\":%" PRIu64
+	         ",\"guest_access_us\":{\"count\":%" PRIu64
 	         ",\"p50\":%.3f,\"p90\":%.3f,\"p99\":%.3f,\"p999\":%.3f,\"max\":%.3f}}\n",
 	         r->role, r->vcpus, r->memory_bytes, r->pages_checked, r->pages_bad, first_bad,
-	         r->fetched, r->prefaulted, r->stats.accesses, r->stats.writes, r->stats.timed,
-	         quantile_us(r, 500), quantile_us(r, 900), quantile_us(r, 990), quantile_us(r, 999),
-	         ticks_us(r, r->stats.max_ticks));
+	         r->fetched, r->prefaulted, r->touched, r->stats.accesses, r->stats.writes,
+	         r->stats.timed, quantile_us(r, 500), quantile_us(r, 900), quantile_us(r, 990),
+	         quantile_us(r, 999), ticks_us(r, r->stats.max_ticks));
 	return write_line(fd, line, err);
 }

@@ -9,8 +9,10 @@
 #include "minivmm/options.h"
 #include "minivmm/vm.h"
 
-/* {"event": "..."}; with the reason where there is one. */
-int report_event(int fd, const char *event, const char *reason, struct postcopy_error *err);
+/* {"event": "...", "at_us": of CLOCK_MONOTONIC}; with the reason where there is one. */
+int report_event(int fd, const char *event, uint64_t at_us, const char *reason,
+                 struct postcopy_error *err);
+uint64_t report_now_us(void);
 
 /* What the guest has found, and how its accesses went. */
 struct result {
@@ -22,6 +24,7 @@ struct result {
 	uint64_t first_bad;  /* frame number, or GUEST_NO_PAGE */
 	uint64_t fetched;    /* pages that were asked for before the guest ran */
 	uint64_t prefaulted; /* those of them that KVM has mapped ahead */
+	uint64_t touched;    /* data pages, while they came */
 	unsigned int tsc_khz;
 	struct guest_stats stats; /* of all vCPUs */
 };

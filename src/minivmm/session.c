@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "minivmm/dirty.h"
 #include "minivmm/fail.h"
 #include "minivmm/image.h"
 #include "minivmm/report.h"
@@ -67,6 +68,8 @@ int session_init(struct session *s, const struct options *o, struct postcopy_err
 		                s->vm.vm_fd, &s->vm.memory, err);
 	if (!rc)
 		rc = o->userfault ? userfault_add_memory(&s->vm, err) : vm_add_memory(&s->vm, err);
+	if (!rc && o->role == ROLE_SOURCE)
+		rc = dirty_prepare(&s->vm, (enum dirty_log)o->dirty_log, err);
 	if (!rc && o->private_region)
 		rc = add_private(s, err);
 	return rc;
@@ -100,10 +103,12 @@ int session_start_guest(struct session *s, struct postcopy_error *err)
 	struct vm_status status = { 0 };
 	int rc;
 
-	image_load(&s->vm.memory, &s->boot);
 	rc = vm_add_vcpus(&s->vm, s->boot.vcpus, err);
-	if (!rc)
-		rc = load_initial(&s->vm, err);
+	if (rc)
+		return rc;
+	s->boot.think_ticks = s->options.think_us * s->vm.tsc_khz / 1000;
+	image_load(&s->vm.memory, &s->boot);
+	rc = load_initial(&s->vm, err);
 	if (!rc)
 		rc = vm_run(&s->vm, err);
 	while (!rc && status.ready < s->vm.n_vcpus) {
@@ -164,10 +169,23 @@ int session_wait(struct session *s, uint64_t deadline_ms, struct wake *ret,
 	return vm_status(&s->vm, &status, err);
 }
 
+int session_follow_progress(struct session *s, unsigned int phase, struct postcopy_error *err)
+{
+	if (!s->options.progress)
+		return 0;
+	return progress_start(&s->progress, s->options.progress, &s->vm, phase, err);
+}
+
 int session_report(struct session *s, const char *event, const char *reason,
                    struct postcopy_error *err)
 {
-	return report_event((int)s->options.status_fd, event, reason, err);
+	return session_report_at(s, event, report_now_us(), reason, err);
+}
+
+int session_report_at(struct session *s, const char *event, uint64_t at_us, const char *reason,
+                      struct postcopy_error *err)
+{
+	return report_event((int)s->options.status_fd, event, at_us, reason, err);
 }
 
 void session_detach(struct session *s)
@@ -203,6 +221,7 @@ int session_finish(struct session *s, const char *role, unsigned int phase, uint
 	result.role = role;
 	result.fetched = s->fetched;
 	result.prefaulted = s->prefaulted;
+	result.touched = s->touched;
 	image_bad = image_check(&s->vm.memory, &s->boot, &image_first);
 	result_add_bad(&result, image_bad, image_first);
 	result_add_bad(&result, bad, first_bad);

@@ -12,6 +12,7 @@
 
 #include "minivmm/guest/abi.h"
 #include "minivmm/options.h"
+#include "minivmm/progress.h"
 #include "minivmm/vm.h"
 
 struct session {
@@ -22,6 +23,8 @@ struct session {
 	struct postcopy *postcopy; /* NULL: not attached */
 	bool daemon_gone;          /* attached, but nobody answers any more */
 	int signal_fd;             /* SIGTERM and SIGINT */
+	struct progress progress;  /* where the options want it */
+	uint64_t touched;          /* data pages that the guest touched while they came */
 	uint64_t fetched;          /* pages asked for before the guest ran, ... */
 	uint64_t prefaulted;       /* ... and those of them that KVM has mapped ahead */
 };
@@ -54,8 +57,15 @@ struct wake {
 int session_wait(struct session *s, uint64_t deadline_ms, struct wake *ret,
                  struct postcopy_error *err);
 
+/* The guest runs now: from here on its progress is told, where the options want it. */
+int session_follow_progress(struct session *s, unsigned int phase, struct postcopy_error *err);
+
 int session_report(struct session *s, const char *event, const char *reason,
                    struct postcopy_error *err);
+
+/* The same of what was at a moment before, by report_now_us(). */
+int session_report_at(struct session *s, const char *event, uint64_t at_us, const char *reason,
+                      struct postcopy_error *err);
 
 /*
  * session_detach() - no attachment any more

@@ -3,25 +3,104 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "minivmm/dirty.h"
 #include "minivmm/fail.h"
 #include "minivmm/image.h"
+#include "minivmm/report.h"
 #include "minivmm/session.h"
 #include "minivmm/spare.h"
 #include "minivmm/vmstate.h"
 
 struct source {
 	struct session *session;
+	bool logging;     /* KVM logs what the guest writes */
 	bool handed_over; /* the guest may run at the destination: not here */
 	bool complete;
 };
+
+/* What the guest writes while it runs: who tells it. That nobody can is no failure. */
+static int offer_dirty_log(struct session *s, struct postcopy_error *err)
+{
+	struct postcopy_error why;
+	int rc = 0;
+
+	switch ((enum dirty_log)s->options.dirty_log) {
+	case DIRTY_LOG_NONE:
+		return postcopy_source_refuse_dirty_log(s->postcopy,
+		                                        "minivmm runs with --dirty-log none", err);
+	case DIRTY_LOG_WP:
+		rc = postcopy_source_offer_write_protection(s->postcopy, -1, 0, &why);
+		return rc ? session_report(s, "no-dirty-log", why.text, err) : 0;
+	case DIRTY_LOG_KVM:
+	case DIRTY_LOG_RING:
+		break;
+	}
+	return postcopy_source_offer_dirty_log(s->postcopy, err);
+}
 
 static int source_attach(struct session *s, struct postcopy_error *err)
 {
 	struct postcopy_region regions[2];
 	size_t n = session_regions(s, regions);
+	int rc = postcopy_source_attach(s->options.socket, s->options.id, regions, n, &s->postcopy,
+	                                err);
 
-	return postcopy_source_attach(s->options.socket, s->options.id, regions, n, &s->postcopy,
-	                              err);
+	return rc ? rc : offer_dirty_log(s, err);
+}
+
+static int harvest(struct source *src, struct postcopy_error *err)
+{
+	size_t words;
+	uint64_t *bitmap = postcopy_source_dirty_bitmap(src->session->postcopy, 0, &words);
+
+	return dirty_harvest(&src->session->vm, bitmap, words, err);
+}
+
+/* The first and each further time that the daemon asks. */
+static int report_dirty(struct source *src, bool start, struct postcopy_error *err)
+{
+	struct session *s = src->session;
+	struct postcopy_error why;
+	int rc = start && !src->logging ? dirty_start(&s->vm, &why) : 0;
+
+	if (!rc && start)
+		src->logging = true;
+	if (!rc)
+		rc = harvest(src, &why);
+	rc = rc ? postcopy_source_dirty_failed(s->postcopy, why.text, &why)
+	        : postcopy_source_dirty_reported(s->postcopy, &why);
+	/* Whoever is gone is noticed by its next event. */
+	if (rc && rc != -EPIPE)
+		return fail(err, rc, "%.300s", why.text);
+	return start ? session_report(s, "logging", NULL, err) : 0;
+}
+
+static int stop_logging(struct source *src, struct postcopy_error *err)
+{
+	if (!src->logging)
+		return 0;
+	src->logging = false;
+	if (dirty_stop(&src->session->vm, err))
+		return err->code;
+	return session_report(src->session, "logging-off", NULL, err);
+}
+
+/*
+ * Of a guest that is stopped: also what was written by us, into its control blocks, and not by it.
+ */
+static int report_last(struct source *src, struct postcopy_error *err)
+{
+	struct session *s = src->session;
+	size_t words;
+	uint64_t *bitmap = postcopy_source_dirty_bitmap(s->postcopy, 0, &words);
+	int rc = harvest(src, err);
+
+	for (unsigned int i = 0; !rc && i < s->vm.n_vcpus; i++)
+		for (uint64_t at = 0; at < GUEST_VCPU_STRIDE; at += GUEST_PAGE_BYTES)
+			dirty_mark(bitmap, GUEST_VCPU + i * GUEST_VCPU_STRIDE + at);
+	if (!rc)
+		rc = stop_logging(src, err);
+	return rc ? rc : postcopy_source_dirty_reported(s->postcopy, err);
 }
 
 /* Only while the vCPUs are parked. */
@@ -55,7 +134,9 @@ static int run_on(struct source *src, const char *reason, struct postcopy_error 
 
 	src->handed_over = false;
 	set_phase(src->session, 0);
-	rc = vm_run(&src->session->vm, err);
+	rc = stop_logging(src, err);
+	if (!rc)
+		rc = vm_run(&src->session->vm, err);
 	if (!rc)
 		rc = session_report(src->session, "running-on", reason, err);
 	return rc;
@@ -68,6 +149,10 @@ static int run_on(struct source *src, const char *reason, struct postcopy_error 
 static int part_from_daemon(struct source *src, const char *event, const char *reason,
                             struct postcopy_error *err)
 {
+	int rc = stop_logging(src, err);
+
+	if (rc)
+		return rc;
 	src->session->daemon_gone = true;
 	if (!src->handed_over)
 		session_detach(src->session);
@@ -78,15 +163,18 @@ static int pause(struct source *src, struct postcopy_error *err)
 {
 	struct session *s = src->session;
 	struct postcopy_error why = { 0 };
+	uint64_t len, paused_us;
 	void *data = NULL;
-	uint64_t len;
 	int rc;
 
 	rc = vm_pause(&s->vm, err);
 	if (rc)
 		return rc;
+	paused_us = report_now_us();
 	set_phase(s, 1);
-	rc = save(s, &data, &len, &why);
+	rc = src->logging ? report_last(src, &why) : 0;
+	if (!rc)
+		rc = save(s, &data, &len, &why);
 	if (!rc)
 		rc = spare_lose(&s->vm.memory, s->options.lose_pages, &why);
 	if (rc) {
@@ -100,7 +188,7 @@ static int pause(struct source *src, struct postcopy_error *err)
 		return rc ? rc : run_on(src, why.text, err);
 	}
 	src->handed_over = true;
-	return session_report(s, "paused", NULL, err);
+	return session_report_at(s, "paused", paused_us, NULL, err);
 }
 
 static int handle_event(struct source *src, struct postcopy_error *err)
@@ -121,6 +209,11 @@ static int handle_event(struct source *src, struct postcopy_error *err)
 		return session_report(s, "complete", NULL, err);
 	case POSTCOPY_EVENT_FAILED:
 		return part_from_daemon(src, "failed", event.reason, err);
+	case POSTCOPY_EVENT_DIRTY_LOG_START:
+	case POSTCOPY_EVENT_DIRTY:
+		return report_dirty(src, event.type == POSTCOPY_EVENT_DIRTY_LOG_START, err);
+	case POSTCOPY_EVENT_DIRTY_LOG_STOP:
+		return stop_logging(src, err);
 	case POSTCOPY_EVENT_NONE:
 	case POSTCOPY_EVENT_VMSTATE:
 	case POSTCOPY_EVENT_ATTRIBUTES:
@@ -146,6 +239,8 @@ int source_run(struct session *s, struct postcopy_error *err)
 	struct source src = { .session = s };
 	int rc = session_start_guest(s, err);
 
+	if (!rc)
+		rc = session_follow_progress(s, 0, err);
 	if (!rc)
 		rc = session_report(s, "ready", NULL, err);
 	if (!rc)

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "minivmm/dirty.h"
 #include "minivmm/fail.h"
 #include "minivmm/guest/abi.h"
 #include "minivmm/userfault.h"
@@ -46,6 +47,7 @@ int vcpu_new(struct vm *vm, unsigned int index, struct vcpu *ret, struct postcop
 {
 	int size = ioctl(vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 	struct vcpu v = { .vm = vm, .index = index };
+	int rc;
 
 	if (size < 0)
 		return fail_errno(err, -errno, "KVM_GET_VCPU_MMAP_SIZE");
@@ -55,13 +57,13 @@ int vcpu_new(struct vm *vm, unsigned int index, struct vcpu *ret, struct postcop
 		return fail_errno(err, -errno, "can't create vCPU %u", index);
 	v.run = mmap(NULL, v.run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, v.fd, 0);
 	if (v.run == MAP_FAILED) {
-		int rc = fail_errno(err, -errno, "can't map vCPU %u", index);
-
+		rc = fail_errno(err, -errno, "can't map vCPU %u", index);
 		close(v.fd);
 		return rc;
 	}
 	*ret = v;
-	return set_cpuid(ret, err);
+	rc = dirty_add_vcpu(ret, err);
+	return rc ? rc : set_cpuid(ret, err);
 }
 
 static void on_kick(int sig)
@@ -143,6 +145,8 @@ static void *vcpu_main(void *arg)
 				userfault_resolve(v, &v->error);
 			else if (rc != -EINTR && rc != -EAGAIN)
 				fail_errno(&v->error, rc, "vCPU %u: KVM_RUN", v->index);
+		} else if (dirty_is_exit(v)) {
+			dirty_drain(v, &v->error);
 		} else if (v->run->exit_reason != KVM_EXIT_IO) {
 			exit_failed(v);
 		} else {

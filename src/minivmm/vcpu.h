@@ -30,6 +30,8 @@ struct vcpu {
 	int fd;
 	struct kvm_run *run;
 	size_t run_bytes;
+	struct kvm_dirty_gfn *dirty_ring; /* NULL: it has none; under the log's lock, as is ... */
+	uint32_t dirty_next;              /* ... the entry that comes next */
 	struct postcopy_channel *channel; /* for faults that are KVM exits; else NULL */
 	pthread_t thread;
 	bool started;

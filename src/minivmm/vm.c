@@ -33,17 +33,25 @@ int vm_open(struct vm *vm, struct postcopy_error *err)
 	return 0;
 }
 
-int vm_add_memory(struct vm *vm, struct postcopy_error *err)
+int vm_set_memory(struct vm *vm, uint32_t flags, struct postcopy_error *err)
 {
 	struct kvm_userspace_memory_region slot = {
+		.flags = flags,
 		.guest_phys_addr = 0,
 		.memory_size = vm->memory.size,
 		.userspace_addr = (uintptr_t)vm->memory.addr,
 	};
 
 	if (ioctl(vm->vm_fd, KVM_SET_USER_MEMORY_REGION, &slot))
-		return fail_errno(err, -errno, "can't give the guest its memory");
+		return fail_errno(err, -errno,
+		                  flags ? "KVM can't log writes to this memory"
+		                        : "can't give the guest its memory");
 	return 0;
+}
+
+int vm_add_memory(struct vm *vm, struct postcopy_error *err)
+{
+	return vm_set_memory(vm, 0, err);
 }
 
 int vm_add_vcpus(struct vm *vm, unsigned int n, struct postcopy_error *err)

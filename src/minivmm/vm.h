@@ -28,6 +28,13 @@ struct vm {
 	/* One bit a page that is not here yet; NULL where faults are no KVM exits. */
 	uint64_t *userfault_bitmap;
 	size_t userfault_words;
+	/* What the guest writes, where that is logged (dirty.c). */
+	struct {
+		unsigned int how; /* enum dirty_log */
+		bool manual;      /* reading KVM's log does not clear it */
+		pthread_mutex_t lock;
+		uint64_t *found; /* under it: taken from KVM, not reported yet */
+	} dirty;
 };
 
 /* Opens KVM; no memory and no vCPU yet. */
@@ -35,6 +42,9 @@ int vm_open(struct vm *vm, struct postcopy_error *err);
 
 /* Puts vm->memory, which the caller has made, at guest physical address 0. */
 int vm_add_memory(struct vm *vm, struct postcopy_error *err);
+
+/* The same again with other flags: KVM_MEM_LOG_DIRTY_PAGES or none. */
+int vm_set_memory(struct vm *vm, uint32_t flags, struct postcopy_error *err);
 
 int vm_add_vcpus(struct vm *vm, unsigned int n, struct postcopy_error *err);
 

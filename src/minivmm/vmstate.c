@@ -9,7 +9,7 @@
 #include "minivmm/fail.h"
 
 #define MAGIC 0x54534d564d494e49ull /* "INIMVMST" */
-#define VERSION 1
+#define VERSION 2
 #define FIXED_BYTES_MAX 8192u /* all but the padding */
 
 /*
@@ -120,6 +120,7 @@ static void walk_boot(struct walk *w, struct guest_boot *b)
 	WALK(w, b->data_start);
 	WALK(w, b->data_pages);
 	WALK(w, b->seed);
+	WALK(w, b->think_ticks);
 	WALK(w, b->workload);
 	WALK(w, b->write_percent);
 	WALK(w, b->zero_percent);

@@ -9,6 +9,7 @@
 
 #define PAGES_MAX_LEN (FRAME_PAGES_BYTES + WORD_UNITS * UNIT_BYTES)
 #define ERROR_CODE_MAX 4095
+#define DIRTY_LAST 1u
 
 /* The payload lengths a type can have: what a decoder may allocate for or wait for. */
 static const struct frame_lengths {
@@ -34,6 +35,10 @@ static const struct frame_lengths {
 	[FRAME_PROBE] = { "PROBE", FRAME_PROBE_BYTES, FRAME_PROBE_BYTES },
 	[FRAME_PROBE_REPLY] = { "PROBE_REPLY", FRAME_PROBE_BYTES, FRAME_PROBE_BYTES },
 	[FRAME_PROOF] = { "PROOF", FRAME_PROOF_BYTES, FRAME_PROOF_BYTES },
+	[FRAME_TRACK] = { "TRACK", 0, 0 },
+	[FRAME_TRACKED] = { "TRACKED", 4, FRAME_ERROR_MAX },
+	[FRAME_SYNC] = { "SYNC", 0, 0 },
+	[FRAME_DIRTY] = { "DIRTY", FRAME_DIRTY_BYTES, FRAME_DIRTY_MAX },
 };
 
 void frame_header_encode(const struct frame_header *h, void *buf)
@@ -120,17 +125,38 @@ size_t frame_proof_encode(const uint8_t proof[FRAME_PROOF_BYTES], void *buf)
 	return FRAME_HEADER_BYTES + FRAME_PROOF_BYTES;
 }
 
-size_t frame_error_encode(int code, const char *text, void *buf)
+/* A code and what a person will read. */
+static size_t put_told(uint16_t type, int code, const char *text, void *buf)
 {
 	size_t len = strlen(text);
 	void *p;
 
 	if (len > FRAME_ERROR_MAX - 4)
 		len = FRAME_ERROR_MAX - 4;
-	p = put_header(buf, FRAME_ERROR, 4 + len, 0);
+	p = put_header(buf, type, 4 + len, 0);
 	p = put_u32(p, (uint32_t)(code < 0 ? -code : code));
 	memcpy(p, text, len);
 	return FRAME_HEADER_BYTES + 4 + len;
+}
+
+size_t frame_error_encode(int code, const char *text, void *buf)
+{
+	return put_told(FRAME_ERROR, code, text, buf);
+}
+
+size_t frame_tracked_encode(int code, const char *text, void *buf)
+{
+	return put_told(FRAME_TRACKED, code, text, buf);
+}
+
+size_t frame_dirty_encode(const struct frame_dirty *dirty, size_t runs_len, void *buf)
+{
+	void *p = put_header(buf, FRAME_DIRTY, FRAME_DIRTY_BYTES + runs_len, 0);
+
+	p = put_u32(p, dirty->region);
+	p = put_u32(p, dirty->last ? DIRTY_LAST : 0);
+	put_u64(p, dirty->first_unit);
+	return FRAME_HEADER_BYTES + FRAME_DIRTY_BYTES + runs_len;
 }
 
 static int check_first_unit(const char *frame, uint64_t first_unit, struct error *err)
@@ -193,6 +219,27 @@ int frame_vmstate_decode(const void *payload, struct frame_vmstate *ret, struct 
 	if (!ret->len)
 		return error_set(err, -EPROTO, "VMSTATE frame that announces 0 bytes");
 	return 0;
+}
+
+int frame_dirty_decode(const void *payload, struct frame_dirty *ret, struct error *err)
+{
+	struct reader r = reader_init(payload, FRAME_DIRTY_BYTES);
+	uint32_t flags;
+
+	ret->region = get_u32(&r);
+	flags = get_u32(&r);
+	ret->first_unit = get_u64(&r);
+	ret->last = flags & DIRTY_LAST;
+	if (flags & ~DIRTY_LAST)
+		return error_set(err, -EPROTO, "DIRTY frame with unknown flags %#x", flags);
+	return 0;
+}
+
+int frame_tracked_decode(const struct frame_header *h, const void *payload, struct error *err)
+{
+	struct reader r = reader_init(payload, h->payload_len);
+
+	return get_u32(&r) ? frame_error_decode(h, payload, err) : 0;
 }
 
 int frame_error_decode(const struct frame_header *h, const void *payload, struct error *err)

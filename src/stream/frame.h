@@ -23,13 +23,25 @@
  *
  *   CONTROL:  SWITCHOVER -> ; <- VMSTATE, VMSTATE_DATA... ; RESUMED -> ;
  *             COMPLETE -> ; <- COMPLETE_ACK        or    ABORT -> ; <- ABORT_ACK
+ *     warm:   TRACK -> ; <- TRACKED ; SYNC -> ; <- DIRTY... or TRACKED ; ... ;
+ *             SWITCHOVER -> ; <- DIRTY..., VMSTATE, VMSTATE_DATA...
  *   URGENT, BULK:  GET -> ; <- PAGES
  *   any:      PING -> ; <- PONG    and, when it was just opened, PROBE -> ; <- PROBE_REPLY
  *   any:      <- ERROR, then the source closes
+ *
+ * Warm: pages may come while the guest runs at the source. TRACK, to a source that has said in
+ * HELLO_REPLY that it knows it, has what the guest writes logged from then on, and each SYNC is
+ * answered with all that was written since TRACK or the SYNC before (stream/dirty.h). The log is
+ * cleared before it is told of: what is written after that is in the next. A source that can't log,
+ * or can't any more, says why by TRACKED. The log belongs to the connection on which it was asked
+ * for, and ends with it; but for the last harvest, of the guest that SWITCHOVER has paused: it is
+ * kept with the vmstate, and told before it each time that SWITCHOVER is said. A VMSTATE without
+ * DIRTY before it says that nothing is known: of what came before, nothing counts.
  */
 #ifndef STREAM_FRAME_H
 #define STREAM_FRAME_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -45,8 +57,10 @@
 #define FRAME_PAGES_BYTES 40
 #define FRAME_VMSTATE_BYTES 24
 #define FRAME_PROOF_BYTES 32
+#define FRAME_DIRTY_BYTES 16                  /* payload of DIRTY before its runs */
 #define FRAME_HELLO_MAX 32768                 /* payload of HELLO and HELLO_REPLY */
-#define FRAME_ERROR_MAX 512                   /* payload of ERROR */
+#define FRAME_ERROR_MAX 512                   /* payload of ERROR and TRACKED */
+#define FRAME_DIRTY_MAX (256u * 1024u)        /* payload of DIRTY */
 #define FRAME_PROBE_BYTES (64u * 1024u)       /* payload of PROBE: many packets, of any MTU */
 #define FRAME_VMSTATE_DATA_MAX (256u * 1024u) /* payload of VMSTATE_DATA */
 #define FRAME_PAGES_MAX (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES + WORD_UNITS * UNIT_BYTES)
@@ -71,6 +85,10 @@ enum frame_type {
 	FRAME_PROBE = 16,     /* FRAME_PROBE_BYTES: do packets of full size get through? */
 	FRAME_PROBE_REPLY = 17, /* the same bytes back */
 	FRAME_PROOF = 18,       /* FRAME_PROOF_BYTES: the source knows the token, too */
+	FRAME_TRACK = 19,       /* no payload: log what the guest writes from now on */
+	FRAME_TRACKED = 20,     /* u32 code (0: it is logged; else positive errno), then text */
+	FRAME_SYNC = 21,        /* no payload: what has been written? */
+	FRAME_DIRTY = 22,       /* struct frame_dirty, then runs (stream/dirty.h) */
 };
 
 struct frame_header {
@@ -100,6 +118,13 @@ struct frame_vmstate {
 	uint64_t held_ns;  /* SWITCHOVER received -> this frame sent; the source's whole share */
 };
 
+/* A piece of a harvest. */
+struct frame_dirty {
+	uint32_t region;
+	bool last;           /* of the harvest */
+	uint64_t first_unit; /* where the first run's gap begins */
+};
+
 void frame_header_encode(const struct frame_header *h, void *buf);
 
 /*
@@ -119,11 +144,15 @@ size_t frame_vmstate_encode(const struct frame_vmstate *vmstate, void *buf);
 size_t frame_proof_encode(const uint8_t proof[FRAME_PROOF_BYTES], void *buf);
 /* @buf: FRAME_HEADER_BYTES + FRAME_ERROR_MAX. Text too long is cut. */
 size_t frame_error_encode(int code, const char *text, void *buf);
+/* @code: 0: it is logged; else why not. As frame_error_encode(). */
+size_t frame_tracked_encode(int code, const char *text, void *buf);
+/* @runs_len: of the runs that lie behind header and fixed part in @buf already. */
+size_t frame_dirty_encode(const struct frame_dirty *dirty, size_t runs_len, void *buf);
 
 /*
  * Payloads. @payload holds exactly the header's payload_len bytes, but for PAGES, of
  * which it holds the first FRAME_PAGES_BYTES, and whose payload_len must be what the
- * data mask says.
+ * data mask says; and DIRTY, whose runs are read by stream/dirty.h.
  *
  * Return: 0 or -EPROTO with @err set.
  */
@@ -131,6 +160,10 @@ int frame_get_decode(const void *payload, struct frame_get *ret, struct error *e
 int frame_pages_decode(const struct frame_header *h, const void *payload, struct frame_pages *ret,
                        struct error *err);
 int frame_vmstate_decode(const void *payload, struct frame_vmstate *ret, struct error *err);
+int frame_dirty_decode(const void *payload, struct frame_dirty *ret, struct error *err);
+
+/* Return: 0: it is logged; else why not, as frame_error_decode(). */
+int frame_tracked_decode(const struct frame_header *h, const void *payload, struct error *err);
 
 /*
  * The peer's ERROR as ours: always negative, text prefixed "the source says", err->from_peer set.

@@ -153,6 +153,7 @@ size_t hello_reply_encode(const struct hello_reply *reply, void *buf)
 	table_to_messages(&reply->regions, regions, list);
 	m.version = STREAM_VERSION;
 	m.epoch = reply->epoch;
+	m.warm = reply->warm;
 	m.n_regions = reply->regions.n;
 	m.regions = list;
 	len = postcopy__v1__stream_hello_reply__pack(&m, (uint8_t *)buf + FRAME_HEADER_BYTES);
@@ -224,5 +225,6 @@ int hello_reply_decode(const void *payload, size_t len, struct hello_reply *ret,
 	if (check_version(m->version, "source", "destination", err))
 		return -EPROTO;
 	ret->epoch = m->epoch;
+	ret->warm = m->warm;
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
 }

@@ -43,6 +43,7 @@ struct hello {
 
 struct hello_reply {
 	uint64_t epoch;
+	bool warm;                   /* CONTROL: it knows TRACK; a daemon of before does not */
 	struct region_table regions; /* CONTROL only */
 };
 

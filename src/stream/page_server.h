@@ -10,7 +10,8 @@
  * source guest, found by migration id and proven by token.
  *
  * A page_source is shared: the migration that owns it and each of its connections hold a
- * reference. It only ever reads guest memory, and only after the guest is paused.
+ * reference. It only ever reads guest memory, and only after the guest is paused, or while what it
+ * writes is logged (stream/source_log.h).
  *
  * Who has the token may look, but a migration has one holder: the destination that is first to
  * ask for SWITCHOVER. From then on everybody else is refused by name, and only the holder's word
@@ -36,6 +37,7 @@
 #include "mem/memory.h"
 #include "stream/conn.h"
 #include "stream/poison_list.h"
+#include "stream/source_log.h"
 
 #define STREAM_HOLDER_NAME_MAX 128
 #define STREAM_HOLDER_TEXT_MAX (STREAM_HOLDER_NAME_MAX + 16)
@@ -58,6 +60,11 @@ struct page_source_ops {
 	void (*complete)(void *arg);
 	/* The guest has not run elsewhere and never will: page_source_end(). */
 	void (*aborted)(void *arg);
+	/*
+	 * What is wanted of the VMM's dirty log has changed: page_source_get_log_order(). NULL
+	 * where no log is the VMM's.
+	 */
+	void (*log)(void *arg);
 };
 
 /* What it did so far; counted by all connections. */
@@ -155,6 +162,29 @@ int page_source_set_token(struct page_source *s, const uint8_t token[TOKEN_BYTES
 void page_source_restore(struct page_source *s, uint64_t epoch, const struct stream_holder *holder,
                          bool resumed);
 uint64_t page_source_epoch(const struct page_source *s);
+
+/*
+ * page_source_set_log() - how it can be told what the guest writes, while it runs
+ * @log: taken over on success; NULL: it can't, for the reason @none
+ *
+ * Return: 0; -EBUSY where that is known already; -ENOMEM.
+ */
+int page_source_set_log(struct page_source *s, struct dirty_log *log, const char *none);
+
+/* What the VMM is to do, and its answer (stream/source_log.h). */
+void page_source_get_log_order(struct page_source *s, struct source_log_order *ret);
+void page_source_answer_log(struct page_source *s, uint64_t number, int code, const char *text);
+
+/* From switchover on: whether the log's last harvest counts; to be restored by another process. */
+bool page_source_is_warm(struct page_source *s);
+void page_source_restore_log(struct page_source *s, bool warm);
+
+/* Who kept it is gone, and nobody knows what was written: it is off, and its last harvest is void.
+ */
+void page_source_lose_log(struct page_source *s);
+
+/* Nothing is write-protected any more, soon: it is done on another thread. */
+void page_source_stop_log(struct page_source *s);
 
 /* Reading is over, and no op is called any more: the owner may go. */
 void page_source_withdraw(struct page_source *s);

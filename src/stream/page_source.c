@@ -8,6 +8,7 @@
 
 #include <openssl/crypto.h>
 
+#include "stream/source_log.h"
 #include "tls/names.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
@@ -48,6 +49,7 @@ struct page_source {
 	atomic_bool lost;              /* the memory went with its VMM: nothing will ever be read */
 	_Atomic uint64_t last_bulk_ns; /* when bulk was last answered */
 	struct page_source_stats stats;
+	struct source_log log; /* of what the guest writes */
 
 	/* Under the lock; changed is broadcast with every change. */
 	pthread_mutex_t lock;
@@ -67,6 +69,8 @@ struct page_source {
 	uint64_t vmstate_len;
 	uint64_t pause_ns;
 };
+
+static void on_log_order(void *arg);
 
 int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
                     const struct region_table *table, struct memory **memories,
@@ -92,6 +96,7 @@ int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
 	atomic_init(&s->refs, 1);
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->changed, NULL);
+	source_log_init(&s->log, on_log_order, s);
 	*ret = s;
 	return 0;
 }
@@ -126,6 +131,7 @@ struct page_source *page_source_unref(struct page_source *s)
 	for (uint32_t i = 0; i < s->table.n; i++)
 		memory_free(s->memories[i]);
 	poison_list_free(s->poisoned);
+	source_log_deinit(&s->log);
 	close_fd(&s->vmstate_fd);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);
@@ -232,6 +238,61 @@ static void tell(struct page_source *s, void (*op)(void *arg))
 	pthread_mutex_unlock(&s->lock);
 }
 
+static void on_log_order(void *arg)
+{
+	struct page_source *s = arg;
+
+	if (s->ops->log)
+		tell(s, s->ops->log);
+}
+
+int page_source_set_log(struct page_source *s, struct dirty_log *log, const char *none)
+{
+	return source_log_set(&s->log, log, none);
+}
+
+void page_source_get_log_order(struct page_source *s, struct source_log_order *ret)
+{
+	source_log_get_order(&s->log, ret);
+}
+
+void page_source_answer_log(struct page_source *s, uint64_t number, int code, const char *text)
+{
+	source_log_answer(&s->log, number, code, text);
+}
+
+bool page_source_is_warm(struct page_source *s)
+{
+	return source_log_is_warm(&s->log);
+}
+
+void page_source_lose_log(struct page_source *s)
+{
+	source_log_lose(&s->log);
+}
+
+void page_source_restore_log(struct page_source *s, bool warm)
+{
+	source_log_restore(&s->log, warm);
+}
+
+static void *stop_log_main(void *arg)
+{
+	struct page_source *s = arg;
+
+	source_log_stop(&s->log);
+	page_source_unref(s);
+	return NULL;
+}
+
+void page_source_stop_log(struct page_source *s)
+{
+	if (!source_log_is_kernels(&s->log))
+		return;
+	if (thread_start_detached(stop_log_main, page_source_ref(s)))
+		stop_log_main(s);
+}
+
 bool page_source_is_idle(const struct page_source *s)
 {
 	return atomic_load(&s->refs) == 1;
@@ -257,6 +318,7 @@ void page_source_end(struct page_source *s, enum source_verdict verdict, const c
 	s->phase = SOURCE_ENDED;
 	s->verdict = verdict;
 	snprintf(s->why, sizeof s->why, "%s", why);
+	source_log_end(&s->log);
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);
 }
@@ -330,6 +392,7 @@ void page_source_withdraw(struct page_source *s)
 	pthread_mutex_lock(&s->lock);
 	atomic_store(&s->readable, false);
 	s->withdrawn = true;
+	source_log_end(&s->log);
 	pthread_cond_broadcast(&s->changed);
 	pthread_mutex_unlock(&s->lock);
 }
@@ -425,6 +488,7 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 	if (rc || hello->role != STREAM_CONTROL || s->phase == SOURCE_ENDED)
 		return rc;
 	reply->regions = s->table;
+	reply->warm = true;
 	return region_table_same_guest(&s->table, &hello->regions, err);
 }
 
@@ -434,9 +498,11 @@ static int check_get(const struct page_source *s, const uint8_t holder[HOLDER_BY
 	const struct region *r;
 	uint64_t word = get->first_unit / WORD_UNITS;
 
-	if (!atomic_load(&s->readable))
+	if (!atomic_load(&s->readable) && !source_log_is_on(&s->log))
 		return error_set(err, -EPROTO,
-		                 "migration \"%s\": GET while the guest is not paused", s->id);
+		                 "migration \"%s\": GET while the guest is not paused, and what it "
+		                 "writes is not logged",
+		                 s->id);
 	if (check_holder(s, holder, err))
 		return -EBUSY;
 	if (get->region >= s->table.n)
@@ -669,6 +735,7 @@ static int bind_holder(struct page_source *s, const struct page_source_conn *ctl
 	if (s->phase != SOURCE_RUNNING)
 		return 0;
 	s->phase = SOURCE_SWITCHING;
+	source_log_pin(&s->log, ctl);
 	s->holder.bound = true;
 	memcpy(s->holder.id, ctl->holder, HOLDER_BYTES);
 	snprintf(s->holder.name, sizeof s->holder.name, "%s", tls_peer_name(ctl->conn->tls));
@@ -766,6 +833,7 @@ static int abort_source(struct page_source *s, const struct page_source_conn *ct
 	if (!rc && s->phase != SOURCE_ENDED) {
 		s->aborted = true;
 		atomic_store(&s->readable, false);
+		source_log_end(&s->log);
 	}
 	pthread_mutex_unlock(&s->lock);
 	if (rc)
@@ -843,6 +911,33 @@ static int answer_plain(struct conn *c, int rc, enum frame_type type, struct err
 	return rc;
 }
 
+/* What the guest has written last, before what says that nothing comes after it. */
+static int answer_switchover(struct page_source *s, const struct page_source_conn *ctl,
+                             uint64_t received_ns, struct error *err)
+{
+	int rc = wait_vmstate(s, ctl, err);
+
+	if (!rc)
+		rc = source_log_tell_last(&s->log, ctl->conn, err);
+	if (!rc)
+		rc = send_vmstate(s, ctl->conn, received_ns, err);
+	/* Not before: that is downtime. */
+	if (!rc)
+		source_log_stop(&s->log);
+	return rc;
+}
+
+static int answer_track(struct page_source *s, const struct page_source_conn *ctl, bool sync,
+                        struct error *err)
+{
+	int rc = check_alive(s, ctl, err);
+
+	if (rc)
+		return rc;
+	return sync ? source_log_sync(&s->log, ctl, ctl->conn, err)
+	            : source_log_track(&s->log, ctl, ctl->conn, err);
+}
+
 static int serve_control_frame(struct page_source *s, const struct page_source_conn *ctl,
                                const struct frame_header *h, struct error *err)
 {
@@ -852,8 +947,10 @@ static int serve_control_frame(struct page_source *s, const struct page_source_c
 
 	switch (h->type) {
 	case FRAME_SWITCHOVER:
-		rc = wait_vmstate(s, ctl, err);
-		return rc ? rc : send_vmstate(s, c, received_ns, err);
+		return answer_switchover(s, ctl, received_ns, err);
+	case FRAME_TRACK:
+	case FRAME_SYNC:
+		return answer_track(s, ctl, h->type == FRAME_SYNC, err);
 	case FRAME_PING:
 		return answer_plain(c, check_alive(s, ctl, err), FRAME_PONG, err);
 	case FRAME_PROBE:
@@ -893,6 +990,7 @@ static int serve_control(struct page_source *s, struct page_source_conn *ctl, st
 		if (!rc)
 			rc = serve_control_frame(s, ctl, &h, err);
 	} while (!rc);
+	source_log_leave(&s->log, ctl);
 	atomic_fetch_sub(&s->controls, 1);
 	tell(s, s->ops->connected);
 	return rc;

@@ -105,32 +105,8 @@ static void put_refused(struct openmetrics *om)
 			        refused_count(door, reason));
 }
 
-static void put_daemon(const struct metrics *m, struct openmetrics *om)
+static void put_config(const struct metrics *m, struct openmetrics *om)
 {
-	static const struct openmetrics_family build = {
-		"postcopyd_build",
-		OPENMETRICS_INFO,
-		NULL,
-		"The daemon's version.",
-	};
-	static const struct openmetrics_family suppressed = {
-		"postcopyd_log_lines_suppressed",
-		OPENMETRICS_COUNTER,
-		NULL,
-		"Log records left out because one place had too many to say.",
-	};
-	static const struct openmetrics_family lost = {
-		"postcopyd_log_lines_lost",
-		OPENMETRICS_COUNTER,
-		NULL,
-		"Log records that could not be written: disk or pipe full, or closed.",
-	};
-	static const struct openmetrics_family expiry = {
-		"postcopyd_certificate_expiry_timestamp_seconds",
-		OPENMETRICS_GAUGE,
-		"seconds",
-		"When this host's certificate ends, in seconds since 1970.",
-	};
 	static const struct openmetrics_family older = {
 		"postcopyd_config_older",
 		OPENMETRICS_GAUGE,
@@ -149,22 +125,58 @@ static void put_daemon(const struct metrics *m, struct openmetrics *om)
 		"seconds",
 		"When they could be read last, in seconds since 1970.",
 	};
-	int64_t expiry_s =
-	        m->config.certificate_expiry ? m->config.certificate_expiry(m->config.arg) : 0;
-	struct log_counts log = log_get_counts();
 
-	openmetrics_open(om, &build);
-	openmetrics_integer(om, OPENMETRICS_LABELS({ "version", m->config.version }), 1);
 	openmetrics_open(om, &older);
 	openmetrics_integer(om, OPENMETRICS_NO_LABELS, m->config.config_is_older);
 	openmetrics_open(om, &reload);
 	openmetrics_integer(om, OPENMETRICS_NO_LABELS, !m->reload_failed);
 	openmetrics_open(om, &loaded);
 	openmetrics_integer(om, OPENMETRICS_NO_LABELS, m->loaded_s);
+}
+
+static void put_log(struct openmetrics *om)
+{
+	static const struct openmetrics_family suppressed = {
+		"postcopyd_log_lines_suppressed",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Log records left out because one place had too many to say.",
+	};
+	static const struct openmetrics_family lost = {
+		"postcopyd_log_lines_lost",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Log records that could not be written: disk or pipe full, or closed.",
+	};
+	struct log_counts log = log_get_counts();
+
 	openmetrics_open(om, &suppressed);
 	openmetrics_integer(om, OPENMETRICS_NO_LABELS, log.suppressed);
 	openmetrics_open(om, &lost);
 	openmetrics_integer(om, OPENMETRICS_NO_LABELS, log.lost);
+}
+
+static void put_daemon(const struct metrics *m, struct openmetrics *om)
+{
+	static const struct openmetrics_family build = {
+		"postcopyd_build",
+		OPENMETRICS_INFO,
+		NULL,
+		"The daemon's version.",
+	};
+	static const struct openmetrics_family expiry = {
+		"postcopyd_certificate_expiry_timestamp_seconds",
+		OPENMETRICS_GAUGE,
+		"seconds",
+		"When this host's certificate ends, in seconds since 1970.",
+	};
+	int64_t expiry_s =
+	        m->config.certificate_expiry ? m->config.certificate_expiry(m->config.arg) : 0;
+
+	openmetrics_open(om, &build);
+	openmetrics_integer(om, OPENMETRICS_LABELS({ "version", m->config.version }), 1);
+	put_config(m, om);
+	put_log(om);
 	if (expiry_s > 0) {
 		openmetrics_open(om, &expiry);
 		openmetrics_integer(om, OPENMETRICS_NO_LABELS, (uint64_t)expiry_s);

@@ -70,6 +70,7 @@ struct uffdio_poison {
 
 /* include/uapi/linux/fs.h, Linux 6.7 */
 #ifndef PAGEMAP_SCAN
+#define PAGE_IS_WRITTEN (1 << 1)
 #define PAGE_IS_PRESENT (1 << 3)
 #define PAGE_IS_SWAPPED (1 << 4)
 struct page_region {
@@ -91,6 +92,8 @@ struct pm_scan_arg {
 	__u64 category_anyof_mask;
 	__u64 return_mask;
 };
+#define PM_SCAN_WP_MATCHING (1 << 0)
+#define PM_SCAN_CHECK_WPASYNC (1 << 1)
 #define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
 #endif
 

@@ -164,15 +164,15 @@ static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, 
 static int handle_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int *fds,
                           size_t n_fds, struct error *err)
 {
-	int none = -1;
-
 	if (!conn->attached)
 		return handle_attach(conn, msg, fds, n_fds, err);
 	if (msg->type == VMM_WIRE_ATTACH)
 		return error_set(err, -EBUSY, "attached already");
 	if (!conn->owner)
 		return 0;
-	return conn->server->config.ops->message(conn->owner, msg, n_fds ? &fds[0] : &none, err);
+	for (size_t i = n_fds; i < VMM_MESSAGE_FDS; i++)
+		fds[i] = -1;
+	return conn->server->config.ops->message(conn->owner, msg, fds, err);
 }
 
 /*
@@ -184,13 +184,14 @@ static int handle_cut_message(struct vmm_conn *conn, const struct vmm_wire_msg *
 {
 	struct error told = ERROR_INIT;
 
-	if (!conn->attached || msg->type != VMM_WIRE_CHANNEL) {
+	if (!conn->attached || (msg->type != VMM_WIRE_CHANNEL && msg->type != VMM_WIRE_DIRTY_LOG)) {
 		if (conn->owner)
 			conn->server->config.ops->cut_message(conn->owner, msg->type, why);
 		return -EMFILE;
 	}
-	/* It is closed by now, and its VMM sees that. */
-	error_set(&told, 0, "a fetch channel: %s", why->text);
+	/* A channel is closed by now, and its VMM sees that; without a log it is no warm phase. */
+	error_set(&told, 0, "%s: %s",
+	          msg->type == VMM_WIRE_CHANNEL ? "a fetch channel" : "a dirty log", why->text);
 	refuse(REFUSED_RESOURCES, &conn->cred, told.text);
 	return 0;
 }

@@ -35,6 +35,9 @@
 /* More than the most, for root's alone. */
 #define VMM_ROOT_SPARE 16u
 
+/* Descriptors that a message after ATTACH has at most. */
+#define VMM_MESSAGE_FDS 2
+
 struct vmm_conn;
 struct vmm_server;
 
@@ -62,10 +65,11 @@ struct vmm_server_ops {
 	 */
 	void (*attached_again)(void *owner);
 	/*
-	 * A message after ATTACH. @fd is its descriptor, -1 for none; the owner takes it by
+	 * A message after ATTACH. @fds are its descriptors, -1 for none; the owner takes one by
 	 * setting it to -1. Return: 0, or -errno with @err set: the VMM is told and cut off.
 	 */
-	int (*message)(void *owner, const struct vmm_wire_msg *msg, int *fd, struct error *err);
+	int (*message)(void *owner, const struct vmm_wire_msg *msg, int fds[VMM_MESSAGE_FDS],
+	               struct error *err);
 	/*
 	 * A message of that type came, but not its descriptors: this process had no room for them
 	 * (@why). The VMM is told and cut off after this.

@@ -8,10 +8,10 @@
 #include <ctype.h>
 #include <string.h>
 
-#include "ctl/bench.h"
+#include "bench/bench.h"
+#include "bench/report_html.h"
 #include "ctl/json.h"
 #include "ctl/migration_json.h"
-#include "ctl/report_html.h"
 #include "ctl/top.h"
 
 const unsigned int fuzz_rounds = 20000;

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "stream/dirty.h"
 #include "stream/frame.h"
 #include "stream/window.h"
 
@@ -58,6 +59,36 @@ static void check_error(const uint8_t *payload, const struct frame_header *h)
 	FUZZ_CHECK(strlen(err.text) < sizeof err.text && !strpbrk(err.text, "\n\r\x1b"));
 }
 
+/* Runs lie in their region, one behind the other, or the frame is refused. */
+static void check_dirty(const uint8_t *payload, const struct frame_header *h)
+{
+	static const struct region_table table = {
+		.n = 2,
+		.regions = { { .units = 100, .words = 2 }, { .units = 1 << 20, .words = 1 << 14 } },
+	};
+	uint64_t end = 0, first = 0, n = 0;
+	struct error err = ERROR_INIT;
+	struct dirty_reader d;
+	int rc = dirty_decode(h, payload, &table, &d, &err);
+
+	while (!rc && (rc = dirty_next(&d, &first, &n, &err)) == 1) {
+		FUZZ_CHECK(d.region < table.n && n && first >= end);
+		FUZZ_CHECK(n <= table.regions[d.region].units &&
+		           first <= table.regions[d.region].units - n);
+		end = first + n;
+		rc = 0;
+	}
+	FUZZ_CHECK(rc == err.code);
+}
+
+static size_t dirty_seed(uint8_t *buf)
+{
+	static const uint64_t bits[] = { 0xff0f0001, 0x8000000000000000, 1, 0 };
+	uint64_t at = 0;
+
+	return dirty_encode(1, bits, 4 * WORD_UNITS, &at, buf);
+}
+
 int fuzz_one(const uint8_t *data, size_t size)
 {
 	uint8_t back[FRAME_HEADER_BYTES];
@@ -84,6 +115,11 @@ int fuzz_one(const uint8_t *data, size_t size)
 		check_get(data, &h);
 	if (h.type == FRAME_ERROR)
 		check_error(data + FRAME_HEADER_BYTES, &h);
+	if (h.type == FRAME_TRACKED)
+		FUZZ_CHECK(frame_tracked_decode(&h, data + FRAME_HEADER_BYTES, &err) == err.code &&
+		           err.code <= 0);
+	if (h.type == FRAME_DIRTY)
+		check_dirty(data + FRAME_HEADER_BYTES, &h);
 	if (h.type == FRAME_VMSTATE &&
 	    !frame_vmstate_decode(data + FRAME_HEADER_BYTES, &vmstate, &err))
 		FUZZ_CHECK(vmstate.len);
@@ -102,7 +138,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		.error_mask = 0x80,
 	};
 	struct frame_vmstate vmstate = { .len = 1 << 20, .pause_ns = 1, .held_ns = 2 };
-	struct frame_header plain = { .type = (uint16_t)(FRAME_HELLO + i - 5) };
+	struct frame_header plain = { .type = (uint16_t)(FRAME_HELLO + i - 7) };
 
 	switch (i) {
 	case 0:
@@ -115,8 +151,12 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		return frame_vmstate_encode(&vmstate, buf);
 	case 4:
 		return frame_error_encode(-EACCES, "no\nway\x1b[2J", buf);
+	case 5:
+		return dirty_seed(buf);
+	case 6:
+		return frame_tracked_encode(0, "", buf);
 	default:
 		frame_header_encode(&plain, buf);
-		return plain.type <= FRAME_ABORT_ACK ? FRAME_HEADER_BYTES : 0;
+		return plain.type <= FRAME_SYNC ? FRAME_HEADER_BYTES : 0;
 	}
 }

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "ctl/clean.h"
 #include "ctl/token.h"
 #include "ctl/units.h"
 #include "libpostcopy/vmm_wire.h"
@@ -94,6 +95,12 @@ static void check_utf8(const char *text, size_t len)
 	utf8_clean(clean);
 	FUZZ_CHECK(strlen(clean) == len && utf8_valid_len(clean, len) == len);
 	FUZZ_CHECK(!memcmp(clean, text, valid));
+	strcpy(clean, text);
+	text_clean(clean);
+	FUZZ_CHECK(strlen(clean) <= len && utf8_valid_len(clean, strlen(clean)) == strlen(clean));
+	for (const char *c = clean; *c; c++)
+		FUZZ_CHECK((unsigned char)*c >= 0x20 && *c != 0x7f &&
+		           !(*c == '\xc2' && (unsigned char)c[1] < 0xa0));
 }
 
 static void check_id(const char *text)

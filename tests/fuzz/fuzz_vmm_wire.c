@@ -18,7 +18,10 @@ static void check_msg(const struct vmm_wire_msg *msg, size_t n_fds)
 			FUZZ_CHECK(msg->regions[i].fd_index == VMM_WIRE_NO_FD ||
 			           msg->regions[i].fd_index < n_fds);
 	}
-	if (msg->type == VMM_WIRE_ERROR)
+	if (msg->type == VMM_WIRE_DIRTY_LOG)
+		FUZZ_CHECK(msg->how == n_fds);
+	if (msg->type == VMM_WIRE_ERROR || msg->type == VMM_WIRE_DIRTY_LOG ||
+	    msg->type == VMM_WIRE_HARVESTED)
 		FUZZ_CHECK(strlen(msg->text) < sizeof msg->text && !strpbrk(msg->text, "\n\r\x1b"));
 }
 
@@ -81,9 +84,13 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		                     .vmstate_len = 4096,
 		                     .pause_ns = 5,
 		                     .n_regions = 1,
+		                     .how = VMM_WIRE_LOG_BY_KERNEL,
+		                     .number = 9,
 		                     .code = 5,
 		                     .text = "it broke\x07" };
 	buf[0] = msg.type == VMM_WIRE_PAUSED || msg.type == VMM_WIRE_VMSTATE ||
-	         msg.type == VMM_WIRE_CHANNEL;
-	return msg.type <= VMM_WIRE_ATTRIBUTES ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
+	         msg.type == VMM_WIRE_CHANNEL || msg.type == VMM_WIRE_POISONED;
+	if (msg.type == VMM_WIRE_DIRTY_LOG)
+		buf[0] = 2;
+	return msg.type <= VMM_WIRE_HARVESTED ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
 }

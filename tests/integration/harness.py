@@ -156,7 +156,11 @@ class Control:
             fields["token"] = bytes.fromhex(params["token"])
         elif method == "Start":
             fields["hold_switchover"] = not params.get("switchover", True)
+            if "warm" in params:
+                fields["warm"] = params["warm"]
         elif method == "SetLimits":
+            if "warm" in params:
+                fields["warm"] = params.pop("warm")
             fields["limits"] = params
         elif method == "List":
             convert = lambda answer: {

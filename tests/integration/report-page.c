@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "bench/report_html.h"
 #include "ctl/json.h"
-#include "ctl/report_html.h"
 
 int main(void)
 {

@@ -89,6 +89,19 @@ def test_bench_prints_its_contract():
     assert PERCENTILES <= set(result["fault_us"])
     assert PERCENTILES | {"source"} <= set(result["guest_stall_us"])
     assert {"hit", "late", "wasted"} <= set(result["prefetch"])
+    assert 0 < result["faults"]["after_switchover"] == result["faults"]["remote"]
+    assert 0 < result["bytes_moved"] <= 2 * result["memory_bytes"]
+    # Between the fewest that can do it and all that the guest has.
+    assert 0 < result["pages_touched"] <= result["integrity"]["pages_checked"]
+    # The guest stood still for the downtime, and not for longer than it all took.
+    assert result["steady_accesses_per_s"] > 0
+    assert 0 < result["longest_gap_us"] <= result["total_ms"] * 1000 + 1000
+    assert result["work_lost_ms"] <= result["total_ms"] * 1.1
+    assert "warm" not in result
+    parts = result["work_lost_parts_ms"]
+    assert abs(sum(parts.values()) - result["work_lost_ms"]) < 0.01
+    assert result["cpu_s_per_gib"]["source"] > 0 and result["cpu_s_per_gib"]["destination"] > 0
+    assert result["cpu_s_per_gib"]["floor"] is None
     assert result["integrity"]["pages_checked"] > 0
     assert result["integrity"]["pages_bad"] == 0
     assert result["memory_bytes"] == 32 << 20
@@ -105,6 +118,7 @@ def test_bench_writes_a_report_that_needs_nothing_else(tmp_path):
     assert done.returncode == 0, done.stderr
     html = report.read_text()
     assert "<svg" in html and "downtime" in html.lower()
+    assert "What the guest got done" in html and "postcopy: the guest runs here" in html
     assert not re.search(r"""(src|href)\s*=\s*["']https?:""", html)
 
 
@@ -114,6 +128,70 @@ def test_bench_without_ebpf_has_the_daemon_s_stalls():
     assert result["trace"] == "off"
     assert result["guest_stall_us"]["source"] == "daemon"
     assert result["stall_joined_us"] is None
+
+
+@needs_kvm
+def test_bench_of_an_idle_guest_tells_of_no_work():
+    done = bench("--json", "--workload", "idle")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["work_lost_ms"] is None and result["longest_gap_us"] is None
+    assert result["pages_touched"] == 0
+
+
+@needs_kvm
+@pytest.mark.parametrize("more", [(), ("--qdisc", "prio"), ("--rtt-us", 20000),
+                                  ("--cross-mbit", 200)], ids=str)
+def test_bench_by_a_link(more):
+    done = bench("--json", "--vcpus", 1, "--link-mbit", 400, *more)
+    if done.returncode == 2 and "link:" in done.stderr:
+        pytest.skip("no such link here: %s" % done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    link = result["link"]
+    assert link["mbit"] == 400 and link["rtt_us"] == (more[1] if "--rtt-us" in more else 0)
+    # All of it went by the link, and not faster than the link is; what is let through at once aside.
+    assert result["bytes_moved"] * 8 <= 400e6 * result["total_ms"] / 1000 + (64 << 10) * 8
+    # A stranger's share is in it, too, which is half of the link at least.
+    if "--cross-mbit" in more:
+        assert link["used"] * 400e6 * result["total_ms"] / 1000 > 1.2 * result["bytes_moved"] * 8
+    assert 0 < link["used"] <= 1.05
+    if link["rtt_us"]:
+        assert result["fault_us"]["p50"] >= link["rtt_us"]
+
+
+@needs_kvm
+def test_bench_by_a_warm_migration(tmp_path):
+    report = tmp_path / "report.html"
+    done = bench("--json", "--warm-rounds", 2, "--dirty-rate", "64M", "--report", report)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    warm = result["warm"]
+    assert warm["policy"]["max_rounds"] == 2 and warm["refused"] == ""
+    assert warm["rounds"] == 2 and warm["warm_ms"] > 0
+    assert warm["dirty_pages_at_switchover"] < result["pages_total"] / 2
+    # Most of what it touches is there before it touches it.
+    assert result["faults"]["after_switchover"] < warm["dirty_pages_at_switchover"] + 64
+    assert result["integrity"]["pages_bad"] == 0
+    assert "warm: memory is copied while the guest runs" in report.read_text()
+
+
+@needs_kvm
+def test_bench_says_why_it_is_not_warm():
+    done = bench("--json", "--warm", "--dirty-log", "none")
+    assert done.returncode == 0, done.stderr
+    warm = json.loads(done.stdout)["warm"]
+    assert "none" in warm["refused"] and warm["rounds"] == 0
+
+
+def test_bench_refuses_idle_faults_of_a_warm_migration():
+    done = bench("--warm", "--idle-faults", 10)
+    assert done.returncode == 2 and "--idle-faults" in done.stderr
+
+
+def test_bench_refuses_a_round_trip_without_a_link():
+    done = bench("--rtt-us", 100)
+    assert done.returncode == 2 and "--link-mbit" in done.stderr
 
 
 @needs_kvm

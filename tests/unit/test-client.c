@@ -203,6 +203,41 @@ static void answer_watch(struct grpc_call *call, const uint8_t *request, size_t 
 	postcopy__v1__watch_request__free_unpacked(r, NULL);
 }
 
+/* What somebody wants a terminal to do, in a migration's members and their members. */
+static void answer_escapes(struct grpc_call *call, const uint8_t *request, size_t len, void *arg)
+{
+	Postcopy__V1__Migration m = migration("vm\x1b[2J7", POSTCOPY__V1__STATE__STATE_PAUSED);
+	Postcopy__V1__DestinationStatus d = POSTCOPY__V1__DESTINATION_STATUS__INIT;
+	Postcopy__V1__PhaseLatency phase = POSTCOPY__V1__PHASE_LATENCY__INIT;
+	Postcopy__V1__PhaseLatency *phases[] = { &phase };
+
+	(void)arg;
+	note(request, len);
+	m.reason = (char *)"one\ntwo\xc2\x9b"
+	                   "2J \xe2\x80\xaegnp \xff \x7f caf\xc3\xa9 \xf0\x9f\x90\xa7";
+	m.half_case = POSTCOPY__V1__MIGRATION__HALF_DESTINATION;
+	m.destination = &d;
+	d.source_address = (char *)"host\r:1";
+	phase.phase = (char *)"\x9d"
+	                      "0;title\x07";
+	d.n_fault_phases = 1;
+	d.fault_phases = phases;
+	send_message(call, &m.base);
+	grpc_call_finish(call, NULL);
+}
+
+static void answer_refusal_with_escapes(struct grpc_call *call, const uint8_t *request, size_t len,
+                                        void *arg)
+{
+	struct grpc_status s = { .code = GRPC_NOT_FOUND,
+		                 .message = "no \xc2\x9b"
+		                            "31mvm7" };
+
+	(void)arg;
+	note(request, len);
+	grpc_call_finish(call, &s);
+}
+
 static void hold(struct grpc_call *call, const uint8_t *request, size_t len, void *arg)
 {
 	(void)call;
@@ -223,6 +258,8 @@ static const struct grpc_method methods[] = {
 	{ .path = MIGRATIONS "Switchover", .role = GRPC_READER, .call = answer_nothing },
 	{ .path = MIGRATIONS "Cancel", .role = GRPC_READER, .call = answer_garbage },
 	{ .path = MIGRATIONS "GetReport", .role = GRPC_READER, .call = answer_twice },
+	{ .path = MIGRATIONS "RunOn", .role = GRPC_READER, .call = answer_escapes },
+	{ .path = MIGRATIONS "Release", .role = GRPC_READER, .call = answer_refusal_with_escapes },
 	{ .path = "/postcopy.v1.Host/Check", .role = GRPC_READER, .call = hold },
 	{ .path = NULL },
 };
@@ -360,9 +397,30 @@ static void test_refusal_is_errno_text_and_reason(void **state)
 	/* What the daemon does not know. */
 	assert_int_equal(client_get_info(c, &m, &err), -EOPNOTSUPP);
 	/* The next success forgets it. */
-	assert_int_equal(client_start(c, "vm7", false, NULL, &err), 0);
+	assert_int_equal(client_start(c, "vm7", false, NULL, NULL, &err), 0);
 	assert_string_equal(client_refusal(c)->code, "");
 	assert_null(m);
+	client_free(c);
+}
+
+static void test_answers_are_harmless_to_a_terminal(void **state)
+{
+	_cleanup_json_ struct json_object *m = NULL;
+	struct json_object *never = NULL;
+	struct error err = ERROR_INIT;
+	struct client *c = connect_fake(-1);
+
+	(void)state;
+	assert_int_equal(client_run_on(c, "vm7", "", &m, &err), 0);
+	assert_string_equal(json_string_or(m, "id", ""), "vm?[2J7");
+	assert_string_equal(json_string_or(m, "reason", ""),
+	                    "one two?2J ?gnp ? ? caf\xc3\xa9 \xf0\x9f\x90\xa7");
+	assert_string_equal(json_string_or(m, "source_address", ""), "host?:1");
+	assert_non_null(json_find(m, "fault_phases_us"));
+	assert_true(json_object_object_get_ex(json_find(m, "fault_phases_us"), "?0;title?", NULL));
+	assert_int_equal(client_release(c, "vm7", "", &never, &err), -ENOENT);
+	assert_string_equal(err.text, "no ?31mvm7");
+	assert_null(never);
 	client_free(c);
 }
 
@@ -517,6 +575,7 @@ int main(void)
 		cmocka_unit_test(test_prepare_carries_what_was_given),
 		cmocka_unit_test(test_limits_carry_only_what_changes),
 		cmocka_unit_test(test_refusal_is_errno_text_and_reason),
+		cmocka_unit_test(test_answers_are_harmless_to_a_terminal),
 		cmocka_unit_test(test_what_is_no_answer_is_refused),
 		cmocka_unit_test(test_lists_have_all_their_pages),
 		cmocka_unit_test(test_watch_takes_each_update_up_to_the_last),

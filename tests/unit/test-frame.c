@@ -34,6 +34,10 @@ static const struct {
 	{ FRAME_PROBE, 64 * 1024, 64 * 1024 },
 	{ FRAME_PROBE_REPLY, 64 * 1024, 64 * 1024 },
 	{ FRAME_PROOF, 32, 32 },
+	{ FRAME_TRACK, 0, 0 },
+	{ FRAME_TRACKED, 4, FRAME_ERROR_MAX },
+	{ FRAME_SYNC, 0, 0 },
+	{ FRAME_DIRTY, 16, 256 * 1024 },
 };
 #define N_TYPES (sizeof lengths / sizeof *lengths)
 
@@ -306,6 +310,31 @@ static void test_error_codes_are_always_negative_errnos(void **state)
 	assert_int_equal(frame_error_decode(&h, payload, NULL), -4095);
 }
 
+/* What the destination makes of the answer to TRACK. */
+static int tracked_back(int code, const char *text, struct error *err)
+{
+	uint8_t buf[FRAME_HEADER_BYTES + FRAME_ERROR_MAX];
+	size_t len = frame_tracked_encode(code, text, buf);
+	struct frame_header h;
+
+	assert_int_equal(frame_header_decode(buf, &h, NULL), 0);
+	assert_int_equal(h.type, FRAME_TRACKED);
+	assert_int_equal(FRAME_HEADER_BYTES + h.payload_len, len);
+	*err = ERROR_INIT;
+	return frame_tracked_decode(&h, buf + FRAME_HEADER_BYTES, err);
+}
+
+static void test_tracked_says_yes_or_why_not(void **state)
+{
+	struct error err;
+
+	(void)state;
+	assert_int_equal(tracked_back(0, "", &err), 0);
+	assert_int_equal(err.code, 0);
+	assert_int_equal(tracked_back(-EOPNOTSUPP, "guest_memfd\x1b", &err), -EOPNOTSUPP);
+	assert_string_equal(err.text, "the source says: guest_memfd?");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -321,6 +350,7 @@ int main(void)
 		cmocka_unit_test(test_errors_come_back_as_ours),
 		cmocka_unit_test(test_error_text_is_cut),
 		cmocka_unit_test(test_error_codes_are_always_negative_errnos),
+		cmocka_unit_test(test_tracked_says_yes_or_why_not),
 	};
 
 	return cmocka_run_group_tests_name("frame", tests, NULL, NULL);

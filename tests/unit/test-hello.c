@@ -100,6 +100,7 @@ static void test_reply_comes_back(void **state)
 
 	(void)state;
 	reply->epoch = 0x0123456789abcdef;
+	reply->warm = true;
 	fill_table(&reply->regions, REGIONS_MAX);
 	len = hello_reply_encode(reply, buf);
 	assert_int_equal(frame_header_decode(buf, &h, NULL), 0);
@@ -108,6 +109,7 @@ static void test_reply_comes_back(void **state)
 	assert_int_equal(hello_reply_decode(buf + FRAME_HEADER_BYTES, h.payload_len, back, NULL),
 	                 0);
 	assert_true(back->epoch == reply->epoch);
+	assert_true(back->warm);
 	check_same_table(&back->regions, &reply->regions);
 	free(back);
 	free(reply);

@@ -29,7 +29,8 @@ static void assert_unknown(struct json_object *o, const char *path)
 	assert_null(json_find(o, path));
 }
 
-static void test_full_destination(void **state)
+/* A destination in postcopy, as JSON, of which all is known that is looked at here. */
+static struct json_object *full_destination(void)
 {
 	Google__Protobuf__Timestamp time = GOOGLE__PROTOBUF__TIMESTAMP__INIT;
 	Google__Protobuf__Duration total = GOOGLE__PROTOBUF__DURATION__INIT, left = total;
@@ -41,9 +42,7 @@ static void test_full_destination(void **state)
 	Postcopy__V1__Fill fill = POSTCOPY__V1__FILL__INIT;
 	Postcopy__V1__DestinationStatus d = POSTCOPY__V1__DESTINATION_STATUS__INIT;
 	Postcopy__V1__Migration m = POSTCOPY__V1__MIGRATION__INIT;
-	_cleanup_json_ struct json_object *o = NULL;
 
-	(void)state;
 	time.seconds = 1800000000;
 	time.nanos = 7000000;
 	total.nanos = 14600000;
@@ -77,7 +76,14 @@ static void test_full_destination(void **state)
 	m.vmm_pid = 4711;
 	m.half_case = POSTCOPY__V1__MIGRATION__HALF_DESTINATION;
 	m.destination = &d;
-	o = migration_json(&m);
+	return migration_json(&m);
+}
+
+static void test_full_destination(void **state)
+{
+	_cleanup_json_ struct json_object *o = full_destination();
+
+	(void)state;
 	assert_string_equal(json_string_or(o, "state", ""), "postcopy");
 	assert_string_equal(json_string_or(o, "role", ""), "destination");
 	assert_string_equal(json_string_or(o, "map", ""), "lazy");

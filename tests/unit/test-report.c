@@ -12,11 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ctl/bench.h"
-#include "ctl/chart.h"
+#include "bench/bench.h"
+#include "bench/chart.h"
+#include "bench/report_html.h"
 #include "ctl/json.h"
 #include "ctl/progress.h"
-#include "ctl/report_html.h"
 #include "ctl/units.h"
 #include "util/clock.h"
 
@@ -157,6 +157,27 @@ static void test_progress_says_rate_and_time_left(void **state)
 	assert_non_null(strstr(line, " 99.9 %"));
 	progress_format(&p, middle, 30, line, 20);
 	assert_int_equal(strlen(line), 19);
+}
+
+static void test_progress_says_how_warm_it_is(void **state)
+{
+	_cleanup_json_ struct json_object *m = update("warming", 65536);
+	struct json_object *warm = json_object_new_object();
+	struct progress p = { .first_ns = 0 };
+	char line[512];
+
+	(void)state;
+	json_object_object_add(m, "warm", warm);
+	/* It is not warmed, for a reason. */
+	json_object_object_add(warm, "warm_ms", NULL);
+	progress_format(&p, m, 0, line, sizeof line);
+	assert_string_equal(line, "vm7 warming  25.0 %");
+	json_set_number(warm, "warm_ms", 1200);
+	json_set_count(warm, "rounds", 2);
+	json_set_count(warm, "dirty_bytes_per_s", 64 << 20);
+	json_set_number(warm, "catch_up_ms", 3000);
+	progress_format(&p, m, 0, line, sizeof line);
+	assert_string_equal(line, "vm7 warming  25.0 %  round 3  dirty 64 MiB/s  caught up in 3 s");
 }
 
 /* What a peer could have put into a name must not become markup. */
@@ -300,11 +321,18 @@ static void test_page_survives_absent_and_odd_members(void **state)
 		"{}",
 		"{\"downtime_us\": null, \"fault_us\": null, \"timeline\": [], \"fault_dots\": []}",
 		"{\"timeline\": [[0, 0]], \"fault_dots\": [[0, 0]], \"fault_histogram\": [[0, 0]]}",
-		"{\"timeline\": [1, [2], \"x\", [5, 5], [6, NaN], [NaN, 6]], \"fault_dots\": "
-		"{\"a\": 1},"
-		"\"fault_histogram\": [[-3, 4], [NaN, 1], [Infinity, 2]], \"pages_total\": 0}",
-		"{\"downtime_us\": {\"pause\": -5, \"send\": \"x\"}, \"integrity\": 3,"
-		"\"memory_bytes\": \"much\", \"id\": 4}",
+		("{\"timeline\": [1, [2], \"x\", [5, 5], [6, NaN], [NaN, 6]], \"fault_dots\": "
+		 "{\"a\": 1},"
+		 "\"fault_histogram\": [[-3, 4], [NaN, 1], [Infinity, 2]], \"pages_total\": 0}"),
+		("{\"downtime_us\": {\"pause\": -5, \"send\": \"x\"}, \"integrity\": 3,"
+		 "\"memory_bytes\": \"much\", \"id\": 4}"),
+		("{\"work\": [[0, 1], [1, NaN], [\"x\", 2]], \"course\": [[\"postcopy\", 0, 1], 3, "
+		 "[],"
+		 "[\"later\", 1, 2], [null, 1, 2], [\"switchover\", 9, 1], [\"warm\", NaN, "
+		 "Infinity]],"
+		 "\"work_lost_ms\": -3}"),
+		"{\"work\": [[5, 1]], \"course\": [[\"postcopy\", 0, 1]]}",
+		"{\"work\": [[0, -2], [9, 3e300]], \"course\": [[\"postcopy\", -1e300, 1e300]]}",
 	};
 
 	(void)state;
@@ -359,10 +387,13 @@ static void test_ratios_need_their_faults(void **state)
 {
 	_cleanup_json_ struct json_object *r = json_tokener_parse(
 	        "{\"bulk_bytes_per_s\": 800, \"fault_idle_us\": {\"count\": 100, \"p50\": 120},"
-	        "\"fault_bulk_us\": {\"count\": 99, \"p99\": 500}}");
+	        "\"fault_bulk_us\": {\"count\": 99, \"p99\": 500},"
+	        "\"cpu_s_per_gib\": {\"source\": 1, \"destination\": 2, \"floor\": null}}");
 	_cleanup_json_ struct json_object *floors =
 	        json_tokener_parse("{\"tls_bytes_per_s\": 1000, \"tls_pingpong_us\": {\"p50\": 40},"
-	                           "\"uffd_resolve_us\": {\"p50\": 20}}");
+	                           "\"uffd_resolve_us\": {\"p50\": 20},"
+	                           "\"tls_cpu_s_per_gib\": 1.5, \"pwrite_cpu_s_per_gib\": 0.5,"
+	                           "\"memcpy_cpu_s_per_gib\": 0.75}");
 	double v;
 
 	(void)state;
@@ -370,6 +401,48 @@ static void test_ratios_need_their_faults(void **state)
 	assert_true(fabs(json_number_or(r, "ratios.bulk_to_tls", 0) - 0.8) < 1e-9);
 	assert_true(fabs(json_number_or(r, "ratios.idle_fault_to_floor", 0) - 2) < 1e-9);
 	assert_false(json_number(r, "ratios.busy_fault_p99_to_floor", &v));
+	assert_true(fabs(json_number_or(r, "cpu_s_per_gib.floor", 0) - 2) < 1e-9);
+}
+
+static void link_of(const char *json, struct json_object **ret)
+{
+	const struct bench_options o = { .link_mbit = 80, .rtt_us = 100, .qdisc = "fifo" };
+
+	*ret = json_tokener_parse(json);
+	bench_result_add_link(*ret, &o, 5000000, NSEC_PER_SEC);
+}
+
+/* 80 Mbit/s are 10 MB in a second. */
+static void test_a_link_has_its_use_and_its_queue(void **state)
+{
+	_cleanup_json_ struct json_object *both = NULL;
+	_cleanup_json_ struct json_object *few = NULL;
+	double v;
+
+	(void)state;
+	link_of("{\"fault_idle_us\": {\"count\": 100, \"p50\": 120},"
+	        "\"fault_bulk_us\": {\"count\": 100, \"p50\": 480}}",
+	        &both);
+	assert_true(fabs(json_number_or(both, "link.used", 0) - 0.5) < 1e-9);
+	assert_true(fabs(json_number_or(both, "link.queue_share", 0) - 0.75) < 1e-9);
+	link_of("{\"fault_idle_us\": {\"count\": 7, \"p50\": 120}}", &few);
+	assert_false(json_number(few, "link.queue_share", &v));
+}
+
+/* 50 % of 1000 accesses a second write, and a tenth of those would be to zero pages. */
+static void test_a_dirty_rate_is_a_pace(void **state)
+{
+	struct bench_options o = { .vcpus = 2, .write_percent = 50, .zero_percent = 10 };
+
+	(void)state;
+	assert_int_equal(bench_think_us(&o), 0);
+	o.dirty_bytes_per_s = 450 * 4096;
+	assert_int_equal(bench_think_us(&o), 2000);
+	o.write_percent = 0;
+	assert_int_equal(bench_think_us(&o), 0);
+	o.write_percent = 100;
+	o.dirty_bytes_per_s = 1;
+	assert_int_equal(bench_think_us(&o), 1000000);
 }
 
 int main(void)
@@ -380,6 +453,7 @@ int main(void)
 		cmocka_unit_test(test_chart_scales),
 		cmocka_unit_test(test_json_members_may_be_missing),
 		cmocka_unit_test(test_progress_says_rate_and_time_left),
+		cmocka_unit_test(test_progress_says_how_warm_it_is),
 		cmocka_unit_test(test_text_is_escaped),
 		cmocka_unit_test(test_page_tells_all),
 		cmocka_unit_test(test_phases_are_shown_in_the_order_of_time),
@@ -389,6 +463,8 @@ int main(void)
 		cmocka_unit_test(test_median_of_runs_sums_the_integrity),
 		cmocka_unit_test(test_no_verdict_is_no_success),
 		cmocka_unit_test(test_ratios_need_their_faults),
+		cmocka_unit_test(test_a_link_has_its_use_and_its_queue),
+		cmocka_unit_test(test_a_dirty_rate_is_a_pace),
 	};
 
 	return cmocka_run_group_tests_name("report", tests, NULL, NULL);

@@ -24,10 +24,11 @@
 #define MIB (1ull << 20)
 
 static const enum vmm_wire_type all_types[] = {
-	VMM_WIRE_ATTACH,        VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,   VMM_WIRE_PAUSE,
-	VMM_WIRE_PAUSED,        VMM_WIRE_RESUME,   VMM_WIRE_VMSTATE, VMM_WIRE_LOADED,
-	VMM_WIRE_RESUMED,       VMM_WIRE_COMPLETE, VMM_WIRE_CHANNEL, VMM_WIRE_ATTRIBUTES,
-	VMM_WIRE_COULD_NOT_RUN,
+	VMM_WIRE_ATTACH,        VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,     VMM_WIRE_PAUSE,
+	VMM_WIRE_PAUSED,        VMM_WIRE_RESUME,   VMM_WIRE_VMSTATE,   VMM_WIRE_LOADED,
+	VMM_WIRE_RESUMED,       VMM_WIRE_COMPLETE, VMM_WIRE_CHANNEL,   VMM_WIRE_ATTRIBUTES,
+	VMM_WIRE_COULD_NOT_RUN, VMM_WIRE_POISONED, VMM_WIRE_DIRTY_LOG, VMM_WIRE_LOG_START,
+	VMM_WIRE_LOG_HARVEST,   VMM_WIRE_LOG_STOP, VMM_WIRE_HARVESTED,
 };
 #define N_TYPES (sizeof all_types / sizeof *all_types)
 
@@ -73,8 +74,18 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 		m->vmstate_len = 0x8877665544332211;
 		m->pause_ns = type == VMM_WIRE_PAUSED ? 0x99aabbccddeeff00 : 0;
 		n_fds = 1;
-	} else if (type == VMM_WIRE_CHANNEL) {
+	} else if (type == VMM_WIRE_CHANNEL || type == VMM_WIRE_POISONED) {
 		n_fds = 1;
+	} else if (type == VMM_WIRE_DIRTY_LOG) {
+		m->how = VMM_WIRE_LOG_BY_KERNEL;
+		strcpy(m->text, "reason");
+		n_fds = 2;
+	} else if (type == VMM_WIRE_LOG_START || type == VMM_WIRE_LOG_HARVEST) {
+		m->number = 0x0123456789abcdef;
+	} else if (type == VMM_WIRE_HARVESTED) {
+		m->number = 0x0123456789abcdef;
+		m->code = EIO;
+		strcpy(m->text, "why");
 	} else if (type == VMM_WIRE_ATTRIBUTES) {
 		m->n_regions = 3;
 		for (uint32_t i = 0; i < m->n_regions; i++)
@@ -246,7 +257,7 @@ static void test_header_bounds(void **state)
 	(void)state;
 	for (unsigned int type = 0; type <= UINT16_MAX; type++) {
 		put_u16(buf, (uint16_t)type);
-		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_ATTRIBUTES)
+		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_HARVESTED)
 			assert_int_equal(decode(buf, len, 0), -EPROTO);
 	}
 	put_u16(buf, VMM_WIRE_PAUSE);

@@ -66,6 +66,7 @@ struct guest_boot {
 	uint64_t data_start;
 	uint64_t data_pages;
 	uint64_t seed;
+	uint64_t think_ticks; /* of the TSC: between two accesses */
 	uint32_t workload;
 	uint32_t write_percent;
 	uint32_t zero_percent;
@@ -80,7 +81,8 @@ struct guest_boot {
 struct guest_stats {
 	uint64_t accesses;
 	uint64_t writes;
-	uint64_t timed; /* accesses in the buckets */
+	uint64_t touched; /* data pages, each counted once; at the destination only */
+	uint64_t timed;   /* accesses in the buckets */
 	uint64_t max_ticks;
 	uint64_t buckets[GUEST_HIST_BUCKETS];
 };
@@ -117,6 +119,9 @@ _Static_assert(offsetof(struct guest_vcpu, phase) / GUEST_PAGE_BYTES ==
 
 /* A generation with this bit: the workload found the page bad and let it be. */
 #define GUEST_GENERATION_BAD (1u << 31)
+/* And with this one: it has been touched since the pause. */
+#define GUEST_GENERATION_TOUCHED (1u << 30)
+#define GUEST_GENERATION_FLAGS (GUEST_GENERATION_BAD | GUEST_GENERATION_TOUCHED)
 
 static inline uint64_t guest_mix(uint64_t x)
 {

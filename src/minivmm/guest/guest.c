@@ -12,13 +12,16 @@
 #define HOT_RUN 16u  /* hot pages lie in runs of so many ... */
 #define HOT_EVERY 5u /* ... each fifth run */
 #define HOT_ACCESS_PERCENT 80u
+#define CALIBRATIONS 32u
+#define CALIBRATION_STEPS 10000u
 #define READ_WORDS 4u /* of a page that is read, beside its first two */
 
 struct guest {
 	const struct guest_boot *boot;
 	struct guest_vcpu *vcpu;
 	uint64_t rng;
-	uint64_t next; /* sequential: the page to come */
+	uint64_t next;  /* sequential: the page to come */
+	uint64_t steps; /* of computing, between two accesses */
 };
 
 void guest_main(struct guest_vcpu *vcpu);
@@ -199,6 +202,17 @@ static void touch(struct guest *g, uint64_t page, bool write)
 		stats->max_ticks = took;
 }
 
+/* Counts a page's first access since the pause. Return: what is noted of it now. */
+static uint32_t note_touched(struct guest_vcpu *v, uint64_t page, uint32_t noted)
+{
+	if (!v->phase || noted & GUEST_GENERATION_TOUCHED)
+		return noted;
+	v->stats[1].touched++;
+	noted |= GUEST_GENERATION_TOUCHED;
+	*page_generation(page) = noted;
+	return noted;
+}
+
 /*
  * A write checks the whole page first, lest it hide what was wrong with it. A page
  * found bad is marked and left as it is: the verification at the end counts it, once.
@@ -206,24 +220,26 @@ static void touch(struct guest *g, uint64_t page, bool write)
 static void access_page(struct guest *g, uint64_t page)
 {
 	struct guest_vcpu *v = g->vcpu;
-	uint32_t generation = *page_generation(page);
+	uint32_t noted = *page_generation(page);
+	uint32_t generation = noted & ~GUEST_GENERATION_FLAGS;
 	bool write;
 
-	if (generation & GUEST_GENERATION_BAD)
+	if (noted & GUEST_GENERATION_BAD)
 		return;
 	write = generation && random_below(g, 100) < g->boot->write_percent;
 	touch(g, page, write);
+	noted = note_touched(v, page, noted);
 	if (!(write ? page_right(g, page, generation) : page_sample_right(g, page, generation))) {
-		*page_generation(page) = generation | GUEST_GENERATION_BAD;
+		*page_generation(page) = noted | GUEST_GENERATION_BAD;
 		return;
 	}
 	if (!write)
 		return;
 	v->digest -= digest_of(page, generation);
-	generation = (generation + 1) & ~GUEST_GENERATION_BAD;
+	generation = (generation + 1) & ~GUEST_GENERATION_FLAGS;
 	generation += !generation;
 	page_write(g, page, generation);
-	*page_generation(page) = generation;
+	*page_generation(page) = generation | (noted & GUEST_GENERATION_TOUCHED);
 	v->digest += digest_of(page, generation);
 }
 
@@ -241,6 +257,36 @@ static uint64_t hotcold_page(struct guest *g)
 		page = (random_below(g, runs) * HOT_EVERY + HOT_EVERY / 2) * HOT_RUN +
 		       random_below(g, HOT_RUN);
 	return page;
+}
+
+/* What a guest does that is not all memory. */
+static void compute(uint64_t steps)
+{
+	uint64_t x = steps;
+
+	for (uint64_t i = 0; i < steps; i++)
+		x = guest_mix(x);
+	__asm__ volatile("" : : "r"(x));
+}
+
+/*
+ * How many steps it can do in the time that it is to think. Steps and not time, for who waits for
+ * a clock thinks on while it has no core. The best of some tries: in it nobody came between.
+ */
+static uint64_t steps_to_think(const struct guest *g)
+{
+	uint64_t best = UINT64_MAX;
+
+	if (!g->boot->think_ticks)
+		return 0;
+	for (uint32_t i = 0; i < CALIBRATIONS; i++) {
+		uint64_t start = ticks(), took;
+
+		compute(CALIBRATION_STEPS);
+		took = ticks() - start;
+		best = took < best ? took : best;
+	}
+	return best ? g->boot->think_ticks * CALIBRATION_STEPS / best : 0;
 }
 
 static void work(struct guest *g)
@@ -270,10 +316,10 @@ static void verify(struct guest *g)
 
 	for (uint64_t page = v->first; page < v->first + v->pages; page++) {
 		uint32_t noted = *page_generation(page);
-		uint32_t generation = noted & ~GUEST_GENERATION_BAD;
+		uint32_t generation = noted & ~GUEST_GENERATION_FLAGS;
 
 		/* Known from the hash too: a lost table page must not turn pages to zero ones. */
-		if (noted != generation || page_stays_zero(g, page) != !generation ||
+		if (noted & GUEST_GENERATION_BAD || page_stays_zero(g, page) != !generation ||
 		    !page_right(g, page, generation))
 			count_bad(g, page_frame(g, page));
 		digest += digest_of(page, generation);
@@ -289,9 +335,12 @@ void guest_main(struct guest_vcpu *vcpu)
 
 	g.rng = guest_mix(g.boot->seed + vcpu->index + 1) | 1;
 	init_pages(&g);
+	g.steps = steps_to_think(&g);
 	host_call(GUEST_OUT_READY);
-	while (!vcpu->stop)
+	while (!vcpu->stop) {
 		work(&g);
+		compute(g.steps);
+	}
 	verify(&g);
 	for (;;)
 		host_call(GUEST_OUT_DONE);
