@@ -90,8 +90,8 @@
  *     somebody declares such writers. Pages of hugetlb count as a whole. While it is on, a page's
  *     first write after each harvest takes a fault more.
  *
- * A memslot that is bound to guest_memfd has no dirty log in KVM, and can't be write-protected: say
- * so by postcopy_source_refuse_dirty_log().
+ * A memslot that is bound to guest_memfd has no dirty log in KVM, and its vCPUs go around what is
+ * write-protected: say so by postcopy_source_refuse_dirty_log().
  *
  * Private memory
  * --------------
