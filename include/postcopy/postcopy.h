@@ -389,6 +389,8 @@ POSTCOPY_API int postcopy_source_dirty_failed(struct postcopy *p, const char *re
 #define POSTCOPY_WRITER_DEVICE (1u << 2)     /* VFIO, vDPA */
 /* Pages of shared memory that are discarded and must read as zeroes: MADV_REMOVE, a hole. */
 #define POSTCOPY_WRITER_DISCARD (1u << 3)
+/* The kernel, to pages that it has pinned: O_DIRECT reads, io_uring's registered buffers, RDMA. */
+#define POSTCOPY_WRITER_PINNED (1u << 4)
 
 /**
  * postcopy_source_offer_write_protection() - the kernel tells what the guest writes

@@ -336,6 +336,44 @@ def test_a_vmm_that_fails_to_log_is_no_obstacle(host, told):
     os.close(fd)
 
 
+def test_a_daemon_that_is_killed_while_the_vmm_pauses(host):
+    """Whose pages count was decided, and written down, before the VMM was asked to pause."""
+    daemon = host.daemon("source", allow=["postcopy:destination"], kind=KeptDaemon)
+    daemon.prepare_source("vm1")
+    vmm = ToldVmm(daemon, "vm1", pyvmm.guest_content(SIZE))
+    host.later(vmm.close)
+    fd = bitmap()
+    vmm.offer(1, [fd])
+    destination = WarmDestination(daemon, host.pki.destination, "vm1", SIZE)
+    host.later(destination.close)
+    destination.control.send(stream.frame(TRACK))
+    number, _ = vmm.expect(vmm.LOG_START)
+    vmm.harvested(number)
+    assert destination.tracked(*destination.reply()) == (0, "")
+    destination.fill()
+    os.pwrite(fd, b"\x01", 0)
+    destination.control.send(stream.frame(stream.SWITCHOVER))
+    vmm.expect(pyvmm.PAUSE)
+    daemon.crash()
+    daemon.start()
+    vmm.expect(pyvmm.PAUSE)
+    destination.close()
+    destination.where = (daemon.port, host.pki.destination)
+    destination.dial()
+    copy = destination.copy
+    code, why = destination.track()
+    assert code == errno.EBUSY and "paused" in why
+    destination.copy = copy
+    destination.control.send(stream.frame(stream.SWITCHOVER))
+    os.pwrite(fd, b"\x01", 1)
+    state = pyvmm.sealed_memfd(vmm.vmstate)
+    vmm.send(pyvmm.paused(len(vmm.vmstate)), [state])
+    os.close(state)
+    assert destination.switch_over(send=False) == {0, 8}
+    assert len(destination.copy) == UNITS - 2 and not destination.wrong()
+    os.close(fd)
+
+
 def test_it_is_told_to_stop_before_it_hears_how_it_ended(host, told):
     fd = bitmap()
     told.offer(1, [fd])

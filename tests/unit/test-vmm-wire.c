@@ -897,6 +897,7 @@ static void test_declared_writers_are_no_match_for_write_protection(void **state
 		{ POSTCOPY_WRITER_PROCESS, "vhost-user" },
 		{ POSTCOPY_WRITER_DEVICE, "VFIO" },
 		{ POSTCOPY_WRITER_DISCARD, "balloon" },
+		{ POSTCOPY_WRITER_PINNED, "O_DIRECT" },
 	};
 	struct postcopy_region r = memfd_region();
 	struct fake_daemon d;
