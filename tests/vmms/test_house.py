@@ -48,3 +48,22 @@ def test_a_wrong_page_is_seen(guest_of, shape):
     spoil(vmm)
     with pytest.raises(Failure, match="wrong pages: bad"):
         vmm.check(passes=1)
+
+
+def test_a_moved_guest_is_right(guest_of, host):
+    """By QEMU's own postcopy: what is asked of a guest that we have moved holds for one that others have."""
+    guest = guest_of(suite="trixie", memory="tmpfs", vcpus=2)
+    source, destination = guest.start("a").wait_until_ready(), guest.start("b", incoming=True)
+    for vmm in (source, destination):
+        vmm.qmp.execute("migrate-set-capabilities", capabilities=[
+            {"capability": name, "state": True} for name in ("events", "postcopy-ram")])
+    address = "unix:%s" % (host.dir / "native")
+    destination.qmp.execute("migrate-incoming", uri=address)
+    source.qmp.execute("migrate-set-parameters", **{"max-bandwidth": 0})
+    source.qmp.execute("migrate", uri=address)
+    source.qmp.wait_for_event("MIGRATION", status="active")
+    source.qmp.execute("migrate-start-postcopy")
+    destination.qmp.wait_for_event("RESUME")
+    destination.check(passes=2)
+    source.qmp.wait_for_event("MIGRATION", status="completed")
+    assert source.status() == "postmigrate"
