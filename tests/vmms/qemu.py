@@ -126,7 +126,7 @@ class Guest:
 
     def guest_words(self):
         if self.accel == "kvm":
-            return ["-kernel", harness.BUILD / "tests/vmms/guest/bare", "-serial", "chardev:console"]
+            return ["-kernel", harness.BUILD / "src/ctl/bare", "-serial", "chardev:console"]
         kernel, initramfs = linux(harness.BUILD)
         return ["-kernel", kernel, "-initrd", initramfs,
                 "-append", "%s check_mib=%d" % (KERNEL_WORDS, self.check_mib),
