@@ -12,10 +12,11 @@
 #include "util/clock.h"
 
 #define RUNS_MAX 1000
-#define BARE_MEMORY_MAX (1ull << 30) /* what its page tables map */
+/* What its page tables map. */
+#define BARE_MEMORY_MAX (1ull << 30)
 #define LINUX_MEMORY_MIN (192ull << 20)
-#define LOW_MEMORY_MAX (2ull << 30) /* more lies above a hole: then a file's offset is no address  \
-	                             */
+/* More lies above a hole: then a file's offset is no address. */
+#define LOW_MEMORY_MAX (2ull << 30)
 
 static const struct bench_way *const ways[] = {
 	&bench_way_ours,

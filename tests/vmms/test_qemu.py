@@ -19,14 +19,14 @@ def named(shape):
 class Move:
     """Two daemons and two QEMUs, attached, up to where somebody says Start."""
 
-    def __init__(self, host, guest, source=None, migration_id="vm1", kill=None):
-        """@kill: (role, KillAt): whose adapter is killed, and where."""
+    def __init__(self, host, guest, source=None, migration_id="vm1", kill=None, daemons=None, **limits):
+        """@kill: (role, KillAt): whose adapter is killed, and where. @daemons: from where, and where to."""
         self.host, self.id = host, migration_id
-        self.there, self.here = host.daemon("source"), host.daemon("destination")
+        self.there, self.here = daemons or (host.daemon("source"), host.daemon("destination"))
         self.source = source or guest.start("a").wait_until_ready()
         self.destination = guest.start("b", incoming=True)
         self.there.prepare_source(self.id)
-        self.here.prepare_destination(self.id, self.there.address)
+        self.here.prepare_destination(self.id, self.there.address, **limits)
         self.kill = kill or (None, None)
         self.leaving = self.adapter(self.source, "source", self.there)
         self.coming = self.adapter(self.destination, "destination", self.here)
