@@ -32,7 +32,7 @@
 
 /* What the victim says of itself. */
 struct progress {
-	volatile uint64_t rounds, naps, signals, bytes;
+	volatile uint64_t rounds, naps, signals, told, bytes;
 	volatile int fault; /* the line that has seen something */
 	volatile int stop;
 };
@@ -102,6 +102,13 @@ static void on_signal(int number)
 	progress->signals++;
 }
 
+static void on_told(int number)
+{
+	(void)number;
+	progress->signals++;
+	progress->told++;
+}
+
 static void *echo(void *arg)
 {
 	int *ends = arg;
@@ -110,6 +117,7 @@ static void *echo(void *arg)
 
 	sigemptyset(&alarm);
 	sigaddset(&alarm, SIGALRM);
+	sigaddset(&alarm, SIGRTMIN);
 	pthread_sigmask(SIG_BLOCK, &alarm, NULL);
 	while (read(ends[0], &c, 1) == 1)
 		if (write(ends[1], &c, 1) != 1)
@@ -155,11 +163,12 @@ static void nap(void)
 
 static void work(int to, int from)
 {
-	struct sigaction action = { .sa_handler = on_signal };
+	struct sigaction action = { .sa_handler = on_signal }, told = { .sa_handler = on_told };
 	struct itimerval often = { { 0, 700 }, { 0, 700 } };
 	uint64_t own = (uint64_t)getpid();
 
-	MUST(!sigaction(SIGALRM, &action, NULL) && !setitimer(ITIMER_REAL, &often, NULL));
+	MUST(!sigaction(SIGRTMIN, &told, NULL) && !sigaction(SIGALRM, &action, NULL) &&
+	     !setitimer(ITIMER_REAL, &often, NULL));
 	while (!progress->stop) {
 		MUST(!registers_hold(20000));
 		MUST((uint64_t)getpid() == own && syscall(SYS_getppid) == getppid());
@@ -205,6 +214,7 @@ static void a_process_that_works_hard_notices_nothing(void **state)
 	pid_t pid = start_victim();
 	const uint64_t args[6] = { 0 };
 	struct error err = ERROR_INIT;
+	int waits = 0;
 
 	(void)state;
 	while (!progress->rounds && !progress->fault)
@@ -212,10 +222,17 @@ static void a_process_that_works_hard_notices_nothing(void **state)
 	for (int i = 0; i < TIMES && !progress->fault; i++) {
 		long got = 0;
 
+		/* These queue: none may be lost. */
+		assert_int_equal(kill(pid, SIGRTMIN), 0);
 		if (inject_syscall(pid, SYS_getpid, args, &got, &err))
 			fail_msg("interruption %d: %s", i, err.text);
 		assert_int_equal(got, pid);
+		/* It must get on meanwhile, and be met wherever it is. */
+		usleep((useconds_t)(random() % 300));
 	}
+	while (progress->told < TIMES && !progress->fault && kill(pid, 0) == 0 && waits++ < 10000)
+		usleep(1000);
+	assert_int_equal(progress->told, TIMES);
 	printf("%d interruptions in %llu rounds, %llu naps, %llu signals, %llu bytes\n", TIMES,
 	       (unsigned long long)progress->rounds, (unsigned long long)progress->naps,
 	       (unsigned long long)progress->signals, (unsigned long long)progress->bytes);
