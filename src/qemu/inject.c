@@ -48,8 +48,7 @@ static int refused(pid_t tid, int rc, struct error *err)
 	if (rc == -EPERM && yama == 3)
 		return error_set(err, rc,
 		                 "Yama forbids ptrace to everybody (kernel.yama.ptrace_scope = 3, "
-		                 "until the next boot): start QEMU with the shim, see "
-		                 "postcopy-qemu(8)");
+		                 "until the next boot): no guest can come to this host");
 	if (rc == -EPERM)
 		return error_set(err, rc,
 		                 "process %d may not be traced: run as its user or as root%s",
