@@ -23,12 +23,10 @@ def named(shape):
 class Move:
     """Two daemons and two QEMUs, attached, up to where somebody says Start."""
 
-    def __init__(self, host, guest, source=None, migration_id="vm1", kill=None, daemons=harness.Daemon,
-                 **limits):
-        """@kill: (role, KillAt): whose adapter is killed, and where."""
+    def __init__(self, host, guest, source=None, migration_id="vm1", kill=None, daemons=None, **limits):
+        """@kill: (role, KillAt): whose adapter is killed, and where. @daemons: from where, and where to."""
         self.host, self.id = host, migration_id
-        self.there = host.daemon("source", kind=daemons)
-        self.here = host.daemon("destination", kind=daemons)
+        self.there, self.here = daemons or (host.daemon("source"), host.daemon("destination"))
         self.source = source or guest.start("a").wait_until_ready()
         self.destination = guest.start("b", incoming=True)
         self.there.prepare_source(self.id)
@@ -169,7 +167,8 @@ def test_a_cancelled_guest_runs_on_and_moves_by_the_same_id_later(host, guest_of
 
 
 def test_daemons_killed_before_and_after_the_guest_has_gone(host, guest_of):
-    move = Move(host, bare_guest(guest_of), daemons=KeptDaemon, bulk=False, prefetch=False).attached()
+    daemons = [host.daemon(name, kind=KeptDaemon) for name in ("source", "destination")]
+    move = Move(host, bare_guest(guest_of), daemons=daemons, bulk=False, prefetch=False).attached()
     for daemon in (move.there, move.here):
         daemon.crash_and_restart()
     move.start()
