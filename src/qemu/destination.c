@@ -11,12 +11,11 @@
 #include "util/cleanup.h"
 #include "util/log.h"
 
-#define PIPE_NAME "postcopy-vmstate"
 #define COPY_BYTES (256u << 10)
-#define LOOK_MS 20
 
 struct destination {
 	struct session *session;
+	bool is_new;  /* this process has attached: nothing was begun before */
 	bool may_run; /* LOADED has been said */
 	bool is_here; /* all of it */
 };
@@ -70,10 +69,9 @@ static int begin_load(struct destination *d, int vmstate, uint64_t len, struct e
 	if (fits)
 		close_fd(&to);
 	if (!rc)
-		rc = qemu_give_fd(q, PIPE_NAME, from, err);
+		rc = qemu_load(q, from, err);
+	/* QEMU alone reads: where it ends, so does copy(). */
 	close_fd(&from);
-	if (!rc)
-		rc = qemu_load(q, PIPE_NAME, err);
 	if (!rc && !fits)
 		rc = copy(vmstate, to, len, err);
 	return rc;
@@ -82,22 +80,18 @@ static int begin_load(struct destination *d, int vmstate, uint64_t len, struct e
 /* Begun by this process or the one before; ended when it returns 0. */
 static int await_load(struct destination *d, int vmstate, uint64_t len, struct error *err)
 {
+	enum qemu_migration migration = QEMU_MIGRATION_NONE;
 	struct qmp *q = d->session->qmp;
-	enum qemu_migration migration;
 	char why[QEMU_WHY_BYTES];
-	int rc = qemu_migration(q, &migration, why, err);
+	int rc = d->is_new ? 0 : qemu_migration(q, &migration, why, err);
 
-	if (!rc && migration == QEMU_MIGRATION_NONE) {
+	if (!rc && migration == QEMU_MIGRATION_NONE)
 		rc = begin_load(d, vmstate, len, err);
-		migration = QEMU_MIGRATION_ACTIVE;
-	}
-	while (!rc && migration != QEMU_MIGRATION_COMPLETED) {
-		if (migration == QEMU_MIGRATION_FAILED)
-			return error_set(err, -EIO, "%s", why);
-		rc = qmp_wait(q, LOOK_MS, err);
-		if (!rc)
-			rc = qemu_migration(q, &migration, why, err);
-	}
+	d->is_new = false;
+	if (!rc)
+		rc = qemu_await_migration(q, &migration, why, err);
+	if (!rc && migration != QEMU_MIGRATION_COMPLETED)
+		rc = error_set(err, -EIO, "%s", why);
 	return rc;
 }
 
@@ -113,11 +107,9 @@ static int run_guest(struct destination *d, struct error *err)
 	struct qmp *q = d->session->qmp;
 	struct postcopy_error why = { 0 };
 	struct error refused = ERROR_INIT;
-	struct qemu_state state;
-	int rc = qemu_state(q, &state, err);
+	/* Nothing happens where it runs. */
+	int rc = qmp_tell(q, "cont", &refused);
 
-	if (!rc && state.status != QEMU_RUNNING)
-		rc = qmp_tell(q, "cont", &refused);
 	if (rc == -EREMOTEIO) {
 		rc = postcopy_destination_could_not_run(d->session->postcopy, refused.text, &why);
 		if (!rc)
@@ -126,7 +118,7 @@ static int run_guest(struct destination *d, struct error *err)
 		          : error_set(err, -ECANCELED, "%s", refused.text);
 	}
 	if (rc)
-		return refused.code ? error_set(err, rc, "%s", refused.text) : rc;
+		return error_set(err, rc, "%s", refused.text);
 	rc = postcopy_destination_resumed(d->session->postcopy, &why);
 	if (!rc)
 		log_migration_info(id_of(d), "the guest runs here");
@@ -140,7 +132,7 @@ static int load(struct destination *d, const struct postcopy_event *event, struc
 	struct error failed = ERROR_INIT;
 	int rc = await_load(d, event->vmstate_fd, event->vmstate_len, &failed);
 
-	if (rc == -ECONNRESET || rc == -ETIMEDOUT || rc == -EPROTO)
+	if (session_is_lost(rc))
 		return error_set(err, rc, "%s", failed.text);
 	if (rc) {
 		/* First: once it has said so the source's guest may run. */
@@ -230,6 +222,7 @@ static int attach_new(struct destination *d, struct error *err)
 	if (!rc)
 		rc = hand_over(d, &check.blocks, err);
 	blocks_close(&check.blocks);
+	d->is_new = !rc;
 	if (!rc)
 		log_migration_info(id_of(d), "attached, QEMU is process %d", (int)s->pid);
 	return rc;

@@ -48,8 +48,7 @@ static int refused(pid_t tid, int rc, struct error *err)
 	if (rc == -EPERM && yama == 3)
 		return error_set(err, rc,
 		                 "Yama forbids ptrace to everybody (kernel.yama.ptrace_scope = 3, "
-		                 "until the next boot): start QEMU with the shim, see "
-		                 "postcopy-qemu(8)");
+		                 "until the next boot): no guest can come to this host");
 	if (rc == -EPERM)
 		return error_set(err, rc,
 		                 "process %d may not be traced: run as its user or as root%s",
@@ -168,27 +167,28 @@ static int is_in_rseq(pid_t tid)
 }
 
 /*
- * Runs a stopped thread, whose signals are blocked, until its next stop of the kind wanted. Group
- * stops go by: it is in one still when it is let go. SIGSTOP alone can't be blocked: it is kept.
+ * Runs a stopped thread, whose signals are blocked, until it enters a system call or leaves it.
+ * Group stops go by: it is in one still when it is let go. SIGSTOP alone can't be blocked: it is
+ * kept.
  */
-static int run_until(pid_t tid, int request, bool at_syscall, bool *was_told_to_stop)
+static int run_to_syscall(pid_t tid, bool *was_told_to_stop)
 {
 	for (;;) {
 		int status, rc;
 
-		if (trace(request, tid, 0, NULL))
+		if (trace(PTRACE_SYSCALL, tid, 0, NULL))
 			return -errno;
 		rc = await_stop(tid, &status);
 		if (rc)
 			return rc;
-		if (at_syscall ? WSTOPSIG(status) == SYSCALL_STOP : is_event_stop(status))
+		if (WSTOPSIG(status) == SYSCALL_STOP)
 			return 0;
 		if (!is_event_stop(status) && WSTOPSIG(status) == SIGSTOP)
 			*was_told_to_stop = true;
 	}
 }
 
-/* From entry to exit, and then to a stop where registers may be put back. */
+/* From entry to exit. */
 static int run_syscall(pid_t tid, const struct user_regs_struct *call, long *ret,
                        bool *was_told_to_stop)
 {
@@ -198,17 +198,15 @@ static int run_syscall(pid_t tid, const struct user_regs_struct *call, long *ret
 	if (trace(PTRACE_SETREGS, tid, 0, call))
 		rc = -errno;
 	if (!rc)
-		rc = run_until(tid, PTRACE_SYSCALL, true, was_told_to_stop);
+		rc = run_to_syscall(tid, was_told_to_stop);
 	if (!rc)
-		rc = run_until(tid, PTRACE_SYSCALL, true, was_told_to_stop);
+		rc = run_to_syscall(tid, was_told_to_stop);
 	if (!rc && trace(PTRACE_GETREGS, tid, 0, &after))
 		rc = -errno;
 	if (rc)
 		return rc;
 	*ret = (long)after.rax;
-	if (trace(PTRACE_INTERRUPT, tid, 0, NULL))
-		return -errno;
-	return run_until(tid, PTRACE_CONT, false, was_told_to_stop);
+	return 0;
 }
 
 static struct user_regs_struct call_registers(const struct user_regs_struct *own, uint64_t code,

@@ -13,9 +13,8 @@
  *   - Between the stop and the restored registers all its signals are blocked: no handler ever runs
  *     on registers that are not the thread's. Those that come wait, SIGSTOP as well.
  *   - The thread may stand within a system call of its own, which the stop has interrupted. It goes
- *     on by what is in its registers (the call's number, and -ERESTART...), but the kernel looks at
- *     these only on its way out of a stop for a signal. So after our call's exit it is stopped once
- *     more, by PTRACE_INTERRUPT before it has executed anything, and restored there.
+ *     on by what is in its registers (the call's number, and -ERESTART...): the kernel looks at
+ * them on the way out of a stop, so also when we let go.
  *   - A restartable sequence (rseq(2)) would not be restarted, for the kernel has looked when our
  *     call ended. Where the thread is within one it is let go, and stopped again later.
  *   - If this process is killed meanwhile the kernel kills the other one (PTRACE_O_EXITKILL): a

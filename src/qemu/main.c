@@ -69,9 +69,7 @@ static int report(struct session *s, int rc, struct error *err)
 	if (err->code)
 		log_migration_error(id, "%s", err->text);
 	/* QEMU lives, but does not answer; or a failure of ours. */
-	return rc == -ECONNRESET || rc == -ETIMEDOUT || rc == -EPROTO || rc == -ENOMEM
-	               ? EXIT_AGAIN
-	               : EXIT_FAILURE;
+	return session_is_lost(rc) || rc == -ENOMEM ? EXIT_AGAIN : EXIT_FAILURE;
 }
 
 int main(int argc, char **argv)

@@ -9,6 +9,9 @@
 /* Both without a limit of their own: bytes per second, and its default since QEMU 5.2. */
 #define BANDWIDTH_MAX (1ll << 40)
 #define BANDWIDTH_DEFAULT (128ll << 20)
+#define PIPE_NAME "postcopy-vmstate"
+#define PIPE_URI "fd:" PIPE_NAME
+#define LOOK_MS 20
 
 static struct json_object *member(struct json_object *o, const char *name)
 {
@@ -84,6 +87,35 @@ int qemu_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BY
 		snprintf(why, QEMU_WHY_BYTES, "its migration has %s%s%.150s", status,
 		         member(answer, "error-desc") ? ": " : "", text_of(answer, "error-desc"));
 	return 0;
+}
+
+int qemu_await_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BYTES],
+                         struct error *err)
+{
+	const char *told = qmp_news(q)->migration;
+	/* It was begun by the process before this one: nothing is told of what was before. */
+	bool ask = !*told;
+
+	for (;;) {
+		char before[QMP_NAME_BYTES];
+		int rc = 0;
+
+		if (!strcmp(told, "completed")) {
+			*ret = QEMU_MIGRATION_COMPLETED;
+			*why = 0;
+			return 0;
+		}
+		if (ask)
+			rc = qemu_migration(q, ret, why, err);
+		if (rc || (ask && *ret != QEMU_MIGRATION_ACTIVE))
+			return rc;
+		memcpy(before, told, sizeof before);
+		rc = qmp_wait(q, LOOK_MS, err);
+		if (rc)
+			return rc;
+		ask = !strcmp(before, told) || !strcmp(told, "failed") ||
+		      !strcmp(told, "cancelled");
+	}
 }
 
 int qemu_blockers(struct qmp *q, char text[QEMU_WHY_BYTES], struct error *err)
@@ -167,25 +199,41 @@ void qemu_take_back_fd(struct qmp *q, const char *name)
 	(void)qmp_ask(q, "closefd", with_text("fdname", name), -1, NULL, NULL);
 }
 
-int qemu_migrate(struct qmp *q, const char *fd_name, struct error *err)
+/* A pipe goes with it, by a name that @command then uses. */
+static struct qmp_command give_pipe(int fd)
 {
-	char uri[80];
-
-	snprintf(uri, sizeof uri, "fd:%s", fd_name);
-	return qmp_ask(q, "migrate", with_text("uri", uri), -1, NULL, err);
+	return (struct qmp_command){ "getfd", with_text("fdname", PIPE_NAME), fd };
 }
 
-int qemu_load(struct qmp *q, const char *fd_name, struct error *err)
+int qemu_stop_and_save(struct qmp *q, int fd, struct error *err)
 {
-	struct json_object *arguments;
-	char uri[80];
+	const struct qmp_command commands[] = {
+		{ "stop", NULL, -1 },
+		give_pipe(fd),
+		{ "migrate", with_text("uri", PIPE_URI), -1 },
+	};
+	int rc;
 
-	snprintf(uri, sizeof uri, "fd:%s", fd_name);
-	arguments = with_text("uri", uri);
+	*qmp_news(q)->migration = 0;
+	rc = qmp_tell_all(q, commands, sizeof commands / sizeof *commands, err);
+	if (rc == -EREMOTEIO)
+		qemu_take_back_fd(q, PIPE_NAME);
+	return rc;
+}
+
+int qemu_load(struct qmp *q, int fd, struct error *err)
+{
+	struct json_object *arguments = with_text("uri", PIPE_URI);
+	const struct qmp_command commands[] = {
+		give_pipe(fd),
+		{ "migrate-incoming", arguments, -1 },
+	};
+
 	/* It says why then; before, it can only exit. */
 	if (qmp_is_at_least(q, 9, 1))
 		json_object_object_add(arguments, "exit-on-error", json_object_new_boolean(false));
-	return qmp_ask(q, "migrate-incoming", arguments, -1, NULL, err);
+	*qmp_news(q)->migration = 0;
+	return qmp_tell_all(q, commands, sizeof commands / sizeof *commands, err);
 }
 
 int qemu_human(struct qmp *q, const char *line, char **ret, struct error *err)

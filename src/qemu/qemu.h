@@ -38,6 +38,10 @@ enum qemu_migration {
 int qemu_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BYTES],
                    struct error *err);
 
+/* The same when it is not under way any more: QEMU tells, and is asked now and then. */
+int qemu_await_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BYTES],
+                         struct error *err);
+
 /* Why QEMU would not migrate, one after the other. Return: how many; @text has the first. */
 int qemu_blockers(struct qmp *q, char text[QEMU_WHY_BYTES], struct error *err);
 
@@ -56,8 +60,11 @@ void qemu_unprepare(struct qmp *q);
 int qemu_give_fd(struct qmp *q, const char *name, int fd, struct error *err);
 void qemu_take_back_fd(struct qmp *q, const char *name);
 
-int qemu_migrate(struct qmp *q, const char *fd_name, struct error *err);
-int qemu_load(struct qmp *q, const char *fd_name, struct error *err);
+/* Stop its guest, and begin to save it into @fd, a pipe. */
+int qemu_stop_and_save(struct qmp *q, int fd, struct error *err);
+
+/* Begin to load a guest from @fd, a pipe. */
+int qemu_load(struct qmp *q, int fd, struct error *err);
 
 /* A command of the monitor for people. @ret: the caller's. */
 int qemu_human(struct qmp *q, const char *line, char **ret, struct error *err);

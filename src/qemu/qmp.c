@@ -22,8 +22,10 @@ struct qmp {
 	struct qmp_version version;
 	struct json_tokener *tokener;
 	size_t message_bytes; /* of the one that is not whole yet */
-	uint64_t last_id;
-	struct json_object *answer; /* to the command of last_id; or the greeting */
+	struct json_object *greeting;
+	uint64_t last_id;                              /* of what was sent */
+	uint64_t taken_id;                             /* of the last answer that was waited for */
+	struct json_object *answers[QMP_TOGETHER_MAX]; /* those between, by id */
 	struct qmp_news news;
 };
 
@@ -42,19 +44,18 @@ const struct qmp_version *qmp_version(const struct qmp *q)
 	return &q->version;
 }
 
-struct qmp_news qmp_take_news(struct qmp *q)
+struct qmp_news *qmp_news(struct qmp *q)
 {
-	struct qmp_news news = q->news;
-
-	q->news = (struct qmp_news){ 0 };
-	return news;
+	return &q->news;
 }
 
 struct qmp *qmp_close(struct qmp *q)
 {
 	if (!q)
 		return NULL;
-	json_object_put(q->answer);
+	json_object_put(q->greeting);
+	for (size_t i = 0; i < QMP_TOGETHER_MAX; i++)
+		json_object_put(q->answers[i]);
 	if (q->tokener)
 		json_tokener_free(q->tokener);
 	close_fd(&q->sock);
@@ -79,9 +80,7 @@ static const char *text_of(struct json_object *o, const char *name)
 
 static void take_event(struct qmp_news *news, const char *name, struct json_object *data)
 {
-	if (!strcmp(name, "STOP")) {
-		news->stopped = true;
-	} else if (!strcmp(name, "RESUME")) {
+	if (!strcmp(name, "RESUME")) {
 		news->resumed = true;
 	} else if (!strcmp(name, "SHUTDOWN")) {
 		news->shut_down = true;
@@ -94,17 +93,20 @@ static void take_event(struct qmp_news *news, const char *name, struct json_obje
 /* @message: taken over. An answer that nobody waits for any more is dropped. */
 static void take_message(struct qmp *q, struct json_object *message)
 {
+	uint64_t id = json_object_get_uint64(member(message, "id"));
 	const char *event = text_of(message, "event");
+	struct json_object **place = NULL;
 
-	if (*event) {
+	if (*event)
 		take_event(&q->news, event, member(message, "data"));
-	} else if (member(message, "QMP") ||
-	           json_object_get_uint64(member(message, "id")) == q->last_id) {
-		json_object_put(q->answer);
-		q->answer = message;
-		return;
-	}
-	json_object_put(message);
+	else if (member(message, "QMP"))
+		place = &q->greeting;
+	else if (id > q->taken_id && id <= q->last_id)
+		place = &q->answers[id % QMP_TOGETHER_MAX];
+	if (place && !*place)
+		*place = message;
+	else
+		json_object_put(message);
 }
 
 static int take_bytes(struct qmp *q, const char *bytes, size_t len, struct error *err)
@@ -152,11 +154,13 @@ int qmp_wait(struct qmp *q, int timeout_ms, struct error *err)
 	return take_bytes(q, buf, (size_t)n, err);
 }
 
-static int await_answer(struct qmp *q, const char *what, unsigned int timeout_ms, struct error *err)
+/* @message: where it will be. */
+static int await(struct qmp *q, struct json_object *const *message, const char *what,
+                 unsigned int timeout_ms, struct error *err)
 {
 	uint64_t deadline_ns = clock_now_ns() + timeout_ms * NSEC_PER_MSEC;
 
-	while (!q->answer) {
+	while (!*message) {
 		uint64_t now_ns = clock_now_ns();
 		int rc;
 
@@ -202,43 +206,67 @@ static int send_all(struct qmp *q, const char *text, size_t len, int fd, struct 
 	return 0;
 }
 
-static int send_command(struct qmp *q, const char *command, struct json_object *arguments, int fd,
-                        struct error *err)
+static int send_command(struct qmp *q, const struct qmp_command *command, struct error *err)
 {
 	struct json_object *o = json_object_new_object();
 	const char *text;
 	int rc;
 
-	json_object_object_add(o, "execute", json_object_new_string(command));
-	if (arguments)
-		json_object_object_add(o, "arguments", arguments);
+	json_object_object_add(o, "execute", json_object_new_string(command->name));
+	if (command->arguments)
+		json_object_object_add(o, "arguments", command->arguments);
 	json_object_object_add(o, "id", json_object_new_uint64(++q->last_id));
-	json_object_put(q->answer);
-	q->answer = NULL;
 	text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN);
-	rc = text ? send_all(q, text, strlen(text), fd, err)
+	rc = text ? send_all(q, text, strlen(text), command->fd, err)
 	          : error_set(err, -ENOMEM, "out of memory");
 	json_object_put(o);
+	return rc;
+}
+
+/* @ret: NULL: not wanted. */
+static int take_answer(struct qmp *q, const char *name, struct json_object **ret, struct error *err)
+{
+	struct json_object **place = &q->answers[(q->taken_id + 1) % QMP_TOGETHER_MAX];
+	struct json_object *failure;
+	int rc = await(q, place, name, ANSWER_MS, err);
+
+	if (rc)
+		return rc;
+	failure = member(*place, "error");
+	if (failure)
+		rc = error_set(err, -EREMOTEIO, "QEMU refuses %s: %s", name,
+		               text_of(failure, "desc"));
+	else if (ret)
+		*ret = json_object_get(member(*place, "return"));
+	json_object_put(*place);
+	*place = NULL;
+	q->taken_id++;
 	return rc;
 }
 
 int qmp_ask(struct qmp *q, const char *command, struct json_object *arguments, int fd,
             struct json_object **ret, struct error *err)
 {
-	struct json_object *failure;
-	int rc = send_command(q, command, arguments, fd, err);
+	int rc = send_command(q, &(struct qmp_command){ command, arguments, fd }, err);
 
-	if (!rc)
-		rc = await_answer(q, command, ANSWER_MS, err);
-	if (rc)
-		return rc;
-	failure = member(q->answer, "error");
-	if (failure)
-		return error_set(err, -EREMOTEIO, "QEMU refuses %s: %s", command,
-		                 text_of(failure, "desc"));
-	if (ret)
-		*ret = json_object_get(member(q->answer, "return"));
-	return 0;
+	return rc ? rc : take_answer(q, command, ret, err);
+}
+
+int qmp_tell_all(struct qmp *q, const struct qmp_command *list, size_t n, struct error *err)
+{
+	size_t sent = 0;
+	int rc = 0;
+
+	while (sent < n && !rc)
+		rc = send_command(q, &list[sent++], err);
+	for (size_t i = sent; i < n; i++)
+		json_object_put(list[i].arguments);
+	for (size_t i = 0; i < n && (!rc || rc == -EREMOTEIO); i++) {
+		int failed = take_answer(q, list[i].name, NULL, rc ? NULL : err);
+
+		rc = rc ? rc : failed;
+	}
+	return rc;
 }
 
 static int dial(const char *path, int *ret, struct error *err)
@@ -262,7 +290,7 @@ static int dial(const char *path, int *ret, struct error *err)
 static int greet(struct qmp *q, const char *path, struct error *err)
 {
 	struct json_object *version, *numbers;
-	int rc = await_answer(q, "the connection", GREETING_MS, err);
+	int rc = await(q, &q->greeting, "the connection", GREETING_MS, err);
 
 	if (rc == -ETIMEDOUT)
 		return error_set(err, rc,
@@ -271,7 +299,7 @@ static int greet(struct qmp *q, const char *path, struct error *err)
 		                 path);
 	if (rc)
 		return rc;
-	version = member(member(q->answer, "QMP"), "version");
+	version = member(member(q->greeting, "QMP"), "version");
 	numbers = member(version, "qemu");
 	if (!numbers)
 		return error_set(err, -EPROTO, "%s is no QMP socket", path);

@@ -4,10 +4,11 @@
  *
  * Theory of operation
  * -------------------
- * Commands are asked one at a time and waited for. What QEMU tells unasked meanwhile (STOP, RESUME,
- * SHUTDOWN, MIGRATION) is folded into `struct qmp_news`: only the last of each kind counts, so
- * nothing queues up, however long nobody asks. Who acts on news asks QEMU first how it stands, for
- * news are old when they are read.
+ * Commands are waited for; a few may be sent together, which QEMU obeys in their order: while a
+ * guest stands still each answer waited for costs two switches of the CPU on either side. What QEMU
+ * tells unasked meanwhile (RESUME, SHUTDOWN, MIGRATION) is folded into `struct qmp_news`: only the
+ * last of each kind counts, so nothing queues up, however long nobody asks. Who acts on news asks
+ * QEMU first how it stands, for news are old when they are read.
  *
  * A monitor serves one client. The socket of a QEMU that has ended is closed, which is its end
  * here; whether the process has ended its pidfd says.
@@ -32,9 +33,8 @@ struct qmp_version {
 	char package[96];
 };
 
-/* Since it was last taken. */
+/* What QEMU has told; whoever has acted on it clears it. */
 struct qmp_news {
-	bool stopped;
 	bool resumed;
 	bool shut_down;
 	char reason[QMP_NAME_BYTES];    /* of the shutdown */
@@ -81,6 +81,24 @@ static inline bool qmp_is_at_least(const struct qmp *q, int major, int minor)
 int qmp_ask(struct qmp *q, const char *command, struct json_object *arguments, int fd,
             struct json_object **ret, struct error *err);
 
+/* One of several. */
+struct qmp_command {
+	const char *name;
+	struct json_object *arguments; /* taken over; NULL: none */
+	int fd;                        /* goes with it; -1: none. Borrowed. */
+};
+
+#define QMP_TOGETHER_MAX 4
+
+/*
+ * qmp_tell_all() - commands whose answers are not wanted, sent together
+ *
+ * Each is obeyed, whatever becomes of those before it.
+ *
+ * Return: as qmp_ask(), of the first that fails.
+ */
+int qmp_tell_all(struct qmp *q, const struct qmp_command *list, size_t n, struct error *err);
+
 /* A command without arguments, whose answer is not wanted. */
 static inline int qmp_tell(struct qmp *q, const char *command, struct error *err)
 {
@@ -95,7 +113,6 @@ static inline int qmp_tell(struct qmp *q, const char *command, struct error *err
  */
 int qmp_wait(struct qmp *q, int timeout_ms, struct error *err);
 
-/* All that is new; there is none afterwards. */
-struct qmp_news qmp_take_news(struct qmp *q);
+struct qmp_news *qmp_news(struct qmp *q);
 
 #endif

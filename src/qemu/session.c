@@ -84,10 +84,10 @@ void session_close(struct session *s)
 
 static int qemu_ended(const struct session *s, struct error *err)
 {
-	struct qmp_news news = qmp_take_news(s->qmp);
+	const struct qmp_news *news = qmp_news(s->qmp);
 
 	return error_set(err, -ESRCH, "QEMU (pid %d) has ended%s%s", (int)s->pid,
-	                 news.shut_down ? ": " : "", news.shut_down ? news.reason : "");
+	                 news->shut_down ? ": " : "", news->reason);
 }
 
 bool session_has_ended(const struct session *s, bool soon)
@@ -112,7 +112,7 @@ int session_wait(struct session *s, int timeout_ms, struct wake *ret, struct err
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return error_errno(err, -errno, "poll");
-	*ret = (struct wake){ .daemon = fds[3].revents, .qemu = fds[2].revents };
+	*ret = (struct wake){ .daemon = fds[3].revents };
 	/* Before it is told that QEMU has ended: why is among its last words. */
 	if (fds[2].revents)
 		rc = qmp_wait(s->qmp, 0, err);

@@ -17,6 +17,7 @@
 #ifndef QEMU_SESSION_H
 #define QEMU_SESSION_H
 
+#include <errno.h>
 #include <postcopy/postcopy.h>
 #include <stdbool.h>
 
@@ -34,8 +35,7 @@ struct session {
 
 /* What there is to do. */
 struct wake {
-	bool daemon; /* an event, or it is gone */
-	bool qemu;   /* news; they are read */
+	bool daemon; /* an event, or it is gone. News of QEMU's are read by then. */
 };
 
 /* Connects to QEMU, by the options, and finds its process. */
@@ -58,6 +58,12 @@ int session_wait(struct session *s, int timeout_ms, struct wake *ret, struct err
  * Return: 0; -ENOENT where it has not; and as session_wait().
  */
 int session_attach_again(struct session *s, enum postcopy_standing *ret, struct error *err);
+
+/* Whether a failure means that QEMU can't be asked any more. */
+static inline bool session_is_lost(int rc)
+{
+	return rc == -ECONNRESET || rc == -ETIMEDOUT || rc == -EPROTO;
+}
 
 /* Whether QEMU's process has; @soon: it seems so, and a while is waited for it. */
 bool session_has_ended(const struct session *s, bool soon);

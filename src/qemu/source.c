@@ -10,11 +10,9 @@
 #include "util/cleanup.h"
 #include "util/log.h"
 
-#define PIPE_NAME "postcopy-vmstate"
 /* What an unprivileged user may have: most of a vmstate, so that QEMU seldom waits. */
 #define PIPE_BYTES (1 << 20)
 #define COPY_BYTES (256u << 10)
-#define LOOK_MS 20
 
 struct source {
 	struct session *session;
@@ -27,21 +25,6 @@ static const char *id_of(const struct source *src)
 	return src->session->options->id;
 }
 
-static int await_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BYTES],
-                           struct error *err)
-{
-	int rc;
-
-	for (;;) {
-		rc = qemu_migration(q, ret, why, err);
-		if (rc || *ret != QEMU_MIGRATION_ACTIVE)
-			return rc;
-		rc = qmp_wait(q, LOOK_MS, err);
-		if (rc)
-			return rc;
-	}
-}
-
 /* The guest runs on, if it does not run. */
 static int cont(struct source *src, struct error *err)
 {
@@ -50,14 +33,14 @@ static int cont(struct source *src, struct error *err)
 	char why[QEMU_WHY_BYTES];
 	struct qemu_state state;
 	/* One that was begun by the process before this one. */
-	int rc = await_migration(q, &migration, why, err);
+	int rc = qemu_await_migration(q, &migration, why, err);
 
 	if (!rc)
 		rc = qemu_state(q, &state, err);
 	if (!rc && state.status != QEMU_RUNNING)
 		rc = qmp_tell(q, "cont", err);
 	/* That was us. */
-	(void)qmp_take_news(q);
+	qmp_news(q)->resumed = false;
 	return rc;
 }
 
@@ -79,7 +62,7 @@ static int copy_to_end(struct qmp *q, int from, int to, struct error *err)
 	return qmp_wait(q, 0, err);
 }
 
-/* A stopped guest's vmstate into @memfd. */
+/* The guest is stopped, and its vmstate comes into @memfd. */
 static int save_into(struct qmp *q, int memfd, struct error *err)
 {
 	_cleanup_close_ int from = -1, to = -1;
@@ -92,17 +75,12 @@ static int save_into(struct qmp *q, int memfd, struct error *err)
 	from = ends[0];
 	to = ends[1];
 	(void)fcntl(to, F_SETPIPE_SZ, PIPE_BYTES);
-	rc = qemu_give_fd(q, PIPE_NAME, to, err);
+	rc = qemu_stop_and_save(q, to, err);
 	close_fd(&to);
 	if (!rc)
-		rc = qemu_migrate(q, PIPE_NAME, err);
-	if (rc) {
-		qemu_take_back_fd(q, PIPE_NAME);
-		return rc;
-	}
-	rc = copy_to_end(q, from, memfd, err);
+		rc = copy_to_end(q, from, memfd, err);
 	if (!rc)
-		rc = await_migration(q, &migration, why, err);
+		rc = qemu_await_migration(q, &migration, why, err);
 	if (!rc && migration != QEMU_MIGRATION_COMPLETED)
 		rc = error_set(err, -EIO, "QEMU has not saved its devices: %s", why);
 	return rc;
@@ -112,14 +90,13 @@ static int save(struct source *src, int memfd, struct error *err)
 {
 	struct qmp *q = src->session->qmp;
 	struct qemu_state state;
-	int rc = qemu_state(q, &state, err);
+	int rc = save_into(q, memfd, err);
 
-	/* It was saved for a process that has ended, and what was saved with it: QEMU does not save
+	if (rc != -EREMOTEIO || qemu_state(q, &state, NULL) || state.status != QEMU_POSTMIGRATE)
+		return rc;
+	/* It was saved for a process that has ended, and what was saved with it. QEMU does not save
 	 * a guest twice that has not run since. */
-	if (!rc && state.status == QEMU_POSTMIGRATE)
-		rc = cont(src, err);
-	if (!rc)
-		rc = qmp_tell(q, "stop", err);
+	rc = cont(src, err);
 	return rc ? rc : save_into(q, memfd, err);
 }
 
@@ -145,7 +122,7 @@ static int pause_guest(struct source *src, struct error *err)
 
 	if (!rc)
 		rc = save(src, memfd, &failed);
-	if (rc == -ECONNRESET || rc == -ETIMEDOUT || rc == -EPROTO)
+	if (session_is_lost(rc))
 		return error_set(err, rc, "%s", failed.text);
 	if (rc) {
 		rc = cont(src, err);
@@ -202,8 +179,9 @@ static int fence(struct source *src, struct error *err)
 	struct qemu_state state;
 	int rc;
 
-	if (!src->handed_over)
+	if (!src->handed_over || !qmp_news(src->session->qmp)->resumed)
 		return 0;
+	qmp_news(src->session->qmp)->resumed = false;
 	rc = qemu_state(src->session->qmp, &state, err);
 	if (rc || state.status != QEMU_RUNNING)
 		return rc;
@@ -213,7 +191,6 @@ static int fence(struct source *src, struct error *err)
 	        "the guest was continued here by somebody, though it may run at the "
 	        "destination: stopped again. It ran twice for a moment: look at what both "
 	        "share (disks, network)");
-	(void)qmp_take_news(src->session->qmp);
 	return rc;
 }
 
@@ -249,6 +226,8 @@ static int attach_again(struct source *src, struct error *err)
 	if (rc)
 		return rc;
 	src->handed_over = standing == POSTCOPY_STANDS_PAUSED;
+	/* It may have been continued while nobody watched. */
+	qmp_news(src->session->qmp)->resumed = true;
 	log_migration_info(id_of(src), "attached again: the guest %s",
 	                   src->handed_over ? "is handed over" : "is here");
 	return fence(src, err);
@@ -295,7 +274,7 @@ int source_run(struct session *s, struct error *err)
 		struct wake wake;
 
 		rc = session_wait(s, -1, &wake, err);
-		if (!rc && wake.qemu)
+		if (!rc)
 			rc = fence(&src, err);
 		if (!rc && wake.daemon)
 			rc = hear(&src, err);

@@ -2,8 +2,8 @@
 /*
  * The userfaultfd of a QEMU that waits for a guest. One is made by a system call in QEMU's name
  * (qemu/inject.h): /dev/userfaultfd is opened here and passed by "getfd", so QEMU itself needs no
- * access to it, and its sandbox lets ioctl() by. One that QEMU has already is taken: by the process
- * before this one, or by the shim that it was started with.
+ * access to it, and its sandbox lets ioctl() by. One that QEMU has already, made for the process
+ * before this one, is taken.
  */
 #ifndef QEMU_USERFAULT_H
 #define QEMU_USERFAULT_H

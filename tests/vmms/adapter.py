@@ -44,3 +44,6 @@ class Adapter(harness.Process):
             raise harness.Failure("%s ended with status %d: %s" % (self.name, self.popen.returncode,
                                                                    self.log()))
         return self
+
+    def wait_for_log(self, text):
+        harness.eventually(lambda: text in self.log(), "\"%s\" in the log of %s" % (text, self.name))

@@ -36,7 +36,7 @@ class Proxy:
                     pass  # either has ended
 
     def _pass_on(self, client, monitor):
-        """Commands come one at a time, each in one piece; its answer is the message with its id."""
+        """Each command comes in one piece, maybe with others, and is answered before the next is passed on."""
         while True:
             ready, _, _ = select.select([client, monitor], [], [])
             if monitor in ready:
@@ -49,15 +49,24 @@ class Proxy:
                 if not data:
                     return
                 try:
-                    if self._command(client, monitor, data, fds):
+                    if self._commands(client, monitor, data.decode(), fds):
                         return
                 finally:
                     for fd in fds:
                         socket.close(fd)
 
-    def _command(self, client, monitor, data, fds):
+    def _commands(self, client, monitor, text, fds):
         """Whether to end."""
-        message = json.loads(data)
+        at = 0
+        while at < len(text):
+            message, end = json.JSONDecoder().raw_decode(text, at)
+            handed = fds if message["execute"] == "getfd" else []
+            if self._command(client, monitor, message, text[at:end].encode(), handed):
+                return True
+            at = end
+        return False
+
+    def _command(self, client, monitor, message, data, fds):
         name = message["execute"]
         if self.hook("before", name):
             return True

@@ -2,11 +2,13 @@
 """Real QEMUs with guests that know what their memory must hold.
 
     guest = Guest(host, suite="trixie", memory="tmpfs", vcpus=2)
-    source = guest.start("a")
-    source.wait_until_ready()
+    source = guest.start("a").wait_until_ready()
     destination = guest.start("b", incoming=True)
     ... whoever moves it is given source.qmp_path and destination.qmp_path ...
     destination.check(passes=2)
+
+A guest is booted once in a test run and saved; after that each of its kind begins from there, for booting takes
+longer than all that is tried with it.
 
 A Guest is what both sides have in common. Memory is "tmpfs" or "hugetlb" (files), or "memfd" (handed
 to QEMU as /proc/self/fd/N); accel "tcg" runs Linux, "kvm" the bare guest, which needs no more of KVM
@@ -80,6 +82,17 @@ def linux(build):
     return linux_guest.build(build, directory)
 
 
+# {what it is: (its state, where it counts)}
+booted = {}
+
+
+@functools.lru_cache(None)
+def saved_states():
+    directory = tempfile.mkdtemp(prefix="postcopyd-booted-")
+    atexit.register(shutil.rmtree, directory)
+    return directory
+
+
 class Guest:
     def __init__(self, host, suite="trixie", memory="tmpfs", mib=192, check_mib=64, vcpus=2, accel="tcg",
                  extra=()):
@@ -126,7 +139,7 @@ class Guest:
 
     def guest_words(self):
         if self.accel == "kvm":
-            return ["-kernel", harness.BUILD / "tests/vmms/guest/bare", "-serial", "chardev:console"]
+            return ["-kernel", harness.BUILD / "src/ctl/bare", "-serial", "chardev:console"]
         kernel, initramfs = linux(harness.BUILD)
         return ["-kernel", kernel, "-initrd", initramfs,
                 "-append", "%s check_mib=%d" % (KERNEL_WORDS, self.check_mib),
@@ -135,7 +148,22 @@ class Guest:
                 "-device", "virtio-balloon-pci,id=balloon"]
 
     def start(self, stem, incoming=False):
-        """Starts a QEMU with it, under a name that begins so."""
+        """Starts a QEMU with it, under a name that begins so; it runs, or with incoming waits for a guest."""
+        if incoming:
+            return self._qemu(stem, True)
+        key = (self.version, self.accel, self.vcpus, self.mib, self.check_mib, *self.extra)
+        if key not in booted:
+            vmm = self._qemu("boot", False)
+            path = pathlib.Path(saved_states(), str(len(booted)))
+            booted[key] = (path, vmm.wait_until_booted())
+            vmm.save(path)
+            vmm.kill()
+        path, self.progress_gpa = booted[key]
+        vmm = self._qemu(stem, True)
+        vmm.restore(path)
+        return vmm
+
+    def _qemu(self, stem, incoming):
         return self.host._started(Qemu(self, self.host._name(stem), incoming))
 
 
@@ -193,12 +221,32 @@ class Qemu(harness.Process):
     def status(self):
         return self.qmp.execute("query-status")["status"]
 
+    def wait_until_booted(self):
+        """The guest runs and has begun to check. Returns where it counts."""
+        [match] = self.console.wait(lambda lines: self.console.matches(READY), "ready", BOOT_DEADLINE_S)
+        return int(match[3], 16)
+
     def wait_until_ready(self):
-        """The guest runs and has begun to check; it is known then where it counts."""
-        [match] = self.console.wait(lambda lines: self.console.matches(READY), "ready",
-                                    BOOT_DEADLINE_S)
-        self.guest.progress_gpa = int(match[3], 16)
+        """It has come to the end of a pass."""
+        self.console.wait(lambda lines: self.console.matches(PASS), "pass", PASS_DEADLINE_S)
         return self
+
+    def save(self, path):
+        self.qmp.execute("stop")
+        self.qmp.execute("migrate-set-parameters", **{"max-bandwidth": 0})
+        self.qmp.execute("migrate", uri="exec:cat > %s" % path)
+
+        def saved():
+            answer = self.qmp.execute("query-migrate")
+            if answer["status"] == "failed":
+                raise Failure("%s: %s" % (self.name, answer.get("error-desc")))
+            return answer["status"] == "completed"
+        eventually(saved, "%s is saved" % self.name, PASS_DEADLINE_S)
+
+    def restore(self, path):
+        self.qmp.execute("migrate-incoming", uri="exec:cat %s" % path)
+        eventually(lambda: self.status() == "paused", "%s is loaded" % self.name, PASS_DEADLINE_S)
+        self.qmp.execute("cont")
 
     def progress(self):
         """Pages done by each worker, read from outside: works at once, and allocates nothing."""

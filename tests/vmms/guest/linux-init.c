@@ -33,7 +33,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "pattern.h"
+#include "ctl/guest/pattern.h"
 
 #define CACHE_LINE_WORDS 8
 #define BAD_TOLD 8

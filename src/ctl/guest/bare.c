@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * The guest for KVM where KVM runs no Linux: one vCPU that passes over all its memory (pattern.h).
- * It says on the serial port what linux-init.c says: ready, pass, bad.
+ * It says on the serial port what tests/vmms/guest/linux-init.c says: ready, pass, bad.
  */
 #include <stddef.h>
 
-#include "pattern.h"
+#include "ctl/guest/pattern.h"
 
 #define SERIAL_PORT 0x3f8
 /* what lies below: firmware, this program */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef VMMS_PATTERN_H
-#define VMMS_PATTERN_H
+#ifndef CTL_GUEST_PATTERN_H
+#define CTL_GUEST_PATTERN_H
 
 /*
  * What the guests write into their pages, and how they look at them.
