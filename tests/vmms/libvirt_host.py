@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libvirtd as a test of its own has it: in a mount namespace where its directories are the test's, with
-QEMU as user libvirt-qemu in its sandbox, and postcopy-libvirt as its hook.
+"""A libvirtd of a test's own, with QEMU as user libvirt-qemu in its sandbox, and postcopy-libvirt as its hook.
+
+Nothing is installed: its packages are of this host's own suite, fetched and unpacked (debian.py), and laid
+below this host's files in a mount namespace, where /run, /etc and /var are the test's.
 
 There is no systemd that would start postcopy-qemu@.service: a systemctl stands in for it, that reads the
-unit's file and starts the program again as the unit would. AppArmor's driver is off. QEMU is the one that is installed.
+unit's file and starts the program again as the unit would. AppArmor's driver is off.
 """
 import atexit
 import functools
@@ -13,11 +15,14 @@ import shutil
 import subprocess
 import tempfile
 
+import debian
 import harness
 from qemu import KERNEL_WORDS, Missing, linux
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EMULATOR = "/usr/bin/qemu-system-x86_64"
+PACKAGES = ["libvirt-daemon-driver-qemu", "libvirt-daemon", "libvirt-clients", "qemu-system-x86"]
+USER = "libvirt-qemu"
 MIB = 192
 # It asks QEMU first what that can do.
 VIRSH_DEADLINE_S = 90
@@ -25,15 +30,24 @@ VIRSH_DEADLINE_S = 90
 BEGIN = """
 set -e
 mount --make-rprivate /
-cp -a /etc/libvirt/. {dir}/etc/
-rm -rf {dir}/etc/hooks; mkdir -p {dir}/etc/hooks/qemu.d
-mount --bind {dir}/lib /var/lib/libvirt
-mount --bind {dir}/log /var/log/libvirt
-mount --bind {cache} /var/cache/libvirt
-mount --bind {dir}/etc /etc/libvirt
+mount -t overlay overlay -o lowerdir=/usr:{packages}/usr /usr
+libs=lib/x86_64-linux-gnu
+[ -L {packages}/lib ] || mount -t overlay overlay -o lowerdir=/usr/$libs:{packages}/$libs /usr/$libs
+for name in etc var; do
+    mkdir {dir}/$name {dir}/$name.work
+    mount -t overlay overlay -o lowerdir=/$name,upperdir={dir}/$name,workdir={dir}/$name.work /$name
+done
 mount -t tmpfs tmpfs /run
+grep -q ^{user}: /etc/passwd || echo {user}:x:64055:64055::/var/lib/libvirt:/bin/false >>/etc/passwd
+grep -q ^{user}: /etc/group || echo {user}:x:64055: >>/etc/group
+rm -rf /etc/libvirt /var/lib/libvirt /var/cache/libvirt
+mkdir -p /etc/libvirt/hooks/qemu.d /var/lib/libvirt /var/cache/libvirt
+mount --bind {cache} /var/cache/libvirt
 cat >/etc/libvirt/qemu.conf <<C
+user = "{user}"
+group = "{user}"
 security_driver = "none"
+cgroup_controllers = [ ]
 stdio_handler = "file"
 memory_backing_dir = "{shm}"
 C
@@ -44,7 +58,7 @@ auth_unix_ro = "none"
 C
 cat >/etc/libvirt/hooks/qemu.d/postcopy <<C
 #!/bin/sh
-POSTCOPYD_VMM_SOCKET={vmm} exec postcopy-libvirt hook "\\$@"
+POSTCOPYD_VMM_SOCKET={vmm} exec {root}/src/libvirt/hook "\\$@"
 C
 chmod 755 /etc/libvirt/hooks/qemu.d/postcopy
 PATH={bin}:$PATH exec libvirtd
@@ -58,9 +72,6 @@ exec setsid sh -c '. /run/postcopyd/qemu/$id.conf
     while postcopy-qemu $ROLE --id $id --qmp $QMP $OPTIONS >>$LOG 2>&1; [ $? = $AGAIN ]; do sleep 1; done
     ' </dev/null >/dev/null 2>&1 &
 """
-# A /run of its own, in which the one that is asked to start finds what is to be started.
-PRIVATE_RUN = 'mount --make-rprivate / && mount -t tmpfs tmpfs /run && exec "$@"'
-
 DOMAIN = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{name}</name>
   <uuid>5a5a5a5a-0000-4000-8000-00000000000{number}</uuid>
@@ -93,13 +104,18 @@ def cache():
     return path
 
 
-def check_host():
-    """Raises Missing."""
+def fetch():
+    """The packages' root. Raises Missing and debian.Unavailable."""
     if os.geteuid():
-        raise Missing("libvirtd wants root")
-    for program in ("libvirtd", "virsh", EMULATOR):
+        raise Missing("a libvirtd of the test's own wants root")
+    for program in ("unshare", "nsenter"):
         if not shutil.which(program):
-            raise Missing("no %s: tests/install-deps has it" % program)
+            raise Missing("there is no %s" % program)
+    with open("/etc/os-release") as release:
+        names = dict(line.rstrip().split("=", 1) for line in release if "=" in line)
+    if names.get("ID") != "debian" or "VERSION_CODENAME" not in names:
+        raise Missing("libvirt is laid below a Debian's files, which this host is not")
+    return debian.fetch(names["VERSION_CODENAME"], PACKAGES)
 
 
 def open_to_all(path):
@@ -120,15 +136,16 @@ class Libvirtd(harness.Process):
         self.dir = host.dir / host._name(name)
         self.bin = self.dir / "bin"
         shm = pathlib.Path("/dev/shm") / ("postcopyd-%s-%s" % (host.dir.name, self.dir.name))
-        for directory in (self.dir, shm, self.bin,
-                          *(self.dir / each for each in ("run", "etc", "lib", "log"))):
+        for directory in (self.dir, shm, self.bin, self.dir / "run"):
             directory.mkdir()
             directory.chmod(0o755)
         host.later(lambda: shutil.rmtree(shm))
         self.adapter_log = self.dir / "adapters.log"
         self._make_programs()
         self.uri = "qemu:///system?socket=%s/run/libvirt-sock" % self.dir
-        script = BEGIN.format(dir=self.dir, cache=cache(), shm=shm, vmm=daemon.vmm_path, bin=self.bin)
+        script = BEGIN.format(
+            packages=fetch(), dir=self.dir, cache=cache(), shm=shm, vmm=daemon.vmm_path, bin=self.bin,
+            root=ROOT, user=USER)
         super().__init__(name, ["unshare", "--mount", "sh", "-c", script], self.dir / "libvirtd.log")
         host._started(self)
         harness.eventually(self._answers, "libvirtd answers", VIRSH_DEADLINE_S)
@@ -148,8 +165,12 @@ class Libvirtd(harness.Process):
                                                                         self.log()))
         return not self.ask("version").returncode
 
+    @property
+    def enter(self):
+        return ["nsenter", "--mount=/proc/%d/ns/mnt" % self.pid]
+
     def ask(self, *words):
-        return subprocess.run(["virsh", "--connect", self.uri, "--quiet", *map(str, words)],
+        return subprocess.run([*self.enter, "virsh", "--connect", self.uri, "--quiet", *map(str, words)],
                               stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               timeout=VIRSH_DEADLINE_S)
 
@@ -165,7 +186,7 @@ class Libvirtd(harness.Process):
 
     def log(self):
         parts = [super().log()]
-        files = [self.adapter_log, *(self.dir / "log").rglob("*.log")]
+        files = [self.adapter_log, *(self.dir / "var/log").rglob("*.log")]
         return "\n".join(parts + [file.read_text(errors="replace") for file in files if file.exists()])
 
     def kill(self):
@@ -179,8 +200,7 @@ class Libvirtd(harness.Process):
         """postcopy-libvirt migrate: (exit status, what it says)"""
         there, here = daemons
         done = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", PRIVATE_RUN, "sh",
-             self.bin / "postcopy-libvirt", "migrate", name, to.uri, "--connect", self.uri,
+            [*self.enter, self.bin / "postcopy-libvirt", "migrate", name, to.uri, "--connect", self.uri,
              "--from", there.control_path, "--to", here.control_path, "--socket", there.vmm_path,
              *map(str, extra)],
             env={**os.environ, "PATH": "%s:%s" % (self.bin, os.environ["PATH"])},

@@ -30,7 +30,7 @@ class Side:
 @pytest.fixture
 def sides(host):
     try:
-        libvirt_host.check_host()
+        libvirt_host.fetch()
         libvirt_host.linux(libvirt_host.harness.BUILD)
         open_to_all(host.dir)
         both = [Side(host, role, stem) for role, stem in (("source", "a"), ("destination", "b"))]
