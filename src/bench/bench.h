@@ -7,6 +7,7 @@
  * run.c      one migration
  * process.c  its children; host.c what it wants of the host
  * link*.c    two network namespaces with a link between them, where one is asked for
+ * qemu.h     all of this with QEMU in the place of minivmm
  * work.c     what the guest got done meanwhile, and what not
  * result.c   the figures: what JSON has, medians of several runs
  * print.c    the figures for people
@@ -59,6 +60,13 @@ struct bench_options {
 	bool floors;
 	bool hugepages;
 	bool cold;
+	const char *vmm;
+	/* Of QEMU only: */
+	const char *qemu; /* path, or NULL */
+	const char *accel;
+	const char *kernel; /* of a Linux guest; NULL: the guest that is built in */
+	const char *initrd;
+	bool native;
 };
 
 struct client;
@@ -71,6 +79,8 @@ struct bench {
 	char log_dir[PATH_MAX];
 	char daemon_path[PATH_MAX];
 	char vmm_path[PATH_MAX];
+	char qemu_path[PATH_MAX];
+	char adapter_path[PATH_MAX];
 	struct process source_daemon;
 	struct process destination_daemon;
 	unsigned int port; /* of the source's page server */

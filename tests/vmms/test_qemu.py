@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest of a QEMU as it is, moved by two daemons and postcopy-qemu on each side."""
+import mmap
+import time
+
+import pytest
+
+import harness
+from adapter import Adapter, check
+from keeper import KeptDaemon
+from monitor_proxy import KillAt, Proxy
+
+SHAPES = [dict(suite="bookworm", memory="tmpfs", vcpus=1),
+          dict(suite="trixie", memory="memfd", vcpus=2),
+          dict(suite="sid", memory="hugetlb", vcpus=2),
+          dict(suite="trixie", memory="tmpfs", accel="kvm", mib=64)]
+
+
+def named(shape):
+    return "-".join(str(value) for value in shape.values())
+
+
+class Move:
+    """Two daemons and two QEMUs, attached, up to where somebody says Start."""
+
+    def __init__(self, host, guest, source=None, migration_id="vm1", kill=None, daemons=None, **limits):
+        """@kill: (role, KillAt): whose adapter is killed, and where. @daemons: from where, and where to."""
+        self.host, self.id = host, migration_id
+        self.there, self.here = daemons or (host.daemon("source"), host.daemon("destination"))
+        self.source = source or guest.start("a").wait_until_ready()
+        self.destination = guest.start("b", incoming=True)
+        self.there.prepare_source(self.id)
+        self.here.prepare_destination(self.id, self.there.address, **limits)
+        self.kill = kill or (None, None)
+        self.leaving = self.adapter(self.source, "source", self.there)
+        self.coming = self.adapter(self.destination, "destination", self.here)
+
+    def adapter(self, vmm, role, daemon):
+        if role != self.kill[0]:
+            return Adapter(self.host, vmm, role, daemon, self.id)
+        proxy = Proxy(self.host, vmm, self.kill[1])
+        self.kill[1].adapter = adapter = Adapter(
+            self.host, vmm, role, daemon, self.id, qmp_path=proxy.path,
+            options=["--pid", vmm.pid])
+        return adapter
+
+    def attached(self):
+        self.leaving.wait_until_attached()
+        self.coming.wait_until_attached()
+        return self
+
+    def start(self):
+        self.here.call("Start", id=self.id)
+
+    def complete(self):
+        migration = self.here.wait_for_state(self.id, "complete")
+        assert self.coming.wait() == 0 and self.leaving.wait() == 0
+        assert self.source.wait() == 0
+        return migration
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=named)
+def test_a_guest_moves(host, guest_of, shape):
+    guest = guest_of(**shape)
+    move = Move(host, guest).attached()
+    move.start()
+    move.complete()
+    assert move.destination.status() == "running"
+    move.destination.check(passes=2)
+
+
+# (role, moment, command, which of these): each leaves QEMU and the daemon in another state.
+POINTS = [
+    ("source", "after", "migrate-set-capabilities", 1), ("source", "before", "stop", 1),
+    ("source", "after", "stop", 1), ("source", "after", "getfd", 1), ("source", "after", "migrate", 1),
+    ("source", "before", "quit", 1), ("source", "after", "quit", 1),
+    ("destination", "after", "migrate-set-capabilities", 1), ("destination", "after", "getfd", 2),
+    ("destination", "before", "closefd", 2), ("destination", "after", "closefd", 2),
+    ("destination", "after", "getfd", 3), ("destination", "before", "migrate-incoming", 1),
+    ("destination", "after", "migrate-incoming", 1), ("destination", "before", "cont", 1),
+    ("destination", "after", "cont", 1),
+]
+
+
+@pytest.mark.parametrize("role,moment,command,nth", POINTS,
+                         ids=["-".join(map(str, point)) for point in POINTS])
+def test_an_adapter_killed_there_is_started_again_and_goes_on(host, guest_of, role, moment, command, nth):
+    guest = guest_of(suite="trixie", memory="tmpfs", accel="kvm", mib=64)
+    kill = KillAt(moment, command, nth)
+    move = Move(host, guest, kill=(role, kill))
+    other = move.coming if role == "source" else move.leaving
+    other.wait_until_attached()
+    victim = kill.adapter
+    # Some of the points are on its way to attach.
+    harness.eventually(lambda: kill.killed.is_set() or "attached" in victim.log(), "it has attached")
+    if not kill.killed.is_set():
+        move.start()
+    harness.eventually(kill.killed.is_set, "%s %s" % (moment, command))
+    if (moment, command) == ("after", "quit"):
+        # There is no QEMU any more that it could speak for.
+        assert move.source.wait() == 0
+        move.here.wait_for_state("vm1", "complete")
+    else:
+        victim.start()
+        if command in ("migrate-set-capabilities", "closefd") or (command, nth) == ("getfd", 2):
+            victim.wait_until_attached()
+            move.start()
+        move.complete()
+    move.destination.check(passes=2)
+
+
+def bare_guest(guest_of):
+    return guest_of(suite="trixie", memory="tmpfs", accel="kvm", mib=64)
+
+
+def test_a_guest_that_is_continued_by_hand_after_it_has_gone_is_stopped(host, guest_of):
+    move = Move(host, bare_guest(guest_of), bulk=False, prefetch=False).attached()
+    move.start()
+    move.here.wait_for_state("vm1", "postcopy")
+    progress = move.source.progress()
+    move.source.qmp.execute("cont")
+    move.leaving.wait_for_log("continued here by somebody")
+    harness.eventually(lambda: move.source.status() != "running", "it is stopped again")
+    # While nobody watches: seen by the next one.
+    move.leaving.kill()
+    move.source.qmp.execute("cont")
+    move.leaving.start()
+    harness.eventually(lambda: move.leaving.log().count("continued here by somebody") == 2,
+                       "it is told again")
+    harness.eventually(lambda: move.source.status() != "running", "it is stopped again")
+    stopped = move.source.progress()
+    time.sleep(0.1)  # long enough for a guest to get on
+    assert move.source.progress() == stopped and stopped >= progress
+
+
+def test_a_destination_that_dies_before_it_is_loaded_costs_nothing(host, guest_of):
+    class Death(KillAt):
+        def __call__(self, moment, command):
+            if (moment, command) == ("before", "migrate-incoming") and not self.killed.is_set():
+                move.destination.kill()
+                self.killed.set()
+            return False
+    guest = bare_guest(guest_of)
+    source = guest.start("a").wait_until_ready()
+    move = Move(host, guest, source=source, kill=("destination", Death(None, None))).attached()
+    move.start()
+    assert "gone" in move.here.wait_for_state("vm1", "failed")["reason"]
+    assert move.leaving.wait() == 1 and "the guest runs on here" in move.leaving.log()
+    assert move.coming.wait() == 1
+    assert source.status() == "running"
+    source.check(passes=2)
+
+
+def test_a_cancelled_guest_runs_on_and_moves_by_the_same_id_later(host, guest_of):
+    guest = bare_guest(guest_of)
+    move = Move(host, guest).attached()
+    move.here.call("Cancel", id="vm1")
+    move.there.call("Cancel", id="vm1")
+    assert move.leaving.wait() == 1 and move.coming.wait() == 1
+    capabilities = {c["capability"]: c["state"] for c in
+                    move.source.qmp.execute("query-migrate-capabilities")}
+    assert move.source.status() == "running" and not capabilities["x-ignore-shared"]
+    again = Move(host, guest, source=move.source).attached()
+    again.start()
+    again.complete()
+    again.destination.check(passes=2)
+
+
+def test_daemons_killed_before_and_after_the_guest_has_gone(host, guest_of):
+    daemons = [host.daemon(name, kind=KeptDaemon) for name in ("source", "destination")]
+    move = Move(host, bare_guest(guest_of), daemons=daemons, bulk=False, prefetch=False).attached()
+    for daemon in (move.there, move.here):
+        daemon.crash_and_restart()
+    move.start()
+    move.here.wait_for_state("vm1", "postcopy")
+    for daemon in (move.there, move.here):
+        daemon.crash_and_restart()
+    move.here.call("SetLimits", id="vm1", bulk=True)
+    move.complete()
+    move.destination.check(passes=2)
+
+
+def test_check_says_what_moves_and_how(host, guest_of):
+    guest = bare_guest(guest_of)
+    source, destination = guest.start("a").wait_until_ready(), guest.start("b", incoming=True)
+    status, said = check(source)
+    assert status == 0 and "as a source" in said and "It can be moved." in said, said
+    assert "RAM block ram: 65536 KiB, pages of 4 KiB: page by page, from /dev/shm/" in said, said
+    status, said = check(destination)
+    assert status == 0 and "as a destination" in said, said
+    # Nothing of it stays.
+    assert destination.status() == "inmigrate"
+    migration = destination.qmp.execute("query-migrate")
+    assert not migration.get("status") or migration["status"] == "none"
+
+
+REFUSED = [
+    ("private", "trixie", ["-object", "memory-backend-ram,id=other,size=16M", "-device",
+                           "pc-dimm,memdev=other", "-m", "64,slots=2,maxmem=128M"],
+     "RAM block other: its memory is private"),
+    ("memfd-backend", "trixie", ["-object", "memory-backend-memfd,id=other,size=16M,share=on", "-device",
+                                 "pc-dimm,memdev=other", "-m", "64,slots=2,maxmem=128M"],
+     "it is a memory-backend-memfd, which QEMU since 8.1 puts into the vmstate"),
+]
+
+
+@pytest.mark.parametrize("what,suite,extra,reason", REFUSED, ids=[row[0] for row in REFUSED])
+def test_what_can_not_move_is_told_before_anything_begins(host, guest_of, what, suite, extra, reason):
+    guest = guest_of(suite=suite, memory="tmpfs", accel="kvm", mib=64, extra=extra)
+    source = guest.start("a")
+    status, said = check(source)
+    assert status == 1 and reason in said and "It can't be moved." in said, said
+    daemon = host.daemon("source")
+    daemon.prepare_source("vm1")
+    adapter = Adapter(host, source, "source", daemon, "vm1")
+    assert adapter.wait() == 1 and reason in adapter.log()
+    assert source.status() == "running" and daemon.state("vm1") == "prepared"
+
+
+def test_memory_that_others_have_mapped_and_capabilities_are_reasons(host, guest_of):
+    guest = bare_guest(guest_of)
+    source = guest.start("a")
+    source.qmp.execute("migrate-set-capabilities",
+                       capabilities=[{"capability": "multifd", "state": True}])
+    source.qmp.execute("stop")
+    with mmap.mmap(source.memory_fd, guest.size_bytes):
+        status, said = check(source)
+    assert status == 1 and "vhost-user" in said and "its migration capability multifd is on" in said, said
+    assert "its guest does not run: it is \"paused\"" in said, said
