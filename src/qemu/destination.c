@@ -181,13 +181,9 @@ static int obey(struct destination *d, const struct postcopy_event *event, struc
 		return arrive(d);
 	case POSTCOPY_EVENT_FAILED:
 		return give_up(d, event->reason, err);
-	case POSTCOPY_EVENT_NONE:
-	case POSTCOPY_EVENT_PAUSE:
-	case POSTCOPY_EVENT_RESUME:
-	case POSTCOPY_EVENT_ATTRIBUTES:
-		break;
+	default: /* nothing that this has offered to do */
+		return 0;
 	}
-	return 0;
 }
 
 static int hand_over(struct destination *d, const struct blocks *blocks, struct error *err)

@@ -165,12 +165,9 @@ static int obey(struct source *src, const struct postcopy_event *event, struct e
 		                 "the guest stays stopped here, and is not to be "
 		                 "continued: %s",
 		                 event->reason);
-	case POSTCOPY_EVENT_NONE:
-	case POSTCOPY_EVENT_VMSTATE:
-	case POSTCOPY_EVENT_ATTRIBUTES:
-		break;
+	default: /* nothing that this has offered to do */
+		return 0;
 	}
-	return 0;
 }
 
 /* Somebody has continued a guest that is not here any more. */
