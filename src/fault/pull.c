@@ -39,6 +39,8 @@ static int open_state(struct pull *p, const struct pull_config *config, struct e
 
 	p->config.table = config->table;
 	addrmap_init(&p->resolver.addrmap, &p->config.table);
+	if (config->pieces.n)
+		p->resolver.addrmap = config->pieces;
 	if (!rc)
 		rc = events_open(&p->events, p->state, err);
 	if (!rc)

@@ -40,6 +40,7 @@ struct pull;
 struct pull_config {
 	const char *id; /* of the migration, for the log */
 	struct region_table table;
+	struct addrmap pieces; /* where it is mapped; empty: each region at its host_addr */
 	struct memory *memories[REGIONS_MAX];
 	int uffd;
 	int state_fd; /* a page state to go on from (borrowed); -1: all is missing */

@@ -24,8 +24,8 @@ static int keep_page_state(struct migration *m, struct error *err)
 	return rc;
 }
 
-int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
-                       struct error *err)
+int destination_attach(struct migration *m, struct vmm_attach *attach, const struct addrmap *pieces,
+                       int state_fd, struct error *err)
 {
 	struct pull_config config = {
 		.id = m->params.id,
@@ -54,6 +54,8 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 		rc = migration_read_table(attach->msg, &config.table, err);
 	if (!rc)
 		rc = migration_open_memories(m, attach, &config.table, config.memories, err);
+	if (pieces)
+		config.pieces = *pieces;
 	if (!rc)
 		rc = m->pull ? pull_take_memory(m->pull, &config, err)
 		             : pull_new(&config, &m->pull, err);
@@ -593,7 +595,7 @@ int destination_take_over(struct migration *m, struct vmm_attach *attach, struct
 		if (vmstate_fd < 0)
 			return error_errno(err, vmstate_fd, "the vmstate");
 	}
-	rc = destination_attach(m, attach, state_fd, err);
+	rc = destination_attach(m, attach, NULL, state_fd, err);
 	if (!rc)
 		rc = take_channels(m, err);
 	if (!rc)

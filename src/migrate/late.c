@@ -17,6 +17,7 @@
 
 #include <errno.h>
 
+#include "util/cleanup.h"
 #include "util/log.h"
 
 /* The source's, until its own is here. */
@@ -30,29 +31,105 @@ void destination_take_table(struct migration *m)
 	migration_save(m);
 }
 
-/* It is the memory of the source's guest. */
-static int check_table(const struct migration *m, const struct vmm_attach *attach,
+/*
+ * One region of the source's of what comes next in the VMM's table: it, or several pieces of
+ * private memory in a row. Return: how many; 0 where it is not that.
+ */
+static uint32_t join_region(const struct region *theirs, uint32_t region,
+                            const struct vmm_wire_msg *msg, uint32_t first, struct addrmap *pieces)
+{
+	const struct vmm_wire_region *w = &msg->regions[first];
+	uint64_t offset = 0;
+	uint32_t n = 0;
+
+	for (; first + n < msg->n_regions && offset < theirs->size; n++) {
+		if (w[n].guest_phys_addr != theirs->guest_phys_addr + offset || *w[n].name ||
+		    w[n].page_size != w->page_size || w[n].uffd_mode != w->uffd_mode ||
+		    w[n].memory != POSTCOPY_MEMORY_ANONYMOUS)
+			return 0;
+		pieces->pieces[pieces->n++] = (struct addrmap_piece){
+			.host_addr = w[n].host_addr,
+			.len = w[n].size,
+			.offset = offset,
+			.region = region,
+		};
+		offset += w[n].size;
+	}
+	return offset == theirs->size ? n : 0;
+}
+
+/*
+ * A VMM's memory may be cut where the source's is not (around a hole for devices): who has only
+ * read it from a file does not know where. Then @joined is the source's table, and @pieces say
+ * where it is mapped. Return: whether it is that.
+ */
+static bool join(const struct migration *m, const struct vmm_wire_msg *msg,
+                 struct vmm_wire_msg *joined, struct addrmap *pieces)
+{
+	uint32_t at = 0;
+
+	*joined = *msg;
+	pieces->n = 0;
+	for (uint32_t i = 0; i < m->table.n; i++) {
+		uint32_t n = at < msg->n_regions
+		                     ? join_region(&m->table.regions[i], i, msg, at, pieces)
+		                     : 0;
+
+		if (!n)
+			return false;
+		joined->regions[i] = msg->regions[at];
+		joined->regions[i].size = m->table.regions[i].size;
+		at += n;
+	}
+	joined->n_regions = m->table.n;
+	return at == msg->n_regions;
+}
+
+/* Whether it is the memory of the source's guest, as it is or @ret_joined. */
+static int check_table(const struct migration *m, const struct vmm_wire_msg *msg,
+                       struct vmm_wire_msg *joined, struct addrmap *pieces, bool *ret_joined,
                        struct error *err)
 {
+	struct error why = ERROR_INIT;
 	struct region_table table;
-	int rc = migration_read_table(attach->msg, &table, err);
+	int rc = migration_read_table(msg, &table, err);
 
 	if (!rc)
-		rc = region_table_same_guest(&table, &m->table, err);
-	return rc ? rc : region_table_check_readable(&table, err);
+		rc = region_table_check_readable(&table, err);
+	if (rc)
+		return rc;
+	*ret_joined =
+	        region_table_same_guest(&table, &m->table, &why) && join(m, msg, joined, pieces);
+	if (why.code && !*ret_joined)
+		*err = why;
+	return err->code;
+}
+
+static int take_table(struct migration *m, struct vmm_attach *attach, struct vmm_wire_msg *joined,
+                      struct error *err)
+{
+	struct addrmap pieces;
+	bool is_joined;
+	int rc = check_table(m, attach->msg, joined, &pieces, &is_joined, err);
+
+	/* Piece by piece, as they lie in the VMM. */
+	if (!rc)
+		rc = migration_check_attach(m, attach, err);
+	if (rc)
+		return rc;
+	if (is_joined)
+		attach->msg = joined;
+	rc = migration_keep_late(m, attach, err);
+	return rc ? rc : destination_attach(m, attach, is_joined ? &pieces : NULL, -1, err);
 }
 
 /* Return: 0; or -errno with @err set: whatever of it was kept goes with the migration. */
 static int take(struct migration *m, struct vmm_attach *attach, struct error *err)
 {
-	int rc = check_table(m, attach, err);
+	_cleanup_free_ struct vmm_wire_msg *joined = malloc(sizeof *joined);
+	int rc = joined ? take_table(m, attach, joined, err)
+	                : error_set(err, -ENOMEM, "out of memory");
 
-	if (!rc)
-		rc = migration_check_attach(m, attach, err);
-	if (!rc)
-		rc = migration_keep_late(m, attach, err);
-	if (!rc)
-		rc = destination_attach(m, attach, -1, err);
 	if (rc)
 		return rc;
 	for (uint32_t i = 0; i < attach->msg->n_regions; i++)

@@ -42,7 +42,7 @@ static bool is_live(const struct migration *m)
 static int attach_role(struct migration *m, struct vmm_attach *attach, struct error *err)
 {
 	return m->params.role == MIGRATION_SOURCE ? source_attach(m, attach, err)
-	                                          : destination_attach(m, attach, -1, err);
+	                                          : destination_attach(m, attach, NULL, -1, err);
 }
 
 /* As if it had never attached. */

@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 
+#include "mem/addrmap.h"
 #include "mem/descriptor.h"
 #include "migrate/saved.h"
 #include "util/fd_store.h"
@@ -193,9 +194,12 @@ int source_cancel(struct migration *m, struct error *err);
 int source_run_on(struct migration *m, struct error *err);
 int source_release(struct migration *m, struct error *err);
 
-/* @state_fd: a page state to go on from, borrowed; -1: all is missing. */
-int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
-                       struct error *err);
+/*
+ * @pieces: where its regions are mapped, if not each at its host_addr; NULL
+ * @state_fd: a page state to go on from, borrowed; -1: all is missing. It knows of pieces.
+ */
+int destination_attach(struct migration *m, struct vmm_attach *attach, const struct addrmap *pieces,
+                       int state_fd, struct error *err);
 /* As if no VMM had ever attached. */
 void destination_detach(struct migration *m);
 int destination_take_over(struct migration *m, struct vmm_attach *attach, struct error *err);

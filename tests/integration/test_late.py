@@ -106,6 +106,46 @@ def test_memory_comes_after_the_vmstate(host):
         daemon.wait_for_state("vm1", "complete")
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["", "taken-over"])
+def test_memory_in_more_pieces_than_the_source_has(host, kept):
+    """A source that has read it from a file does not know where it is cut."""
+    scene = Scene(host, kind=KeptDaemon if kept else harness.Daemon, bulk=False)
+    scene.switch_over()
+    sizes = [SIZE // 4, SIZE // 2 + pyvmm.PAGE, SIZE // 4 - pyvmm.PAGE]
+    here, regions, at = scene.here, [], 0
+    for size in sizes:
+        # Each apart from the others.
+        pyvmm.libc.mmap(None, 1 << 21, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        addr = pyvmm.libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE,
+                               mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        pyvmm.libc.madvise(addr, size, mmap.MADV_DONTFORK)
+        if not regions:
+            uffd = pyvmm.userfaultfd(addr, size, pyvmm.UFFD_MODE_MISSING)
+        else:
+            pyvmm.register(uffd, addr, size, pyvmm.UFFD_MODE_MISSING)
+        regions.append(pyvmm.Region(size, at, pyvmm.ANONYMOUS, host_addr=addr,
+                                    fd_index=pyvmm.NO_FD, uffd_mode=pyvmm.UFFD_MODE_MISSING))
+        at += size
+    here.send(pyvmm.attach(pyvmm.DESTINATION, "vm1", regions, pyvmm.UFFD_FEATURES,
+                           kind=pyvmm.MEMORY), [uffd])
+    here.expect(pyvmm.ATTACHED)
+    if kept:
+        scene.destination.crash_and_restart()
+    here.addr = regions[1].host_addr
+    thread, page = here.touch(5)
+    thread.join(harness.DEADLINE_S)
+    first = regions[1].guest_phys_addr + 5 * pyvmm.PAGE
+    assert page.raw == scene.content[first:first + pyvmm.PAGE]
+    if kept:
+        here.vmstate_comes()
+    here.run()
+    scene.destination.call("SetLimits", id="vm1", bulk=True)
+    here.expect(pyvmm.COMPLETE)
+    assert b"".join(ctypes.string_at(region.host_addr, region.size)
+                    for region in regions) == scene.content
+    os.close(uffd)
+
+
 def refuse_to_load(scene):
     text = b"this version is too old"
     scene.here.send(pyvmm.packet(pyvmm.ERROR, struct.pack("<II", 22, len(text)) + text))
