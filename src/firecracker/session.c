@@ -32,12 +32,22 @@ static int connect_to(const char *path, int type)
 	return connect(sock, (struct sockaddr *)&addr, sizeof addr) ? -errno : steal_fd(&sock);
 }
 
+/* As Firecracker sees it: it may be jailed. */
+static int open_dir(struct session *s, struct error *err)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof path, "/proc/%d/root%s", (int)s->cred.pid, s->options->dir);
+	s->dir_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return s->dir_fd < 0 ? error_errno(err, -errno, "%s (--dir)", path) : 0;
+}
+
 int session_open(struct session *s, const struct options *o, struct error *err)
 {
 	_cleanup_close_ int sock = -1;
 	int rc;
 
-	*s = (struct session){ .options = o, .pidfd = -1 };
+	*s = (struct session){ .options = o, .pidfd = -1, .dir_fd = -1 };
 	if (!o->api)
 		return 0;
 	sock = connect_to(o->api, SOCK_STREAM);
@@ -48,12 +58,13 @@ int session_open(struct session *s, const struct options *o, struct error *err)
 		s->pidfd = peer_pidfd(sock, &s->cred);
 		rc = s->pidfd < 0 ? s->pidfd : 0;
 	}
-	return rc ? error_errno(err, rc, "the process behind %s", o->api) : 0;
+	return rc ? error_errno(err, rc, "the process behind %s", o->api) : open_dir(s, err);
 }
 
 void session_close(struct session *s)
 {
 	s->postcopy = postcopy_detach(s->postcopy);
+	close_fd(&s->dir_fd);
 	close_fd(&s->pidfd);
 }
 
@@ -64,8 +75,7 @@ void session_their_path(const struct session *s, const char *name, char ret[PATH
 
 void session_path(const struct session *s, const char *name, char ret[PATH_MAX])
 {
-	snprintf(ret, PATH_MAX, "/proc/%d/root%s/%s.%s", (int)s->cred.pid, s->options->dir,
-	         s->options->id, name);
+	snprintf(ret, PATH_MAX, "/proc/self/fd/%d/%s.%s", s->dir_fd, s->options->id, name);
 }
 
 int session_create(const struct session *s, const char *name, struct error *err)
@@ -77,7 +87,8 @@ int session_create(const struct session *s, const char *name, struct error *err)
 	(void)unlink(path);
 	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0 || fchown(fd, s->cred.uid, s->cred.gid))
-		return error_errno(err, -errno, "%s (--dir)", path);
+		return error_errno(err, -errno, "%s.%s in %s (--dir)", s->options->id, name,
+		                   s->options->dir);
 	return steal_fd(&fd);
 }
 

@@ -25,6 +25,7 @@ struct session {
 	const struct options *options;
 	struct ucred cred; /* of Firecracker */
 	int pidfd;
+	int dir_fd; /* --dir, also when Firecracker has ended */
 	struct postcopy *postcopy;
 };
 
