@@ -5,6 +5,7 @@
  *   options  the command line        session      Firecracker's process, the daemon, the directory
  *   api      Firecracker's API       handshake    what it says of its memory
  *   source   a guest that goes       destination  a guest that comes; take_back
+ *   serve    a snapshot, to many
  *
  * On the public header alone: it needs nothing of the daemon but its VMM socket.
  */
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 
 #include "firecracker/destination.h"
+#include "firecracker/serve.h"
 #include "firecracker/source.h"
 #include "util/log.h"
 
@@ -28,7 +30,7 @@ static int run(struct session *s, struct error *err)
 	case COMMAND_DESTINATION:
 		return destination_run(s, err);
 	case COMMAND_SERVE:
-		break;
+		return serve_run(s->options, err);
 	}
 	return 0;
 }

@@ -18,7 +18,8 @@ static const struct row {
 	const char *name, *argument, *help;
 	size_t offset; /* of a const char * */
 } rows[] = {
-	{ "id", "ID", "the migration's id, as it was prepared", offsetof(struct options, id) },
+	{ "id", "ID", "the migration's id, as it was prepared; serve: one or more",
+	  offsetof(struct options, id) },
 	{ "api", "PATH", "Firecracker's API socket", offsetof(struct options, api) },
 	{ "dir", "PATH",
 	  "a directory of a tmpfs for vmstate, memory and socket, as Firecracker sees it",
@@ -35,7 +36,7 @@ static const struct row {
 static void print_help(void)
 {
 	printf("Usage: postcopy-firecracker source|destination --id ID --api PATH --dir PATH\n"
-	       "       postcopy-firecracker serve --id ID --memory FILE --vmstate FILE\n\n"
+	       "       postcopy-firecracker serve --id ID... --memory FILE --vmstate FILE\n\n"
 	       "Moves the guest of a Firecracker as it is, by postcopyd.\n\n");
 	for (size_t i = 0; i < N_ROWS; i++) {
 		char left[40];
@@ -60,6 +61,14 @@ static int parse_command(const char *word, struct options *o, struct error *err)
 	                 word ? word : "");
 }
 
+static int add_id(struct options *o, const char *id, struct error *err)
+{
+	if (o->n_ids == OPTIONS_IDS_MAX)
+		return error_set(err, -EINVAL, "more than %d --id", OPTIONS_IDS_MAX);
+	o->ids[o->n_ids++] = id;
+	return 0;
+}
+
 static int check(const struct options *o, struct error *err)
 {
 	if (!o->id)
@@ -69,6 +78,8 @@ static int check(const struct options *o, struct error *err)
 		               ? 0
 		               : error_set(err, -EINVAL,
 		                           "give --memory and --vmstate, a snapshot's files");
+	if (o->n_ids > 1)
+		return error_set(err, -EINVAL, "only serve takes more than one --id");
 	if (!o->api)
 		return error_set(err, -EINVAL, "give --api, the path of Firecracker's API socket");
 	if (!o->dir || *o->dir != '/')
@@ -81,20 +92,24 @@ int options_parse(int argc, char **argv, struct options *ret, struct error *err)
 {
 	struct option longs[N_ROWS + 1] = { 0 };
 	struct options o = { .command = COMMAND_SOURCE };
-	int index, c, rc;
+	int index, c, rc = 0;
 
 	for (size_t i = 0; i < N_ROWS; i++)
 		longs[i] = (struct option){ .name = rows[i].name,
 			                    .has_arg = rows[i].argument ? required_argument
 			                                                : no_argument };
 	opterr = 0; /* one line about it is enough, and it is ours */
-	while ((c = getopt_long(argc, argv, ":", longs, &index)) == 0) {
+	while (!rc && (c = getopt_long(argc, argv, ":", longs, &index)) == 0) {
 		if (!rows[index].argument) {
 			print_help();
 			return 1;
 		}
 		*(const char **)((char *)&o + rows[index].offset) = optarg;
+		if (rows[index].offset == offsetof(struct options, id))
+			rc = add_id(&o, optarg, err);
 	}
+	if (rc)
+		return rc;
 	if (c != -1)
 		return error_set(err, -EINVAL, "\"%s\" %s; see --help", argv[optind - 1],
 		                 c == ':' ? "lacks its value" : "is not an option");

@@ -4,6 +4,8 @@
 
 #include "util/error.h"
 
+#define OPTIONS_IDS_MAX 64
+
 enum command {
 	COMMAND_SOURCE,
 	COMMAND_DESTINATION,
@@ -13,6 +15,8 @@ enum command {
 struct options {
 	enum command command;
 	const char *id;
+	const char *ids[OPTIONS_IDS_MAX]; /* serve: all of them */
+	unsigned int n_ids;
 	const char *api;              /* Firecracker's API socket */
 	const char *dir;              /* for files that both need; as Firecracker sees it */
 	const char *socket;           /* the daemon's; NULL: as usual */

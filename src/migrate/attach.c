@@ -105,14 +105,18 @@ static bool same_place(const struct region *a, pid_t a_vmm, const struct region 
 	       ranges_overlap(a->host_addr, a->size, b->host_addr, b->size);
 }
 
-/* Return: the first region of @table that is memory of @other's too; @table->n where none is. */
+/*
+ * A file that is sealed against writing has no guest: it is a snapshot's, and many read it.
+ *
+ * Return: the first region of @table that is memory of @other's too; @table->n where none is.
+ */
 static uint32_t find_shared(const struct migration *other, const struct region_table *table,
                             const struct descriptor_file files[REGIONS_MAX], pid_t vmm)
 {
 	pid_t other_vmm = migration_vmm_pid(other);
 
 	for (uint32_t i = 0; i < table->n; i++)
-		for (uint32_t j = 0; j < other->table.n; j++)
+		for (uint32_t j = 0; j < other->table.n && !files[i].frozen; j++)
 			if (same_memory(&table->regions[i], &files[i], &other->table.regions[j],
 			                &other->files[j]) ||
 			    same_place(&table->regions[i], vmm, &other->table.regions[j],

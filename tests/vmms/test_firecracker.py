@@ -50,7 +50,8 @@ class Connection(http.client.HTTPConnection):
 class MicroVm:
     """A Firecracker and its adapter."""
 
-    def __init__(self, host, daemon, role, migration_id="vm1", regions=None, huge=False):
+    def __init__(self, host, daemon, role, migration_id="vm1", regions=None, huge=False,
+                 adapter=True):
         self.daemon, self.role, self.id = daemon, role, migration_id
         name = "%s-%s" % (role, migration_id)
         self.api_path = host.dir / (name + ".api")
@@ -66,7 +67,8 @@ class MicroVm:
         self.log = open(host.dir / (name + ".log"), "ab")
         host.later(self.close)
         harness.eventually(self.api_path.exists, "its API socket is there")
-        self.start_adapter()
+        if adapter:
+            self.start_adapter()
 
     def start_adapter(self):
         self.adapter = subprocess.Popen(
@@ -257,3 +259,35 @@ def test_a_balloon_inflates_while_pages_come(host):
     pair.destination.call("SetLimits", id="vm1", bulk=True)
     pair.here.seen()
     pair.destination.wait_for_state("vm1", "complete")
+
+
+def test_a_snapshot_is_restored_to_two_hosts_at_once(host):
+    """From one copy of its memory: no guest runs in it, so nobody owns it."""
+    source = host.daemon("source")
+    destinations = [host.daemon("destination") for _ in range(2)]
+    ids = ["vm1", "vm2"]
+    # A snapshot, as Firecracker makes it.
+    original = MicroVm(host, source, "source", "original", regions="8", adapter=False)
+    memory, vmstate = host.dir / "memory", host.dir / "vmstate"
+    original.call("PATCH", "/vm", {"state": "Paused"})
+    original.call("PUT", "/snapshot/create", {"snapshot_type": "Full", "snapshot_path": str(vmstate),
+                                              "mem_file_path": str(memory)})
+    content = memory.read_bytes()
+    for name, destination in zip(ids, destinations):
+        source.prepare_source(name)
+        destination.prepare_destination(name, source.address)
+    here = [MicroVm(host, destination, "destination", name)
+            for name, destination in zip(ids, destinations)]
+    server = subprocess.Popen([str(PROGRAM), "serve", "--id", ids[0], "--id", ids[1], "--memory",
+                               str(memory), "--vmstate", str(vmstate), "--socket",
+                               str(source.vmm_path)])
+    host.later(lambda: (server.kill(), server.wait()))
+    for name, destination in zip(ids, destinations):
+        source.wait_for_state(name, "attached")
+        destination.wait_for_state(name, "attached")
+        destination.call("Start", id=name)
+    for name, vm in zip(ids, here):
+        assert vm.seen()["seen"] == hashlib.sha256(content).hexdigest()
+        vm.daemon.wait_for_state(name, "complete")
+    assert server.wait(harness.DEADLINE_S) == 0
+    assert original.state() == "Paused"
