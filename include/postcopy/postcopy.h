@@ -161,7 +161,11 @@ enum postcopy_memory {
 	POSTCOPY_MEMORY_HUGETLB = 2,
 	/** KVM_CREATE_GUEST_MEMFD with GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED. */
 	POSTCOPY_MEMORY_GUEST_MEMFD = 3,
-	/** Private anonymous memory: no descriptor, the source is read through /proc/self/mem. */
+	/**
+	 * Private anonymous memory, of pages of 4 KiB or 2 MiB (MAP_HUGETLB): no descriptor, the
+	 * source is read through /proc/self/mem. At the destination huge pages that are on their
+	 * way gather in a memfd first: as much memory besides as is being brought at that moment.
+	 */
 	POSTCOPY_MEMORY_ANONYMOUS = 4,
 };
 

@@ -614,10 +614,42 @@ static int unregister_all(struct pull *p)
 	}
 }
 
+/* The fault thread reads the event that it waits for. */
+static bool wait_a_little(void *arg)
+{
+	const struct timespec pause = { .tv_nsec = FINISH_LOOK_NS };
+
+	(void)arg;
+	nanosleep(&pause, NULL);
+	return true;
+}
+
+/* Unregistered, what is staged still would read as zeroes. */
+static int place_staged(struct pull *p)
+{
+	const struct resolver_caller caller = { .resolver = &p->resolver, .again = wait_a_little };
+	const struct timespec pause = { .tv_nsec = 100 * NSEC_PER_MSEC };
+	bool told = false;
+	int rc;
+
+	while ((rc = resolver_place_staged(&caller)) && rc != -ESRCH) {
+		if (!told)
+			log_migration_error(p->config.id,
+			                    "placing the last pages: %s; trying again",
+			                    strerror(-rc));
+		told = true;
+		nanosleep(&pause, NULL);
+	}
+	return rc;
+}
+
 int pull_finish(struct pull *p, struct error *err)
 {
-	int rc = unregister_all(p);
+	int rc = place_staged(p);
 
+	if (rc)
+		return error_errno(err, rc, "placing the last pages");
+	rc = unregister_all(p);
 	if (rc)
 		return error_errno(err, rc, "UFFDIO_UNREGISTER");
 	/* Some kernels wake nobody where MINOR alone was registered. */

@@ -87,7 +87,8 @@ struct pull {
 	struct events events;
 	struct tls_context *tls;
 	struct hello hello;
-	char tls_description[64]; /* written once, before tls_known is set: others read it any time */
+	char tls_description[64]; /* written once, before tls_known is set: others read it any time
+	                           */
 	atomic_bool tls_known;
 	uint64_t missing_at_release;
 

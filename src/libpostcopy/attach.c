@@ -7,9 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include "libpostcopy/internal.h"
 #include "libpostcopy/poison.h"
@@ -97,11 +99,32 @@ static int open_vmm_memory(const struct postcopy *p, int *fd, struct error *err)
 	                                           : 0;
 }
 
+/* Private huge pages are filled by UFFDIO_COPY of whole ones: they gather elsewhere first. */
+static bool is_staged(const struct postcopy_region *r)
+{
+	return r->memory == POSTCOPY_MEMORY_ANONYMOUS && r->page_size != 4096;
+}
+
+static int make_stage(struct postcopy *p, struct error *err)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < p->n_regions; i++)
+		bytes += is_staged(&p->regions[i]) ? p->regions[i].size : 0;
+	if (!bytes)
+		return 0;
+	p->stage_fd = memfd_create("postcopy-stage", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (p->stage_fd < 0 || ftruncate(p->stage_fd, (off_t)bytes))
+		return error_errno(err, -errno, "a memfd for huge pages that are on their way");
+	return 0;
+}
+
 /* The table, with its descriptors in @fds from @*n_fds on. */
 static int put_table(const struct postcopy *p, struct vmm_wire_msg *msg, int *own_memory, int *fds,
                      size_t *n_fds, struct error *err)
 {
 	size_t first = *n_fds;
+	uint64_t staged = 0;
 
 	msg->n_regions = (uint32_t)p->n_regions;
 	for (size_t i = 0; i < p->n_regions; i++) {
@@ -116,6 +139,11 @@ static int put_table(const struct postcopy *p, struct vmm_wire_msg *msg, int *ow
 		if (p->regions[i].memory == POSTCOPY_MEMORY_ANONYMOUS) {
 			int rc;
 
+			if (p->role == VMM_WIRE_DESTINATION && is_staged(&p->regions[i])) {
+				w->fd_index = fd_place(p->stage_fd, fds, n_fds, first);
+				w->fd_offset = staged;
+				staged += w->size;
+			}
 			if (p->role == VMM_WIRE_DESTINATION)
 				continue;
 			rc = open_vmm_memory(p, own_memory, err);
@@ -192,7 +220,7 @@ static int make(enum vmm_wire_role role, int pidfd, struct postcopy **ret, struc
 		return error_set(err, -ENOMEM, "out of memory");
 	p->role = role;
 	p->state = role == VMM_WIRE_SOURCE ? STATE_RUNNING : STATE_WAITING;
-	p->sock = p->uffd = p->vmstate_fd = p->poison_fd = p->pidfd = -1;
+	p->sock = p->uffd = p->vmstate_fd = p->poison_fd = p->pidfd = p->stage_fd = -1;
 	if (pid < 0)
 		return error_errno(err, pid, "the VMM's pidfd");
 	p->vmm = pid;
@@ -244,6 +272,8 @@ static int register_regions(struct postcopy *p, int uffd, struct error *err)
 	} else {
 		rc = uffd_open(&p->uffd, &p->uffd_features, err);
 	}
+	if (!rc)
+		rc = make_stage(p, err);
 	for (uint32_t i = 0; !rc && i < p->n_regions; i++) {
 		const struct postcopy_region *r = &p->regions[i];
 		uint32_t mode;
@@ -270,6 +300,7 @@ static void unregister_regions(struct postcopy *p)
 		uffd_unregister(p->uffd, p->registered[p->n_registered].addr,
 		                p->registered[p->n_registered].size);
 	}
+	close_fd(&p->stage_fd);
 	close_fd(&p->uffd);
 }
 

@@ -54,6 +54,9 @@ struct postcopy {
 	uint64_t uffd_features;
 	struct postcopy_region regions[POSTCOPY_REGIONS_MAX]; /* by name, where they have any */
 	size_t n_regions;
+	/* destination: where units of private huge pages gather until the daemon can place a page,
+	   of one region after the other; -1: there are none */
+	int stage_fd;
 	uint32_t place[POSTCOPY_REGIONS_MAX]; /* of each of them in the caller's table */
 	struct arriving arriving;
 	size_t n_registered;

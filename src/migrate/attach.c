@@ -28,9 +28,15 @@ static int check_kinds(const struct vmm_attach *attach, struct error *err)
 	for (uint32_t i = 0; i < msg->n_regions && !rc; i++) {
 		const struct vmm_wire_region *r = &msg->regions[i];
 
+		/* At a destination it can only be a stage. */
+		bool stage =
+		        msg->role == VMM_WIRE_DESTINATION && r->memory == POSTCOPY_MEMORY_ANONYMOUS;
+
 		if (r->fd_index != VMM_WIRE_NO_FD)
 			rc = descriptor_check_memory(attach->fds[r->fd_index],
-			                             (enum postcopy_memory)r->memory, i, err);
+			                             stage ? POSTCOPY_MEMORY_MEMFD
+			                                   : (enum postcopy_memory)r->memory,
+			                             i, err);
 	}
 	return rc;
 }
@@ -215,8 +221,8 @@ static int copy_fd(const struct migration *m, const struct vmm_attach *attach,
                    const struct region *r, uint32_t index, int *ret_fd, struct error *err)
 {
 	uint32_t place = attach->msg->regions[index].fd_index;
-	bool none =
-	        m->params.role == MIGRATION_DESTINATION && r->memory == POSTCOPY_MEMORY_ANONYMOUS;
+	bool none = m->params.role == MIGRATION_DESTINATION &&
+	            r->memory == POSTCOPY_MEMORY_ANONYMOUS && !region_is_staged(r);
 
 	if (none != (place == VMM_WIRE_NO_FD))
 		return error_set(err, -EINVAL, "region %u: %s %s a descriptor", index,

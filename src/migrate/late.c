@@ -45,7 +45,8 @@ static uint32_t join_region(const struct region *theirs, uint32_t region,
 	for (; first + n < msg->n_regions && offset < theirs->size; n++) {
 		if (w[n].guest_phys_addr != theirs->guest_phys_addr + offset || *w[n].name ||
 		    w[n].page_size != w->page_size || w[n].uffd_mode != w->uffd_mode ||
-		    w[n].memory != POSTCOPY_MEMORY_ANONYMOUS)
+		    w[n].memory != POSTCOPY_MEMORY_ANONYMOUS || w[n].fd_index != w->fd_index ||
+		    (w->fd_index != VMM_WIRE_NO_FD && w[n].fd_offset != w->fd_offset + offset))
 			return 0;
 		pieces->pieces[pieces->n++] = (struct addrmap_piece){
 			.host_addr = w[n].host_addr,

@@ -14,9 +14,9 @@ Not as the real one: no KVM. The guest is a thread that writes a counter while i
 destination reads all memory, in no order. The state file is this program's own. Memory has as many
 regions as it is told (--regions), not a hole at 3 GiB; nothing is ever unplugged.
 
-    firecracker.py --api-sock PATH [--regions MIB,MIB...] [--seed N] [--huge]
+    firecracker.py --api-sock PATH [--regions MIB,MIB...] [--seed N] [--huge] [--guest-waits PATH]
 
-With --regions it boots a guest at once. What the guest sees it says on stdout, as JSON.
+With --regions it boots a guest at once. A guest that has come reads nothing while PATH exists. What the guest sees it says on stdout, as JSON.
 """
 import argparse
 import ctypes
@@ -44,6 +44,15 @@ MAP_HUGETLB, MAP_HUGE_2MB = 0x40000, 21 << 26
 MADV_DONTNEED = 4
 
 
+def guest_content(size, seed):
+    """Of each 2 MiB the last 64 KiB are zero, and all of every fourth."""
+    content = bytearray(pyvmm.guest_content(size, seed))
+    for at in range(0, size, HUGE):
+        first = at if at // HUGE % 4 == 3 else at + HUGE - 65536
+        content[first:at + HUGE] = bytes(at + HUGE - first)
+    return bytes(content)
+
+
 class Fault(Exception):
     pass
 
@@ -57,7 +66,7 @@ class MicroVm:
         self.going = threading.Event()
         self.lock = threading.Lock()
         self.sock = self.uffd = None
-        self.loaded = False
+        self.waits = None
 
     def make_memory(self, sizes, huge):
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -87,7 +96,7 @@ class MicroVm:
     def boot(self, sizes, seed, huge):
         self.seed = seed
         self.make_memory(sizes, huge)
-        content = pyvmm.guest_content(self.size(), seed)
+        content = guest_content(self.size(), seed)
         for addr, size, offset in self.regions:
             ctypes.memmove(addr, content[offset:offset + size], size)
         self.state = "Running"
@@ -106,6 +115,8 @@ class MicroVm:
     def read_all(self):
         """What a guest sees that comes from elsewhere."""
         self.going.wait()
+        while self.waits and os.path.exists(self.waits):
+            time.sleep(0.01)
         page = ctypes.create_string_buffer(pyvmm.PAGE)
         places = [(offset + at, addr + at) for addr, size, offset in self.regions
                   for at in range(0, size, pyvmm.PAGE)]
@@ -233,9 +244,11 @@ def main():
     parser.add_argument("--regions")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--huge", action="store_true")
+    parser.add_argument("--guest-waits", metavar="PATH")
     options = parser.parse_args()
     pyvmm.libc.prctl(1, 9)  # it ends with the test
     Handler.vm = MicroVm()
+    Handler.vm.waits = options.guest_waits
     if options.regions:
         Handler.vm.boot([int(size) * MIB for size in options.regions.split(",")], options.seed,
                         options.huge)

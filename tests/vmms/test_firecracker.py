@@ -20,6 +20,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 INTEGRATION = HERE.parent / "integration"
 sys.path.insert(0, str(INTEGRATION))
 
+sys.path.insert(0, str(HERE))
+
+import firecracker  # noqa: E402
 import harness  # noqa: E402
 import pyvmm  # noqa: E402
 from keeper import KeptDaemon  # noqa: E402
@@ -61,6 +64,8 @@ class MicroVm:
         command = [sys.executable, str(HERE / "firecracker.py"), "--api-sock", str(self.api_path)]
         command += ["--regions", regions] if regions else []
         command += ["--huge"] if huge else []
+        self.guest_waits = host.dir / (name + ".guest-waits")
+        command += ["--guest-waits", str(self.guest_waits)]
         self.vmm = subprocess.Popen(command, stdout=subprocess.PIPE)
         self.lines = harness.Lines(self.vmm.stdout.fileno(), name)
         self.adapter = None
@@ -124,7 +129,7 @@ class Pair:
         self.destination.call("Start", id="vm1", **params)
 
     def content(self, count, ballooned=0):
-        content = struct.pack("<Q", count) + pyvmm.guest_content(self.size, 1)[8:]
+        content = struct.pack("<Q", count) + firecracker.guest_content(self.size, 1)[8:]
         return content[:self.size - ballooned] + bytes(ballooned)
 
     def finish(self):
@@ -147,6 +152,40 @@ def test_a_guest_moves(host, regions):
     """Where its memory is cut (around the hole for devices) only the destination is told."""
     pair = Pair(host, regions=regions)
     pair.start()
+    pair.finish()
+
+
+def free_huge_pages():
+    return int(pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+               .read_text())
+
+
+@pytest.mark.parametrize("regions", ["16", "8,6"])
+@pytest.mark.parametrize("kept", [False, True], ids=["", "taken-over"])
+def test_a_guest_of_huge_pages_moves(host, regions, kept):
+    """Each is placed when all of it has come: a part of one can't be."""
+    if free_huge_pages() < 24:
+        pytest.skip("fewer than 24 free huge pages of 2 MiB")
+    pair = Pair(host, kind=KeptDaemon if kept else harness.Daemon, regions=regions, huge=True,
+                bulk=not kept, prefetch=not kept)
+    pair.start()
+    if kept:
+        pair.destination.wait_for_state("vm1", "postcopy")
+        pair.destination.crash_and_restart()
+        pair.destination.call("SetLimits", id="vm1", bulk=True)
+    pair.finish()
+
+
+def test_huge_pages_that_nobody_touches_are_there_in_the_end(host):
+    """One whose last part is zero waits on its stage for a fault: it read as zeroes when the
+    migration was complete."""
+    if free_huge_pages() < 24:
+        pytest.skip("fewer than 24 free huge pages of 2 MiB")
+    pair = Pair(host, regions="16", huge=True)
+    pair.here.guest_waits.touch()
+    pair.start()
+    pair.destination.wait_for_state("vm1", "complete")
+    pair.here.guest_waits.unlink()
     pair.finish()
 
 
