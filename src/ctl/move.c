@@ -192,7 +192,7 @@ static int prepare_and_start(struct move *m, const char *at_source, const char *
 	}
 	if (!rc)
 		rc = wait_attached(m, err);
-	if (rc || !client_start(m->destination.client, m->id, false, NULL, err))
+	if (rc || !client_start(m->destination.client, m->id, false, NULL, NULL, err))
 		return rc;
 	return refused_by(m, &m->destination, err);
 }

@@ -52,6 +52,21 @@ static int poison_once(struct resolver *r, uint64_t addr, uint64_t len)
 	return rc == UFFD_EXISTS || rc == UFFD_ABSENT ? uffd_wake(r->uffd, addr, len) : rc;
 }
 
+/* A page of private memory that is whole, from its stage. Return: as the ioctls. */
+static int place_staged(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
+                        uint64_t len)
+{
+	struct memory *m = r->memories[region];
+	uint64_t done;
+	int rc = uffd_copy(r->uffd, addr, memory_staged(m, offset), len, &done);
+
+	if (rc == UFFD_DONE)
+		stat_add(&r->stats->fill_copy, len >> UNIT_SHIFT);
+	if (rc == UFFD_DONE || rc == UFFD_EXISTS)
+		memory_unstage(m, offset, len);
+	return rc == UFFD_EXISTS ? uffd_wake(r->uffd, addr, len) : rc;
+}
+
 /* One try at one mapped page. Return: as the ioctls. */
 static int map_once(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
                     uint64_t len)
@@ -62,6 +77,8 @@ static int map_once(struct resolver *r, uint32_t region, uint64_t offset, uint64
 
 	if (page_state_page_poisoned(r->state, region, offset >> UNIT_SHIFT))
 		return poison_once(r, addr, len);
+	if (region_is_staged(&r->table->regions[region]))
+		return place_staged(r, region, offset, addr, len);
 	/* Anonymous memory has no page cache: what is present is mapped, or zero. */
 	if (anonymous) {
 		rc = uffd_zeropage(r->uffd, addr, len, &done);
@@ -169,9 +186,11 @@ static int map_run(const struct resolver_caller *caller, uint32_t region, uint64
  */
 static bool fills_by_copy(const struct resolver *r, const struct resolver_batch *b)
 {
-	switch (r->table->regions[b->region].memory) {
+	const struct region *region = &r->table->regions[b->region];
+
+	switch (region->memory) {
 	case POSTCOPY_MEMORY_ANONYMOUS:
-		return true;
+		return !region_is_staged(region);
 	case POSTCOPY_MEMORY_MEMFD:
 		return b->for_fault || r->map == RESOLVER_MAP_EAGER ||
 		       memory_writes_huge(r->memories[b->region]) ||
@@ -526,6 +545,7 @@ static int map_filled(const struct resolver_caller *caller, const struct resolve
                       uint64_t data, uint64_t wanted, bool filled_behind)
 {
 	struct resolver *r = caller->resolver;
+	const struct region *region = &r->table->regions[b->region];
 	int rc;
 
 	/*
@@ -536,9 +556,9 @@ static int map_filled(const struct resolver_caller *caller, const struct resolve
 		wanted &= filled_behind ? UINT64_MAX : ~data;
 		data &= page_state_written(r->state, b->region, b->word);
 	}
-	if (r->map == RESOLVER_MAP_LAZY)
+	if (r->map == RESOLVER_MAP_LAZY && !region_is_staged(region))
 		return map_pages(caller, b->region, b->word, wanted);
-	if (r->table->regions[b->region].page_size != UNIT_BYTES)
+	if (region->page_size != UNIT_BYTES)
 		return map_pages(caller, b->region, b->word, data | wanted);
 	rc = resolver_map_ahead(caller, b->region, b->word, data);
 	return rc ? rc : map_pages(caller, b->region, b->word, wanted & ~data);
@@ -652,9 +672,33 @@ void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
 			continue;
 		from = (p->offset + (from - p->host_addr)) >> UNIT_SHIFT;
 		to = (p->offset + (to - p->host_addr)) >> UNIT_SHIFT;
+		if (region_is_staged(&r->table->regions[p->region]))
+			memory_unstage(r->memories[p->region], from << UNIT_SHIFT,
+			               (to - from) << UNIT_SHIFT);
 		stat_add(&r->stats->fill_zero,
 		         resolver_discard_units(r->state, p->region, from, to, true));
 	}
+}
+
+int resolver_place_staged(const struct resolver_caller *caller)
+{
+	struct resolver *r = caller->resolver;
+	int rc = 0;
+
+	for (uint32_t i = 0; i < r->table->n && !rc; i++) {
+		const struct region *region = &r->table->regions[i];
+		uint64_t at = 0;
+
+		while (region_is_staged(region) && memory_next_staged(r->memories[i], &at) && !rc) {
+			at -= at % region->page_size;
+			rc = resolver_map_page(caller, i, at >> UNIT_SHIFT);
+			/* Also where it is not mapped any more, or poisoned. */
+			if (!rc)
+				memory_unstage(r->memories[i], at, region->page_size);
+			at += region->page_size;
+		}
+	}
+	return rc;
 }
 
 static void settle_word(struct resolver *r, uint32_t region, uint64_t word)

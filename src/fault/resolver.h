@@ -95,6 +95,14 @@ struct resolver_batch {
 /* A unit of them. */
 extern const uint8_t resolver_zeroes[UNIT_BYTES];
 
+/*
+ * resolver_place_staged() - what lies on the stage of private huge pages still
+ *
+ * When every unit is present, and before the memory is unregistered: a page whose last unit was
+ * zero waits there for its fault. Return: 0; -ENOMEM: try again; -ESRCH; -ECANCELED.
+ */
+int resolver_place_staged(const struct resolver_caller *caller);
+
 /* All but addrmap and map_lock is set by the caller. Return: 0 or -errno. */
 int resolver_init(struct resolver *r);
 void resolver_deinit(struct resolver *r);

@@ -54,12 +54,18 @@ struct postcopy {
 	int pidfd;
 	pid_t vmm;
 	bool attached;
+	/* destination: its memory comes after the vmstate; it was handed over; and was taken. */
+	bool late, handed, taken;
+	char id[POSTCOPY_ID_MAX + 1]; /* of its migration, where it is late */
 	/* destination: our own copy. Were the daemon's the last one, its death would let
 	   absent pages read as zeroes. */
 	int uffd;
 	uint64_t uffd_features;
 	struct postcopy_region regions[POSTCOPY_REGIONS_MAX]; /* by name, where they have any */
 	size_t n_regions;
+	/* destination: where units of private huge pages gather until the daemon can place a page,
+	   of one region after the other; -1: there are none */
+	int stage_fd;
 	uint32_t place[POSTCOPY_REGIONS_MAX]; /* of each of them in the caller's table */
 	struct arriving arriving;
 	size_t n_registered;
@@ -69,6 +75,9 @@ struct postcopy {
 		uint32_t index, mode;
 	} registered[POSTCOPY_REGIONS_MAX];
 };
+
+/* What was handed over late, said (again). Return: as send_message(). */
+int say_memory(struct postcopy *p, struct error *err);
 
 /* Return: 0, -EPIPE, -ETIMEDOUT and others with @err set. */
 int send_message(struct postcopy *p, const struct vmm_wire_msg *msg, const int *fds, size_t n_fds,
@@ -92,5 +101,13 @@ void dirty_release(struct postcopy *p);
  */
 int receive_message(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg, int *ret_fd,
                     struct error *err);
+
+/* The next message that says something new. Return: as receive_message(). */
+int receive_news(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg, int *ret_fd,
+                 struct error *err);
+
+/* Return: 0; -EINVAL with @err set: a call that does not fit sends nothing. */
+int require_state(const struct postcopy *p, enum attachment_state state, const char *call,
+                  struct error *err);
 
 #endif

@@ -33,6 +33,8 @@ static int check_page_size(const struct postcopy_region *r, size_t i, struct err
 
 	if (r->memory == POSTCOPY_MEMORY_HUGETLB ? huge : r->page_size == PAGE_4K)
 		return 0;
+	if (r->memory == POSTCOPY_MEMORY_ANONYMOUS && r->page_size == PAGE_2M)
+		return 0;
 	return error_set(err, -EINVAL, "region %zu: page_size %llu; %s memory has %s", i,
 	                 (unsigned long long)r->page_size, table_memory_name(r->memory),
 	                 r->memory == POSTCOPY_MEMORY_HUGETLB ? "2097152 or 1073741824" : "4096");

@@ -140,11 +140,14 @@ int descriptor_check_userfaultfd(int fd, struct error *err)
 
 int descriptor_file(int fd, struct descriptor_file *ret)
 {
+	int seals = fcntl(fd, F_GET_SEALS);
 	struct stat st;
 
 	if (fstat(fd, &st))
 		return -errno;
-	*ret = (struct descriptor_file){ .dev = st.st_dev, .ino = st.st_ino };
+	*ret = (struct descriptor_file){ .dev = st.st_dev,
+		                         .ino = st.st_ino,
+		                         .frozen = seals >= 0 && (seals & F_SEAL_WRITE) };
 	return 0;
 }
 

@@ -60,6 +60,7 @@ int descriptor_check_userfaultfd(int fd, struct error *err);
 struct descriptor_file {
 	uint64_t dev;
 	uint64_t ino;
+	bool frozen; /* F_SEAL_WRITE: nobody can write it any more, so no guest runs in it */
 };
 
 /* @fd: of a kind that is memory. Return: 0 or -errno. */

@@ -225,6 +225,22 @@ static bool knows_pwrite(int fd, uint64_t offset)
 	return pwrite(fd, "", 0, (off_t)offset) == 0;
 }
 
+/* It must not shrink: we read it. */
+static int check_stage(struct memory *m, uint32_t index, struct error *err)
+{
+	int rc = descriptor_check_memory(m->fd, POSTCOPY_MEMORY_MEMFD, index, err);
+
+	if (!rc)
+		rc = check_access(m, index, true, err);
+	if (!rc)
+		rc = check_size(m, index, err);
+	if (!rc)
+		rc = check_seals(m, index, true, err);
+	if (!rc && m->may_shrink)
+		rc = refuse(m, index, "its stage must be a memfd that can be sealed", err);
+	return rc ? rc : open_seek_fd(m, index, err);
+}
+
 int memory_open_destination(const struct region *region, uint32_t index, int fd,
                             struct memory **ret, struct error *err)
 {
@@ -233,12 +249,12 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 
 	if (!m)
 		return error_set(err, -ENOMEM, "region %u: out of memory", index);
-	if (m->kind == POSTCOPY_MEMORY_ANONYMOUS) {
+	if (m->kind == POSTCOPY_MEMORY_ANONYMOUS && !region_is_staged(region)) {
 		*ret = m;
 		return 0;
 	}
 	m->fd = fd;
-	rc = check_fd(m, index, true, err);
+	rc = region_is_staged(region) ? check_stage(m, index, err) : check_fd(m, index, true, err);
 	if (!rc && m->kind == POSTCOPY_MEMORY_MEMFD)
 		rc = open_seek_fd(m, index, err);
 	if (!rc && (m->kind != POSTCOPY_MEMORY_MEMFD || m->may_shrink))
@@ -441,6 +457,27 @@ enum memory_fill memory_fill_method(const struct memory *m, bool for_fault)
 		return MEMORY_FILL_MEMCPY;
 	return atomic_load_explicit(&m->can_write, memory_order_relaxed) ? MEMORY_FILL_WRITE
 	                                                                 : MEMORY_FILL_MEMCPY;
+}
+
+const void *memory_staged(const struct memory *m, uint64_t offset)
+{
+	return m->alias + offset;
+}
+
+void memory_unstage(const struct memory *m, uint64_t offset, uint64_t len)
+{
+	(void)fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+	                (off_t)(m->fd_offset + offset), (off_t)len);
+}
+
+bool memory_next_staged(const struct memory *m, uint64_t *offset)
+{
+	off_t data = lseek(m->seek_fd, (off_t)(m->fd_offset + *offset), SEEK_DATA);
+
+	if (data < 0 || (uint64_t)data >= m->fd_offset + m->size)
+		return false;
+	*offset = (uint64_t)data - m->fd_offset;
+	return true;
 }
 
 int memory_fd(const struct memory *m)

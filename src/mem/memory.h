@@ -15,6 +15,8 @@
  *                                     fault: memcpy to the alias
  *   anonymous    pread() of the       UFFDIO_COPY, by the resolver    UFFDIO_ZEROPAGE
  *                VMM's /proc/PID/mem
+ *   the same, of               memcpy to the alias of a file     UFFDIO_COPY from
+ *   huge pages                 beside it (the stage)             the stage
  *
  * pread() rather than a mapping on the source: a hole is read as zeroes without being
  * allocated, a truncated file is an error and not a signal, and the daemon's resident
@@ -135,6 +137,18 @@ bool memory_is_cut_off(struct memory *m, uint64_t offset, uint64_t len);
 
 /* How memory_fill() would fill: MEMORY_FILL_COPY means that it can't. */
 enum memory_fill memory_fill_method(const struct memory *m, bool for_fault);
+
+/*
+ * The stage of private huge pages (region_is_staged()): a file as large, where a page's units
+ * gather. What of it is a hole is zero.
+ */
+const void *memory_staged(const struct memory *m, uint64_t offset);
+
+/* What was staged is in place, or not wanted any more. */
+void memory_unstage(const struct memory *m, uint64_t offset, uint64_t len);
+
+/* Whether anything is staged from @*offset on, which then is where. */
+bool memory_next_staged(const struct memory *m, uint64_t *offset);
 
 /* The descriptor, -1 for none; borrowed. */
 int memory_fd(const struct memory *m);

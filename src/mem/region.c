@@ -28,9 +28,10 @@ static bool page_size_fits(enum postcopy_memory memory, uint64_t page_size)
 	switch (memory) {
 	case POSTCOPY_MEMORY_HUGETLB:
 		return page_size == SIZE_2M || page_size == SIZE_1G;
+	case POSTCOPY_MEMORY_ANONYMOUS:
+		return page_size == UNIT_BYTES || page_size == SIZE_2M;
 	case POSTCOPY_MEMORY_MEMFD:
 	case POSTCOPY_MEMORY_GUEST_MEMFD:
-	case POSTCOPY_MEMORY_ANONYMOUS:
 		return page_size == UNIT_BYTES;
 	}
 	return false;

@@ -97,6 +97,15 @@ static inline uint64_t region_units_per_page(const struct region *region)
 	return region->page_size >> UNIT_SHIFT;
 }
 
+/*
+ * Private memory of huge pages: UFFDIO_COPY alone fills it, and a whole page at a time. So its
+ * units gather in a file beside it until a page is whole (mem/memory.h).
+ */
+static inline bool region_is_staged(const struct region *region)
+{
+	return region->memory == POSTCOPY_MEMORY_ANONYMOUS && region->page_size != UNIT_BYTES;
+}
+
 /* Of ranges whose ends don't overflow. */
 static inline bool ranges_overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len)
 {

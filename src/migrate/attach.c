@@ -28,9 +28,15 @@ static int check_kinds(const struct vmm_attach *attach, struct error *err)
 	for (uint32_t i = 0; i < msg->n_regions && !rc; i++) {
 		const struct vmm_wire_region *r = &msg->regions[i];
 
+		/* At a destination it can only be a stage. */
+		bool stage =
+		        msg->role == VMM_WIRE_DESTINATION && r->memory == POSTCOPY_MEMORY_ANONYMOUS;
+
 		if (r->fd_index != VMM_WIRE_NO_FD)
 			rc = descriptor_check_memory(attach->fds[r->fd_index],
-			                             (enum postcopy_memory)r->memory, i, err);
+			                             stage ? POSTCOPY_MEMORY_MEMFD
+			                                   : (enum postcopy_memory)r->memory,
+			                             i, err);
 	}
 	return rc;
 }
@@ -105,14 +111,18 @@ static bool same_place(const struct region *a, pid_t a_vmm, const struct region 
 	       ranges_overlap(a->host_addr, a->size, b->host_addr, b->size);
 }
 
-/* Return: the first region of @table that is memory of @other's too; @table->n where none is. */
+/*
+ * A file that is sealed against writing has no guest: it is a snapshot's, and many read it.
+ *
+ * Return: the first region of @table that is memory of @other's too; @table->n where none is.
+ */
 static uint32_t find_shared(const struct migration *other, const struct region_table *table,
                             const struct descriptor_file files[REGIONS_MAX], pid_t vmm)
 {
 	pid_t other_vmm = migration_vmm_pid(other);
 
 	for (uint32_t i = 0; i < table->n; i++)
-		for (uint32_t j = 0; j < other->table.n; j++)
+		for (uint32_t j = 0; j < other->table.n && !files[i].frozen; j++)
 			if (same_memory(&table->regions[i], &files[i], &other->table.regions[j],
 			                &other->files[j]) ||
 			    same_place(&table->regions[i], vmm, &other->table.regions[j],
@@ -211,8 +221,8 @@ static int copy_fd(const struct migration *m, const struct vmm_attach *attach,
                    const struct region *r, uint32_t index, int *ret_fd, struct error *err)
 {
 	uint32_t place = attach->msg->regions[index].fd_index;
-	bool none =
-	        m->params.role == MIGRATION_DESTINATION && r->memory == POSTCOPY_MEMORY_ANONYMOUS;
+	bool none = m->params.role == MIGRATION_DESTINATION &&
+	            r->memory == POSTCOPY_MEMORY_ANONYMOUS && !region_is_staged(r);
 
 	if (none != (place == VMM_WIRE_NO_FD))
 		return error_set(err, -EINVAL, "region %u: %s %s a descriptor", index,
@@ -260,7 +270,7 @@ int migration_open_memories(struct migration *m, const struct vmm_attach *attach
 		if (!rc)
 			fd = -1;
 	}
-	if (!rc && destination && m->state == MIGRATION_PREPARED)
+	if (!rc && destination && (m->state == MIGRATION_PREPARED || migration_memory_is_late(m)))
 		rc = empty_memories(table, memories, err);
 	if (!rc)
 		log_migration_debug(m->params.id, "%u regions, %llu MiB", table->n,

@@ -124,7 +124,8 @@ int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *re
 		rc = region_table_add(ret, &r, err);
 		if (rc)
 			return rc;
-		if (!r.host_addr)
+		/* Where the memory is late, its table is of the source's, which has none here. */
+		if (!r.host_addr && !(msg->attach_flags & VMM_WIRE_ATTACH_LATE))
 			return error_set(err, -EINVAL, "region %u: no host address", i);
 	}
 	return 0;

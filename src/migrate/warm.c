@@ -132,7 +132,7 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
                        struct error *err)
 {
 	struct migration *m = k->m;
-	bool last, any = pull_missing(m->pull) != m->table.units;
+	bool last, any = !k->late && pull_missing(m->pull) != m->table.units;
 	uint64_t units = 0;
 	int rc = take_harvest(m, ret, ret_payload, &units, &last, err);
 
@@ -151,6 +151,8 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
 	}
 	if (last)
 		note_harvest(k, units);
+	if (k->late)
+		return 0;
 	pthread_mutex_lock(&m->lock);
 	m->warmed.switched_dirty_units = pull_missing(m->pull);
 	pthread_mutex_unlock(&m->lock);
@@ -384,6 +386,13 @@ int warm_up(struct conductor *k, struct error *err)
 	if (!m->warming.wanted || *m->warmed.refused ||
 	    conductor_wait(m, ORDER_SWITCHOVER, clock_now_ns()))
 		return 0;
+	if (k->late) {
+		error_set(err, -EOPNOTSUPP,
+		          "this VMM has its memory when it has read the vmstate, and not before");
+		refuse(m, err);
+		*err = ERROR_INIT;
+		return 0;
+	}
 	rc = pull_warm(m->pull, err) ? WARM_REFUSED : track(k, err);
 	if (rc)
 		return fail(k, rc, err);

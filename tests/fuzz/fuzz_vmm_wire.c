@@ -92,5 +92,5 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	         msg.type == VMM_WIRE_CHANNEL || msg.type == VMM_WIRE_POISONED;
 	if (msg.type == VMM_WIRE_DIRTY_LOG)
 		buf[0] = 2;
-	return msg.type <= VMM_WIRE_HARVESTED ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
+	return msg.type <= VMM_WIRE_MEMORY ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
 }

@@ -93,7 +93,11 @@ static void test_page_sizes_by_kind(void **state)
 				            .page_size = sizes[i] };
 			bool huge = sizes[i] == SIZE_2M || sizes[i] == SIZE_1G;
 
-			if (kind == POSTCOPY_MEMORY_HUGETLB ? huge : sizes[i] == UNIT_BYTES)
+			/* Private memory has pages of 2 MiB as well. */
+			bool staged = kind == POSTCOPY_MEMORY_ANONYMOUS && sizes[i] == SIZE_2M;
+
+			if (kind == POSTCOPY_MEMORY_HUGETLB ? huge
+			                                    : sizes[i] == UNIT_BYTES || staged)
 				accepted(&table, &r);
 			else
 				refused(&table, &r, -EINVAL, "region 0");

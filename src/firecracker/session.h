@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One Firecracker and the daemon, as both sides of a migration see them.
+ *
+ * Theory of operation
+ * -------------------
+ * Where a migration stands the daemon says (postcopy_*_attach_again()), and what its microVM is
+ * Firecracker says ("GET /"). What this process needs besides lies in the directory (--dir). So it
+ * begins the same way each time, and may end at any instruction. A daemon that is gone comes back:
+ * it is waited for as long as Firecracker lives.
+ *
+ * Firecracker may be jailed: the directory is named as it sees it, and reached by /proc/PID/root.
+ */
+#ifndef FIRECRACKER_SESSION_H
+#define FIRECRACKER_SESSION_H
+
+#include <limits.h>
+#include <postcopy/postcopy.h>
+#include <stdbool.h>
+#include <sys/socket.h>
+
+#include "firecracker/options.h"
+
+struct session {
+	const struct options *options;
+	struct ucred cred; /* of Firecracker */
+	int pidfd;
+	int dir_fd; /* --dir, also when Firecracker has ended */
+	struct postcopy *postcopy;
+};
+
+/* Finds Firecracker's process by its API socket. */
+int session_open(struct session *s, const struct options *o, struct error *err);
+void session_close(struct session *s);
+
+/* A file of the directory: as we reach it, and as Firecracker does. */
+void session_path(const struct session *s, const char *name, char ret[PATH_MAX]);
+void session_their_path(const struct session *s, const char *name, char ret[PATH_MAX]);
+
+/* An empty file there, that Firecracker can write. Return: its descriptor; or -errno with @err. */
+int session_create(const struct session *s, const char *name, struct error *err);
+void session_remove(const struct session *s, const char *name);
+
+/*
+ * session_await_daemon() - until somebody listens on its socket
+ *
+ * Return: 0; -ESRCH where Firecracker has ended, with @err set.
+ */
+int session_await_daemon(const struct session *s, struct error *err);
+
+bool session_has_ended(const struct session *s);
+
+/* The microVM is of no use to anybody: its guest is elsewhere, or never was whole. */
+void session_kill(const struct session *s);
+
+/* The next event; @ret of type NONE: nothing came in time. Return: 0; -EPIPE: the daemon is gone.
+ */
+int session_event(struct session *s, int timeout_ms, struct postcopy_event *ret, struct error *err);
+
+/* An error of libpostcopy's into ours. Return: @rc. */
+int session_error(int rc, const struct postcopy_error *from, struct error *err);
+
+#endif

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "firecracker/source.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <json.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "firecracker/api.h"
+#include "util/cleanup.h"
+#include "util/log.h"
+
+#define SOON_MS 10000
+/* For a snapshot to be written. */
+#define CREATE_MS 600000
+
+/* As large as a snapshot of it will be, and with nothing in it yet. */
+static int attach_anew(struct session *s, struct error *err)
+{
+	struct postcopy_region region = { .memory = POSTCOPY_MEMORY_MEMFD,
+		                          .page_size = 4096,
+		                          .host_addr = (void *)4096 };
+	struct postcopy_error why = { 0 };
+	_cleanup_close_ int fd = -1;
+	int rc = api_get_memory_bytes(s->options->api, &region.size, err);
+
+	if (rc)
+		return rc;
+	fd = session_create(s, "memory", err);
+	if (fd < 0)
+		return fd;
+	if (ftruncate(fd, (off_t)region.size))
+		return error_errno(err, -errno, "the memory file");
+	region.fd = fd;
+	rc = postcopy_source_attach_for(s->options->socket, s->options->id, s->pidfd, &region, 1,
+	                                &s->postcopy, &why);
+	return session_error(rc, &why, err);
+}
+
+static int attach(struct session *s, struct error *err)
+{
+	struct postcopy_error why = { 0 };
+	int rc = session_await_daemon(s, err);
+
+	if (rc)
+		return rc;
+	rc = postcopy_source_attach_again(s->options->socket, s->options->id, s->pidfd,
+	                                  &s->postcopy, NULL, &why);
+	return rc == -ENOENT ? attach_anew(s, err) : session_error(rc, &why, err);
+}
+
+/* Firecracker writes the guest's state and all of its memory. */
+static int create_snapshot(struct session *s, struct error *err)
+{
+	char memory[PATH_MAX], vmstate[PATH_MAX];
+	json_object *o = json_object_new_object();
+	int fd = session_create(s, "vmstate", err), rc;
+
+	session_their_path(s, "memory", memory);
+	session_their_path(s, "vmstate", vmstate);
+	json_object_object_add(o, "snapshot_type", json_object_new_string("Full"));
+	json_object_object_add(o, "snapshot_path", json_object_new_string(vmstate));
+	json_object_object_add(o, "mem_file_path", json_object_new_string(memory));
+	rc = fd < 0 ? fd
+	            : api_do(s->options->api, "PUT", "/snapshot/create",
+	                     json_object_to_json_string(o), CREATE_MS, err);
+	json_object_put(o);
+	close_fd(&fd);
+	return rc;
+}
+
+/* It must be all of what was attached: else pages would read as zeroes. */
+static int check_memory(struct session *s, struct error *err)
+{
+	char path[PATH_MAX];
+	uint64_t bytes;
+	struct stat st;
+	int rc = api_get_memory_bytes(s->options->api, &bytes, err);
+
+	session_path(s, "memory", path);
+	if (rc)
+		return rc;
+	if (stat(path, &st))
+		return error_errno(err, -errno, "%s", path);
+	if ((uint64_t)st.st_size != bytes)
+		return error_set(err, -EPROTO,
+		                 "the snapshot has %lld bytes of memory, the microVM %llu: "
+		                 "attach it again",
+		                 (long long)st.st_size, (unsigned long long)bytes);
+	return 0;
+}
+
+static int say_paused(struct session *s, struct error *err)
+{
+	struct postcopy_error why = { 0 };
+	_cleanup_close_ int fd = -1;
+	char path[PATH_MAX];
+
+	session_path(s, "vmstate", path);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return error_errno(err, -errno, "%s", path);
+	return session_error(postcopy_source_paused_fd(s->postcopy, fd, &why), &why, err);
+}
+
+/* The process before this one may have done any part of it. */
+static int stop_guest(struct session *s, struct error *err)
+{
+	enum api_state state;
+	int rc = api_get_state(s->options->api, CREATE_MS, &state, err);
+
+	if (!rc && state == API_NOT_STARTED)
+		rc = error_set(err, -EINVAL, "the microVM has no guest");
+	if (!rc && state == API_RUNNING)
+		rc = api_set_state(s->options->api, "Paused", err);
+	if (!rc)
+		rc = create_snapshot(s, err);
+	return rc ? rc : check_memory(s, err);
+}
+
+static int run_on(struct session *s, struct error *err)
+{
+	enum api_state state;
+	int rc = api_get_state(s->options->api, CREATE_MS, &state, err);
+
+	return rc || state != API_PAUSED ? rc : api_set_state(s->options->api, "Resumed", err);
+}
+
+/* Return: 0; -EPIPE: the daemon is gone; or why the guest can't be paused, told to the daemon. */
+static int pause_guest(struct session *s, struct error *err)
+{
+	struct postcopy_error told = { 0 };
+	struct error later = ERROR_INIT;
+	int rc = stop_guest(s, err);
+
+	if (!rc)
+		return say_paused(s, err);
+	if (run_on(s, &later))
+		log_migration_error(s->options->id, "the guest stands still: %s", later.text);
+	(void)postcopy_source_pause_failed(s->postcopy, err->text, &told);
+	return rc;
+}
+
+/* Return: 0 to go on; 1: the guest is elsewhere; or -errno. */
+static int handle(struct session *s, const struct postcopy_event *event, struct error *err)
+{
+	switch (event->type) {
+	case POSTCOPY_EVENT_PAUSE:
+		return pause_guest(s, err);
+	case POSTCOPY_EVENT_RESUME:
+		if (run_on(s, err))
+			return error_prefix(err, "the guest stands still");
+		return error_set(err, -ECANCELED, "%.200s", event->reason);
+	case POSTCOPY_EVENT_COMPLETE:
+		/* Whoever resumed it would have two guests. */
+		session_kill(s);
+		return 1;
+	case POSTCOPY_EVENT_FAILED:
+		return error_set(err, -ECANCELED, "the migration failed: %.200s", event->reason);
+	case POSTCOPY_EVENT_NONE:
+		return session_has_ended(s)
+		               ? error_set(err, -ESRCH, "Firecracker (pid %d) has ended",
+		                           (int)s->cred.pid)
+		               : 0;
+	default: /* nothing that this has offered to do */
+		return 0;
+	}
+}
+
+static int follow(struct session *s, struct error *err)
+{
+	int rc = attach(s, err);
+
+	if (!rc)
+		log_migration_info(s->options->id, "attached for Firecracker, pid %d",
+		                   (int)s->cred.pid);
+	while (!rc) {
+		struct postcopy_event event;
+
+		rc = session_event(s, SOON_MS, &event, err);
+		if (!rc)
+			rc = handle(s, &event, err);
+	}
+	return rc;
+}
+
+int source_run(struct session *s, struct error *err)
+{
+	int rc;
+
+	while ((rc = follow(s, err)) == -EPIPE || rc == -EAGAIN) {
+		s->postcopy = postcopy_detach(s->postcopy);
+		*err = ERROR_INIT;
+	}
+	session_remove(s, "memory");
+	session_remove(s, "vmstate");
+	return rc < 0 ? rc : 0;
+}

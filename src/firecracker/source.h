@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A microVM that goes.
+ *
+ * Its memory is private: nobody but Firecracker can read it. So what the daemon is given is a file
+ * of a tmpfs, and Firecracker writes a full snapshot into it when it is paused. That is downtime,
+ * about 3 ms a MiB: a guest that must not stand still for so long has to have little memory.
+ */
+#ifndef FIRECRACKER_SOURCE_H
+#define FIRECRACKER_SOURCE_H
+
+#include "firecracker/session.h"
+
+/* Return: 0, the guest is elsewhere; or -errno with @err set: it runs on here. */
+int source_run(struct session *s, struct error *err);
+
+#endif

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""postcopy-firecracker moves the guest of a Firecracker, or of what stands in for one."""
+import hashlib
+import http.client
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+INTEGRATION = HERE.parent / "integration"
+sys.path.insert(0, str(INTEGRATION))
+
+sys.path.insert(0, str(HERE))
+
+import firecracker  # noqa: E402
+import harness  # noqa: E402
+import pyvmm  # noqa: E402
+from keeper import KeptDaemon  # noqa: E402
+
+spec = importlib.util.spec_from_file_location("integration_fixtures", INTEGRATION / "conftest.py")
+fixtures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fixtures)
+host, pki = fixtures.host, fixtures.pki
+
+MIB = 1 << 20
+PROGRAM = harness.BUILD / "src/firecracker/postcopy-firecracker"
+
+pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
+                                reason=str(pyvmm.can_userfault()))
+
+
+class Connection(http.client.HTTPConnection):
+    def __init__(self, path, timeout):
+        super().__init__("localhost", timeout=timeout)
+        self.path = str(path)
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class MicroVm:
+    """A Firecracker and its adapter."""
+
+    def __init__(self, host, daemon, role, migration_id="vm1", regions=None, huge=False,
+                 adapter=True):
+        self.daemon, self.role, self.id = daemon, role, migration_id
+        name = "%s-%s" % (role, migration_id)
+        self.api_path = host.dir / (name + ".api")
+        # A tmpfs, as --dir has to be.
+        self.dir = pathlib.Path("/dev/shm/%s-%d-%s" % (host.dir.name, os.getpid(), name))
+        self.dir.mkdir()
+        command = [sys.executable, str(HERE / "firecracker.py"), "--api-sock", str(self.api_path)]
+        command += ["--regions", regions] if regions else []
+        command += ["--huge"] if huge else []
+        self.guest_waits = host.dir / (name + ".guest-waits")
+        command += ["--guest-waits", str(self.guest_waits)]
+        self.vmm = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.lines = harness.Lines(self.vmm.stdout.fileno(), name)
+        self.adapter = None
+        self.log = open(host.dir / (name + ".log"), "ab")
+        host.later(self.close)
+        harness.eventually(self.api_path.exists, "its API socket is there")
+        if adapter:
+            self.start_adapter()
+
+    def start_adapter(self):
+        self.adapter = subprocess.Popen(
+            [str(PROGRAM), self.role, "--id", self.id, "--api", str(self.api_path), "--dir",
+             str(self.dir), "--socket", str(self.daemon.vmm_path)], stderr=self.log)
+
+    def kill_adapter(self):
+        self.adapter.kill()
+        self.adapter.wait()
+
+    def said(self):
+        return pathlib.Path(self.log.name).read_text()
+
+    def call(self, method, path, body=None, timeout=harness.DEADLINE_S):
+        connection = Connection(self.api_path, timeout)
+        connection.request(method, path, json.dumps(body) if body else None)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        assert answer.status < 300, data
+        return json.loads(data) if data else None
+
+    def state(self):
+        return self.call("GET", "/")["state"]
+
+    def seen(self):
+        return json.loads(self.lines.next(time.monotonic() + harness.DEADLINE_S))
+
+    def close(self):
+        for process in (self.adapter, self.vmm):
+            if process and process.poll() is None:
+                process.kill()
+                process.wait()
+        self.log.close()
+        for path in self.dir.iterdir():
+            path.unlink()
+        self.dir.rmdir()
+
+
+class Pair:
+    def __init__(self, host, kind=harness.Daemon, regions="16", huge=False, **params):
+        self.source = host.daemon("source", kind=kind)
+        self.destination = host.daemon("destination", kind=kind)
+        self.source.prepare_source("vm1")
+        self.destination.prepare_destination("vm1", self.source.address, **params)
+        self.there = MicroVm(host, self.source, "source", regions=regions, huge=huge)
+        self.here = MicroVm(host, self.destination, "destination")
+        self.size = sum(int(size) for size in regions.split(",")) * MIB
+        for daemon in (self.source, self.destination):
+            daemon.wait_for_state("vm1", "attached")
+
+    def start(self, **params):
+        self.destination.call("Start", id="vm1", **params)
+
+    def content(self, count, ballooned=0):
+        content = struct.pack("<Q", count) + firecracker.guest_content(self.size, 1)[8:]
+        return content[:self.size - ballooned] + bytes(ballooned)
+
+    def finish(self):
+        seen = self.here.seen()
+        # As it was at the pause, both in the state file and in memory.
+        assert seen["count"] == seen["vmstate"] > 0
+        assert seen["seen"] == hashlib.sha256(self.content(seen["count"])).hexdigest()
+        for daemon in (self.destination, self.source):
+            daemon.wait_for_state("vm1", "complete")
+        assert self.here.state() == "Running"
+        # Nobody can resume it: its guest is here.
+        assert self.there.vmm.wait(harness.DEADLINE_S) == -signal.SIGKILL
+        for vm in (self.there, self.here):
+            assert vm.adapter.wait(harness.DEADLINE_S) == 0, vm.said()
+            assert not list(vm.dir.iterdir())
+
+
+@pytest.mark.parametrize("regions", ["16", "8,4,2"])
+def test_a_guest_moves(host, regions):
+    """Where its memory is cut (around the hole for devices) only the destination is told."""
+    pair = Pair(host, regions=regions)
+    pair.start()
+    pair.finish()
+
+
+def free_huge_pages():
+    return int(pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+               .read_text())
+
+
+@pytest.mark.parametrize("regions", ["16", "8,6"])
+@pytest.mark.parametrize("kept", [False, True], ids=["", "taken-over"])
+def test_a_guest_of_huge_pages_moves(host, regions, kept):
+    """Each is placed when all of it has come: a part of one can't be."""
+    if free_huge_pages() < 24:
+        pytest.skip("fewer than 24 free huge pages of 2 MiB")
+    pair = Pair(host, kind=KeptDaemon if kept else harness.Daemon, regions=regions, huge=True,
+                bulk=not kept, prefetch=not kept)
+    pair.start()
+    if kept:
+        pair.destination.wait_for_state("vm1", "postcopy")
+        pair.destination.crash_and_restart()
+        pair.destination.call("SetLimits", id="vm1", bulk=True)
+    pair.finish()
+
+
+def test_huge_pages_that_nobody_touches_are_there_in_the_end(host):
+    """One whose last part is zero waits on its stage for a fault: it read as zeroes when the
+    migration was complete."""
+    if free_huge_pages() < 24:
+        pytest.skip("fewer than 24 free huge pages of 2 MiB")
+    pair = Pair(host, regions="16", huge=True)
+    pair.here.guest_waits.touch()
+    pair.start()
+    pair.destination.wait_for_state("vm1", "complete")
+    pair.here.guest_waits.unlink()
+    pair.finish()
+
+
+def test_a_load_that_nobody_can_do_gives_the_guest_back(host):
+    """As of a snapshot by another version: the real one exits, too."""
+    pair = Pair(host)
+    broken = pair.here.dir / "vm1.vmstate"
+    broken.mkdir()
+    pair.start()
+    harness.eventually(lambda: pair.source.state("vm1") == "cancelled", "it is given back")
+    harness.eventually(lambda: pair.there.state() == "Running", "the guest runs on")
+    assert pair.there.adapter.wait(harness.DEADLINE_S) == 1
+    assert pair.here.adapter.wait(harness.DEADLINE_S) == 1
+    broken.rmdir()
+
+
+def load_and_hang(pair):
+    """Firecracker is told to load, and does not get to it."""
+    pair.start(switchover=False)
+    pair.source.wait_for_state("vm1", "warming")
+    pair.here.vmm.send_signal(signal.SIGSTOP)
+    pair.destination.call("Switchover", id="vm1")
+    harness.eventually((pair.here.dir / "vm1.uffd").exists, "the adapter awaits its memory")
+    assert pair.destination.state("vm1") == "switching"
+
+
+def test_firecracker_killed_while_it_loads_gives_the_guest_back(host):
+    pair = Pair(host)
+    load_and_hang(pair)
+    pair.here.vmm.kill()
+    reason = pair.destination.wait_for_state("vm1", "failed")["reason"]
+    # Whoever sees it first.
+    assert "VMM is gone" in reason or "Firecracker" in reason
+    harness.eventually(lambda: pair.there.state() == "Running", "the guest runs on")
+    assert pair.there.adapter.wait(harness.DEADLINE_S) == 1
+
+
+def test_cancel_while_it_loads_gives_the_guest_back_and_ends_the_microvm(host):
+    """It can't be loaded a second time, and would wait for its pages for ever."""
+    pair = Pair(host)
+    load_and_hang(pair)
+    pair.destination.call("Cancel", id="vm1")
+    harness.eventually(lambda: pair.there.state() == "Running", "the guest runs on")
+    assert pair.here.vmm.wait(harness.DEADLINE_S) == -signal.SIGKILL
+
+
+def test_a_firecracker_with_a_guest_is_no_destination(host):
+    daemon = host.daemon("destination")
+    source = host.daemon("source")
+    source.prepare_source("vm1")
+    daemon.prepare_destination("vm1", source.address)
+    vm = MicroVm(host, daemon, "destination", regions="1")
+    assert vm.adapter.wait(harness.DEADLINE_S) == 1
+    assert "has a guest already" in vm.said()
+    assert vm.state() == "Running"
+
+
+@pytest.mark.parametrize("victim", ["there", "here"])
+def test_an_adapter_killed_at_any_moment_comes_again(host, victim):
+    pair = Pair(host, kind=KeptDaemon, regions="32")
+    vm = getattr(pair, victim)
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    moments = random.Random(seed)
+    for number in range(8):
+        if number == 1:
+            pair.start()
+        time.sleep(moments.random() / 8)
+        if vm.adapter.poll() is None:
+            vm.kill_adapter()
+            vm.start_adapter()
+    if pair.destination.wait_for_state("vm1", "complete", "failed")["state"] == "failed":
+        # Killed before Firecracker had said what its memory is: the guest is the source's still.
+        harness.eventually(lambda: pair.there.state() == "Running", "the guest runs on")
+        return
+    seen = pair.here.seen()
+    assert seen["seen"] == hashlib.sha256(pair.content(seen["count"])).hexdigest()
+    assert pair.there.vmm.wait(harness.DEADLINE_S) == -signal.SIGKILL
+
+
+def test_an_adapter_killed_while_firecracker_loads_goes_on(host):
+    """The faults of the load wait for the source, and so does Firecracker's API."""
+    pair = Pair(host, kind=KeptDaemon)
+    pair.start(switchover=False)
+    pair.source.wait_for_state("vm1", "warming")
+    pair.destination.call("Switchover", id="vm1")
+    handshake = pair.here.dir / "vm1.handshake"
+    harness.eventually(handshake.exists, "Firecracker has said what its memory is")
+    pair.here.kill_adapter()
+    pair.here.start_adapter()
+    pair.finish()
+
+
+@pytest.mark.parametrize("victim", ["source", "destination"])
+def test_a_daemon_killed_in_postcopy_goes_on(host, victim):
+    pair = Pair(host, kind=KeptDaemon, bulk=False, prefetch=False)
+    pair.start()
+    pair.destination.wait_for_state("vm1", "postcopy")
+    getattr(pair, victim).crash_and_restart()
+    pair.finish()
+
+
+def test_a_balloon_inflates_while_pages_come(host):
+    """Its event is read at once: else Firecracker and every page would wait."""
+    pair = Pair(host, regions="32", bulk=False, prefetch=False)
+    pair.start()
+    pair.destination.wait_for_state("vm1", "postcopy")
+    harness.eventually(lambda: pair.here.state() == "Running", "it is resumed")
+    pair.here.call("PATCH", "/balloon", {"amount_mib": 8})
+    pair.destination.call("SetLimits", id="vm1", bulk=True)
+    pair.here.seen()
+    pair.destination.wait_for_state("vm1", "complete")
+
+
+def test_a_snapshot_is_restored_to_two_hosts_at_once(host):
+    """From one copy of its memory: no guest runs in it, so nobody owns it."""
+    source = host.daemon("source")
+    destinations = [host.daemon("destination") for _ in range(2)]
+    ids = ["vm1", "vm2"]
+    # A snapshot, as Firecracker makes it.
+    original = MicroVm(host, source, "source", "original", regions="8", adapter=False)
+    memory, vmstate = host.dir / "memory", host.dir / "vmstate"
+    original.call("PATCH", "/vm", {"state": "Paused"})
+    original.call("PUT", "/snapshot/create", {"snapshot_type": "Full", "snapshot_path": str(vmstate),
+                                              "mem_file_path": str(memory)})
+    content = memory.read_bytes()
+    for name, destination in zip(ids, destinations):
+        source.prepare_source(name)
+        destination.prepare_destination(name, source.address)
+    here = [MicroVm(host, destination, "destination", name)
+            for name, destination in zip(ids, destinations)]
+    server = subprocess.Popen([str(PROGRAM), "serve", "--id", ids[0], "--id", ids[1], "--memory",
+                               str(memory), "--vmstate", str(vmstate), "--socket",
+                               str(source.vmm_path)])
+    host.later(lambda: (server.kill(), server.wait()))
+    for name, destination in zip(ids, destinations):
+        source.wait_for_state(name, "attached")
+        destination.wait_for_state(name, "attached")
+        destination.call("Start", id=name)
+    for name, vm in zip(ids, here):
+        assert vm.seen()["seen"] == hashlib.sha256(content).hexdigest()
+        vm.daemon.wait_for_state(name, "complete")
+    assert server.wait(harness.DEADLINE_S) == 0
+    assert original.state() == "Paused"
