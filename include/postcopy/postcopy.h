@@ -90,8 +90,8 @@
  *     somebody declares such writers. Pages of hugetlb count as a whole. While it is on, a page's
  *     first write after each harvest takes a fault more.
  *
- * A memslot that is bound to guest_memfd has no dirty log in KVM, and can't be write-protected: say
- * so by postcopy_source_refuse_dirty_log().
+ * A memslot that is bound to guest_memfd has no dirty log in KVM, and its vCPUs go around what is
+ * write-protected: say so by postcopy_source_refuse_dirty_log().
  *
  * Private memory
  * --------------
@@ -389,6 +389,8 @@ POSTCOPY_API int postcopy_source_dirty_failed(struct postcopy *p, const char *re
 #define POSTCOPY_WRITER_DEVICE (1u << 2)     /* VFIO, vDPA */
 /* Pages of shared memory that are discarded and must read as zeroes: MADV_REMOVE, a hole. */
 #define POSTCOPY_WRITER_DISCARD (1u << 3)
+/* The kernel, to pages that it has pinned: O_DIRECT reads, io_uring's registered buffers, RDMA. */
+#define POSTCOPY_WRITER_PINNED (1u << 4)
 
 /**
  * postcopy_source_offer_write_protection() - the kernel tells what the guest writes

@@ -142,6 +142,8 @@ static int check_writers(uint32_t writers, struct error *err)
 		{ POSTCOPY_WRITER_DESCRIPTOR, "the VMM writes by the memory's descriptor" },
 		{ POSTCOPY_WRITER_PROCESS, "another process (vhost-user) maps guest memory" },
 		{ POSTCOPY_WRITER_DEVICE, "a device (VFIO, vDPA) writes to guest memory" },
+		{ POSTCOPY_WRITER_PINNED,
+		  "the kernel writes to pinned pages of guest memory (O_DIRECT, io_uring, RDMA)" },
 		{ POSTCOPY_WRITER_DISCARD, "pages of shared memory are discarded (balloon)" },
 	};
 

@@ -13,7 +13,8 @@
  *                  pass and remembers it (WP_ASYNC); PAGEMAP_SCAN tells which, and protects them
  *                  again, in one step for each page (Linux 6.7). We set the bits. It sees what
  *                  writes by that mapping, KVM's vCPUs too; it sees neither a pwrite(), nor another
- *                  process's mapping, nor a hole that is punched into shared memory.
+ *                  process's mapping, nor what is written to pinned pages, nor a hole that is
+ *                  punched into shared memory.
  *
  * Clear before read: a bit is cleared here, and the page protected again, before the unit is said
  * to be dirty, and so before anybody reads it. What is written while it is read is in the next

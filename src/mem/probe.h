@@ -118,6 +118,8 @@ enum probe_fact_id {
 	PROBE_USERFAULTFD,           /* may be created; the detail says which way */
 	PROBE_UFFDIO_POISON,         /* lost pages can be poisoned */
 	PROBE_HOLES,                 /* absent pages stay absent where huge pages are made */
+	PROBE_WRITE_PROTECTION,      /* what a running guest writes can be told by it */
+	PROBE_KVM_LOG,               /* and by KVM */
 	PROBE_KVM_PRE_FAULT,         /* KVM_PRE_FAULT_MEMORY */
 	PROBE_KVM_MEMORY_ATTRIBUTES, /* private / shared ranges */
 	PROBE_KVM_USERFAULT,         /* faults as KVM exits */

@@ -327,6 +327,8 @@ void probe_host_fill(const struct probe_env *env, struct probe_row rows[PROBE_FA
 		[PROBE_USERFAULTFD] = { "userfaultfd", fact_userfaultfd },
 		[PROBE_UFFDIO_POISON] = { "UFFDIO_POISON", fact_poison },
 		[PROBE_HOLES] = { "absent pages", probe_collapse_fill },
+		[PROBE_WRITE_PROTECTION] = { "write protection", probe_write_protection_fill },
+		[PROBE_KVM_LOG] = { "KVM dirty log", probe_kvm_log_fill },
 		[PROBE_KVM_PRE_FAULT] = { "KVM pre-fault", fact_pre_fault },
 		[PROBE_KVM_MEMORY_ATTRIBUTES] = { "KVM memory attributes", fact_attributes },
 		[PROBE_KVM_USERFAULT] = { "KVM userfault", fact_kvm_userfault },

@@ -39,6 +39,8 @@ int probe_copy(const struct probe_env *env, void *to, const void *from);
  * Return: the descriptor, or a negative errno with @err set.
  */
 int probe_uffd_open(const char **ret_way, struct error *err);
+/* The same, asked for features. */
+int probe_uffd_open_with(uint64_t features, const char **ret_way, struct error *err);
 
 /* "EINVAL" for -EINVAL */
 const char *probe_errno_name(int code);
@@ -120,6 +122,10 @@ enum probe_gmem_abi probe_gmem_abi_of(const struct probe_mode_result modes[PROBE
 
 /* Whether a memfd's absent pages stay absent. */
 void probe_collapse_fill(const struct probe_env *env, struct probe_row *row);
+
+/* What can tell what a running guest writes. */
+void probe_write_protection_fill(const struct probe_env *env, struct probe_row *row);
+void probe_kvm_log_fill(const struct probe_env *env, struct probe_row *row);
 
 /* Fills @rows with the facts about the host, by enum probe_fact_id. */
 void probe_host_fill(const struct probe_env *env, struct probe_row rows[PROBE_FACTS]);

@@ -46,7 +46,12 @@ static int uffd_from_device(void)
 
 int probe_uffd_open(const char **ret_way, struct error *err)
 {
-	struct uffdio_api api = { .api = UFFD_API };
+	return probe_uffd_open_with(0, ret_way, err);
+}
+
+int probe_uffd_open_with(uint64_t features, const char **ret_way, struct error *err)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
 	_cleanup_close_ int fd = -1;
 	const char *way = "system call userfaultfd()";
 	int from_syscall, from_device;

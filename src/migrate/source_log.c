@@ -95,27 +95,39 @@ static int say(struct migration *m, enum vmm_wire_type type, uint64_t number)
 	return m->vmm ? vmm_conn_send(m->vmm, &msg, -1) : -ENOTCONN;
 }
 
-/* What the VMM was told, against what is wanted now. */
+/* What the VMM was told, against what is wanted now. Return: 0, or why it can't be told so. */
+static int tell_order(struct migration *m, const struct source_log_order *order)
+{
+	bool start = order->session != m->log_session;
+
+	if (m->log_session && start) {
+		(void)say(m, VMM_WIRE_LOG_STOP, 0);
+		m->log_session = 0;
+	}
+	if (!order->session || order->number == m->log_number)
+		return 0;
+	/* Somebody was first to have its VMM pause: that is asked nothing more. */
+	if (m->state != MIGRATION_ATTACHED && m->state != MIGRATION_WARMING)
+		return -ECANCELED;
+	m->log_session = order->session;
+	m->log_number = order->number;
+	return say(m, start ? VMM_WIRE_LOG_START : VMM_WIRE_LOG_HARVEST, order->number);
+}
+
 void source_log_news(struct migration *m)
 {
 	struct source_log_order order;
-	int rc = 0;
+	int rc;
 
-	page_source_get_log_order(m->source, &order);
 	if (m->dirty_log != DIRTY_LOG_BY_VMM || m->paused)
 		return;
-	if (m->log_session && m->log_session != order.session)
-		(void)say(m, VMM_WIRE_LOG_STOP, 0);
-	if (order.session && order.session != m->log_session)
-		rc = say(m, VMM_WIRE_LOG_START, order.number);
-	else if (order.session && order.number != m->log_number)
-		rc = say(m, VMM_WIRE_LOG_HARVEST, order.number);
-	m->log_session = order.session;
-	m->log_number = order.number;
+	page_source_get_log_order(m->source, &order);
+	rc = tell_order(m, &order);
 	if (rc)
 		page_source_answer_log(m->source, order.number, -rc,
-		                       m->process && !m->vmm ? "its adapter is away"
-		                                             : "it can't be reached");
+		                       rc == -ECANCELED               ? "it is being paused"
+		                       : migration_adapter_is_away(m) ? "its adapter is away"
+		                                                      : "it can't be reached");
 }
 
 void source_end_log(struct migration *m)
@@ -144,7 +156,8 @@ void source_take_over_log(struct migration *m, struct page_source *source,
 		have_log(m, source, log);
 	/* Without it VMSTATE comes alone, and nothing counts that came before. */
 	m->warm = saved->warm && m->dirty_log;
-	page_source_restore_log(source, m->warm);
+	if (saved->state != MIGRATION_ATTACHED && saved->state != MIGRATION_WARMING)
+		page_source_restore_log(source, m->warm);
 }
 
 /*

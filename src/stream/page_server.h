@@ -168,7 +168,7 @@ int page_source_set_log(struct page_source *s, struct dirty_log *log, const char
 void page_source_get_log_order(struct page_source *s, struct source_log_order *ret);
 void page_source_answer_log(struct page_source *s, uint64_t number, int code, const char *text);
 
-/* From switchover on: whether the log's last harvest counts; to be restored by another process. */
+/* Whether the log's last harvest counts: from switchover on, from when on it is to be restored. */
 bool page_source_is_warm(struct page_source *s);
 void page_source_restore_log(struct page_source *s, bool warm);
 

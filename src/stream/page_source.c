@@ -250,12 +250,16 @@ void page_source_restore_log(struct page_source *s, bool warm)
 	source_log_restore(&s->log, warm);
 }
 
-static void *stop_log_main(void *arg)
+static void stop_log(struct page_source *s)
 {
-	struct page_source *s = arg;
-
 	source_log_stop(&s->log);
 	page_source_unref(s);
+}
+
+static void *stop_log_main(void *arg)
+{
+	thread_set_name("stop-log");
+	stop_log(arg);
 	return NULL;
 }
 
@@ -264,7 +268,7 @@ void page_source_stop_log(struct page_source *s)
 	if (!source_log_is_kernels(&s->log))
 		return;
 	if (thread_start_detached(stop_log_main, page_source_ref(s)))
-		stop_log_main(s);
+		stop_log(s);
 }
 
 bool page_source_is_idle(const struct page_source *s)

@@ -57,7 +57,8 @@ int source_log_set(struct source_log *l, struct dirty_log *dirty, const char *no
 
 void source_log_restore(struct source_log *l, bool warm)
 {
-	l->pinned = l->warm = warm;
+	l->pinned = true;
+	l->warm = warm;
 }
 
 static bool by_vmm(const struct source_log *l)
@@ -263,8 +264,10 @@ void source_log_leave(struct source_log *l, const void *who)
 void source_log_pin(struct source_log *l, const void *who)
 {
 	pthread_mutex_lock(&l->lock);
+	/* What another process had decided stands. */
+	if (!l->pinned)
+		l->warm = l->owner == who;
 	l->pinned = true;
-	l->warm = l->owner == who;
 	pthread_mutex_unlock(&l->lock);
 }
 

@@ -72,7 +72,7 @@ void source_log_deinit(struct source_log *l);
  */
 int source_log_set(struct source_log *l, struct dirty_log *dirty, const char *none);
 
-/* After it, in a process that has taken over: what a switchover had pinned there is so here. */
+/* After it, in a process that has taken over, where a switchover had pinned it. */
 void source_log_restore(struct source_log *l, bool warm);
 
 /*

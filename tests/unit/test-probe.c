@@ -69,6 +69,20 @@ static void test_every_row_has_a_name_and_a_reason(void **state)
 	assert_true(probe.facts[PROBE_KERNEL].ok);
 }
 
+static void test_what_a_guest_writes_is_told(void **state)
+{
+	(void)state;
+	skip_without_userfaultfd();
+	if (!probe.facts[PROBE_WRITE_PROTECTION].ok) {
+		assert_non_null(strstr(probe.facts[PROBE_WRITE_PROTECTION].detail, "6.7"));
+		skip();
+	}
+	assert_non_null(strstr(probe.facts[PROBE_WRITE_PROTECTION].detail, "of memfd"));
+	assert_non_null(strstr(probe.facts[PROBE_WRITE_PROTECTION].detail, "anonymous"));
+	if (probe.facts[PROBE_KVM].ok)
+		assert_true(probe.facts[PROBE_KVM_LOG].ok);
+}
+
 static void test_memfd_works(void **state)
 {
 	const struct probe_backend *b = &probe.backends[PROBE_MEMFD];
@@ -197,6 +211,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_every_row_has_a_name_and_a_reason),
+		cmocka_unit_test(test_what_a_guest_writes_is_told),
 		cmocka_unit_test(test_memfd_works),
 		cmocka_unit_test(test_anonymous_works),
 		cmocka_unit_test(test_silent_mode_is_refused),

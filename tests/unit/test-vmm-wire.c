@@ -817,6 +817,111 @@ static void test_source_life(void **state)
 	region_deinit(&r);
 }
 
+static void say_numbered(const struct fake_daemon *d, enum vmm_wire_type type, uint64_t number)
+{
+	struct vmm_wire_msg m = { .type = type, .number = number };
+
+	assert_int_equal(vmm_wire_send(d->sock, &m, NULL, 0), 0);
+}
+
+/* What is written by a guest that nobody reported would be lost at the destination. */
+static void test_a_pause_comes_after_the_last_report(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	struct fake_daemon d;
+	struct postcopy *p = NULL;
+	struct postcopy_event e;
+	struct postcopy_error err;
+	struct vmm_wire_msg m;
+	uint64_t *bitmap, seen = 0;
+	size_t words;
+	int fd;
+
+	(void)state;
+	fake_listen(&d);
+	assert_int_equal(fake_attach(&d, &r, &p, &err), 0);
+	assert_null(postcopy_source_dirty_bitmap(p, 0, &words));
+	assert_int_equal(postcopy_source_offer_dirty_log(p, &err), 0);
+	fd = fake_hear(&d, VMM_WIRE_DIRTY_LOG, &m);
+	assert_int_equal(m.how, VMM_WIRE_LOG_BY_VMM);
+	assert_int_equal(postcopy_source_offer_dirty_log(p, &err), -EINVAL);
+	bitmap = postcopy_source_dirty_bitmap(p, 0, &words);
+	assert_int_equal(words, r.size / 4096 / 64 + (r.size / 4096 % 64 != 0));
+	assert_null(postcopy_source_dirty_bitmap(p, 1, &words));
+	bitmap[0] = 5;
+	assert_int_equal(pread(fd, &seen, sizeof seen, 0), sizeof seen);
+	assert_int_equal(seen, 5);
+	close(fd);
+
+	say_numbered(&d, VMM_WIRE_LOG_START, 70);
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), 0);
+	assert_int_equal(e.type, POSTCOPY_EVENT_DIRTY_LOG_START);
+	assert_int_equal(postcopy_source_dirty_reported(p, &err), 0);
+	fake_hear(&d, VMM_WIRE_HARVESTED, &m);
+	assert_true(m.number == 70 && !m.code);
+	say_numbered(&d, VMM_WIRE_LOG_HARVEST, 71);
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), 0);
+	assert_int_equal(e.type, POSTCOPY_EVENT_DIRTY);
+	assert_int_equal(postcopy_source_dirty_failed(p, "no", &err), 0);
+	fake_hear(&d, VMM_WIRE_HARVESTED, &m);
+	assert_true(m.number == 71 && m.code);
+	assert_string_equal(m.text, "no");
+
+	fake_say(&d, VMM_WIRE_PAUSE);
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), 0);
+	assert_int_equal(postcopy_source_paused(p, "abc", 3, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "postcopy_source_dirty_reported()"));
+	assert_int_equal(postcopy_source_dirty_reported(p, &err), 0);
+	assert_int_equal(postcopy_source_paused(p, "abc", 3, &err), 0);
+	close(fake_hear(&d, VMM_WIRE_PAUSED, &m));
+	/* Where it runs on nothing is logged, until it is asked for again. */
+	fake_say(&d, VMM_WIRE_RESUME);
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), 0);
+	fake_say(&d, VMM_WIRE_PAUSE);
+	assert_int_equal(postcopy_next_event(p, -1, &e, &err), 0);
+	assert_int_equal(postcopy_source_paused(p, "abc", 3, &err), 0);
+	close(fake_hear(&d, VMM_WIRE_PAUSED, &m));
+	assert_null(postcopy_detach(p));
+	fake_deinit(&d);
+	region_deinit(&r);
+}
+
+/* Who writes where write protection does not see it: refused here, and the daemon hears why. */
+static void test_declared_writers_are_no_match_for_write_protection(void **state)
+{
+	static const struct {
+		uint32_t writer;
+		const char *why;
+	} cases[] = {
+		{ POSTCOPY_WRITER_DESCRIPTOR, "descriptor" },
+		{ POSTCOPY_WRITER_PROCESS, "vhost-user" },
+		{ POSTCOPY_WRITER_DEVICE, "VFIO" },
+		{ POSTCOPY_WRITER_DISCARD, "balloon" },
+		{ POSTCOPY_WRITER_PINNED, "O_DIRECT" },
+	};
+	struct postcopy_region r = memfd_region();
+	struct fake_daemon d;
+	struct postcopy *p = NULL;
+	struct postcopy_error err;
+	struct vmm_wire_msg m;
+
+	(void)state;
+	fake_listen(&d);
+	assert_int_equal(fake_attach(&d, &r, &p, &err), 0);
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		assert_int_equal(
+		        postcopy_source_offer_write_protection(p, -1, cases[i].writer, &err),
+		        -EOPNOTSUPP);
+		assert_non_null(strstr(err.text, cases[i].why));
+		fake_hear(&d, VMM_WIRE_DIRTY_LOG, &m);
+		assert_int_equal(m.how, VMM_WIRE_LOG_NONE);
+		assert_string_equal(m.text, err.text);
+	}
+	assert_null(postcopy_detach(p));
+	fake_deinit(&d);
+	region_deinit(&r);
+}
+
 /* @type is impossible for a source that runs, or is @paused. */
 static void expect_proto(enum vmm_wire_type type, int paused)
 {
@@ -1076,6 +1181,8 @@ int main(void)
 		cmocka_unit_test(test_last_words_come_through_a_reset),
 		cmocka_unit_test(test_region_table_is_checked),
 		cmocka_unit_test(test_source_life),
+		cmocka_unit_test(test_a_pause_comes_after_the_last_report),
+		cmocka_unit_test(test_declared_writers_are_no_match_for_write_protection),
 		cmocka_unit_test(test_source_refuses_what_does_not_fit),
 		cmocka_unit_test(test_source_that_is_asked_again_says_the_same_again),
 		cmocka_unit_test(test_destination_that_is_asked_again_says_the_same_again),
