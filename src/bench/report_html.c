@@ -281,43 +281,60 @@ static void write_link(FILE *f, struct json_object *r)
 	pair(f, "&#8195;its queue's share of a fault beside bulk", text);
 }
 
+struct row {
+	const char *label, *path;
+	void (*write)(FILE *f, struct json_object *r, const char *label, const char *path);
+};
+
+static const struct row guest_rows[] = {
+	{ "Guest memory", "memory_bytes", pair_bytes },
+	{ "Made of", "backend", pair_string },
+	{ "Page size", "page_bytes", pair_bytes },
+	{ "vCPUs", "vcpus", pair_count },
+	{ "Workload", "workload", pair_string },
+	{ "Bulk connections", "streams", pair_count },
+	{ "TLS", "tls", pair_string },
+};
+
+static const struct row course_rows[] = {
+	{ "Mapping ahead", "map", pair_string },
+	{ "Rounds of copying while the guest ran at the source", "warm.rounds", pair_count },
+	{ "&#8195;copied in them", "warm.bytes", pair_bytes },
+	{ "&#8195;pages missing at the switchover", "warm.dirty_pages_at_switchover", pair_count },
+	{ "Pages", "pages_total", pair_count },
+	{ "Zero pages, sent as a bit", "pages_zero", pair_count },
+	{ "Faults", "faults.total", pair_count },
+	{ "&#8195;that asked the source", "faults.remote", pair_count },
+	{ "&#8195;whose page was there already", "faults.minor", pair_count },
+	{ "&#8195;that shared another's answer", "faults.coalesced", pair_count },
+	{ "Pages that the guest touched meanwhile", "pages_touched", pair_count },
+	{ "Content of pages that the source sent", "bytes_moved", pair_bytes },
+	{ "Prefetched pages that a fault would have hit", "prefetch.hit", pair_count },
+	{ "&#8195;that came too late", "prefetch.late", pair_count },
+	{ "&#8195;that nobody asked for", "prefetch.wasted", pair_count },
+	{ "Reconnects", "reconnects", pair_count },
+	{ "CPU of the source's daemon for a GiB", "cpu_s_per_gib.source", pair_seconds },
+	{ "CPU of the destination's daemon for a GiB", "cpu_s_per_gib.destination", pair_seconds },
+	{ "&#8195;floor of both: TLS, and filling memory", "cpu_s_per_gib.floor", pair_seconds },
+	{ "Peak memory of the source's daemon", "rss_bytes.source", pair_bytes },
+	{ "Peak memory of the destination's daemon", "rss_bytes.destination", pair_bytes },
+	{ "Kernel", "host.kernel", pair_string },
+	{ "CPU", "host.cpu_model", pair_string },
+	{ "CPUs", "host.cpus", pair_count },
+};
+
+static void write_rows(FILE *f, struct json_object *r, const struct row *rows, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		rows[i].write(f, r, rows[i].label, rows[i].path);
+}
+
 static void write_parameters(FILE *f, struct json_object *r)
 {
 	fprintf(f, "<h2>Parameters and counts</h2>\n<table class=\"pairs\">\n");
-	pair_bytes(f, r, "Guest memory", "memory_bytes");
-	pair_string(f, r, "Made of", "backend");
-	pair_bytes(f, r, "Page size", "page_bytes");
-	pair_count(f, r, "vCPUs", "vcpus");
-	pair_string(f, r, "Workload", "workload");
-	pair_count(f, r, "Bulk connections", "streams");
-	pair_string(f, r, "TLS", "tls");
+	write_rows(f, r, guest_rows, sizeof guest_rows / sizeof *guest_rows);
 	write_link(f, r);
-	pair_string(f, r, "Mapping ahead", "map");
-	pair_count(f, r, "Rounds of copying while the guest ran at the source", "warm.rounds");
-	pair_bytes(f, r, "&#8195;copied in them", "warm.bytes");
-	pair_count(f, r, "&#8195;pages missing at the switchover",
-	           "warm.dirty_pages_at_switchover");
-	pair_count(f, r, "Pages", "pages_total");
-	pair_count(f, r, "Zero pages, sent as a bit", "pages_zero");
-	pair_count(f, r, "Faults", "faults.total");
-	pair_count(f, r, "&#8195;that asked the source", "faults.remote");
-	pair_count(f, r, "&#8195;whose page was there already", "faults.minor");
-	pair_count(f, r, "&#8195;that shared another's answer", "faults.coalesced");
-	pair_count(f, r, "Pages that the guest touched meanwhile", "pages_touched");
-	pair_bytes(f, r, "Content of pages that the source sent", "bytes_moved");
-	pair_count(f, r, "Prefetched pages that a fault would have hit", "prefetch.hit");
-	pair_count(f, r, "&#8195;that came too late", "prefetch.late");
-	pair_count(f, r, "&#8195;that nobody asked for", "prefetch.wasted");
-	pair_count(f, r, "Reconnects", "reconnects");
-	pair_seconds(f, r, "CPU of the source's daemon for a GiB", "cpu_s_per_gib.source");
-	pair_seconds(f, r, "CPU of the destination's daemon for a GiB",
-	             "cpu_s_per_gib.destination");
-	pair_seconds(f, r, "&#8195;floor of both: TLS, and filling memory", "cpu_s_per_gib.floor");
-	pair_bytes(f, r, "Peak memory of the source's daemon", "rss_bytes.source");
-	pair_bytes(f, r, "Peak memory of the destination's daemon", "rss_bytes.destination");
-	pair_string(f, r, "Kernel", "host.kernel");
-	pair_string(f, r, "CPU", "host.cpu_model");
-	pair_count(f, r, "CPUs", "host.cpus");
+	write_rows(f, r, course_rows, sizeof course_rows / sizeof *course_rows);
 	fprintf(f, "</table>\n");
 }
 

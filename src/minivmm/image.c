@@ -133,7 +133,7 @@ uint64_t image_touched(const struct memory *m, unsigned int vcpus)
 	uint64_t sum = 0;
 
 	for (unsigned int i = 0; i < vcpus; i++)
-		sum += ((volatile struct guest_vcpu *)image_vcpu(m, i))->stats[1].touched;
+		sum += ((volatile struct guest_vcpu *)image_vcpu(m, i))->touched;
 	return sum;
 }
 

@@ -55,17 +55,13 @@ static int run_role(struct session *s, struct postcopy_error *err)
 static int run(const struct options *options, struct postcopy_error *err)
 {
 	static struct session session;
-	struct postcopy_error why;
-	int rc = session_init(&session, options, err), stopped;
+	int rc = session_init(&session, options, err);
 
-	if (rc)
-		return rc;
-	rc = run_role(&session, err);
-	stopped = progress_stop(&session.progress, &why);
-	if (rc || !stopped)
-		return rc;
-	*err = why;
-	return stopped;
+	if (!rc)
+		rc = run_role(&session, err);
+	/* After a failure pages may be missing for good, and who looks at the guest waits for them.
+	 */
+	return rc ? rc : progress_stop(&session.progress, err);
 }
 
 int main(int argc, char **argv)

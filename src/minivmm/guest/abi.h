@@ -81,8 +81,7 @@ struct guest_boot {
 struct guest_stats {
 	uint64_t accesses;
 	uint64_t writes;
-	uint64_t touched; /* data pages, each counted once; at the destination only */
-	uint64_t timed;   /* accesses in the buckets */
+	uint64_t timed; /* accesses in the buckets */
 	uint64_t max_ticks;
 	uint64_t buckets[GUEST_HIST_BUCKETS];
 };
@@ -110,12 +109,19 @@ struct guest_vcpu {
 	uint64_t pages_checked;
 	uint64_t pages_bad;
 	uint64_t first_bad; /* frame number, or GUEST_NO_PAGE */
+	uint64_t touched;   /* data pages since the pause, each counted once */
 };
 
 _Static_assert(sizeof(struct guest_vcpu) <= GUEST_VCPU_STRIDE, "a control block fits its place");
 _Static_assert(offsetof(struct guest_vcpu, phase) / GUEST_PAGE_BYTES ==
                        offsetof(struct guest_vcpu, digest_at_pause) / GUEST_PAGE_BYTES,
                "what tells a stale control block lies in one page");
+
+/* tests/chaos/scene.py looks at a guest from outside. */
+_Static_assert(offsetof(struct guest_vcpu, stats[0].accesses) == 0 &&
+                       offsetof(struct guest_vcpu, stats[1].accesses) == 5408 &&
+                       offsetof(struct guest_vcpu, phase) == 10824,
+               "others know where these lie");
 
 /* A generation with this bit: the workload found the page bad and let it be. */
 #define GUEST_GENERATION_BAD (1u << 31)

@@ -207,7 +207,7 @@ static uint32_t note_touched(struct guest_vcpu *v, uint64_t page, uint32_t noted
 {
 	if (!v->phase || noted & GUEST_GENERATION_TOUCHED)
 		return noted;
-	v->stats[1].touched++;
+	v->touched++;
 	noted |= GUEST_GENERATION_TOUCHED;
 	*page_generation(page) = noted;
 	return noted;
