@@ -313,7 +313,7 @@ static int migrate(struct run *run, struct error *err)
 	/* The source's guest has its memory by now: what this leaves is the destination's. */
 	if (!run->b->options->cold)
 		host_memory_warm(run->b->options->memory_bytes, 0);
-	r = client_start(run->b->destination, run->id, false, NULL, err);
+	r = client_start(run->b->destination, run->id, false, NULL, NULL, err);
 	if (r < 0)
 		return error_prefix(err, "starting");
 	run->moved_ns = clock_now_ns();

@@ -304,11 +304,43 @@ int client_prepare(struct client *c, const struct client_prepare *p, struct json
 	return call_migration(c, MIGRATIONS "Prepare", &request.base, ret, err);
 }
 
-int client_start(struct client *c, const char *id, bool hold, struct json_object **ret,
-                 struct error *err)
+/* What a Warm is made of. */
+struct warm_message {
+	Postcopy__V1__Warm warm;
+	Google__Protobuf__Duration max_time, catch_up;
+};
+
+static Google__Protobuf__Duration duration_of(uint64_t ms)
+{
+	Google__Protobuf__Duration d = GOOGLE__PROTOBUF__DURATION__INIT;
+
+	d.seconds = (int64_t)(ms / 1000);
+	d.nanos = (int32_t)(ms % 1000 * NSEC_PER_MSEC);
+	return d;
+}
+
+/* @from may be NULL. */
+static Postcopy__V1__Warm *put_warm(struct warm_message *to, const struct client_warm *from)
+{
+	if (!from)
+		return NULL;
+	to->warm = (Postcopy__V1__Warm)POSTCOPY__V1__WARM__INIT;
+	to->warm.max_rounds = from->max_rounds;
+	to->warm.dirty_bytes = from->dirty_bytes;
+	to->max_time = duration_of(from->max_ms);
+	to->warm.max_time = from->max_ms ? &to->max_time : NULL;
+	to->catch_up = duration_of(from->catch_up_ms);
+	to->warm.catch_up = from->catch_up_ms ? &to->catch_up : NULL;
+	return &to->warm;
+}
+
+int client_start(struct client *c, const char *id, bool hold, const struct client_warm *warm,
+                 struct json_object **ret, struct error *err)
 {
 	Postcopy__V1__StartRequest request = POSTCOPY__V1__START_REQUEST__INIT;
+	struct warm_message message;
 
+	request.warm = put_warm(&message, warm);
 	request.id = (char *)id;
 	request.hold_switchover = hold;
 	return call_migration(c, MIGRATIONS "Start", &request.base, ret, err);

@@ -59,6 +59,14 @@ struct client_parties {
 	const char *peer;
 };
 
+/* Memory is copied before the switchover, until one of these that is not 0. */
+struct client_warm {
+	uint32_t max_rounds;
+	uint64_t max_ms;
+	uint64_t dirty_bytes;
+	uint64_t catch_up_ms;
+};
+
 struct client_prepare {
 	const char *id;
 	bool destination;
@@ -89,8 +97,8 @@ const struct client_refusal *client_refusal(const struct client *c);
 int client_prepare(struct client *c, const struct client_prepare *prepare, struct json_object **ret,
                    struct error *err);
 /* @hold: connect only; client_switchover() goes on. */
-int client_start(struct client *c, const char *id, bool hold, struct json_object **ret,
-                 struct error *err);
+int client_start(struct client *c, const char *id, bool hold, const struct client_warm *warm,
+                 struct json_object **ret, struct error *err);
 int client_switchover(struct client *c, const char *id, struct json_object **ret,
                       struct error *err);
 /* @role, here and below: "source" or "destination", where the daemon has both halves; NULL: none.

@@ -139,17 +139,32 @@ int command_call_and_print(const struct command *cmd, const struct ctl_common *c
 
 struct start_args {
 	bool switchover;
+	bool warm;
+	uint64_t rounds, time_s, dirty_bytes, catch_up_ms;
 };
 
 struct start_call {
 	const char *id;
 	bool hold;
+	bool warm;
+	struct client_warm until;
 };
 
 static const struct start_args start_defaults = { .switchover = true };
 
+#define START(field) offsetof(struct start_args, field)
+
 static const struct option_spec start_options[] = {
-	{ "no-switchover", OPTION_NO, offsetof(struct start_args, switchover), NULL,
+	{ "warm", OPTION_FLAG, START(warm), NULL,
+	  "copy memory first, while the guest runs at the source: one round, or until\n"
+	  "what is given of these; with --no-switchover until \"switchover\"" },
+	{ "warm-rounds", OPTION_UINT, START(rounds), "N", "so many rounds", 1, UINT32_MAX },
+	{ "warm-time", OPTION_UINT, START(time_s), "S", "so many seconds", 1, 24 * 3600 - 1 },
+	{ "warm-dirty", OPTION_SIZE, START(dirty_bytes), "BYTES",
+	  "a round after which so little is dirty", 1, INT64_MAX },
+	{ "warm-catch-up", OPTION_UINT, START(catch_up_ms), "MS",
+	  "or after which it would be copied in so many ms", 1, 24 * 3600 * 1000 - 1 },
+	{ "no-switchover", OPTION_NO, START(switchover), NULL,
 	  "connect only; \"switchover\" goes on" },
 };
 
@@ -158,13 +173,23 @@ static int call_start(struct client *c, const void *arg, struct json_object **re
 {
 	const struct start_call *start = arg;
 
-	return client_start(c, start->id, start->hold, ret, err);
+	return client_start(c, start->id, start->hold, start->warm ? &start->until : NULL, ret,
+	                    err);
 }
 
 static int start_run(const struct ctl_common *common, const char *id, const void *args)
 {
 	const struct start_args *a = args;
-	const struct start_call start = { id, !a->switchover };
+	const struct start_call start = {
+		.id = id,
+		.hold = !a->switchover,
+		/* Whoever says how long means it. */
+		.warm = a->warm || a->rounds || a->time_s || a->dirty_bytes || a->catch_up_ms,
+		.until = { .max_rounds = (uint32_t)a->rounds,
+		           .max_ms = a->time_s * 1000,
+		           .dirty_bytes = a->dirty_bytes,
+		           .catch_up_ms = a->catch_up_ms },
+	};
 
 	return command_call_and_print(&start_command, common, call_start, &start);
 }
@@ -175,7 +200,7 @@ const struct command start_command = {
 	.summary =
 	        "Destination: connect to the source, then pause the guest there and run it here.",
 	.options = start_options,
-	.n_options = 1,
+	.n_options = sizeof start_options / sizeof *start_options,
 	.defaults = &start_defaults,
 	.args_size = sizeof start_defaults,
 	.json = true,

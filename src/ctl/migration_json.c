@@ -184,6 +184,37 @@ static void add_limits(struct json_object *o, const Postcopy__V1__Limits *l)
 	json_object_object_add(o, "limits", limits);
 }
 
+/* @w may be NULL: it was not asked for. */
+static void add_warm(struct json_object *o, const Postcopy__V1__WarmStatus *w)
+{
+	static const Postcopy__V1__Warm no_policy = POSTCOPY__V1__WARM__INIT;
+	struct json_object *warm, *policy;
+	const Postcopy__V1__Warm *p;
+
+	if (!w) {
+		set_null(o, "warm");
+		return;
+	}
+	p = w->policy ? w->policy : &no_policy;
+	policy = json_object_new_object();
+	json_set_count(policy, "max_rounds", p->max_rounds);
+	set_duration(policy, "max_time_ms", p->max_time, 1e3);
+	json_set_count(policy, "dirty_bytes", p->dirty_bytes);
+	set_duration(policy, "catch_up_ms", p->catch_up, 1e3);
+	warm = json_object_new_object();
+	json_object_object_add(warm, "policy", policy);
+	json_set_string(warm, "refused", w->refused);
+	set_duration(warm, "warm_ms", w->elapsed, 1e3);
+	json_set_count(warm, "rounds", w->rounds);
+	json_set_count(warm, "bytes", w->bytes);
+	json_set_count(warm, "dirty_bytes", w->dirty_bytes);
+	json_set_count(warm, "dirty_bytes_per_s", w->dirty_bytes_per_s);
+	json_set_count(warm, "bytes_per_s", w->bytes_per_s);
+	set_duration(warm, "catch_up_ms", w->catch_up, 1e3);
+	json_set_count(warm, "dirty_pages_at_switchover", w->pages_at_switchover);
+	json_object_object_add(o, "warm", warm);
+}
+
 static const char *map_name(Postcopy__V1__MapPolicy map)
 {
 	switch (map) {
@@ -203,6 +234,7 @@ static void add_destination(struct json_object *o, const Postcopy__V1__Destinati
 	json_set_string(o, "tls", d->tls);
 	json_set_string(o, "map", map_name(d->map));
 	add_limits(o, d->limits);
+	add_warm(o, d->warm);
 	add_downtime(o, d->downtime);
 	set_time(o, "resume_time", d->resume_time);
 	set_duration(o, "total_ms", d->elapsed, 1e3);

@@ -2,6 +2,7 @@
 #include "ctl/commands.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "ctl/json.h"
 #include "ctl/units.h"
@@ -153,6 +154,25 @@ static void print_parties(struct json_object *m)
 	print_string(m, "peer", "parties.peer");
 }
 
+/* What was copied while the guest ran at the source, and what is to be expected. */
+static void print_warm(struct json_object *m)
+{
+	double ms, catch_up_ms;
+
+	print_string(m, "not warmed", "warm.refused");
+	if (!json_number(m, "warm.warm_ms", &ms))
+		return;
+	printf("  %-12s %s, %s rounds, %s copied; dirty %s, %s/s\n", "warm",
+	       text_duration(ms * 1e3).s, text_count(json_count_or(m, "warm.rounds", 0)).s,
+	       text_bytes(json_number_or(m, "warm.bytes", 0)).s,
+	       text_bytes(json_number_or(m, "warm.dirty_bytes", 0)).s,
+	       text_bytes(json_number_or(m, "warm.dirty_bytes_per_s", 0)).s);
+	if (!strcmp(json_string_or(m, "state", ""), "warming") &&
+	    json_number(m, "warm.catch_up_ms", &catch_up_ms))
+		printf("  %-12s what is missing now would be here in %s\n", "",
+		       text_duration(catch_up_ms * 1e3).s);
+}
+
 void migration_print(struct json_object *m)
 {
 	printf("%s: %s, %s\n", json_string_or(m, "id", "?"), json_string_or(m, "role", "?"),
@@ -165,6 +185,7 @@ void migration_print(struct json_object *m)
 	print_string(m, "TLS", "tls");
 	print_limits(m);
 	print_pages(m);
+	print_warm(m);
 	print_downtime(m);
 	print_speed(m);
 	print_faults(m);

@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "ctl/json.h"
 #include "ctl/units.h"
@@ -77,13 +78,31 @@ bool progress_left_us(const struct progress *p, struct json_object *m, double *r
 	return true;
 }
 
+bool progress_is_warming(struct json_object *m)
+{
+	return !strcmp(json_string_or(m, "state", ""), "warming") && json_find(m, "warm.warm_ms");
+}
+
+/* While memory is copied that the guest goes on writing to. */
+static void add_warm(struct line *l, struct json_object *m)
+{
+	double catch_up_ms;
+
+	line_add(l, "  round %s", text_count(json_count_or(m, "warm.rounds", 0) + 1).s);
+	line_add(l, "  dirty %s/s", text_bytes(json_number_or(m, "warm.dirty_bytes_per_s", 0)).s);
+	if (json_number(m, "warm.catch_up_ms", &catch_up_ms))
+		line_add(l, "  caught up in %s", text_duration(catch_up_ms * 1e3).s);
+}
+
 static void add_rate(struct line *l, const struct progress *p, struct json_object *m)
 {
 	double left_us;
 
 	if (p->bytes_per_s >= 1)
 		line_add(l, "  %s/s", text_bytes(p->bytes_per_s).s);
-	if (progress_left_us(p, m, &left_us))
+	if (progress_is_warming(m))
+		add_warm(l, m);
+	else if (progress_left_us(p, m, &left_us))
 		line_add(l, "  source off in %s", text_duration(left_us).s);
 }
 

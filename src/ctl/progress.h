@@ -36,4 +36,7 @@ bool progress_left_us(const struct progress *p, struct json_object *migration, d
 void progress_format(const struct progress *p, struct json_object *migration,
                      unsigned int bar_width, char *buf, size_t size);
 
+/* Whether memory is being copied while the guest runs at the source. */
+bool progress_is_warming(struct json_object *m);
+
 #endif

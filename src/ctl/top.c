@@ -230,9 +230,12 @@ static int top_run(const struct ctl_common *common, const char *operand, const v
 const struct command top_command = {
 	.name = "top",
 	.summary = "All migrations of a host, live on the terminal.",
-	.details = "RATE is of the memory that arrives (at a source: that is served), P99 of the\n"
-	           "remote faults' latency; the curves are their recent past. DONE IN: until the\n"
-	           "source may be switched off. Not on a terminal, and with --json: once.",
+	.details =
+	        "RATE is of the memory that arrives (at a source: that is served), P99 of the\n"
+	        "remote faults' latency; the curves are their recent past. DONE IN: until the\n"
+	        "source may be switched off. While memory is copied before the switchover (\"warm\n"
+	        "r3\": its third round) P99 is what the guest writes a second, and DONE IN the\n"
+	        "time for what is missing.  Not on a terminal, and with --json: once.",
 	.options = top_options,
 	.n_options = 1,
 	.defaults = &top_defaults,

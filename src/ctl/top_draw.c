@@ -228,7 +228,11 @@ static void add_measured(struct line *l, const struct top_row *row, const struct
 	add(l, "%s ", row->rate_known ? "/s" : "  ");
 	add_spark(l, &row->rates, layout->spark);
 	add(l, " ");
-	add_field(l, json_number(m, "fault_us.p99", &us) ? text_duration(us).s : "-", 8, true);
+	if (progress_is_warming(m))
+		add_field(l, text_bytes(json_number_or(m, "warm.dirty_bytes_per_s", 0)).s, 8, true);
+	else
+		add_field(l, json_number(m, "fault_us.p99", &us) ? text_duration(us).s : "-", 8,
+		          true);
 	add(l, " ");
 	add_spark(l, &row->p99s_us, layout->spark);
 	add(l, " ");
@@ -236,6 +240,15 @@ static void add_measured(struct line *l, const struct top_row *row, const struct
 		add_field(l, text_duration(us).s, 8, true);
 	else
 		add_field(l, "-", 8, true);
+}
+
+static void add_state(struct line *l, struct json_object *m)
+{
+	char warm[32];
+
+	snprintf(warm, sizeof warm, "warm r%llu",
+	         (unsigned long long)json_count_or(m, "warm.rounds", 0) + 1);
+	add_field(l, progress_is_warming(m) ? warm : json_string_or(m, "state", "?"), 9, false);
 }
 
 static void row_text(struct line *l, const struct top_row *row, const struct layout *layout)
@@ -248,7 +261,7 @@ static void row_text(struct line *l, const struct top_row *row, const struct lay
 	add(l, " ");
 	add_field(l, !strcmp(json_string_or(m, "role", ""), "source") ? "src" : "dst", 3, false);
 	add(l, " ");
-	add_field(l, json_string_or(m, "state", "?"), 9, false);
+	add_state(l, m);
 	add(l, " ");
 	if (layout->memory && json_count(m, "memory_bytes", &memory))
 		add(l, "%9s ", text_bytes((double)memory).s);

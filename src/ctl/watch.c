@@ -119,6 +119,8 @@ const struct command watch_command = {
 	.summary = "Follow a migration to its end; status 0 where it completes, 1 where it fails.",
 	.details =
 	        "\"source off in\": until every page is here and the source may be switched off.\n"
+	        "While memory is copied before the switchover: its round, what the guest writes a\n"
+	        "second, and in what time all that is missing would be here.\n"
 	        "Ctrl-C ends the watch, and not the migration.",
 	.options = watch_options,
 	.n_options = sizeof watch_options / sizeof *watch_options,

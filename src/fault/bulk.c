@@ -2,6 +2,7 @@
 /*
  * A bulk thread: keeps a window of GETs in flight on its connection and fills what comes.
  */
+#include "fault/prefill.h"
 #include "fault/pull_internal.h"
 
 #include <errno.h>
@@ -24,7 +25,9 @@
 
 static bool is_retired(const struct bulk *b)
 {
-	return b->index >= atomic_load(&b->pull->streams);
+	const struct pull *p = b->pull;
+
+	return b->index >= atomic_load(&p->streams) || atomic_load(&p->dismissed);
 }
 
 /*
@@ -63,6 +66,9 @@ static void settle(struct bulk *b, const struct scheduler_item *item, bool done)
 	else
 		scheduler_done(s, item);
 	b->redo = false;
+	/* Somebody waits for that. */
+	if (scheduler_is_held(s) && scheduler_is_idle(s))
+		pull_work_changed(b->pull);
 }
 
 /* Nothing more is asked for of the word that is being asked for in parts. */
@@ -174,6 +180,8 @@ static int ask(struct bulk *b, uint64_t *ret_until_ns)
 	size_t len = 0;
 
 	*ret_until_ns = 0;
+	if (b->rest.want_mask && scheduler_is_held(p->scheduler))
+		end_word(b, false);
 	while (b->window.n < BULK_WINDOW && atomic_load(&p->bulk_on) && !is_retired(b)) {
 		unsigned int units = throttle_take(&p->throttle, now_ns, ret_until_ns);
 		struct scheduler_item item = { 0 };
@@ -186,8 +194,11 @@ static int ask(struct bulk *b, uint64_t *ret_until_ns)
 		}
 		throttle_give_back(&p->throttle,
 		                   units - (unsigned int)__builtin_popcountll(item.want_mask));
-		if (!item.want_mask)
+		if (!item.want_mask) {
+			if (atomic_load(&p->warm) && pull_warm_is_over(p))
+				p->config.round(p->config.arg);
 			break;
+		}
 	}
 	if (!len)
 		return 0;
@@ -248,20 +259,11 @@ static int fill_batch(struct bulk *b, const struct resolver_batch *batch, uint64
 	               : resolver_fill(&b->caller, batch, ret_filled);
 }
 
-static void fill(struct bulk *b, const struct frame_pages *pages, const struct scheduler_item *item,
-                 const uint8_t *data)
+/* What a fill has come to. */
+static void fill_done(struct bulk *b, const struct frame_pages *pages,
+                      const struct scheduler_item *item, uint64_t filled, int rc)
 {
 	struct pull *p = b->pull;
-	struct resolver_batch batch = {
-		.region = item->region,
-		.word = item->word,
-		.data_mask = pages->data_mask,
-		.zero_mask = pages->zero_mask,
-		.error_mask = pages->error_mask,
-		.data = data,
-	};
-	uint64_t filled;
-	int rc = fill_batch(b, &batch, &filled);
 	uint64_t now_ns = clock_now_ns();
 
 	count(p, pages, item, filled, rc);
@@ -282,6 +284,45 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 	pthread_mutex_lock(&p->lock);
 	pull_wait_locked(p, REFILL_MS);
 	pthread_mutex_unlock(&p->lock);
+}
+
+/* While the guest runs at the source. What could not be had is left to the next generation. */
+static void fill_hidden(struct bulk *b, const struct resolver_batch *batch,
+                        const struct frame_pages *pages, const struct scheduler_item *item)
+{
+	struct pull *p = b->pull;
+	uint64_t filled;
+	int rc = prefill(&p->resolver, batch, &filled);
+
+	count(p, pages, item, filled, rc);
+	atomic_store_explicit(&p->stats.bulk_last_ns, clock_now_ns(), memory_order_relaxed);
+	if (rc)
+		log_migration_debug(p->config.id, "filling region %u, word %llu ahead: %s",
+		                    item->region, (unsigned long long)item->word, strerror(-rc));
+	settle(b, item, true);
+}
+
+static void fill(struct bulk *b, const struct frame_pages *pages, const struct scheduler_item *item,
+                 const uint8_t *data)
+{
+	struct pull *p = b->pull;
+	struct resolver_batch batch = {
+		.region = item->region,
+		.word = item->word,
+		.data_mask = pages->data_mask,
+		.zero_mask = pages->zero_mask,
+		.error_mask = pages->error_mask,
+		.data = data,
+	};
+	uint64_t filled;
+	int rc;
+
+	if (atomic_load(&p->warm)) {
+		fill_hidden(b, &batch, pages, item);
+		return;
+	}
+	rc = fill_batch(b, &batch, &filled);
+	fill_done(b, pages, item, filled, rc);
 }
 
 /* Return: 0, or -errno with @err set where the connection is of no more use. */
@@ -358,6 +399,10 @@ static int turn(struct bulk *b, struct error *err)
 
 	if (rc)
 		return error_errno(err, rc, "connection");
+	/* In the time that the network takes. */
+	if (atomic_load(&b->pull->maps) && !(b->window.n && answer_comes(b, 0)) &&
+	    pull_map_ahead(b->pull, &b->caller))
+		return 0;
 	if (!b->window.n)
 		wait_for_work(b, seen, until_ns);
 	else if (!until_ns || answer_comes(b, until_ns))
@@ -400,7 +445,7 @@ void *bulk_main(void *arg)
 	};
 	/* It was had early, so that it can't fail to be had when the guest runs. */
 	pthread_mutex_lock(&p->lock);
-	while (!p->bulk_started && !atomic_load(&p->stopping))
+	while (!p->bulk_started && !is_retired(b) && !atomic_load(&p->stopping))
 		pthread_cond_wait(&p->changed, &p->lock);
 	pthread_mutex_unlock(&p->lock);
 	while (!atomic_load(&p->stopping)) {

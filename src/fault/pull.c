@@ -362,7 +362,8 @@ void pull_wake_fault_thread(struct pull *p)
 
 void pull_check_complete(struct pull *p)
 {
-	if (!page_state_missing(p->state) && !atomic_exchange(&p->completed, true))
+	if (!atomic_load(&p->warm) && !page_state_missing(p->state) &&
+	    !atomic_exchange(&p->completed, true))
 		p->config.complete(p->config.arg);
 }
 
@@ -470,8 +471,6 @@ static void start_fault_thread(struct pull *p, int *rc)
 	p->fault.runs = !*rc;
 }
 
-static int start_bulk_locked(struct pull *p);
-
 int pull_start(struct pull *p)
 {
 	int rc = 0;
@@ -484,7 +483,7 @@ int pull_start(struct pull *p)
 	if (!rc) {
 		pthread_mutex_lock(&p->lock);
 		p->started = true;
-		rc = start_bulk_locked(p);
+		rc = pull_start_bulk_locked(p);
 		/* With fewer of them it is slower, and that is all. */
 		if (rc && p->bulks[0].runs)
 			rc = 0;
@@ -495,8 +494,8 @@ int pull_start(struct pull *p)
 	return rc;
 }
 
-/* Have a thread for each stream. One that is about to retire finds that it need not. */
-static int start_bulk_locked(struct pull *p)
+/* One that is about to retire finds that it need not. */
+int pull_start_bulk_locked(struct pull *p)
 {
 	int rc = 0;
 
@@ -522,11 +521,14 @@ int pull_start_bulk(struct pull *p)
 	struct conn *surplus[PULL_STREAMS_MAX] = { NULL };
 	int rc = 0;
 
+	scheduler_go(p->scheduler);
+	atomic_store(&p->maps, p->config.map == RESOLVER_MAP_EAGER);
 	pthread_mutex_lock(&p->lock);
 	p->bulk_started = true;
+	p->work++;
 	pthread_cond_broadcast(&p->changed);
 	if (!atomic_load(&p->stopping))
-		rc = start_bulk_locked(p);
+		rc = pull_start_bulk_locked(p);
 	/* Connections of streams that were taken back before they had a thread. */
 	for (unsigned int i = atomic_load(&p->streams); i < PULL_STREAMS_MAX; i++)
 		if (!p->bulks[i].runs)
@@ -544,7 +546,7 @@ int pull_set_streams(struct pull *p, unsigned int streams)
 	pthread_mutex_lock(&p->lock);
 	atomic_store(&p->streams, streams);
 	if (p->started && !atomic_load(&p->stopping))
-		rc = start_bulk_locked(p);
+		rc = pull_start_bulk_locked(p);
 	pthread_mutex_unlock(&p->lock);
 	pull_work_changed(p);
 	return rc;

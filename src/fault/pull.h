@@ -22,6 +22,12 @@
  * pull_new() -> pull_connect() (warming) -> pull_start() (the source is paused, faults are
  * served) -> pull_start_bulk() -> complete is signalled -> pull_finish() -> pull_free().
  *
+ * Warm, between pull_connect() and pull_start(): pull_warm() has bulk fetch while the guest runs at
+ * the source, and nothing of it is visible here (fault/prefill.h). When it is over, or has been
+ * long enough, pull_warm_hold() waits until nobody fills and no answer is under way; then what the
+ * source has written since is renewed, and pull_warm_go() begins the next round, or pull_warm_end()
+ * ends it. pull_start_bulk() goes on with what is missing then, and maps ahead what is there.
+ *
  * Threads: one owner, but for pull_set_*(), pull_stats(), pull_arrival() and pull_missing(), which
  * may be called from any. Lock order: pull->lock alone.
  */
@@ -50,6 +56,7 @@ struct pull_config {
 	/* Called from the pull's threads; must only pass the news on. */
 	void (*complete)(void *arg);   /* every page is present */
 	void (*connection)(void *arg); /* lost, or back: ask pull_get_connection() */
+	void (*round)(void *arg); /* warm: all was asked for; perhaps: ask pull_warm_is_over() */
 	void *arg;
 };
 
@@ -114,6 +121,39 @@ int pull_start(struct pull *p);
  * Return: 0; -errno where a stream has no thread: the others begin, and it may be called again.
  */
 int pull_start_bulk(struct pull *p);
+
+/*
+ * pull_warm() - fetch before the guest runs here, held until pull_warm_go()
+ *
+ * Nothing counts as there. After pull_connect(); may be repeated, while held. Return: 0; -errno
+ * where there is no thread for any bulk; -EOPNOTSUPP with @err set where the memory can't be filled
+ * so.
+ */
+int pull_warm(struct pull *p, struct error *err);
+
+/*
+ * pull_warm_hold() - no answer is under way any more, and nobody fills
+ *
+ * Connections that owe one for long are cut. Blocks for some seconds at the most, and by
+ * pull_cancel() not at all.
+ */
+void pull_warm_hold(struct pull *p);
+
+/* Held: units that are not what the source has any more. Return: how many of them were present. */
+uint64_t pull_warm_renew(struct pull *p, uint32_t region, uint64_t first, uint64_t n);
+/* Held: nothing counts. */
+void pull_warm_forget(struct pull *p);
+
+void pull_warm_go(struct pull *p);
+
+/* All that was missing when it began was asked for and answered. */
+bool pull_warm_is_over(struct pull *p);
+
+/* Held, and so it stays until pull_start_bulk(): from here on fills are as ever. */
+void pull_warm_end(struct pull *p);
+
+/* The same for want of what it takes: bulk's threads and connections end, as before pull_warm(). */
+void pull_warm_stop(struct pull *p);
 
 /* Whether the guest's faults can be asked for. */
 struct pull_connection {

@@ -87,13 +87,18 @@ struct pull {
 	struct events events;
 	struct tls_context *tls;
 	struct hello hello;
-	char tls_description[64]; /* written once, before tls_known is set: others read it any time */
+	char tls_description[64]; /* written once, before tls_known is set: others read it any time
+	                           */
 	atomic_bool tls_known;
 	uint64_t missing_at_release;
 
 	atomic_bool stopping;
 	atomic_bool completed;
 	atomic_bool bulk_on;
+	atomic_bool warm;             /* the guest does not run here: what comes stays invisible */
+	atomic_bool dismissed;        /* all bulk threads are to end */
+	atomic_bool maps;             /* what came so is mapped ahead: */
+	_Atomic uint64_t maps_word;   /* next, of all words of the regions in turn */
 	_Atomic unsigned int streams; /* written under the lock */
 	struct throttle throttle;
 	_Atomic uint64_t told_poisoned_ns, told_unpoisoned_ns; /* in the log; 0: not yet */
@@ -130,6 +135,14 @@ struct pull {
 
 void *fault_thread_main(void *arg);
 void *bulk_main(void *arg);
+
+/* Have a thread for each stream; the lock is held. Return: 0 or -errno. */
+int pull_start_bulk_locked(struct pull *p);
+
+/*
+ * Map a word of what came before the guest ran here. Return: false where there is none left.
+ */
+bool pull_map_ahead(struct pull *p, const struct resolver_caller *caller);
 
 /* Open one connection of the pull. Return: as conn_dial(). */
 int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct conn **ret,

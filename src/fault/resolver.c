@@ -3,6 +3,7 @@
 
 #include <errno.h>
 
+#include "fault/runs.h"
 #include "fault/uffd.h"
 #include "util/clock.h"
 #include "util/probes.h"
@@ -22,26 +23,7 @@ void resolver_deinit(struct resolver *r)
 	pthread_rwlock_destroy(&r->map_lock);
 }
 
-/* One run of set bits, taken off the bottom of a mask. */
-struct run {
-	unsigned int first;
-	unsigned int n;
-};
-
-static struct run next_run(uint64_t *mask)
-{
-	struct run run = { .first = (unsigned int)__builtin_ctzll(*mask) };
-	uint64_t above = ~(*mask >> run.first);
-
-	run.n = above ? (unsigned int)__builtin_ctzll(above) : WORD_UNITS;
-	if (run.first + run.n >= WORD_UNITS) {
-		run.n = WORD_UNITS - run.first;
-		*mask = 0;
-	} else {
-		*mask &= UINT64_MAX << (run.first + run.n);
-	}
-	return run;
-}
+const uint8_t resolver_zeroes[UNIT_BYTES];
 
 /*
  * Have the kernel make the absent page at @addr, zeroed. A page that turns out to be there
@@ -355,8 +337,7 @@ static int fill_run(const struct resolver_caller *caller, const struct resolver_
 {
 	struct resolver *r = caller->resolver;
 	uint64_t offset = (b->word * WORD_UNITS + run.first) << UNIT_SHIFT;
-	uint64_t below = b->data_mask & ((1ull << run.first) - 1);
-	const uint8_t *data = b->data + (size_t)__builtin_popcountll(below) * UNIT_BYTES;
+	const uint8_t *data = run_data(b->data, b->data_mask, run);
 	size_t len = (size_t)run.n * UNIT_BYTES;
 	int rc;
 
@@ -366,11 +347,6 @@ static int fill_run(const struct resolver_caller *caller, const struct resolver_
 	rc = memory_fill(r->memories[b->region], offset, data, len, b->for_fault, filled);
 	*ret_done = rc ? 0 : len;
 	return rc;
-}
-
-static uint64_t run_mask(unsigned int first, uint64_t n)
-{
-	return (n == WORD_UNITS ? UINT64_MAX : (1ull << n) - 1) << first;
 }
 
 /* What has become of claimed units that have data. */
@@ -437,6 +413,34 @@ static int fill_claimed(const struct resolver_caller *caller, const struct resol
 	return rc;
 }
 
+/*
+ * Claimed units that are zero now, and where bytes were put before the guest ran here
+ * (fault/prefill.h): these are written over. What can't be is given back. Return: 0 or -errno.
+ */
+static int clear_stale(struct resolver *r, const struct resolver_batch *b, uint64_t stale,
+                       struct fill_result *result)
+{
+	struct memory_filled filled = { 0 };
+	uint64_t done = 0;
+	int rc = 0;
+
+	for (uint64_t left = stale; left && !rc; left &= left - 1) {
+		uint64_t unit = b->word * WORD_UNITS + (uint64_t)__builtin_ctzll(left);
+
+		rc = memory_fill(r->memories[b->region], unit << UNIT_SHIFT, resolver_zeroes,
+		                 UNIT_BYTES, true, &filled);
+		if (!rc)
+			done |= left & -left;
+	}
+	if (rc)
+		give_back(r, b, stale & ~done);
+	stat_add(&r->stats->fill_write, filled.write);
+	stat_add(&r->stats->fill_memcpy, filled.memcpy);
+	result->done |= done;
+	result->behind |= done != 0;
+	return rc;
+}
+
 /* The host pages that have units in @mask of a word, as the units they begin with: in turn. */
 static uint64_t next_page(const struct region *region, uint64_t word, uint64_t *mask)
 {
@@ -448,17 +452,33 @@ static uint64_t next_page(const struct region *region, uint64_t word, uint64_t *
 	return unit - unit % per_page;
 }
 
-static int map_pages(const struct resolver_caller *caller, const struct resolver_batch *b,
+static int map_pages(const struct resolver_caller *caller, uint32_t region, uint64_t word,
                      uint64_t mask)
 {
 	struct resolver *r = caller->resolver;
 	int rc = 0;
 
 	while (mask && !rc) {
-		uint64_t unit = next_page(&r->table->regions[b->region], b->word, &mask);
+		uint64_t unit = next_page(&r->table->regions[region], word, &mask);
 
-		if (page_state_page_present(r->state, b->region, unit))
-			rc = resolver_map_page(caller, b->region, unit);
+		if (page_state_page_present(r->state, region, unit))
+			rc = resolver_map_page(caller, region, unit);
+	}
+	return rc;
+}
+
+int resolver_map_ahead(const struct resolver_caller *caller, uint32_t region, uint64_t word,
+                       uint64_t present)
+{
+	int rc = 0;
+
+	if (caller->resolver->table->regions[region].page_size != UNIT_BYTES)
+		return map_pages(caller, region, word, present);
+	while (present && !rc) {
+		struct run run = next_run(&present);
+
+		rc = map_run(caller, region, (word * WORD_UNITS + run.first) << UNIT_SHIFT,
+		             (uint64_t)run.n << UNIT_SHIFT);
 	}
 	return rc;
 }
@@ -506,24 +526,22 @@ static int map_filled(const struct resolver_caller *caller, const struct resolve
                       uint64_t data, uint64_t wanted, bool filled_behind)
 {
 	struct resolver *r = caller->resolver;
-	const struct region *region = &r->table->regions[b->region];
-	uint64_t left = data;
-	int rc = 0;
+	int rc;
 
-	/* UFFDIO_COPY has mapped and woken; a wanted page that it could not is looked at again. */
-	if (fills_by_copy(r, b))
-		return map_pages(caller, b, filled_behind ? wanted : wanted & ~data);
-	if (r->map == RESOLVER_MAP_LAZY)
-		return map_pages(caller, b, wanted);
-	if (region->page_size != UNIT_BYTES)
-		return map_pages(caller, b, data | wanted);
-	while (left && !rc) {
-		struct run run = next_run(&left);
-
-		rc = map_run(caller, b->region, (b->word * WORD_UNITS + run.first) << UNIT_SHIFT,
-		             (uint64_t)run.n << UNIT_SHIFT);
+	/*
+	 * UFFDIO_COPY has mapped and woken; a wanted page that it could not is looked at again.
+	 * What was there from before the guest ran here it could not.
+	 */
+	if (fills_by_copy(r, b)) {
+		wanted &= filled_behind ? UINT64_MAX : ~data;
+		data &= page_state_written(r->state, b->region, b->word);
 	}
-	return rc ? rc : map_pages(caller, b, wanted & ~data);
+	if (r->map == RESOLVER_MAP_LAZY)
+		return map_pages(caller, b->region, b->word, wanted);
+	if (r->table->regions[b->region].page_size != UNIT_BYTES)
+		return map_pages(caller, b->region, b->word, data | wanted);
+	rc = resolver_map_ahead(caller, b->region, b->word, data);
+	return rc ? rc : map_pages(caller, b->region, b->word, wanted & ~data);
 }
 
 /* Tell the caller whom it has woken: of the pages that have units in @wanted those that are whole.
@@ -549,14 +567,16 @@ static int fill_part(const struct resolver_caller *caller, const struct resolver
 	struct resolver *r = caller->resolver;
 	uint64_t claimed = page_state_claim(r->state, b->region, b->word,
 	                                    (b->data_mask | b->zero_mask | b->error_mask) & part);
-	uint64_t zero = claimed & b->zero_mask;
+	uint64_t stale = claimed & b->zero_mask & page_state_written(r->state, b->region, b->word);
+	uint64_t zero = claimed & b->zero_mask & ~stale;
 	uint64_t lost, discarded, wanted, filled_ns;
 	struct fill_result result;
-	int rc, poison_rc, map_rc;
+	int rc, zero_rc, poison_rc, map_rc;
 
 	if (!claimed)
 		return 0;
 	rc = fill_claimed(caller, b, claimed, &result);
+	zero_rc = clear_stale(r, b, stale, &result);
 	poison_rc = poison_claimed(caller, b, (claimed & b->error_mask) | result.broken, &lost);
 	/* These nobody has mapped. */
 	discarded = claimed & page_state_present(r->state, b->region, b->word);
@@ -569,8 +589,8 @@ static int fill_part(const struct resolver_caller *caller, const struct resolver
 	map_rc = map_filled(caller, b, result.done & ~discarded, wanted, result.behind);
 	if (wanted && !map_rc && caller->woken)
 		tell_woken(caller, b, wanted, filled_ns);
-	if (rc)
-		return rc;
+	if (rc || zero_rc)
+		return rc ? rc : zero_rc;
 	return poison_rc ? poison_rc : map_rc;
 }
 

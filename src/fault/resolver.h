@@ -15,6 +15,10 @@
  * kernel (UFFDIO_ZEROPAGE, or a read of the alias), never by writing, for by then a
  * guest's write may already be in it.
  *
+ * What came while the guest ran at the source is in place and not mapped (fault/prefill.h): a fault
+ * on it is mapped at once, and bulk threads map it ahead. Where such bytes are stale the unit is
+ * missing, and filled like any other, by writing over them: also where it is zero now.
+ *
  * A unit without content (the source can't read it, or the memory here is broken) is poisoned
  * in that place of the order: claimed, noted as poisoned, UFFDIO_POISON over its host page,
  * published. From then on the page is poisoned wherever others would be mapped. Where the
@@ -88,6 +92,9 @@ struct resolver_batch {
 	bool for_fault; /* an answer to a fault, not ahead of it */
 };
 
+/* A unit of them. */
+extern const uint8_t resolver_zeroes[UNIT_BYTES];
+
 /* All but addrmap and map_lock is set by the caller. Return: 0 or -errno. */
 int resolver_init(struct resolver *r);
 void resolver_deinit(struct resolver *r);
@@ -113,6 +120,15 @@ int resolver_fill(const struct resolver_caller *caller, const struct resolver_ba
  * Return: 0 (also where it was mapped, or the VMM has unmapped it), -ESRCH, -ECANCELED or -errno.
  */
 int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uint64_t first_unit);
+
+/*
+ * resolver_map_ahead() - map pages of a word before they are touched, as far as they can be now
+ * @present: units that are; of a larger host page it is mapped when all of it is
+ *
+ * Return: 0, -ESRCH, -ECANCELED or -errno.
+ */
+int resolver_map_ahead(const struct resolver_caller *caller, uint32_t region, uint64_t word,
+                       uint64_t present);
 
 /*
  * resolver_discard() - UFFD_EVENT_REMOVE of a range of host addresses

@@ -7,11 +7,15 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "util/cleanup.h"
 
 /* Bumped with each change of what lies in the memfd. */
-#define STATE_MAGIC 0x3430737063747370ull /* "pstcps04" */
+#define STATE_MAGIC 0x3530737063747370ull   /* "pstcps05" */
+#define STATE_MAGIC_4 0x3430737063747370ull /* "pstcps04": without the last bitmap */
+#define STATE_BITMAPS 6u
+#define STATE_BITMAPS_4 5u
 #define STATE_PAGE_BYTES 4096
 /* The header's page, and the room. */
 #define STATE_HEADER_BYTES (STATE_PAGE_BYTES + PAGE_STATE_ROOM_BYTES)
@@ -32,6 +36,7 @@ struct region_state {
 	_Atomic uint64_t *wanted;
 	_Atomic uint64_t *copying;
 	_Atomic uint64_t *poisoned;
+	_Atomic uint64_t *written;
 	uint64_t words;
 };
 
@@ -55,9 +60,9 @@ struct page_state *page_state_free(struct page_state *ps)
 }
 DEFINE_CLEANUP(struct page_state *, page_state_free);
 
-static size_t state_bytes(uint64_t words)
+static size_t state_bytes(uint64_t words, unsigned int bitmaps)
 {
-	return STATE_HEADER_BYTES + 5 * words * sizeof(uint64_t);
+	return STATE_HEADER_BYTES + bitmaps * words * sizeof(uint64_t);
 }
 
 static void lay_out(struct page_state *ps, const struct region_table *table, uint64_t words)
@@ -75,6 +80,7 @@ static void lay_out(struct page_state *ps, const struct region_table *table, uin
 			.wanted = bits + 2 * words,
 			.copying = bits + 3 * words,
 			.poisoned = bits + 4 * words,
+			.written = bits + 5 * words,
 			.words = r->words,
 		};
 		bits += r->words;
@@ -103,7 +109,7 @@ static int map_state(const struct region_table *table, int fd, struct page_state
 		return error_set(err, -ENOMEM, "page state: out of memory");
 	}
 	ps->fd = fd;
-	ps->map_bytes = state_bytes(words);
+	ps->map_bytes = state_bytes(words, STATE_BITMAPS);
 	ps->header = mmap(NULL, ps->map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (ps->header == MAP_FAILED) {
 		ps->header = NULL;
@@ -123,8 +129,9 @@ int page_state_new(const struct region_table *table, struct page_state **ret, st
 
 	if (fd < 0)
 		return error_errno(err, -errno, "page state: memfd_create");
-	if (ftruncate(fd, (off_t)state_bytes(words)))
-		return error_errno(err, -errno, "page state: %zu bytes", state_bytes(words));
+	if (ftruncate(fd, (off_t)state_bytes(words, STATE_BITMAPS)))
+		return error_errno(err, -errno, "page state: %zu bytes",
+		                   state_bytes(words, STATE_BITMAPS));
 	rc = map_state(table, steal_fd(&fd), ret, err);
 	if (rc)
 		return rc;
@@ -149,9 +156,29 @@ static void take_stock(struct page_state *ps, const struct region_table *table)
 
 			atomic_fetch_and(&r->claimed[word], present | copying);
 			atomic_fetch_and(&r->poisoned[word], present);
+			atomic_fetch_and(&r->written[word], exist);
 			missing -= (uint64_t)__builtin_popcountll(present);
 		}
 	atomic_store(&ps->header->missing, missing);
+}
+
+/* One of the version before gets its last bitmap: nothing was written then, in this sense. */
+static int check_size(int fd, uint64_t words, struct error *err)
+{
+	uint64_t magic = 0;
+	struct stat st;
+
+	if (fstat(fd, &st) || pread(fd, &magic, sizeof magic, 0) != sizeof magic)
+		return error_set(err, -EINVAL, "page state: the memfd can't be read");
+	if (magic == STATE_MAGIC_4 && (uint64_t)st.st_size == state_bytes(words, STATE_BITMAPS_4)) {
+		magic = STATE_MAGIC;
+		if (ftruncate(fd, (off_t)state_bytes(words, STATE_BITMAPS)) ||
+		    pwrite(fd, &magic, sizeof magic, 0) != sizeof magic)
+			return error_errno(err, -errno, "page state: making it larger");
+	} else if ((uint64_t)st.st_size != state_bytes(words, STATE_BITMAPS)) {
+		return error_set(err, -EINVAL, "page state: the memfd is not of this guest's size");
+	}
+	return 0;
 }
 
 int page_state_adopt(const struct region_table *table, int fd, struct page_state **ret,
@@ -159,11 +186,10 @@ int page_state_adopt(const struct region_table *table, int fd, struct page_state
 {
 	_cleanup_(page_state_free_p) struct page_state *ps = NULL;
 	uint64_t words = words_of(table);
-	struct stat st;
-	int copy, rc;
+	int copy, rc = check_size(fd, words, err);
 
-	if (fstat(fd, &st) || (uint64_t)st.st_size != state_bytes(words))
-		return error_set(err, -EINVAL, "page state: the memfd is not of this guest's size");
+	if (rc)
+		return rc;
 	copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (copy < 0)
 		return error_errno(err, -errno, "page state: descriptor");
@@ -211,6 +237,39 @@ void page_state_note_no_copy(struct page_state *ps, uint32_t region, uint64_t wo
 
 	if (atomic_load(&r->copying[word]) & mask)
 		atomic_fetch_and(&r->copying[word], ~mask);
+}
+
+void page_state_note_written(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
+{
+	if (mask)
+		atomic_fetch_or(&ps->regions[region].written[word], mask);
+}
+
+uint64_t page_state_written(const struct page_state *ps, uint32_t region, uint64_t word)
+{
+	return atomic_load(&ps->regions[region].written[word]);
+}
+
+/* Present goes first: a process that ends in between leaves a claim, which is nothing. */
+uint64_t page_state_renew(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
+{
+	struct region_state *r = &ps->regions[region];
+	uint64_t was = atomic_load(&r->present[word]) & mask;
+
+	if (was) {
+		atomic_fetch_and(&r->present[word], ~mask);
+		atomic_fetch_add(&ps->header->missing, (uint64_t)__builtin_popcountll(was));
+	}
+	if (atomic_load(&r->claimed[word]) & mask)
+		atomic_fetch_and(&r->claimed[word], ~mask);
+	return was;
+}
+
+void page_state_drop_claims(struct page_state *ps)
+{
+	for (uint32_t i = 0; i < ps->n_regions; i++)
+		for (uint64_t word = 0; word < ps->regions[i].words; word++)
+			page_state_renew(ps, i, word, ~page_state_present(ps, i, word));
 }
 
 void page_state_note_poisoned(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)

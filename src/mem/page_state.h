@@ -4,7 +4,7 @@
  *
  * Theory of operation
  * -------------------
- * Five bitmaps a region, in one memfd, so that a process that takes over finds
+ * Six bitmaps a region, in one memfd, so that a process that takes over finds
  * them:
  *
  *   claimed   somebody fills this unit, or has: the one atomic bit that makes sure of
@@ -16,12 +16,20 @@
  *             broken): it counts as present, and who touches its host page gets SIGBUS.
  *   copying   its claimer fills it by UFFDIO_COPY, which shows it to the guest in the same
  *             moment: before it is present the guest may have it, and have written to it.
+ *   written   bytes were put in its place before the guest ran here, in this generation or one
+ *             before. Where it is not present they are stale: a unit that is zero now has to be
+ *             made so.
  *
  * Before them lies some room for who reads the userfaultfd's events (fault/events.h), which has to
  * survive with them.
  *
  * missing -> claimed -> present, never back, but for a claim that its owner gives up
- * before a byte of it could be visible.
+ * before a byte of it could be visible; and for a new generation.
+ *
+ * Generations: while the guest runs at the source pages may come already, of which nothing is
+ * mapped here, so that nobody can have seen them. A unit that was written at the source since is
+ * missing again, by page_state_renew(): by one thread, while nobody fills and no answer is under
+ * way that was asked for before. Once the guest may run here there is no other generation.
  *
  * Who wakes the guest: a fault first sets wanted, then looks at present; a filler first
  * sets present, then looks at wanted. Both orders are sequentially consistent, so at
@@ -77,6 +85,21 @@ void page_state_unclaim(struct page_state *ps, uint32_t region, uint64_t word, u
 /* Claimed units are about to be filled by UFFDIO_COPY; or by other means after all. */
 void page_state_note_copy(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
 void page_state_note_no_copy(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+
+/* Claimed units are about to be filled while the guest does not run here. */
+void page_state_note_written(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+uint64_t page_state_written(const struct page_state *ps, uint32_t region, uint64_t word);
+
+/*
+ * page_state_renew() - what is there of these units is not what the source has any more
+ *
+ * They are missing, in a new generation. Before the guest can run here, while nobody fills; may be
+ * repeated. Return: those that were present.
+ */
+uint64_t page_state_renew(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
+
+/* Claims that came to nothing while the guest did not run here: as page_state_renew(). */
+void page_state_drop_claims(struct page_state *ps);
 
 /*
  * Claimed units have no content: from now on their host pages are poisoned, never mapped. Before

@@ -4,7 +4,7 @@
  * of its own, so that it reads as the story it is. It talks to the source over the
  * control connection, takes orders from the loop and posts news to it.
  */
-#include "migrate/migration.h"
+#include "migrate/conductor.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -32,29 +32,19 @@
 #define PING_MS 2000u
 /* Whatever was asked: a source that says nothing at all for so long is lost. */
 #define SILENT_MS 5000u
-/* While warming, how often it is looked at whether the source has ended it. */
-#define WARM_LOOK_MS 200u
 /* Between two tries to have a thread that could not be had. */
 #define THREAD_RETRY_MS 1000u
 /* The first distance between two points of the timeline; doubled whenever it is full. */
 #define TIMELINE_STEP_MS 5u
 
-struct conductor {
-	struct migration *m;
-	struct hello hello;
-	struct hello_reply reply;
-	uint64_t timeline_step_ns;
-	unsigned int retry_ms;     /* until the next try to dial */
-	uint64_t dial_ns, ping_ns; /* when next */
-	uint64_t bulk_ns;          /* when a lacking bulk thread is tried for; 0: none lacks */
-	enum migration_farewell farewell; /* there is nothing else to do */
-	bool handed_on;       /* the vmstate, to the loop: the guest may run here at any moment */
-	struct error refused; /* the source's last word, that it wants no more of this */
-};
-
 void conductor_pull_complete(void *arg)
 {
 	migration_order(arg, ORDER_PULL_COMPLETE);
+}
+
+void conductor_pull_round(void *arg)
+{
+	migration_order(arg, ORDER_ROUND);
 }
 
 void conductor_pull_connection(void *arg)
@@ -62,11 +52,7 @@ void conductor_pull_connection(void *arg)
 	migration_post(arg, NEWS_CONNECTION);
 }
 
-/*
- * Wait for one of @orders, at most until @until_ns (0: for good).
- * Return: those of them that were given; 0 when the time is over.
- */
-static unsigned int wait_order(struct migration *m, unsigned int orders, uint64_t until_ns)
+unsigned int conductor_wait(struct migration *m, unsigned int orders, uint64_t until_ns)
 {
 	struct timespec at = {
 		.tv_sec = (time_t)(until_ns / NSEC_PER_SEC),
@@ -84,7 +70,7 @@ static unsigned int wait_order(struct migration *m, unsigned int orders, uint64_
 	return given;
 }
 
-static int check_stopped(struct migration *m, struct error *err)
+int conductor_check_stopped(struct migration *m, struct error *err)
 {
 	unsigned int orders;
 
@@ -98,7 +84,7 @@ static int check_stopped(struct migration *m, struct error *err)
 	return 0;
 }
 
-static void set_control(struct migration *m, struct conn *c)
+void conductor_set_control(struct migration *m, struct conn *c)
 {
 	struct conn *old;
 
@@ -110,7 +96,7 @@ static void set_control(struct migration *m, struct conn *c)
 }
 
 /* What another try may mend. */
-static bool is_network_error(int rc)
+bool conductor_is_network_error(int rc)
 {
 	switch (-rc) {
 	case ECONNREFUSED:
@@ -169,7 +155,7 @@ static int dial_once(struct conductor *k, struct error *err)
 	rc = conn_dial(&m->dialing, &target, m->owner->config.tls, &k->hello, &c, &k->reply, err);
 	if (rc)
 		return rc;
-	set_control(m, c);
+	conductor_set_control(m, c);
 	k->retry_ms = RETRY_MIN_MS;
 	return 0;
 }
@@ -214,7 +200,8 @@ static bool is_worth_another_try(const struct patience *p, int rc)
 {
 	unsigned int for_ms = rc == -ECONNREFUSED ? p->refused_for_ms : REACH_FOR_MS;
 
-	return is_network_error(rc) && clock_now_ns() < p->since_ns + for_ms * NSEC_PER_MSEC;
+	return conductor_is_network_error(rc) &&
+	       clock_now_ns() < p->since_ns + for_ms * NSEC_PER_MSEC;
 }
 
 /*
@@ -230,7 +217,7 @@ static int dial_control(struct conductor *k, const struct patience *p, struct er
 			return rc;
 		log_migration_info(k->m->params.id, "%s; dialling again", err->text);
 		note(k->m, err->text);
-		if (wait_order(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)))
+		if (conductor_wait(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)))
 			return rc;
 	}
 }
@@ -302,9 +289,22 @@ static int connect_all(struct conductor *k, struct error *err)
 		rc = connect_once(k, &p, err);
 		if (rc)
 			note(k->m, err->text);
-	} while (is_worth_another_try(&p, rc) && !check_stopped(k->m, NULL) &&
-	         !wait_order(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)));
+	} while (is_worth_another_try(&p, rc) && !conductor_check_stopped(k->m, NULL) &&
+	         !conductor_wait(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)));
 	return rc;
+}
+
+int conductor_next(struct conn *c, struct frame_header *ret, const void **ret_payload,
+                   struct error *err)
+{
+	int rc = conn_next_frame(c, ret, ret_payload, err);
+
+	if (rc == -EAGAIN)
+		return error_set(err, -ETIMEDOUT, "the source is silent for %u ms", SILENT_MS);
+	if (rc)
+		return rc < 0 && err && !err->code ? error_errno(err, rc, "control connection")
+		                                   : rc;
+	return ret->type == FRAME_ERROR ? frame_error_decode(ret, *ret_payload, err) : 0;
 }
 
 /* The next frame, which must be of this type, but for signs of life before it. */
@@ -314,44 +314,45 @@ static int expect(struct conn *c, enum frame_type type, struct frame_header *ret
 	int rc;
 
 	do
-		rc = conn_next_frame(c, ret, ret_payload, err);
+		rc = conductor_next(c, ret, ret_payload, err);
 	while (!rc && ret->type == FRAME_PONG && type != FRAME_PONG);
-	if (rc == -EAGAIN)
-		return error_set(err, -ETIMEDOUT, "the source is silent for %u ms", SILENT_MS);
 	if (rc)
 		return rc;
-	if (ret->type == FRAME_ERROR)
-		return frame_error_decode(ret, *ret_payload, err);
 	if (ret->type != type)
 		return error_set(err, -EPROTO, "frame of type %u where %u must come", ret->type,
 		                 type);
 	return 0;
 }
 
-/*
- * Ask over the control connection, and wait for the answer's first frame: never longer than
- * SILENT_MS without a sign of life.
- */
-static int ask(struct conductor *k, enum frame_type say, enum frame_type answer,
-               struct frame_header *ret, const void **ret_payload, struct error *err)
+int conductor_say(struct conductor *k, enum frame_type say, struct error *err)
 {
 	int rc;
 
 	conn_set_receive_timeout(k->m->control, SILENT_MS);
 	rc = conn_send_plain(k->m->control, say);
-	if (rc)
-		return error_errno(err, rc, "control connection");
-	return expect(k->m->control, answer, ret, ret_payload, err);
+	return rc ? error_errno(err, rc, "control connection") : 0;
+}
+
+/*
+ * Ask over the control connection, and wait for the answer's first frame: never longer than
+ * SILENT_MS without a sign of life.
+ */
+int conductor_ask(struct conductor *k, enum frame_type say, enum frame_type answer,
+                  struct frame_header *ret, const void **ret_payload, struct error *err)
+{
+	int rc = conductor_say(k, say, err);
+
+	return rc ? rc : expect(k->m->control, answer, ret, ret_payload, err);
 }
 
 /* The same where the answer has no more to it. */
-static int exchange(struct conductor *k, enum frame_type say, enum frame_type answer,
-                    struct error *err)
+int conductor_exchange(struct conductor *k, enum frame_type say, enum frame_type answer,
+                       struct error *err)
 {
 	struct frame_header h;
 	const void *payload;
 
-	return ask(k, say, answer, &h, &payload, err);
+	return conductor_ask(k, say, answer, &h, &payload, err);
 }
 
 /* Receive the vmstate's bytes into a memfd, sealed. Return: the memfd or -errno. */
@@ -390,8 +391,10 @@ static int ask_vmstate(struct conductor *k, struct error *err)
 	struct frame_vmstate vmstate;
 	struct frame_header h;
 	const void *payload;
-	int fd, rc = ask(k, FRAME_SWITCHOVER, FRAME_VMSTATE, &h, &payload, err);
+	int fd, rc = conductor_say(k, FRAME_SWITCHOVER, err);
 
+	if (!rc)
+		rc = warm_await_vmstate(k, &h, &payload, err);
 	if (!rc)
 		rc = frame_vmstate_decode(payload, &vmstate, err);
 	if (rc)
@@ -426,8 +429,8 @@ static int switch_over(struct conductor *k, struct error *err)
 
 	/* A process after this one must know that the source guest may be paused. */
 	migration_post(m, NEWS_SWITCHOVER);
-	wait_order(m, ORDER_RECORDED | ORDER_STOP | ORDER_CANCEL, 0);
-	if (check_stopped(m, err))
+	conductor_wait(m, ORDER_RECORDED | ORDER_STOP | ORDER_CANCEL, 0);
+	if (conductor_check_stopped(m, err))
 		return -ECANCELED;
 	for (;;) {
 		int rc = m->control ? ask_vmstate(k, err) : -ECONNRESET;
@@ -435,7 +438,7 @@ static int switch_over(struct conductor *k, struct error *err)
 
 		if (!is_worth_another_try(&p, rc))
 			return rc;
-		if (check_stopped(m, err))
+		if (conductor_check_stopped(m, err))
 			return -ECANCELED;
 		log_migration_warning(m->params.id, "switchover: %s; connecting again", err->text);
 		again = patience_from_now(REACH_FOR_MS);
@@ -474,7 +477,7 @@ static bool is_refusal(const struct conductor *k, const struct error *err)
 {
 	if (k->handed_on)
 		return is_verdict(err) && err->code == -EKEYREVOKED;
-	return is_verdict(err) || !is_network_error(err->code);
+	return is_verdict(err) || !conductor_is_network_error(err->code);
 }
 
 /*
@@ -500,17 +503,17 @@ static bool keep_control(struct conductor *k)
 	}
 	if (now_ns < k->ping_ns)
 		return false;
-	rc = exchange(k, FRAME_PING, FRAME_PONG, &err);
+	rc = conductor_exchange(k, FRAME_PING, FRAME_PONG, &err);
 	k->ping_ns = clock_now_ns() + PING_MS * NSEC_PER_MSEC;
 	if (rc) {
 		log_migration_warning(k->m->params.id, "control connection lost: %s", err.text);
 		k->refused = is_refusal(k, &err) ? err : ERROR_INIT;
-		set_control(k->m, NULL);
+		conductor_set_control(k->m, NULL);
 	}
 	return false;
 }
 
-static void take_back(struct migration *m, enum conductor_order order)
+void conductor_take_back(struct migration *m, enum conductor_order order)
 {
 	pthread_mutex_lock(&m->lock);
 	m->orders &= ~(unsigned int)order;
@@ -531,7 +534,7 @@ static int poison(struct migration *m, struct error *err)
 	if (rc == -EOPNOTSUPP) {
 		log_migration_error(m->params.id, "nothing is poisoned: %s", err->text);
 		*err = ERROR_INIT;
-		take_back(m, ORDER_POISON);
+		conductor_take_back(m, ORDER_POISON);
 		return 0;
 	}
 	if (rc)
@@ -566,7 +569,7 @@ static void have_bulk(struct conductor *k)
 static int wait_connected(struct conductor *k, unsigned int orders, uint64_t until_ns,
                           bool *ret_new, struct error *err)
 {
-	unsigned int given = wait_order(k->m, orders, until_ns);
+	unsigned int given = conductor_wait(k->m, orders, until_ns);
 
 	*ret_new = !given && keep_control(k);
 	if (given || !k->refused.code)
@@ -590,7 +593,7 @@ static int wait_resumed(struct conductor *k, struct error *err)
 	if (given < 0)
 		return given;
 	if (given & (ORDER_STOP | ORDER_CANCEL))
-		return check_stopped(m, err);
+		return conductor_check_stopped(m, err);
 	return given & ORDER_POISON ? poison(m, err) : 0;
 }
 
@@ -615,7 +618,7 @@ static int fetch_all(struct conductor *k, struct error *err)
 		if (given < 0)
 			return given;
 		if (given & ORDER_STOP)
-			return check_stopped(m, err);
+			return conductor_check_stopped(m, err);
 		rc = given == ORDER_POISON ? poison(m, err) : 0;
 		if (rc)
 			return rc;
@@ -644,10 +647,10 @@ static bool say_once(struct conductor *k, enum frame_type say, enum frame_type a
 	*err = ERROR_INIT;
 	rc = m->control ? 0 : dial_once(k, err);
 	if (!rc)
-		rc = exchange(k, say, answer, err);
+		rc = conductor_exchange(k, say, answer, err);
 	if (!rc || is_verdict(err))
 		return true;
-	set_control(m, NULL);
+	conductor_set_control(m, NULL);
 	return false;
 }
 
@@ -677,7 +680,7 @@ static void say_goodbye(struct conductor *k, enum frame_type say, enum frame_typ
 	struct error err;
 
 	do {
-		last = wait_order(m, ORDER_STOP, clock_now_ns());
+		last = conductor_wait(m, ORDER_STOP, clock_now_ns());
 		answered = say_once(k, say, answer, &err);
 		if (answered) {
 			note_verdict(m, say, &err);
@@ -693,7 +696,7 @@ static void say_goodbye(struct conductor *k, enum frame_type say, enum frame_typ
 			news = 0;
 		}
 		if (!answered && !last)
-			(void)wait_order(m, ORDER_STOP, next_try_ns(k));
+			(void)conductor_wait(m, ORDER_STOP, next_try_ns(k));
 	} while (!answered && !last);
 }
 
@@ -711,8 +714,8 @@ static int start_again(struct conductor *k, struct error *err)
 		if (!told)
 			log_migration_error(m->params.id, "threads: %s; trying on", strerror(-rc));
 		told = true;
-		if (wait_order(m, ORDER_STOP, clock_now_ns() + THREAD_RETRY_MS * NSEC_PER_MSEC))
-			return check_stopped(m, err);
+		if (conductor_wait(m, ORDER_STOP, clock_now_ns() + THREAD_RETRY_MS * NSEC_PER_MSEC))
+			return conductor_check_stopped(m, err);
 	}
 	return 0;
 }
@@ -737,20 +740,32 @@ static bool control_ended(const struct conductor *k)
 	return poll(&fd, 1, 0) > 0;
 }
 
+int conductor_check_control(struct conductor *k, struct error *err)
+{
+	uint64_t now_ns = clock_now_ns();
+
+	if (control_ended(k))
+		return error_set(err, -ECONNRESET, "the control connection has ended");
+	if (now_ns < k->ping_ns)
+		return 0;
+	k->ping_ns = now_ns + PING_MS * NSEC_PER_MSEC;
+	return conductor_exchange(k, FRAME_PING, FRAME_PONG, err);
+}
+
 /* Until switchover, or until the source says that it has given up. */
 static int stay_warm(struct conductor *k, struct error *err)
 {
-	while (!wait_order(k->m, ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL,
-	                   clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC)) {
+	while (!conductor_wait(k->m, ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL,
+	                       clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC)) {
 		if (k->m->control && control_ended(k))
-			set_control(k->m, NULL);
+			conductor_set_control(k->m, NULL);
 		keep_control(k);
 		if (k->refused.code) {
 			*err = k->refused;
 			return err->code;
 		}
 	}
-	return check_stopped(k->m, err);
+	return conductor_check_stopped(k->m, err);
 }
 
 /* Have a control connection on which the source has just answered. */
@@ -763,12 +778,12 @@ static int confirm_control(struct conductor *k, struct error *err)
 	for (;;) {
 		rc = m->control ? 0 : dial_once(k, err);
 		if (!rc)
-			rc = exchange(k, FRAME_PING, FRAME_PONG, err);
+			rc = conductor_exchange(k, FRAME_PING, FRAME_PONG, err);
 		if (!rc)
 			return 0;
-		set_control(m, NULL);
-		if (!is_worth_another_try(&p, rc) || check_stopped(m, NULL) ||
-		    wait_order(m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)))
+		conductor_set_control(m, NULL);
+		if (!is_worth_another_try(&p, rc) || conductor_check_stopped(m, NULL) ||
+		    conductor_wait(m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)))
 			return rc;
 	}
 }
@@ -788,6 +803,17 @@ static int warm(struct conductor *k, struct error *err)
 		if (!rc) {
 			note(m, "");
 			migration_post(m, NEWS_WARM);
+			rc = warm_up(k, err);
+		}
+		/* Who has warmed goes on over the very connection on which it did. */
+		if (rc == WARM_DONE)
+			return 0;
+		if (rc == WARM_LOST) {
+			log_migration_warning(m->params.id, "%s; warming again", err->text);
+			*err = ERROR_INIT;
+			conductor_set_control(m, NULL);
+			(void)conductor_wait(m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k));
+			continue;
 		}
 		if (!rc)
 			rc = stay_warm(k, err);
@@ -797,7 +823,7 @@ static int warm(struct conductor *k, struct error *err)
 			return rc;
 		log_migration_warning(m->params.id, "%s; warming again", err->text);
 		*err = k->refused = ERROR_INIT;
-		set_control(m, NULL);
+		conductor_set_control(m, NULL);
 		pthread_mutex_lock(&m->lock);
 		m->epoch = 0;
 		pthread_mutex_unlock(&m->lock);
@@ -812,7 +838,7 @@ static int conduct(struct conductor *k, struct error *err)
 
 	if (m->may_have_run)
 		return conduct_on(k, err);
-	rc = check_stopped(m, err);
+	rc = conductor_check_stopped(m, err);
 	if (!rc)
 		rc = warm(k, err);
 	if (!rc)
@@ -855,8 +881,8 @@ static void give_up(struct conductor *k, const struct error *why)
 	 * ask for the guest, while an ABORT of ours may still be on its way.
 	 */
 	migration_post(m, NEWS_FAREWELL);
-	wait_order(m, ORDER_FAREWELL | ORDER_STOP, 0);
-	if (!wait_order(m, ORDER_PARK, clock_now_ns()))
+	conductor_wait(m, ORDER_FAREWELL | ORDER_STOP, 0);
+	if (!conductor_wait(m, ORDER_PARK, clock_now_ns()))
 		say_goodbye(k, FRAME_ABORT, FRAME_ABORT_ACK, NEWS_FAILED);
 }
 
@@ -887,10 +913,10 @@ static void tell_story(struct conductor *k)
 	if (rc && !err.code)
 		error_errno(&err, rc, "migration");
 	/* What was met on the way out is not why. */
-	if (rc && !m->may_have_run && check_stopped(m, NULL))
-		(void)check_stopped(m, &err);
+	if (rc && !m->may_have_run && conductor_check_stopped(m, NULL))
+		(void)conductor_check_stopped(m, &err);
 	/* Parked: the next process goes on, and nobody is told anything. */
-	if (wait_order(m, ORDER_PARK, clock_now_ns()))
+	if (conductor_wait(m, ORDER_PARK, clock_now_ns()))
 		return;
 	if (rc)
 		give_up(k, &err);
@@ -909,7 +935,7 @@ static void *conductor_main(void *arg)
 	/* Here, and not on the loop: their dials may take a while to be given up. */
 	if (m->pull)
 		pull_stop(m->pull);
-	set_control(m, NULL);
+	conductor_set_control(m, NULL);
 	free(k);
 	migration_post(m, NEWS_ENDED);
 	return NULL;

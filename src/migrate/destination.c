@@ -37,6 +37,7 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 		.prefetch = m->limits.prefetch,
 		.complete = conductor_pull_complete,
 		.connection = conductor_pull_connection,
+		.round = conductor_pull_round,
 		.arg = m,
 	};
 	/* One that was taken over was checked by the process that took it in. */
@@ -426,7 +427,8 @@ void destination_news(struct migration *m, unsigned int news)
 	}
 }
 
-int destination_start(struct migration *m, bool switchover, struct error *err)
+int destination_start(struct migration *m, bool switchover, const struct migration_warm *warm,
+                      struct error *err)
 {
 	int rc;
 
@@ -435,14 +437,32 @@ int destination_start(struct migration *m, bool switchover, struct error *err)
 		                                                   : 0;
 	if (m->state != MIGRATION_ATTACHED)
 		return migration_refuse_now(m, "starting (the VMM must be attached)", err);
+	m->warming = *warm;
+	m->warming.hold = !switchover;
 	rc = conductor_start(m);
 	if (rc)
 		return error_errno(err, rc, "migration \"%s\": thread", m->params.id);
 	m->started_ns = clock_now_ns();
-	m->switchover = switchover;
+	/* Who warms is asked by the conductor when it is time. */
+	m->switchover = switchover && !warm->wanted;
 	migration_move(m, MIGRATION_WARMING, "%s", "");
-	if (switchover)
+	if (m->switchover)
 		migration_order(m, ORDER_SWITCHOVER);
+	return 0;
+}
+
+int destination_set_warm(struct migration *m, const struct migration_warm *warm, struct error *err)
+{
+	bool hold;
+
+	if (m->state != MIGRATION_WARMING || !m->warming.wanted)
+		return migration_refuse_now(m, "another end of warming (it does not warm)", err);
+	pthread_mutex_lock(&m->lock);
+	hold = m->warming.hold;
+	m->warming = *warm;
+	m->warming.hold = hold;
+	pthread_mutex_unlock(&m->lock);
+	migration_save(m);
 	return 0;
 }
 

@@ -84,6 +84,7 @@ static void put_all(struct migration *m, struct saved *s)
 	s->times.resumed_real_ns = m->resumed_real_ns;
 	pthread_mutex_lock(&m->lock);
 	s->target = m->target;
+	s->warming = m->warming;
 	s->epoch = m->epoch;
 	s->holder = m->holder;
 	s->farewell = m->farewell;

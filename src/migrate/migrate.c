@@ -715,14 +715,15 @@ struct migration *migrations_next(struct migrations *ms, struct migration *m)
 	return m ? m->next : ms->list;
 }
 
-int migration_start(struct migration *m, bool switchover, struct error *err)
+int migration_start(struct migration *m, bool switchover, const struct migration_warm *warm,
+                    struct error *err)
 {
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": start it at its destination",
 		                 m->params.id);
 	if (m->owner->draining && m->state == MIGRATION_ATTACHED)
 		return refuse_draining(err);
-	return takeover_check(m, err) ? err->code : destination_start(m, switchover, err);
+	return takeover_check(m, err) ? err->code : destination_start(m, switchover, warm, err);
 }
 
 int migration_switchover(struct migration *m, struct error *err)
@@ -781,6 +782,14 @@ int migration_set_limits(struct migration *m, const struct migration_limits *lim
 	pull_set_prefetch(m->pull, m->limits.prefetch);
 	rc = pull_set_streams(m->pull, m->limits.streams);
 	return rc ? error_errno(err, rc, "migration \"%s\": bulk threads", m->params.id) : 0;
+}
+
+int migration_set_warm(struct migration *m, const struct migration_warm *warm, struct error *err)
+{
+	if (m->params.role != MIGRATION_DESTINATION)
+		return error_set(err, -EBUSY, "migration \"%s\": it is warmed at its destination",
+		                 m->params.id);
+	return takeover_check(m, err) ? err->code : destination_set_warm(m, warm, err);
 }
 
 /* Of the source that it has, and of those whose VMM has gone. */
@@ -941,6 +950,10 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.holder_heard_ns = m->source ? page_source_holder_heard_ns(m->source) : 0,
 		.holder = m->holder,
 	};
+	pthread_mutex_lock(&m->lock);
+	ret->warm = m->warming;
+	ret->warmed = m->warmed;
+	pthread_mutex_unlock(&m->lock);
 }
 
 size_t migration_get_timeline(struct migration *m,

@@ -16,7 +16,8 @@
  *   source:       VMM attaches -> its memory is offered to the page server -> a destination
  *                 connects (warming) -> asks for switchover: the VMM is told to pause, its
  *                 vmstate goes over -> the destination has all: the VMM is told.
- *   destination:  VMM attaches -> start: the conductor dials (warming) -> switchover: asks,
+ *   destination:  VMM attaches -> start: the conductor dials (warming), and may copy memory while
+ *                 the guest runs at the source (migrate/warm.c) -> switchover: asks,
  *                 gets the vmstate, starts serving faults, the VMM is given the vmstate
  *                 (point of no return) -> it resumes, bulk starts -> every page present.
  *
@@ -97,6 +98,32 @@ struct migration_limits {
 	bool prefetch;
 };
 
+/*
+ * Whether memory is copied while the guest runs at the source, and until when: until the first of
+ * these that is given (not 0). None: one round.
+ */
+struct migration_warm {
+	bool wanted;
+	bool hold;            /* until it is told: nothing else ends it */
+	uint32_t max_rounds;  /* each fetches all that is missing when it begins */
+	uint64_t max_ns;      /* since it began */
+	uint64_t dirty_bytes; /* so little is missing when a round begins */
+	uint64_t catch_up_ns; /* or it would be here so soon, at the rate of the last round */
+};
+
+/* How it goes, or went. */
+struct migration_warm_info {
+	char refused[ERROR_TEXT_MAX];  /* why it is not done, though it was wanted; else empty */
+	uint64_t began_ns, ended_ns;   /* 0: not yet */
+	uint32_t rounds;               /* that are over */
+	uint64_t bytes;                /* of pages, received meanwhile */
+	uint64_t dirty_bytes;          /* found at the end of the last round */
+	uint64_t dirty_bytes_per_s;    /* of the guest, in that round */
+	uint64_t bytes_per_s;          /* received, in that round */
+	uint64_t catch_up_ns;          /* for what is dirty, at that rate; 0: not known */
+	uint64_t switched_dirty_units; /* missing when the guest had been paused */
+};
+
 /* Where the downtime went; nanoseconds, valid once known. They add up to total. */
 struct migration_downtime {
 	bool known;
@@ -140,6 +167,8 @@ struct migration_info {
 	struct migration_limits limits;
 	const struct conn_target *source_target;
 	bool map_eager;
+	struct migration_warm warm;
+	struct migration_warm_info warmed;
 	struct migration_downtime downtime;
 	uint64_t started_ns; /* Start was called; 0: not yet */
 	uint64_t resumed_ns; /* the guest runs here; bulk starts */
@@ -325,11 +354,13 @@ void migrations_get_totals(struct migrations *ms, struct migrations_totals *ret)
 /*
  * migration_start(), _switchover(), _cancel() - destination; cancel: both
  *
- * Start dials; with @switchover it goes on by itself. Starting what is started changes nothing.
+ * Start dials; with @switchover it goes on by itself, as @warm says. Starting what is started
+ * changes nothing. Switchover ends warming, whatever @warm says.
  *
  * Return: 0; -EBUSY (the state does not allow it, @err says what would) with @err set.
  */
-int migration_start(struct migration *m, bool switchover, struct error *err);
+int migration_start(struct migration *m, bool switchover, const struct migration_warm *warm,
+                    struct error *err);
 int migration_switchover(struct migration *m, struct error *err);
 int migration_cancel(struct migration *m, struct error *err);
 
@@ -342,6 +373,13 @@ int migration_cancel(struct migration *m, struct error *err);
  */
 int migration_set_limits(struct migration *m, const struct migration_limits *limits,
                          struct error *err);
+
+/*
+ * migration_set_warm() - while it warms: until when
+ *
+ * Return: 0; -EBUSY where it does not, with @err set.
+ */
+int migration_set_warm(struct migration *m, const struct migration_warm *warm, struct error *err);
 
 /*
  * migration_recover() - dial the source anew, at once

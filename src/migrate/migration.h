@@ -42,6 +42,7 @@ enum conductor_order {
 	ORDER_POISON = 1 << 7,        /* what is missing is lost */
 	ORDER_RECORDED = 1 << 6,      /* that the source will be asked for switchover */
 	ORDER_FAREWELL = 1 << 8,      /* farewell is written down */
+	ORDER_ROUND = 1 << 9,         /* from the pull: a round may be over */
 	ORDER_PARK = 1 << 5,          /* with STOP: another process goes on, say nothing */
 };
 
@@ -122,7 +123,9 @@ struct migration {
 	bool given_up;
 	enum migration_farewell farewell; /* what the source has still to be told */
 	struct conn_target target;        /* where it is dialled */
-	uint64_t epoch;                   /* of its guest's attachment; 0: not known yet */
+	struct migration_warm warming;    /* whether, and until when */
+	struct migration_warm_info warmed;
+	uint64_t epoch; /* of its guest's attachment; 0: not known yet */
 	/* For the VMM, from NEWS_VMSTATE until the guest runs; and what belongs to it. */
 	int vmstate_fd;
 	uint64_t vmstate_len;
@@ -202,7 +205,9 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
                         struct error *err);
 void destination_vmm_closed(struct migration *m);
 void destination_news(struct migration *m, unsigned int news);
-int destination_start(struct migration *m, bool switchover, struct error *err);
+int destination_start(struct migration *m, bool switchover, const struct migration_warm *warm,
+                      struct error *err);
+int destination_set_warm(struct migration *m, const struct migration_warm *warm, struct error *err);
 int destination_switchover(struct migration *m, struct error *err);
 int destination_recover(struct migration *m, const struct conn_target *target, struct error *err);
 int destination_cancel(struct migration *m, struct error *err);
@@ -223,6 +228,7 @@ bool migration_source_is_away(struct migration *m, struct error *err);
 /* The pull's callbacks; @arg is the migration. */
 void conductor_pull_complete(void *arg);
 void conductor_pull_connection(void *arg);
+void conductor_pull_round(void *arg);
 
 /* Have the conductor end and wait for it; release what the destination holds. */
 void destination_stop(struct migration *m);

@@ -114,6 +114,29 @@ static void put_times(const struct migration_times *t, Postcopy__V1__SavedTimes 
 	m->resumed_real = t->resumed_real_ns;
 }
 
+static void put_warm(const struct migration_warm *w, Postcopy__V1__SavedWarm *m)
+{
+	m->hold = w->hold;
+	m->max_rounds = w->max_rounds;
+	m->max_ns = w->max_ns;
+	m->dirty_bytes = w->dirty_bytes;
+	m->catch_up_ns = w->catch_up_ns;
+}
+
+static struct migration_warm get_warm(const Postcopy__V1__SavedWarm *m)
+{
+	if (!m)
+		return (struct migration_warm){ .wanted = false };
+	return (struct migration_warm){
+		.wanted = true,
+		.hold = m->hold,
+		.max_rounds = m->max_rounds,
+		.max_ns = m->max_ns,
+		.dirty_bytes = m->dirty_bytes,
+		.catch_up_ns = m->catch_up_ns,
+	};
+}
+
 size_t saved_encode(const struct saved *s, void *buf)
 {
 	Postcopy__V1__SavedRegion regions[REGIONS_MAX], *list[REGIONS_MAX];
@@ -123,6 +146,7 @@ size_t saved_encode(const struct saved *s, void *buf)
 	Postcopy__V1__SavedParties parties = POSTCOPY__V1__SAVED_PARTIES__INIT;
 	Postcopy__V1__SavedLimits limits = POSTCOPY__V1__SAVED_LIMITS__INIT;
 	Postcopy__V1__SavedTimes times = POSTCOPY__V1__SAVED_TIMES__INIT;
+	Postcopy__V1__SavedWarm warm = POSTCOPY__V1__SAVED_WARM__INIT;
 
 	put_params(&s->params, &params, &parties);
 	put_regions(s, regions, list);
@@ -135,6 +159,8 @@ size_t saved_encode(const struct saved *s, void *buf)
 	limits.bulk_off = !s->limits.bulk;
 	limits.prefetch_off = !s->limits.prefetch;
 	m.limits = &limits;
+	put_warm(&s->warming, &warm);
+	m.warming = s->warming.wanted ? &warm : NULL;
 	m.times = &times;
 	m.state = states[s->state];
 	m.reason = (char *)s->reason;
@@ -357,6 +383,7 @@ int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *e
 		return rc;
 	ret->epoch = m->epoch;
 	ret->switchover = m->switchover;
+	ret->warming = get_warm(m->warming);
 	ret->vmm_resumed = m->vmm_resumed;
 	ret->vmstate_held = m->vmstate_held;
 	ret->vmstate_len = m->vmstate_len;

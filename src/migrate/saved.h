@@ -31,6 +31,7 @@ struct saved {
 	struct migration_params params;
 	struct migration_limits limits; /* all of them given */
 	struct conn_target target;      /* where the source is dialled now */
+	struct migration_warm warming;  /* destination */
 	enum migration_state state;
 	char reason[ERROR_TEXT_MAX];
 	uint32_t n_regions; /* 0: no VMM was attached */

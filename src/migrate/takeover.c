@@ -228,6 +228,7 @@ static void restore(struct migration *m, const struct saved *s)
 	m->holder = s->holder;
 	m->farewell = s->farewell;
 	m->limits = s->limits;
+	m->warming = s->warming;
 	m->target = s->target;
 	for (uint32_t i = 0; i < s->n_regions; i++)
 		m->fd_index[i] = s->regions[i].fd_index;

@@ -137,6 +137,44 @@ static void set_limits(struct migration_message *t, const struct migration_limit
 	t->destination.limits = l;
 }
 
+static void set_warm_policy(struct migration_message *t, const struct migration_warm *from)
+{
+	Postcopy__V1__Warm *w = &t->warm_policy;
+
+	*w = (Postcopy__V1__Warm)POSTCOPY__V1__WARM__INIT;
+	w->max_rounds = from->max_rounds;
+	w->dirty_bytes = from->dirty_bytes;
+	t->max_time = duration_message(from->max_ns);
+	w->max_time = from->max_ns ? &t->max_time : NULL;
+	t->policy_catch_up = duration_message(from->catch_up_ns);
+	w->catch_up = from->catch_up_ns ? &t->policy_catch_up : NULL;
+	t->warm.policy = w;
+}
+
+static void set_warm(struct migration_message *t, const struct migration_info *info)
+{
+	const struct migration_warm_info *from = &info->warmed;
+	uint64_t end_ns = from->ended_ns ? from->ended_ns : clock_now_ns();
+	Postcopy__V1__WarmStatus *w = &t->warm;
+
+	*w = (Postcopy__V1__WarmStatus)POSTCOPY__V1__WARM_STATUS__INIT;
+	set_warm_policy(t, &info->warm);
+	snprintf(t->warm_refused, sizeof t->warm_refused, "%s", from->refused);
+	utf8_clean(t->warm_refused);
+	w->refused = t->warm_refused;
+	t->warm_elapsed = duration_message(from->began_ns ? end_ns - from->began_ns : 0);
+	w->elapsed = from->began_ns ? &t->warm_elapsed : NULL;
+	w->rounds = from->rounds;
+	w->bytes = from->bytes;
+	w->dirty_bytes = from->dirty_bytes;
+	w->dirty_bytes_per_s = from->dirty_bytes_per_s;
+	w->bytes_per_s = from->bytes_per_s;
+	t->catch_up = duration_message(from->catch_up_ns);
+	w->catch_up = from->bytes_per_s ? &t->catch_up : NULL;
+	w->pages_at_switchover = from->switched_dirty_units;
+	t->destination.warm = w;
+}
+
 static void set_counters(struct migration_message *t, const struct pull_stats *s)
 {
 	Postcopy__V1__DestinationStatus *d = &t->destination;
@@ -250,6 +288,8 @@ static void set_destination(struct migration_message *t, struct migration *m,
 	d->map = info->map_eager ? POSTCOPY__V1__MAP_POLICY__MAP_POLICY_EAGER
 	                         : POSTCOPY__V1__MAP_POLICY__MAP_POLICY_LAZY;
 	set_limits(t, &info->limits);
+	if (info->warm.wanted)
+		set_warm(t, info);
 	if (info->downtime.known)
 		set_downtime(t, &info->downtime);
 	set_times(t, m, info);

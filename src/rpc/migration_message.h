@@ -24,6 +24,10 @@ struct migration_message {
 	Postcopy__V1__SourceStatus source;
 	Postcopy__V1__DestinationStatus destination;
 	Postcopy__V1__Limits limits;
+	Postcopy__V1__Warm warm_policy;
+	Postcopy__V1__WarmStatus warm;
+	Google__Protobuf__Duration max_time, policy_catch_up, warm_elapsed, catch_up;
+	char warm_refused[2 * ERROR_TEXT_MAX + 2];
 	Postcopy__V1__Fill fill;
 	Postcopy__V1__Faults faults;
 	Postcopy__V1__Prefetch prefetch;

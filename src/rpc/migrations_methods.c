@@ -11,12 +11,14 @@
 #include "rpc/migration_message.h"
 #include "rpc/page_token.h"
 #include "rpc/report_message.h"
+#include "util/clock.h"
 
 #define STREAMS_DEFAULT_MAX 4
 #define LIST_PAGE_DEFAULT 100u
 #define LIST_PAGE_MAX 1000u
 #define MISSING_PAGE_DEFAULT 1000u
 #define MISSING_PAGE_MAX 10000u
+#define WARM_MAX_S (24 * 3600)
 
 #define REASON(name) POSTCOPY__V1__ERROR_REASON__ERROR_REASON_##name
 
@@ -299,6 +301,33 @@ static int prepare(struct rpc *rpc, const void *request, struct rpc_answer *ret,
 	return rc ? rc : answer_migration(rpc, m, ret, e);
 }
 
+/* Absent: 0. Below a day, so that nothing overflows. */
+static int parse_duration(const Google__Protobuf__Duration *d, const char *field, uint64_t *ret_ns,
+                          struct rpc_error *e)
+{
+	*ret_ns = 0;
+	if (!d)
+		return 0;
+	if (d->nanos < 0 || d->nanos >= (int32_t)NSEC_PER_SEC || d->seconds < 0 ||
+	    d->seconds >= WARM_MAX_S)
+		return rpc_error_field(e, field, "must be 0 .. 24 h");
+	*ret_ns = (uint64_t)d->seconds * NSEC_PER_SEC + (uint64_t)d->nanos;
+	return 0;
+}
+
+/* @w may be NULL. */
+static int parse_warm(const Postcopy__V1__Warm *w, struct migration_warm *ret, struct rpc_error *e)
+{
+	*ret = (struct migration_warm){ .wanted = w };
+	if (!w)
+		return 0;
+	ret->max_rounds = w->max_rounds;
+	ret->dirty_bytes = w->dirty_bytes;
+	if (parse_duration(w->max_time, "warm.max_time", &ret->max_ns, e))
+		return e->error.code;
+	return parse_duration(w->catch_up, "warm.catch_up", &ret->catch_up_ns, e);
+}
+
 static bool was_started(struct migration *m)
 {
 	struct migration_info info;
@@ -311,13 +340,15 @@ static int start(struct rpc *rpc, const void *request, struct rpc_answer *ret, s
 {
 	const Postcopy__V1__StartRequest *r = request;
 	struct migration *m = find_destination(rpc, r->id, e);
-	int rc = m ? migration_start(m, !r->hold_switchover, &e->error) : e->error.code;
+	struct migration_warm warm;
+	int rc = m ? parse_warm(r->warm, &warm, e) : e->error.code;
 
-	if (m && rc == -EBUSY && rpc->draining && !was_started(m))
+	if (rc)
+		return rc;
+	rc = migration_start(m, !r->hold_switchover, &warm, &e->error);
+	if (rc == -EBUSY && rpc->draining && !was_started(m))
 		e->reason = REASON(DRAINING);
-	if (!m || rc)
-		return m ? refused(m, rc, e) : rc;
-	return answer_migration(rpc, m, ret, e);
+	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
 }
 
 static int switchover(struct rpc *rpc, const void *request, struct rpc_answer *ret,
@@ -366,15 +397,21 @@ static int set_limits(struct rpc *rpc, const void *request, struct rpc_answer *r
 	const Postcopy__V1__SetLimitsRequest *r = request;
 	struct migration *m = find_destination(rpc, r->id, e);
 	struct migration_limits limits;
+	struct migration_warm warm;
 	int rc = m ? 0 : e->error.code;
 
-	if (!rc && !r->limits)
+	if (!rc && !r->limits && !r->warm)
 		rc = rpc_error_field(e, "limits", "says nothing");
 	if (!rc)
 		rc = parse_limits(rpc, r->limits, &limits, e);
+	if (!rc)
+		rc = parse_warm(r->warm, &warm, e);
 	if (rc)
 		return rc;
-	rc = migration_set_limits(m, &limits, &e->error);
+	if (r->warm)
+		rc = migration_set_warm(m, &warm, &e->error);
+	if (!rc)
+		rc = migration_set_limits(m, &limits, &e->error);
 	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
 }
 

@@ -27,6 +27,9 @@ struct scheduler {
 	_Atomic uint64_t n_hints; /* ever posted */
 	atomic_bool prefetch;
 
+	atomic_bool held;         /* written under the lock */
+	_Atomic uint64_t n_asked; /* words; grows under the lock */
+
 	/* Under the lock. */
 	pthread_mutex_t lock;
 	uint64_t bubble_hint;     /* the hint that is being worked on */
@@ -85,6 +88,7 @@ static bool take(struct scheduler *s, uint32_t region, uint64_t word, bool prefe
 	if (!want || scheduler_is_asked(s, region, word))
 		return false;
 	atomic_fetch_or(&s->asked[region][word / 64], 1ull << (word % 64));
+	atomic_fetch_add(&s->n_asked, 1);
 	*ret = (struct scheduler_item){
 		.region = region, .word = word, .want_mask = want, .prefetch = prefetch
 	};
@@ -162,10 +166,11 @@ static bool next_linear(struct scheduler *s, struct scheduler_item *ret)
  */
 bool scheduler_next(struct scheduler *s, struct scheduler_item *ret)
 {
-	bool found = false;
+	bool held, found = false;
 
 	pthread_mutex_lock(&s->lock);
-	if (atomic_load(&s->prefetch)) {
+	held = atomic_load(&s->held);
+	if (!held && atomic_load(&s->prefetch)) {
 		if (!s->bubble_hint || atomic_load(&s->n_hints) != s->hints_seen)
 			take_hint(s);
 		while (s->bubble_hint && !found) {
@@ -174,7 +179,7 @@ bool scheduler_next(struct scheduler *s, struct scheduler_item *ret)
 				take_hint(s);
 		}
 	}
-	if (!found)
+	if (!found && !held)
 		found = next_linear(s, ret);
 	pthread_mutex_unlock(&s->lock);
 	return found;
@@ -183,16 +188,53 @@ bool scheduler_next(struct scheduler *s, struct scheduler_item *ret)
 void scheduler_done(struct scheduler *s, const struct scheduler_item *item)
 {
 	atomic_fetch_and(&s->asked[item->region][item->word / 64], ~(1ull << (item->word % 64)));
+	atomic_fetch_sub(&s->n_asked, 1);
 }
 
 void scheduler_give_back(struct scheduler *s, const struct scheduler_item *item)
 {
 	pthread_mutex_lock(&s->lock);
-	scheduler_done(s, item);
 	/* Linear has passed it: go over everything again. What is claimed costs nothing. */
 	s->linear_region = 0;
 	s->linear_word = 0;
+	scheduler_done(s, item);
 	pthread_mutex_unlock(&s->lock);
+}
+
+void scheduler_hold(struct scheduler *s)
+{
+	pthread_mutex_lock(&s->lock);
+	atomic_store(&s->held, true);
+	pthread_mutex_unlock(&s->lock);
+}
+
+void scheduler_go(struct scheduler *s)
+{
+	pthread_mutex_lock(&s->lock);
+	s->linear_region = 0;
+	s->linear_word = 0;
+	atomic_store(&s->held, false);
+	pthread_mutex_unlock(&s->lock);
+}
+
+bool scheduler_is_held(const struct scheduler *s)
+{
+	return atomic_load(&s->held);
+}
+
+bool scheduler_is_idle(const struct scheduler *s)
+{
+	return !atomic_load(&s->n_asked);
+}
+
+bool scheduler_is_over(struct scheduler *s)
+{
+	bool over;
+
+	pthread_mutex_lock(&s->lock);
+	over = s->linear_region == s->table->n && !atomic_load(&s->n_asked);
+	pthread_mutex_unlock(&s->lock);
+	return over;
 }
 
 void scheduler_note_fault(struct scheduler *s, uint32_t region, uint64_t word)

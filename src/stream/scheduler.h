@@ -15,6 +15,10 @@
  * again. So each missing page is asked for until it is there, and by one bulk
  * connection only.
  *
+ * Before the guest runs here what is missing changes with each generation (mem/page_state.h). So
+ * the scheduler can be held: it hands out nothing, and when no word is asked any more no answer is
+ * under way. Then units may be renewed, and all begins again from the bottom.
+ *
  * Threads: any. Faults are posted without a lock, for the fault path never waits; the rest
  * is under one mutex that bulk threads hold for microseconds.
  */
@@ -52,6 +56,17 @@ void scheduler_done(struct scheduler *s, const struct scheduler_item *item);
 
 /* The answer will never come. */
 void scheduler_give_back(struct scheduler *s, const struct scheduler_item *item);
+
+/* Hand out nothing; or, from the beginning, all that is missing. */
+void scheduler_hold(struct scheduler *s);
+void scheduler_go(struct scheduler *s);
+bool scheduler_is_held(const struct scheduler *s);
+
+/* No word is asked for. Lock-free. */
+bool scheduler_is_idle(const struct scheduler *s);
+
+/* All that was missing at the last scheduler_go() was asked for, and answered. */
+bool scheduler_is_over(struct scheduler *s);
 
 /* A fault happened here. Lock-free; one thread. */
 void scheduler_note_fault(struct scheduler *s, uint32_t region, uint64_t word);

@@ -154,7 +154,11 @@ class Control:
             fields.update(prepare_fields(**params))
         elif method == "Start":
             fields["hold_switchover"] = not params.get("switchover", True)
+            if "warm" in params:
+                fields["warm"] = params["warm"]
         elif method == "SetLimits":
+            if "warm" in params:
+                fields["warm"] = params.pop("warm")
             fields["limits"] = params
         elif method == "List":
             convert = lambda answer: {

@@ -37,6 +37,20 @@ def limits(message):
                                 ("optional_prefetch", "prefetch"))}
 
 
+def warm_policy(p):
+    return {"max_rounds": p.max_rounds, "dirty_bytes": p.dirty_bytes,
+            "max_time_ms": field(p, "max_time", lambda time: us(time) / 1e3),
+            "catch_up_ms": field(p, "catch_up", lambda time: us(time) / 1e3)}
+
+
+def warm(w):
+    return {"policy": warm_policy(w.policy), "refused": w.refused,
+            "warm_ms": field(w, "elapsed", lambda elapsed: us(elapsed) / 1e3),
+            "catch_up_ms": field(w, "catch_up", lambda left: us(left) / 1e3),
+            "dirty_pages_at_switchover": w.pages_at_switchover,
+            **counters(w, "rounds", "bytes", "dirty_bytes", "dirty_bytes_per_s", "bytes_per_s")}
+
+
 def destination(d):
     stall = field(d, "guest_stall", latency)
     if stall:
@@ -44,6 +58,7 @@ def destination(d):
     return {
         "source_address": d.source_address, "tls": d.tls, "map": MAPS[d.map],
         "streams": limits(d.limits)["streams"], "limits": limits(d.limits),
+        "warm": field(d, "warm", warm),
         "downtime_us": field(d, "downtime", downtime),
         "total_ms": field(d, "elapsed", lambda elapsed: us(elapsed) / 1e3),
         "eta_ms": field(d, "time_to_complete", lambda left: us(left) / 1e3),

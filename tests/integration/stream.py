@@ -21,7 +21,8 @@ VERSION = 3
 
 HELLO, HELLO_REPLY, ERROR, GET, PAGES, SWITCHOVER, VMSTATE, VMSTATE_DATA = range(1, 9)
 RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG, PROBE, PROBE_REPLY = range(9, 18)
-PROOF = 18
+PROOF, TRACK, TRACKED, SYNC, DIRTY = range(18, 23)
+DIRTY_LAST = 1
 CONTROL, URGENT, BULK = 1, 2, 3
 
 # Who dials, unless a test says otherwise.
@@ -83,8 +84,9 @@ def exported(secret, label, context, length=32):
     return expand(of_label, b"exporter", kind(context).digest(), length)
 
 
-def hello_reply(epoch, regions=(), version=VERSION):
-    return field(1, version) + fixed64(2, epoch) + b"".join(field(3, r) for r in regions)
+def hello_reply(epoch, regions=(), version=VERSION, warm=None):
+    return (field(1, version) + fixed64(2, epoch) + b"".join(field(3, r) for r in regions) +
+            field(4, warm))
 
 
 def read_fields(message):
@@ -129,6 +131,24 @@ def get(region_index, first_unit, mask, request_id=1):
 def pages(region_index, first_unit, data_mask, zero_mask, data, request_id=1, error_mask=0):
     return frame(PAGES, struct.pack("<IIQQQQ", region_index, 0, first_unit, data_mask, zero_mask,
                                     error_mask) + data, request_id)
+
+
+def dirty(region_index, units, flags=0):
+    """A DIRTY frame of a sorted list of units, each a run of its own or of one with the one before."""
+    runs, at = b"", 0
+    units = list(units)
+    while units:
+        first = units.pop(0)
+        end = first + 1
+        while units and units[0] == end:
+            end = units.pop(0) + 1
+        runs += varint(first - at) + varint(end - first)
+        at = end
+    return frame(DIRTY, struct.pack("<IIQ", region_index, flags, 0) + runs)
+
+
+def tracked(code=0, text=""):
+    return frame(TRACKED, struct.pack("<I", code) + text.encode())
 
 
 class Connection:
@@ -252,6 +272,7 @@ class FakeSource:
         self.listener = socket.create_server(("127.0.0.1", port))
         self.connections = []
         self.closed = False
+        self.warm = None  # a daemon of before, that knows no TRACK
         self.threads = [threading.Thread(target=self._accept, daemon=True)]
         self.threads[0].start()
 
@@ -319,7 +340,7 @@ class FakeSource:
             role = fields[2][0]
             self.prove(connection, fields)
             connection.send(frame(HELLO_REPLY, hello_reply(
-                self.EPOCH, self.regions if role == CONTROL else ())))
+                self.EPOCH, self.regions if role == CONTROL else (), warm=self.warm)))
         elif kind == SWITCHOVER:
             connection.send(frame(VMSTATE, struct.pack("<QQQ", len(self.vmstate), 1000, 2000)))
             connection.send(frame(VMSTATE_DATA, self.vmstate))
@@ -336,3 +357,94 @@ class FakeSource:
             connection.send(frame(PONG))
         elif kind == PROBE:
             connection.send(frame(PROBE_REPLY, payload))
+
+
+class WarmSource(FakeSource):
+    """A source whose guest runs on while it is asked for pages: write() is what the guest does, until
+    SWITCHOVER has paused it. Its log belongs to the connection that said TRACK; what it had found
+    at the pause it says again to whoever asks again.
+
+    .log_of is that connection; .harvests counts; .owed says what was asked too early, with answers
+    under way (that were read, and not sent yet)."""
+
+    def __init__(self, identity, content, refuse=None, **options):
+        self.lock = threading.RLock()
+        self.log_of = None
+        self.log = set()
+        self.kept = None
+        self.paused = False
+        self.harvests = 0
+        self.tracks = 0
+        self.refuse = refuse
+        self.answering = 0
+        self.owed = []
+        self.hold_answer = None
+        self.before_vmstate = None
+        super().__init__(identity, bytearray(content), WarmSource.right_answer, **options)
+        self.warm = 1
+
+    def write(self, unit, data):
+        """The guest writes a unit. False: it is paused."""
+        with self.lock:
+            if self.paused:
+                return False
+            self.content[unit * UNIT:(unit + 1) * UNIT] = data
+            self.log.add(unit)
+        return True
+
+    def right_answer(self, region_index, first_unit, mask, request_id):
+        data, data_mask, zero_mask = b"", 0, 0
+        with self.lock:
+            self.answering += 1
+            for bit in range(WORD_UNITS):
+                if mask >> bit & 1:
+                    at = (first_unit + bit) * UNIT
+                    page = bytes(self.content[at:at + UNIT])
+                    if any(page):
+                        data_mask |= 1 << bit
+                        data += page
+                    else:
+                        zero_mask |= 1 << bit
+        if self.hold_answer:
+            self.hold_answer(self)
+        with self.lock:
+            self.answering -= 1
+        return pages(region_index, first_unit, data_mask, zero_mask, data, request_id)
+
+    def harvest(self):
+        with self.lock:
+            found, self.log = sorted(self.log), set()
+            self.harvests += 1
+        return found
+
+    def send_harvest(self, connection, found):
+        if found:
+            connection.send(dirty(0, found))
+        connection.send(dirty(0, [], DIRTY_LAST))
+
+    def _answer(self, connection, kind, payload, request_id):
+        if kind in (SYNC, SWITCHOVER) and self.answering:
+            self.owed.append(kind)
+        if kind == TRACK:
+            self.tracks += 1
+            if self.refuse:
+                connection.send(tracked(95, self.refuse))
+                return
+            with self.lock:
+                self.log_of, self.log = connection, set()
+            connection.send(tracked())
+        elif kind == SYNC:
+            assert self.log_of is connection
+            self.send_harvest(connection, self.harvest())
+        elif kind == SWITCHOVER:
+            with self.lock:
+                if not self.paused:
+                    self.paused = True
+                    self.kept = self.harvest() if self.log_of is connection else None
+            if self.kept is not None:
+                self.send_harvest(connection, self.kept)
+            if self.before_vmstate:
+                self.before_vmstate(self, connection)
+            super()._answer(connection, kind, payload, request_id)
+        else:
+            super()._answer(connection, kind, payload, request_id)

@@ -19,6 +19,12 @@ enum pages_switch {
 	PAGES_FILLS_END = 1 << 8,
 	PAGES_READ_ALONE = 1 << 9,
 	PAGES_ROB_CLAIMERS = 1 << 10,
+	PAGES_QUIET = 1 << 11,
+	PAGES_WRITTEN = 1 << 12,
+	PAGES_HIDDEN = 1 << 13,
+	PAGES_FORGET = 1 << 14,
+	PAGES_KEPT_HARVEST = 1 << 15,
+	PAGES_NO_HARVEST = 1 << 16,
 };
 
 /* The memory, and how it is filled: by the fault thread and by bulk. */
@@ -32,7 +38,7 @@ enum kind {
 };
 
 /* Of the page cache or, of anonymous memory, of the page. */
-enum content { EMPTY, TORN, SOURCE, GUEST };
+enum content { EMPTY, TORN, SOURCE, GUEST, OLD /* what the source has written over since */ };
 
 enum step {
 	THREAD_IDLE,
@@ -61,13 +67,19 @@ enum process { PROCESS_RUNS, PROCESS_DOWN, PROCESS_TAKES_OVER, PROCESS_DONE };
 struct pages {
 	unsigned int kind : 3;
 	unsigned int zero : 2; /* units that are zero at the source */
+	/* While the guest runs there: how often it still writes; what it wrote since the log began.
+	 */
+	unsigned int source_writes : 2, log : 2;
+	unsigned int logged : 1; /* the log is this process's */
+	unsigned int paused : 1; /* with what it had written last, if that was known: */
+	unsigned int kept : 2, kept_known : 1;
 	/* Page state, by unit. */
-	unsigned int claimed : 2, present : 2, wanted : 2, copying : 2;
+	unsigned int claimed : 2, present : 2, wanted : 2, copying : 2, written : 2;
 	/* A discard whose event was taken and is not applied: in the page state's memfd. 0: none.
 	 */
 	unsigned int slot : 2;
 	/* Memory. */
-	unsigned int content0 : 2, content1 : 2;
+	unsigned int content0 : 3, content1 : 3;
 	unsigned int mapped : 2; /* pages */
 	unsigned int registered : 1;
 	/* What the guest must read, by unit; else it is the source's. */
@@ -81,6 +93,11 @@ struct pages {
 	unsigned int discards : 2; /* still to come */
 	/* The daemon. */
 	unsigned int process : 2;
+	unsigned int switching : 1; /* in the record */
+	unsigned int applied : 1;   /* the last harvest, by this process */
+	unsigned int moved : 1;     /* the guest may run here; in the record */
+	/* To bulk, while the guest has not moved: read, and what of it is not so any more. */
+	unsigned int answer : 2, answer_zero : 2, answer_old : 2;
 	unsigned int stopping : 1; /* SIGTERM */
 	unsigned int faults : 2;   /* pages that the fault thread has to bring */
 	unsigned int looks_at : 1; /* the page */
@@ -150,6 +167,8 @@ static void check_unit(const struct pages *s, unsigned int unit)
 		return;
 	if (s->wrote >> unit & 1)
 		model_violation("what the guest has written is not what it reads");
+	else if (is == OLD)
+		model_violation("the guest reads what was written over at the source");
 	else if (is == TORN)
 		model_violation("the guest reads a page that is not whole");
 	else if (is == EMPTY && !zero)
@@ -183,7 +202,7 @@ static bool guest_writes(void *state, unsigned int unit)
 	struct pages *s = state;
 	unsigned int page = page_of(s, unit);
 
-	if (s->asleep)
+	if (s->asleep || !s->moved)
 		return false;
 	if (s->mapped >> page & 1) {
 		set_content(s, unit, GUEST);
@@ -330,7 +349,136 @@ static bool look_whether_present(void *state)
 	return true;
 }
 
-/* Both threads: fault/resolver.c, fill_part(). */
+/* The guest runs at the source: migrate/warm.c, fault/warm.c. */
+
+/* Of what comes: while it is read, and when all stands still. */
+static unsigned int zero_of(const struct pages *s)
+{
+	return s->moved ? s->zero : s->answer_zero;
+}
+
+static void renew(struct pages *s, unsigned int units)
+{
+	s->present &= ~units;
+	s->claimed &= ~units;
+}
+
+static bool source_writes(struct pages *s, unsigned int unit, bool zero)
+{
+	unsigned int bit = 1u << unit;
+
+	if (s->moved || s->paused || !s->source_writes)
+		return false;
+	s->source_writes--;
+	s->log |= bit;
+	s->answer_old |= s->answer & bit;
+	s->zero = zero ? s->zero | bit : s->zero & ~bit;
+	if (get_content(s, unit) == SOURCE)
+		set_content(s, unit, OLD);
+	return true;
+}
+
+static bool source_writes_data(void *state, unsigned int unit)
+{
+	return source_writes(state, unit, false);
+}
+
+static bool source_writes_zero(void *state, unsigned int unit)
+{
+	return source_writes(state, unit, true);
+}
+
+static bool may_warm(const struct pages *s)
+{
+	return s->process == PROCESS_RUNS && !s->stopping && !s->moved && !s->switching;
+}
+
+/* No answer is under way, and nobody fills. */
+static bool is_held(const struct pages *s)
+{
+	return (!s->answer && s->threads[BULK_THREAD].step == THREAD_IDLE) ||
+	       model_lacks(PAGES_QUIET);
+}
+
+static bool track(void *state)
+{
+	struct pages *s = state;
+
+	if (!may_warm(s) || s->logged)
+		return false;
+	s->logged = 1;
+	s->log = 0;
+	return true;
+}
+
+static bool bulk_is_answered(void *state)
+{
+	struct pages *s = state;
+
+	if (!may_warm(s) || !s->logged || s->answer ||
+	    s->threads[BULK_THREAD].step != THREAD_IDLE || s->claimed == ALL_UNITS)
+		return false;
+	s->answer = ALL_UNITS & ~s->claimed;
+	s->answer_zero = s->answer & s->zero;
+	return true;
+}
+
+static bool sync_round(void *state)
+{
+	struct pages *s = state;
+
+	if (!may_warm(s) || !s->logged || !s->log || !is_held(s))
+		return false;
+	renew(s, s->log);
+	s->log = 0;
+	return true;
+}
+
+static bool record_switchover(void *state)
+{
+	struct pages *s = state;
+
+	if (!may_warm(s) || !s->logged || !is_held(s))
+		return false;
+	s->switching = 1;
+	return true;
+}
+
+static bool pause_source(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_RUNS || !s->switching || s->paused)
+		return false;
+	s->paused = 1;
+	s->kept = s->log;
+	s->kept_known = s->logged || model_lacks(PAGES_NO_HARVEST);
+	return true;
+}
+
+static bool apply_harvest(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_RUNS || !s->paused || s->applied || s->moved)
+		return false;
+	renew(s, s->kept_known ? s->kept : ALL_UNITS);
+	s->applied = 1;
+	return true;
+}
+
+static bool give_vmstate(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_RUNS || !s->applied || s->moved)
+		return false;
+	s->moved = 1;
+	s->answer = s->answer_zero = s->answer_old = 0;
+	return true;
+}
+
+/* Both threads: fault/resolver.c, fill_part(); and fault/prefill.c. */
 
 static bool may_act(const struct pages *s, enum actor i, enum step step)
 {
@@ -345,7 +493,8 @@ static unsigned int lowest(unsigned int units)
 
 static bool copies(const struct pages *s, enum actor i)
 {
-	return s->kind <= KIND_MEMFD_EAGER || (s->kind == KIND_MEMFD_LAZY && i == FAULT_THREAD);
+	return s->moved &&
+	       (s->kind <= KIND_MEMFD_EAGER || (s->kind == KIND_MEMFD_LAZY && i == FAULT_THREAD));
 }
 
 static void fill_next(struct thread *t)
@@ -367,14 +516,22 @@ static bool claim(void *state, unsigned int i)
 
 	if (!may_act(s, i, THREAD_IDLE) || s->finishing || s->stopping)
 		return false;
+	if (!s->moved && i == FAULT_THREAD)
+		return false;
 	for (unsigned int page = 0; i == FAULT_THREAD && page < UNITS; page++)
 		if (s->faults >> page & 1)
 			come |= units_of(s, page) & ~s->present;
+	if (!s->moved)
+		come = s->answer;
 	t->claimed = come & ~(model_lacks(PAGES_ONE_CLAIM) ? s->present : s->claimed);
 	if (!t->claimed)
 		return false;
 	s->claimed |= t->claimed;
-	t->left = t->claimed & ~s->zero;
+	t->left = t->claimed & ~zero_of(s);
+	/* Bytes that may be there are written over, by zeroes, too. */
+	t->left |= t->claimed & s->written;
+	if (!s->moved && !model_lacks(PAGES_WRITTEN))
+		s->written |= t->left;
 	fill_next(t);
 	if (model_lacks(PAGES_FILL_BEFORE_PUBLISH))
 		publish(s, t);
@@ -403,10 +560,14 @@ static void filled(struct pages *s, enum actor i, unsigned int unit)
 	fill_next(t);
 }
 
-/* UFFDIO_COPY says it by itself of anonymous memory. */
+/*
+ * UFFDIO_COPY says it by itself of anonymous memory. What is zero and to be filled is stale, and
+ * always written.
+ */
 static bool is_hole(const struct pages *s, unsigned int unit)
 {
-	return s->kind == KIND_ANONYMOUS || get_content(s, unit) == EMPTY;
+	return s->kind == KIND_ANONYMOUS ||
+	       (get_content(s, unit) == EMPTY && !(zero_of(s) >> unit & 1));
 }
 
 static bool note_copy(void *state, unsigned int i)
@@ -471,7 +632,10 @@ static bool end_write(void *state, unsigned int i)
 
 	if (!may_act(s, i, THREAD_WRITES))
 		return false;
-	set_content(s, unit, SOURCE);
+	if (zero_of(s) >> unit & 1)
+		set_content(s, unit, EMPTY);
+	else
+		set_content(s, unit, s->answer_old >> unit & 1 ? OLD : SOURCE);
 	filled(s, i, unit);
 	return true;
 }
@@ -525,7 +689,9 @@ static bool see_wanted(void *state, unsigned int i)
 		if (is_page_present(s, page))
 			whole |= 1u << page;
 	t->claimed = 0;
-	t->to_map = pages & whole;
+	t->to_map = s->moved || model_lacks(PAGES_HIDDEN) ? pages & whole : 0;
+	if (!s->moved)
+		s->answer = s->answer_zero = s->answer_old = 0;
 	t->step = t->to_map ? THREAD_MAPS : THREAD_IDLE;
 	return true;
 }
@@ -601,8 +767,8 @@ static bool see_complete(void *state)
 {
 	struct pages *s = state;
 
-	if (s->process != PROCESS_RUNS || s->stopping || s->finishing || s->present != ALL_UNITS ||
-	    !is_quiet(s, BULK_THREAD))
+	if (s->process != PROCESS_RUNS || s->stopping || s->finishing || !s->moved ||
+	    s->present != ALL_UNITS || !is_quiet(s, BULK_THREAD))
 		return false;
 	s->finishing = 1;
 	if (model_lacks(PAGES_READER_LAST))
@@ -642,6 +808,11 @@ static void lose_process(struct pages *s)
 {
 	s->process = PROCESS_DOWN;
 	s->stopping = s->finishing = s->faults = s->looks_at = 0;
+	s->answer = s->answer_zero = s->answer_old = s->logged = s->log = 0;
+	/* What the source had found was for one who asks once. */
+	if (model_lacks(PAGES_KEPT_HARVEST) && !s->applied)
+		s->kept = 0;
+	s->applied = 0;
 	s->threads[FAULT_THREAD] = s->threads[BULK_THREAD] = (struct thread){ 0 };
 	if (model_lacks(PAGES_JOURNAL))
 		s->slot = 0;
@@ -690,6 +861,9 @@ static bool take_stock(void *state)
 		return false;
 	s->claimed &= s->present | (model_lacks(PAGES_NOTE_COPY) ? 0 : s->copying);
 	apply_discard(s);
+	/* Nobody knows what the source has written since. */
+	if (!s->moved && !s->switching && !model_lacks(PAGES_FORGET))
+		renew(s, ALL_UNITS);
 	s->process = PROCESS_TAKES_OVER;
 	return true;
 }
@@ -727,6 +901,15 @@ static const struct rule rules[] = {
 	{ RULE_STEP, "fault thread", "applies it", .take = apply_event },
 	{ RULE_STEP, "fault thread", "marks the page of unit %u wanted", .take_each = mark_wanted },
 	{ RULE_STEP, "fault thread", "looks whether it is present", .take = look_whether_present },
+	{ RULE_STEP, "source's vCPU", "writes to unit %u", .take_each = source_writes_data },
+	{ RULE_STEP, "source's vCPU", "makes unit %u zero", .take_each = source_writes_zero },
+	{ RULE_STEP, "conductor", "has the source log (TRACK)", .take = track },
+	{ RULE_STEP, "source", "answers bulk, while its guest runs", .take = bulk_is_answered },
+	{ RULE_STEP, "conductor", "hears what was written (SYNC)", .take = sync_round },
+	{ RULE_STEP, "conductor", "records that it will switch over", .take = record_switchover },
+	{ RULE_STEP, "source", "pauses its guest", .take = pause_source },
+	{ RULE_STEP, "conductor", "hears what was written last", .take = apply_harvest },
+	{ RULE_STEP, "loop", "gives the vmstate to the VMM", .take = give_vmstate },
 	{ RULE_STEP, "%s thread", "claims what has come", .take_each = claim },
 	{ RULE_STEP, "%s thread", "notes that it will copy", .take_each = note_copy },
 	{ RULE_STEP, "%s thread", "fills, by UFFDIO_COPY", .take_each = copy },
@@ -772,11 +955,23 @@ static unsigned int all_luck;
 
 static bool initial(unsigned int i, void *state)
 {
-	if (i == 2 * KINDS)
+	/* Warm: not anonymous memory. */
+	if (i == 3 * KINDS - 1)
 		return false;
+	if (i >= 2 * KINDS) {
+		*(struct pages *)state = (struct pages){
+			.kind = i - 2 * KINDS + 1,
+			.registered = 1,
+			.source_writes = 2,
+			/* The source's writes are many ways already. */
+			.luck = all_luck - 1,
+		};
+		return true;
+	}
 	*(struct pages *)state = (struct pages){
 		.kind = i % KINDS,
 		.zero = i < KINDS ? 1u << 1 : 0,
+		.moved = 1,
 		.registered = 1,
 		.discards = 1,
 		.luck = all_luck,
@@ -795,6 +990,9 @@ static void print(const void *state)
 	printf("the vCPU %s, the VMM %s, the daemon %s\n", s->asleep ? "waits for a page" : "runs",
 	       vmm[s->vmm], process[s->process]);
 }
+
+/* The initial state in which the guest runs at the source still. */
+#define WARM(kind) (2 * KINDS + (kind)-1)
 
 static const struct mend mends[] = {
 	{ "fill-before-publish", "invariant 2: content is in place before it is published",
@@ -818,6 +1016,18 @@ static const struct mend mends[] = {
 	  PAGES_READ_ALONE, KIND_ANONYMOUS },
 	{ "rob-claimers", "a discard takes what somebody else has claimed, too", PAGES_ROB_CLAIMERS,
 	  KIND_ANONYMOUS },
+	{ "quiet", "invariant 1: a generation ends while no answer is under way", PAGES_QUIET,
+	  WARM(KIND_MEMFD_LAZY) },
+	{ "written", "invariant 3: what is stale is written over, by zeroes, too", PAGES_WRITTEN,
+	  WARM(KIND_MEMFD_LAZY) },
+	{ "hidden", "invariant 2: nothing is mapped before the last harvest is applied",
+	  PAGES_HIDDEN, WARM(KIND_HUGE_EAGER) },
+	{ "forget", "a process that takes over while warming begins again", PAGES_FORGET,
+	  WARM(KIND_MEMFD_EAGER) },
+	{ "kept-harvest", "the source tells its last harvest to whoever asks again",
+	  PAGES_KEPT_HARVEST, WARM(KIND_MEMFD_LAZY) },
+	{ "no-harvest", "where the source knows nothing, nothing counts", PAGES_NO_HARVEST,
+	  WARM(KIND_HUGE_LAZY) },
 	{ "fills-end", "B10: a fill that is refused is given up where the daemon is to end",
 	  PAGES_FILLS_END, KIND_ANONYMOUS },
 };

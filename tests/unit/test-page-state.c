@@ -186,9 +186,9 @@ static void test_a_new_state_misses_everything(void **state)
 	assert_false(page_state_page_present(ps, 0, 99));
 	assert_false(page_state_page_present(ps, 1, 0));
 	/* Whoever takes over finds it all in the memfd: a header, room for events, and
-	 * 5 * (2 + 8) words. */
+	 * 6 * (2 + 8) words. */
 	assert_int_equal(fstat(page_state_fd(ps), &st), 0);
-	assert_int_equal(st.st_size, 4096 + PAGE_STATE_ROOM_BYTES + 5 * 10 * 8);
+	assert_int_equal(st.st_size, 4096 + PAGE_STATE_ROOM_BYTES + 6 * 10 * 8);
 	assert_null(page_state_free(ps));
 	assert_null(page_state_free(NULL));
 }
@@ -260,6 +260,84 @@ static void test_adopting_takes_over_what_is_present(void **state)
 	assert_true(page_state_claim(heir, 1, 7, UINT64_MAX) == UINT64_MAX >> 1);
 	assert_true(page_state_wanted(heir, 0, 1) == 1ull << 35);
 	page_state_free(heir);
+}
+
+/* While the guest runs at the source: what is written there again is missing again here. */
+static void test_a_new_generation_is_missing_and_can_be_claimed(void **state)
+{
+	struct region_table table = { 0 };
+	struct page_state *ps, *heir;
+
+	(void)state;
+	add_region(&table, POSTCOPY_MEMORY_MEMFD, 100);
+	ps = new_state(&table);
+	page_state_claim(ps, 0, 0, 0xff);
+	page_state_note_written(ps, 0, 0, 0xff);
+	page_state_publish(ps, 0, 0, 0x7f);
+	/* One that was present, one that was claimed only, one that was neither. */
+	assert_true(page_state_renew(ps, 0, 0, 1u << 6 | 1u << 7 | 1u << 8) == 1u << 6);
+	assert_int_equal(page_state_missing(ps), 100 - 6);
+	assert_true(page_state_present(ps, 0, 0) == 0x3f);
+	assert_true(page_state_claimed(ps, 0, 0) == 0x3f);
+	assert_true(page_state_written(ps, 0, 0) == 0xff);
+	assert_true(page_state_renew(ps, 0, 0, 1u << 6 | 1u << 7 | 1u << 8) == 0);
+	assert_int_equal(page_state_missing(ps), 100 - 6);
+	assert_true(page_state_claim(ps, 0, 0, 0xff) == 0xc0);
+	/* Another process knows what is stale. */
+	assert_int_equal(page_state_adopt(&table, page_state_fd(ps), &heir, NULL), 0);
+	assert_true(page_state_written(heir, 0, 0) == 0xff);
+	assert_true(page_state_present(heir, 0, 0) == 0x3f);
+	assert_int_equal(page_state_missing(heir), 100 - 6);
+	page_state_free(heir);
+	page_state_free(ps);
+}
+
+static void test_claims_without_content_are_dropped(void **state)
+{
+	struct region_table table = { 0 };
+	struct page_state *ps;
+
+	(void)state;
+	add_region(&table, POSTCOPY_MEMORY_MEMFD, 100);
+	add_region(&table, POSTCOPY_MEMORY_HUGETLB, 512);
+	ps = new_state(&table);
+	page_state_claim(ps, 0, 1, 0xff);
+	page_state_publish(ps, 0, 1, 0x0f);
+	page_state_claim(ps, 1, 7, UINT64_MAX);
+	page_state_drop_claims(ps);
+	assert_true(page_state_claimed(ps, 0, 1) == 0x0f);
+	assert_true(page_state_claimed(ps, 1, 7) == 0);
+	assert_int_equal(page_state_missing(ps), 612 - 4);
+	page_state_free(ps);
+}
+
+/* A daemon is upgraded under a guest: its page state has one bitmap less. */
+static void test_the_state_of_the_version_before_is_adopted(void **state)
+{
+	struct region_table table = { 0 };
+	struct page_state *ps, *heir;
+	struct stat st;
+	int fd;
+
+	(void)state;
+	add_region(&table, POSTCOPY_MEMORY_MEMFD, 100);
+	ps = new_state(&table);
+	page_state_claim(ps, 0, 1, 0xff);
+	page_state_publish(ps, 0, 1, 0x0f);
+	fd = page_state_fd(ps);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(ftruncate(fd, st.st_size - 2 * (off_t)sizeof(uint64_t)), 0);
+	assert_int_equal(pwrite(fd, "pstcps04", 8, 0), 8);
+	assert_int_equal(page_state_adopt(&table, fd, &heir, NULL), 0);
+	assert_true(page_state_present(heir, 0, 1) == 0x0f);
+	assert_true(page_state_written(heir, 0, 1) == 0);
+	assert_int_equal(page_state_missing(heir), 100 - 4);
+	page_state_free(heir);
+	/* And once more, as what it is now. */
+	assert_int_equal(page_state_adopt(&table, fd, &heir, NULL), 0);
+	assert_true(page_state_present(heir, 0, 1) == 0x0f);
+	page_state_free(heir);
+	page_state_free(ps);
 }
 
 static void test_what_is_no_state_of_this_guest_is_not_adopted(void **state)
@@ -509,6 +587,9 @@ int main(void)
 		cmocka_unit_test(test_publishing_twice_counts_once),
 		cmocka_unit_test(test_a_huge_page_is_present_with_its_last_unit_only),
 		cmocka_unit_test(test_adopting_takes_over_what_is_present),
+		cmocka_unit_test(test_a_new_generation_is_missing_and_can_be_claimed),
+		cmocka_unit_test(test_claims_without_content_are_dropped),
+		cmocka_unit_test(test_the_state_of_the_version_before_is_adopted),
 		cmocka_unit_test(test_what_is_no_state_of_this_guest_is_not_adopted),
 		cmocka_unit_test(test_what_lies_beyond_memory_is_not_present),
 		cmocka_unit_test(test_each_unit_is_claimed_by_one_thread),

@@ -159,6 +159,27 @@ static void test_progress_says_rate_and_time_left(void **state)
 	assert_int_equal(strlen(line), 19);
 }
 
+static void test_progress_says_how_warm_it_is(void **state)
+{
+	_cleanup_json_ struct json_object *m = update("warming", 65536);
+	struct json_object *warm = json_object_new_object();
+	struct progress p = { .first_ns = 0 };
+	char line[512];
+
+	(void)state;
+	json_object_object_add(m, "warm", warm);
+	/* It is not warmed, for a reason. */
+	json_object_object_add(warm, "warm_ms", NULL);
+	progress_format(&p, m, 0, line, sizeof line);
+	assert_string_equal(line, "vm7 warming  25.0 %");
+	json_set_number(warm, "warm_ms", 1200);
+	json_set_count(warm, "rounds", 2);
+	json_set_count(warm, "dirty_bytes_per_s", 64 << 20);
+	json_set_number(warm, "catch_up_ms", 3000);
+	progress_format(&p, m, 0, line, sizeof line);
+	assert_string_equal(line, "vm7 warming  25.0 %  round 3  dirty 64 MiB/s  caught up in 3 s");
+}
+
 /* What a peer could have put into a name must not become markup. */
 static void test_text_is_escaped(void **state)
 {
@@ -380,6 +401,7 @@ int main(void)
 		cmocka_unit_test(test_chart_scales),
 		cmocka_unit_test(test_json_members_may_be_missing),
 		cmocka_unit_test(test_progress_says_rate_and_time_left),
+		cmocka_unit_test(test_progress_says_how_warm_it_is),
 		cmocka_unit_test(test_text_is_escaped),
 		cmocka_unit_test(test_page_tells_all),
 		cmocka_unit_test(test_phases_are_shown_in_the_order_of_time),

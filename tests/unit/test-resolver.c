@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "fault/events.h"
+#include "fault/prefill.h"
 #include "fault/resolver.h"
 #include "fault/uffd.h"
 #include "util/kernel_abi.h"
@@ -270,7 +271,10 @@ static bool is_mapped(const struct fixture *f, uint64_t unit)
 	return entry >> 63;
 }
 
-/* Word @word's batch, each unit of @data full of @value + its index. */
+/*
+ * Word @word's batch, each unit of @data full of @value + its index. @caller: NULL: while the guest
+ * runs at the source.
+ */
 static uint64_t fill_as(struct fixture *f, const struct resolver_caller *caller, uint64_t word,
                         uint64_t data, uint64_t zero, uint8_t value)
 {
@@ -282,11 +286,10 @@ static uint64_t fill_as(struct fixture *f, const struct resolver_caller *caller,
 	size_t n = 0;
 	int rc;
 
-	(void)f;
 	for (unsigned int i = 0; i < WORD_UNITS; i++)
 		if (data >> i & 1)
 			memset(bytes + n++ * UNIT_BYTES, (uint8_t)(value + i), UNIT_BYTES);
-	rc = resolver_fill(caller, &b, &filled);
+	rc = caller ? resolver_fill(caller, &b, &filled) : prefill(&f->r, &b, &filled);
 	free(bytes);
 	if (rc)
 		fail_msg("resolver_fill: %s", strerror(-rc));
@@ -654,6 +657,102 @@ static void test_anonymous_memory_is_copied(void **state)
 	/* Looked at again it keeps its content. */
 	assert_int_equal(resolver_map_page(&fixture->caller, 0, 128 + 4), 0);
 	check_page(fixture, 128 + 4, 24);
+	stop(fixture);
+}
+
+/*
+ * What came while the guest ran at the source, of three generations: nobody sees a page before it
+ * runs here, and then the last content; also where that is zero, or came in postcopy.
+ */
+static void fill_ahead(enum resolver_map map)
+{
+	const uint64_t all = 0x1f;
+
+	start_or_skip(POSTCOPY_MEMORY_MEMFD, map);
+	assert_true(fill_as(fixture, NULL, 0, 0x1f, 0x20, 1) == 0x3f);
+	for (unsigned int i = 0; i < WORD_UNITS; i++)
+		assert_false(is_mapped(fixture, i));
+	/* It is zero now; it has other content; it will come in postcopy, as zero and not so. */
+	assert_true(page_state_renew(fixture->ps, 0, 0, 0x3e) == 0x3e);
+	assert_true(fill_as(fixture, NULL, 0, 0x24, 0x02, 100) == 0x26);
+	assert_int_equal(page_state_missing(fixture->ps), PAGES - 4);
+	assert_true(fill(fixture, 0, all & ~0x10ull, 0x10, 200) == 0x18);
+	for (unsigned int i = 0; i < 6; i++)
+		if (!is_mapped(fixture, i))
+			touch_present(fixture, i, (uint8_t[]){ 1, 0, 102, 203, 0, 105 }[i]);
+	check_page(fixture, 1, 0);
+	check_page(fixture, 3, 203);
+	check_page(fixture, 4, 0);
+	assert_int_equal(page_state_missing(fixture->ps), PAGES - 6);
+	stop(fixture);
+}
+
+static void test_what_came_ahead_is_seen_as_it_was_last_memfd_eager(void **state)
+{
+	(void)state;
+	fill_ahead(RESOLVER_MAP_EAGER);
+}
+
+static void test_what_came_ahead_is_seen_as_it_was_last_memfd_lazy(void **state)
+{
+	(void)state;
+	fill_ahead(RESOLVER_MAP_LAZY);
+}
+
+/* A huge page came ahead in part; the rest, and what was zero before, comes in postcopy. */
+static void test_a_huge_page_that_came_ahead_is_seen_as_it_was_last(void **state)
+{
+	(void)state;
+	fixture = start_sized(POSTCOPY_MEMORY_HUGETLB, SIZE_2M, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	for (unsigned int word = 0; word < 8; word++)
+		assert_true(fill_as(fixture, NULL, word, 0xff, ~0xffull, 1) == UINT64_MAX);
+	assert_int_equal(page_state_missing(fixture->ps), 0);
+	assert_false(is_mapped(fixture, 0));
+	assert_true(page_state_renew(fixture->ps, 0, 7, 0x3) == 0x3);
+	assert_true(fill(fixture, 7, 0x2, 0x1, 50) == 0x3);
+	assert_true(is_mapped(fixture, 0));
+	check_page(fixture, 0, 1);
+	check_page(fixture, 7 * WORD_UNITS, 0);
+	check_page(fixture, 7 * WORD_UNITS + 1, 51);
+	check_page(fixture, 7 * WORD_UNITS + 2, 3);
+	check_page(fixture, 7 * WORD_UNITS + 9, 0);
+	stop(fixture);
+}
+
+/* A zero unit that nothing was put in is a hole: it takes no memory. */
+static void test_zero_units_that_come_ahead_stay_holes(void **state)
+{
+	struct stat st;
+
+	(void)state;
+	START_OR_SKIP(MEMFD, EAGER);
+	assert_true(fill_as(fixture, NULL, 0, 0, UINT64_MAX, 0) == UINT64_MAX);
+	assert_true(page_state_renew(fixture->ps, 0, 0, 0xf) == 0xf);
+	assert_true(fill_as(fixture, NULL, 0, 0, 0xf, 0) == 0xf);
+	assert_int_equal(fstat(memory_fd(fixture->memories[0]), &st), 0);
+	assert_int_equal(st.st_blocks, 0);
+	touch_present(fixture, 0, 0);
+	stop(fixture);
+}
+
+/* What the source can't read is not lost before it has said so of a guest that stands still. */
+static void test_what_can_not_be_had_ahead_is_left_for_later(void **state)
+{
+	struct resolver_batch b = { .word = 1, .zero_mask = 0xe, .error_mask = 1 };
+	uint64_t filled = 0;
+
+	(void)state;
+	START_OR_SKIP(MEMFD, EAGER);
+	assert_int_equal(prefill(&fixture->r, &b, &filled), 0);
+	assert_true(filled == 0xe);
+	assert_true(page_state_poisoned(fixture->ps, 0, 1) == 0);
+	/* It is not asked for again meanwhile. */
+	assert_true(page_state_claimed(fixture->ps, 0, 1) == 0xf);
+	page_state_drop_claims(fixture->ps);
+	assert_true(fill(fixture, 1, 1, 0, 70) == 1);
+	check_page(fixture, WORD_UNITS, 70);
 	stop(fixture);
 }
 
@@ -1470,6 +1569,11 @@ int main(void)
 		cmocka_unit_test(test_a_waiting_guest_is_woken_by_the_fill_anonymous),
 		cmocka_unit_test(test_zero_units_stay_holes_until_touched),
 		cmocka_unit_test(test_anonymous_memory_is_copied),
+		cmocka_unit_test(test_what_came_ahead_is_seen_as_it_was_last_memfd_eager),
+		cmocka_unit_test(test_what_came_ahead_is_seen_as_it_was_last_memfd_lazy),
+		cmocka_unit_test(test_a_huge_page_that_came_ahead_is_seen_as_it_was_last),
+		cmocka_unit_test(test_zero_units_that_come_ahead_stay_holes),
+		cmocka_unit_test(test_what_can_not_be_had_ahead_is_left_for_later),
 		cmocka_unit_test(test_the_first_fill_stays_memfd_eager),
 		cmocka_unit_test(test_the_first_fill_stays_memfd_lazy),
 		cmocka_unit_test(test_the_first_fill_stays_anonymous),

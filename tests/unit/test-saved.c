@@ -38,6 +38,7 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 	memset(s->params.parties.peer, 'p', sizeof s->params.parties.peer - 1);
 	s->target = (struct conn_target){ .host = "other.example", .port = "7001" };
 	s->limits = (struct migration_limits){ true, 7, true, 5, true, true, true, false };
+	s->warming = (struct migration_warm){ true, true, 3, 1ull << 40, 5, 6 };
 	s->state = MIGRATION_PAUSED;
 	strcpy(s->reason, "the source is silent");
 	s->n_regions = n_regions;

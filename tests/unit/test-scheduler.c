@@ -256,6 +256,59 @@ static void test_without_prefetch_faults_do_not_steer(void **state)
 }
 
 /* Many more faults than are remembered, and some that lie in what is there already. */
+/* Between two generations nothing is asked for, and it shows when no answer is due any more. */
+static void test_held_it_hands_out_nothing(void **state)
+{
+	struct scheduler_item first, second;
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 3);
+	assert_false(scheduler_is_over(f.s));
+	assert_true(scheduler_next(f.s, &first) && scheduler_next(f.s, &second));
+	scheduler_hold(f.s);
+	assert_true(scheduler_is_held(f.s));
+	expect_nothing(&f);
+	assert_false(scheduler_is_idle(f.s));
+	page_state_claim(f.ps, 0, 0, UINT64_MAX);
+	scheduler_done(f.s, &first);
+	assert_false(scheduler_is_idle(f.s));
+	scheduler_give_back(f.s, &second);
+	assert_true(scheduler_is_idle(f.s));
+	scheduler_note_fault(f.s, 0, 2);
+	expect_nothing(&f);
+	/* From the beginning, what is missing by now: the first word is again. */
+	page_state_renew(f.ps, 0, 0, 0xf0);
+	scheduler_set_prefetch(f.s, false);
+	scheduler_go(f.s);
+	expect(&f, 0, 0, 0xf0, false);
+	expect(&f, 0, 1, UINT64_MAX, false);
+	finish(&f);
+}
+
+static void test_it_is_over_when_all_is_answered(void **state)
+{
+	struct scheduler_item item[2];
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 2);
+	assert_true(scheduler_next(f.s, &item[0]) && scheduler_next(f.s, &item[1]));
+	expect_nothing(&f);
+	assert_false(scheduler_is_over(f.s));
+	scheduler_done(f.s, &item[0]);
+	assert_false(scheduler_is_over(f.s));
+	scheduler_give_back(f.s, &item[1]);
+	assert_false(scheduler_is_over(f.s));
+	page_state_claim(f.ps, 0, 0, UINT64_MAX);
+	page_state_claim(f.ps, 0, 1, UINT64_MAX);
+	expect_nothing(&f);
+	assert_true(scheduler_is_over(f.s));
+	scheduler_go(f.s);
+	assert_false(scheduler_is_over(f.s));
+	finish(&f);
+}
+
 static void test_a_storm_of_faults_loses_no_word(void **state)
 {
 	enum { WORDS = 2000 };
@@ -373,6 +426,8 @@ int main(void)
 		cmocka_unit_test(test_the_newest_fault_goes_first_and_older_ones_follow),
 		cmocka_unit_test(test_a_fault_interrupts_the_bubble_of_another),
 		cmocka_unit_test(test_without_prefetch_faults_do_not_steer),
+		cmocka_unit_test(test_held_it_hands_out_nothing),
+		cmocka_unit_test(test_it_is_over_when_all_is_answered),
 		cmocka_unit_test(test_a_storm_of_faults_loses_no_word),
 		cmocka_unit_test(test_threads_never_hold_the_same_word),
 	};

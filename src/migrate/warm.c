@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The conductor while the guest runs at the source: rounds.
+ *
+ * Theory of operation
+ * -------------------
+ * TRACK has the source log what its guest writes. Then all that is missing is fetched, which is a
+ * round; SYNC tells what was written meanwhile, that is missing again, and so on, until the policy
+ * says that it is enough. SWITCHOVER pauses the guest; what it wrote since the last SYNC comes
+ * before its vmstate, and what is missing then comes in postcopy. So a guest that writes faster
+ * than the link takes is no reason to wait: only the pages that are dirty at the end come late.
+ *
+ * Each step of it begins with nobody filling and no answer under way (pull_warm_hold()): a page
+ * that was read before the log was cleared would count as newer than it is.
+ *
+ * The log belongs to the control connection. Where that is lost, or another process goes on, all
+ * begins again: nothing that is here counts. From SWITCHOVER on the source keeps what it has found.
+ * A source that does not know what was written (an older daemon, one that was started again) sends
+ * its vmstate alone; then nothing that is here counts, and it is plain postcopy.
+ */
+#include "migrate/conductor.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "stream/dirty.h"
+#include "util/clock.h"
+#include "util/log.h"
+
+/* A round takes at least so long, and so many times what its harvest took: the log costs the guest.
+ */
+#define ROUND_MIN_MS 200u
+#define HARVEST_PART 10u
+
+/* Inside: it can't be done, and @err says why. */
+#define WARM_REFUSED 3
+
+struct rounds {
+	struct conductor *k;
+	uint64_t began_ns;      /* of this round */
+	uint64_t began_bytes;   /* that had been received by then */
+	uint64_t first_bytes;   /* at the beginning of all */
+	uint64_t harvest_ns;    /* what the last one took */
+	uint64_t not_before_ns; /* the next harvest */
+};
+
+static struct migration_warm policy(struct migration *m)
+{
+	struct migration_warm warm;
+
+	pthread_mutex_lock(&m->lock);
+	warm = m->warming;
+	pthread_mutex_unlock(&m->lock);
+	if (!warm.hold && !warm.max_rounds && !warm.max_ns && !warm.dirty_bytes &&
+	    !warm.catch_up_ns)
+		warm.max_rounds = 1;
+	return warm;
+}
+
+/* It is wanted, and not to be had: as without it, which somebody should know. */
+static void refuse(struct migration *m, const struct error *why)
+{
+	log_migration_warning(m->params.id, "no memory is copied before the switchover: %s",
+	                      why->text);
+	pthread_mutex_lock(&m->lock);
+	snprintf(m->warmed.refused, sizeof m->warmed.refused, "%s", why->text);
+	m->warmed.ended_ns = m->warmed.began_ns ? clock_now_ns() : 0;
+	/* Cold goes on by itself, unless it was told not to. */
+	if (!m->warming.hold)
+		m->orders |= ORDER_SWITCHOVER;
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* One DIRTY frame. Return: 0 or -EPROTO with @err set; what was present is added to *@units. */
+static int take_dirty(struct migration *m, const struct frame_header *h, const void *payload,
+                      uint64_t *units, bool *ret_last, struct error *err)
+{
+	struct dirty_reader d;
+	uint64_t first, n;
+	int rc = dirty_decode(h, payload, &m->table, &d, err);
+
+	if (rc)
+		return rc;
+	while ((rc = dirty_next(&d, &first, &n, err)) > 0)
+		*units += pull_warm_renew(m->pull, d.region, first, n);
+	*ret_last = d.last;
+	return rc;
+}
+
+/*
+ * What the source has found, up to a frame that is no DIRTY, or the harvest's end.
+ * Return: 0 with *@ret_last; or -errno with @err set.
+ */
+static int take_harvest(struct migration *m, struct frame_header *ret, const void **ret_payload,
+                        uint64_t *units, bool *ret_last, struct error *err)
+{
+	int rc;
+
+	for (*ret_last = false; !*ret_last;) {
+		do
+			rc = conductor_next(m->control, ret, ret_payload, err);
+		while (!rc && ret->type == FRAME_PONG);
+		if (rc || ret->type != FRAME_DIRTY)
+			return rc;
+		rc = take_dirty(m, ret, *ret_payload, units, ret_last, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static uint64_t per_second(uint64_t bytes, uint64_t ns)
+{
+	return ns ? (uint64_t)((double)bytes * (double)NSEC_PER_SEC / (double)ns) : 0;
+}
+
+/* So much of what was here was written since the last harvest. */
+static void note_harvest(struct conductor *k, uint64_t dirty_units)
+{
+	struct migration *m = k->m;
+	uint64_t now_ns = clock_now_ns();
+
+	pthread_mutex_lock(&m->lock);
+	m->warmed.dirty_bytes = pull_missing(m->pull) << UNIT_SHIFT;
+	m->warmed.dirty_bytes_per_s =
+	        per_second(dirty_units << UNIT_SHIFT, now_ns - k->harvested_ns);
+	pthread_mutex_unlock(&m->lock);
+	k->harvested_ns = now_ns;
+}
+
+int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void **ret_payload,
+                       struct error *err)
+{
+	struct migration *m = k->m;
+	bool last, any = pull_missing(m->pull) != m->table.units;
+	uint64_t units = 0;
+	int rc = take_harvest(m, ret, ret_payload, &units, &last, err);
+
+	if (!rc && last)
+		rc = conductor_next(m->control, ret, ret_payload, err);
+	if (rc)
+		return rc;
+	if (ret->type != FRAME_VMSTATE)
+		return error_set(err, -EPROTO, "frame of type %u where VMSTATE must come",
+		                 ret->type);
+	if (!last && any) {
+		log_migration_warning(m->params.id,
+		                      "the source does not know what was written: all that was "
+		                      "copied before the switchover is fetched anew");
+		pull_warm_forget(m->pull);
+	}
+	if (last)
+		note_harvest(k, units);
+	pthread_mutex_lock(&m->lock);
+	m->warmed.switched_dirty_units = pull_missing(m->pull);
+	pthread_mutex_unlock(&m->lock);
+	return 0;
+}
+
+/* Ask for the harvest of this round. Return: 0; or WARM_REFUSED or -errno with @err set. */
+static int sync_round(struct rounds *r, struct error *err)
+{
+	struct migration *m = r->k->m;
+	uint64_t begin_ns = clock_now_ns(), units = 0;
+	struct frame_header h;
+	const void *payload;
+	bool last = false;
+	int rc = conductor_say(r->k, FRAME_SYNC, err);
+
+	if (!rc)
+		rc = take_harvest(m, &h, &payload, &units, &last, err);
+	/* It can't any more. */
+	if (!rc && !last && h.type == FRAME_TRACKED && frame_tracked_decode(&h, payload, err))
+		return WARM_REFUSED;
+	if (!rc && !last)
+		rc = error_set(err, -EPROTO, "frame of type %u where DIRTY must come", h.type);
+	r->harvest_ns = clock_now_ns() - begin_ns;
+	if (!rc)
+		note_harvest(r->k, units);
+	return rc;
+}
+
+/* How far it is. */
+static void note_progress(struct rounds *r)
+{
+	struct migration *m = r->k->m;
+	uint64_t received = stat_get(&pull_stats(m->pull)->bulk_bytes);
+	uint64_t ns = clock_now_ns() - r->began_ns;
+	uint64_t missing_bytes = pull_missing(m->pull) << UNIT_SHIFT;
+	struct migration_warm_info *w = &m->warmed;
+
+	pthread_mutex_lock(&m->lock);
+	w->bytes = received - r->first_bytes;
+	/* The rate of a round that fetched next to nothing tells nothing. */
+	if (received - r->began_bytes >= WORD_UNITS * UNIT_BYTES)
+		w->bytes_per_s = per_second(received - r->began_bytes, ns);
+	w->catch_up_ns = w->bytes_per_s ? (uint64_t)((double)missing_bytes * (double)NSEC_PER_SEC /
+	                                             (double)w->bytes_per_s)
+	                                : 0;
+	pthread_mutex_unlock(&m->lock);
+}
+
+static void note_round(struct rounds *r)
+{
+	struct migration *m = r->k->m;
+
+	pthread_mutex_lock(&m->lock);
+	m->warmed.rounds++;
+	pthread_mutex_unlock(&m->lock);
+	note_progress(r);
+}
+
+/* Whether the policy, or somebody, has it end now, in the middle of a round. */
+static bool is_enough(struct migration *m, unsigned int orders)
+{
+	struct migration_warm warm = policy(m);
+	uint64_t began_ns = m->warmed.began_ns;
+
+	return (orders & ORDER_SWITCHOVER) ||
+	       (!warm.hold && warm.max_ns && clock_now_ns() >= began_ns + warm.max_ns);
+}
+
+/* A round is over: whether it was the last, before it is known what was written meanwhile. */
+static bool is_last_round(struct migration *m)
+{
+	struct migration_warm warm = policy(m);
+
+	return !warm.hold && warm.max_rounds && m->warmed.rounds + 1 >= warm.max_rounds;
+}
+
+/* And whether another one pays, now that it is. */
+static bool is_converged(struct migration *m)
+{
+	const struct migration_warm_info *w = &m->warmed;
+	struct migration_warm warm = policy(m);
+
+	if (warm.hold)
+		return false;
+	return (warm.dirty_bytes && w->dirty_bytes <= warm.dirty_bytes) ||
+	       (warm.catch_up_ns &&
+	        (!w->dirty_bytes || (w->bytes_per_s && w->catch_up_ns <= warm.catch_up_ns)));
+}
+
+/*
+ * Until a round is over, or to be ended.
+ * Return: 0: it is over; WARM_DONE: that is all; WARM_LOST; or -errno; with @err set.
+ */
+static int await_round(struct rounds *r, struct error *err)
+{
+	const unsigned int any = ORDER_ROUND | ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL;
+	struct migration *m = r->k->m;
+
+	for (;;) {
+		uint64_t now_ns = clock_now_ns();
+		bool over;
+		unsigned int given;
+
+		if (conductor_check_stopped(m, err))
+			return -ECANCELED;
+		conductor_take_back(m, ORDER_ROUND);
+		over = pull_warm_is_over(m->pull);
+		if (over && (now_ns >= r->not_before_ns || is_last_round(m)))
+			return 0;
+		given = conductor_wait(m, any,
+		                       over && r->not_before_ns <
+		                                               now_ns + WARM_LOOK_MS * NSEC_PER_MSEC
+		                               ? r->not_before_ns
+		                               : now_ns + WARM_LOOK_MS * NSEC_PER_MSEC);
+		if (is_enough(m, given))
+			return WARM_DONE;
+		note_progress(r);
+		if (conductor_check_control(r->k, err))
+			return err->code;
+	}
+}
+
+static void begin_round(struct rounds *r)
+{
+	struct migration *m = r->k->m;
+	uint64_t least_ns = HARVEST_PART * r->harvest_ns;
+
+	if (least_ns < ROUND_MIN_MS * NSEC_PER_MSEC)
+		least_ns = ROUND_MIN_MS * NSEC_PER_MSEC;
+	r->began_ns = clock_now_ns();
+	r->began_bytes = stat_get(&pull_stats(m->pull)->bulk_bytes);
+	r->not_before_ns = r->began_ns + least_ns;
+	conductor_take_back(m, ORDER_ROUND);
+	pull_warm_go(m->pull);
+}
+
+/* Round after round. Return: WARM_DONE, held; or -errno with @err set. */
+static int go_round(struct rounds *r, struct error *err)
+{
+	struct migration *m = r->k->m;
+	int rc;
+
+	for (;;) {
+		begin_round(r);
+		rc = await_round(r, err);
+		if (rc < 0)
+			return rc;
+		pull_warm_hold(m->pull);
+		if (conductor_check_stopped(m, err))
+			return -ECANCELED;
+		/* What was written meanwhile comes with SWITCHOVER. */
+		if (rc == WARM_DONE)
+			return rc;
+		if (is_last_round(m)) {
+			note_round(r);
+			return WARM_DONE;
+		}
+		rc = sync_round(r, err);
+		if (rc)
+			return rc;
+		note_round(r);
+		if (is_converged(m))
+			return WARM_DONE;
+	}
+}
+
+/* Have the source log what its guest writes. Return: as sync_round(). */
+static int track(struct conductor *k, struct error *err)
+{
+	struct frame_header h;
+	const void *payload;
+	int rc;
+
+	if (!k->reply.warm) {
+		error_set(err, -EOPNOTSUPP,
+		          "the source's daemon is older and can't tell what its guest writes: "
+		          "upgrade it");
+		return WARM_REFUSED;
+	}
+	rc = conductor_ask(k, FRAME_TRACK, FRAME_TRACKED, &h, &payload, err);
+	if (rc)
+		return rc;
+	return frame_tracked_decode(&h, payload, err) ? WARM_REFUSED : 0;
+}
+
+static int end_warm(struct rounds *r, struct error *err)
+{
+	struct migration *m = r->k->m;
+
+	pull_warm_end(m->pull);
+	pthread_mutex_lock(&m->lock);
+	m->warmed.ended_ns = clock_now_ns();
+	pthread_mutex_unlock(&m->lock);
+	/* What is lost must be found out before the guest is to be paused. */
+	return conductor_exchange(r->k, FRAME_PING, FRAME_PONG, err);
+}
+
+static void begin_warm(struct rounds *r)
+{
+	struct migration *m = r->k->m;
+
+	r->first_bytes = stat_get(&pull_stats(m->pull)->bulk_bytes);
+	pthread_mutex_lock(&m->lock);
+	m->warmed = (struct migration_warm_info){ .began_ns = m->warmed.began_ns };
+	if (!m->warmed.began_ns)
+		m->warmed.began_ns = clock_now_ns();
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* Without it, then; or not at all; or once more. Return: as warm_up(). */
+static int fail(struct conductor *k, int rc, struct error *err)
+{
+	pull_warm_stop(k->m->pull);
+	if (conductor_is_network_error(rc) && !conductor_check_stopped(k->m, NULL))
+		return WARM_LOST;
+	if (rc != WARM_REFUSED)
+		return rc;
+	refuse(k->m, err);
+	*err = ERROR_INIT;
+	return 0;
+}
+
+int warm_up(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+	struct rounds r = { .k = k };
+	int rc;
+
+	/* One that is to be switched over at once, or may have been: by another process. */
+	if (!m->warming.wanted || *m->warmed.refused ||
+	    conductor_wait(m, ORDER_SWITCHOVER, clock_now_ns()))
+		return 0;
+	rc = pull_warm(m->pull, err) ? WARM_REFUSED : track(k, err);
+	if (rc)
+		return fail(k, rc, err);
+	k->harvested_ns = clock_now_ns();
+	begin_warm(&r);
+	rc = go_round(&r, err);
+	if (rc == WARM_DONE)
+		rc = end_warm(&r, err);
+	return rc ? fail(k, rc, err) : WARM_DONE;
+}
