@@ -23,6 +23,7 @@
 
 #include "ctl/pki.h"
 #include "libpostcopy/poison_wire.h"
+#include "stream/dirty.h"
 #include "stream/page_server.h"
 #include "stream/window.h"
 
@@ -48,6 +49,9 @@ struct guest {
 	pthread_mutex_t lock;
 	pthread_cond_t told;
 	unsigned int ops[OPS];
+	/* What it writes, told by its VMM, who answers at once; NULL: nobody tells it. */
+	_Atomic uint64_t *bitmap;
+	uint64_t session; /* of its log; 0: it is off */
 };
 
 static char dir[] = "/tmp/test-page-server-XXXXXX";
@@ -113,12 +117,26 @@ static void on_aborted(void *arg)
 	note(arg, ABORTED);
 }
 
+static void on_log(void *arg)
+{
+	struct guest *g = arg;
+	struct source_log_order order;
+
+	page_source_get_log_order(g->source, &order);
+	pthread_mutex_lock(&g->lock);
+	g->session = order.session;
+	pthread_mutex_unlock(&g->lock);
+	if (order.session)
+		page_source_answer_log(g->source, order.number, 0, "");
+}
+
 static const struct page_source_ops ops = {
 	.connected = on_connected,
 	.switchover = on_switchover,
 	.resumed = on_resumed,
 	.complete = on_complete,
 	.aborted = on_aborted,
+	.log = on_log,
 };
 
 /* Every third unit is a hole, one of seven is written zeroes, the others have a pattern. */
@@ -455,6 +473,133 @@ static void test_a_lost_control_connection_gets_the_same_vmstate_again(void **st
 	check_vmstate(control);
 	assert_int_equal(told(g, SWITCHOVER), 1);
 	conn_free(control);
+	end(g);
+}
+
+static void log_writes(struct guest *g)
+{
+	int fds[DIRTY_LOG_FDS] = { memfd_create("test-dirty", MFD_CLOEXEC | MFD_ALLOW_SEALING), -1,
+		                   -1 };
+	uint64_t bytes = dirty_log_bytes(&g->table);
+	struct dirty_log *log;
+
+	assert_int_equal(ftruncate(fds[0], (off_t)bytes), 0);
+	assert_int_equal(fcntl(fds[0], F_ADD_SEALS, F_SEAL_SHRINK), 0);
+	g->bitmap = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fds[0], 0);
+	assert_int_equal(dirty_log_new(&g->table, DIRTY_LOG_BY_VMM, fds, &log, NULL), 0);
+	assert_int_equal(page_source_set_log(g->source, log, ""), 0);
+	assert_int_equal(page_source_set_log(g->source, NULL, "late"), -EBUSY);
+}
+
+static uint64_t session_of(struct guest *g)
+{
+	uint64_t session;
+
+	pthread_mutex_lock(&g->lock);
+	session = g->session;
+	pthread_mutex_unlock(&g->lock);
+	return session;
+}
+
+static void expect_tracked(struct conn *c, int code, const char *needle)
+{
+	struct error err = ERROR_INIT;
+	struct frame_header h;
+	const void *payload;
+
+	assert_int_equal(conn_expect_frame(c, FRAME_TRACKED, &h, &payload, &err), 0);
+	assert_int_equal(frame_tracked_decode(&h, payload, &err), code);
+	assert_non_null(strstr(err.text, needle));
+}
+
+/* The next harvest: these units, by region, and no other. */
+static void expect_dirty(const struct guest *g, struct conn *c, const uint64_t want[REGIONS][3])
+{
+	uint64_t got[REGIONS][3] = { 0 };
+	struct error err = ERROR_INIT;
+	struct dirty_reader d = { 0 };
+	struct frame_header h;
+	const void *payload;
+
+	while (!d.last) {
+		uint64_t first, n;
+
+		if (conn_expect_frame(c, FRAME_DIRTY, &h, &payload, &err) ||
+		    dirty_decode(&h, payload, &g->table, &d, &err))
+			fail_msg("%s", err.text);
+		while (!d.last && dirty_next(&d, &first, &n, &err) == 1)
+			for (; n--; first++)
+				got[d.region][first / WORD_UNITS] |= 1ull << first % WORD_UNITS;
+	}
+	assert_memory_equal(got, want, sizeof got);
+}
+
+static void test_what_a_running_guest_writes_is_told(void **state)
+{
+	static const uint64_t first[REGIONS][3] = { { 1, 0, 2 }, { 1ull << 63 } };
+	static const uint64_t last[REGIONS][3] = { { 0, 6 }, { 0 } }, none[REGIONS][3] = { 0 };
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *control, *bulk;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(control, FRAME_TRACK), 0);
+	expect_tracked(control, -EOPNOTSUPP, "postcopy_source_offer_dirty_log");
+	log_writes(g);
+	assert_int_equal(conn_send_plain(control, FRAME_SYNC), 0);
+	expect_tracked(control, -ECANCELED, "TRACK");
+	assert_int_equal(conn_send_plain(control, FRAME_TRACK), 0);
+	expect_tracked(control, 0, "");
+	assert_true(session_of(g));
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	fetch_everything(g, bulk);
+	g->bitmap[0] = 1;
+	g->bitmap[2] = UINT64_MAX << 1 & 2; /* the last of 130 */
+	g->bitmap[3] = 1ull << 63;
+	assert_int_equal(conn_send_plain(control, FRAME_SYNC), 0);
+	expect_dirty(g, control, first);
+	assert_int_equal(conn_send_plain(control, FRAME_SYNC), 0);
+	expect_dirty(g, control, none);
+	g->bitmap[1] = 6;
+	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
+	wait_told(g, SWITCHOVER, 1);
+	assert_true(page_source_is_warm(g->source));
+	pause_guest(g);
+	expect_dirty(g, control, last);
+	check_vmstate(control);
+	/* Again, to one who has not heard it. */
+	conn_free(control);
+	control = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
+	expect_dirty(g, control, last);
+	check_vmstate(control);
+	conn_free(control);
+	conn_free(bulk);
+	munmap((void *)g->bitmap, dirty_log_bytes(&g->table));
+	end(g);
+}
+
+static void test_a_log_ends_with_its_connection(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *control;
+	uint64_t epoch;
+
+	(void)state;
+	log_writes(g);
+	control = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(control, FRAME_TRACK), 0);
+	expect_tracked(control, 0, "");
+	conn_free(control);
+	wait_told(g, CONNECTED, 2);
+	assert_int_equal(session_of(g), 0);
+	/* Another that never asked for it: its VMSTATE comes alone. */
+	control = open_control(g, &epoch);
+	switch_over(g, control);
+	assert_false(page_source_is_warm(g->source));
+	conn_free(control);
+	munmap((void *)g->bitmap, dirty_log_bytes(&g->table));
 	end(g);
 }
 
@@ -1550,6 +1695,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		SERVER_TEST(test_a_whole_migration),
 		SERVER_TEST(test_a_lost_control_connection_gets_the_same_vmstate_again),
+		SERVER_TEST(test_what_a_running_guest_writes_is_told),
+		SERVER_TEST(test_a_log_ends_with_its_connection),
 		SERVER_TEST(test_nothing_is_read_while_the_guest_runs),
 		SERVER_TEST(test_what_can_not_be_read_costs_no_connection),
 		SERVER_TEST(test_what_the_vmm_has_poisoned_is_served_as_unreadable),
