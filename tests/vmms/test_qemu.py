@@ -234,3 +234,19 @@ def test_memory_that_others_have_mapped_and_capabilities_are_reasons(host, guest
         status, said = check(source)
     assert status == 1 and "vhost-user" in said and "its migration capability multifd is on" in said, said
     assert "its guest does not run: it is \"paused\"" in said, said
+
+
+@pytest.mark.parametrize("suite, said", [("bookworm", "is gone"), ("trixie", "can't load the guest: its migration has failed")])
+def test_a_version_that_does_not_know_the_guest_costs_nothing(host, guest_of, suite, said):
+    """QEMU 7.2 can only exit then; later ones say why."""
+    guest = guest_of(suite="sid", memory="tmpfs", accel="kvm", mib=64)
+    source = guest.start("a").wait_until_ready()
+    move = Move(host, guest_of(suite=suite, memory="tmpfs", accel="kvm", mib=64), source=source).attached()
+    move.start()
+    reason = move.here.wait_for_state("vm1", "failed")["reason"]
+    assert move.leaving.wait() == 1 and "the guest runs on here" in move.leaving.log()
+    assert move.coming.wait() == 1 and said in move.coming.log() + reason
+    assert source.status() == "running" and migrates_as_ever(source)
+    source.check(passes=2)
+    # It has quit: nobody can continue there what has been loaded in part.
+    move.destination.wait()
