@@ -16,6 +16,7 @@
 
 struct source {
 	struct session *session;
+	bool was_paused;  /* by us, as far as is known: a guest that others have paused stays so */
 	bool handed_over; /* the guest may run at the destination: not here */
 	bool gone;        /* and all of its pages with it */
 };
@@ -100,7 +101,7 @@ static int save(struct source *src, int memfd, struct error *err)
 
 static int stay(struct source *src, const char *reason, struct error *err)
 {
-	int rc = cont(src, err);
+	int rc = src->was_paused ? cont(src, err) : 0;
 
 	if (rc)
 		return rc;
@@ -118,6 +119,7 @@ static int pause_guest(struct source *src, struct error *err)
 	struct error failed = ERROR_INIT;
 	int rc = memfd < 0 ? error_errno(&failed, -errno, "memfd_create") : 0;
 
+	src->was_paused = true;
 	if (!rc)
 		rc = save(src, memfd, &failed);
 	if (session_is_lost(rc))
@@ -224,6 +226,7 @@ static int attach_again(struct source *src, struct error *err)
 	if (rc)
 		return rc;
 	src->handed_over = standing == POSTCOPY_STANDS_PAUSED;
+	src->was_paused = true;
 	/* It may have been continued while nobody watched. */
 	qmp_news(src->session->qmp)->resumed = true;
 	log_migration_info(id_of(src), "attached again: the guest %s",

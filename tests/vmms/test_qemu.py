@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest of a QEMU as it is, moved by two daemons and postcopy-qemu on each side."""
 import mmap
+import os
+import subprocess
 import time
 
 import pytest
@@ -160,6 +162,18 @@ def test_a_destination_that_dies_before_it_is_loaded_costs_nothing(host, guest_o
     source.check(passes=2)
 
 
+def test_a_guest_that_was_paused_by_others_stays_so_when_it_does_not_go(host, guest_of):
+    guest = bare_guest(guest_of)
+    source = guest.start("a").wait_until_ready()
+    daemon = host.daemon("source")
+    daemon.prepare_source("vm1")
+    adapter = Adapter(host, source, "source", daemon, "vm1").wait_until_attached()
+    source.qmp.execute("stop")
+    daemon.call("Cancel", id="vm1")
+    assert adapter.wait() == 1
+    assert source.status() == "paused"
+
+
 def test_a_cancelled_guest_runs_on_and_moves_by_the_same_id_later(host, guest_of):
     guest = bare_guest(guest_of)
     move = Move(host, guest).attached()
@@ -250,3 +264,18 @@ def test_a_version_that_does_not_know_the_guest_costs_nothing(host, guest_of, su
     source.check(passes=2)
     # It has quit: nobody can continue there what has been loaded in part.
     move.destination.wait()
+
+
+@pytest.mark.parametrize("shape", [dict(suite="trixie", memory="tmpfs", accel="kvm", mib=64), pytest.param(
+    dict(suite="trixie", memory="tmpfs", vcpus=2), marks=pytest.mark.skipif(
+        os.environ.get("POSTCOPYD_VMMS") != "all", reason="make vmms has it; the bare guest's is here"))],
+                         ids=["kvm", "tcg"])
+def test_a_qemu_that_works_hard_is_interrupted_ten_thousand_times(guest_of, shape):
+    """Of its guest nobody would do that; what an interruption leaves behind would be seen here."""
+    vmm = guest_of(**shape).start("a").wait_until_ready()
+    worker = subprocess.Popen([harness.BUILD / "tests/vmms/interrupt", str(vmm.pid), "10000"])
+    while worker.poll() is None:
+        vmm.check(passes=1)
+        assert vmm.status() == "running"
+    assert worker.wait() == 0
+    vmm.check(passes=2)
