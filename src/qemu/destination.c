@@ -120,6 +120,7 @@ static int run_guest(struct destination *d, struct error *err)
 	if (rc)
 		return error_set(err, rc, "%s", refused.text);
 	rc = postcopy_destination_resumed(d->session->postcopy, &why);
+	qemu_restore(q, d->session->bandwidth);
 	if (!rc)
 		log_migration_info(id_of(d), "the guest runs here");
 	return session_error(rc, &why, err);
@@ -163,7 +164,8 @@ static int give_up(struct destination *d, const char *reason, struct error *err)
 static int arrive(struct destination *d)
 {
 	d->is_here = true;
-	qemu_unprepare(d->session->qmp);
+	/* Again: who said that the guest runs may have been killed before. */
+	qemu_restore(d->session->qmp, d->session->bandwidth);
 	log_migration_info(id_of(d), "complete: all of the guest's memory is here");
 	return 0;
 }
@@ -217,8 +219,6 @@ static int attach_new(struct destination *d, struct error *err)
 	if (rc)
 		return rc;
 	rc = check_refuse(&check, err);
-	if (!rc)
-		rc = qemu_prepare(s->qmp, err);
 	if (!rc)
 		rc = hand_over(d, &check.blocks, err);
 	blocks_close(&check.blocks);

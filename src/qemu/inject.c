@@ -86,7 +86,7 @@ static uint64_t find_code(pid_t tid)
 	maps = fopen(path, "re");
 	while (mem >= 0 && maps && getline(&line, &len, maps) > 0) {
 		uint64_t start, end;
-		char perms[5];
+		char perms[5] = "";
 
 		if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s", &start, &end, perms) != 3 ||
 		    perms[2] != 'x')

@@ -25,6 +25,7 @@ static bool parse_piece(const char *line, struct piece *p)
 	unsigned int dev_major, dev_minor;
 	int at = 0;
 
+	*p = (struct piece){ 0 };
 	if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n", &p->start,
 	           &p->end, p->perms, &p->offset, &dev_major, &dev_minor, &p->ino, &at) < 7)
 		return false;

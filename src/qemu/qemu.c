@@ -4,36 +4,15 @@
 #include <errno.h>
 #include <string.h>
 
+#include "qemu/json.h"
 #include "util/cleanup.h"
 
-/* Both without a limit of their own: bytes per second, and its default since QEMU 5.2. */
+/* As good as none; and QEMU's default since 5.2. Bytes per second. */
 #define BANDWIDTH_MAX (1ll << 40)
 #define BANDWIDTH_DEFAULT (128ll << 20)
 #define PIPE_NAME "postcopy-vmstate"
 #define PIPE_URI "fd:" PIPE_NAME
 #define LOOK_MS 20
-
-static struct json_object *member(struct json_object *o, const char *name)
-{
-	struct json_object *m = NULL;
-
-	json_object_object_get_ex(o, name, &m);
-	return m;
-}
-
-static const char *text_of(struct json_object *o, const char *name)
-{
-	const char *text = json_object_get_string(member(o, name));
-
-	return text ? text : "";
-}
-
-static void put_p(struct json_object **o)
-{
-	json_object_put(*o);
-}
-
-#define _cleanup_json_ _cleanup_(put_p)
 
 static struct json_object *with_text(const char *name, const char *value)
 {
@@ -61,7 +40,7 @@ int qemu_state(struct qmp *q, struct qemu_state *ret, struct error *err)
 	if (rc)
 		return rc;
 	ret->status = QEMU_OTHER;
-	snprintf(ret->name, sizeof ret->name, "%s", text_of(answer, "status"));
+	snprintf(ret->name, sizeof ret->name, "%s", json_text(answer, "status"));
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 		if (!strcmp(names[i].name, ret->name))
 			ret->status = names[i].status;
@@ -77,7 +56,7 @@ int qemu_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BY
 
 	if (rc)
 		return rc;
-	status = text_of(answer, "status");
+	status = json_text(answer, "status");
 	*ret = !*status || !strcmp(status, "none") ? QEMU_MIGRATION_NONE
 	       : !strcmp(status, "completed")      ? QEMU_MIGRATION_COMPLETED
 	       : !strcmp(status, "failed") || !strcmp(status, "cancelled") ? QEMU_MIGRATION_FAILED
@@ -85,7 +64,8 @@ int qemu_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BY
 	*why = 0;
 	if (*ret == QEMU_MIGRATION_FAILED)
 		snprintf(why, QEMU_WHY_BYTES, "its migration has %s%s%.150s", status,
-		         member(answer, "error-desc") ? ": " : "", text_of(answer, "error-desc"));
+		         json_member(answer, "error-desc") ? ": " : "",
+		         json_text(answer, "error-desc"));
 	return 0;
 }
 
@@ -122,7 +102,7 @@ int qemu_blockers(struct qmp *q, char text[QEMU_WHY_BYTES], struct error *err)
 {
 	_cleanup_json_ struct json_object *answer = NULL;
 	int rc = qmp_ask(q, "query-migrate", NULL, -1, &answer, err);
-	struct json_object *reasons = rc ? NULL : member(answer, "blocked-reasons");
+	struct json_object *reasons = rc ? NULL : json_member(answer, "blocked-reasons");
 	size_t n = reasons ? json_object_array_length(reasons) : 0;
 
 	if (n)
@@ -141,8 +121,8 @@ int qemu_capability(struct qmp *q, const char *name, struct error *err)
 	for (size_t i = 0; i < json_object_array_length(answer); i++) {
 		struct json_object *c = json_object_array_get_idx(answer, i);
 
-		if (!strcmp(text_of(c, "capability"), name))
-			return json_object_get_boolean(member(c, "state")) ? 1 : 0;
+		if (!strcmp(json_text(c, "capability"), name))
+			return json_object_get_boolean(json_member(c, "state")) ? 1 : 0;
 	}
 	return error_set(err, -ENOENT, "this QEMU has no migration capability %s", name);
 }
@@ -155,15 +135,15 @@ static void add_capability(struct json_object *list, const char *name, bool on)
 	json_object_array_add(list, c);
 }
 
-static int set_bandwidth(struct qmp *q, int64_t bytes_per_s, struct error *err)
+static struct qmp_command set_bandwidth(int64_t bytes_per_s)
 {
 	struct json_object *o = json_object_new_object();
 
 	json_object_object_add(o, "max-bandwidth", json_object_new_int64(bytes_per_s));
-	return qmp_ask(q, "migrate-set-parameters", o, -1, NULL, err);
+	return (struct qmp_command){ "migrate-set-parameters", o, -1 };
 }
 
-static int set_ignore_shared(struct qmp *q, bool on, struct error *err)
+static struct qmp_command set_ignore_shared(bool on)
 {
 	struct json_object *o = json_object_new_object(), *list = json_object_new_array();
 
@@ -172,21 +152,29 @@ static int set_ignore_shared(struct qmp *q, bool on, struct error *err)
 	if (on)
 		add_capability(list, "events", true);
 	json_object_object_add(o, "capabilities", list);
-	return qmp_ask(q, "migrate-set-capabilities", o, -1, NULL, err);
+	return (struct qmp_command){ "migrate-set-capabilities", o, -1 };
 }
 
-int qemu_prepare(struct qmp *q, struct error *err)
+int qemu_bandwidth(struct qmp *q, int64_t *ret, struct error *err)
 {
-	int rc = set_ignore_shared(q, true, err);
+	_cleanup_json_ struct json_object *answer = NULL;
+	int rc = qmp_ask(q, "query-migrate-parameters", NULL, -1, &answer, err);
 
-	return rc ? rc : set_bandwidth(q, BANDWIDTH_MAX, err);
+	if (rc)
+		return rc;
+	*ret = json_object_get_int64(json_member(answer, "max-bandwidth"));
+	/* Ours, of a process that was killed. */
+	if (*ret == BANDWIDTH_MAX)
+		*ret = BANDWIDTH_DEFAULT;
+	return 0;
 }
 
-void qemu_unprepare(struct qmp *q)
+void qemu_restore(struct qmp *q, int64_t bandwidth)
 {
-	/* A migration of QEMU's own would leave its RAM behind. */
-	(void)set_ignore_shared(q, false, NULL);
-	(void)set_bandwidth(q, BANDWIDTH_DEFAULT, NULL);
+	const struct qmp_command commands[] = { set_ignore_shared(false),
+		                                set_bandwidth(bandwidth) };
+
+	(void)qmp_tell_all(q, commands, sizeof commands / sizeof *commands, NULL);
 }
 
 int qemu_give_fd(struct qmp *q, const char *name, int fd, struct error *err)
@@ -208,6 +196,8 @@ static struct qmp_command give_pipe(int fd)
 int qemu_stop_and_save(struct qmp *q, int fd, struct error *err)
 {
 	const struct qmp_command commands[] = {
+		set_ignore_shared(true),
+		set_bandwidth(BANDWIDTH_MAX),
 		{ "stop", NULL, -1 },
 		give_pipe(fd),
 		{ "migrate", with_text("uri", PIPE_URI), -1 },
@@ -225,6 +215,7 @@ int qemu_load(struct qmp *q, int fd, struct error *err)
 {
 	struct json_object *arguments = with_text("uri", PIPE_URI);
 	const struct qmp_command commands[] = {
+		set_ignore_shared(true),
 		give_pipe(fd),
 		{ "migrate-incoming", arguments, -1 },
 	};
@@ -283,8 +274,8 @@ int qemu_backends(struct qmp *q, struct qemu_backend *list, size_t max, size_t *
 	for (size_t i = 0; i < n; i++) {
 		struct json_object *o = json_object_array_get_idx(answer, i);
 
-		snprintf(list[i].id, sizeof list[i].id, "%s", text_of(o, "id"));
-		list[i].is_shared = json_object_get_boolean(member(o, "share"));
+		snprintf(list[i].id, sizeof list[i].id, "%s", json_text(o, "id"));
+		list[i].is_shared = json_object_get_boolean(json_member(o, "share"));
 	}
 	*ret_n = n;
 	return 0;

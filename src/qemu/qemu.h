@@ -49,22 +49,24 @@ int qemu_blockers(struct qmp *q, char text[QEMU_WHY_BYTES], struct error *err);
  */
 int qemu_capability(struct qmp *q, const char *name, struct error *err);
 
-/*
- * qemu_prepare() - have its migrations leave out RAM that is shared, and have no limit
- * qemu_unprepare() - as others expect them to be; what can't be had is left
- */
-int qemu_prepare(struct qmp *q, struct error *err);
-void qemu_unprepare(struct qmp *q);
+/* How fast its migrations may be, as others have set it. */
+int qemu_bandwidth(struct qmp *q, int64_t *ret, struct error *err);
 
 /* Give it a copy of @fd, to be named "fd:NAME". An older one of that name goes. */
 int qemu_give_fd(struct qmp *q, const char *name, int fd, struct error *err);
 void qemu_take_back_fd(struct qmp *q, const char *name);
 
-/* Stop its guest, and begin to save it into @fd, a pipe. */
+/*
+ * qemu_stop_and_save() - stop its guest, and begin to save it into @fd, a pipe
+ * qemu_load() - begin to load a guest from @fd, a pipe
+ *
+ * Without the RAM that is shared (x-ignore-shared), and as fast as can be.
+ */
 int qemu_stop_and_save(struct qmp *q, int fd, struct error *err);
-
-/* Begin to load a guest from @fd, a pipe. */
 int qemu_load(struct qmp *q, int fd, struct error *err);
+
+/* Afterwards: as others expect it. A migration of QEMU's own would leave its RAM behind. */
+void qemu_restore(struct qmp *q, int64_t bandwidth);
 
 /* A command of the monitor for people. @ret: the caller's. */
 int qemu_human(struct qmp *q, const char *line, char **ret, struct error *err);

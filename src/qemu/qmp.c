@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include "qemu/json.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/peer.h"
@@ -63,43 +64,28 @@ struct qmp *qmp_close(struct qmp *q)
 	return NULL;
 }
 
-static struct json_object *member(struct json_object *o, const char *name)
-{
-	struct json_object *m = NULL;
-
-	json_object_object_get_ex(o, name, &m);
-	return m;
-}
-
-static const char *text_of(struct json_object *o, const char *name)
-{
-	const char *text = json_object_get_string(member(o, name));
-
-	return text ? text : "";
-}
-
 static void take_event(struct qmp_news *news, const char *name, struct json_object *data)
 {
 	if (!strcmp(name, "RESUME")) {
 		news->resumed = true;
 	} else if (!strcmp(name, "SHUTDOWN")) {
 		news->shut_down = true;
-		snprintf(news->reason, sizeof news->reason, "%s", text_of(data, "reason"));
+		snprintf(news->reason, sizeof news->reason, "%s", json_text(data, "reason"));
 	} else if (!strcmp(name, "MIGRATION")) {
-		snprintf(news->migration, sizeof news->migration, "%s", text_of(data, "status"));
+		snprintf(news->migration, sizeof news->migration, "%s", json_text(data, "status"));
 	}
 }
 
 /* @message: taken over. An answer that nobody waits for any more is dropped. */
 static void take_message(struct qmp *q, struct json_object *message)
 {
-	uint64_t id = json_object_get_uint64(member(message, "id"));
-	const char *event = text_of(message, "event");
+	uint64_t id = json_object_get_uint64(json_member(message, "id"));
+	const char *event = json_text(message, "event");
 	struct json_object **place = NULL;
 
 	if (*event)
-		take_event(&q->news, event, member(message, "data"));
-	else if (member(message, "QMP"))
+		take_event(&q->news, event, json_member(message, "data"));
+	else if (json_member(message, "QMP"))
 		place = &q->greeting;
 	else if (id > q->taken_id && id <= q->last_id)
 		place = &q->answers[id % QMP_TOGETHER_MAX];
@@ -232,12 +218,12 @@ static int take_answer(struct qmp *q, const char *name, struct json_object **ret
 
 	if (rc)
 		return rc;
-	failure = member(*place, "error");
+	failure = json_member(*place, "error");
 	if (failure)
 		rc = error_set(err, -EREMOTEIO, "QEMU refuses %s: %s", name,
-		               text_of(failure, "desc"));
+		               json_text(failure, "desc"));
 	else if (ret)
-		*ret = json_object_get(member(*place, "return"));
+		*ret = json_object_get(json_member(*place, "return"));
 	json_object_put(*place);
 	*place = NULL;
 	q->taken_id++;
@@ -299,14 +285,15 @@ static int greet(struct qmp *q, const char *path, struct error *err)
 		                 path);
 	if (rc)
 		return rc;
-	version = member(member(q->greeting, "QMP"), "version");
-	numbers = member(version, "qemu");
+	version = json_member(json_member(q->greeting, "QMP"), "version");
+	numbers = json_member(version, "qemu");
 	if (!numbers)
 		return error_set(err, -EPROTO, "%s is no QMP socket", path);
-	q->version.major = json_object_get_int(member(numbers, "major"));
-	q->version.minor = json_object_get_int(member(numbers, "minor"));
-	q->version.micro = json_object_get_int(member(numbers, "micro"));
-	snprintf(q->version.package, sizeof q->version.package, "%s", text_of(version, "package"));
+	q->version.major = json_object_get_int(json_member(numbers, "major"));
+	q->version.minor = json_object_get_int(json_member(numbers, "minor"));
+	q->version.micro = json_object_get_int(json_member(numbers, "micro"));
+	snprintf(q->version.package, sizeof q->version.package, "%s",
+	         json_text(version, "package"));
 	return qmp_tell(q, "qmp_capabilities", err);
 }
 

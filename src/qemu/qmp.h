@@ -88,7 +88,7 @@ struct qmp_command {
 	int fd;                        /* goes with it; -1: none. Borrowed. */
 };
 
-#define QMP_TOGETHER_MAX 4
+#define QMP_TOGETHER_MAX 8
 
 /*
  * qmp_tell_all() - commands whose answers are not wanted, sent together

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <sys/signalfd.h>
 
+#include "qemu/qemu.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 #include "util/pidfd.h"
@@ -71,6 +72,8 @@ int session_open(struct session *s, const struct options *o, struct error *err)
 	rc = catch_signals(&s->signal_fd, err);
 	if (!rc)
 		rc = qmp_open(o->qmp, &s->qmp, err);
+	if (!rc)
+		rc = qemu_bandwidth(s->qmp, &s->bandwidth, err);
 	return rc ? rc : find_process(s, err);
 }
 

@@ -30,6 +30,7 @@ struct session {
 	pid_t pid;
 	int pidfd;
 	int signal_fd;
+	int64_t bandwidth; /* of QEMU's migrations, before us */
 	struct postcopy *postcopy;
 };
 

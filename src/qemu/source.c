@@ -88,16 +88,14 @@ static int save_into(struct qmp *q, int memfd, struct error *err)
 
 static int save(struct source *src, int memfd, struct error *err)
 {
-	struct qmp *q = src->session->qmp;
-	struct qemu_state state;
-	int rc = save_into(q, memfd, err);
+	int rc = save_into(src->session->qmp, memfd, err);
 
-	if (rc != -EREMOTEIO || qemu_state(q, &state, NULL) || state.status != QEMU_POSTMIGRATE)
+	if (rc != -EREMOTEIO)
 		return rc;
-	/* It was saved for a process that has ended, and what was saved with it. QEMU does not save
-	 * a guest twice that has not run since. */
+	/* It was saved, or is being saved, for a process that has ended, and what was saved is gone
+	 * with that. QEMU does not save a guest again that has not run since. */
 	rc = cont(src, err);
-	return rc ? rc : save_into(q, memfd, err);
+	return rc ? rc : save_into(src->session->qmp, memfd, err);
 }
 
 static int stay(struct source *src, const char *reason, struct error *err)
@@ -106,7 +104,7 @@ static int stay(struct source *src, const char *reason, struct error *err)
 
 	if (rc)
 		return rc;
-	qemu_unprepare(src->session->qmp);
+	qemu_restore(src->session->qmp, src->session->bandwidth);
 	return error_set(err, -ECANCELED, "the guest runs on here: %s", reason);
 }
 
@@ -126,12 +124,14 @@ static int pause_guest(struct source *src, struct error *err)
 		return error_set(err, rc, "%s", failed.text);
 	if (rc) {
 		rc = cont(src, err);
+		qemu_restore(src->session->qmp, src->session->bandwidth);
 		if (!rc)
 			(void)postcopy_source_pause_failed(p, failed.text, NULL);
 		return rc;
 	}
 	src->handed_over = true;
 	rc = postcopy_source_paused_fd(p, memfd, &why);
+	qemu_restore(src->session->qmp, src->session->bandwidth);
 	if (!rc)
 		log_migration_info(id_of(src), "paused, vmstate of %lld bytes",
 		                   (long long)lseek(memfd, 0, SEEK_CUR));
@@ -207,8 +207,6 @@ static int attach_new(struct source *src, struct error *err)
 		return rc;
 	n = blocks_regions(&check.blocks, regions);
 	rc = check_refuse(&check, err);
-	if (!rc)
-		rc = qemu_prepare(s->qmp, err);
 	if (!rc) {
 		rc = postcopy_source_attach_for(s->options->socket, s->options->id, s->pidfd,
 		                                regions, n, &s->postcopy, &why);

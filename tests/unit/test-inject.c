@@ -217,6 +217,11 @@ static void a_process_that_works_hard_notices_nothing(void **state)
 	int waits = 0;
 
 	(void)state;
+#ifdef __SANITIZE_THREAD__
+	end_victim(pid);
+	print_message("TSan delivers signals when it likes: what the victim counts on is not so\n");
+	skip();
+#endif
 	while (!progress->rounds && !progress->fault)
 		usleep(1000);
 	for (int i = 0; i < TIMES && !progress->fault; i++) {
