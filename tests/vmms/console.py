@@ -10,6 +10,8 @@ from harness import Failure
 READY = re.compile(r"ready (\d+) workers (\d+) pages progress 0x([0-9a-f]+)")
 PASS = re.compile(r"pass (\d+) (\d+) pages (\d+) bad (\d+)")
 BEAT = re.compile(r"beat (\d+)")
+# A line that the guest was saying when it moved goes on at the destination: "bad 0" may be a pass's end.
+BAD = re.compile(r"bad \d+ page \d+ word \d+ holds 0x[0-9a-f]+ not 0x[0-9a-f]+")
 
 
 class Console:

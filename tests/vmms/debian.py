@@ -50,7 +50,9 @@ def run(*command, **kwargs):
         raise Unavailable(str(error)) from None
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["status %d" % done.returncode]
-        raise Unavailable("%s: %s" % (command[0], said[-1]))
+        # apt's first error tells why, its last one only that
+        why = next((line for line in said if line.startswith("E: ")), said[-1])
+        raise Unavailable("%s: %s" % (command[0], why))
     return done.stdout
 
 

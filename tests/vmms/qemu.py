@@ -26,7 +26,7 @@ import tempfile
 import harness
 import linux_guest
 import qemu_program
-from console import BEAT, PASS, READY, Console
+from console import BAD, BEAT, PASS, READY, Console
 from harness import Failure, eventually
 from net_peer import NetPeer
 from qmp import Qmp
@@ -267,8 +267,8 @@ class Qemu(harness.Process):
             return all(sum(1 for m in done if m and int(m[1]) == worker) > passes
                        for worker in range(workers))
         console.wait(passed, "%d full passes" % passes, deadline_s)
-        wrong = [line for line in console.lines if line.startswith("bad ")]
-        wrong += [m[0] for m in console.matches(PASS) if int(m[4])]
+        wrong = [m[0] for m in console.matches(BAD) + console.matches(PASS)
+                 if m.re is BAD or int(m[4])]
         if wrong:
             raise Failure("%s has wrong pages: %s" % (self.name, "; ".join(wrong[:8])))
         if self.guest.peer:
