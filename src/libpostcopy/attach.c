@@ -628,6 +628,7 @@ static int attach_again(enum vmm_wire_role role, const char *path, const char *i
 	if (rc)
 		return rc;
 	p->attached = true;
+	memcpy(p->id, id, strlen(id));
 	p->taken = standing == VMM_WIRE_STANDS_LOADING;
 	p->state = standings[standing].state;
 	if (ret_standing)

@@ -56,7 +56,7 @@ struct postcopy {
 	bool attached;
 	/* destination: its memory comes after the vmstate; it was handed over; and was taken. */
 	bool late, handed, taken;
-	char id[POSTCOPY_ID_MAX + 1]; /* of its migration, where it is late */
+	char id[POSTCOPY_ID_MAX + 1]; /* of its migration, where its memory is or may be late */
 	/* destination: our own copy. Were the daemon's the last one, its death would let
 	   absent pages read as zeroes. */
 	int uffd;

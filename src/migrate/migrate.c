@@ -817,7 +817,7 @@ int migration_recover(struct migration *m, const struct conn_target *target, str
 size_t migration_missing(struct migration *m, struct pull_place *at, struct pull_range *ret,
                          size_t max)
 {
-	if (m->pull)
+	if (m->pull && !migration_memory_is_late(m))
 		return pull_missing_ranges(m->pull, at, ret, max);
 	at->region = m->table.n;
 	return 0;
@@ -900,10 +900,13 @@ const char *migration_role_name(enum migration_role role)
 	return role == MIGRATION_SOURCE ? "source" : "destination";
 }
 
-/* The pull of a migration that was complete before this process began is no more. */
+/*
+ * The pull of a migration that was complete before this process began is no more; that of one whose
+ * memory is late knows nothing yet.
+ */
 static uint64_t pages_present(const struct migration *m)
 {
-	if (!m->pull)
+	if (!m->pull || migration_memory_is_late(m))
 		return m->state == MIGRATION_COMPLETE ? m->table.units : 0;
 	return m->table.units - pull_missing(m->pull);
 }

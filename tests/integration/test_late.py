@@ -91,7 +91,9 @@ def test_memory_comes_after_the_vmstate(host):
     scene = Scene(host)
     scene.switch_over()
     # Known by now, though there is nothing here yet.
-    assert scene.destination.call("Get", id="vm1")["memory_bytes"] == SIZE
+    answer = scene.destination.call("Get", id="vm1")
+    assert answer["memory_bytes"] == SIZE and answer["pages_present"] == 0
+    assert not scene.destination.call("ListMissing", id="vm1").next_page_token
     scene.here.make_memory(SIZE)
     thread, page = scene.here.touch(7)
     scene.here.say_memory()

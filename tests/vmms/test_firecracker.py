@@ -100,7 +100,9 @@ class MicroVm:
         return self.call("GET", "/")["state"]
 
     def seen(self):
-        return json.loads(self.lines.next(time.monotonic() + harness.DEADLINE_S))
+        line = self.lines.next(time.monotonic() + harness.DEADLINE_S)
+        assert line, "Firecracker has ended: " + self.said()
+        return json.loads(line)
 
     def close(self):
         for process in (self.adapter, self.vmm):
@@ -277,6 +279,40 @@ def test_an_adapter_killed_while_firecracker_loads_goes_on(host):
     pair.here.kill_adapter()
     pair.here.start_adapter()
     pair.finish()
+
+
+def test_an_adapter_takes_the_userfaultfd_out_of_firecracker(host):
+    """The one before was killed when Firecracker had said what its memory is, and the daemon had not
+    heard of it: Firecracker never says it again. Here it is this test."""
+    pair = Pair(host)
+    load_and_hang(pair)
+    pair.here.kill_adapter()
+    path = pair.here.dir / "vm1.uffd"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(harness.DEADLINE_S)
+        pair.here.vmm.send_signal(signal.SIGCONT)
+        connection = listener.accept()[0]
+        text, fds, _, _ = socket.recv_fds(connection, 65536, 1)
+        (pair.here.dir / "vm1.handshake").write_bytes(text)
+        os.close(fds[0])
+        connection.close()
+    assert pair.destination.state("vm1") == "switching"
+    pair.here.start_adapter()
+    pair.finish()
+
+
+def test_a_load_that_was_begun_and_not_told_is_given_up(host):
+    """Nobody knows where its memory is."""
+    pair = Pair(host)
+    load_and_hang(pair)
+    pair.here.kill_adapter()
+    pair.here.start_adapter()
+    assert "what Firecracker has said" in pair.destination.wait_for_state("vm1", "failed")["reason"]
+    harness.eventually(lambda: pair.there.state() == "Running", "the guest runs on")
+    assert pair.here.vmm.wait(harness.DEADLINE_S) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("victim", ["source", "destination"])
