@@ -484,6 +484,10 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             true, received_ns);
 	pull_tell_poisoned(p, item, filled);
+	if (region_table_is_asked(&p->config.table))
+		for (uint64_t lost = pages->error_mask & ~filled; lost; lost &= lost - 1)
+			fetch_table_lose(&ft->fetches, item->region,
+			                 item->word * WORD_UNITS + (uint64_t)__builtin_ctzll(lost));
 	if (rc && rc != -ESRCH && rc != -ECANCELED)
 		log_migration_error(p->config.id, "filling region %u at %#llx: %s; trying again",
 		                    item->region, (unsigned long long)unit << UNIT_SHIFT,

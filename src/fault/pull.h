@@ -40,7 +40,7 @@ struct pull_config {
 	const char *id; /* of the migration, for the log */
 	struct region_table table;
 	struct memory *memories[REGIONS_MAX];
-	int uffd;
+	int uffd;     /* -1: its VMM asks for its pages (POSTCOPY_REGION_ASKED) */
 	int state_fd; /* a page state to go on from (borrowed); -1: all is missing */
 	enum resolver_map map;
 	unsigned int streams;           /* 1..PULL_STREAMS_MAX */

@@ -187,6 +187,8 @@ static int map_run(const struct resolver_caller *caller, uint32_t region, uint64
  */
 static bool fills_by_copy(const struct resolver *r, const struct resolver_batch *b)
 {
+	if (region_table_is_asked(r->table))
+		return false;
 	switch (r->table->regions[b->region].memory) {
 	case POSTCOPY_MEMORY_ANONYMOUS:
 		return true;
@@ -486,7 +488,8 @@ static int poison_claimed(const struct resolver_caller *caller, const struct res
 		if (page_state_present(r->state, b->region, b->word) & bit)
 			continue;
 		page_state_note_poisoned(r->state, b->region, b->word, bit);
-		rc = resolver_map_page(caller, b->region, unit);
+		rc = region_table_is_asked(r->table) ? -EINVAL
+		                                     : resolver_map_page(caller, b->region, unit);
 		if (!rc)
 			*ret_done |= bit;
 		else

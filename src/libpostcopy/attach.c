@@ -133,7 +133,7 @@ static int send_attach(struct postcopy *p, struct vmm_wire_msg *msg, struct erro
 	size_t n_fds = 0;
 	int rc = 0;
 
-	if (p->role == VMM_WIRE_DESTINATION && !again) {
+	if (p->uffd >= 0 && !again) {
 		msg->uffd_features = p->uffd_features;
 		fds[n_fds++] = p->uffd;
 	}
@@ -226,11 +226,20 @@ static int take_regions(struct postcopy *p, const struct postcopy_region *region
 	return 0;
 }
 
-/* @uffd: borrowed; -1: it is made here. */
+static bool is_asked(const struct postcopy_region *regions, size_t n_regions)
+{
+	return n_regions && regions[0].flags & POSTCOPY_REGION_ASKED;
+}
+
+/* @uffd: borrowed; -1: it is made here, where any is wanted. */
 static int register_regions(struct postcopy *p, int uffd, struct error *err)
 {
 	int rc = 0;
 
+	if (is_asked(p->regions, p->n_regions))
+		return uffd < 0 ? 0
+		                : error_set(err, -EINVAL,
+		                            "a userfaultfd, for memory that is asked for");
 	if (uffd >= 0) {
 		p->uffd = fcntl(uffd, F_DUPFD_CLOEXEC, 0);
 		rc = p->uffd < 0 ? error_errno(err, -errno, "the userfaultfd")
@@ -370,7 +379,7 @@ static int destination_register(int pidfd, int uffd, const struct postcopy_regio
 	_cleanup_(postcopy_freep) struct postcopy *p = NULL;
 	int rc = 0;
 
-	if (pidfd >= 0 && uffd < 0)
+	if (pidfd >= 0 && uffd < 0 && regions && !is_asked(regions, n_regions))
 		rc = error_set(err, -EINVAL,
 		               "no userfaultfd: only the VMM's own process can make one for its "
 		               "memory");

@@ -186,8 +186,7 @@ static void get_region(struct reader *r, struct vmm_wire_region *region)
 static int check_fds(const struct vmm_wire_msg *msg, size_t n_fds, struct error *err)
 {
 	bool used[VMM_WIRE_FDS_MAX] = { false };
-	bool again = msg->attach_flags & VMM_WIRE_ATTACH_AGAIN;
-	size_t first = msg->role == VMM_WIRE_DESTINATION && !again ? 1 : 0;
+	size_t first = vmm_wire_has_uffd(msg);
 
 	if (msg->attach_flags & VMM_WIRE_ATTACH_PIDFD) {
 		if (n_fds < first + 1)

@@ -15,6 +15,8 @@
  *                                     fault: memcpy to the alias
  *   anonymous    pread() of the       UFFDIO_COPY, by the resolver    UFFDIO_ZEROPAGE
  *                VMM's /proc/PID/mem
+ *   memfd that   pread()              bulk: pwrite(); fault: memcpy   nobody: a hole stays one
+ *   is asked for                      to the alias
  *
  * pread() rather than a mapping on the source: a hole is read as zeroes without being
  * allocated, a truncated file is an error and not a signal, and the daemon's resident

@@ -241,7 +241,7 @@ int migration_hold_room(struct migration *m, struct error *err)
 int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, uid_t vmm_uid,
                           struct error *err)
 {
-	size_t first = m->params.role == MIGRATION_DESTINATION;
+	size_t first = vmm_wire_has_uffd(attach->msg);
 	int rc = check_room(m, attach->n_fds, attach->pidfd >= 0, vmm_uid, err);
 
 	if (!rc)

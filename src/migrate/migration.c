@@ -124,7 +124,10 @@ int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *re
 		rc = region_table_add(ret, &r, err);
 		if (rc)
 			return rc;
-		if (!r.host_addr)
+		if (r.flags & POSTCOPY_REGION_ASKED && msg->role != VMM_WIRE_DESTINATION)
+			return error_set(err, -EINVAL,
+			                 "region %u: only a destination's pages are asked for", i);
+		if (!r.host_addr && !(r.flags & POSTCOPY_REGION_ASKED))
 			return error_set(err, -EINVAL, "region %u: no host address", i);
 	}
 	return 0;

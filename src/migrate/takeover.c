@@ -152,7 +152,7 @@ static int take_memory_fd(struct migration *m, size_t index, struct error *err)
 /* The descriptors of the ATTACH from the store. Return: 0, or -ENOENT with @err naming one. */
 static int take_fds(struct migration *m, struct vmm_attach *attach, struct error *err)
 {
-	size_t first = m->params.role == MIGRATION_DESTINATION;
+	size_t first = vmm_wire_has_uffd(attach->msg);
 
 	attach->n_fds = first;
 	for (uint32_t i = 0; i < attach->msg->n_regions; i++) {
