@@ -107,6 +107,18 @@
  * mapping that nobody traps before UFFDIO_CONTINUE finds a page. Where it returns -EHWPOISON there
  * is no content: asking again asks the source again. Such memory can't be poisoned.
  *
+ * Late memory
+ * -----------
+ * Some VMMs make guest memory when they read the vmstate, and not before. Such a destination
+ * attaches without any (postcopy_destination_attach_late()). POSTCOPY_EVENT_VMSTATE comes while the
+ * guest is the source's still; the VMM begins to load it, hands over the memory that it has made by
+ * postcopy_destination_memory(), and only then says postcopy_destination_loaded(). The memory is
+ * empty, and the same that the source has attached: its regions are compared. Threads that touch it
+ * before it is handed over wait. Whatever fails up to postcopy_destination_loaded() gives the
+ * source's guest back. An adapter that attaches again while its VMM loads hears
+ * POSTCOPY_STANDS_WAITING where the memory has still to be handed over, POSTCOPY_STANDS_LOADING
+ * where it was taken; VMSTATE comes again in either case.
+ *
  * Threads: a `struct postcopy` may be used by one thread at a time, and so may a `struct
  * postcopy_channel`; different ones are independent, also a channel of what it was opened
  * on. No call runs callbacks or starts threads.
@@ -136,8 +148,9 @@ extern "C" {
 /** A region's flags. */
 #define POSTCOPY_REGION_PRIVATE (1u << 0) /* only the guest can read it; not migrated */
 #define POSTCOPY_REGION_ASKED (1u << 1)   /* destination: its VMM asks for each page ("Adapters") */
-#define POSTCOPY_REGION_FLAGS (POSTCOPY_REGION_PRIVATE | POSTCOPY_REGION_ASKED) /* all there are   \
-	                                                                         */
+#define POSTCOPY_REGION_FLAGS                                                                      \
+	(POSTCOPY_REGION_PRIVATE | POSTCOPY_REGION_ASKED) /* all there are                         \
+	                                                   */
 
 struct postcopy;         /* one attachment of one guest to the daemon */
 struct postcopy_channel; /* by which one thread of the VMM asks for pages */
@@ -279,6 +292,32 @@ POSTCOPY_API int postcopy_destination_attach_registered(struct postcopy *p, cons
                                                         const char *migration_id,
                                                         struct postcopy_error *err);
 
+/**
+ * postcopy_destination_attach_late() - a destination whose memory is to come ("Late memory")
+ * @pidfd: of the VMM; borrowed; -1: this process is it
+ *
+ * Return: as postcopy_destination_attach().
+ */
+POSTCOPY_API int postcopy_destination_attach_late(const char *socket_path, const char *migration_id,
+                                                  int pidfd, struct postcopy **ret,
+                                                  struct postcopy_error *err);
+
+/**
+ * postcopy_destination_memory() - after POSTCOPY_EVENT_VMSTATE: here it is
+ * @uffd, @regions: as for postcopy_destination_register(); their descriptors stay open until this
+ *                  returns
+ *
+ * Blocks until the daemon has taken it, which may be another process of the daemon by then. From
+ * its return on pages are delivered.
+ *
+ * Return: as postcopy_destination_attach(). Where the daemon has refused, the migration has ended,
+ * and the source's guest runs on; where it was not asked yet (-EINVAL of the table, say) it may be
+ * called again, or postcopy_destination_load_failed().
+ */
+POSTCOPY_API int postcopy_destination_memory(struct postcopy *p, int uffd,
+                                             const struct postcopy_region *regions,
+                                             size_t n_regions, struct postcopy_error *err);
+
 /** Where a migration stands when its adapter attaches again. */
 enum postcopy_standing {
 	POSTCOPY_STANDS_RUNNING = 1, /**< source: no vmstate was taken; PAUSE may come (again) */
@@ -286,6 +325,8 @@ enum postcopy_standing {
 	POSTCOPY_STANDS_WAITING, /**< destination: not said to be loaded; VMSTATE comes (again) */
 	POSTCOPY_STANDS_LOADED,  /**< destination: the vCPUs may run: see that they do, say so */
 	POSTCOPY_STANDS_RESUMED, /**< destination: said to run */
+	/** destination: its late memory was taken; not said to be loaded; VMSTATE comes (again) */
+	POSTCOPY_STANDS_LOADING,
 };
 
 /**

@@ -30,6 +30,44 @@ static void init_shared(struct pull *p)
 	}
 }
 
+/* What is known of the memory by its table alone, and where a process before this one was. */
+static int open_state(struct pull *p, const struct pull_config *config, struct error *err)
+{
+	int rc = config->state_fd < 0
+	                 ? page_state_new(&config->table, &p->state, err)
+	                 : page_state_adopt(&config->table, config->state_fd, &p->state, err);
+
+	p->config.table = config->table;
+	addrmap_init(&p->resolver.addrmap, &p->config.table);
+	if (!rc)
+		rc = events_open(&p->events, p->state, err);
+	if (!rc)
+		rc = scheduler_new(&p->config.table, p->state, &p->scheduler, err);
+	return rc;
+}
+
+int pull_take_memory(struct pull *p, const struct pull_config *config, struct error *err)
+{
+	int rc = open_state(p, config, err);
+
+	/* Until all is well the descriptors are the caller's. */
+	if (rc)
+		return rc;
+	arrival_init(&p->arrival, &p->config.table);
+	p->resolver.state = p->state;
+	p->resolver.uffd = p->config.uffd = config->uffd;
+	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
+	/* In this order: a discard that was taken settles what it names. */
+	events_take_up(&p->events);
+	if (config->state_fd >= 0) {
+		resolver_settle(&p->resolver);
+		/* Unlike the rest of the statistics these tell of the guest. */
+		atomic_store(&p->stats.pages_poisoned, page_state_count_poisoned(p->state));
+	}
+	scheduler_set_prefetch(p->scheduler, config->prefetch);
+	return 0;
+}
+
 int pull_new(const struct pull_config *config, struct pull **ret, struct error *err)
 {
 	struct pull *p = calloc(1, sizeof *p);
@@ -38,8 +76,8 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	if (!p)
 		return error_set(err, -ENOMEM, "pull: out of memory");
 	p->config = *config;
-	/* Until all is well the descriptors are the caller's. */
 	p->config.uffd = -1;
+	p->config.table.n = 0;
 	memset(p->config.memories, 0, sizeof p->config.memories);
 	p->wake_fd = -1;
 	atomic_init(&p->bulk_on, config->bulk);
@@ -50,7 +88,7 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	p->resolver = (struct resolver){
 		.table = &p->config.table,
 		.memories = p->config.memories,
-		.uffd = config->uffd,
+		.uffd = -1,
 		.map = config->map,
 		.stats = &p->stats,
 	};
@@ -59,35 +97,17 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 		rc = events_init(&p->events, &p->resolver, p->config.id);
 	if (rc)
 		error_errno(err, rc, "pull: lock");
-	if (!rc)
-		rc = config->state_fd < 0
-		             ? page_state_new(&p->config.table, &p->state, err)
-		             : page_state_adopt(&p->config.table, config->state_fd, &p->state, err);
-	if (!rc)
-		rc = events_open(&p->events, p->state, err);
-	if (!rc)
-		rc = scheduler_new(&p->config.table, p->state, &p->scheduler, err);
 	if (!rc) {
 		p->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		if (p->wake_fd < 0)
 			rc = error_errno(err, -errno, "pull: eventfd");
 	}
+	if (!rc && config->table.n)
+		rc = pull_take_memory(p, config, err);
 	if (rc) {
 		pull_free(p);
 		return rc;
 	}
-	arrival_init(&p->arrival, &p->config.table);
-	p->resolver.state = p->state;
-	p->config.uffd = config->uffd;
-	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
-	/* In this order: a discard that was taken settles what it names. */
-	events_take_up(&p->events);
-	if (config->state_fd >= 0) {
-		resolver_settle(&p->resolver);
-		/* Unlike the rest of the statistics these tell of the guest. */
-		atomic_store(&p->stats.pages_poisoned, page_state_count_poisoned(p->state));
-	}
-	scheduler_set_prefetch(p->scheduler, config->prefetch);
 	*ret = p;
 	return 0;
 }
@@ -184,7 +204,7 @@ void pull_release(struct pull *p)
 	while (p->n_channels_new) {
 		int fd = p->channels_new[--p->n_channels_new];
 
-		if (p->missing_at_release)
+		if (p->missing_at_release || !p->config.table.n)
 			close(fd);
 		else
 			fetch_channel_finish(fd);

@@ -19,7 +19,8 @@
  * They meet in the page state (atomics) and the scheduler only. A lost connection is
  * dialled again by itself with growing pauses, and what it had asked for is asked again.
  *
- * pull_new() -> pull_connect() (warming) -> pull_start() (the source is paused, faults are
+ * pull_new() -> pull_connect() (warming) -> [pull_take_memory(), where the VMM has its memory only
+ * when it has read its vmstate] -> pull_start() (the source is paused, faults are
  * served) -> pull_start_bulk() -> complete is signalled -> pull_finish() -> pull_free().
  *
  * Threads: one owner, but for pull_set_*(), pull_stats(), pull_arrival() and pull_missing(), which
@@ -55,11 +56,21 @@ struct pull_config {
 
 /*
  * pull_new() - take over a destination's memory
- * @config: copied; on success uffd and memories are the pull's
+ * @config: copied; on success uffd and memories are the pull's. An empty table: its memory is to
+ *          come, by pull_take_memory()
  *
  * Return: 0, -ENOMEM or the errno of what failed, with @err set.
  */
 int pull_new(const struct pull_config *config, struct pull **ret, struct error *err);
+
+/*
+ * pull_take_memory() - the memory of a pull that was made without, before pull_start()
+ * @config: its table, memories, uffd and state_fd, which are the pull's on success. Also prefetch.
+ *
+ * Others may be in pull_connect() meanwhile. Return: as pull_new(); after a failure pull_free() is
+ * all that may follow.
+ */
+int pull_take_memory(struct pull *p, const struct pull_config *config, struct error *err);
 
 /*
  * pull_release() - stop all threads and close everything but the statistics

@@ -14,8 +14,10 @@
 #include "util/fdinfo.h"
 #include "util/kernel_abi.h"
 
+/* Of who may be told what is needed, and of who knows nothing of us, and moves no guest memory. */
 #define EVENTS_NEEDED                                                                              \
 	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP)
+#define EVENTS_NEEDED_OF_FOREIGN UFFD_FEATURE_EVENT_REMOVE
 
 static int read_kind(int fd, uint64_t *ret_features, struct error *err)
 {
@@ -36,8 +38,9 @@ int uffd_check_kind(int fd, struct error *err)
 	return read_kind(fd, &features, err);
 }
 
-int uffd_check(int fd, uint64_t claimed, struct error *err)
+int uffd_check(int fd, uint64_t claimed, bool foreign, struct error *err)
 {
+	uint64_t needed = foreign ? EVENTS_NEEDED_OF_FOREIGN : EVENTS_NEEDED;
 	uint64_t features;
 	int rc = read_kind(fd, &features, err);
 
@@ -48,12 +51,13 @@ int uffd_check(int fd, uint64_t claimed, struct error *err)
 		                 "the userfaultfd has not the features %#" PRIx64
 		                 " that it is said to have (%#" PRIx64 ")",
 		                 claimed & ~features, claimed);
-	if (EVENTS_NEEDED & ~features)
+	if (needed & ~features)
 		return error_set(err, -EINVAL,
 		                 "the userfaultfd was made without the events %#" PRIx64
-		                 " (UFFD_FEATURE_EVENT_REMOVE, _UNMAP and _REMAP are needed): what "
-		                 "the VMM discards or moves would go unnoticed",
-		                 EVENTS_NEEDED & ~features);
+		                 " (UFFD_FEATURE_EVENT_REMOVE%s needed): what the VMM discards%s "
+		                 "would go unnoticed",
+		                 needed & ~features, foreign ? " is" : ", _UNMAP and _REMAP are",
+		                 foreign ? "" : " or moves");
 	return 0;
 }
 

@@ -16,13 +16,15 @@
 /*
  * uffd_check() - is that a userfaultfd, and fit for a guest?
  * @claimed: features that its sender says it has
+ * @foreign: of a VMM that knows nothing of postcopyd: REMOVE alone will do, for it neither unmaps
+ *           nor moves guest memory; what it unmaps all the same never comes
  *
  * By what the kernel alone can say of a descriptor. Events are needed, or what the VMM unmaps,
  * moves and discards would not be known. From here on it does not block.
  *
  * Return: 0; -EINVAL with @err set.
  */
-int uffd_check(int fd, uint64_t claimed, struct error *err);
+int uffd_check(int fd, uint64_t claimed, bool foreign, struct error *err);
 
 /* Only whether it is one: of a guest that runs already nothing else matters. */
 int uffd_check_kind(int fd, struct error *err);

@@ -19,6 +19,12 @@
 #include "util/clock.h"
 #include "util/pidfd.h"
 
+/* For late memory to be taken: also by a daemon that is started again, and asks the source again.
+ */
+#define MEMORY_TIMEOUT_S 60
+
+#define NO_UFFD "no userfaultfd: only the VMM's own process can make one for its memory"
+
 static int connect_daemon(const char *path, int *ret_sock, struct error *err)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
@@ -128,16 +134,16 @@ static int put_table(const struct postcopy *p, struct vmm_wire_msg *msg, int *ow
 static int send_attach(struct postcopy *p, struct vmm_wire_msg *msg, struct error *err)
 {
 	_cleanup_close_ int own_memory = -1;
-	bool again = msg->attach_flags & VMM_WIRE_ATTACH_AGAIN;
+	bool has_memory = !(msg->attach_flags & (VMM_WIRE_ATTACH_AGAIN | VMM_WIRE_ATTACH_LATE));
 	int fds[VMM_WIRE_FDS_MAX];
 	size_t n_fds = 0;
 	int rc = 0;
 
-	if (p->uffd >= 0 && !again) {
+	if (p->uffd >= 0 && has_memory) {
 		msg->uffd_features = p->uffd_features;
 		fds[n_fds++] = p->uffd;
 	}
-	if (!again)
+	if (has_memory)
 		rc = put_table(p, msg, &own_memory, fds, &n_fds, err);
 	if (rc)
 		return rc;
@@ -266,6 +272,16 @@ static int register_regions(struct postcopy *p, int uffd, struct error *err)
 	return rc;
 }
 
+static void unregister_regions(struct postcopy *p)
+{
+	while (p->n_registered) {
+		p->n_registered--;
+		uffd_unregister(p->uffd, p->registered[p->n_registered].addr,
+		                p->registered[p->n_registered].size);
+	}
+	close_fd(&p->uffd);
+}
+
 /* What the VMM, or whoever had the memory before, has left in its files. */
 static int empty_files(const struct postcopy *p, struct error *err)
 {
@@ -380,9 +396,7 @@ static int destination_register(int pidfd, int uffd, const struct postcopy_regio
 	int rc = 0;
 
 	if (pidfd >= 0 && uffd < 0 && regions && !is_asked(regions, n_regions))
-		rc = error_set(err, -EINVAL,
-		               "no userfaultfd: only the VMM's own process can make one for its "
-		               "memory");
+		rc = error_set(err, -EINVAL, NO_UFFD);
 	if (!rc)
 		rc = make(VMM_WIRE_DESTINATION, pidfd, &p, err);
 	if (!rc)
@@ -433,8 +447,124 @@ int postcopy_destination_attach_registered(struct postcopy *p, const char *socke
 	return report_error(err, attach_registered(p, socket_path, migration_id, &e), &e);
 }
 
+static int attach_late(const char *path, const char *id, int pidfd, struct postcopy **ret,
+                       struct error *err)
+{
+	_cleanup_(postcopy_freep) struct postcopy *p = NULL;
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_ATTACH,
+		                    .role = VMM_WIRE_DESTINATION,
+		                    .attach_flags = VMM_WIRE_ATTACH_LATE };
+	enum vmm_wire_standing standing;
+	int rc = check_id(id, err);
+
+	if (!rc)
+		rc = make(VMM_WIRE_DESTINATION, pidfd, &p, err);
+	if (!rc)
+		rc = connect_daemon(path, &p->sock, err);
+	if (rc)
+		return rc;
+	memcpy(msg.id, id, strlen(id));
+	memcpy(p->id, id, strlen(id));
+	rc = send_attach(p, &msg, err);
+	if (!rc || rc == -EPIPE)
+		rc = await_attached(p, id, &standing, err);
+	if (rc)
+		return rc;
+	p->attached = p->late = true;
+	*ret = steal_ptr(&p);
+	return 0;
+}
+
+int postcopy_destination_attach_late(const char *socket_path, const char *migration_id, int pidfd,
+                                     struct postcopy **ret, struct postcopy_error *err)
+{
+	struct error e = ERROR_INIT;
+
+	return report_error(err, attach_late(socket_path, migration_id, pidfd, ret, &e), &e);
+}
+
+int say_memory(struct postcopy *p, struct error *err)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_MEMORY, .role = p->role };
+	int fds[VMM_WIRE_FDS_MAX], none = -1;
+	size_t n_fds = 0;
+	int rc;
+
+	memcpy(msg.id, p->id, strlen(p->id));
+	if (p->uffd >= 0) {
+		msg.uffd_features = p->uffd_features;
+		fds[n_fds++] = p->uffd;
+	}
+	rc = put_table(p, &msg, &none, fds, &n_fds, err);
+	return rc ? rc : send_message(p, &msg, fds, n_fds, err);
+}
+
+/* A daemon that is started again meanwhile asks again, and is told again. */
+static int await_taken(struct postcopy *p, struct error *err)
+{
+	uint64_t deadline_ns = clock_now_ns() + MEMORY_TIMEOUT_S * NSEC_PER_SEC;
+	_cleanup_close_ int fd = -1;
+	struct vmm_wire_msg msg;
+	int rc = receive_news(p, deadline_ns, &msg, &fd, err);
+
+	if (rc == -ETIMEDOUT)
+		return error_set(err, rc, "postcopyd has not taken the memory of \"%s\" for %d s",
+		                 p->id, MEMORY_TIMEOUT_S);
+	if (rc)
+		return rc;
+	if (msg.type == VMM_WIRE_ERROR)
+		return error_set(err, -(int)msg.code, "%s", msg.text);
+	if (msg.type != VMM_WIRE_ATTACHED)
+		return error_set(err, -EPROTO, "postcopyd answers MEMORY with message type %d",
+		                 (int)msg.type);
+	return 0;
+}
+
+static int hand_over_late(struct postcopy *p, int uffd, const struct postcopy_region *regions,
+                          size_t n_regions, struct error *err)
+{
+	int rc = require_state(p, STATE_LOADING, "postcopy_destination_memory", err);
+
+	if (rc)
+		return rc;
+	if (p->handed || p->taken || p->n_regions)
+		return error_set(err, -EINVAL, "its memory was handed over already");
+	if (p->vmm && uffd < 0 && regions && !is_asked(regions, n_regions))
+		rc = error_set(err, -EINVAL, NO_UFFD);
+	if (!rc)
+		rc = take_regions(p, regions, n_regions, err);
+	if (!rc)
+		rc = register_regions(p, uffd, err);
+	if (!rc && p->vmm)
+		rc = empty_files(p, err);
+	if (rc) {
+		unregister_regions(p);
+		p->n_regions = 0;
+		return rc;
+	}
+	p->handed = true;
+	rc = say_memory(p, err);
+	if (!rc)
+		rc = await_taken(p, err);
+	if (rc) {
+		p->state = STATE_FAILED;
+		return rc;
+	}
+	p->taken = true;
+	arriving_add(&p->arriving, p->id, p->regions, p->n_regions, p->vmm);
+	return 0;
+}
+
+int postcopy_destination_memory(struct postcopy *p, int uffd, const struct postcopy_region *regions,
+                                size_t n_regions, struct postcopy_error *err)
+{
+	struct error e = ERROR_INIT;
+
+	return report_error(err, hand_over_late(p, uffd, regions, n_regions, &e), &e);
+}
+
 _Static_assert((int)POSTCOPY_STANDS_RUNNING == VMM_WIRE_STANDS_RUNNING &&
-                       (int)POSTCOPY_STANDS_RESUMED == VMM_WIRE_STANDS_RESUMED,
+                       (int)POSTCOPY_STANDS_LOADING == VMM_WIRE_STANDS_LOADING,
                "they are the same");
 
 static const struct {
@@ -446,6 +576,7 @@ static const struct {
 	[VMM_WIRE_STANDS_WAITING] = { VMM_WIRE_DESTINATION, STATE_WAITING },
 	[VMM_WIRE_STANDS_LOADED] = { VMM_WIRE_DESTINATION, STATE_LOADED },
 	[VMM_WIRE_STANDS_RESUMED] = { VMM_WIRE_DESTINATION, STATE_RESUMED },
+	[VMM_WIRE_STANDS_LOADING] = { VMM_WIRE_DESTINATION, STATE_WAITING },
 };
 
 static int attach_again(enum vmm_wire_role role, const char *path, const char *id, int pidfd,
@@ -477,6 +608,7 @@ static int attach_again(enum vmm_wire_role role, const char *path, const char *i
 	if (rc)
 		return rc;
 	p->attached = true;
+	p->taken = standing == VMM_WIRE_STANDS_LOADING;
 	p->state = standings[standing].state;
 	if (ret_standing)
 		*ret_standing = (enum postcopy_standing)standing;
@@ -517,9 +649,9 @@ struct postcopy *postcopy_detach(struct postcopy *p)
 	 * The daemon may still hold its copies, so closing ours would not unregister. An adapter
 	 * that goes leaves all as it is.
 	 */
-	for (size_t i = 0; i < p->n_registered && !(p->vmm && p->attached); i++)
-		uffd_unregister(p->uffd, p->registered[i].addr, p->registered[i].size);
-	close_fd(&p->uffd);
+	if (p->vmm && p->attached)
+		p->n_registered = 0;
+	unregister_regions(p);
 	close_fd(&p->vmstate_fd);
 	close_fd(&p->poison_fd);
 	close_fd(&p->pidfd);

@@ -45,6 +45,9 @@ struct postcopy {
 	int pidfd;
 	pid_t vmm;
 	bool attached;
+	/* destination: its memory comes after the vmstate; it was handed over; and was taken. */
+	bool late, handed, taken;
+	char id[POSTCOPY_ID_MAX + 1]; /* of its migration, where it is late */
 	/* destination: our own copy. Were the daemon's the last one, its death would let
 	   absent pages read as zeroes. */
 	int uffd;
@@ -61,6 +64,9 @@ struct postcopy {
 	} registered[POSTCOPY_REGIONS_MAX];
 };
 
+/* What was handed over late, said (again). Return: as send_message(). */
+int say_memory(struct postcopy *p, struct error *err);
+
 /* Return: 0, -EPIPE, -ETIMEDOUT and others with @err set. */
 int send_message(struct postcopy *p, const struct vmm_wire_msg *msg, const int *fds, size_t n_fds,
                  struct error *err);
@@ -74,5 +80,13 @@ int send_message(struct postcopy *p, const struct vmm_wire_msg *msg, const int *
  */
 int receive_message(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg, int *ret_fd,
                     struct error *err);
+
+/* The next message that says something new. Return: as receive_message(). */
+int receive_news(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg, int *ret_fd,
+                 struct error *err);
+
+/* Return: 0; -EINVAL with @err set: a call that does not fit sends nothing. */
+int require_state(const struct postcopy *p, enum attachment_state state, const char *call,
+                  struct error *err);
 
 #endif

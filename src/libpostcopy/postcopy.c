@@ -229,6 +229,12 @@ static int say_nothing(struct postcopy *p, struct error *err)
 	return 0;
 }
 
+/* Of late memory: who waits for the answer says it again. */
+static int say_handed(struct postcopy *p, struct error *err)
+{
+	return p->handed && !p->taken ? say_memory(p, err) : 0;
+}
+
 /*
  * A daemon that was started again can't know whether its question had been put, nor whether the
  * answer was read: it asks again. Who has answered says so again, and nothing else happens.
@@ -240,7 +246,7 @@ static const struct repeated {
 } repeated[] = {
 	{ VMM_WIRE_PAUSE, STATE_STOPPING, say_nothing },
 	{ VMM_WIRE_PAUSE, STATE_PAUSED, say_paused },
-	{ VMM_WIRE_VMSTATE, STATE_LOADING, say_nothing },
+	{ VMM_WIRE_VMSTATE, STATE_LOADING, say_handed },
 	{ VMM_WIRE_VMSTATE, STATE_LOADED, say_loaded },
 	{ VMM_WIRE_VMSTATE, STATE_RESUMED, say_resumed },
 	{ VMM_WIRE_VMSTATE, STATE_COMPLETE, say_nothing },
@@ -256,9 +262,8 @@ static const struct repeated *find_repeated(enum attachment_state state, enum vm
 	return NULL;
 }
 
-/* The next message that says something new. Return: as receive(). */
-static int receive_news(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg,
-                        int *ret_fd, struct error *err)
+int receive_news(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_msg *msg, int *ret_fd,
+                 struct error *err)
 {
 	for (;;) {
 		_cleanup_close_ int fd = -1;
@@ -357,8 +362,8 @@ int make_sealed_memfd(const char *name, const void *data, size_t len, int *ret_f
 }
 
 /* A call of the VMM that does not fit is its bug, and sends nothing. */
-static int require_state(const struct postcopy *p, enum attachment_state state, const char *call,
-                         struct error *err)
+int require_state(const struct postcopy *p, enum attachment_state state, const char *call,
+                  struct error *err)
 {
 	if (p->state == state)
 		return 0;
@@ -491,6 +496,14 @@ int postcopy_source_pause_failed(struct postcopy *p, const char *reason, struct 
 
 int postcopy_destination_loaded(struct postcopy *p, struct postcopy_error *err)
 {
+	struct error e = ERROR_INIT;
+
+	if (p->late && !p->taken)
+		return report_error(err,
+		                    error_set(&e, -EINVAL,
+		                              "its memory is late, and was not handed over yet "
+		                              "(postcopy_destination_memory())"),
+		                    &e);
 	return say(p, VMM_WIRE_LOADED, NULL, STATE_LOADING, STATE_LOADED, __func__, err);
 }
 

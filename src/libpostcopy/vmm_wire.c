@@ -29,6 +29,7 @@ static const char *type_name(enum vmm_wire_type type)
 		[VMM_WIRE_RESUMED] = "RESUMED",   [VMM_WIRE_COMPLETE] = "COMPLETE",
 		[VMM_WIRE_CHANNEL] = "CHANNEL",   [VMM_WIRE_ATTRIBUTES] = "ATTRIBUTES",
 		[VMM_WIRE_POISONED] = "POISONED", [VMM_WIRE_COULD_NOT_RUN] = "COULD_NOT_RUN",
+		[VMM_WIRE_MEMORY] = "MEMORY",
 	};
 
 	return names[type];
@@ -86,8 +87,8 @@ static void *put_attach(void *p, const struct vmm_wire_msg *msg)
 		p = put_u32(p, r->fd_index);
 		p = put_u32(p, r->uffd_mode);
 	}
-	/* Who has none speaks as before there were any. */
-	if (msg->attach_flags)
+	/* In ATTACH who has none speaks as before there were any. */
+	if (msg->attach_flags || msg->type == VMM_WIRE_MEMORY)
 		p = put_u32(p, msg->attach_flags);
 	for (uint32_t i = 0; i < n && (msg->attach_flags & VMM_WIRE_ATTACH_NAMES); i++)
 		p = put_text(p, msg->regions[i].name,
@@ -112,6 +113,7 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 
 	switch (msg->type) {
 	case VMM_WIRE_ATTACH:
+	case VMM_WIRE_MEMORY:
 		p = put_attach(p, msg);
 		break;
 	case VMM_WIRE_ERROR:
@@ -195,7 +197,8 @@ static int check_fds(const struct vmm_wire_msg *msg, size_t n_fds, struct error 
 	}
 	if (n_fds < first)
 		return error_set(err, -EPROTO,
-		                 "ATTACH of a destination without a userfaultfd descriptor");
+		                 "%s of a destination without a userfaultfd descriptor",
+		                 type_name(msg->type));
 	for (uint32_t i = 0; i < msg->n_regions; i++) {
 		uint32_t index = msg->regions[i].fd_index;
 
@@ -214,21 +217,40 @@ static int check_fds(const struct vmm_wire_msg *msg, size_t n_fds, struct error 
 	return 0;
 }
 
+/* Which of them go together. */
+static int check_attach_flags(const struct vmm_wire_msg *msg, uint32_t flags, struct error *err)
+{
+	bool again = flags & VMM_WIRE_ATTACH_AGAIN, late = flags & VMM_WIRE_ATTACH_LATE;
+
+	if (flags & ~(uint32_t)VMM_WIRE_ATTACH_FLAGS)
+		return error_set(err, -EPROTO, "%s with unknown flags %#x", type_name(msg->type),
+		                 flags);
+	if (msg->type == VMM_WIRE_MEMORY &&
+	    (flags & ~(uint32_t)VMM_WIRE_ATTACH_NAMES || msg->role != VMM_WIRE_DESTINATION))
+		return error_set(err, -EPROTO, "MEMORY with role %d, flags %#x", (int)msg->role,
+		                 flags);
+	if (again && !(flags & VMM_WIRE_ATTACH_PIDFD))
+		return error_set(err, -EPROTO, "ATTACH again without a pidfd");
+	if (late && (again || msg->role != VMM_WIRE_DESTINATION))
+		return error_set(err, -EPROTO, "ATTACH with late memory: role %d, flags %#x",
+		                 (int)msg->role, flags);
+	if ((again || late) && msg->n_regions)
+		return error_set(err, -EPROTO, "ATTACH %s with regions",
+		                 again ? "again" : "with late memory");
+	if (!again && !late && !msg->n_regions)
+		return error_set(err, -EINVAL, "0 regions; 1 to %d are possible",
+		                 POSTCOPY_REGIONS_MAX);
+	return 0;
+}
+
 /* Of a table that is whole. */
 static int get_attach_flags(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
 {
-	uint32_t flags = reader_done(r) ? 0 : get_u32(r);
-	bool again = flags & VMM_WIRE_ATTACH_AGAIN;
+	bool none = msg->type == VMM_WIRE_ATTACH && reader_done(r);
+	uint32_t flags = none ? 0 : get_u32(r);
 
-	if (flags & ~(uint32_t)VMM_WIRE_ATTACH_FLAGS)
-		return error_set(err, -EPROTO, "ATTACH with unknown flags %#x", flags);
-	if (again && !(flags & VMM_WIRE_ATTACH_PIDFD))
-		return error_set(err, -EPROTO, "ATTACH again without a pidfd");
-	if (again && msg->n_regions)
-		return error_set(err, -EPROTO, "ATTACH again with regions");
-	if (!again && !msg->n_regions)
-		return error_set(err, -EINVAL, "0 regions; 1 to %d are possible",
-		                 POSTCOPY_REGIONS_MAX);
+	if (check_attach_flags(msg, flags, err))
+		return err->code;
 	msg->attach_flags = flags;
 	for (uint32_t i = 0; i < msg->n_regions && (flags & VMM_WIRE_ATTACH_NAMES); i++) {
 		int rc = get_text(r, msg->regions[i].name, sizeof msg->regions[i].name,
@@ -305,20 +327,21 @@ static int get_standing(struct reader *r, struct vmm_wire_msg *msg, struct error
 {
 	uint32_t standing = reader_done(r) ? VMM_WIRE_STANDS_NEW : get_u32(r);
 
-	if (standing > VMM_WIRE_STANDS_RESUMED)
+	if (standing > VMM_WIRE_STANDS_LOADING)
 		return error_set(err, -EPROTO, "ATTACHED with the unknown standing %u", standing);
 	msg->standing = standing;
 	return 0;
 }
 
-/* How many descriptors a type travels with; ATTACH says so itself. */
+/* How many descriptors a type travels with; ATTACH and MEMORY say so themselves. */
 static int check_fd_count(enum vmm_wire_type type, size_t n_fds, struct error *err)
 {
 	bool has_fd = type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
 	              type == VMM_WIRE_CHANNEL || type == VMM_WIRE_POISONED;
+	bool says_itself = type == VMM_WIRE_ATTACH || type == VMM_WIRE_MEMORY;
 	size_t want = has_fd ? 1 : 0;
 
-	if (n_fds > VMM_WIRE_FDS_MAX || (type != VMM_WIRE_ATTACH && n_fds != want))
+	if (n_fds > VMM_WIRE_FDS_MAX || (!says_itself && n_fds != want))
 		return error_set(err, -EPROTO, "%s came with %zu descriptors; it has %zu",
 		                 type_name(type), n_fds, want);
 	return 0;
@@ -337,7 +360,7 @@ static int get_header(struct reader *r, enum vmm_wire_type *ret_type, struct err
 		                 "the other side speaks version %u of the VMM protocol, this one "
 		                 "%d: install libpostcopy and postcopyd of the same release",
 		                 version, VMM_WIRE_VERSION);
-	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_COULD_NOT_RUN)
+	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_MEMORY)
 		return error_set(err, -EPROTO, "unknown message type %u", type);
 	if (len != (size_t)(r->end - r->pos))
 		return error_set(err, -EPROTO, "%s says %u bytes of payload, but has %zu",
@@ -360,7 +383,7 @@ int vmm_wire_decode(const void *buf, size_t len, size_t n_fds, struct vmm_wire_m
 		return rc;
 	memset(ret_msg, 0, sizeof *ret_msg);
 	ret_msg->type = type;
-	if (type == VMM_WIRE_ATTACH)
+	if (type == VMM_WIRE_ATTACH || type == VMM_WIRE_MEMORY)
 		rc = get_attach(&r, n_fds, ret_msg, err);
 	else if (type == VMM_WIRE_ATTACHED)
 		rc = get_standing(&r, ret_msg, err);

@@ -21,13 +21,14 @@
  *   CHANNEL (fd), any time  ->
  *                           <-   ATTRIBUTES, where the source's regions have any
  *                           <-   VMSTATE (fd)
+ *   [where the memory is late: MEMORY (table, fds) -> and <- ATTACHED]
  *   LOADED / ERROR, RESUMED / COULD_NOT_RUN ->
  *                           <-   COMPLETE
  *   either:                 <-   ERROR: the migration failed
  *
  * A daemon that was started again, and found the socket in the service manager's store, asks
  * again where it does not know the answer: PAUSE, VMSTATE and COMPLETE may come twice, and
- * POISONED, PAUSED, LOADED, RESUMED and what failed to load or to run are then said again.
+ * POISONED, PAUSED, MEMORY, LOADED, RESUMED and what failed to load or to run are then said again.
  */
 #ifndef LIBPOSTCOPY_VMM_WIRE_H
 #define LIBPOSTCOPY_VMM_WIRE_H
@@ -61,6 +62,7 @@ enum vmm_wire_type {
 	VMM_WIRE_ATTRIBUTES = 12,
 	VMM_WIRE_POISONED = 13,
 	VMM_WIRE_COULD_NOT_RUN = 14, /* after LOADED: no vCPU has run, nor will */
+	VMM_WIRE_MEMORY = 15,        /* what an ATTACH with ATTACH_LATE has left out */
 };
 
 /* Of ATTACH. */
@@ -70,9 +72,12 @@ enum vmm_wire_attach_flags {
 	VMM_WIRE_ATTACH_AGAIN = 1 << 1,
 	/* Each region has a name; they come in their order, so that both sides have the same. */
 	VMM_WIRE_ATTACH_NAMES = 1 << 2,
+	/* A destination that has its memory only when it has read its vmstate. No regions. */
+	VMM_WIRE_ATTACH_LATE = 1 << 3,
 };
 #define VMM_WIRE_ATTACH_FLAGS                                                                      \
-	(VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_AGAIN | VMM_WIRE_ATTACH_NAMES) /* all */
+	(VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_AGAIN | VMM_WIRE_ATTACH_NAMES |                   \
+	 VMM_WIRE_ATTACH_LATE) /* all */
 
 /* What the daemon has heard of a VMM. */
 enum vmm_wire_standing {
@@ -82,6 +87,7 @@ enum vmm_wire_standing {
 	VMM_WIRE_STANDS_WAITING,
 	VMM_WIRE_STANDS_LOADED,
 	VMM_WIRE_STANDS_RESUMED,
+	VMM_WIRE_STANDS_LOADING, /* its late memory was taken, and it has not said LOADED */
 };
 
 enum vmm_wire_role {
@@ -111,6 +117,7 @@ struct vmm_wire_region {
  *             POSTCOPY_REGION_ASKED. For an anonymous region the source
  *             passes /proc/self/mem and fd_offset is the host address; the destination
  *             passes none. And attach_flags.
+ *   MEMORY:   as ATTACH of a destination, without a pidfd
  *   ATTACHED: standing
  *   PAUSED:   vmstate_len, pause_ns (what stopping the vCPUs and saving took); one fd
  *   VMSTATE:  vmstate_len; one fd

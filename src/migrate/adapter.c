@@ -223,9 +223,12 @@ static enum vmm_wire_standing standing(const struct migration *m)
 	if (m->params.role == MIGRATION_SOURCE)
 		return m->paused || m->state == MIGRATION_COMPLETE ? VMM_WIRE_STANDS_PAUSED
 		                                                   : VMM_WIRE_STANDS_RUNNING;
-	return m->resumed_ns  ? VMM_WIRE_STANDS_RESUMED
-	       : m->loaded_ns ? VMM_WIRE_STANDS_LOADED
-	                      : VMM_WIRE_STANDS_WAITING;
+	if (m->resumed_ns)
+		return VMM_WIRE_STANDS_RESUMED;
+	if (m->loaded_ns)
+		return VMM_WIRE_STANDS_LOADED;
+	return m->memory == MIGRATION_MEMORY_CAME ? VMM_WIRE_STANDS_LOADING
+	                                          : VMM_WIRE_STANDS_WAITING;
 }
 
 int migration_attach_again(struct migrations *ms, struct vmm_conn *conn, struct vmm_attach *attach,
@@ -248,6 +251,7 @@ int migration_attach_again(struct migrations *ms, struct vmm_conn *conn, struct 
 		                      "the adapter's socket will not outlive this process: %s",
 		                      why.text);
 	m->vmm = conn;
+	m->memory_asked = false;
 	m->adapter_due_ms = 0;
 	attach->standing = standing(m);
 	*ret_owner = m;

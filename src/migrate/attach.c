@@ -260,7 +260,7 @@ int migration_open_memories(struct migration *m, const struct vmm_attach *attach
 		if (!rc)
 			fd = -1;
 	}
-	if (!rc && destination && m->state == MIGRATION_PREPARED)
+	if (!rc && destination && (m->state == MIGRATION_PREPARED || migration_memory_is_late(m)))
 		rc = empty_memories(table, memories, err);
 	if (!rc)
 		log_migration_debug(m->params.id, "%u regions, %llu MiB", table->n,

@@ -48,6 +48,7 @@ struct conductor {
 	uint64_t dial_ns, ping_ns; /* when next */
 	uint64_t bulk_ns;          /* when a lacking bulk thread is tried for; 0: none lacks */
 	enum migration_farewell farewell; /* there is nothing else to do */
+	bool late;                        /* its VMM has its memory when it has read the vmstate */
 	bool handed_on;       /* the vmstate, to the loop: the guest may run here at any moment */
 	struct error refused; /* the source's last word, that it wants no more of this */
 };
@@ -250,7 +251,21 @@ static int check_attributes(struct conductor *k, struct error *err)
 		migration_post(m, NEWS_ATTRIBUTES);
 	if (region_table_check_readable(theirs, err))
 		return err->code;
-	return region_table_check_readable(&m->table, err);
+	return k->late ? 0 : region_table_check_readable(&m->table, err);
+}
+
+/* The two sides have the same guest; or here there is to be what the source has. */
+static int compare_tables(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+
+	if (!k->late)
+		return region_table_same_guest(&m->table, &k->reply.regions, err);
+	pthread_mutex_lock(&m->lock);
+	m->theirs = k->reply.regions;
+	pthread_mutex_unlock(&m->lock);
+	migration_post(m, NEWS_TABLE);
+	return 0;
 }
 
 static struct conn_target target_now(struct migration *m)
@@ -279,7 +294,7 @@ static int connect_once(struct conductor *k, const struct patience *p, struct er
 	pthread_mutex_lock(&m->lock);
 	m->epoch = k->reply.epoch;
 	pthread_mutex_unlock(&m->lock);
-	rc = region_table_same_guest(&m->table, &k->reply.regions, err);
+	rc = compare_tables(k, err);
 	if (!rc)
 		rc = check_attributes(k, err);
 	if (rc)
@@ -805,6 +820,29 @@ static int warm(struct conductor *k, struct error *err)
 	}
 }
 
+/*
+ * The VMM reads the vmstate, and then has its memory. Meanwhile the source's guest stands still and
+ * can run on: it is looked after that the source is there. Return: 0; or why not, with @err set.
+ */
+static int await_memory(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
+	bool reconnected;
+	int given;
+
+	migration_post(m, NEWS_OFFER);
+	do
+		given = wait_connected(k, ORDER_MEMORY | ORDER_STOP | ORDER_CANCEL,
+		                       clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC, &reconnected,
+		                       err);
+	while (!given);
+	if (given < 0)
+		return given;
+	if (check_stopped(m, err))
+		return -ECANCELED;
+	return m->control ? 0 : confirm_control(k, err);
+}
+
 static int conduct(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
@@ -817,6 +855,8 @@ static int conduct(struct conductor *k, struct error *err)
 		rc = warm(k, err);
 	if (!rc)
 		rc = switch_over(k, err);
+	if (!rc && k->late)
+		rc = await_memory(k, err);
 	if (rc)
 		return rc;
 	/* All that the guest will need here is had before it can run here. */
@@ -923,6 +963,7 @@ int conductor_start(struct migration *m)
 	if (!k)
 		return -ENOMEM;
 	k->m = m;
+	k->late = migration_memory_is_late(m);
 	k->timeline_step_ns = TIMELINE_STEP_MS * NSEC_PER_MSEC;
 	k->retry_ms = RETRY_MIN_MS;
 	k->farewell = m->goodbye_only ? m->farewell : FAREWELL_NONE;

@@ -18,7 +18,8 @@ static int keep_page_state(struct migration *m, struct error *err)
 {
 	int rc = migration_keep_fd(m, "pages", pull_state_fd(m->pull), err);
 
-	if (rc)
+	/* Where its memory was late, there is a conductor that has it. */
+	if (rc && !migration_memory_is_late(m))
 		m->pull = pull_free(m->pull);
 	return rc;
 }
@@ -40,18 +41,25 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 		.connection = conductor_pull_connection,
 		.arg = m,
 	};
-	/* One that was taken over was checked by the process that took it in. */
+	bool foreign = attach->pidfd >= 0 || m->process;
 	int rc = 0;
 
+	if (attach->msg->attach_flags & VMM_WIRE_ATTACH_LATE) {
+		m->memory = MIGRATION_MEMORY_LATE;
+		return pull_new(&config, &m->pull, err);
+	}
+	/* One that was taken over was checked by the process that took it in. */
 	if (has_uffd)
-		rc = state_fd < 0 ? uffd_check(attach->fds[0], attach->msg->uffd_features, err)
-		                  : uffd_check_kind(attach->fds[0], err);
+		rc = state_fd < 0
+		             ? uffd_check(attach->fds[0], attach->msg->uffd_features, foreign, err)
+		             : uffd_check_kind(attach->fds[0], err);
 	if (!rc)
 		rc = migration_read_table(attach->msg, &config.table, err);
 	if (!rc)
 		rc = migration_open_memories(m, attach, &config.table, config.memories, err);
 	if (!rc)
-		rc = pull_new(&config, &m->pull, err);
+		rc = m->pull ? pull_take_memory(m->pull, &config, err)
+		             : pull_new(&config, &m->pull, err);
 	if (rc) {
 		migration_free_memories(config.memories);
 		return rc;
@@ -62,6 +70,14 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, int state
 	if (m->owner->config.slow_fault_ns)
 		pull_set_slow_fault(m->pull, m->owner->config.slow_fault_ns);
 	return state_fd < 0 ? keep_page_state(m, err) : 0;
+}
+
+void destination_detach(struct migration *m)
+{
+	m->pull = pull_free(m->pull);
+	if (migration_memory_is_late(m))
+		m->table = (struct region_table){ 0 };
+	m->memory = MIGRATION_MEMORY_ATTACHED;
 }
 
 /* The conductor is to end, and the source to run its guest on: so it will be, whoever does it. */
@@ -173,6 +189,7 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
                         struct error *err)
 {
 	bool has_vmstate = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED;
+	struct error why = ERROR_INIT;
 
 	if (msg->type == VMM_WIRE_CHANNEL)
 		return add_channel(m, fd, err);
@@ -200,6 +217,14 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 	/* Nothing else that it says after LOADED proves the contrary. */
 	if (msg->type == VMM_WIRE_ERROR && has_vmstate && !m->loaded_ns) {
 		fail_load(m, msg->text);
+		return 0;
+	}
+	/* It has read the vmstate before its memory was taken: the guest is the source's still. */
+	if (msg->type == VMM_WIRE_ERROR && m->state == MIGRATION_SWITCHING &&
+	    m->memory != MIGRATION_MEMORY_ATTACHED) {
+		error_set(&why, -ECANCELED, "the destination VMM can't load the vmstate: %.200s",
+		          msg->text);
+		destination_give_up(m, &why);
 		return 0;
 	}
 	return error_set(err, -EPROTO, "message %u is not for a destination that is %s", msg->type,
@@ -240,7 +265,7 @@ void destination_vmm_closed(struct migration *m)
 	switch (m->state) {
 	case MIGRATION_ATTACHED:
 		totals_keep_pull(m);
-		m->pull = pull_free(m->pull);
+		destination_detach(m);
 		migration_move(m, MIGRATION_PREPARED, "the VMM has detached");
 		migration_drop_attach(m);
 		return;
@@ -282,12 +307,51 @@ static void tell_vmm_failed(struct migration *m, const struct error *why)
 		vmm_conn_send_error(vmm, why);
 }
 
+void destination_give_up(struct migration *m, const struct error *why)
+{
+	expect_abort(m);
+	migration_order(m, ORDER_CANCEL);
+	/* By the connection that is there, if any: the guest stands still. */
+	dialing_interrupt(&m->dialing);
+	tell_vmm_failed(m, why);
+	migration_move(m, MIGRATION_FAILED, "%s", why->text);
+}
+
+/* The VMM is given the vmstate, or was; @rc of telling it. */
+static void note_told(struct migration *m, int rc)
+{
+	/* An adapter that is about to be gone may come again. */
+	if (rc && (rc != -EPIPE || !m->process))
+		fail_load(m, strerror(-rc));
+}
+
+/*
+ * A VMM that has its memory late reads the vmstate first. It can't run the guest without memory, so
+ * that is the source's still.
+ */
+static void offer_vmstate(struct migration *m)
+{
+	m->vmstate_waits = true;
+	if (migration_adapter_is_away(m))
+		migration_await_adapter(m);
+	else
+		note_told(m, send_vmstate(m));
+}
+
+/* That its memory is here: who has said so waits for it, others are given the vmstate again. */
+static int tell_taken(struct migration *m)
+{
+	if (!m->memory_asked)
+		return send_vmstate(m);
+	m->memory_asked = false;
+	return m->vmm ? vmm_conn_send_type(m->vmm, VMM_WIRE_ATTACHED) : -ESRCH;
+}
+
 /* The point of no return: from here on the guest may run here. */
 static void give_vmstate(struct migration *m)
 {
 	struct error why = ERROR_INIT;
 	bool mine;
-	int rc;
 
 	/* There is a way back still, and nobody to take the vmstate. */
 	m->vmstate_waits = migration_adapter_is_away(m);
@@ -295,14 +359,9 @@ static void give_vmstate(struct migration *m)
 		migration_await_adapter(m);
 		return;
 	}
-	rc = migration_keep_fd(m, "vmstate", m->vmstate_fd, &why);
-
 	/* The guest is still the source's. */
-	if (rc) {
-		expect_abort(m);
-		migration_order(m, ORDER_CANCEL);
-		tell_vmm_failed(m, &why);
-		migration_move(m, MIGRATION_FAILED, "%s", why.text);
+	if (migration_keep_fd(m, "vmstate", m->vmstate_fd, &why)) {
+		destination_give_up(m, &why);
 		return;
 	}
 	pthread_mutex_lock(&m->lock);
@@ -316,10 +375,7 @@ static void give_vmstate(struct migration *m)
 	/* The VMM is given it by this process: what it says, or not, is no echo. */
 	m->taken_over = false;
 	migration_move(m, MIGRATION_POSTCOPY, "%s", "");
-	rc = send_vmstate(m);
-	/* An adapter that is about to be gone may come again. */
-	if (rc && (rc != -EPIPE || !m->process))
-		fail_load(m, strerror(-rc));
+	note_told(m, tell_taken(m));
 }
 
 static void tell_attributes(struct migration *m)
@@ -408,6 +464,10 @@ void destination_news(struct migration *m, unsigned int news)
 	}
 	if (news & NEWS_SWITCHOVER)
 		begin_switchover(m);
+	if (news & NEWS_TABLE)
+		destination_take_table(m);
+	if ((news & NEWS_OFFER) && m->state == MIGRATION_SWITCHING && migration_memory_is_late(m))
+		offer_vmstate(m);
 	if ((news & NEWS_VMSTATE) && m->state == MIGRATION_SWITCHING)
 		give_vmstate(m);
 	if ((news & NEWS_FAILED) && !over)
@@ -529,7 +589,7 @@ int destination_take_over(struct migration *m, struct vmm_attach *attach, struct
 	_cleanup_close_ int vmstate_fd = -1;
 	int rc;
 
-	if (state_fd < 0)
+	if (state_fd < 0 && !migration_memory_is_late(m))
 		return error_errno(err, state_fd, "the page state");
 	m->may_have_run = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED;
 	if (m->may_have_run && !m->resumed_ns) {
@@ -578,7 +638,9 @@ void destination_attached_again(struct migration *m)
 		return;
 	}
 	repeat_attributes(m);
-	if (m->state == MIGRATION_SWITCHING && m->vmstate_waits)
+	if (m->state == MIGRATION_SWITCHING && m->vmstate_waits && migration_memory_is_late(m))
+		offer_vmstate(m);
+	else if (m->state == MIGRATION_SWITCHING && m->vmstate_waits)
 		give_vmstate(m);
 	else if (m->may_have_run && !m->loaded_ns)
 		(void)send_vmstate(m);

@@ -72,6 +72,7 @@ static void put_all(struct migration *m, struct saved *s)
 	put_regions(m, s);
 	put_entries(m, s);
 	s->switchover = m->switchover;
+	s->memory = m->memory;
 	s->vmm_resumed = source && m->state == MIGRATION_POSTCOPY;
 	s->times.started_ns = m->started_ns;
 	s->times.ended_ns = m->ended_ns;
@@ -238,16 +239,12 @@ int migration_hold_room(struct migration *m, struct error *err)
 	return rc ? error_errno(err, rc, "room for \"%s\"", name) : 0;
 }
 
-int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, uid_t vmm_uid,
-                          struct error *err)
+/* The descriptors of a table. */
+static int keep_memory(struct migration *m, const struct vmm_attach *attach, struct error *err)
 {
 	size_t first = vmm_wire_has_uffd(attach->msg);
-	int rc = check_room(m, attach->n_fds, attach->pidfd >= 0, vmm_uid, err);
+	int rc = first ? migration_keep_fd(m, "uffd", attach->fds[0], err) : 0;
 
-	if (!rc)
-		rc = migration_hold_room(m, err);
-	if (!rc && first)
-		rc = migration_keep_fd(m, "uffd", attach->fds[0], err);
 	for (size_t i = first; i < attach->n_fds && !rc; i++) {
 		char name[FD_STORE_NAME_BYTES];
 
@@ -256,8 +253,26 @@ int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, 
 		rc = keep(m, name, attach->fds[i], err);
 	}
 	m->n_fds = attach->n_fds;
-	m->vmm_uid = vmm_uid;
 	return rc;
+}
+
+int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, uid_t vmm_uid,
+                          struct error *err)
+{
+	int rc = check_room(m, attach->n_fds, attach->pidfd >= 0, vmm_uid, err);
+
+	if (!rc)
+		rc = migration_hold_room(m, err);
+	m->vmm_uid = vmm_uid;
+	return rc || !attach->msg->n_regions ? rc : keep_memory(m, attach, err);
+}
+
+int migration_keep_late(struct migration *m, const struct vmm_attach *attach, struct error *err)
+{
+	/* What belongs to it beside that is there since it attached. */
+	int rc = check_room(m, attach->n_fds, false, m->vmm_uid, err);
+
+	return rc ? rc : keep_memory(m, attach, err);
 }
 
 void migration_drop_attach(struct migration *m)

@@ -51,7 +51,7 @@ static void detach_role(struct migration *m)
 	if (m->params.role == MIGRATION_SOURCE)
 		source_stop(m);
 	else
-		m->pull = pull_free(m->pull);
+		destination_detach(m);
 }
 
 /* What a VMM means. NULL with @err set. */
@@ -110,7 +110,9 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 	rc = migration_check_vmm(m, conn, attach, err);
 	if (rc)
 		return rc;
-	rc = migration_check_attach(m, attach, err);
+	/* Late memory is looked at when it comes. */
+	if (attach->msg->n_regions)
+		rc = migration_check_attach(m, attach, err);
 	if (rc)
 		return error_prefix(err, "migration \"%s\"", m->params.id);
 	rc = attach_vmm(m, conn, attach, err);
@@ -140,7 +142,12 @@ static int on_message(void *owner, const struct vmm_wire_msg *msg, int *fd, stru
 	                                          : destination_message(m, msg, fd, err);
 }
 
-/* Of a destination none is missed: LOADED and RESUMED have no descriptor. */
+static int on_memory(void *owner, struct vmm_attach *attach, struct error *err)
+{
+	return destination_memory(owner, attach, err);
+}
+
+/* Of a destination none is missed: MEMORY is said again, LOADED and RESUMED have no descriptor. */
 static void on_cut_message(void *owner, enum vmm_wire_type type, const struct error *why)
 {
 	struct migration *m = owner;
@@ -341,6 +348,7 @@ static const struct vmm_server_ops vmm_ops = {
 	.attach = on_attach,
 	.attached_again = on_attached_again,
 	.message = on_message,
+	.memory = on_memory,
 	.cut_message = on_cut_message,
 	.closed = on_closed,
 };

@@ -29,6 +29,8 @@ enum migration_news {
 	NEWS_REWARM = 1 << 11,    /* the source guest was attached anew */
 	NEWS_NOTE = 1 << 12,      /* note has changed */
 	NEWS_FAREWELL = 1 << 13,  /* so has farewell: write it down */
+	NEWS_TABLE = 1 << 14,     /* the source's regions, for a VMM whose memory is late */
+	NEWS_OFFER = 1 << 15,     /* the vmstate is here, for such a VMM */
 };
 
 /* What the loop asks of the conductor. */
@@ -41,6 +43,7 @@ enum conductor_order {
 	ORDER_POISON = 1 << 7,        /* what is missing is lost */
 	ORDER_RECORDED = 1 << 6,      /* that the source will be asked for switchover */
 	ORDER_FAREWELL = 1 << 8,      /* farewell is written down */
+	ORDER_MEMORY = 1 << 9,        /* what was late is here */
 	ORDER_PARK = 1 << 5,          /* with STOP: another process goes on, say nothing */
 };
 
@@ -72,7 +75,9 @@ struct migration {
 	        *process; /* of the VMM that an adapter speaks for; NULL: it is its own */
 	uint64_t
 	        adapter_due_ms; /* until when it is waited for, by the loop's clock; 0: it is not */
-	struct region_table table;
+	enum migration_memory memory; /* destination */
+	bool memory_asked;            /* the VMM waits to hear that its late memory was taken */
+	struct region_table table;    /* as long as the memory is late: the source's */
 	struct descriptor_file files[REGIONS_MAX]; /* behind each region, since it was opened */
 	uint32_t fd_index[REGIONS_MAX]; /* of each region, among the ATTACH's descriptors */
 	size_t n_fds;                   /* of the ATTACH, that the store keeps */
@@ -94,9 +99,10 @@ struct migration {
 	struct pull *pull;
 	struct migration_downtime downtime;
 	uint64_t loaded_ns;
-	bool vmstate_waits; /* for the adapter, before the point of no return */
-	bool switchover;    /* by command: now, or as soon as it is warm */
-	bool goodbye_only;  /* all that is left to do of a migration that is over */
+	/* Before the point of no return: for the adapter, or for late memory. */
+	bool vmstate_waits;
+	bool switchover;   /* by command: now, or as soon as it is warm */
+	bool goodbye_only; /* all that is left to do of a migration that is over */
 	bool conductor_runs;
 	pthread_t conductor;
 
@@ -108,6 +114,7 @@ struct migration {
 	struct error error;
 	char note[ERROR_TEXT_MAX]; /* what the last of its tries met; written by the conductor */
 	uint32_t attributes[REGIONS_MAX]; /* the source's regions' flags, by region */
+	struct region_table theirs;       /* of NEWS_TABLE */
 	/*
 	 * The point of no return. Whoever is first wins: the loop, giving the vmstate to the VMM,
 	 * or the conductor, giving up and telling the source to run on.
@@ -189,10 +196,17 @@ int source_release(struct migration *m, struct error *err);
 /* @state_fd: a page state to go on from, borrowed; -1: all is missing. */
 int destination_attach(struct migration *m, struct vmm_attach *attach, int state_fd,
                        struct error *err);
+/* As if no VMM had ever attached. */
+void destination_detach(struct migration *m);
 int destination_take_over(struct migration *m, struct vmm_attach *attach, struct error *err);
 int destination_go_on(struct migration *m);
 int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
                         struct error *err);
+/* MEMORY: what was late (late.c). */
+int destination_memory(struct migration *m, struct vmm_attach *attach, struct error *err);
+void destination_take_table(struct migration *m);
+/* The guest is the source's still, and is to be so: it is told to run it on, and the VMM why. */
+void destination_give_up(struct migration *m, const struct error *why);
 void destination_vmm_closed(struct migration *m);
 void destination_news(struct migration *m, unsigned int news);
 int destination_start(struct migration *m, bool switchover, struct error *err);
@@ -212,6 +226,12 @@ int conductor_start(struct migration *m);
 
 /* Whether the source is out of reach at this moment; else @err says what of it is there. */
 bool migration_source_is_away(struct migration *m, struct error *err);
+
+/* Whether its memory is to come still. */
+static inline bool migration_memory_is_late(const struct migration *m)
+{
+	return m->memory == MIGRATION_MEMORY_LATE;
+}
 
 /* The pull's callbacks; @arg is the migration. */
 void conductor_pull_complete(void *arg);

@@ -149,6 +149,7 @@ size_t saved_encode(const struct saved *s, void *buf)
 	}
 	m.holder_name = (char *)s->holder.name;
 	m.switchover = s->switchover;
+	m.memory = (Postcopy__V1__SavedMemory)s->memory;
 	m.vmm_resumed = s->vmm_resumed;
 	m.vmstate_held = s->vmstate_held;
 	m.vmstate_len = s->vmstate_len;
@@ -158,6 +159,9 @@ size_t saved_encode(const struct saved *s, void *buf)
 	m.target_port = (char *)s->target.port;
 	return postcopy__v1__saved_migration__pack(&m, buf);
 }
+
+_Static_assert((int)MIGRATION_MEMORY_CAME == POSTCOPY__V1__SAVED_MEMORY__SAVED_MEMORY_CAME,
+               "they are the same");
 
 static int bad(const char *what, struct error *err)
 {
@@ -290,7 +294,12 @@ static int get_state(const Postcopy__V1__SavedMigration *m, struct saved *ret, s
 			ret->farewell = (enum migration_farewell)i;
 			known = true;
 		}
-	return known ? 0 : bad("its farewell", err);
+	if (!known)
+		return bad("its farewell", err);
+	if (m->memory > POSTCOPY__V1__SAVED_MEMORY__SAVED_MEMORY_CAME)
+		return bad("when its memory comes", err);
+	ret->memory = (enum migration_memory)m->memory;
+	return 0;
 }
 
 static void get_times(const Postcopy__V1__SavedTimes *m, struct migration_times *ret)

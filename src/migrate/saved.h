@@ -20,6 +20,13 @@ enum migration_farewell {
 	FAREWELL_ABORT,    /* the guest has not run here and never will: run on */
 };
 
+/* When a destination's memory comes. */
+enum migration_memory {
+	MIGRATION_MEMORY_ATTACHED, /* with its ATTACH, as most do */
+	MIGRATION_MEMORY_LATE,     /* when its VMM has read the vmstate; not yet */
+	MIGRATION_MEMORY_CAME,     /* that has been */
+};
+
 struct migration_times {
 	uint64_t started_ns, ended_ns;
 	uint64_t pause_sent_ns; /* source */
@@ -33,7 +40,8 @@ struct saved {
 	struct conn_target target;      /* where the source is dialled now */
 	enum migration_state state;
 	char reason[ERROR_TEXT_MAX];
-	uint32_t n_regions; /* 0: no VMM was attached */
+	uint32_t n_regions; /* 0: no VMM was attached, or memory is LATE */
+	enum migration_memory memory;
 	struct vmm_wire_region regions[REGIONS_MAX];
 	/* What the store's manager calls the descriptor of an index; empty: "mem<index>.<key>". */
 	char entries[VMM_WIRE_FDS_MAX][FD_STORE_NAME_BYTES];

@@ -130,6 +130,8 @@ static void fill_message(const struct saved *s, struct vmm_wire_msg *msg)
 	memcpy(msg->id, s->params.id, sizeof msg->id);
 	msg->n_regions = s->n_regions;
 	memcpy(msg->regions, s->regions, sizeof msg->regions);
+	if (s->memory == MIGRATION_MEMORY_LATE)
+		msg->attach_flags = VMM_WIRE_ATTACH_LATE;
 }
 
 /* The descriptor of an index. Return: it; or -errno with @err naming it. */
@@ -154,6 +156,8 @@ static int take_fds(struct migration *m, struct vmm_attach *attach, struct error
 {
 	size_t first = vmm_wire_has_uffd(attach->msg);
 
+	if (attach->msg->attach_flags & VMM_WIRE_ATTACH_LATE)
+		return 0;
 	attach->n_fds = first;
 	for (uint32_t i = 0; i < attach->msg->n_regions; i++) {
 		uint32_t index = attach->msg->regions[i].fd_index;
@@ -210,6 +214,7 @@ static void restore(struct migration *m, const struct saved *s)
 	m->taken_over = true;
 	m->paused = s->params.role == MIGRATION_SOURCE && s->vmstate_held;
 	m->switchover = s->switchover;
+	m->memory = s->memory;
 	m->started_ns = s->times.started_ns;
 	m->ended_ns = s->times.ended_ns;
 	m->pause_sent_ns = s->times.pause_sent_ns;

@@ -83,6 +83,8 @@ int migration_take_fd(struct migration *m, const char *kind);
  */
 int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, uid_t vmm_uid,
                           struct error *err);
+/* The same of MEMORY, for a VMM that is attached without. */
+int migration_keep_late(struct migration *m, const struct vmm_attach *attach, struct error *err);
 void migration_drop_attach(struct migration *m);
 int migration_hold_room(struct migration *m, struct error *err);
 

@@ -399,7 +399,8 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 	if (rc || hello->role != STREAM_CONTROL || s->phase == SOURCE_ENDED)
 		return rc;
 	reply->regions = s->table;
-	return region_table_same_guest(&s->table, &hello->regions, err);
+	/* One that has no memory yet will have what it is told here. */
+	return hello->regions.n ? region_table_same_guest(&s->table, &hello->regions, err) : 0;
 }
 
 static int check_get(const struct page_source *s, const uint8_t holder[HOLDER_BYTES],

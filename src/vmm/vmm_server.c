@@ -161,6 +161,15 @@ static int handle_attach(struct vmm_conn *conn, const struct vmm_wire_msg *msg, 
 	return rc;
 }
 
+static int handle_memory(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int *fds,
+                         size_t n_fds, struct error *err)
+{
+	struct vmm_attach memory = { .msg = msg, .fds = fds, .n_fds = n_fds, .pidfd = -1 };
+
+	conn->server->rest = REST_TURNS;
+	return conn->server->config.ops->memory(conn->owner, &memory, err);
+}
+
 static int handle_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int *fds,
                           size_t n_fds, struct error *err)
 {
@@ -172,6 +181,8 @@ static int handle_message(struct vmm_conn *conn, const struct vmm_wire_msg *msg,
 		return error_set(err, -EBUSY, "attached already");
 	if (!conn->owner)
 		return 0;
+	if (msg->type == VMM_WIRE_MEMORY)
+		return handle_memory(conn, msg, fds, n_fds, err);
 	return conn->server->config.ops->message(conn->owner, msg, n_fds ? &fds[0] : &none, err);
 }
 

@@ -67,6 +67,11 @@ struct vmm_server_ops {
 	 */
 	int (*message)(void *owner, const struct vmm_wire_msg *msg, int *fd, struct error *err);
 	/*
+	 * MEMORY, of a VMM that has its memory late: as an ATTACH it has descriptors, and @attach
+	 * is as above, but for its process and pidfd. Return: as message().
+	 */
+	int (*memory)(void *owner, struct vmm_attach *attach, struct error *err);
+	/*
 	 * A message of that type came, but not its descriptors: this process had no room for them
 	 * (@why). The VMM is told and cut off after this.
 	 */

@@ -85,5 +85,5 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		                     .text = "it broke\x07" };
 	buf[0] = msg.type == VMM_WIRE_PAUSED || msg.type == VMM_WIRE_VMSTATE ||
 	         msg.type == VMM_WIRE_CHANNEL;
-	return msg.type <= VMM_WIRE_ATTRIBUTES ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
+	return msg.type <= VMM_WIRE_MEMORY ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
 }

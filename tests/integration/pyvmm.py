@@ -17,16 +17,17 @@ from harness import DEADLINE_S, Failure
 
 PAGE = 4096
 ATTACH, ATTACHED, ERROR, PAUSE, PAUSED, RESUME, VMSTATE, LOADED, RESUMED, COMPLETE = range(1, 11)
-CHANNEL, ATTRIBUTES, POISONED, COULD_NOT_RUN = 11, 12, 13, 14
+CHANNEL, ATTRIBUTES, POISONED, COULD_NOT_RUN, MEMORY = 11, 12, 13, 14, 15
 NAMES = ["", "ATTACH", "ATTACHED", "ERROR", "PAUSE", "PAUSED", "RESUME", "VMSTATE", "LOADED",
-         "RESUMED", "COMPLETE", "CHANNEL", "ATTRIBUTES", "POISONED", "COULD_NOT_RUN"]
+         "RESUMED", "COMPLETE", "CHANNEL", "ATTRIBUTES", "POISONED", "COULD_NOT_RUN", "MEMORY"]
 SOURCE, DESTINATION = 1, 2
 MEMFD, HUGETLB, GUEST_MEMFD, ANONYMOUS = 1, 2, 3, 4
 NO_FD = 0xFFFFFFFF
 PRIVATE = 1  # a region's flag
-WITH_PIDFD, AGAIN, WITH_NAMES = 1, 2, 4  # ATTACH's flags
+WITH_PIDFD, AGAIN, WITH_NAMES, LATE = 1, 2, 4, 8  # ATTACH's flags
 # What ATTACHED says of one that has attached again.
 STANDS_RUNNING, STANDS_PAUSED, STANDS_WAITING, STANDS_LOADED, STANDS_RESUMED = range(1, 6)
+STANDS_LOADING = 6
 PACKET_MAX = 24576
 
 SYS_USERFAULTFD = 323
@@ -37,6 +38,7 @@ UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
 UFFD_API = 0xAA
 UFFD_MODE_MISSING, UFFD_MODE_MINOR = 1, 4
+UFFD_EVENT_REMOVE = 1 << 3
 # What libpostcopy asks for: the events REMAP, REMOVE, UNMAP; MISSING and MINOR on shmem and hugetlb.
 UFFD_FEATURES = 1 << 2 | 1 << 3 | 1 << 6 | 1 << 4 | 1 << 5 | 1 << 9 | 1 << 10
 
@@ -75,12 +77,13 @@ def packet(kind, payload=b"", version=1, length=None):
     return struct.pack("<HHI", kind, version, len(payload) if length is None else length) + payload
 
 
-def attach(role, migration_id, regions, uffd_features=0, flags=0):
+def attach(role, migration_id, regions, uffd_features=0, flags=0, kind=ATTACH):
+    """ATTACH, or MEMORY, which is the same."""
     flags |= WITH_NAMES if any(region.name for region in regions) else 0
     name = migration_id.encode()
-    return packet(ATTACH, struct.pack("<IIQI", role, len(regions), uffd_features, len(name)) +
+    return packet(kind, struct.pack("<IIQI", role, len(regions), uffd_features, len(name)) +
                   name + b"".join(region.encode() for region in regions) +
-                  (struct.pack("<I", flags) if flags else b"") +
+                  (struct.pack("<I", flags) if flags or kind == MEMORY else b"") +
                   b"".join(struct.pack("<I", len(region.name)) + region.name.encode()
                            for region in regions if region.name))
 
@@ -131,9 +134,13 @@ def userfaultfd(addr, size, mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR, features=U
     fd = libc.syscall(SYS_USERFAULTFD, flags)
     if fd < 0:
         raise OSError(ctypes.get_errno(), "userfaultfd")
-    fcntl.ioctl(fd, UFFDIO_API, struct.pack("<QQQ", UFFD_API, features, 0))
+    handshake(fd, features)
     register(fd, addr, size, mode)
     return fd
+
+
+def handshake(uffd, features):
+    fcntl.ioctl(uffd, UFFDIO_API, struct.pack("<QQQ", UFFD_API, features, 0))
 
 
 def register(uffd, addr, size, mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR):

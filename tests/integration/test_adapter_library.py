@@ -15,7 +15,7 @@ from keeper import KeptDaemon
 
 SIZE = 1 << 20
 PAUSE, RESUME, VMSTATE, COMPLETE, FAILED = range(1, 6)
-RUNNING, PAUSED, WAITING, LOADED, RESUMED = range(1, 6)
+RUNNING, PAUSED, WAITING, LOADED, RESUMED, LOADING = range(1, 7)
 
 pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
                                 reason=str(pyvmm.can_userfault()))
@@ -257,5 +257,52 @@ def test_a_name_that_is_missing_is_told_with_both_lists(host):
     reason = destination.wait_for_state("vm1", "failed")["reason"]
     assert "pc.ram, vga" in reason and "pc.ram, virtio-gpu" in reason, reason
     assert there.ask("state") == "running"
+    a.detach()
+    b.detach()
+
+
+def test_late_memory_is_handed_over_when_the_vmstate_is_read(host):
+    """The userfaultfd as Firecracker makes it: with the event REMOVE alone."""
+    source, destination = host.daemon("source"), host.daemon("destination")
+    source.prepare_source("vm1")
+    destination.prepare_destination("vm1", source.address)
+    content = pyvmm.guest_content(SIZE)
+    there = foreign.Side(host, source, "source", "vm1", SIZE, content)
+    here = foreign.Side(host, destination, "destination", "vm1", SIZE, bare=True)
+    here_fd = pidfd_of(host, here)
+    pyvmm.handshake(here.uffds[0], pyvmm.UFFD_EVENT_REMOVE)
+    a, b = Attachment(), Attachment()
+    call("source_attach_for", str(source.vmm_path).encode(), b"vm1", pidfd_of(host, there),
+         ctypes.byref(region(there)), ctypes.c_size_t(1), ctypes.byref(a.p))
+    call("destination_attach_late", str(destination.vmm_path).encode(), b"vm1", here_fd,
+         ctypes.byref(b.p))
+    destination.call("Start", id="vm1")
+    assert a.event().type == PAUSE
+    there.ask("stop")
+    count = int(there.ask("count"))
+    a.say("source_paused", b"count %d" % count, ctypes.c_size_t(len(b"count %d" % count)))
+    event = b.event()
+    assert event.type == VMSTATE
+    here.ask("load " + os.pread(event.vmstate_fd, 100, 0).hex())
+    os.close(event.vmstate_fd)
+    with pytest.raises(OSError, match="was not handed over yet"):
+        b.say("destination_loaded")
+    # What the library refuses may be said better.
+    with pytest.raises(OSError):
+        b.say("destination_memory", here.uffds[0], ctypes.byref(region(here)), ctypes.c_size_t(0))
+    b.say("destination_memory", here.uffds[0], ctypes.byref(region(here)), ctypes.c_size_t(1))
+    with pytest.raises(OSError, match="already"):
+        b.say("destination_memory", here.uffds[0], ctypes.byref(region(here)), ctypes.c_size_t(1))
+    b.detach()
+    assert b.attach_again("destination", destination, here_fd) == LOADING
+    event = b.event()
+    assert event.type == VMSTATE
+    os.close(event.vmstate_fd)
+    b.say("destination_loaded")
+    here.ask("cont")
+    b.say("destination_resumed")
+    destination.wait_for_state("vm1", "complete")
+    seen = harness.eventually(lambda: here.ask("seen"), "the guest has read all of its memory")
+    assert seen == hashlib.sha256(count.to_bytes(8, "little") + content[8:]).hexdigest()
     a.detach()
     b.detach()

@@ -1286,7 +1286,7 @@ static void assert_refused(int fd, uint64_t claimed, const char *why)
 {
 	struct error err = ERROR_INIT;
 
-	assert_int_equal(uffd_check(fd, claimed, &err), -EINVAL);
+	assert_int_equal(uffd_check(fd, claimed, false, &err), -EINVAL);
 	if (!strstr(err.text, why))
 		fail_msg("%s", err.text);
 	close(fd);
@@ -1315,9 +1315,17 @@ static void test_what_is_no_fit_userfaultfd_is_refused(void **state)
 	assert_refused(uffd_with(events & ~UFFD_FEATURE_EVENT_REMOVE), 0, "without the events 0x8");
 	assert_refused(uffd_with(events), events | UFFD_FEATURE_THREAD_ID, "said to have");
 	fd = uffd_with(events);
-	assert_int_equal(uffd_check(fd, events, &err), 0);
+	assert_int_equal(uffd_check(fd, events, false, &err), 0);
 	assert_true(fcntl(fd, F_GETFL) & O_NONBLOCK);
 	close(fd);
+	/* As stock VMMs make them. */
+	fd = uffd_with(UFFD_FEATURE_EVENT_REMOVE);
+	assert_int_equal(uffd_check(fd, UFFD_FEATURE_EVENT_REMOVE, true, &err), 0);
+	close(fd);
+	fd = uffd_with(UFFD_FEATURE_EVENT_UNMAP);
+	assert_int_equal(uffd_check(fd, 0, true, &err), -EINVAL);
+	close(fd);
+	err = ERROR_INIT;
 	fd = uffd_with(0);
 	assert_int_equal(uffd_check_kind(fd, &err), 0);
 	close(fd);

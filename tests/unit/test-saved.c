@@ -60,6 +60,7 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 		snprintf(s->entries[i], sizeof s->entries[i], "mem64.%s+1000", s->params.id);
 	s->epoch = UINT64_MAX - 7;
 	s->switchover = s->vmm_resumed = s->vmstate_held = true;
+	s->memory = MIGRATION_MEMORY_CAME;
 	s->vmstate_len = 1ull << 33;
 	s->pause_ns = 12345;
 	s->farewell = FAREWELL_ABORT;

@@ -27,7 +27,7 @@ static const enum vmm_wire_type all_types[] = {
 	VMM_WIRE_ATTACH,        VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,   VMM_WIRE_PAUSE,
 	VMM_WIRE_PAUSED,        VMM_WIRE_RESUME,   VMM_WIRE_VMSTATE, VMM_WIRE_LOADED,
 	VMM_WIRE_RESUMED,       VMM_WIRE_COMPLETE, VMM_WIRE_CHANNEL, VMM_WIRE_ATTRIBUTES,
-	VMM_WIRE_COULD_NOT_RUN,
+	VMM_WIRE_COULD_NOT_RUN, VMM_WIRE_MEMORY,
 };
 #define N_TYPES (sizeof all_types / sizeof *all_types)
 
@@ -42,7 +42,7 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 
 	memset(m, 0, sizeof *m);
 	m->type = type;
-	if (type == VMM_WIRE_ATTACH) {
+	if (type == VMM_WIRE_ATTACH || type == VMM_WIRE_MEMORY) {
 		m->role = VMM_WIRE_DESTINATION;
 		strcpy(m->id, "vm-7.a_B");
 		m->uffd_features = 0x123456789abcdef0;
@@ -59,11 +59,13 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 				.fd_index = i < 2 ? i + 1 : VMM_WIRE_NO_FD,
 				.uffd_mode = 5 + i,
 			};
-		m->attach_flags = VMM_WIRE_ATTACH_PIDFD | VMM_WIRE_ATTACH_NAMES;
+		m->attach_flags = VMM_WIRE_ATTACH_NAMES;
+		if (type == VMM_WIRE_ATTACH)
+			m->attach_flags |= VMM_WIRE_ATTACH_PIDFD;
 		strcpy(m->regions[0].name, "/objects/mem0");
 		memset(m->regions[1].name, 'n', POSTCOPY_REGION_NAME_MAX);
 		strcpy(m->regions[2].name, "v");
-		n_fds = 4;
+		n_fds = type == VMM_WIRE_ATTACH ? 4 : 3;
 	} else if (type == VMM_WIRE_ATTACHED) {
 		m->standing = VMM_WIRE_STANDS_LOADED;
 	} else if (type == VMM_WIRE_ERROR || type == VMM_WIRE_COULD_NOT_RUN) {
@@ -127,6 +129,12 @@ static void test_attach_again_is_a_pidfd(void **state)
 		{ VMM_WIRE_ATTACH_AGAIN, 0, 1, false },
 		{ VMM_WIRE_ATTACH_PIDFD, 0, 1, false },
 		{ VMM_WIRE_ATTACH_PIDFD, 1, 1, false },
+		{ VMM_WIRE_ATTACH_LATE, 0, 0, true },
+		{ VMM_WIRE_ATTACH_LATE | VMM_WIRE_ATTACH_PIDFD, 0, 1, true },
+		{ VMM_WIRE_ATTACH_LATE, 0, 1, false },
+		{ VMM_WIRE_ATTACH_LATE, 1, 1, false },
+		{ VMM_WIRE_ATTACH_LATE | VMM_WIRE_ATTACH_AGAIN | VMM_WIRE_ATTACH_PIDFD, 0, 1,
+		  false },
 		{ 1u << 20, 1, 1, false },
 	};
 	uint8_t buf[VMM_WIRE_PACKET_MAX];
@@ -142,6 +150,28 @@ static void test_attach_again_is_a_pidfd(void **state)
 		assert_int_equal(!decode(buf, vmm_wire_encode(&m, buf), cases[i].n_fds),
 		                 cases[i].good);
 	}
+}
+
+/* It is a table and its descriptors, and neither a source's nor without one. */
+static void test_late_memory_is_a_destination_table(void **state)
+{
+	uint8_t buf[VMM_WIRE_PACKET_MAX];
+	struct vmm_wire_msg m;
+	size_t n_fds = sample(VMM_WIRE_MEMORY, &m);
+
+	(void)state;
+	assert_int_equal(decode(buf, vmm_wire_encode(&m, buf), n_fds), 0);
+	m.attach_flags |= VMM_WIRE_ATTACH_PIDFD;
+	assert_int_not_equal(decode(buf, vmm_wire_encode(&m, buf), n_fds + 1), 0);
+	m.attach_flags = VMM_WIRE_ATTACH_LATE;
+	assert_int_not_equal(decode(buf, vmm_wire_encode(&m, buf), n_fds), 0);
+	m.attach_flags = 0;
+	m.role = VMM_WIRE_SOURCE;
+	m.regions[0].fd_index = 0;
+	assert_int_not_equal(decode(buf, vmm_wire_encode(&m, buf), n_fds), 0);
+	m.role = VMM_WIRE_DESTINATION;
+	m.n_regions = 0;
+	assert_int_not_equal(decode(buf, vmm_wire_encode(&m, buf), 1), 0);
 }
 
 static void test_wire_format_is_fixed(void **state)
@@ -246,7 +276,7 @@ static void test_header_bounds(void **state)
 	(void)state;
 	for (unsigned int type = 0; type <= UINT16_MAX; type++) {
 		put_u16(buf, (uint16_t)type);
-		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_ATTRIBUTES)
+		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_MEMORY)
 			assert_int_equal(decode(buf, len, 0), -EPROTO);
 	}
 	put_u16(buf, VMM_WIRE_PAUSE);
@@ -1049,6 +1079,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_each_type_round_trips),
 		cmocka_unit_test(test_attach_again_is_a_pidfd),
+		cmocka_unit_test(test_late_memory_is_a_destination_table),
 		cmocka_unit_test(test_wire_format_is_fixed),
 		cmocka_unit_test(test_largest_messages_fit),
 		cmocka_unit_test(test_truncation_at_every_length),
