@@ -9,7 +9,7 @@ REPORT ?= demo-report.html
 
 C_FILES = $(shell find src include tests bpf -name '*.[ch]' | LC_ALL=C sort)
 
-.PHONY: all deps demo test test-vm chaos abuse model fuzz asan tsan lint install clean
+.PHONY: all deps demo test test-vm vmms chaos abuse model fuzz asan tsan lint install clean
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -35,6 +35,10 @@ test: deps
 # with userfaultfd.
 test-vm: deps
 	tests/run-suites --build $(BUILD) vm
+
+# The VMMs that people run: every version, memory and shape; `make test` has some of them.
+vmms: deps
+	POSTCOPYD_VMMS=all tests/run-suites --build $(BUILD) vmms
 
 # Each kind of fault at 20 random points of a migration; `make test` has two of each.
 chaos: deps

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "ctl/bench_qemu.h"
 #include "ctl/commands.h"
 #include "ctl/floors.h"
 #include "ctl/interrupt.h"
@@ -38,6 +39,8 @@ static const struct bench_options bench_defaults = {
 	.seed = 1,
 	.runs = 1,
 	.idle_faults = UINT64_MAX,
+	.vmm = "minivmm",
+	.accel = "kvm",
 };
 
 static const struct option_spec bench_specs[] = {
@@ -81,6 +84,20 @@ static const struct option_spec bench_specs[] = {
 	  "faults are then measured as well" },
 	{ "keep-logs", OPTION_STRING, BENCH(keep_logs), "DIR",
 	  "leave the daemons' and VMMs' logs in DIR" },
+	{ "vmm", OPTION_CHOICE, BENCH(vmm), "minivmm|qemu",
+	  "whose guest: minivmm's, or one in QEMU, moved with\npostcopy-qemu (minivmm)",
+	  .choices = { "minivmm", "qemu" } },
+	{ "qemu", OPTION_STRING, BENCH(qemu), "PATH",
+	  "with --vmm qemu, the program (qemu-system-x86_64)" },
+	{ "accel", OPTION_CHOICE, BENCH(accel), "kvm|tcg",
+	  "with --vmm qemu, how it runs its guest (kvm)", .choices = { "kvm", "tcg" } },
+	{ "kernel", OPTION_STRING, BENCH(kernel), "FILE",
+	  "with --vmm qemu, a Linux guest (tests/vmms/fetch-qemu makes\nit); by default one that "
+	  "is "
+	  "built in, of 1 vCPU" },
+	{ "initrd", OPTION_STRING, BENCH(initrd), "FILE", "its initramfs" },
+	{ "native", OPTION_FLAG, BENCH(native), NULL,
+	  "with --vmm qemu, move it by QEMU's own postcopy, too" },
 };
 
 static const struct {
@@ -103,6 +120,11 @@ static size_t backend_index(const char *name)
 	return 0;
 }
 
+static bool is_qemu(const struct bench *b)
+{
+	return !strcmp(b->options->vmm, "qemu");
+}
+
 /* What the host lacks, in the order in which a person would put it right. */
 static int check_host(struct bench *b, struct error *err)
 {
@@ -113,6 +135,8 @@ static int check_host(struct bench *b, struct error *err)
 	struct probe probe;
 	int r;
 
+	if (is_qemu(b) && bench_qemu_check(o, err) < 0)
+		return -EINVAL;
 	if (o->memory_bytes % (huge ? huge : 4096))
 		return error_set(err, -EINVAL, "--memory is no multiple of the page size, %s",
 		                 text_bytes((double)(huge ? huge : 4096)).s);
@@ -126,7 +150,7 @@ static int check_host(struct bench *b, struct error *err)
 	if (r < 0)
 		return r;
 	can = &probe.backends[backends[backend].probe];
-	if (!probe.facts[PROBE_KVM].ok)
+	if (!probe.facts[PROBE_KVM].ok && !(is_qemu(b) && !strcmp(o->accel, "tcg")))
 		return error_set(err, -EOPNOTSUPP, "%s", probe.facts[PROBE_KVM].detail);
 	if (!can->destination.ok)
 		return error_set(err, -EOPNOTSUPP, "--backend %s: %s", o->backend,
@@ -205,7 +229,7 @@ static int measure(struct bench *b, const struct ctl_common *common, struct json
 	if (!r)
 		r = bench_start(b, err);
 	if (!r)
-		r = run_all(b, common, results, err);
+		r = is_qemu(b) ? bench_qemu(b, results, err) : run_all(b, common, results, err);
 	bench_stop(b);
 	if (!r && b->options->floors)
 		r = add_floors(b, results, err);
@@ -225,7 +249,8 @@ static int save_report(const struct bench *b, struct json_object *results, struc
 	return report_html_save(b->options->report, last, err);
 }
 
-static void print_results(const struct ctl_common *common, struct json_object *results)
+static void print_results(const struct bench *b, const struct ctl_common *common,
+                          struct json_object *results)
 {
 	size_t n = json_object_array_length(results);
 	struct json_object *last = json_object_array_get_idx(results, n - 1);
@@ -233,6 +258,8 @@ static void print_results(const struct ctl_common *common, struct json_object *r
 	bench_result_drop_series(last);
 	if (common->json) {
 		json_print(n > 1 ? results : last);
+	} else if (is_qemu(b)) {
+		bench_qemu_print(last);
 	} else {
 		_cleanup_json_ struct json_object *median = bench_result_median(results);
 
@@ -256,14 +283,16 @@ static int bench_all(struct bench *b, const struct ctl_common *common)
 		command_failed(&bench_command, &err);
 		return CTL_USAGE;
 	}
-	if (process_find("postcopyd", b->daemon_path, &err) < 0 ||
-	    process_find("minivmm", b->vmm_path, &err) < 0)
+	if (process_find("postcopyd", "postcopyd", b->daemon_path, &err) < 0 ||
+	    (is_qemu(b) ? bench_qemu_find(b, &err)
+	                : process_find("minivmm", "minivmm", b->vmm_path, &err)) < 0)
 		return command_failed(&bench_command, &err);
 	if (measure(b, common, results, &err) < 0 || save_report(b, results, &err) < 0)
 		return command_failed(&bench_command, &err);
 	for (size_t i = 0; good && i < json_object_array_length(results); i++)
-		good = bench_result_good(json_object_array_get_idx(results, i), &err);
-	print_results(common, results);
+		good = (is_qemu(b) ? bench_qemu_good : bench_result_good)(
+		        json_object_array_get_idx(results, i), &err);
+	print_results(b, common, results);
 	return good ? CTL_OK : command_failed(&bench_command, &err);
 }
 

@@ -7,6 +7,7 @@
  * bench_run.c    one migration
  * bench_result.c the figures: what JSON has, medians of several runs
  * bench_print.c  the figures for people
+ * bench_qemu.h   all of this with QEMU in the place of minivmm
  *
  * One thread; it waits in poll() only, on the daemons' answers and the VMMs' status
  * lines, and each of these waits ends when a signal wants the benchmark to end
@@ -43,6 +44,13 @@ struct bench_options {
 	bool floors;
 	bool hugepages;
 	bool cold;
+	const char *vmm;
+	/* Of QEMU only: */
+	const char *qemu; /* path, or NULL */
+	const char *accel;
+	const char *kernel; /* of a Linux guest; NULL: the guest that is built in */
+	const char *initrd;
+	bool native;
 };
 
 struct client;
@@ -55,6 +63,8 @@ struct bench {
 	char log_dir[PATH_MAX];
 	char daemon_path[PATH_MAX];
 	char vmm_path[PATH_MAX];
+	char qemu_path[PATH_MAX];
+	char adapter_path[PATH_MAX];
 	struct process source_daemon;
 	struct process destination_daemon;
 	unsigned int port; /* of the source's page server */

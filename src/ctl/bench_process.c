@@ -42,7 +42,7 @@ static bool find_in_path(const char *program, char *ret)
 	return false;
 }
 
-int process_find(const char *program, char *ret, struct error *err)
+int process_find(const char *program, const char *sibling, char *ret, struct error *err)
 {
 	char self[PATH_MAX], found[PATH_MAX];
 	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
@@ -54,7 +54,7 @@ int process_find(const char *program, char *ret, struct error *err)
 		*slash = 0;
 		if ((snprintf(found, sizeof found, "%s/%s", self, program) < PATH_MAX &&
 		     is_program(found)) ||
-		    (snprintf(found, sizeof found, "%s/../%s/%s", self, program, program) <
+		    (snprintf(found, sizeof found, "%s/../%s/%s", self, sibling, program) <
 		             PATH_MAX &&
 		     is_program(found))) {
 			strcpy(ret, found);

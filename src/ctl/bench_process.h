@@ -37,10 +37,11 @@ struct process {
  *
  * Beside this executable, in the build tree's sibling directory, or in $PATH.
  *
+ * @sibling: that directory's name
  * @ret: PATH_MAX bytes
  * Return: 0 or -ENOENT
  */
-int process_find(const char *program, char *ret, struct error *err);
+int process_find(const char *program, const char *sibling, char *ret, struct error *err);
 
 /*
  * process_start() - run a program

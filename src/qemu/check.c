@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qemu/check.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "qemu/inject.h"
+#include "qemu/qemu.h"
+#include "qemu/userfault.h"
+
+/* The oldest and the newest that this has been tried with. */
+#define OLDEST_MAJOR 7
+#define OLDEST_MINOR 2
+
+static void against(struct check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+static void against(struct check *c, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (c->n_reasons == CHECK_REASONS_MAX)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(c->reasons[c->n_reasons++], ERROR_TEXT_MAX, fmt, ap);
+	va_end(ap);
+}
+
+static int check_version(struct session *s, struct check *c)
+{
+	const struct qmp_version *v = qmp_version(s->qmp);
+
+	if (!qmp_is_at_least(s->qmp, OLDEST_MAJOR, OLDEST_MINOR))
+		against(c, "QEMU %d.%d is older than %d.%d", v->major, v->minor, OLDEST_MAJOR,
+		        OLDEST_MINOR);
+	return 0;
+}
+
+static int check_state(struct session *s, struct check *c, struct error *err)
+{
+	char why[QEMU_WHY_BYTES] = "";
+	enum qemu_migration migration;
+	struct qemu_state state;
+	int rc = qemu_state(s->qmp, &state, err);
+
+	if (!rc)
+		rc = qemu_migration(s->qmp, &migration, why, err);
+	if (rc)
+		return rc;
+	if (migration == QEMU_MIGRATION_ACTIVE)
+		against(c, "a migration of QEMU's own is under way");
+	if (c->is_source && state.status != QEMU_RUNNING)
+		against(c, "its guest does not run: it is \"%s\"", state.name);
+	if (!c->is_source && state.status != QEMU_INCOMING)
+		against(c,
+		        "it does not wait for a guest: it is \"%s\"; start it with -S "
+		        "-incoming defer",
+		        state.name);
+	if (!c->is_source && state.status == QEMU_INCOMING && migration != QEMU_MIGRATION_NONE)
+		against(c, "a guest was loaded into it before; start it anew");
+	rc = qemu_blockers(s->qmp, why, err);
+	if (rc > 0)
+		against(c, "QEMU itself would not migrate: %s", why);
+	return rc < 0 ? rc : 0;
+}
+
+/* Those that a migration through a pipe, or without RAM, does not go with. */
+static const char *const off_capabilities[] = {
+	"multifd",  "postcopy-ram", "background-snapshot",     "x-colo",       "mapped-ram",
+	"compress", "block",        "pause-before-switchover", "rdma-pin-all", "zero-copy-send",
+};
+
+static int check_capabilities(struct session *s, struct check *c, struct error *err)
+{
+	static const char *const needed[] = { "x-ignore-shared", "events" };
+
+	for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
+		int rc = qemu_capability(s->qmp, needed[i], err);
+
+		if (rc == -ENOENT)
+			against(c, "%s", err->text);
+		else if (rc < 0)
+			return rc;
+	}
+	for (size_t i = 0; i < sizeof off_capabilities / sizeof *off_capabilities; i++) {
+		int rc = qemu_capability(s->qmp, off_capabilities[i], err);
+
+		if (rc > 0)
+			against(c, "its migration capability %s is on; switch it off",
+			        off_capabilities[i]);
+		else if (rc < 0 && rc != -ENOENT)
+			return rc;
+	}
+	return 0;
+}
+
+static int check_blocks(struct session *s, struct check *c, struct error *err)
+{
+	int rc = blocks_read(s->qmp, s->pid, &c->blocks, err);
+	size_t moved = 0;
+
+	for (size_t i = 0; !rc && i < c->blocks.n; i++) {
+		const struct block *b = &c->blocks.list[i];
+		char name[32];
+		pid_t other;
+
+		if (b->way == BLOCK_REFUSED)
+			against(c, "RAM block %s: %s", b->ram.name, b->why);
+		if (b->way != BLOCK_MOVED)
+			continue;
+		moved++;
+		other = mapping_find_other(s->pid, &b->mapping, name);
+		/* The daemon itself, of an earlier migration that has just ended. */
+		if (other && strcmp(name, "postcopyd"))
+			against(c,
+			        "RAM block %s is also mapped by process %d (%s): vhost-user reads "
+			        "and writes it by itself, past the userfaultfd",
+			        b->ram.name, (int)other, name);
+	}
+	if (!rc && !moved)
+		against(c, "no RAM block of it can be moved page by page");
+	return rc;
+}
+
+/* What has guest memory pinned, and so would go on with pages that are emptied. */
+static int check_devices(struct session *s, struct check *c)
+{
+	static const struct {
+		const char *link, *what;
+	} devices[] = {
+		{ "/dev/vfio/", "VFIO" },
+		{ "/dev/iommu", "VFIO (iommufd)" },
+		{ "/dev/vhost-vdpa-", "vDPA" },
+	};
+
+	for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
+		int fd = descriptor_number(s->pid, devices[i].link, true);
+
+		if (fd >= 0)
+			against(c,
+			        "it has a %s device (descriptor %d): the device has guest memory "
+			        "pinned; unplug it first",
+			        devices[i].what, fd);
+		else if (fd != -ENOENT)
+			against(c,
+			        "can't look at the descriptors of process %d: %s; run as its "
+			        "user or as root",
+			        (int)s->pid, strerror(-fd));
+		if (fd < 0 && fd != -ENOENT)
+			break;
+	}
+	return 0;
+}
+
+static int check_userfault(struct session *s, struct check *c)
+{
+	struct error why = ERROR_INIT;
+
+	if (!c->is_source && userfault_check(s, &why))
+		against(c, "%s", why.text);
+	return 0;
+}
+
+int check_run(struct session *s, bool is_source, struct check *ret, struct error *err)
+{
+	int rc;
+
+	*ret = (struct check){ .is_source = is_source };
+	rc = check_version(s, ret);
+	if (!rc)
+		rc = check_state(s, ret, err);
+	if (!rc)
+		rc = check_capabilities(s, ret, err);
+	if (!rc)
+		rc = check_devices(s, ret);
+	if (!rc)
+		rc = check_blocks(s, ret, err);
+	return rc ? rc : check_userfault(s, ret);
+}
+
+static void print_block(const struct block *b, FILE *to)
+{
+	static const char *const ways[] = {
+		[BLOCK_MOVED] = "page by page",
+		[BLOCK_IN_VMSTATE] = "in the vmstate",
+		[BLOCK_REFUSED] = "not at all",
+	};
+
+	fprintf(to, "  RAM block %s: %llu KiB, pages of %llu KiB: %s%s%s\n", b->ram.name,
+	        (unsigned long long)b->ram.total >> 10, (unsigned long long)b->ram.page_size >> 10,
+	        ways[b->way], b->way == BLOCK_MOVED ? ", from " : "",
+	        b->way == BLOCK_MOVED ? b->mapping.path : "");
+}
+
+void check_print(const struct session *s, const struct check *c, FILE *to)
+{
+	const struct qmp_version *v = qmp_version(s->qmp);
+
+	fprintf(to, "QEMU %d.%d.%d (%s), process %d, as a %s\n", v->major, v->minor, v->micro,
+	        *v->package ? v->package : "built by hand", (int)s->pid,
+	        c->is_source ? "source" : "destination");
+	for (size_t i = 0; i < c->blocks.n; i++)
+		print_block(&c->blocks.list[i], to);
+	for (size_t i = 0; i < c->n_reasons; i++)
+		fprintf(to, "against: %s\n", c->reasons[i]);
+	fprintf(to, c->n_reasons ? "It can't be moved.\n" : "It can be moved.\n");
+}
+
+int check_refuse(const struct check *c, struct error *err)
+{
+	if (!c->n_reasons)
+		return 0;
+	return error_set(err, -EOPNOTSUPP, "%s%s", c->reasons[0],
+	                 c->n_reasons > 1 ? "; and more: see postcopy-qemu check" : "");
+}

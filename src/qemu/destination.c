@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qemu/destination.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+
+#include "qemu/check.h"
+#include "qemu/qemu.h"
+#include "qemu/userfault.h"
+#include "util/cleanup.h"
+#include "util/log.h"
+
+#define PIPE_NAME "postcopy-vmstate"
+#define COPY_BYTES (256u << 10)
+#define LOOK_MS 20
+
+struct destination {
+	struct session *session;
+	bool may_run; /* LOADED has been said */
+	bool is_here; /* all of it */
+};
+
+static const char *id_of(const struct destination *d)
+{
+	return d->session->options->id;
+}
+
+static int copy(int from, int to, uint64_t len, struct error *err)
+{
+	_cleanup_free_ char *buf = malloc(COPY_BYTES);
+	uint64_t at = 0;
+
+	if (!buf)
+		return error_set(err, -ENOMEM, "out of memory");
+	while (at < len) {
+		ssize_t n = pread(from, buf, COPY_BYTES, (off_t)at), m = 0;
+
+		if (n <= 0)
+			return error_errno(err, n ? -errno : -EIO, "can't read the vmstate");
+		for (ssize_t done = 0; done < n; done += m) {
+			m = write(to, buf + done, (size_t)(n - done));
+			if (m < 0 && errno != EINTR)
+				return error_errno(err, -errno, "QEMU does not take the vmstate");
+			m = m < 0 ? 0 : m;
+		}
+		at += (uint64_t)n;
+	}
+	return 0;
+}
+
+/*
+ * Where the kernel lets a pipe be so large QEMU has all of it before it begins; else it has to wait
+ * for us, and ends where we do: before LOADED, so that the guest runs on at the source.
+ */
+static int begin_load(struct destination *d, int vmstate, uint64_t len, struct error *err)
+{
+	struct qmp *q = d->session->qmp;
+	_cleanup_close_ int from = -1, to = -1;
+	int ends[2], rc = 0;
+	bool fits;
+
+	if (pipe2(ends, O_CLOEXEC))
+		return error_errno(err, -errno, "can't make a pipe");
+	from = ends[0];
+	to = ends[1];
+	fits = len <= INT32_MAX && fcntl(to, F_SETPIPE_SZ, (int)len) >= (int)len;
+	if (fits)
+		rc = copy(vmstate, to, len, err);
+	if (fits)
+		close_fd(&to);
+	if (!rc)
+		rc = qemu_give_fd(q, PIPE_NAME, from, err);
+	close_fd(&from);
+	if (!rc)
+		rc = qemu_load(q, PIPE_NAME, err);
+	if (!rc && !fits)
+		rc = copy(vmstate, to, len, err);
+	return rc;
+}
+
+/* Begun by this process or the one before; ended when it returns 0. */
+static int await_load(struct destination *d, int vmstate, uint64_t len, struct error *err)
+{
+	struct qmp *q = d->session->qmp;
+	enum qemu_migration migration;
+	char why[QEMU_WHY_BYTES];
+	int rc = qemu_migration(q, &migration, why, err);
+
+	if (!rc && migration == QEMU_MIGRATION_NONE) {
+		rc = begin_load(d, vmstate, len, err);
+		migration = QEMU_MIGRATION_ACTIVE;
+	}
+	while (!rc && migration != QEMU_MIGRATION_COMPLETED) {
+		if (migration == QEMU_MIGRATION_FAILED)
+			return error_set(err, -EIO, "%s", why);
+		rc = qmp_wait(q, LOOK_MS, err);
+		if (!rc)
+			rc = qemu_migration(q, &migration, why, err);
+	}
+	return rc;
+}
+
+/* No vCPU of it has run, and none will. */
+static void quit(struct destination *d)
+{
+	(void)qmp_tell(d->session->qmp, "quit", NULL);
+}
+
+/* After LOADED. */
+static int run_guest(struct destination *d, struct error *err)
+{
+	struct qmp *q = d->session->qmp;
+	struct postcopy_error why = { 0 };
+	struct error refused = ERROR_INIT;
+	struct qemu_state state;
+	int rc = qemu_state(q, &state, err);
+
+	if (!rc && state.status != QEMU_RUNNING)
+		rc = qmp_tell(q, "cont", &refused);
+	if (rc == -EREMOTEIO) {
+		rc = postcopy_destination_could_not_run(d->session->postcopy, refused.text, &why);
+		if (!rc)
+			quit(d);
+		return rc ? session_error(rc, &why, err)
+		          : error_set(err, -ECANCELED, "%s", refused.text);
+	}
+	if (rc)
+		return refused.code ? error_set(err, rc, "%s", refused.text) : rc;
+	rc = postcopy_destination_resumed(d->session->postcopy, &why);
+	if (!rc)
+		log_migration_info(id_of(d), "the guest runs here");
+	return session_error(rc, &why, err);
+}
+
+static int load(struct destination *d, const struct postcopy_event *event, struct error *err)
+{
+	struct postcopy *p = d->session->postcopy;
+	struct postcopy_error why = { 0 };
+	struct error failed = ERROR_INIT;
+	int rc = await_load(d, event->vmstate_fd, event->vmstate_len, &failed);
+
+	if (rc == -ECONNRESET || rc == -ETIMEDOUT || rc == -EPROTO)
+		return error_set(err, rc, "%s", failed.text);
+	if (rc) {
+		/* First: once it has said so the source's guest may run. */
+		quit(d);
+		(void)postcopy_destination_load_failed(p, failed.text, NULL);
+		return error_set(err, -ECANCELED, "QEMU can't load the guest: %s", failed.text);
+	}
+	rc = postcopy_destination_loaded(p, &why);
+	if (rc)
+		return session_error(rc, &why, err);
+	d->may_run = true;
+	return run_guest(d, err);
+}
+
+/* What was loaded, and did not run, is of no use to anybody; what has run is the operator's. */
+static int give_up(struct destination *d, const char *reason, struct error *err)
+{
+	struct qmp *q = d->session->qmp;
+	enum qemu_migration migration;
+	char why[QEMU_WHY_BYTES];
+
+	if (!d->may_run && !qemu_migration(q, &migration, why, NULL) &&
+	    migration != QEMU_MIGRATION_NONE)
+		quit(d);
+	return error_set(err, -ECANCELED, "the guest does not come: %s", reason);
+}
+
+static int arrive(struct destination *d)
+{
+	d->is_here = true;
+	qemu_unprepare(d->session->qmp);
+	log_migration_info(id_of(d), "complete: all of the guest's memory is here");
+	return 0;
+}
+
+static int obey(struct destination *d, const struct postcopy_event *event, struct error *err)
+{
+	int rc;
+
+	switch (event->type) {
+	case POSTCOPY_EVENT_VMSTATE:
+		rc = load(d, event, err);
+		close(event->vmstate_fd);
+		return rc;
+	case POSTCOPY_EVENT_COMPLETE:
+		return arrive(d);
+	case POSTCOPY_EVENT_FAILED:
+		return give_up(d, event->reason, err);
+	case POSTCOPY_EVENT_NONE:
+	case POSTCOPY_EVENT_PAUSE:
+	case POSTCOPY_EVENT_RESUME:
+	case POSTCOPY_EVENT_ATTRIBUTES:
+		break;
+	}
+	return 0;
+}
+
+static int hand_over(struct destination *d, const struct blocks *blocks, struct error *err)
+{
+	struct session *s = d->session;
+	struct postcopy_region regions[POSTCOPY_REGIONS_MAX];
+	size_t n = blocks_regions(blocks, regions);
+	struct postcopy_error why = { 0 };
+	_cleanup_close_ int uffd = -1;
+	int rc = userfault_get(s, &uffd, err);
+
+	if (rc)
+		return rc;
+	rc = postcopy_destination_register(s->pidfd, uffd, regions, n, &s->postcopy, &why);
+	if (!rc)
+		rc = postcopy_destination_attach_registered(s->postcopy, s->options->socket,
+		                                            s->options->id, &why);
+	return session_error(rc, &why, err);
+}
+
+static int attach_new(struct destination *d, struct error *err)
+{
+	static struct check check;
+	struct session *s = d->session;
+	int rc = check_run(s, false, &check, err);
+
+	if (rc)
+		return rc;
+	rc = check_refuse(&check, err);
+	if (!rc)
+		rc = qemu_prepare(s->qmp, err);
+	if (!rc)
+		rc = hand_over(d, &check.blocks, err);
+	blocks_close(&check.blocks);
+	if (!rc)
+		log_migration_info(id_of(d), "attached, QEMU is process %d", (int)s->pid);
+	return rc;
+}
+
+static int attach_again(struct destination *d, struct error *err)
+{
+	enum postcopy_standing standing;
+	int rc = session_attach_again(d->session, &standing, err);
+
+	if (rc)
+		return rc;
+	d->may_run = standing == POSTCOPY_STANDS_LOADED || standing == POSTCOPY_STANDS_RESUMED;
+	log_migration_info(id_of(d), "attached again: the guest %s",
+	                   standing == POSTCOPY_STANDS_RESUMED ? "runs here"
+	                   : d->may_run                        ? "is loaded"
+	                                                       : "has not come yet");
+	return standing == POSTCOPY_STANDS_LOADED ? run_guest(d, err) : 0;
+}
+
+/* Again first: memory that a guest may run in must never be emptied. */
+static int attach(struct destination *d, struct error *err)
+{
+	int rc = attach_again(d, err);
+
+	return rc == -ENOENT ? attach_new(d, err) : rc;
+}
+
+static int hear(struct destination *d, struct error *err)
+{
+	struct postcopy_event event;
+	int rc = postcopy_next_event(d->session->postcopy, 0, &event, NULL);
+
+	return rc ? rc : obey(d, &event, err);
+}
+
+/* The daemon is gone, and comes again. */
+static bool is_daemon_gone(int rc)
+{
+	return rc == -EPIPE || rc == -EPROTO;
+}
+
+int destination_run(struct session *s, struct error *err)
+{
+	struct destination d = { .session = s };
+	int rc;
+
+	/* A QEMU that exits does not read the vmstate. */
+	signal(SIGPIPE, SIG_IGN);
+	rc = attach(&d, err);
+	while (!d.is_here) {
+		struct wake wake;
+
+		while (is_daemon_gone(rc))
+			rc = attach_again(&d, err);
+		if (!rc)
+			rc = session_wait(s, -1, &wake, err);
+		if (!rc && wake.daemon)
+			rc = hear(&d, err);
+		if (rc && !is_daemon_gone(rc))
+			break;
+	}
+	return rc;
+}

@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qemu/qemu.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "util/cleanup.h"
+
+/* Both without a limit of their own: bytes per second, and its default since QEMU 5.2. */
+#define BANDWIDTH_MAX (1ll << 40)
+#define BANDWIDTH_DEFAULT (128ll << 20)
+
+static struct json_object *member(struct json_object *o, const char *name)
+{
+	struct json_object *m = NULL;
+
+	json_object_object_get_ex(o, name, &m);
+	return m;
+}
+
+static const char *text_of(struct json_object *o, const char *name)
+{
+	const char *text = json_object_get_string(member(o, name));
+
+	return text ? text : "";
+}
+
+static void put_p(struct json_object **o)
+{
+	json_object_put(*o);
+}
+
+#define _cleanup_json_ _cleanup_(put_p)
+
+static struct json_object *with_text(const char *name, const char *value)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_object_object_add(o, name, json_object_new_string(value));
+	return o;
+}
+
+int qemu_state(struct qmp *q, struct qemu_state *ret, struct error *err)
+{
+	static const struct {
+		const char *name;
+		enum qemu_status status;
+	} names[] = {
+		{ "running", QEMU_RUNNING },
+		{ "paused", QEMU_PAUSED },
+		{ "inmigrate", QEMU_INCOMING },
+		{ "postmigrate", QEMU_POSTMIGRATE },
+		{ "finish-migrate", QEMU_POSTMIGRATE },
+	};
+	_cleanup_json_ struct json_object *answer = NULL;
+	int rc = qmp_ask(q, "query-status", NULL, -1, &answer, err);
+
+	if (rc)
+		return rc;
+	ret->status = QEMU_OTHER;
+	snprintf(ret->name, sizeof ret->name, "%s", text_of(answer, "status"));
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+		if (!strcmp(names[i].name, ret->name))
+			ret->status = names[i].status;
+	return 0;
+}
+
+int qemu_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BYTES],
+                   struct error *err)
+{
+	_cleanup_json_ struct json_object *answer = NULL;
+	int rc = qmp_ask(q, "query-migrate", NULL, -1, &answer, err);
+	const char *status;
+
+	if (rc)
+		return rc;
+	status = text_of(answer, "status");
+	*ret = !*status || !strcmp(status, "none") ? QEMU_MIGRATION_NONE
+	       : !strcmp(status, "completed")      ? QEMU_MIGRATION_COMPLETED
+	       : !strcmp(status, "failed") || !strcmp(status, "cancelled") ? QEMU_MIGRATION_FAILED
+	                                                                   : QEMU_MIGRATION_ACTIVE;
+	*why = 0;
+	if (*ret == QEMU_MIGRATION_FAILED)
+		snprintf(why, QEMU_WHY_BYTES, "its migration has %s%s%.150s", status,
+		         member(answer, "error-desc") ? ": " : "", text_of(answer, "error-desc"));
+	return 0;
+}
+
+int qemu_blockers(struct qmp *q, char text[QEMU_WHY_BYTES], struct error *err)
+{
+	_cleanup_json_ struct json_object *answer = NULL;
+	int rc = qmp_ask(q, "query-migrate", NULL, -1, &answer, err);
+	struct json_object *reasons = rc ? NULL : member(answer, "blocked-reasons");
+	size_t n = reasons ? json_object_array_length(reasons) : 0;
+
+	if (n)
+		snprintf(text, QEMU_WHY_BYTES, "%s",
+		         json_object_get_string(json_object_array_get_idx(reasons, 0)));
+	return rc ? rc : (int)n;
+}
+
+int qemu_capability(struct qmp *q, const char *name, struct error *err)
+{
+	_cleanup_json_ struct json_object *answer = NULL;
+	int rc = qmp_ask(q, "query-migrate-capabilities", NULL, -1, &answer, err);
+
+	if (rc)
+		return rc;
+	for (size_t i = 0; i < json_object_array_length(answer); i++) {
+		struct json_object *c = json_object_array_get_idx(answer, i);
+
+		if (!strcmp(text_of(c, "capability"), name))
+			return json_object_get_boolean(member(c, "state")) ? 1 : 0;
+	}
+	return error_set(err, -ENOENT, "this QEMU has no migration capability %s", name);
+}
+
+static void add_capability(struct json_object *list, const char *name, bool on)
+{
+	struct json_object *c = with_text("capability", name);
+
+	json_object_object_add(c, "state", json_object_new_boolean(on));
+	json_object_array_add(list, c);
+}
+
+static int set_bandwidth(struct qmp *q, int64_t bytes_per_s, struct error *err)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_object_object_add(o, "max-bandwidth", json_object_new_int64(bytes_per_s));
+	return qmp_ask(q, "migrate-set-parameters", o, -1, NULL, err);
+}
+
+static int set_ignore_shared(struct qmp *q, bool on, struct error *err)
+{
+	struct json_object *o = json_object_new_object(), *list = json_object_new_array();
+
+	add_capability(list, "x-ignore-shared", on);
+	/* Never off again: libvirt counts on it. */
+	if (on)
+		add_capability(list, "events", true);
+	json_object_object_add(o, "capabilities", list);
+	return qmp_ask(q, "migrate-set-capabilities", o, -1, NULL, err);
+}
+
+int qemu_prepare(struct qmp *q, struct error *err)
+{
+	int rc = set_ignore_shared(q, true, err);
+
+	return rc ? rc : set_bandwidth(q, BANDWIDTH_MAX, err);
+}
+
+void qemu_unprepare(struct qmp *q)
+{
+	/* A migration of QEMU's own would leave its RAM behind. */
+	(void)set_ignore_shared(q, false, NULL);
+	(void)set_bandwidth(q, BANDWIDTH_DEFAULT, NULL);
+}
+
+int qemu_give_fd(struct qmp *q, const char *name, int fd, struct error *err)
+{
+	return qmp_ask(q, "getfd", with_text("fdname", name), fd, NULL, err);
+}
+
+void qemu_take_back_fd(struct qmp *q, const char *name)
+{
+	(void)qmp_ask(q, "closefd", with_text("fdname", name), -1, NULL, NULL);
+}
+
+int qemu_migrate(struct qmp *q, const char *fd_name, struct error *err)
+{
+	char uri[80];
+
+	snprintf(uri, sizeof uri, "fd:%s", fd_name);
+	return qmp_ask(q, "migrate", with_text("uri", uri), -1, NULL, err);
+}
+
+int qemu_load(struct qmp *q, const char *fd_name, struct error *err)
+{
+	struct json_object *arguments;
+	char uri[80];
+
+	snprintf(uri, sizeof uri, "fd:%s", fd_name);
+	arguments = with_text("uri", uri);
+	/* It says why then; before, it can only exit. */
+	if (qmp_is_at_least(q, 9, 1))
+		json_object_object_add(arguments, "exit-on-error", json_object_new_boolean(false));
+	return qmp_ask(q, "migrate-incoming", arguments, -1, NULL, err);
+}
+
+int qemu_human(struct qmp *q, const char *line, char **ret, struct error *err)
+{
+	_cleanup_json_ struct json_object *answer = NULL;
+	int rc = qmp_ask(q, "human-monitor-command", with_text("command-line", line), -1, &answer,
+	                 err);
+	char *text;
+
+	if (rc)
+		return rc;
+	text = strdup(json_object_get_string(answer) ? json_object_get_string(answer) : "");
+	if (!text)
+		return error_set(err, -ENOMEM, "out of memory");
+	*ret = text;
+	return 0;
+}
+
+int qemu_object_type(struct qmp *q, const char *path, char *buf, size_t size, struct error *err)
+{
+	_cleanup_json_ struct json_object *answer = NULL;
+	struct json_object *arguments = with_text("path", path);
+	int rc;
+
+	json_object_object_add(arguments, "property", json_object_new_string("type"));
+	rc = qmp_ask(q, "qom-get", arguments, -1, &answer, err);
+	*buf = 0;
+	if (rc == -EREMOTEIO)
+		return 0;
+	if (!rc)
+		snprintf(buf, size, "%s", json_object_get_string(answer));
+	return rc;
+}
+
+int qemu_backends(struct qmp *q, struct qemu_backend *list, size_t max, size_t *ret_n,
+                  struct error *err)
+{
+	_cleanup_json_ struct json_object *answer = NULL;
+	int rc = qmp_ask(q, "query-memdev", NULL, -1, &answer, err);
+	size_t n = rc ? 0 : json_object_array_length(answer);
+
+	if (rc)
+		return rc;
+	if (n > max)
+		return error_set(err, -E2BIG, "QEMU has %zu memory backends; %zu can be moved", n,
+		                 max);
+	for (size_t i = 0; i < n; i++) {
+		struct json_object *o = json_object_array_get_idx(answer, i);
+
+		snprintf(list[i].id, sizeof list[i].id, "%s", text_of(o, "id"));
+		list[i].is_shared = json_object_get_boolean(member(o, "share"));
+	}
+	*ret_n = n;
+	return 0;
+}

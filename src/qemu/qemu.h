@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What is asked of QEMU, and what its answers mean. Errors are as those of qmp_ask(). */
+#ifndef QEMU_QEMU_H
+#define QEMU_QEMU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "qemu/qmp.h"
+
+/* Of all run states those that matter here. */
+enum qemu_status {
+	QEMU_RUNNING,
+	QEMU_PAUSED,      /* stopped, by us or by somebody else */
+	QEMU_INCOMING,    /* waits for a guest, or is loading one */
+	QEMU_POSTMIGRATE, /* its guest has been saved; "cont" runs it on */
+	QEMU_OTHER,
+};
+
+struct qemu_state {
+	enum qemu_status status;
+	char name[QMP_NAME_BYTES]; /* as QEMU calls it */
+};
+
+int qemu_state(struct qmp *q, struct qemu_state *ret, struct error *err);
+
+enum qemu_migration {
+	QEMU_MIGRATION_NONE,
+	QEMU_MIGRATION_ACTIVE,
+	QEMU_MIGRATION_COMPLETED,
+	QEMU_MIGRATION_FAILED, /* or cancelled */
+};
+
+#define QEMU_WHY_BYTES 200
+
+/* @why: QEMU's word where it has failed, else empty. */
+int qemu_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BYTES],
+                   struct error *err);
+
+/* Why QEMU would not migrate, one after the other. Return: how many; @text has the first. */
+int qemu_blockers(struct qmp *q, char text[QEMU_WHY_BYTES], struct error *err);
+
+/* Return: 1 it is on, 0 it is off, -ENOENT QEMU has no such capability; other negatives with @err.
+ */
+int qemu_capability(struct qmp *q, const char *name, struct error *err);
+
+/*
+ * qemu_prepare() - have its migrations leave out RAM that is shared, and have no limit
+ * qemu_unprepare() - as others expect them to be; what can't be had is left
+ */
+int qemu_prepare(struct qmp *q, struct error *err);
+void qemu_unprepare(struct qmp *q);
+
+/* Give it a copy of @fd, to be named "fd:NAME". An older one of that name goes. */
+int qemu_give_fd(struct qmp *q, const char *name, int fd, struct error *err);
+void qemu_take_back_fd(struct qmp *q, const char *name);
+
+int qemu_migrate(struct qmp *q, const char *fd_name, struct error *err);
+int qemu_load(struct qmp *q, const char *fd_name, struct error *err);
+
+/* A command of the monitor for people. @ret: the caller's. */
+int qemu_human(struct qmp *q, const char *line, char **ret, struct error *err);
+
+/* The QOM type of the object @path, empty where there is none. */
+int qemu_object_type(struct qmp *q, const char *path, char *buf, size_t size, struct error *err);
+
+/* A memory backend, as query-memdev has it. */
+struct qemu_backend {
+	char id[128];
+	bool is_shared;
+};
+
+int qemu_backends(struct qmp *q, struct qemu_backend *list, size_t max, size_t *ret_n,
+                  struct error *err);
+
+#endif

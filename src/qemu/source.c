@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qemu/source.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include "qemu/check.h"
+#include "qemu/qemu.h"
+#include "util/cleanup.h"
+#include "util/log.h"
+
+#define PIPE_NAME "postcopy-vmstate"
+/* What an unprivileged user may have: most of a vmstate, so that QEMU seldom waits. */
+#define PIPE_BYTES (1 << 20)
+#define COPY_BYTES (256u << 10)
+#define LOOK_MS 20
+
+struct source {
+	struct session *session;
+	bool handed_over; /* the guest may run at the destination: not here */
+	bool gone;        /* and all of its pages with it */
+};
+
+static const char *id_of(const struct source *src)
+{
+	return src->session->options->id;
+}
+
+static int await_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_WHY_BYTES],
+                           struct error *err)
+{
+	int rc;
+
+	for (;;) {
+		rc = qemu_migration(q, ret, why, err);
+		if (rc || *ret != QEMU_MIGRATION_ACTIVE)
+			return rc;
+		rc = qmp_wait(q, LOOK_MS, err);
+		if (rc)
+			return rc;
+	}
+}
+
+/* The guest runs on, if it does not run. */
+static int cont(struct source *src, struct error *err)
+{
+	struct qmp *q = src->session->qmp;
+	enum qemu_migration migration;
+	char why[QEMU_WHY_BYTES];
+	struct qemu_state state;
+	/* One that was begun by the process before this one. */
+	int rc = await_migration(q, &migration, why, err);
+
+	if (!rc)
+		rc = qemu_state(q, &state, err);
+	if (!rc && state.status != QEMU_RUNNING)
+		rc = qmp_tell(q, "cont", err);
+	/* That was us. */
+	(void)qmp_take_news(q);
+	return rc;
+}
+
+/* All that QEMU writes, up to its end. */
+static int copy_to_end(struct qmp *q, int from, int to, struct error *err)
+{
+	_cleanup_free_ char *buf = malloc(COPY_BYTES);
+	ssize_t n;
+
+	if (!buf)
+		return error_set(err, -ENOMEM, "out of memory");
+	while ((n = read(from, buf, COPY_BYTES)) != 0) {
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 || write(to, buf, (size_t)n) != n)
+			return error_errno(err, n < 0 ? -errno : -ENOSPC, "the vmstate");
+	}
+	/* It closes the pipe also where it fails. */
+	return qmp_wait(q, 0, err);
+}
+
+/* A stopped guest's vmstate into @memfd. */
+static int save_into(struct qmp *q, int memfd, struct error *err)
+{
+	_cleanup_close_ int from = -1, to = -1;
+	enum qemu_migration migration;
+	char why[QEMU_WHY_BYTES];
+	int ends[2], rc;
+
+	if (pipe2(ends, O_CLOEXEC))
+		return error_errno(err, -errno, "can't make a pipe");
+	from = ends[0];
+	to = ends[1];
+	(void)fcntl(to, F_SETPIPE_SZ, PIPE_BYTES);
+	rc = qemu_give_fd(q, PIPE_NAME, to, err);
+	close_fd(&to);
+	if (!rc)
+		rc = qemu_migrate(q, PIPE_NAME, err);
+	if (rc) {
+		qemu_take_back_fd(q, PIPE_NAME);
+		return rc;
+	}
+	rc = copy_to_end(q, from, memfd, err);
+	if (!rc)
+		rc = await_migration(q, &migration, why, err);
+	if (!rc && migration != QEMU_MIGRATION_COMPLETED)
+		rc = error_set(err, -EIO, "QEMU has not saved its devices: %s", why);
+	return rc;
+}
+
+static int save(struct source *src, int memfd, struct error *err)
+{
+	struct qmp *q = src->session->qmp;
+	struct qemu_state state;
+	int rc = qemu_state(q, &state, err);
+
+	/* It was saved for a process that has ended, and what was saved with it: QEMU does not save
+	 * a guest twice that has not run since. */
+	if (!rc && state.status == QEMU_POSTMIGRATE)
+		rc = cont(src, err);
+	if (!rc)
+		rc = qmp_tell(q, "stop", err);
+	return rc ? rc : save_into(q, memfd, err);
+}
+
+static int stay(struct source *src, const char *reason, struct error *err)
+{
+	int rc = cont(src, err);
+
+	if (rc)
+		return rc;
+	qemu_unprepare(src->session->qmp);
+	return error_set(err, -ECANCELED, "the guest runs on here: %s", reason);
+}
+
+/* Return: -EPIPE where the daemon is gone: it may have heard, or not, and says so later. */
+static int pause_guest(struct source *src, struct error *err)
+{
+	_cleanup_close_ int memfd =
+	        memfd_create("postcopy-vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	struct postcopy *p = src->session->postcopy;
+	struct postcopy_error why = { 0 };
+	struct error failed = ERROR_INIT;
+	int rc = memfd < 0 ? error_errno(&failed, -errno, "memfd_create") : 0;
+
+	if (!rc)
+		rc = save(src, memfd, &failed);
+	if (rc == -ECONNRESET || rc == -ETIMEDOUT || rc == -EPROTO)
+		return error_set(err, rc, "%s", failed.text);
+	if (rc) {
+		rc = cont(src, err);
+		if (!rc)
+			(void)postcopy_source_pause_failed(p, failed.text, NULL);
+		return rc;
+	}
+	src->handed_over = true;
+	rc = postcopy_source_paused_fd(p, memfd, &why);
+	if (!rc)
+		log_migration_info(id_of(src), "paused, vmstate of %lld bytes",
+		                   (long long)lseek(memfd, 0, SEEK_CUR));
+	return session_error(rc, &why, err);
+}
+
+static int leave(struct source *src, struct error *err)
+{
+	int rc = qmp_tell(src->session->qmp, "quit", err);
+
+	src->gone = true;
+	log_migration_info(id_of(src), "complete: the guest is at the destination, and QEMU ends");
+	/* It may close before it answers. */
+	return rc == -ECONNRESET ? 0 : rc;
+}
+
+static int obey(struct source *src, const struct postcopy_event *event, struct error *err)
+{
+	switch (event->type) {
+	case POSTCOPY_EVENT_PAUSE:
+		return pause_guest(src, err);
+	case POSTCOPY_EVENT_RESUME:
+		src->handed_over = false;
+		return stay(src, event->reason, err);
+	case POSTCOPY_EVENT_COMPLETE:
+		return leave(src, err);
+	case POSTCOPY_EVENT_FAILED:
+		if (!src->handed_over)
+			return stay(src, event->reason, err);
+		return error_set(err, -ECANCELED,
+		                 "the guest stays stopped here, and is not to be "
+		                 "continued: %s",
+		                 event->reason);
+	case POSTCOPY_EVENT_NONE:
+	case POSTCOPY_EVENT_VMSTATE:
+	case POSTCOPY_EVENT_ATTRIBUTES:
+		break;
+	}
+	return 0;
+}
+
+/* Somebody has continued a guest that is not here any more. */
+static int fence(struct source *src, struct error *err)
+{
+	struct qemu_state state;
+	int rc;
+
+	if (!src->handed_over)
+		return 0;
+	rc = qemu_state(src->session->qmp, &state, err);
+	if (rc || state.status != QEMU_RUNNING)
+		return rc;
+	rc = qmp_tell(src->session->qmp, "stop", err);
+	log_migration_error(
+	        id_of(src),
+	        "the guest was continued here by somebody, though it may run at the "
+	        "destination: stopped again. It ran twice for a moment: look at what both "
+	        "share (disks, network)");
+	(void)qmp_take_news(src->session->qmp);
+	return rc;
+}
+
+static int attach_new(struct source *src, struct error *err)
+{
+	static struct check check;
+	struct session *s = src->session;
+	struct postcopy_region regions[POSTCOPY_REGIONS_MAX];
+	struct postcopy_error why = { 0 };
+	int rc = check_run(s, true, &check, err);
+	size_t n;
+
+	if (rc)
+		return rc;
+	n = blocks_regions(&check.blocks, regions);
+	rc = check_refuse(&check, err);
+	if (!rc)
+		rc = qemu_prepare(s->qmp, err);
+	if (!rc) {
+		rc = postcopy_source_attach_for(s->options->socket, s->options->id, s->pidfd,
+		                                regions, n, &s->postcopy, &why);
+		session_error(rc, &why, err);
+	}
+	blocks_close(&check.blocks);
+	return rc;
+}
+
+static int attach_again(struct source *src, struct error *err)
+{
+	enum postcopy_standing standing;
+	int rc = session_attach_again(src->session, &standing, err);
+
+	if (rc)
+		return rc;
+	src->handed_over = standing == POSTCOPY_STANDS_PAUSED;
+	log_migration_info(id_of(src), "attached again: the guest %s",
+	                   src->handed_over ? "is handed over" : "is here");
+	return fence(src, err);
+}
+
+/*
+ * Anew first: the same QEMU may be about to go by an id by which it has tried before. Where it is
+ * attached, or does not run, that changes nothing.
+ */
+static int attach(struct source *src, struct error *err)
+{
+	struct error first = ERROR_INIT;
+	int rc = attach_new(src, &first);
+
+	if (!rc) {
+		log_migration_info(id_of(src), "attached, QEMU is process %d",
+		                   (int)src->session->pid);
+		return 0;
+	}
+	rc = attach_again(src, err);
+	/* There was no daemon before; attach_again() has waited for it. */
+	if (rc == -ENOENT && first.code == -ECONNREFUSED)
+		return attach_new(src, err);
+	return rc == -ENOENT ? error_set(err, first.code, "%s", first.text) : rc;
+}
+
+static int hear(struct source *src, struct error *err)
+{
+	struct postcopy_event event;
+	int rc = postcopy_next_event(src->session->postcopy, 0, &event, NULL);
+
+	if (!rc)
+		rc = obey(src, &event, err);
+	/* The daemon is gone, and comes again. */
+	return rc == -EPIPE || rc == -EPROTO ? attach_again(src, err) : rc;
+}
+
+int source_run(struct session *s, struct error *err)
+{
+	struct source src = { .session = s };
+	int rc = attach(&src, err);
+
+	while (!rc && !src.gone) {
+		struct wake wake;
+
+		rc = session_wait(s, -1, &wake, err);
+		if (!rc && wake.qemu)
+			rc = fence(&src, err);
+		if (!rc && wake.daemon)
+			rc = hear(&src, err);
+	}
+	return rc;
+}
