@@ -599,6 +599,7 @@ static int attach_again(enum vmm_wire_role role, const char *path, const char *i
 	if (rc)
 		return rc;
 	memcpy(msg.id, id, strlen(id));
+	memcpy(p->id, id, strlen(id));
 	rc = send_attach(p, &msg, err);
 	if (!rc || rc == -EPIPE)
 		rc = await_attached(p, id, &standing, err);
