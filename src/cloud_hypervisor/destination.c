@@ -53,9 +53,21 @@ static void note_event(struct destination *d)
 }
 
 /*
+ * Who asks for no page does not trap its memory: its guest would run on zeroes. Who traps it asks
+ * for all of its pages in the background, from State on.
+ */
+static int traps_nothing(struct error *err)
+{
+	*err = (struct error)ERROR_INIT;
+	return error_set(err, -EINVAL,
+	                 "Cloud Hypervisor asks for no page: its receive-migration needs "
+	                 "memory_mode=postcopy");
+}
+
+/*
  * Wait for whatever comes next, and serve what can be served. @watch_vmm: return as well where
- * Cloud Hypervisor says something. Return: 0, or as ch_faults_serve(); -EPIPE where the fault
- * connection has ended before anything was asked for.
+ * Cloud Hypervisor says something. Return: 0, or as ch_faults_serve(); the end of the fault
+ * connection is none.
  */
 static int turn(struct destination *d, bool watch_vmm, int timeout_ms, struct error *err)
 {
@@ -80,9 +92,11 @@ static int turn(struct destination *d, bool watch_vmm, int timeout_ms, struct er
 		note_event(d);
 	if (f->sock >= 0)
 		rc = f->waits && fds[0].revents ? -EPIPE : ch_faults_serve(f, err);
-	/* It has all of its pages, or has ended: that the daemon sees. */
-	if (rc != -EPIPE || !f->seen)
+	if (rc == -EPIPE && !f->seen)
+		return traps_nothing(err);
+	if (rc != -EPIPE)
 		return rc;
+	/* It has all of its pages, or has ended: that the daemon sees. */
 	log_migration_info(a->id, "Cloud Hypervisor asks for no more pages");
 	ch_faults_end(f);
 	return 0;
@@ -161,25 +175,14 @@ static int send_memory(struct destination *d, struct error *err)
 	return rc;
 }
 
-/*
- * Who asks for no page does not trap its memory: its guest would run on zeroes. It asks for all of
- * them in the background, from State on.
- */
+/* See traps_nothing(). */
 static int await_first_fault(struct destination *d, struct error *err)
 {
 	uint64_t deadline_ns = clock_now_ns() + FIRST_FAULT_MS * NSEC_PER_MSEC;
 	int rc = 0;
 
-	while (!rc && !d->faults.seen) {
-		if (clock_now_ns() > deadline_ns)
-			rc = -EPIPE;
-		else
-			rc = turn(d, false, 100, err);
-	}
-	if (rc == -EPIPE && !d->faults.seen)
-		return error_set(err, -EINVAL,
-		                 "Cloud Hypervisor asks for no page: its receive-migration needs "
-		                 "memory_mode=postcopy");
+	while (!rc && !d->faults.seen)
+		rc = clock_now_ns() > deadline_ns ? traps_nothing(err) : turn(d, false, 100, err);
 	return rc;
 }
 
@@ -191,7 +194,6 @@ static int load(struct destination *d, const struct ch_envelope *e, struct error
 
 	a->record->layout = e->layout;
 	a->record->runs = e->runs;
-	ch_record_set(a->record, CH_PHASE_LOADING);
 	rc = make_memory(a, err);
 	if (!rc)
 		rc = send_memory(d, err);
@@ -215,6 +217,7 @@ static int load_vmstate(struct destination *d, const struct postcopy_event *even
 
 	if (data == MAP_FAILED)
 		return error_errno(err, -errno, "the vmstate");
+	ch_record_set(d->adapter->record, CH_PHASE_LOADING);
 	rc = ch_envelope_decode(data, event->vmstate_len, &e, err);
 	if (!rc)
 		rc = load(d, &e, err);
@@ -238,7 +241,7 @@ static int give_up(struct destination *d, const char *why)
 	struct adapter *a = d->adapter;
 
 	log_migration_error(a->id, "%s", why);
-	if (!d->failed && a->attachment &&
+	if (!d->failed && a->attachment && ch_record_phase(a->record) == CH_PHASE_LOADING &&
 	    postcopy_destination_load_failed(a->attachment, why, &a->e))
 		log_migration_warning(a->id, "%s", a->e.text);
 	let_go(d);
@@ -356,10 +359,10 @@ static int await_vmstate(struct destination *d)
 {
 	struct adapter *a = d->adapter;
 
-	for (;;) {
+	for (bool watched = true;;) {
 		struct pollfd fds[] = { { .fd = postcopy_fd(a->attachment), .events = POLLIN },
 			                { .fd = a->signal_fd, .events = POLLIN },
-			                { .fd = a->sock, .events = 0 } };
+			                { .fd = watched ? a->sock : -1, .events = 0 } };
 		struct postcopy_event event;
 
 		(void)poll(fds, 3, -1);

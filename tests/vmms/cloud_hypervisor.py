@@ -304,7 +304,7 @@ class Vmm:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(path)
         listener.listen(128)
-        sock = listener.accept()[0]
+        sock = self.receiving = listener.accept()[0]
         try:
             self._receive(listener, sock, mode)
             self.result = "received"
@@ -383,6 +383,9 @@ class Vmm:
             self.vm.set_state("Paused")
         elif name == "resume":
             self.vm.set_state("Running")
+        elif name == "abort":
+            # What a wrong vm_config does later; here at once.
+            self.receiving.shutdown(socket.SHUT_RDWR)
         elif name == "count":
             return str(struct.unpack("<Q", ctypes.string_at(self.vm.memory.addrs[0], 8))[0])
         elif name == "seen":
