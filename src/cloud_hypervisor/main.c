@@ -25,9 +25,11 @@ static const char usage[] =
         "  --connect PATH  where it is told to receive one:\n"
         "                  receive-migration receiver_url=unix:PATH,memory_mode=postcopy\n"
         "  --socket PATH   postcopyd's VMM socket (" POSTCOPY_DEFAULT_SOCKET ")\n"
-        "  --without-store start although no service manager keeps the sockets: where this\n"
+        "  --without-store\n"
+        "                  start although no service manager keeps the sockets: where this\n"
         "                  process dies then, the guest is lost, or runs twice\n"
-        "  --help, --version\n";
+        "  --help          show this\n"
+        "  --version       show the version\n";
 
 struct arguments {
 	bool source, without_store;

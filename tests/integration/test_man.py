@@ -60,7 +60,8 @@ def same(said, written, where):
 
 
 @pytest.mark.parametrize("program, page", [
-    ("postcopyd/postcopyd", "postcopyd.8"), ("minivmm/minivmm", "minivmm.1")])
+    ("postcopyd/postcopyd", "postcopyd.8"), ("minivmm/minivmm", "minivmm.1"),
+    ("cloud_hypervisor/postcopy-cloud-hypervisor", "postcopy-cloud-hypervisor.1")])
 def test_each_option_is_in_the_page(program, page):
     same(options_of_help(help_of(program)), options_of_page(source(page)), page)
 
