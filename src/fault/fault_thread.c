@@ -309,6 +309,9 @@ static void look_first(struct fault_thread *ft, struct fault *f, bool present)
 	uint64_t word = f->first_unit / WORD_UNITS;
 
 	f->seen = true;
+	/* Others were counted when their event was read. */
+	if (region_table_is_asked(&p->config.table))
+		stat_add(&p->stats.faults, 1);
 	if (stat_get(&p->stats.bulk_in_flight))
 		f->record.flags |= FAULT_DURING_BULK;
 	if (present) {

@@ -70,7 +70,8 @@ def test_what_is_asked_for_comes_and_nothing_else(host):
         assert guests.vmm.page(unit) == guests.content[unit * PAGE:(unit + 1) * PAGE]
     assert guests.vmm.page(1) == bytes(PAGE)
     # Each is a fault, not a guess: these are told apart in the numbers.
-    assert guests.destination.call("Get", id="vm1")["faults"]["remote"] == 3
+    faults = guests.destination.call("Get", id="vm1")["faults"]
+    assert faults["remote"] == faults["total"] == 3, faults
 
 
 def test_all_comes_by_bulk_and_the_migration_ends(host):
