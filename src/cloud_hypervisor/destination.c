@@ -9,9 +9,11 @@
 #include "cloud_hypervisor/envelope.h"
 #include "cloud_hypervisor/faults.h"
 #include "cloud_hypervisor/stream.h"
+#include "cloud_hypervisor/trap.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/pidfd.h"
 
 /* Between two tries to reach a Cloud Hypervisor that does not listen yet. */
 #define CONNECT_RETRY_MS 100
@@ -205,7 +207,9 @@ static int load(struct destination *d, const struct ch_envelope *e, struct error
 		rc = ch_faults_open_channel(&d->faults, err);
 	if (!rc)
 		rc = request(d, CH_STATE, e->state, e->state_len, -1, err);
-	return rc ? rc : await_first_fault(d, err);
+	if (!rc)
+		rc = await_first_fault(d, err);
+	return rc ? rc : ch_trap_check(pidfd_pid(a->pidfd), err);
 }
 
 static int load_vmstate(struct destination *d, const struct postcopy_event *event,

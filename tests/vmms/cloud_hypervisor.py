@@ -7,7 +7,8 @@ Limits: there is no KVM, no device and no vCPU. The guest is a thread that count
 at the source, and reads all of its memory at the destination. Config and State are JSON of this
 file's own making, of which memory_manager_data.guest_ram_mappings is as Cloud Hypervisor's. The API
 is a socket of one word a packet ("send PATH", "receive PATH postcopy", "pause", "resume") that
-stands for ch-remote. zone_id, hugepages of a Config and virtio-mem mean nothing here.
+stands for ch-remote; "postcopy-missing" is how version 53 trapped. zone_id, hugepages of a Config
+and virtio-mem mean nothing here.
 
     cloud_hypervisor.py API_SOCKET LAYOUT_JSON
 
@@ -41,6 +42,7 @@ ROLE_FAULT = 2
 VERSION = 0
 SHMEM_FEATURES = 1 << 5 | 1 << 10  # MISSING and MINOR
 HUGETLB_FEATURES = 1 << 4 | 1 << 9
+MISSING_FEATURES = 1 << 4 | 1 << 5
 UFFDIO_CONTINUE, UFFDIO_WAKE = 0xC020AA07, 0x8010AA02
 FAULT_CONNECTION_TIMEOUT_S = 10
 
@@ -141,14 +143,15 @@ class Handler:
 
     def __init__(self, memory, sock, vmm, minor=True):
         self.memory, self.sock, self.vmm = memory, sock, vmm
-        features = HUGETLB_FEATURES | SHMEM_FEATURES
+        features = HUGETLB_FEATURES | SHMEM_FEATURES if minor else MISSING_FEATURES
+        modes = pyvmm.UFFD_MODE_MISSING | (pyvmm.UFFD_MODE_MINOR if minor else 0)
         self.uffd = libc.syscall(pyvmm.SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
         if self.uffd < 0:
             raise OSError(ctypes.get_errno(), "userfaultfd")
         fcntl.ioctl(self.uffd, pyvmm.UFFDIO_API,
                     struct.pack("<QQQ", pyvmm.UFFD_API, features, 0))
         for slot, addr in memory.ranges():
-            pyvmm.register(self.uffd, addr, slot["size"])
+            pyvmm.register(self.uffd, addr, slot["size"], modes)
         self.served = set()
         threading.Thread(target=self._main, daemon=True).start()
 
@@ -342,16 +345,16 @@ class Vmm:
                 accept.start()
                 state = "Configured"
             elif state == "Configured" and command == STATE:
-                if mode == "postcopy":
+                if mode.startswith("postcopy"):
                     accept.join(FAULT_CONNECTION_TIMEOUT_S)
                     if not fault:
                         raise RuntimeError("timed out waiting for the fault connection")
-                    Handler(memory, fault[0], self)
+                    Handler(memory, fault[0], self, mode == "postcopy")
                 self.vm = Vm(memory, "Paused", False)
                 self.vm.vmstate = json.loads(read_exact(sock, length))
                 # Restoring devices reads the queues, which are in guest memory.
                 libc.memcpy(ctypes.create_string_buffer(PAGE), memory.addrs[-1], PAGE)
-                if mode != "postcopy":
+                if not mode.startswith("postcopy"):
                     for extra in fault:
                         extra.close()
                 state = "StateReceived"

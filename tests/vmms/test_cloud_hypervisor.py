@@ -150,6 +150,16 @@ def test_adapter_killed_again_and_again_goes_on(host, victim):
     pair.finish()
 
 
+def test_who_traps_absent_pages_alone_never_runs(host):
+    """As version 53 did: a page that is being filled would be read in part."""
+    pair = Pair(host, ONE, mode="postcopy-missing")
+    pair.start()
+    reason = pair.destination.wait_for_state("vm1", "failed")["reason"]
+    assert "version 54" in reason, reason
+    harness.eventually(lambda: pair.source_ch.ask("state") == "Running",
+                       "the source's guest runs on")
+
+
 @pytest.mark.parametrize("point", range(5))
 @pytest.mark.parametrize("victim", ["source", "destination"])
 def test_adapter_killed_at_any_moment_leaves_one_guest(host, victim, point):
