@@ -279,6 +279,33 @@ def test_destination_that_dies_is_told_and_the_source_stays_paused(host):
     assert pair.source_ch.ask("state") == "Paused"
 
 
+@pytest.mark.parametrize("method", ["RunOn", "Release"])
+def test_whose_destination_is_gone_for_good(host, method):
+    """By command it runs on at the source; or its source ends, and nothing runs it again."""
+    pair = Pair(host, ONE, bulk=False, prefetch=False)
+    pair.start()
+    pair.wait_until_it_runs()
+    pair.destination_ch.popen.kill()
+    pair.destination.crash()
+    holder = pair.source.call("Get", id="vm1")["holder"]
+
+    def fence():
+        try:
+            return pair.source.call(method, id="vm1", confirm_holder=holder)
+        except harness.ControlError as refused:
+            assert "not gone" in refused.message, refused
+            return None
+
+    harness.eventually(fence, "the destination has been silent for long enough", 30)
+    if method == "RunOn":
+        harness.eventually(lambda: pair.source_ch.ask("state") == "Running", "it runs on")
+        assert pair.source_adapter.status() == 1
+    else:
+        assert pair.source_ch.wait() == 0
+        assert pair.source_adapter.status() == 0
+    pair.destination.start()
+
+
 class Sender:
     """A Cloud Hypervisor that says what a test wants, to a source's adapter."""
 
