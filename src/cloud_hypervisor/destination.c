@@ -9,11 +9,9 @@
 #include "cloud_hypervisor/envelope.h"
 #include "cloud_hypervisor/faults.h"
 #include "cloud_hypervisor/stream.h"
-#include "cloud_hypervisor/trap.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
-#include "util/pidfd.h"
 
 /* Between two tries to reach a Cloud Hypervisor that does not listen yet. */
 #define CONNECT_RETRY_MS 100
@@ -81,15 +79,18 @@ static int turn(struct destination *d, bool watch_vmm, int timeout_ms, struct er
 		  .events = POLLIN },
 		{ .fd = a->attachment ? postcopy_fd(a->attachment) : -1, .events = POLLIN },
 		{ .fd = watch_vmm ? a->sock : -1, .events = POLLIN },
+		{ .fd = a->signal_fd, .events = POLLIN },
 	};
-
 	int rc = 0;
 
 	/* While one is asked for no other comes: what would be seen is the connection's end. */
 	if (f->waits)
 		fds[0].events = 0;
-	(void)poll(fds, 4,
+	(void)poll(fds, sizeof fds / sizeof *fds,
 	           f->again && (timeout_ms < 0 || timeout_ms > AGAIN_MS) ? AGAIN_MS : timeout_ms);
+	/* While it loads, too: that is soon over. */
+	if (fds[4].revents)
+		(void)adapter_is_to_end(a);
 	if (fds[2].revents)
 		note_event(d);
 	if (f->sock >= 0)
@@ -125,6 +126,8 @@ static int await_answer(struct destination *d, enum ch_command command, struct e
 		rc = turn(d, true, 100, err);
 		if (!rc && d->failed && ch_record_phase(a->record) < CH_PHASE_LOADED)
 			rc = error_set(err, -ECANCELED, "the migration has ended meanwhile");
+		if (!rc && !a->attachment && ch_record_phase(a->record) == CH_PHASE_LOADING)
+			rc = error_set(err, -ECONNRESET, "postcopyd is gone");
 		if (rc)
 			return rc;
 	}
@@ -207,9 +210,7 @@ static int load(struct destination *d, const struct ch_envelope *e, struct error
 		rc = ch_faults_open_channel(&d->faults, err);
 	if (!rc)
 		rc = request(d, CH_STATE, e->state, e->state_len, -1, err);
-	if (!rc)
-		rc = await_first_fault(d, err);
-	return rc ? rc : ch_trap_check(pidfd_pid(a->pidfd), err);
+	return rc ? rc : await_first_fault(d, err);
 }
 
 static int load_vmstate(struct destination *d, const struct postcopy_event *event,
@@ -229,15 +230,35 @@ static int load_vmstate(struct destination *d, const struct postcopy_event *even
 	return rc;
 }
 
-/* Nothing of it is of use any more: Cloud Hypervisor, which waits for us, sees that. */
+/* Cloud Hypervisor, which waits for us, sees that nothing comes any more. */
+static void hang_up(struct destination *d)
+{
+	ch_faults_end(&d->faults);
+	adapter_drop(d->adapter, "vmm", &d->adapter->sock);
+}
+
 static void let_go(struct destination *d)
 {
 	struct adapter *a = d->adapter;
 
-	ch_faults_end(&d->faults);
-	adapter_drop(a, "vmm", &a->sock);
+	hang_up(d);
 	a->attachment = postcopy_detach(a->attachment);
 	ch_record_set(a->record, CH_PHASE_NEW);
+}
+
+/* That it can't be loaded: to another process of the daemon where the one before is gone. */
+static void refuse(struct adapter *a, const char *why)
+{
+	struct postcopy_event event = { .vmstate_fd = -1 };
+
+	if (a->attachment && !postcopy_destination_load_failed(a->attachment, why, &a->e))
+		return;
+	a->attachment = postcopy_detach(a->attachment);
+	if (!adapter_attach_again(a, NULL) &&
+	    !postcopy_next_event(a->attachment, CH_STREAM_TIMEOUT_MS, &event, &a->e) &&
+	    event.type == POSTCOPY_EVENT_VMSTATE)
+		(void)postcopy_destination_load_failed(a->attachment, why, &a->e);
+	close_fd(&event.vmstate_fd);
 }
 
 static int give_up(struct destination *d, const char *why)
@@ -245,9 +266,10 @@ static int give_up(struct destination *d, const char *why)
 	struct adapter *a = d->adapter;
 
 	log_migration_error(a->id, "%s", why);
-	if (!d->failed && a->attachment && ch_record_phase(a->record) == CH_PHASE_LOADING &&
-	    postcopy_destination_load_failed(a->attachment, why, &a->e))
-		log_migration_warning(a->id, "%s", a->e.text);
+	/* First: then no vCPU of it can run any more. */
+	hang_up(d);
+	if (!d->failed && ch_record_phase(a->record) == CH_PHASE_LOADING)
+		refuse(a, why);
 	let_go(d);
 	return ADAPTER_FAILED;
 }
@@ -324,7 +346,6 @@ static int serve(struct destination *d)
 			ch_faults_close_channel(f);
 		if (!a->attachment && !atomic_load(&a->record->complete))
 			come_back(d);
-		(void)adapter_is_to_end(a);
 		rc = turn(d, false, -1, &err);
 		/* What it says makes no sense: it can't be answered. Else it is tried again. */
 		if (rc)

@@ -10,9 +10,11 @@
 #include <unistd.h>
 
 #include "cloud_hypervisor/stream.h"
+#include "cloud_hypervisor/trap.h"
 #include "util/bytes.h"
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/pidfd.h"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 /* Linux 5.14 */
@@ -174,6 +176,9 @@ static int take_request(struct ch_faults *f, struct error *err)
 		               "memory",
 		               (unsigned long long)record->range.len,
 		               (unsigned long long)record->range.guest_phys_addr);
+	/* While it waits for its first answer its userfaultfd is there. */
+	if (!rc && !f->seen)
+		rc = ch_trap_check(pidfd_pid(f->adapter->pidfd), err);
 	if (rc)
 		return rc;
 	atomic_store(&record->asked, true);

@@ -243,6 +243,7 @@ class Vmm:
         self.asked = 0
         self.prefault_complete = False
         self.result = "none"
+        self.slow_s = 0  # what restoring devices takes
         self.migrating = False
 
     def boot(self, layout):
@@ -354,6 +355,7 @@ class Vmm:
                 self.vm.vmstate = json.loads(read_exact(sock, length))
                 # Restoring devices reads the queues, which are in guest memory.
                 libc.memcpy(ctypes.create_string_buffer(PAGE), memory.addrs[-1], PAGE)
+                time.sleep(self.slow_s)
                 if not mode.startswith("postcopy"):
                     for extra in fault:
                         extra.close()
@@ -386,6 +388,8 @@ class Vmm:
             self.vm.set_state("Paused")
         elif name == "resume":
             self.vm.set_state("Running")
+        elif name == "slow":
+            self.slow_s = float(arguments[0])
         elif name == "abort":
             # What a wrong vm_config does later; here at once.
             self.receiving.shutdown(socket.SHUT_RDWR)

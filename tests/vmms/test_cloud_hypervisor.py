@@ -150,6 +150,45 @@ def test_adapter_killed_again_and_again_goes_on(host, victim):
     pair.finish()
 
 
+def asks_for_pages(pair):
+    harness.eventually(lambda: int(pair.destination_ch.ask("asked")), "it loads")
+
+
+@pytest.mark.parametrize("who", ["adapter", "daemon", "both"])
+def test_killed_while_the_guest_is_loaded(host, who):
+    """The daemon goes on. The adapter gives up, for it can't know what Cloud Hypervisor has heard: the
+    source's guest runs on, and the destination's never."""
+    pair = Pair(host, ONE)
+    pair.destination_ch.ask("slow 2")
+    pair.start()
+    asks_for_pages(pair)
+    adapter, daemon = pair.destination_adapter, pair.destination
+    victims = {"adapter": [adapter], "daemon": [daemon], "both": [adapter, daemon]}[who]
+    for victim in victims:
+        victim.crash()
+    for victim in reversed(victims):
+        victim.start()
+    if who == "daemon":
+        check(pair, ONE)
+        pair.finish()
+        return
+    assert "ended while it loaded" in daemon.wait_for_state("vm1", "failed")["reason"]
+    harness.eventually(lambda: pair.source_ch.ask("state") == "Running", "it runs at the source")
+    assert adapter.status() == 1
+    assert pair.destination_ch.wait() == 3
+
+
+def test_cancel_of_the_source_while_the_guest_is_loaded_is_too_late(host):
+    pair = Pair(host, ONE)
+    pair.destination_ch.ask("slow 1")
+    pair.start()
+    asks_for_pages(pair)
+    with pytest.raises(harness.ControlError):
+        pair.destination.call("Cancel", id="vm1")
+    check(pair, ONE)
+    pair.finish()
+
+
 def test_who_traps_absent_pages_alone_never_runs(host):
     """As version 53 did: a page that is being filled would be read in part."""
     pair = Pair(host, ONE, mode="postcopy-missing")
