@@ -243,7 +243,7 @@ static void let_go(struct destination *d)
 
 	hang_up(d);
 	a->attachment = postcopy_detach(a->attachment);
-	ch_record_set(a->record, CH_PHASE_NEW);
+	ch_record_set(a->record, CH_PHASE_OVER);
 }
 
 /* That it can't be loaded: to another process of the daemon where the one before is gone. */
@@ -354,8 +354,9 @@ static int serve(struct destination *d)
 			break;
 		f->again = f->again || rc;
 	}
+	a->record->moved = atomic_load(&a->record->complete) && !d->failed;
 	let_go(d);
-	return atomic_load(&a->record->complete) && !d->failed ? 0 : ADAPTER_FAILED;
+	return a->record->moved ? 0 : ADAPTER_FAILED;
 }
 
 /* From VMSTATE on. Return: the exit status. */

@@ -135,5 +135,12 @@ int main(int argc, char **argv)
 		return ADAPTER_USAGE;
 	}
 	(void)sd_notify(false, "READY=1");
-	return args.source ? source_run(a) : destination_run(a);
+	/* Killed when it was done already. */
+	if (ch_record_phase(a->record) == CH_PHASE_OVER)
+		status = a->record->moved ? 0 : ADAPTER_FAILED;
+	else
+		status = args.source ? source_run(a) : destination_run(a);
+	a->attachment = postcopy_detach(a->attachment);
+	a->store = fd_store_free(a->store);
+	return status;
 }

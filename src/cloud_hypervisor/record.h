@@ -31,6 +31,8 @@ enum ch_phase {
 	CH_PHASE_LOADED,
 	/* destination: Complete was answered */
 	CH_PHASE_RUNS,
+	/* both: there is nothing to be done any more; see @moved */
+	CH_PHASE_OVER,
 };
 
 struct ch_record {
@@ -39,6 +41,7 @@ struct ch_record {
 	char id[POSTCOPY_ID_MAX + 1];
 	_Atomic uint32_t phase; /* enum ch_phase */
 	bool runs;              /* the guest is to run when it is there */
+	bool moved;             /* every page of the guest is at the destination */
 	struct ch_layout layout;
 	/* destination: COMPLETE came: every page is there */
 	atomic_bool complete;

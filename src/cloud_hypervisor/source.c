@@ -387,7 +387,8 @@ static int finish(struct adapter *a, enum ch_status status, const char *what)
 	log_migration_info(a->id, "%s", what);
 	if (ch_stream_answer(a->sock, status, &err))
 		log_migration_warning(a->id, "%s", err.text);
-	ch_record_set(a->record, CH_PHASE_NEW);
+	a->record->moved = status == CH_OK;
+	ch_record_set(a->record, CH_PHASE_OVER);
 	adapter_drop(a, "vmm", &a->sock);
 	return status == CH_OK ? 0 : ADAPTER_FAILED;
 }
