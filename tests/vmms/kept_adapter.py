@@ -77,8 +77,12 @@ class CloudHypervisor:
     def ask(self, word):
         return self.api.ask(word)
 
-    def lives(self):
-        return self.popen.poll() is None
+    def state(self):
+        """Of its guest; None where it has exited, as where its fault connection has ended."""
+        try:
+            return self.ask("state") or None
+        except OSError:
+            return None
 
     def wait(self):
         return self.popen.wait(harness.DEADLINE_S)
