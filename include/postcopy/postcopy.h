@@ -122,6 +122,16 @@
  *     set: on a tmpfs of huge pages, or where khugepaged makes them, a page that has not come would
  *     be read as zeroes.
  *
+ * A VMM that traps its memory itself, and gives its userfaultfd to nobody, can have a destination
+ * as well: its regions are flagged POSTCOPY_REGION_ASKED, all of them, and are files (memfd,
+ * hugetlb). No userfaultfd is made or wanted, and postcopy_destination_attach() registers nothing:
+ * the VMM must trap each access of a page that it has not asked for yet, also of one that is in the
+ * file already (UFFDIO_REGISTER_MODE_MISSING and _MINOR both), and nobody else may map the file and
+ * read it. What it asks for over channels is a fault like any other. Where a fetch returns 0 the
+ * content is in the file: a page of zeroes may be a hole there still, which is to be read once by a
+ * mapping that nobody traps before UFFDIO_CONTINUE finds a page. Where it returns -EHWPOISON there
+ * is no content: asking again asks the source again. Such memory can't be poisoned.
+ *
  * Late memory
  * -----------
  * Some VMMs make guest memory when they read the vmstate, and not before. Such a destination
@@ -161,8 +171,11 @@ extern "C" {
 #define POSTCOPY_ASKS_MAX 64          /* requests of one channel that wait for their answer */
 
 /** A region's flags. */
-#define POSTCOPY_REGION_PRIVATE (1u << 0)             /* only the guest can read it; not migrated */
-#define POSTCOPY_REGION_FLAGS POSTCOPY_REGION_PRIVATE /* all there are */
+#define POSTCOPY_REGION_PRIVATE (1u << 0) /* only the guest can read it; not migrated */
+#define POSTCOPY_REGION_ASKED (1u << 1)   /* destination: its VMM asks for each page ("Adapters") */
+#define POSTCOPY_REGION_FLAGS                                                                      \
+	(POSTCOPY_REGION_PRIVATE | POSTCOPY_REGION_ASKED) /* all there are                         \
+	                                                   */
 
 struct postcopy;         /* one attachment of one guest to the daemon */
 struct postcopy_channel; /* by which one thread of the VMM asks for pages */
@@ -201,7 +214,9 @@ struct postcopy_region {
 	uint64_t guest_phys_addr; /**< bytes, multiple of page_size; regions may not overlap */
 	uint64_t size;            /**< bytes, multiple of page_size, above 0 */
 	uint64_t page_size;       /**< bytes: 4096, 2 MiB or 1 GiB, what the mapping is made of */
-	void *host_addr;          /**< where it is mapped in this process, aligned to page_size */
+	/** where it is mapped in this process, aligned to page_size; with POSTCOPY_REGION_ASKED
+	 * NULL */
+	void *host_addr;
 	int fd;             /**< the memory's descriptor; -1 for anonymous memory. Borrowed. */
 	uint64_t fd_offset; /**< bytes into @fd, multiple of page_size; regions may not overlap */
 	/**
@@ -289,7 +304,8 @@ POSTCOPY_API int postcopy_source_attach_for(const char *socket_path, const char 
 /**
  * postcopy_destination_register() - the first of two phases: trap absent pages
  * @pidfd: of the VMM; borrowed; -1: this process is it
- * @uffd: made in the VMM's process; borrowed; -1, where this process is the VMM: made here
+ * @uffd: made in the VMM's process; borrowed; -1, where this process is the VMM: made here; and
+ *        where the regions are flagged POSTCOPY_REGION_ASKED: none is wanted
  * @regions: copied; their descriptors must stay open until the second phase
  * @ret: for postcopy_destination_attach_registered(), or postcopy_detach()
  *

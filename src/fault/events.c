@@ -180,6 +180,9 @@ static ssize_t read_now(struct events *e, void *buf, size_t len)
 	struct pollfd fd = { .fd = e->resolver->uffd, .events = POLLIN };
 	ssize_t n;
 
+	/* Memory that its VMM asks for is trapped by nobody that we could hear. */
+	if (fd.fd < 0)
+		return 0;
 	if (!e->no_nowait) {
 		n = preadv2(fd.fd, &iov, 1, -1, RWF_NOWAIT);
 		if (n >= 0 || errno != EOPNOTSUPP)

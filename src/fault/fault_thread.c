@@ -309,6 +309,9 @@ static void look_first(struct fault_thread *ft, struct fault *f, bool present)
 	uint64_t word = f->first_unit / WORD_UNITS;
 
 	f->seen = true;
+	/* Others were counted when their event was read. */
+	if (region_table_is_asked(&p->config.table))
+		stat_add(&p->stats.faults, 1);
 	if (stat_get(&p->stats.bulk_in_flight))
 		f->record.flags |= FAULT_DURING_BULK;
 	if (present) {
@@ -484,6 +487,10 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             true, received_ns);
 	pull_tell_poisoned(p, item, filled);
+	if (region_table_is_asked(&p->config.table))
+		for (uint64_t lost = pages->error_mask & ~filled; lost; lost &= lost - 1)
+			fetch_table_lose(&ft->fetches, item->region,
+			                 item->word * WORD_UNITS + (uint64_t)__builtin_ctzll(lost));
 	if (rc && rc != -ESRCH && rc != -ECANCELED)
 		log_migration_error(p->config.id, "filling region %u at %#llx: %s; trying again",
 		                    item->region, (unsigned long long)unit << UNIT_SHIFT,

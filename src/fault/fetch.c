@@ -102,17 +102,21 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 	}
 }
 
-static void fault_missing(struct fetch *f, uint64_t per_page, const struct page_state *state,
-                          struct fault_table *faults, uint64_t now_ns)
+/* Where all of the guest's faults come this way, they are no guesses: they have the whole table. */
+static void fault_missing(struct fetch *f, uint64_t per_page, bool asked,
+                          const struct page_state *state, struct fault_table *faults,
+                          uint64_t now_ns)
 {
-	for (; f->faulted_to < f->end && !fault_table_fetched_full(faults);
-	     f->faulted_to += per_page) {
+	while (f->faulted_to < f->end &&
+	       !(asked ? fault_table_full(faults) : fault_table_fetched_full(faults))) {
+		uint64_t unit = f->faulted_to;
 		struct fault *fault;
 
-		if (page_state_page_present(state, f->region, f->faulted_to) ||
-		    fault_table_find(faults, f->region, f->faulted_to))
+		f->faulted_to += per_page;
+		if (page_state_page_present(state, f->region, unit) ||
+		    fault_table_find(faults, f->region, unit))
 			continue;
-		fault = fault_table_add(faults, f->region, f->faulted_to, FAULT_FETCHED);
+		fault = fault_table_add(faults, f->region, unit, asked ? 0 : FAULT_FETCHED);
 		fault->record.read_ns = now_ns;
 	}
 }
@@ -127,6 +131,7 @@ static bool is_present(const struct page_state *state, const struct fetch *f, ui
 uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
                            struct page_state *state, struct fault_table *faults, uint64_t now_ns)
 {
+	bool asked = region_table_is_asked(regions);
 	uint64_t discarded = 0;
 
 	for (unsigned int i = 0; i < t->n;) {
@@ -138,7 +143,7 @@ uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *reg
 			discarded += resolver_discard_units(state, f->region, f->present_to, f->end,
 			                                    false);
 		else
-			fault_missing(f, per_page, state, faults, now_ns);
+			fault_missing(f, per_page, asked, state, faults, now_ns);
 		while (f->present_to < f->end && is_present(state, f, f->present_to)) {
 			f->poisoned |= !f->discard &&
 			               page_state_page_poisoned(state, f->region, f->present_to);
@@ -157,6 +162,22 @@ uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *reg
 		answer(t, channel, tag, code);
 	}
 	return discarded;
+}
+
+void fetch_table_lose(struct fetch_table *t, uint32_t region, uint64_t unit)
+{
+	for (unsigned int i = 0; i < t->n;) {
+		struct fetch *f = &t->fetches[i];
+		unsigned int channel = f->channel;
+		uint64_t tag = f->tag;
+
+		if (f->discard || f->region != region || unit < f->present_to || unit >= f->end) {
+			i++;
+			continue;
+		}
+		remove_fetch(t, i);
+		answer(t, channel, tag, EHWPOISON);
+	}
 }
 
 static void say(int fd, uint64_t tag)

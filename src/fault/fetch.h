@@ -59,6 +59,13 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
                            struct page_state *state, struct fault_table *faults, uint64_t now_ns);
 
+/*
+ * fetch_table_lose() - a unit has no content at the source, and its place here can't be poisoned
+ *
+ * Whoever waits for it is told so. It stays missing: who asks again has the source asked again.
+ */
+void fetch_table_lose(struct fetch_table *t, uint32_t region, uint64_t unit);
+
 /* Everything is present: tell one channel, which is in no table, and close it. */
 void fetch_channel_finish(int fd);
 

@@ -210,9 +210,15 @@ static int try_first(struct pull *p)
 
 int pull_poison(struct pull *p, uint64_t *ret_units, struct error *err)
 {
-	int rc = try_first(p);
+	int rc;
 
 	*ret_units = 0;
+	if (region_table_is_asked(&p->config.table))
+		return error_set(err, -EOPNOTSUPP,
+		                 "its VMM asks for its pages, and has not given its userfaultfd: "
+		                 "nothing of it can be poisoned. End the VMM, or run on at the "
+		                 "source");
+	rc = try_first(p);
 	if (rc == -EINVAL || rc == -ENOTTY)
 		return error_set(err, -EOPNOTSUPP,
 		                 "this kernel has no UFFDIO_POISON for this memory (Linux 6.6 has "

@@ -413,9 +413,9 @@ void pull_tell_poisoned(struct pull *p, const struct scheduler_item *item, uint6
 	}
 	if (stat_get(&p->stats.pages_unpoisoned) && is_due(&p->told_unpoisoned_ns))
 		log_migration_error(p->config.id,
-		                    "the source can't read some pages, and this kernel has no "
-		                    "UFFDIO_POISON for this memory (Linux 6.6 has it for some): "
-		                    "they stay missing");
+		                    "the source can't read some pages, and they can't be poisoned "
+		                    "here (UFFDIO_POISON: Linux 6.6, for some memory; not where "
+		                    "the VMM asks for its pages): they stay missing");
 }
 
 /*

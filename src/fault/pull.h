@@ -48,7 +48,7 @@ struct pull_config {
 	struct region_table table;
 	struct addrmap pieces; /* where it is mapped; empty: each region at its host_addr */
 	struct memory *memories[REGIONS_MAX];
-	int uffd;
+	int uffd;     /* -1: its VMM asks for its pages (POSTCOPY_REGION_ASKED) */
 	int state_fd; /* a page state to go on from (borrowed); -1: all is missing */
 	enum resolver_map map;
 	unsigned int streams;           /* 1..PULL_STREAMS_MAX */

@@ -188,6 +188,8 @@ static bool fills_by_copy(const struct resolver *r, const struct resolver_batch 
 {
 	const struct region *region = &r->table->regions[b->region];
 
+	if (region_table_is_asked(r->table))
+		return false;
 	switch (region->memory) {
 	case POSTCOPY_MEMORY_ANONYMOUS:
 		return !region_is_staged(region);
@@ -525,7 +527,8 @@ static int poison_claimed(const struct resolver_caller *caller, const struct res
 		if (page_state_present(r->state, b->region, b->word) & bit)
 			continue;
 		page_state_note_poisoned(r->state, b->region, b->word, bit);
-		rc = resolver_map_page(caller, b->region, unit);
+		rc = region_table_is_asked(r->table) ? -EINVAL
+		                                     : resolver_map_page(caller, b->region, unit);
 		if (!rc)
 			*ret_done |= bit;
 		else

@@ -24,6 +24,9 @@
  * published. From then on the page is poisoned wherever others would be mapped. Where the
  * kernel can't poison it, it stays missing.
  *
+ * Memory that its VMM asks for (POSTCOPY_REGION_ASKED) is filled and published; nobody is woken,
+ * and nothing mapped or poisoned, for what traps it is not ours: the address map is empty.
+ *
  * Anonymous memory that the VMM discards is zero once its madvise() has returned, and the kernel
  * lets that go as soon as its event is read. So it is filled by one thread, the one that reads
  * events: no ioctl is under way while one is read, and none comes before it is applied. Where the

@@ -32,7 +32,8 @@ static bool overlap(uint64_t a, uint64_t a_size, uint64_t b, uint64_t b_size)
 /* By address, or by file wherever it is mapped. */
 static bool same_memory(const struct arriving_range *a, const struct arriving_range *b)
 {
-	return (a->pid == b->pid && overlap(a->host_addr, a->size, b->host_addr, b->size)) ||
+	return (a->host_addr && a->pid == b->pid &&
+	        overlap(a->host_addr, a->size, b->host_addr, b->size)) ||
 	       (a->ino && a->ino == b->ino && a->dev == b->dev &&
 	        overlap(a->offset, a->size, b->offset, b->size));
 }

@@ -167,7 +167,7 @@ static int send_attach(struct postcopy *p, struct vmm_wire_msg *msg, struct erro
 	size_t n_fds = 0;
 	int rc = 0;
 
-	if (p->role == VMM_WIRE_DESTINATION && has_memory) {
+	if (p->uffd >= 0 && has_memory) {
 		msg->uffd_features = p->uffd_features;
 		fds[n_fds++] = p->uffd;
 	}
@@ -260,11 +260,20 @@ static int take_regions(struct postcopy *p, const struct postcopy_region *region
 	return 0;
 }
 
-/* @uffd: borrowed; -1: it is made here. */
+static bool is_asked(const struct postcopy_region *regions, size_t n_regions)
+{
+	return n_regions && regions[0].flags & POSTCOPY_REGION_ASKED;
+}
+
+/* @uffd: borrowed; -1: it is made here, where any is wanted. */
 static int register_regions(struct postcopy *p, int uffd, struct error *err)
 {
 	int rc = 0;
 
+	if (is_asked(p->regions, p->n_regions))
+		return uffd < 0 ? 0
+		                : error_set(err, -EINVAL,
+		                            "a userfaultfd, for memory that is asked for");
 	if (uffd >= 0) {
 		p->uffd = fcntl(uffd, F_DUPFD_CLOEXEC, 0);
 		rc = p->uffd < 0 ? error_errno(err, -errno, "the userfaultfd")
@@ -417,7 +426,7 @@ static int destination_register(int pidfd, int uffd, const struct postcopy_regio
 	_cleanup_(postcopy_freep) struct postcopy *p = NULL;
 	int rc = 0;
 
-	if (pidfd >= 0 && uffd < 0)
+	if (pidfd >= 0 && uffd < 0 && regions && !is_asked(regions, n_regions))
 		rc = error_set(err, -EINVAL, NO_UFFD);
 	if (!rc)
 		rc = make(VMM_WIRE_DESTINATION, pidfd, &p, err);
@@ -509,12 +518,14 @@ int say_memory(struct postcopy *p, struct error *err)
 {
 	struct vmm_wire_msg msg = { .type = VMM_WIRE_MEMORY, .role = p->role };
 	int fds[VMM_WIRE_FDS_MAX], none = -1;
-	size_t n_fds = 1;
+	size_t n_fds = 0;
 	int rc;
 
 	memcpy(msg.id, p->id, strlen(p->id));
-	msg.uffd_features = p->uffd_features;
-	fds[0] = p->uffd;
+	if (p->uffd >= 0) {
+		msg.uffd_features = p->uffd_features;
+		fds[n_fds++] = p->uffd;
+	}
 	rc = put_table(p, &msg, &none, fds, &n_fds, err);
 	return rc ? rc : send_message(p, &msg, fds, n_fds, err);
 }
@@ -549,7 +560,7 @@ static int hand_over_late(struct postcopy *p, int uffd, const struct postcopy_re
 		return rc;
 	if (p->handed || p->taken || p->n_regions)
 		return error_set(err, -EINVAL, "its memory was handed over already");
-	if (p->vmm && uffd < 0)
+	if (p->vmm && uffd < 0 && regions && !is_asked(regions, n_regions))
 		rc = error_set(err, -EINVAL, NO_UFFD);
 	if (!rc)
 		rc = take_regions(p, regions, n_regions, err);
@@ -619,6 +630,7 @@ static int attach_again(enum vmm_wire_role role, const char *path, const char *i
 	if (rc)
 		return rc;
 	memcpy(msg.id, id, strlen(id));
+	memcpy(p->id, id, strlen(id));
 	rc = send_attach(p, &msg, err);
 	if (!rc || rc == -EPIPE)
 		rc = await_attached(p, id, &standing, err);

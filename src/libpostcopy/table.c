@@ -106,8 +106,9 @@ static int check_region(const struct postcopy_region *r, size_t i, pid_t pid, st
 		                 "region %zu: size %#llx is not a multiple of page_size %#llx "
 		                 "above 0",
 		                 i, (unsigned long long)r->size, (unsigned long long)r->page_size);
-	if (!r->host_addr)
-		return error_set(err, -EINVAL, "region %zu: host_addr is NULL", i);
+	if (!r->host_addr != !!(r->flags & POSTCOPY_REGION_ASKED))
+		return error_set(err, -EINVAL, "region %zu: host_addr is %sNULL", i,
+		                 r->host_addr ? "not " : "");
 	if (anonymous != (r->fd < 0))
 		return error_set(err, -EINVAL, "region %zu: fd is %d; %s", i, r->fd,
 		                 anonymous ? "anonymous memory has none, set -1"
@@ -155,7 +156,11 @@ static int check_pair(const struct postcopy_region *regions, size_t i, size_t j,
 		                 a->name);
 	if (overlap(a->guest_phys_addr, a->size, b->guest_phys_addr, b->size))
 		return error_set(err, -EINVAL, "regions %zu and %zu overlap in guest memory", i, j);
-	if (overlap((uintptr_t)a->host_addr, a->size, (uintptr_t)b->host_addr, b->size))
+	if ((a->flags ^ b->flags) & POSTCOPY_REGION_ASKED)
+		return error_set(err, -EINVAL, "regions %zu and %zu: one is asked for, one is not",
+		                 i, j);
+	if (a->host_addr &&
+	    overlap((uintptr_t)a->host_addr, a->size, (uintptr_t)b->host_addr, b->size))
 		return error_set(err, -EINVAL, "regions %zu and %zu overlap at host_addr", i, j);
 	if (!((a->flags | b->flags) & POSTCOPY_REGION_PRIVATE) &&
 	    overlap(a->fd_offset, a->size, b->fd_offset, b->size) && same_file(a, b))

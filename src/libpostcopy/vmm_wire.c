@@ -214,8 +214,7 @@ static void get_region(struct reader *r, struct vmm_wire_region *region)
 static int check_fds(const struct vmm_wire_msg *msg, size_t n_fds, struct error *err)
 {
 	bool used[VMM_WIRE_FDS_MAX] = { false };
-	bool has_memory = !(msg->attach_flags & (VMM_WIRE_ATTACH_AGAIN | VMM_WIRE_ATTACH_LATE));
-	size_t first = msg->role == VMM_WIRE_DESTINATION && has_memory ? 1 : 0;
+	size_t first = vmm_wire_has_uffd(msg);
 
 	if (msg->attach_flags & VMM_WIRE_ATTACH_PIDFD) {
 		if (n_fds < first + 1)

@@ -37,6 +37,7 @@
 #ifndef LIBPOSTCOPY_VMM_WIRE_H
 #define LIBPOSTCOPY_VMM_WIRE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -131,7 +132,8 @@ struct vmm_wire_region {
  * A decoded message. Which members hold something depends on the type:
  *   ATTACH:   role, id, uffd_features, regions. Descriptors: on the destination the
  *             userfaultfd first; then the memory, by fd_index (the index counts
- *             all of the packet's descriptors). For an anonymous region the source
+ *             all of the packet's descriptors); none where its regions are flagged
+ *             POSTCOPY_REGION_ASKED. For an anonymous region the source
  *             passes /proc/self/mem and fd_offset is the host address; the destination
  *             passes none. And attach_flags.
  *   MEMORY:   as ATTACH of a destination, without a pidfd
@@ -162,6 +164,13 @@ struct vmm_wire_msg {
 	uint32_t code;
 	char text[ERROR_TEXT_MAX];
 };
+
+/* Whether the first descriptor of an ATTACH, or of a record of one, is a userfaultfd. */
+static inline bool vmm_wire_has_uffd(const struct vmm_wire_msg *msg)
+{
+	return msg->role == VMM_WIRE_DESTINATION && msg->n_regions &&
+	       !(msg->regions[0].flags & POSTCOPY_REGION_ASKED);
+}
 
 /*
  * vmm_wire_encode() - one packet

@@ -6,6 +6,9 @@
 void addrmap_init(struct addrmap *map, const struct region_table *table)
 {
 	map->n = 0;
+	/* Where its VMM asks for pages, mapping them is the VMM's business. */
+	if (region_table_is_asked(table))
+		return;
 	for (uint32_t i = 0; i < table->n; i++)
 		map->pieces[map->n++] = (struct addrmap_piece){
 			.host_addr = table->regions[i].host_addr,

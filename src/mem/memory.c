@@ -30,6 +30,7 @@ struct memory {
 	uint64_t page_size;
 	char *alias; /* NULL where none is needed */
 	uint32_t index;
+	bool asked;           /* destination: no userfaultfd of ours can fill it */
 	bool may_shrink;      /* its file could not be sealed */
 	atomic_bool is_short; /* and has shrunk below the region; told once */
 	bool writes_huge;
@@ -165,6 +166,7 @@ static struct memory *memory_alloc(const struct region *region, uint32_t index)
 	m->fd_offset = region->fd_offset;
 	m->size = region->size;
 	m->page_size = region->page_size;
+	m->asked = region->flags & POSTCOPY_REGION_ASKED;
 	m->index = index;
 	return m;
 }
@@ -257,7 +259,7 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 	rc = region_is_staged(region) ? check_stage(m, index, err) : check_fd(m, index, true, err);
 	if (!rc && m->kind == POSTCOPY_MEMORY_MEMFD)
 		rc = open_seek_fd(m, index, err);
-	if (!rc && (m->kind != POSTCOPY_MEMORY_MEMFD || m->may_shrink))
+	if (!rc && (m->kind != POSTCOPY_MEMORY_MEMFD || m->may_shrink || m->asked))
 		rc = map_alias(m, index, PROT_READ | PROT_WRITE, err);
 	if (rc)
 		return fail_open(m, rc);
@@ -453,7 +455,7 @@ enum memory_fill memory_fill_method(const struct memory *m, bool for_fault)
 {
 	if (m->kind == POSTCOPY_MEMORY_ANONYMOUS)
 		return MEMORY_FILL_COPY;
-	if (m->kind == POSTCOPY_MEMORY_GUEST_MEMFD && for_fault)
+	if ((m->kind == POSTCOPY_MEMORY_GUEST_MEMFD || m->asked) && for_fault)
 		return MEMORY_FILL_MEMCPY;
 	return atomic_load_explicit(&m->can_write, memory_order_relaxed) ? MEMORY_FILL_WRITE
 	                                                                 : MEMORY_FILL_MEMCPY;

@@ -17,6 +17,8 @@
  *                VMM's /proc/PID/mem
  *   the same, of               memcpy to the alias of a file     UFFDIO_COPY from
  *   huge pages                 beside it (the stage)             the stage
+ *   memfd that   pread()              bulk: pwrite(); fault: memcpy   nobody: a hole stays one
+ *   is asked for                      to the alias
  *
  * pread() rather than a mapping on the source: a hole is read as zeroes without being
  * allocated, a truncated file is an error and not a signal, and the daemon's resident

@@ -87,6 +87,29 @@ static int check_region(uint32_t index, const struct region *r, struct error *er
 	return rc;
 }
 
+/* Who asks for pages traps all of its memory itself: for no part of it is there a userfaultfd. */
+static int check_asked(uint32_t index, const struct region *r, const struct region *before,
+                       struct error *err)
+{
+	if (before && (before->flags ^ r->flags) & POSTCOPY_REGION_ASKED)
+		return error_set(err, -EINVAL,
+		                 "region %u: all of a guest's regions are asked for "
+		                 "(POSTCOPY_REGION_ASKED), or none is",
+		                 index);
+	if (!(r->flags & POSTCOPY_REGION_ASKED))
+		return 0;
+	if (r->memory != POSTCOPY_MEMORY_MEMFD && r->memory != POSTCOPY_MEMORY_HUGETLB)
+		return error_set(err, -EINVAL,
+		                 "region %u: %s can't be asked for: only a file can be filled "
+		                 "without the userfaultfd that traps it",
+		                 index, memory_name(r->memory));
+	if (r->host_addr || r->flags & POSTCOPY_REGION_PRIVATE)
+		return error_set(err, -EINVAL,
+		                 "region %u: asked for, and %s: it is a file, and nothing else",
+		                 index, r->host_addr ? "with a host address" : "private");
+	return 0;
+}
+
 /* @before: the region before it; NULL: it is the first. */
 static int check_name(uint32_t index, const struct region *r, const struct region *before,
                       struct error *err)
@@ -118,6 +141,8 @@ int region_table_add(struct region_table *table, const struct region *region, st
 	if (index == REGIONS_MAX)
 		return error_set(err, -E2BIG, "more than %u regions", REGIONS_MAX);
 	rc = check_region(index, region, err);
+	if (!rc)
+		rc = check_asked(index, region, index ? &table->regions[index - 1] : NULL, err);
 	if (!rc)
 		rc = check_name(index, region, index ? &table->regions[index - 1] : NULL, err);
 	if (rc)

@@ -82,6 +82,12 @@ int region_table_add(struct region_table *table, const struct region *region, st
 int region_table_same_guest(const struct region_table *ours, const struct region_table *theirs,
                             struct error *err);
 
+/* Whether a destination's VMM asks for each page; all of its regions are flagged so then. */
+static inline bool region_table_is_asked(const struct region_table *table)
+{
+	return table->n && table->regions[0].flags & POSTCOPY_REGION_ASKED;
+}
+
 /*
  * region_table_check_readable() - can all of a guest's memory be copied?
  *

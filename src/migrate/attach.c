@@ -23,7 +23,7 @@ static int check_kinds(const struct vmm_attach *attach, struct error *err)
 	const struct vmm_wire_msg *msg = attach->msg;
 	int rc = 0;
 
-	if (msg->role == VMM_WIRE_DESTINATION)
+	if (vmm_wire_has_uffd(msg))
 		rc = descriptor_check_userfaultfd(attach->fds[0], err);
 	for (uint32_t i = 0; i < msg->n_regions && !rc; i++) {
 		const struct vmm_wire_region *r = &msg->regions[i];
@@ -262,7 +262,7 @@ int migration_open_memories(struct migration *m, const struct vmm_attach *attach
 		if (r->flags & POSTCOPY_REGION_PRIVATE)
 			continue;
 		rc = copy_fd(m, attach, r, i, &fd, err);
-		if (!rc && destination)
+		if (!rc && destination && !region_table_is_asked(table))
 			rc = check_uffd_mode(r, i, err);
 		if (!rc)
 			rc = destination ? memory_open_destination(r, i, fd, &memories[i], err)

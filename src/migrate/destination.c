@@ -27,9 +27,10 @@ static int keep_page_state(struct migration *m, struct error *err)
 int destination_attach(struct migration *m, struct vmm_attach *attach, const struct addrmap *pieces,
                        int state_fd, struct error *err)
 {
+	bool has_uffd = vmm_wire_has_uffd(attach->msg);
 	struct pull_config config = {
 		.id = m->params.id,
-		.uffd = attach->fds[0],
+		.uffd = has_uffd ? attach->fds[0] : -1,
 		.state_fd = state_fd,
 		.map = m->params.map,
 		.streams = m->limits.streams,
@@ -42,15 +43,17 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, const str
 		.arg = m,
 	};
 	bool foreign = attach->pidfd >= 0 || m->process;
-	int rc;
+	int rc = 0;
 
 	if (attach->msg->attach_flags & VMM_WIRE_ATTACH_LATE) {
 		m->memory = MIGRATION_MEMORY_LATE;
 		return pull_new(&config, &m->pull, err);
 	}
 	/* One that was taken over was checked by the process that took it in. */
-	rc = state_fd < 0 ? uffd_check(attach->fds[0], attach->msg->uffd_features, foreign, err)
-	                  : uffd_check_kind(attach->fds[0], err);
+	if (has_uffd)
+		rc = state_fd < 0
+		             ? uffd_check(attach->fds[0], attach->msg->uffd_features, foreign, err)
+		             : uffd_check_kind(attach->fds[0], err);
 	if (!rc)
 		rc = migration_read_table(attach->msg, &config.table, err);
 	if (!rc)
@@ -64,7 +67,8 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, const str
 		migration_free_memories(config.memories);
 		return rc;
 	}
-	attach->fds[0] = -1;
+	if (has_uffd)
+		attach->fds[0] = -1;
 	m->table = config.table;
 	if (m->owner->config.slow_fault_ns)
 		pull_set_slow_fault(m->pull, m->owner->config.slow_fault_ns);

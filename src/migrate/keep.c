@@ -246,7 +246,7 @@ int migration_hold_room(struct migration *m, struct error *err)
 /* The descriptors of a table. */
 static int keep_memory(struct migration *m, const struct vmm_attach *attach, struct error *err)
 {
-	size_t first = m->params.role == MIGRATION_DESTINATION;
+	size_t first = vmm_wire_has_uffd(attach->msg);
 	int rc = first ? migration_keep_fd(m, "uffd", attach->fds[0], err) : 0;
 
 	for (size_t i = first; i < attach->n_fds && !rc; i++) {

@@ -916,7 +916,7 @@ static const char *reason(const struct migration *m)
 {
 	if (!*m->reason && m->state == MIGRATION_POSTCOPY && m->pull &&
 	    stat_get(&pull_stats(m->pull)->pages_unpoisoned))
-		return "the source can't read some pages, and this kernel can't poison them: they "
+		return "the source can't read some pages, and they can't be poisoned here: they "
 		       "stay missing";
 	return m->reason;
 }

@@ -124,8 +124,12 @@ int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *re
 		rc = region_table_add(ret, &r, err);
 		if (rc)
 			return rc;
+		if (r.flags & POSTCOPY_REGION_ASKED && msg->role != VMM_WIRE_DESTINATION)
+			return error_set(err, -EINVAL,
+			                 "region %u: only a destination's pages are asked for", i);
 		/* Where the memory is late, its table is of the source's, which has none here. */
-		if (!r.host_addr && !(msg->attach_flags & VMM_WIRE_ATTACH_LATE))
+		if (!r.host_addr && !(r.flags & POSTCOPY_REGION_ASKED) &&
+		    !(msg->attach_flags & VMM_WIRE_ATTACH_LATE))
 			return error_set(err, -EINVAL, "region %u: no host address", i);
 	}
 	return 0;

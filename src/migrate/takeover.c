@@ -154,7 +154,7 @@ static int take_memory_fd(struct migration *m, size_t index, struct error *err)
 /* The descriptors of the ATTACH from the store. Return: 0, or -ENOENT with @err naming one. */
 static int take_fds(struct migration *m, struct vmm_attach *attach, struct error *err)
 {
-	size_t first = m->params.role == MIGRATION_DESTINATION;
+	size_t first = vmm_wire_has_uffd(attach->msg);
 
 	if (attach->msg->attach_flags & VMM_WIRE_ATTACH_LATE)
 		return 0;

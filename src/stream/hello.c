@@ -51,7 +51,8 @@ static void table_to_messages(const struct region_table *table,
 		messages[i].size = r->size;
 		messages[i].page_size = r->page_size;
 		messages[i].memory = r->memory;
-		messages[i].flags = r->flags;
+		/* How a VMM traps its memory is nobody else's business. */
+		messages[i].flags = r->flags & ~POSTCOPY_REGION_ASKED;
 		messages[i].name = (char *)r->name;
 		list[i] = &messages[i];
 	}

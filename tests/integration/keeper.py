@@ -158,6 +158,9 @@ class KeptDaemon(Daemon):
             self.env["FDSTORE"] = str(most)
         super().__init__(directory, name, identity, allow, **options)
 
+    def ready_arguments(self, fd):
+        return ["--ready-fd", str(fd)]
+
     def spawn(self, ready_fd):
         """The child's 3.. are the descriptors, then the one that says READY."""
         with self.store.lock:
@@ -174,7 +177,7 @@ class KeptDaemon(Daemon):
             env.update(LISTEN_FDS=str(len(given)), LISTEN_FDNAMES=":".join(n for n, _ in given))
         command = ["/bin/sh", "-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"]
         command += [str(word) for word in self.command]
-        command += ["--ready-fd", str(LISTEN_FDS_START + len(given))]
+        command += self.ready_arguments(LISTEN_FDS_START + len(given))
         try:
             self.popen = Spawned(os.posix_spawn(command[0], command, env, file_actions=actions))
         finally:

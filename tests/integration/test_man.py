@@ -61,6 +61,7 @@ def same(said, written, where):
 
 @pytest.mark.parametrize("program, page", [
     ("postcopyd/postcopyd", "postcopyd.8"), ("minivmm/minivmm", "minivmm.1"),
+    ("cloud_hypervisor/postcopy-cloud-hypervisor", "postcopy-cloud-hypervisor.1"),
     ("firecracker/postcopy-firecracker", "postcopy-firecracker.8"),
     ("qemu/postcopy-qemu", "postcopy-qemu.8")])
 def test_each_option_is_in_the_page(program, page):

@@ -148,6 +148,29 @@ static void test_private_memory_is_in_the_table_but_not_readable(void **state)
 	assert_non_null(strstr(err.text, "region 1"));
 }
 
+static void test_what_is_asked_for_is_a_file_and_all_of_it(void **state)
+{
+	struct region_table table = { 0 };
+	struct region r = plain(0, UNIT_BYTES);
+
+	(void)state;
+	r.flags = POSTCOPY_REGION_ASKED;
+	r.host_addr = UNIT_BYTES;
+	refused(&table, &r, -EINVAL, "host address");
+	r.host_addr = 0;
+	r.flags |= POSTCOPY_REGION_PRIVATE;
+	refused(&table, &r, -EINVAL, "private");
+	r.flags = POSTCOPY_REGION_ASKED;
+	r.memory = POSTCOPY_MEMORY_ANONYMOUS;
+	refused(&table, &r, -EINVAL, "only a file");
+	r.memory = POSTCOPY_MEMORY_MEMFD;
+	assert_false(region_table_is_asked(&table));
+	accepted(&table, &r);
+	assert_true(region_table_is_asked(&table));
+	r = plain(SIZE_1G, UNIT_BYTES);
+	refused(&table, &r, -EINVAL, "all of a guest's regions");
+}
+
 static void test_size_must_be_whole_pages_and_some(void **state)
 {
 	struct region_table table = { 0 };
@@ -428,6 +451,7 @@ int main(void)
 		cmocka_unit_test(test_unknown_kinds_are_refused),
 		cmocka_unit_test(test_unknown_flags_are_refused),
 		cmocka_unit_test(test_private_memory_is_in_the_table_but_not_readable),
+		cmocka_unit_test(test_what_is_asked_for_is_a_file_and_all_of_it),
 		cmocka_unit_test(test_size_must_be_whole_pages_and_some),
 		cmocka_unit_test(test_each_address_must_be_aligned),
 		cmocka_unit_test(test_no_address_may_wrap_with_its_size),
