@@ -188,9 +188,9 @@ static int await_paused(struct session *s, struct error *err)
 			return 0;
 		if (!rc && state == API_RUNNING)
 			return error_set(err, -EPROTO, "Firecracker runs a guest already");
-		if (session_has_ended(s))
-			return error_set(err, -ESRCH, "Firecracker has ended while it loaded");
-		rc = look_at_daemon(s, err);
+		rc = session_check_alive(s, err);
+		if (!rc)
+			rc = look_at_daemon(s, err);
 		if (rc)
 			return rc;
 		usleep(LOOK_MS * 1000);
@@ -284,10 +284,7 @@ static int handle(struct load *l, const struct postcopy_event *event, struct err
 	case POSTCOPY_EVENT_FAILED:
 		return error_set(err, -ECANCELED, "the migration failed: %.200s", event->reason);
 	case POSTCOPY_EVENT_NONE:
-		return session_has_ended(s)
-		               ? error_set(err, -ESRCH, "Firecracker (pid %d) has ended",
-		                           (int)s->cred.pid)
-		               : 0;
+		return session_check_alive(s, err);
 	default: /* nothing that this has offered to do */
 		return 0;
 	}

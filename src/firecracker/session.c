@@ -100,9 +100,11 @@ void session_remove(const struct session *s, const char *name)
 	(void)unlink(path);
 }
 
-bool session_has_ended(const struct session *s)
+int session_check_alive(const struct session *s, struct error *err)
 {
-	return s->pidfd >= 0 && peer_has_ended(s->pidfd);
+	return peer_has_ended(s->pidfd)
+	               ? error_set(err, -ESRCH, "Firecracker (pid %d) has ended", (int)s->cred.pid)
+	               : 0;
 }
 
 int session_await_daemon(const struct session *s, struct error *err)
@@ -123,8 +125,7 @@ int session_await_daemon(const struct session *s, struct error *err)
 			                      strerror(-sock));
 		told = true;
 		if (poll(&fd, 1, LOOK_MS) > 0)
-			return error_set(err, -ESRCH, "Firecracker (pid %d) has ended",
-			                 (int)s->cred.pid);
+			return session_check_alive(s, err);
 	}
 }
 

@@ -48,7 +48,8 @@ void session_remove(const struct session *s, const char *name);
  */
 int session_await_daemon(const struct session *s, struct error *err);
 
-bool session_has_ended(const struct session *s);
+/* Return: 0; -ESRCH where Firecracker has ended, with @err set. */
+int session_check_alive(const struct session *s, struct error *err);
 
 /* The microVM is of no use to anybody: its guest is elsewhere, or never was whole. */
 void session_kill(const struct session *s);

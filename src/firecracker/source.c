@@ -159,10 +159,7 @@ static int handle(struct session *s, const struct postcopy_event *event, struct 
 	case POSTCOPY_EVENT_FAILED:
 		return error_set(err, -ECANCELED, "the migration failed: %.200s", event->reason);
 	case POSTCOPY_EVENT_NONE:
-		return session_has_ended(s)
-		               ? error_set(err, -ESRCH, "Firecracker (pid %d) has ended",
-		                           (int)s->cred.pid)
-		               : 0;
+		return session_check_alive(s, err);
 	default: /* nothing that this has offered to do */
 		return 0;
 	}
