@@ -133,5 +133,8 @@ void pace_result(const struct pace *p, struct bench_moved *ret)
 	ret->downtime_ms = p->arrived_ns > p->left_ns
 	                           ? (double)(p->arrived_ns - p->left_ns) / (double)NSEC_PER_MSEC
 	                           : 0;
-	ret->lost_ms = speed > 0 ? (total_ns - done / speed) / (double)NSEC_PER_MSEC : 0;
+	/* Less than nothing: it was disturbed before, by others on this host. */
+	ret->lost_ms = speed > 0 && done / speed < total_ns
+	                       ? (total_ns - done / speed) / (double)NSEC_PER_MSEC
+	                       : 0;
 }

@@ -133,6 +133,21 @@ static void test_a_worker_that_hangs_is_a_gap(void **state)
 	assert_true(moved.gap_ms >= STILL_MS - 1);
 }
 
+static void test_no_work_is_lost_where_more_is_done(void **state)
+{
+	struct world w;
+	struct bench_moved moved = { 0 };
+
+	(void)state;
+	begin(&w);
+	w.count *= 1000;
+	set_count(&w.destination, w.count);
+	nap(STILL_MS);
+	end(&w);
+	pace_result(&w.pace, &moved);
+	assert_true(moved.lost_ms == 0);
+}
+
 static void test_a_hole_stays_one(void **state)
 {
 	struct world w;
@@ -149,6 +164,7 @@ int main(void)
 		cmocka_unit_test(test_a_page_that_arrives_is_no_progress),
 		cmocka_unit_test(test_downtime_is_from_here_to_there),
 		cmocka_unit_test(test_a_worker_that_hangs_is_a_gap),
+		cmocka_unit_test(test_no_work_is_lost_where_more_is_done),
 		cmocka_unit_test(test_a_hole_stays_one),
 	};
 
