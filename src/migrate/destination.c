@@ -498,9 +498,14 @@ int destination_start(struct migration *m, bool switchover, const struct migrati
 {
 	int rc;
 
-	if (m->started_ns && m->state != MIGRATION_FAILED && m->state != MIGRATION_CANCELLED)
-		return switchover && m->state == MIGRATION_WARMING ? destination_switchover(m, err)
-		                                                   : 0;
+	if (m->started_ns && m->state != MIGRATION_FAILED && m->state != MIGRATION_CANCELLED) {
+		/* One that warms, and goes on by itself, was told so already. */
+		bool held = !m->warming.wanted || m->warming.hold;
+
+		return switchover && held && m->state == MIGRATION_WARMING
+		               ? destination_switchover(m, err)
+		               : 0;
+	}
 	if (m->state != MIGRATION_ATTACHED)
 		return migration_refuse_now(m, "starting (the VMM must be attached)", err);
 	m->warming = *warm;

@@ -187,6 +187,20 @@ def test_it_goes_on_until_it_is_told(warming):
     guest.join(harness.DEADLINE_S)
 
 
+def test_started_twice_it_warms_on(warming):
+    source = warming.source()
+    Guest(source, list(range(UNITS)))
+    vmm = warming.start(source, {"max_rounds": 1000000})
+    warming.wait(lambda warm: warm["rounds"] >= 1, "it warms")
+    for _ in range(2):
+        warming.daemon.call("Start", id="vm1", warm={"max_rounds": 1000000})
+    rounds = warming.warm()["rounds"]
+    warming.wait(lambda warm: warm["rounds"] > rounds + 1, "it goes on")
+    assert not source.paused
+    warming.daemon.call("Switchover", id="vm1")
+    warming.finish(source, vmm)
+
+
 def test_its_end_can_be_set_while_it_warms(warming):
     source = warming.source()
     Guest(source, list(range(UNITS)))
