@@ -399,8 +399,8 @@ static int check_fd_count(enum vmm_wire_type type, size_t n_fds, struct error *e
 {
 	bool has_fd = type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
 	              type == VMM_WIRE_CHANNEL || type == VMM_WIRE_POISONED;
-	bool says_itself = type == VMM_WIRE_ATTACH || type == VMM_WIRE_DIRTY_LOG ||
-	                   type == VMM_WIRE_MEMORY;
+	bool says_itself =
+	        type == VMM_WIRE_ATTACH || type == VMM_WIRE_DIRTY_LOG || type == VMM_WIRE_MEMORY;
 	size_t want = has_fd ? 1 : 0;
 
 	if (n_fds > VMM_WIRE_FDS_MAX || (!says_itself && n_fds != want))
