@@ -137,7 +137,7 @@ def test_flag_beside_it_is_refused(daemons):
     source, _ = daemons
     fd = pyvmm.memfd(size=SIZE)
     with pyvmm.Socket(source.vmm_path) as sock:
-        sock.send(pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(SIZE, flags=3)]), [fd])
+        sock.send(pyvmm.attach(pyvmm.SOURCE, "vm1", [Region(SIZE, flags=5)]), [fd])
         code, text = sock.expect_error()
     os.close(fd)
-    assert code == errno.EINVAL and "flags 0x2" in text, text
+    assert code == errno.EINVAL and "flags 0x4" in text, text

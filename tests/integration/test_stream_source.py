@@ -182,7 +182,6 @@ BAD_HELLOS = {
     "a newer version": (dict(version=4), "version 4 from .* version 3 at .*upgrade the source"),
     "an unknown role": (dict(role=9), "role"),
     "no role": (dict(role=0), "role"),
-    "no regions": (dict(regions=[]), "region"),
     "regions of another size": (dict(regions=[stream.region(0, 2 * SIZE)]), "region"),
     "regions at another address": (dict(regions=[stream.region(SIZE, SIZE)]), "region"),
     "regions that overlap": (dict(regions=[stream.region(0, SIZE)] * 2), "region|overlap"),

@@ -88,7 +88,7 @@ BAD_TABLES = {
         [Region(SIZE, memory=pyvmm.HUGETLB, page_size=2 << 20)], "region 0"),
     "memfd that is said to be guest_memfd": (
         [Region(SIZE, memory=pyvmm.GUEST_MEMFD)], "region 0"),
-    "flags that are not known": ([Region(SIZE, flags=2)], "region 0.*flags"),
+    "flags that are not known": ([Region(SIZE, flags=4)], "region 0.*flags"),
     "memfd region without a descriptor": ([Region(SIZE, fd_index=pyvmm.NO_FD)], "descriptor"),
     "descriptor index beyond those sent": ([Region(SIZE, fd_index=7)], "region 0.*descriptor"),
     "no regions": ([], "0 regions"),
