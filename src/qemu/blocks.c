@@ -18,6 +18,7 @@
 struct asked {
 	struct qmp *qmp;
 	pid_t pid;
+	int pidfd;
 	struct qemu_backend backends[BLOCKS_MAX];
 	size_t n_backends;
 	char *flat_view; /* NULL: not asked yet */
@@ -113,7 +114,7 @@ static int check_mapping(struct asked *a, struct block *b, struct error *err)
 		refuse(b, "QEMU says share=on, but %s is mapped privately", b->mapping.path);
 		return 0;
 	}
-	b->fd = mapping_open(a->pid, &b->mapping, &why);
+	b->fd = mapping_open(a->pid, a->pidfd, &b->mapping, &why);
 	if (b->fd < 0)
 		refuse(b, "%s", why.text);
 	else
@@ -162,11 +163,11 @@ static int judge(struct asked *a, struct block *b, struct error *err)
 	return 0;
 }
 
-int blocks_read(struct qmp *q, pid_t pid, struct blocks *ret, struct error *err)
+int blocks_read(struct qmp *q, pid_t pid, int pidfd, struct blocks *ret, struct error *err)
 {
 	_cleanup_free_ char *text = NULL;
 	struct ramblock list[BLOCKS_MAX];
-	struct asked a = { .qmp = q, .pid = pid };
+	struct asked a = { .qmp = q, .pid = pid, .pidfd = pidfd };
 	size_t n = 0, moved = 0;
 	int rc = qemu_human(q, "info ramblock", &text, err);
 

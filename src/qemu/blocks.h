@@ -53,7 +53,7 @@ struct blocks {
  *
  * Return: 0; -errno with @err where QEMU's answers or /proc can't be read.
  */
-int blocks_read(struct qmp *q, pid_t pid, struct blocks *ret, struct error *err);
+int blocks_read(struct qmp *q, pid_t pid, int pidfd, struct blocks *ret, struct error *err);
 
 void blocks_close(struct blocks *b);
 

@@ -96,7 +96,7 @@ static int check_capabilities(struct session *s, struct check *c, struct error *
 
 static int check_blocks(struct session *s, struct check *c, struct error *err)
 {
-	int rc = blocks_read(s->qmp, s->pid, &c->blocks, err);
+	int rc = blocks_read(s->qmp, s->pid, s->pidfd, &c->blocks, err);
 	size_t moved = 0;
 
 	for (size_t i = 0; !rc && i < c->blocks.n; i++) {

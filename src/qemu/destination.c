@@ -269,6 +269,8 @@ int destination_run(struct session *s, struct error *err)
 	/* A QEMU that exits does not read the vmstate. */
 	signal(SIGPIPE, SIG_IGN);
 	rc = attach(&d, err);
+	while (rc == -ENOENT && !(rc = session_await_prepared(s, err)))
+		rc = attach(&d, err);
 	while (!d.is_here) {
 		struct wake wake;
 

@@ -24,6 +24,12 @@ static inline const char *json_text(struct json_object *o, const char *name)
 	return text ? text : "";
 }
 
+/* Of what is no array: 0. */
+static inline size_t json_length(struct json_object *o)
+{
+	return json_object_is_type(o, json_type_array) ? json_object_array_length(o) : 0;
+}
+
 static inline void json_put_p(struct json_object **o)
 {
 	json_object_put(*o);

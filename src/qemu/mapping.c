@@ -98,12 +98,13 @@ static void closedir_p(DIR **dir)
 		closedir(*dir);
 }
 
-int mapping_open(pid_t pid, const struct mapping *m, struct error *err)
+int mapping_open(pid_t pid, int pidfd, const struct mapping *m, struct error *err)
 {
 	_cleanup_(closedir_p) DIR *dir = open_dir(pid);
+	_cleanup_close_ int fd = -1;
 	struct dirent *entry;
 	struct stat st;
-	int fd;
+	int copy;
 
 	if (!dir)
 		return error_errno(err, -errno, "can't look at the descriptors of process %d",
@@ -112,11 +113,18 @@ int mapping_open(pid_t pid, const struct mapping *m, struct error *err)
 		if (fstatat(dirfd(dir), entry->d_name, &st, 0) || st.st_dev != m->dev ||
 		    st.st_ino != m->ino)
 			continue;
-		fd = openat(dirfd(dir), entry->d_name, O_RDWR | O_CLOEXEC);
-		if (fd < 0)
-			return error_errno(err, -errno, "can't open %s", m->path);
-		return fd;
+		/* Its own, and not the file opened anew: we may open what it may not. */
+		copy = descriptor_copy(pidfd, (int)strtol(entry->d_name, NULL, 10));
+		if (copy < 0)
+			return error_errno(err, copy, "can't copy QEMU's descriptor of %s",
+			                   m->path);
+		close_fd(&fd);
+		fd = copy;
+		if ((fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDWR)
+			break;
 	}
+	if (fd >= 0)
+		return steal_fd(&fd);
 	return error_set(err, -ENOENT, "process %d has %s mapped, but not open", (int)pid, m->path);
 }
 

@@ -30,11 +30,14 @@ int mapping_search(FILE *maps, uint64_t addr, uint64_t size, struct mapping *ret
 int mapping_find(pid_t pid, uint64_t addr, uint64_t size, struct mapping *ret, struct error *err);
 
 /*
- * mapping_open() - a descriptor of its file, by one that the process has open
+ * mapping_open() - a copy of a descriptor of its file that the process has open
  *
- * Return: the descriptor, for reading and writing; or -errno with @err.
+ * As that is: for writing, too, where it has one that is. What the process may not write, whoever
+ * asks for it, root say, does not write for it.
+ *
+ * Return: the descriptor; or -errno with @err.
  */
-int mapping_open(pid_t pid, const struct mapping *m, struct error *err);
+int mapping_open(pid_t pid, int pidfd, const struct mapping *m, struct error *err);
 
 /*
  * mapping_find_other() - another process that has this file mapped

@@ -103,7 +103,7 @@ int qemu_blockers(struct qmp *q, char text[QEMU_WHY_BYTES], struct error *err)
 	_cleanup_json_ struct json_object *answer = NULL;
 	int rc = qmp_ask(q, "query-migrate", NULL, -1, &answer, err);
 	struct json_object *reasons = rc ? NULL : json_member(answer, "blocked-reasons");
-	size_t n = reasons ? json_object_array_length(reasons) : 0;
+	size_t n = json_length(reasons);
 
 	if (n)
 		snprintf(text, QEMU_WHY_BYTES, "%s",
@@ -118,7 +118,7 @@ int qemu_capability(struct qmp *q, const char *name, struct error *err)
 
 	if (rc)
 		return rc;
-	for (size_t i = 0; i < json_object_array_length(answer); i++) {
+	for (size_t i = 0; i < json_length(answer); i++) {
 		struct json_object *c = json_object_array_get_idx(answer, i);
 
 		if (!strcmp(json_text(c, "capability"), name))
@@ -264,7 +264,7 @@ int qemu_backends(struct qmp *q, struct qemu_backend *list, size_t max, size_t *
 {
 	_cleanup_json_ struct json_object *answer = NULL;
 	int rc = qmp_ask(q, "query-memdev", NULL, -1, &answer, err);
-	size_t n = rc ? 0 : json_object_array_length(answer);
+	size_t n = rc ? 0 : json_length(answer);
 
 	if (rc)
 		return rc;

@@ -9,9 +9,11 @@
 
 #include "qemu/qemu.h"
 #include "util/cleanup.h"
+#include "util/clock.h"
 #include "util/log.h"
 #include "util/pidfd.h"
 
+#define PREPARE_TIMEOUT_S 60
 #define DAEMON_RETRY_MS 100
 /* Its sockets are closed a little before it has ended. */
 #define END_MS 2000
@@ -169,4 +171,19 @@ int session_attach_again(struct session *s, enum postcopy_standing *ret, struct 
 		if (rc)
 			return rc;
 	}
+}
+
+int session_await_prepared(struct session *s, struct error *err)
+{
+	struct wake wake;
+
+	if (!s->prepared_until_ns) {
+		s->prepared_until_ns = clock_now_ns() + PREPARE_TIMEOUT_S * NSEC_PER_SEC;
+		log_migration_info(s->options->id, "waiting for it to be prepared: %s", err->text);
+	}
+	if (clock_now_ns() >= s->prepared_until_ns)
+		return -ENOENT;
+	*err = ERROR_INIT;
+	s->postcopy = postcopy_detach(s->postcopy);
+	return session_wait(s, DAEMON_RETRY_MS, &wake, err);
 }

@@ -30,7 +30,9 @@ struct session {
 	pid_t pid;
 	int pidfd;
 	int signal_fd;
-	int64_t bandwidth; /* of QEMU's migrations, before us */
+	int64_t bandwidth;          /* of QEMU's migrations, before us */
+	uint64_t prepared_until_ns; /* the migration may be prepared until then; 0: not waited for
+	                               yet */
 	struct postcopy *postcopy;
 };
 
@@ -59,6 +61,16 @@ int session_wait(struct session *s, int timeout_ms, struct wake *ret, struct err
  * Return: 0; -ENOENT where it has not; and as session_wait().
  */
 int session_attach_again(struct session *s, enum postcopy_standing *ret, struct error *err);
+
+/*
+ * session_await_prepared() - the daemon does not know the migration, or not yet
+ *
+ * What starts this, a libvirt's hook say, may be ahead of who prepares the migration. A minute is
+ * given for that from session_open() on.
+ *
+ * Return: 0: try again; -ENOENT, with @err as it was: that is over; and as session_wait().
+ */
+int session_await_prepared(struct session *s, struct error *err);
 
 /* Whether a failure means that QEMU can't be asked any more. */
 static inline bool session_is_lost(int rc)

@@ -13,6 +13,8 @@
 /* What an unprivileged user may have: most of a vmstate, so that QEMU seldom waits. */
 #define PIPE_BYTES (1 << 20)
 #define COPY_BYTES (256u << 10)
+/* Above what any daemon takes: no QEMU fills this host's memory by it. */
+#define VMSTATE_MAX (1ull << 30)
 
 struct source {
 	struct session *session;
@@ -49,6 +51,7 @@ static int cont(struct source *src, struct error *err)
 static int copy_to_end(struct qmp *q, int from, int to, struct error *err)
 {
 	_cleanup_free_ char *buf = malloc(COPY_BYTES);
+	uint64_t all = 0;
 	ssize_t n;
 
 	if (!buf)
@@ -56,6 +59,11 @@ static int copy_to_end(struct qmp *q, int from, int to, struct error *err)
 	while ((n = read(from, buf, COPY_BYTES)) != 0) {
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n > 0 && (all += (uint64_t)n) > VMSTATE_MAX)
+			return error_set(err, -EFBIG,
+			                 "QEMU's vmstate is larger than %u MiB: has it RAM that is "
+			                 "not shared?",
+			                 (unsigned int)(VMSTATE_MAX >> 20));
 		if (n < 0 || write(to, buf, (size_t)n) != n)
 			return error_errno(err, n < 0 ? -errno : -ENOSPC, "the vmstate");
 	}
@@ -268,6 +276,8 @@ int source_run(struct session *s, struct error *err)
 	struct source src = { .session = s };
 	int rc = attach(&src, err);
 
+	while (rc == -ENOENT && !(rc = session_await_prepared(s, err)))
+		rc = attach(&src, err);
 	while (!rc && !src.gone) {
 		struct wake wake;
 

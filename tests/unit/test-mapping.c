@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -15,6 +16,7 @@
 #include <cmocka.h>
 
 #include "qemu/mapping.h"
+#include "util/pidfd.h"
 
 #define SIZE (1u << 20)
 
@@ -75,13 +77,16 @@ static void a_mapped_file_is_opened_and_others_that_have_it_are_seen(void **stat
 	struct error err = ERROR_INIT;
 	struct stat a, b;
 	struct mapping m;
+	int self = pidfd_of(getpid());
 	pid_t child;
 
 	(void)state;
 	assert_int_equal(ftruncate(fd, SIZE), 0);
 	assert_int_equal(mapping_find(getpid(), (uintptr_t)addr, SIZE, &m, &err), 0);
-	copy = mapping_open(getpid(), &m, &err);
+	copy = mapping_open(getpid(), self, &m, &err);
 	assert_true(copy >= 0);
+	/* Its own: a file that is open for reading alone stays so, whatever its mode. */
+	assert_int_equal(fcntl(copy, F_GETFL) & O_ACCMODE, O_RDWR);
 	assert_true(!fstat(fd, &a) && !fstat(copy, &b) && a.st_ino == b.st_ino);
 	assert_int_equal(mapping_find_other(getpid(), &m, name), 0);
 	assert_int_equal(pipe(ready), 0);
@@ -100,7 +105,7 @@ static void a_mapped_file_is_opened_and_others_that_have_it_are_seen(void **stat
 	assert_int_equal(waitpid(child, &status, 0), child);
 	close(copy);
 	close(fd);
-	assert_int_equal(mapping_open(getpid(), &m, &err), -ENOENT);
+	assert_int_equal(mapping_open(getpid(), self, &m, &err), -ENOENT);
 	munmap(addr, SIZE);
 	assert_int_equal(mapping_find(getpid(), (uintptr_t)addr, SIZE, &m, &err), -ENOENT);
 }

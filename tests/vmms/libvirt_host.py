@@ -68,7 +68,7 @@ SYSTEMCTL = """#!/bin/sh
 for word; do unit=$word; done
 export id=${{unit#postcopy-qemu@}}
 export id=${{id%.service}} AGAIN=75 LOG={log}
-exec setsid sh -c '. /run/postcopyd/qemu/$id.conf
+exec setsid sh -c '. /run/postcopy-qemu/$id.conf
     while postcopy-qemu $ROLE --id $id --qmp $QMP $OPTIONS >>$LOG 2>&1; [ $? = $AGAIN ]; do sleep 1; done
     ' </dev/null >/dev/null 2>&1 &
 """
