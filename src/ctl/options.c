@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ctl/options.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -8,7 +9,7 @@
 
 #include "ctl/units.h"
 
-#define OPTIONS_MAX 40
+#define OPTIONS_MAX 64 /* of one command, with the common ones */
 #define HELP_COLUMN 26
 
 #define COMMON(field) offsetof(struct ctl_common, field)
@@ -180,7 +181,9 @@ static size_t collect(const struct command *cmd, const struct option_spec **spec
 {
 	size_t n = 0;
 
-	for (size_t i = 0; i < cmd->n_options && n < OPTIONS_MAX - N_COMMON - 1; i++)
+	/* One that was left out would be told in --help and not be known. */
+	assert(cmd->n_options + N_COMMON + 1 <= OPTIONS_MAX);
+	for (size_t i = 0; i < cmd->n_options; i++)
 		specs[n++] = &cmd->options[i];
 	for (size_t i = 0; i < N_COMMON; i++)
 		if (has_common(cmd, i))

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -32,14 +33,20 @@ static int connect_to(const char *path, int type)
 	return connect(sock, (struct sockaddr *)&addr, sizeof addr) ? -errno : steal_fd(&sock);
 }
 
-/* As Firecracker sees it: it may be jailed. */
+/* As Firecracker sees it: it may be jailed, and its links are followed within its root. */
 static int open_dir(struct session *s, struct error *err)
 {
-	char path[PATH_MAX];
+	struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
+		                .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
+	_cleanup_close_ int root = -1;
+	char path[64];
 
-	snprintf(path, sizeof path, "/proc/%d/root%s", (int)s->cred.pid, s->options->dir);
-	s->dir_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	return s->dir_fd < 0 ? error_errno(err, -errno, "%s (--dir)", path) : 0;
+	snprintf(path, sizeof path, "/proc/%d/root", (int)s->cred.pid);
+	root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (root < 0)
+		return error_errno(err, -errno, "%s", path);
+	s->dir_fd = (int)syscall(SYS_openat2, root, s->options->dir, &how, sizeof how);
+	return s->dir_fd < 0 ? error_errno(err, -errno, "%s%s (--dir)", path, s->options->dir) : 0;
 }
 
 int session_open(struct session *s, const struct options *o, struct error *err)
@@ -145,4 +152,19 @@ int session_event(struct session *s, int timeout_ms, struct postcopy_event *ret,
 	struct postcopy_error why = { 0 };
 
 	return session_error(postcopy_next_event(s->postcopy, timeout_ms, ret, &why), &why, err);
+}
+
+int session_open_file(const struct session *s, const char *name, struct error *err)
+{
+	_cleanup_close_ int fd = -1;
+	char path[PATH_MAX];
+	struct stat st;
+
+	session_path(s, name, path);
+	fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &st))
+		return error_errno(err, -errno, "%s", path);
+	if (!S_ISREG(st.st_mode) || st.st_nlink > 1)
+		return error_set(err, -EINVAL, "%s is no file of its own", path);
+	return steal_fd(&fd);
 }

@@ -35,6 +35,15 @@ void session_close(struct session *s);
 
 /* A file of the directory: as we reach it, and as Firecracker does. */
 void session_path(const struct session *s, const char *name, char ret[PATH_MAX]);
+
+/*
+ * session_open_file() - one of them that Firecracker, or we, have written
+ *
+ * Firecracker may write the directory: what is there by a link is somebody else's, and not opened.
+ *
+ * Return: the descriptor, for reading; or -errno with @err set.
+ */
+int session_open_file(const struct session *s, const char *name, struct error *err);
 void session_their_path(const struct session *s, const char *name, char ret[PATH_MAX]);
 
 /* An empty file there, that Firecracker can write. Return: its descriptor; or -errno with @err. */

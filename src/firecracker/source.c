@@ -94,13 +94,10 @@ static int check_memory(struct session *s, struct error *err)
 static int say_paused(struct session *s, struct error *err)
 {
 	struct postcopy_error why = { 0 };
-	_cleanup_close_ int fd = -1;
-	char path[PATH_MAX];
+	_cleanup_close_ int fd = session_open_file(s, "vmstate", err);
 
-	session_path(s, "vmstate", path);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return error_errno(err, -errno, "%s", path);
+		return fd;
 	return session_error(postcopy_source_paused_fd(s->postcopy, fd, &why), &why, err);
 }
 

@@ -15,19 +15,19 @@
 static int read_handshake(const struct session *s, struct handshake *ret, struct error *err)
 {
 	_cleanup_free_ char *text = malloc(HANDSHAKE_BYTES_MAX);
-	_cleanup_close_ int fd = -1;
-	char path[PATH_MAX];
+	_cleanup_close_ int fd = session_open_file(s, "handshake", err);
 	ssize_t n;
 	int rc;
 
-	session_path(s, "handshake", path);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd >= 0 && text ? read(fd, text, HANDSHAKE_BYTES_MAX) : -1;
+	if (fd < 0)
+		return error_prefix(err, "what Firecracker has said of its memory");
+	n = text ? read(fd, text, HANDSHAKE_BYTES_MAX) : -1;
 	if (n < 0)
-		return error_errno(err, -errno, "what Firecracker has said of its memory, %s",
-		                   path);
+		return error_errno(err, -errno, "what Firecracker has said of its memory");
 	rc = handshake_parse(text, (size_t)n, ret, err);
-	return rc == -EAGAIN ? error_set(err, -EPROTO, "%s is cut short", path) : rc;
+	return rc == -EAGAIN ? error_set(err, -EPROTO,
+	                                 "what Firecracker has said of its memory is cut short")
+	                     : rc;
 }
 
 /* The number of the only userfaultfd there. */
