@@ -865,7 +865,8 @@ static int await_memory(struct conductor *k, struct error *err)
 		return given;
 	if (conductor_check_stopped(m, err))
 		return -ECANCELED;
-	return m->control ? 0 : confirm_control(k, err);
+	/* Who stood still meanwhile has a connection that looks alive: RunOn may have been said. */
+	return confirm_control(k, err);
 }
 
 static int conduct(struct conductor *k, struct error *err)

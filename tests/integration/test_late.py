@@ -15,6 +15,7 @@ import pytest
 import foreign
 import harness
 import pyvmm
+import stream
 from keeper import KeptDaemon
 
 SIZE = 1 << 20
@@ -215,6 +216,37 @@ def test_memory_is_not_for_who_has_some_or_was_not_asked(host):
     again = LateVmm(scene.destination, "vm1")
     again.close()
     pyvmm.DestinationVmm(scene.destination, "vm1", SIZE).close()
+
+
+class Disowning(stream.FakeSource):
+    """A source that was told to run its guest on: a connection that was there still looks alive."""
+
+    runs_on = False
+
+    def _answer(self, connection, kind, payload, request_id):
+        if kind == stream.PING and self.runs_on:
+            text = b"its guest runs on at the source"
+            connection.send(stream.frame(stream.ERROR,
+                                         struct.pack("<I", errno.EKEYREVOKED) + text))
+        else:
+            super()._answer(connection, kind, payload, request_id)
+
+
+def test_memory_is_taken_only_after_the_source_was_asked(host):
+    """Who stood still for so long that the source's guest was told to run on would run a second."""
+    daemon = host.daemon("destination", allow=["postcopy:source"])
+    source = Disowning(host.pki.source, pyvmm.guest_content(SIZE))
+    host.later(source.close)
+    daemon.prepare_destination("vm1", source.address)
+    here = LateVmm(daemon, "vm1")
+    host.later(here.close)
+    daemon.call("Start", id="vm1")
+    assert here.vmstate_comes() == source.vmstate
+    here.make_memory(SIZE)
+    source.runs_on = True
+    here.say_memory()
+    assert "runs on at the source" in here.expect_failure()[1]
+    assert "runs on" in daemon.wait_for_state("vm1", "failed")["reason"]
 
 
 STEPS = ["attached", "warming", "offered", "asked", "taken", "loaded"]
