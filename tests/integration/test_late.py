@@ -17,6 +17,8 @@ import harness
 import pyvmm
 import stream
 from keeper import KeptDaemon
+from test_fetch import Channel
+from test_store import channels
 
 SIZE = 1 << 20
 
@@ -195,6 +197,30 @@ def test_what_fails_between_memory_and_loaded_gives_the_guest_back(host):
     scene.here.expect(pyvmm.ATTACHED)
     refuse_to_load(scene)
     assert "too old" in scene.given_back()
+
+
+def detach(scene):
+    scene.here.sock.close()
+    scene.destination.wait_for_state("vm1", "prepared")
+
+
+def fail_to_load(scene):
+    scene.switch_over()
+    refuse_to_load(scene)
+    scene.given_back()
+
+
+@pytest.mark.parametrize("how", [detach, fail_to_load])
+def test_a_channel_ends_with_a_vmm_that_had_no_memory(host, how):
+    """A vCPU that waited there was never told, and the manager kept the channel for good."""
+    scene = Scene(host, kind=KeptDaemon)
+    channel = Channel(scene.here)
+    host.later(channel.sock.close)
+    destination = scene.destination
+    harness.eventually(lambda: channels(destination), "it is kept")
+    how(scene)
+    assert channel.answer() is None
+    harness.eventually(lambda: not channels(destination), "it is not kept any more")
 
 
 def test_cancel_while_memory_is_waited_for(host):
