@@ -244,6 +244,31 @@ def test_memory_is_not_for_who_has_some_or_was_not_asked(host):
     pyvmm.DestinationVmm(scene.destination, "vm1", SIZE).close()
 
 
+def test_a_source_attached_anew_may_have_another_table(host):
+    """What the source before had was sought for by a daemon that took over, as if it were here."""
+    scene = Scene(host, kind=KeptDaemon)
+    scene.destination.call("Start", id="vm1", switchover=False)
+    scene.source.wait_for_state("vm1", "warming")
+    scene.destination.crash()
+    scene.source.wait_for_state("vm1", "attached")
+    scene.there.sock.close()
+    scene.source.wait_for_state("vm1", "prepared")
+    scene.content = pyvmm.guest_content(2 * SIZE)
+    scene.there = pyvmm.SourceVmm(scene.source, "vm1", scene.content)
+    host.later(scene.there.close)
+    scene.destination.start()
+    scene.source.wait_for_state("vm1", "warming")
+    scene.destination.call("Switchover", id="vm1")
+    scene.there.pause()
+    scene.here.vmstate_comes()
+    scene.here.make_memory(2 * SIZE)
+    scene.here.say_memory()
+    scene.here.expect(pyvmm.ATTACHED)
+    scene.here.run()
+    scene.here.expect(pyvmm.COMPLETE)
+    assert os.pread(scene.here.memory_fd, 2 * SIZE, 0) == scene.content
+
+
 class Disowning(stream.FakeSource):
     """A source that was told to run its guest on: a connection that was there still looks alive."""
 
