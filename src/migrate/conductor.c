@@ -865,7 +865,8 @@ static int await_memory(struct conductor *k, struct error *err)
 		return given;
 	if (conductor_check_stopped(m, err))
 		return -ECANCELED;
-	return m->control ? 0 : confirm_control(k, err);
+	/* Who stood still meanwhile has a connection that looks alive: RunOn may have been said. */
+	return confirm_control(k, err);
 }
 
 static int conduct(struct conductor *k, struct error *err)
@@ -997,7 +998,9 @@ int conductor_start(struct migration *m)
 	k->hello.token = m->params.token;
 	k->hello.peer = *m->params.parties.peer ? m->params.parties.peer : NULL;
 	memcpy(k->hello.holder, m->holder.id, HOLDER_BYTES);
-	k->hello.regions = m->table;
+	/* Late memory's table is the source's, and may be another when that is attached anew. */
+	if (!k->late)
+		k->hello.regions = m->table;
 	rc = thread_start(&m->conductor, conductor_main, k);
 	m->conductor_runs = !rc;
 	if (rc)

@@ -457,6 +457,9 @@ void destination_news(struct migration *m, unsigned int news)
 {
 	bool over = migration_state_is_final(m->state);
 
+	/* First: the attributes are of its regions. */
+	if (news & NEWS_TABLE)
+		destination_take_table(m);
 	if ((news & NEWS_ATTRIBUTES) && !over)
 		tell_attributes(m);
 	if ((news & NEWS_WARM) && m->state == MIGRATION_WARMING)
@@ -467,8 +470,6 @@ void destination_news(struct migration *m, unsigned int news)
 	}
 	if (news & NEWS_SWITCHOVER)
 		begin_switchover(m);
-	if (news & NEWS_TABLE)
-		destination_take_table(m);
 	if ((news & NEWS_OFFER) && m->state == MIGRATION_SWITCHING && migration_memory_is_late(m))
 		offer_vmstate(m);
 	if ((news & NEWS_VMSTATE) && m->state == MIGRATION_SWITCHING)

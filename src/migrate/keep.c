@@ -190,13 +190,20 @@ void migration_drop_fds(struct migration *m, const char *kind)
 	fd_store_remove(m->owner->config.store, name);
 }
 
-/* Of the store, with its VMM: as check_room() looks for it. */
+/* The VMM's socket and the vmstate; the page state. */
+static size_t entries_beside(const struct migration *m)
+{
+	return 2 + (m->params.role == MIGRATION_DESTINATION);
+}
+
+/* Of the store, with its VMM, which may have no memory yet: as check_room() looks for it. */
 static size_t entries_of(const struct migration *m)
 {
-	if (!m->n_fds)
-		return 0;
-	return m->n_fds + 2 + (m->dirty_log ? DIRTY_LOG_FDS : 0) +
-	       (m->params.role == MIGRATION_DESTINATION) + m->n_channels + (m->process != NULL);
+	size_t n = m->n_fds + m->n_channels + (m->process != NULL);
+
+	if (!m->n_fds && (!migration_has_vmm(m) || migration_state_is_final(m->state)))
+		return n;
+	return n + entries_beside(m) + (m->dirty_log ? DIRTY_LOG_FDS : 0);
 }
 
 /* Other users' guests find room as well. Return: 0; -EDQUOT with @err set. */
@@ -218,12 +225,9 @@ static int check_share(const struct migrations *ms, uid_t uid, size_t n, struct 
 	                 uid, (unsigned long long)have, (unsigned long long)most, n);
 }
 
-static int check_room(const struct migration *m, size_t n_fds, bool adapter, uid_t uid,
-                      struct error *err)
+static int check_room(const struct migration *m, size_t n, uid_t uid, struct error *err)
 {
 	const struct fd_store *store = m->owner->config.store;
-	/* The VMM's socket and the vmstate; the page state; the process that is spoken for. */
-	size_t n = n_fds + 2 + (m->params.role == MIGRATION_DESTINATION) + adapter;
 	int rc = check_share(m->owner, uid, n, err);
 
 	if (rc)
@@ -263,7 +267,9 @@ static int keep_memory(struct migration *m, const struct vmm_attach *attach, str
 int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, uid_t vmm_uid,
                           struct error *err)
 {
-	int rc = check_room(m, attach->n_fds, attach->pidfd >= 0, vmm_uid, err);
+	/* With the process that is spoken for. */
+	size_t n = attach->n_fds + entries_beside(m) + (attach->pidfd >= 0);
+	int rc = check_room(m, n, vmm_uid, err);
 
 	if (!rc)
 		rc = migration_hold_room(m, err);
@@ -274,7 +280,7 @@ int migration_keep_attach(struct migration *m, const struct vmm_attach *attach, 
 int migration_keep_late(struct migration *m, const struct vmm_attach *attach, struct error *err)
 {
 	/* What belongs to it beside that is there since it attached. */
-	int rc = check_room(m, attach->n_fds, false, m->vmm_uid, err);
+	int rc = check_room(m, attach->n_fds, m->vmm_uid, err);
 
 	return rc ? rc : keep_memory(m, attach, err);
 }
@@ -337,11 +343,12 @@ void migration_drop_attach(struct migration *m)
 		name_memory(m, i, name);
 		fd_store_remove(m->owner->config.store, name);
 	}
-	if (m->n_fds && m->params.role == MIGRATION_SOURCE) {
+	if (m->params.role == MIGRATION_SOURCE) {
 		migration_drop_fds(m, "poison");
 		migration_drop_log(m);
 	}
-	if (m->n_fds && m->params.role == MIGRATION_DESTINATION) {
+	/* Channels are there before late memory is. */
+	if (m->params.role == MIGRATION_DESTINATION) {
 		const char *channel;
 
 		migration_drop_fds(m, "uffd");

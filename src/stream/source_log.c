@@ -285,7 +285,11 @@ int source_log_tell_last(struct source_log *l, struct conn *c, struct error *err
 {
 	int rc = 0;
 
+	/* A VMSTATE that comes alone waits for no harvest of another connection's. */
+	if (!source_log_is_warm(l))
+		return 0;
 	pthread_mutex_lock(&l->turn);
+	/* It may have been lost meanwhile. */
 	if (source_log_is_warm(l)) {
 		dirty_log_finish(l->dirty);
 		rc = send_harvest(l, c, dirty_log_table(l->dirty), true, err);

@@ -15,7 +15,10 @@ import pytest
 import foreign
 import harness
 import pyvmm
+import stream
 from keeper import KeptDaemon
+from test_fetch import Channel
+from test_store import channels
 
 SIZE = 1 << 20
 
@@ -196,6 +199,30 @@ def test_what_fails_between_memory_and_loaded_gives_the_guest_back(host):
     assert "too old" in scene.given_back()
 
 
+def detach(scene):
+    scene.here.sock.close()
+    scene.destination.wait_for_state("vm1", "prepared")
+
+
+def fail_to_load(scene):
+    scene.switch_over()
+    refuse_to_load(scene)
+    scene.given_back()
+
+
+@pytest.mark.parametrize("how", [detach, fail_to_load])
+def test_a_channel_ends_with_a_vmm_that_had_no_memory(host, how):
+    """A vCPU that waited there was never told, and the manager kept the channel for good."""
+    scene = Scene(host, kind=KeptDaemon)
+    channel = Channel(scene.here)
+    host.later(channel.sock.close)
+    destination = scene.destination
+    harness.eventually(lambda: channels(destination), "it is kept")
+    how(scene)
+    assert channel.answer() is None
+    harness.eventually(lambda: not channels(destination), "it is not kept any more")
+
+
 def test_cancel_while_memory_is_waited_for(host):
     scene = Scene(host)
     scene.switch_over()
@@ -215,6 +242,62 @@ def test_memory_is_not_for_who_has_some_or_was_not_asked(host):
     again = LateVmm(scene.destination, "vm1")
     again.close()
     pyvmm.DestinationVmm(scene.destination, "vm1", SIZE).close()
+
+
+def test_a_source_attached_anew_may_have_another_table(host):
+    """What the source before had was sought for by a daemon that took over, as if it were here."""
+    scene = Scene(host, kind=KeptDaemon)
+    scene.destination.call("Start", id="vm1", switchover=False)
+    scene.source.wait_for_state("vm1", "warming")
+    scene.destination.crash()
+    scene.source.wait_for_state("vm1", "attached")
+    scene.there.sock.close()
+    scene.source.wait_for_state("vm1", "prepared")
+    scene.content = pyvmm.guest_content(2 * SIZE)
+    scene.there = pyvmm.SourceVmm(scene.source, "vm1", scene.content)
+    host.later(scene.there.close)
+    scene.destination.start()
+    scene.source.wait_for_state("vm1", "warming")
+    scene.destination.call("Switchover", id="vm1")
+    scene.there.pause()
+    scene.here.vmstate_comes()
+    scene.here.make_memory(2 * SIZE)
+    scene.here.say_memory()
+    scene.here.expect(pyvmm.ATTACHED)
+    scene.here.run()
+    scene.here.expect(pyvmm.COMPLETE)
+    assert os.pread(scene.here.memory_fd, 2 * SIZE, 0) == scene.content
+
+
+class Disowning(stream.FakeSource):
+    """A source that was told to run its guest on: a connection that was there still looks alive."""
+
+    runs_on = False
+
+    def _answer(self, connection, kind, payload, request_id):
+        if kind == stream.PING and self.runs_on:
+            text = b"its guest runs on at the source"
+            connection.send(stream.frame(stream.ERROR,
+                                         struct.pack("<I", errno.EKEYREVOKED) + text))
+        else:
+            super()._answer(connection, kind, payload, request_id)
+
+
+def test_memory_is_taken_only_after_the_source_was_asked(host):
+    """Who stood still for so long that the source's guest was told to run on would run a second."""
+    daemon = host.daemon("destination", allow=["postcopy:source"])
+    source = Disowning(host.pki.source, pyvmm.guest_content(SIZE))
+    host.later(source.close)
+    daemon.prepare_destination("vm1", source.address)
+    here = LateVmm(daemon, "vm1")
+    host.later(here.close)
+    daemon.call("Start", id="vm1")
+    assert here.vmstate_comes() == source.vmstate
+    here.make_memory(SIZE)
+    source.runs_on = True
+    here.say_memory()
+    assert "runs on at the source" in here.expect_failure()[1]
+    assert "runs on" in daemon.wait_for_state("vm1", "failed")["reason"]
 
 
 STEPS = ["attached", "warming", "offered", "asked", "taken", "loaded"]

@@ -36,8 +36,10 @@ static const uint64_t units[] = { 130, 64 };
 #define VMSTATE_BYTES (600u * 1024u)
 #define SILENCE_MS 50
 #define WAIT_S 10
+/* Less than a VMM has to answer. */
+#define AT_ONCE_MS 5000
 
-enum op { CONNECTED, SWITCHOVER, RESUMED, COMPLETE, ABORTED, OPS };
+enum op { CONNECTED, SWITCHOVER, RESUMED, COMPLETE, ABORTED, LOG, OPS };
 
 /* A source guest and what its owner was told. */
 struct guest {
@@ -49,9 +51,10 @@ struct guest {
 	pthread_mutex_t lock;
 	pthread_cond_t told;
 	unsigned int ops[OPS];
-	/* What it writes, told by its VMM, who answers at once; NULL: nobody tells it. */
+	/* What it writes, told by its VMM, who answers at once, or never; NULL: nobody tells it. */
 	_Atomic uint64_t *bitmap;
 	uint64_t session; /* of its log; 0: it is off */
+	bool silent;
 };
 
 static char dir[] = "/tmp/test-page-server-XXXXXX";
@@ -126,8 +129,9 @@ static void on_log(void *arg)
 	pthread_mutex_lock(&g->lock);
 	g->session = order.session;
 	pthread_mutex_unlock(&g->lock);
-	if (order.session)
+	if (order.session && !g->silent)
 		page_source_answer_log(g->source, order.number, 0, "");
+	note(g, LOG);
 }
 
 static const struct page_source_ops ops = {
@@ -1301,6 +1305,29 @@ static struct conn *open_stranger(const struct guest *g, enum stream_role role, 
 	return c;
 }
 
+/* Lost: downtime. A VMSTATE with no harvest waited for the end of another connection's. */
+static void test_a_vmstate_that_comes_alone_waits_for_no_log(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *tracking, *control;
+	uint64_t epoch;
+
+	(void)state;
+	g->silent = true;
+	log_writes(g);
+	tracking = open_control(g, &epoch);
+	assert_int_equal(conn_send_plain(tracking, FRAME_TRACK), 0);
+	wait_told(g, LOG, 1);
+	control = open_stranger(g, STREAM_CONTROL, &epoch);
+	conn_set_receive_timeout(control, AT_ONCE_MS);
+	switch_over(g, control);
+	assert_false(page_source_is_warm(g->source));
+	conn_free(control);
+	conn_free(tracking);
+	munmap((void *)g->bitmap, dirty_log_bytes(&g->table));
+	end(g);
+}
+
 /*
  * Lost: A had RESUMED; B, with the same token, was answered SWITCHOVER and COMPLETE, the source let
  * the memory go, and A's guest stood still for good. And: A had LOADED, B's ABORT had the source's
@@ -1714,6 +1741,7 @@ int main(void)
 		SERVER_TEST(test_abort_after_the_guest_ran_is_refused),
 		SERVER_TEST(test_a_guest_that_can_not_be_paused),
 		SERVER_TEST(test_cancelled_at_the_source_while_it_is_waited_for),
+		SERVER_TEST(test_a_vmstate_that_comes_alone_waits_for_no_log),
 		SERVER_TEST(test_only_the_holder_is_answered),
 		SERVER_TEST(test_only_the_latest_connection_counts),
 		SERVER_TEST(test_an_abort_that_comes_first_wins),
