@@ -497,6 +497,8 @@ int pull_start(struct pull *p)
 {
 	int rc = 0;
 
+	/* Before the first page can be seen: a process after this one must not take it back. */
+	page_state_note_visible(p->state);
 	start_fault_thread(p, &rc);
 	if (!rc && !p->keeper_runs) {
 		rc = thread_start(&p->keeper, keeper_main, p);

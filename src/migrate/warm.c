@@ -132,7 +132,8 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
                        struct error *err)
 {
 	struct migration *m = k->m;
-	bool last, any = !k->late && pull_missing(m->pull) != m->table.units;
+	bool last, any = !k->late && !pull_is_visible(m->pull) &&
+	                 pull_missing(m->pull) != m->table.units;
 	uint64_t units = 0;
 	int rc = take_harvest(m, ret, ret_payload, &units, &last, err);
 
