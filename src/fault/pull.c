@@ -668,6 +668,11 @@ void pull_set_bulk(struct pull *p, bool on)
 	pull_work_changed(p);
 }
 
+bool pull_bulk_is_on(const struct pull *p)
+{
+	return atomic_load(&p->bulk_on);
+}
+
 void pull_set_bandwidth(struct pull *p, uint64_t bytes_per_s)
 {
 	throttle_set(&p->throttle, bytes_per_s, clock_now_ns());

@@ -241,6 +241,7 @@ int pull_poison(struct pull *p, uint64_t *ret_units, struct error *err);
 
 /* Switch bulk, or its steering by faults, on or off while it runs. */
 void pull_set_bulk(struct pull *p, bool on);
+bool pull_bulk_is_on(const struct pull *p);
 void pull_set_prefetch(struct pull *p, bool on);
 
 /* Cap the pages that bulk asks for, 0: not at all. Faults are never held back. */

@@ -249,9 +249,18 @@ static bool is_converged(struct migration *m)
 	        (!w->dirty_bytes || (w->bytes_per_s && w->catch_up_ns <= warm.catch_up_ns)));
 }
 
+/* A round that nobody fetches for is never over. Held, it waits for whoever holds it. */
+static int check_bulk(struct migration *m, struct error *err)
+{
+	if (pull_bulk_is_on(m->pull) || policy(m).hold)
+		return 0;
+	error_set(err, -EOPNOTSUPP, "bulk is off, and it is what copies");
+	return WARM_REFUSED;
+}
+
 /*
  * Until a round is over, or to be ended.
- * Return: 0: it is over; WARM_DONE: that is all; WARM_LOST; or -errno; with @err set.
+ * Return: 0: it is over; WARM_DONE: that is all; WARM_LOST; WARM_REFUSED; or -errno; with @err set.
  */
 static int await_round(struct rounds *r, struct error *err)
 {
@@ -269,6 +278,8 @@ static int await_round(struct rounds *r, struct error *err)
 		over = pull_warm_is_over(m->pull);
 		if (over && (now_ns >= r->not_before_ns || is_last_round(m)))
 			return 0;
+		if (!over && check_bulk(m, err))
+			return WARM_REFUSED;
 		given = conductor_wait(m, any,
 		                       over && r->not_before_ns <
 		                                               now_ns + WARM_LOOK_MS * NSEC_PER_MSEC
@@ -296,7 +307,7 @@ static void begin_round(struct rounds *r)
 	pull_warm_go(m->pull);
 }
 
-/* Round after round. Return: WARM_DONE, held; or -errno with @err set. */
+/* Round after round. Return: WARM_DONE or WARM_REFUSED, held; or -errno; with @err set. */
 static int go_round(struct rounds *r, struct error *err)
 {
 	struct migration *m = r->k->m;
@@ -311,7 +322,7 @@ static int go_round(struct rounds *r, struct error *err)
 		if (conductor_check_stopped(m, err))
 			return -ECANCELED;
 		/* What was written meanwhile comes with SWITCHOVER. */
-		if (rc == WARM_DONE)
+		if (rc)
 			return rc;
 		if (is_last_round(m)) {
 			note_round(r);
@@ -399,7 +410,9 @@ int warm_up(struct conductor *k, struct error *err)
 		*err = ERROR_INIT;
 		return 0;
 	}
-	rc = pull_warm(m->pull, err) ? WARM_REFUSED : track(k, err);
+	rc = check_bulk(m, err);
+	if (!rc)
+		rc = pull_warm(m->pull, err) ? WARM_REFUSED : track(k, err);
 	if (rc)
 		return fail(k, rc, err);
 	k->harvested_ns = clock_now_ns();
