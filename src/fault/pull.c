@@ -497,6 +497,8 @@ int pull_start(struct pull *p)
 {
 	int rc = 0;
 
+	/* Before the first page can be seen: a process after this one must not take it back. */
+	page_state_note_visible(p->state);
 	start_fault_thread(p, &rc);
 	if (!rc && !p->keeper_runs) {
 		rc = thread_start(&p->keeper, keeper_main, p);
@@ -664,6 +666,11 @@ void pull_set_bulk(struct pull *p, bool on)
 {
 	atomic_store(&p->bulk_on, on);
 	pull_work_changed(p);
+}
+
+bool pull_bulk_is_on(const struct pull *p)
+{
+	return atomic_load(&p->bulk_on);
 }
 
 void pull_set_bandwidth(struct pull *p, uint64_t bytes_per_s)

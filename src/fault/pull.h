@@ -151,10 +151,19 @@ int pull_warm(struct pull *p, struct error *err);
  */
 void pull_warm_hold(struct pull *p);
 
-/* Held: units that are not what the source has any more. Return: how many of them were present. */
+/*
+ * Held: units that are not what the source has any more. Nothing is done where it
+ * pull_is_visible(). Return: how many of them were present.
+ */
 uint64_t pull_warm_renew(struct pull *p, uint32_t region, uint64_t first, uint64_t n);
-/* Held: nothing counts. */
+/* Held: nothing counts; as pull_warm_renew(). */
 void pull_warm_forget(struct pull *p);
+
+/*
+ * Whether what comes may have been seen here: since pull_start(), by this process or one before.
+ * That one may have ended before it wrote down that the guest may run here.
+ */
+bool pull_is_visible(const struct pull *p);
 
 void pull_warm_go(struct pull *p);
 
@@ -232,6 +241,7 @@ int pull_poison(struct pull *p, uint64_t *ret_units, struct error *err);
 
 /* Switch bulk, or its steering by faults, on or off while it runs. */
 void pull_set_bulk(struct pull *p, bool on);
+bool pull_bulk_is_on(const struct pull *p);
 void pull_set_prefetch(struct pull *p, bool on);
 
 /* Cap the pages that bulk asks for, 0: not at all. Faults are never held back. */

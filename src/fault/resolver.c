@@ -436,13 +436,14 @@ static int fill_claimed(const struct resolver_caller *caller, const struct resol
 
 /*
  * Claimed units that are zero now, and where bytes were put before the guest ran here
- * (fault/prefill.h): these are written over. What can't be is given back. Return: 0 or -errno.
+ * (fault/prefill.h): these are written over. Those whose memory does not work are told in @result;
+ * what else can't be is given back. Return: 0 or -errno.
  */
 static int clear_stale(struct resolver *r, const struct resolver_batch *b, uint64_t stale,
                        struct fill_result *result)
 {
 	struct memory_filled filled = { 0 };
-	uint64_t done = 0;
+	uint64_t done = 0, broken = 0;
 	int rc = 0;
 
 	for (uint64_t left = stale; left && !rc; left &= left - 1) {
@@ -450,14 +451,19 @@ static int clear_stale(struct resolver *r, const struct resolver_batch *b, uint6
 
 		rc = memory_fill(r->memories[b->region], unit << UNIT_SHIFT, resolver_zeroes,
 		                 UNIT_BYTES, true, &filled);
-		if (!rc)
+		if (!rc) {
 			done |= left & -left;
+		} else if (rc == -EIO) {
+			broken |= left & -left;
+			rc = 0;
+		}
 	}
 	if (rc)
-		give_back(r, b, stale & ~done);
+		give_back(r, b, stale & ~(done | broken));
 	stat_add(&r->stats->fill_write, filled.write);
 	stat_add(&r->stats->fill_memcpy, filled.memcpy);
 	result->done |= done;
+	result->broken |= broken;
 	result->behind |= done != 0;
 	return rc;
 }

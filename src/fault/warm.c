@@ -92,6 +92,11 @@ void pull_warm_forget(struct pull *p)
 		pull_warm_renew(p, i, 0, p->config.table.regions[i].units);
 }
 
+bool pull_is_visible(const struct pull *p)
+{
+	return p->state && page_state_is_visible(p->state);
+}
+
 void pull_warm_go(struct pull *p)
 {
 	scheduler_go(p->scheduler);

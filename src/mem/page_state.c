@@ -26,6 +26,7 @@ struct state_header {
 	uint64_t units;
 	uint64_t words;
 	_Atomic uint64_t missing;
+	_Atomic uint64_t visible; /* the last generation: page_state_note_visible() */
 };
 
 struct region_state {
@@ -250,12 +251,24 @@ uint64_t page_state_written(const struct page_state *ps, uint32_t region, uint64
 	return atomic_load(&ps->regions[region].written[word]);
 }
 
+void page_state_note_visible(struct page_state *ps)
+{
+	atomic_store(&ps->header->visible, 1);
+}
+
+bool page_state_is_visible(const struct page_state *ps)
+{
+	return atomic_load(&ps->header->visible);
+}
+
 /* Present goes first: a process that ends in between leaves a claim, which is nothing. */
 uint64_t page_state_renew(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask)
 {
 	struct region_state *r = &ps->regions[region];
 	uint64_t was = atomic_load(&r->present[word]) & mask;
 
+	if (page_state_is_visible(ps))
+		return 0;
 	if (was) {
 		atomic_fetch_and(&r->present[word], ~mask);
 		atomic_fetch_add(&ps->header->missing, (uint64_t)__builtin_popcountll(was));

@@ -29,7 +29,8 @@
  * Generations: while the guest runs at the source pages may come already, of which nothing is
  * mapped here, so that nobody can have seen them. A unit that was written at the source since is
  * missing again, by page_state_renew(): by one thread, while nobody fills and no answer is under
- * way that was asked for before. Once the guest may run here there is no other generation.
+ * way that was asked for before. From page_state_note_visible() on there is no other generation,
+ * whichever process goes on.
  *
  * Who wakes the guest: a fault first sets wanted, then looks at present; a filler first
  * sets present, then looks at wanted. Both orders are sequentially consistent, so at
@@ -91,10 +92,20 @@ void page_state_note_written(struct page_state *ps, uint32_t region, uint64_t wo
 uint64_t page_state_written(const struct page_state *ps, uint32_t region, uint64_t word);
 
 /*
+ * page_state_note_visible() - the last harvest is applied, and pages are about to be seen here
+ *
+ * The VMM may touch what comes, and discard it, before anybody has written down that its guest may
+ * run here. The source's guest stands still, so nothing that is here can be stale.
+ */
+void page_state_note_visible(struct page_state *ps);
+bool page_state_is_visible(const struct page_state *ps);
+
+/*
  * page_state_renew() - what is there of these units is not what the source has any more
  *
- * They are missing, in a new generation. Before the guest can run here, while nobody fills; may be
- * repeated. Return: those that were present.
+ * They are missing, in a new generation. While nobody fills; may be repeated. Nothing happens from
+ * page_state_note_visible() on: what is here is newer by then, or what the source has still.
+ * Return: those that were present, and are missing.
  */
 uint64_t page_state_renew(struct page_state *ps, uint32_t region, uint64_t word, uint64_t mask);
 

@@ -833,7 +833,8 @@ static int warm(struct conductor *k, struct error *err)
 			rc = stay_warm(k, err);
 		if (!rc)
 			rc = confirm_control(k, err);
-		if (rc != -ESTALE || !err->from_peer)
+		/* Of the guest before something may have been seen here, by a process before. */
+		if (rc != -ESTALE || !err->from_peer || pull_is_visible(m->pull))
 			return rc;
 		log_migration_warning(m->params.id, "%s; warming again", err->text);
 		*err = k->refused = ERROR_INIT;

@@ -11,7 +11,7 @@
 #include "vmm/vmm_server.h"
 
 /* A daemon refuses what a newer major has written; unknown fields of its own major it drops. */
-#define SAVED_MAJOR 2
+#define SAVED_MAJOR 3
 
 /* What a destination has still to tell the source, however long that takes. */
 enum migration_farewell {

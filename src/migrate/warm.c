@@ -72,13 +72,19 @@ static void refuse(struct migration *m, const struct error *why)
 }
 
 /* One DIRTY frame. Return: 0 or -EPROTO with @err set; what was present is added to *@units. */
-static int take_dirty(struct migration *m, const struct frame_header *h, const void *payload,
+static int take_dirty(struct conductor *k, const struct frame_header *h, const void *payload,
                       uint64_t *units, bool *ret_last, struct error *err)
 {
+	struct migration *m = k->m;
 	struct dirty_reader d;
 	uint64_t first, n;
-	int rc = dirty_decode(h, payload, &m->table, &d, err);
+	int rc;
 
+	/* The table is the source's own until the VMM has its memory, and there is no page state.
+	 */
+	if (k->late)
+		return error_set(err, -EPROTO, "DIRTY, and nothing was copied");
+	rc = dirty_decode(h, payload, &m->table, &d, err);
 	if (rc)
 		return rc;
 	while ((rc = dirty_next(&d, &first, &n, err)) > 0)
@@ -91,18 +97,18 @@ static int take_dirty(struct migration *m, const struct frame_header *h, const v
  * What the source has found, up to a frame that is no DIRTY, or the harvest's end.
  * Return: 0 with *@ret_last; or -errno with @err set.
  */
-static int take_harvest(struct migration *m, struct frame_header *ret, const void **ret_payload,
+static int take_harvest(struct conductor *k, struct frame_header *ret, const void **ret_payload,
                         uint64_t *units, bool *ret_last, struct error *err)
 {
 	int rc;
 
 	for (*ret_last = false; !*ret_last;) {
 		do
-			rc = conductor_next(m->control, ret, ret_payload, err);
+			rc = conductor_next(k->m->control, ret, ret_payload, err);
 		while (!rc && ret->type == FRAME_PONG);
 		if (rc || ret->type != FRAME_DIRTY)
 			return rc;
-		rc = take_dirty(m, ret, *ret_payload, units, ret_last, err);
+		rc = take_dirty(k, ret, *ret_payload, units, ret_last, err);
 		if (rc)
 			return rc;
 	}
@@ -132,9 +138,10 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
                        struct error *err)
 {
 	struct migration *m = k->m;
-	bool last, any = !k->late && pull_missing(m->pull) != m->table.units;
+	bool last, any = !k->late && !pull_is_visible(m->pull) &&
+	                 pull_missing(m->pull) != m->table.units;
 	uint64_t units = 0;
-	int rc = take_harvest(m, ret, ret_payload, &units, &last, err);
+	int rc = take_harvest(k, ret, ret_payload, &units, &last, err);
 
 	if (!rc && last)
 		rc = conductor_next(m->control, ret, ret_payload, err);
@@ -162,7 +169,6 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
 /* Ask for the harvest of this round. Return: 0; or WARM_REFUSED or -errno with @err set. */
 static int sync_round(struct rounds *r, struct error *err)
 {
-	struct migration *m = r->k->m;
 	uint64_t begin_ns = clock_now_ns(), units = 0;
 	struct frame_header h;
 	const void *payload;
@@ -170,7 +176,7 @@ static int sync_round(struct rounds *r, struct error *err)
 	int rc = conductor_say(r->k, FRAME_SYNC, err);
 
 	if (!rc)
-		rc = take_harvest(m, &h, &payload, &units, &last, err);
+		rc = take_harvest(r->k, &h, &payload, &units, &last, err);
 	/* It can't any more. */
 	if (!rc && !last && h.type == FRAME_TRACKED && frame_tracked_decode(&h, payload, err))
 		return WARM_REFUSED;
@@ -243,9 +249,18 @@ static bool is_converged(struct migration *m)
 	        (!w->dirty_bytes || (w->bytes_per_s && w->catch_up_ns <= warm.catch_up_ns)));
 }
 
+/* A round that nobody fetches for is never over. Held, it waits for whoever holds it. */
+static int check_bulk(struct migration *m, struct error *err)
+{
+	if (pull_bulk_is_on(m->pull) || policy(m).hold)
+		return 0;
+	error_set(err, -EOPNOTSUPP, "bulk is off, and it is what copies");
+	return WARM_REFUSED;
+}
+
 /*
  * Until a round is over, or to be ended.
- * Return: 0: it is over; WARM_DONE: that is all; WARM_LOST; or -errno; with @err set.
+ * Return: 0: it is over; WARM_DONE: that is all; WARM_LOST; WARM_REFUSED; or -errno; with @err set.
  */
 static int await_round(struct rounds *r, struct error *err)
 {
@@ -263,6 +278,8 @@ static int await_round(struct rounds *r, struct error *err)
 		over = pull_warm_is_over(m->pull);
 		if (over && (now_ns >= r->not_before_ns || is_last_round(m)))
 			return 0;
+		if (!over && check_bulk(m, err))
+			return WARM_REFUSED;
 		given = conductor_wait(m, any,
 		                       over && r->not_before_ns <
 		                                               now_ns + WARM_LOOK_MS * NSEC_PER_MSEC
@@ -290,7 +307,7 @@ static void begin_round(struct rounds *r)
 	pull_warm_go(m->pull);
 }
 
-/* Round after round. Return: WARM_DONE, held; or -errno with @err set. */
+/* Round after round. Return: WARM_DONE or WARM_REFUSED, held; or -errno; with @err set. */
 static int go_round(struct rounds *r, struct error *err)
 {
 	struct migration *m = r->k->m;
@@ -305,7 +322,7 @@ static int go_round(struct rounds *r, struct error *err)
 		if (conductor_check_stopped(m, err))
 			return -ECANCELED;
 		/* What was written meanwhile comes with SWITCHOVER. */
-		if (rc == WARM_DONE)
+		if (rc)
 			return rc;
 		if (is_last_round(m)) {
 			note_round(r);
@@ -393,7 +410,9 @@ int warm_up(struct conductor *k, struct error *err)
 		*err = ERROR_INIT;
 		return 0;
 	}
-	rc = pull_warm(m->pull, err) ? WARM_REFUSED : track(k, err);
+	rc = check_bulk(m, err);
+	if (!rc)
+		rc = pull_warm(m->pull, err) ? WARM_REFUSED : track(k, err);
 	if (rc)
 		return fail(k, rc, err);
 	k->harvested_ns = clock_now_ns();

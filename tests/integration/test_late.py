@@ -151,6 +151,22 @@ def test_memory_in_more_pieces_than_the_source_has(host, kept):
     os.close(uffd)
 
 
+@pytest.mark.parametrize("units", [[], [1]], ids=["none", "one"])
+def test_a_source_that_tells_what_was_written_where_there_is_no_memory_is_refused(host, units):
+    source = stream.WarmSource(host.pki.source, pyvmm.guest_content(SIZE))
+    host.later(source.close)
+
+    def harvest(source, connection):
+        connection.send(stream.dirty(0, units, stream.DIRTY_LAST))
+    source.before_vmstate = harvest
+    daemon = host.daemon("destination", allow=["postcopy:source"])
+    daemon.prepare_destination("vm1", source.address)
+    here = LateVmm(daemon, "vm1")
+    host.later(here.close)
+    daemon.call("Start", id="vm1")
+    assert "DIRTY" in daemon.wait_for_state("vm1", "failed")["reason"]
+
+
 def refuse_to_load(scene):
     text = b"this version is too old"
     scene.here.send(pyvmm.packet(pyvmm.ERROR, struct.pack("<II", 22, len(text)) + text))

@@ -223,6 +223,26 @@ def test_a_source_that_can_not_log_is_as_ever(warming, why):
     assert ended["warm"]["dirty_pages_at_switchover"] == UNITS
 
 
+@pytest.mark.parametrize("when", ("before", "meanwhile"))
+def test_with_bulk_off_it_ends(warming, when):
+    source = warming.source()
+    if when == "before":
+        vmm = warming.start(source, {"max_rounds": 3}, bulk=False)
+    else:
+        stuck = threading.Event()
+        source.hold_answer = lambda source: stuck.wait(0.02)
+        vmm = warming.start(source, {"max_rounds": 1000000})
+        harness.eventually(lambda: len(source.asked) > 2, "it warms")
+        warming.daemon.call("SetLimits", id="vm1", bulk=False)
+    assert vmm.load() == source.vmstate
+    warming.daemon.call("SetLimits", id="vm1", bulk=True)
+    vmm.expect(pyvmm.COMPLETE)
+    assert wrong_pages(vmm, source) == []
+    ended = warming.daemon.wait_for_state("vm1", "complete")
+    assert "bulk is off" in ended["warm"]["refused"]
+    assert source.tracks == (0 if when == "before" else 1)
+
+
 def test_without_warm_nothing_is_asked_for_before_the_switchover(warming):
     source = warming.source()
     vmm = pyvmm.DestinationVmm

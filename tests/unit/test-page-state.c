@@ -292,6 +292,29 @@ static void test_a_new_generation_is_missing_and_can_be_claimed(void **state)
 	page_state_free(ps);
 }
 
+/* Seen here it is the last, though the process that let it be seen has told nobody. */
+static void test_what_may_have_been_seen_is_of_the_last_generation(void **state)
+{
+	struct region_table table = { 0 };
+	struct page_state *ps, *heir;
+
+	(void)state;
+	add_region(&table, POSTCOPY_MEMORY_MEMFD, 100);
+	ps = new_state(&table);
+	assert_false(page_state_is_visible(ps));
+	page_state_claim(ps, 0, 0, 0xff);
+	page_state_publish(ps, 0, 0, 0x7f);
+	page_state_note_visible(ps);
+	assert_int_equal(page_state_adopt(&table, page_state_fd(ps), &heir, NULL), 0);
+	assert_true(page_state_is_visible(heir));
+	assert_true(page_state_renew(heir, 0, 0, UINT64_MAX) == 0);
+	assert_true(page_state_present(heir, 0, 0) == 0x7f);
+	assert_true(page_state_claim(heir, 0, 0, 0xff) == 0x80);
+	assert_int_equal(page_state_missing(heir), 100 - 7);
+	page_state_free(heir);
+	page_state_free(ps);
+}
+
 static void test_claims_without_content_are_dropped(void **state)
 {
 	struct region_table table = { 0 };
@@ -588,6 +611,7 @@ int main(void)
 		cmocka_unit_test(test_a_huge_page_is_present_with_its_last_unit_only),
 		cmocka_unit_test(test_adopting_takes_over_what_is_present),
 		cmocka_unit_test(test_a_new_generation_is_missing_and_can_be_claimed),
+		cmocka_unit_test(test_what_may_have_been_seen_is_of_the_last_generation),
 		cmocka_unit_test(test_claims_without_content_are_dropped),
 		cmocka_unit_test(test_the_state_of_the_version_before_is_adopted),
 		cmocka_unit_test(test_what_is_no_state_of_this_guest_is_not_adopted),

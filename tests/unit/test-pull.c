@@ -340,6 +340,35 @@ static void test_remote_fault_is_told_stamp_by_stamp(void **state)
 	stop(&f);
 }
 
+/*
+ * A process that served faults, and ended before it was written down that the guest may run here:
+ * the next asks for the vmstate again, and what the source tells of the pages was true before.
+ */
+static void test_what_was_served_is_not_taken_back_by_the_next_process(void **state)
+{
+	struct toucher t;
+	struct fixture f;
+	struct pull *next;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	assert_false(pull_is_visible(f.p));
+	assert_int_equal(pull_start(f.p), 0);
+	touch(&f, &t, 5);
+	touched(&f, &t);
+	pull_stop(f.p);
+	next = make_pull(&f.g, pull_state_fd(f.p), RESOLVER_MAP_EAGER, &f.complete_fd);
+	assert_non_null(next);
+	assert_true(pull_is_visible(next));
+	assert_true(pull_missing(next) < SIZE / UNIT_BYTES);
+	assert_int_equal(pull_warm_renew(next, 0, 5, 1), 0);
+	pull_warm_forget(next);
+	assert_int_equal(pull_missing(next), pull_missing(f.p));
+	pull_free(next);
+	stop(&f);
+}
+
 static void test_minor_fault_is_told_as_one(void **state)
 {
 	const struct pull_stats *stats;
@@ -771,6 +800,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_remote_fault_is_told_stamp_by_stamp),
+		cmocka_unit_test(test_what_was_served_is_not_taken_back_by_the_next_process),
 		cmocka_unit_test(test_minor_fault_is_told_as_one),
 		cmocka_unit_test(test_fault_ends_when_bulk_brings_its_page),
 		cmocka_unit_test(test_fault_whose_answer_never_comes_is_counted),

@@ -370,6 +370,17 @@ static void no_more_events(struct fixture *f)
  */
 static atomic_uint continues_to_break;
 static atomic_bool no_poison;
+static atomic_uint writes_to_break;
+
+ssize_t pwrite(int fd, const void *buf, size_t len, off_t offset)
+{
+	if (atomic_load(&writes_to_break)) {
+		atomic_fetch_sub(&writes_to_break, 1);
+		errno = EIO;
+		return -1;
+	}
+	return syscall(SYS_pwrite64, fd, buf, len, offset);
+}
 
 int ioctl(int fd, unsigned long request, ...)
 {
@@ -522,6 +533,22 @@ static void test_a_page_whose_memory_here_is_broken_is_poisoned(void **state)
 	assert_true(is_poisoned(fixture, 3));
 	assert_int_equal(stat_get(&fixture->stats.pages_poisoned), 1);
 	touch_present(fixture, 4, 5);
+	stop(fixture);
+}
+
+/* A page that came ahead, is zero now, and can't be written over: it was tried for ever. */
+static void test_a_page_that_can_not_be_zeroed_is_poisoned(void **state)
+{
+	(void)state;
+	START_OR_SKIP(MEMFD, LAZY);
+	assert_true(fill_as(fixture, NULL, 0, 0x7, 0, 1) == 0x7);
+	assert_true(page_state_renew(fixture->ps, 0, 0, 0x7) == 0x7);
+	atomic_store(&writes_to_break, 1);
+	assert_true(fill(fixture, 0, 0, 0x7, 1) == 0x7);
+	assert_true(is_poisoned(fixture, 0));
+	assert_int_equal(stat_get(&fixture->stats.pages_poisoned), 1);
+	touch_present(fixture, 1, 0);
+	touch_present(fixture, 2, 0);
 	stop(fixture);
 }
 
@@ -1568,6 +1595,7 @@ int main(void)
 		cmocka_unit_test(test_a_huge_page_that_is_not_whole_is_poisoned),
 		cmocka_unit_test(test_what_can_not_be_poisoned_stays_missing),
 		cmocka_unit_test(test_a_page_whose_memory_here_is_broken_is_poisoned),
+		cmocka_unit_test(test_a_page_that_can_not_be_zeroed_is_poisoned),
 		cmocka_unit_test(test_eager_maps_what_it_fills),
 		cmocka_unit_test(test_eager_fills_a_whole_word),
 		cmocka_unit_test(test_lazy_maps_on_the_fault),
