@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """libvirt's domains, moved by one command; libvirt knows them afterwards as before."""
+import os
+
 import pytest
 
 import debian
@@ -9,6 +11,9 @@ from libvirt_host import Libvirtd, domain_xml, open_to_all
 from qemu import BOOT_DEADLINE_S, PASS_DEADLINE_S, Missing
 
 NAME = "vm7"
+
+pytestmark = pytest.mark.skipif(os.environ.get("POSTCOPYD_VMMS") != "all", reason=(
+    "make vmms has it: a libvirtd takes a minute or more to find out what QEMU can do"))
 
 
 class Side:
