@@ -618,32 +618,41 @@ static int unregister_all(struct pull *p)
 	}
 }
 
-/* The fault thread reads the event that it waits for. */
-static bool wait_a_little(void *arg)
+static bool not_now(void *arg)
 {
-	const struct timespec pause = { .tv_nsec = FINISH_LOOK_NS };
-
 	(void)arg;
-	nanosleep(&pause, NULL);
-	return true;
+	return false;
 }
 
-/* Unregistered, what is staged still would read as zeroes. */
+/*
+ * Unregistered, what is staged still would read as zeroes. Page by page, with events held: by those
+ * that were read it is staged still, and of those that were not the kernel knows.
+ */
 static int place_staged(struct pull *p)
 {
-	const struct resolver_caller caller = { .resolver = &p->resolver, .again = wait_a_little };
-	const struct timespec pause = { .tv_nsec = 100 * NSEC_PER_MSEC };
+	const struct resolver_caller caller = { .resolver = &p->resolver, .again = not_now };
+	const struct timespec soon = { .tv_nsec = FINISH_LOOK_NS };
+	const struct timespec later = { .tv_nsec = 100 * NSEC_PER_MSEC };
+	uint32_t region = 0;
+	uint64_t offset = 0;
 	bool told = false;
 	int rc;
 
-	while ((rc = resolver_place_staged(&caller)) && rc != -ESRCH) {
-		if (!told)
-			log_migration_error(p->config.id,
-			                    "placing the last pages: %s; trying again",
-			                    strerror(-rc));
-		told = true;
-		nanosleep(&pause, NULL);
-	}
+	do {
+		events_hold(&p->events);
+		rc = resolver_place_staged(&caller, &region, &offset);
+		events_let_go(&p->events);
+		if (rc == -ECANCELED) {
+			nanosleep(&soon, NULL); /* the fault thread reads the event */
+		} else if (rc < 0 && rc != -ESRCH) {
+			if (!told)
+				log_migration_error(p->config.id,
+				                    "placing the last pages: %s; trying again",
+				                    strerror(-rc));
+			told = true;
+			nanosleep(&later, NULL);
+		}
+	} while (rc && rc != -ESRCH);
 	return rc;
 }
 

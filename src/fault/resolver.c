@@ -689,25 +689,29 @@ void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
 	}
 }
 
-int resolver_place_staged(const struct resolver_caller *caller)
+int resolver_place_staged(const struct resolver_caller *caller, uint32_t *region, uint64_t *offset)
 {
 	struct resolver *r = caller->resolver;
-	int rc = 0;
+	const struct region *regions = r->table->regions;
+	uint64_t page_size;
+	int rc;
 
-	for (uint32_t i = 0; i < r->table->n && !rc; i++) {
-		const struct region *region = &r->table->regions[i];
-		uint64_t at = 0;
-
-		while (region_is_staged(region) && memory_next_staged(r->memories[i], &at) && !rc) {
-			at -= at % region->page_size;
-			rc = resolver_map_page(caller, i, at >> UNIT_SHIFT);
-			/* Also where it is not mapped any more, or poisoned. */
-			if (!rc)
-				memory_unstage(r->memories[i], at, region->page_size);
-			at += region->page_size;
-		}
+	while (*region < r->table->n && !(region_is_staged(&regions[*region]) &&
+	                                  memory_next_staged(r->memories[*region], offset))) {
+		++*region;
+		*offset = 0;
 	}
-	return rc;
+	if (*region == r->table->n)
+		return 0;
+	page_size = regions[*region].page_size;
+	*offset -= *offset % page_size;
+	rc = resolver_map_page(caller, *region, *offset >> UNIT_SHIFT);
+	if (rc)
+		return rc;
+	/* Also where it is not mapped any more, or poisoned. */
+	memory_unstage(r->memories[*region], *offset, page_size);
+	*offset += page_size;
+	return 1;
 }
 
 static void settle_word(struct resolver *r, uint32_t region, uint64_t word)

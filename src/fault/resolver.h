@@ -99,12 +99,17 @@ struct resolver_batch {
 extern const uint8_t resolver_zeroes[UNIT_BYTES];
 
 /*
- * resolver_place_staged() - what lies on the stage of private huge pages still
+ * resolver_place_staged() - the next page that lies on the stage of private huge pages still
+ * @region, @offset: where to look from; go past it
  *
  * When every unit is present, and before the memory is unregistered: a page whose last unit was
- * zero waits there for its fault. Return: 0; -ENOMEM: try again; -ESRCH; -ECANCELED.
+ * zero waits there for its fault. Events are held, but by the fault thread: a discard that was read
+ * and not applied has zapped a page that would come back by this.
+ *
+ * Return: 1: it is placed; 0: there is none; -ENOMEM: try again; -ESRCH; -ECANCELED: as
+ * resolver_map_page().
  */
-int resolver_place_staged(const struct resolver_caller *caller);
+int resolver_place_staged(const struct resolver_caller *caller, uint32_t *region, uint64_t *offset);
 
 /* All but addrmap and map_lock is set by the caller. Return: 0 or -errno. */
 int resolver_init(struct resolver *r);

@@ -148,23 +148,34 @@ static bool find_word(const struct region_table *table, uint64_t *word, uint32_t
 	return false;
 }
 
+/* What of a word may have come before the guest ran here, of pages that it begins. */
+static uint64_t came_ahead(const struct pull *p, uint32_t region, uint64_t word)
+{
+	const struct region *r = &p->config.table.regions[region];
+	uint64_t per_page = region_units_per_page(r), written = 0;
+
+	/* Private memory is the fault thread's: who else maps it puts a discarded page back. */
+	if (r->memory == POSTCOPY_MEMORY_ANONYMOUS || word * WORD_UNITS % per_page)
+		return 0;
+	/* What is a hole stays one. */
+	if (per_page == 1)
+		return page_state_written(p->state, region, word);
+	/* A larger page is mapped as a whole, by its first word. */
+	for (uint64_t i = 0; i < per_page / WORD_UNITS && !written; i++)
+		written = page_state_written(p->state, region, word + i);
+	return written ? UINT64_MAX : 0;
+}
+
 bool pull_map_ahead(struct pull *p, const struct resolver_caller *caller)
 {
 	uint64_t word = atomic_fetch_add(&p->maps_word, 1), present;
-	uint64_t per_page;
 	uint32_t region;
 
 	if (!find_word(&p->config.table, &word, &region)) {
 		atomic_store(&p->maps, false);
 		return false;
 	}
-	per_page = region_units_per_page(&p->config.table.regions[region]);
-	present = page_state_present(p->state, region, word);
-	/* What is a hole stays one. A larger page is mapped as a whole, by its first word. */
-	if (per_page == 1)
-		present &= page_state_written(p->state, region, word);
-	else if (word * WORD_UNITS % per_page)
-		present = 0;
+	present = page_state_present(p->state, region, word) & came_ahead(p, region, word);
 	/* What can't be mapped now is left for its fault. */
 	(void)resolver_map_ahead(caller, region, word, present);
 	return true;

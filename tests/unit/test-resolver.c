@@ -26,6 +26,7 @@
 
 #include "fault/events.h"
 #include "fault/prefill.h"
+#include "fault/pull_internal.h"
 #include "fault/resolver.h"
 #include "fault/uffd.h"
 #include "util/kernel_abi.h"
@@ -142,23 +143,29 @@ static int open_uffd(void)
 }
 
 /* The guest's memory, mapped; its descriptor in *@ret_fd. Return: NULL with the reason printed. */
-static uint8_t *make_memory(enum postcopy_memory memory, size_t size, int *ret_fd)
+static uint8_t *make_memory(enum postcopy_memory memory, size_t size, bool huge, int *ret_fd)
 {
-	bool huge = memory == POSTCOPY_MEMORY_HUGETLB;
+	bool staged = huge && memory == POSTCOPY_MEMORY_ANONYMOUS;
 	uint8_t *p;
 
 	*ret_fd = -1;
-	if (memory == POSTCOPY_MEMORY_ANONYMOUS) {
+	if (memory == POSTCOPY_MEMORY_ANONYMOUS && !staged) {
 		p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		/* A transparent huge page would make pages present that nobody filled. */
 		assert_int_equal(madvise(p, size, MADV_NOHUGEPAGE), 0);
 		return p;
 	}
-	*ret_fd = memfd_create("test-resolver", MFD_CLOEXEC | MFD_ALLOW_SEALING |
-	                                                (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
+	*ret_fd = memfd_create("test-resolver",
+	                       MFD_CLOEXEC | MFD_ALLOW_SEALING |
+	                               (huge && !staged ? MFD_HUGETLB | MFD_HUGE_2MB : 0));
 	assert_true(*ret_fd >= 0);
 	assert_int_equal(ftruncate(*ret_fd, (off_t)size), 0);
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *ret_fd, 0);
+	/* Private memory of huge pages has its stage beside it. */
+	if (staged)
+		p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		         MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | (int)MFD_HUGE_2MB, -1, 0);
+	else
+		p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *ret_fd, 0);
 	if (p != MAP_FAILED)
 		return p;
 	print_message("skipped: no free 2 MiB pages (vm.nr_hugepages): %s\n", strerror(errno));
@@ -200,10 +207,10 @@ static void init_resolver(struct fixture *f, enum resolver_map map)
 }
 
 /* Return: NULL where this host can't, with the reason printed. */
-static struct fixture *start_sized(enum postcopy_memory memory, size_t size, enum resolver_map map)
+static struct fixture *start_paged(enum postcopy_memory memory, size_t size, bool huge,
+                                   enum resolver_map map)
 {
 	struct fixture *f = calloc(1, sizeof *f);
-	bool huge = memory == POSTCOPY_MEMORY_HUGETLB;
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	struct region region = { .memory = memory,
 		                 .size = size,
@@ -214,7 +221,7 @@ static struct fixture *start_sized(enum postcopy_memory memory, size_t size, enu
 	f->size = size;
 	f->uffd = open_uffd();
 	if (f->uffd >= 0)
-		f->guest = make_memory(memory, size, &fd);
+		f->guest = make_memory(memory, size, huge, &fd);
 	if (!f->guest) {
 		stop(f);
 		return NULL;
@@ -229,6 +236,11 @@ static struct fixture *start_sized(enum postcopy_memory memory, size_t size, enu
 		fail_msg("%s", err.text);
 	init_resolver(f, map);
 	return f;
+}
+
+static struct fixture *start_sized(enum postcopy_memory memory, size_t size, enum resolver_map map)
+{
+	return start_paged(memory, size, memory == POSTCOPY_MEMORY_HUGETLB, map);
 }
 
 static struct fixture *start(enum postcopy_memory memory, enum resolver_map map)
@@ -748,6 +760,65 @@ static void test_a_huge_page_that_came_ahead_is_seen_as_it_was_last(void **state
 	stop(fixture);
 }
 
+/* The pass of a bulk thread that has nothing to ask for. */
+static void map_all_ahead(struct fixture *f)
+{
+	struct pull *p = calloc(1, sizeof *p);
+
+	p->config.table = f->table;
+	p->state = f->ps;
+	while (pull_map_ahead(p, &f->caller))
+		;
+	free(p);
+}
+
+/* Of huge pages it maps those that came ahead, and makes none of holes. */
+static void test_huge_pages_that_are_holes_are_not_made_ahead(void **state)
+{
+	struct stat st;
+
+	(void)state;
+	fixture = start_sized(POSTCOPY_MEMORY_HUGETLB, 2 * SIZE_2M, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	/* One unit has content, of the first page. */
+	for (unsigned int word = 0; word < 16; word++) {
+		uint64_t data = word == 5;
+
+		assert_true(fill_as(fixture, NULL, word, data, ~data, 1) == UINT64_MAX);
+	}
+	map_all_ahead(fixture);
+	assert_true(is_mapped(fixture, 0));
+	assert_false(is_mapped(fixture, 512));
+	assert_int_equal(fstat(memory_fd(fixture->memories[0]), &st), 0);
+	assert_int_equal(st.st_blocks, SIZE_2M / 512);
+	check_page(fixture, 5 * WORD_UNITS, 1);
+	stop(fixture);
+}
+
+/* The pages that nobody discards are placed, each by one call. */
+static void test_what_is_staged_is_placed_page_by_page(void **state)
+{
+	uint32_t region = 0;
+	uint64_t offset = 0;
+
+	(void)state;
+	fixture = start_paged(POSTCOPY_MEMORY_ANONYMOUS, 2 * SIZE_2M, true, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	for (unsigned int word = 0; word < 16; word++)
+		assert_true(fill(fixture, word, word % 8 ? 0 : 0xff,
+		                 word % 8 ? UINT64_MAX : ~0xffull, 7) == UINT64_MAX);
+	assert_int_equal(resolver_place_staged(&fixture->caller, &region, &offset), 1);
+	assert_true(is_mapped(fixture, 0));
+	assert_false(is_mapped(fixture, 512));
+	assert_int_equal(resolver_place_staged(&fixture->caller, &region, &offset), 1);
+	assert_int_equal(resolver_place_staged(&fixture->caller, &region, &offset), 0);
+	check_page(fixture, 3, 10);
+	check_page(fixture, 512 + 3, 10);
+	stop(fixture);
+}
+
 /* A zero unit that nothing was put in is a hole: it takes no memory. */
 static void test_zero_units_that_come_ahead_stay_holes(void **state)
 {
@@ -914,6 +985,46 @@ static void changed(struct change *c)
 {
 	pthread_join(c->thread, NULL);
 	assert_int_equal(c->result, 0);
+}
+
+static bool not_again(void *arg)
+{
+	(void)arg;
+	return false;
+}
+
+/*
+ * A page that is staged, and whole, and waits for its fault, is discarded: nobody puts it back, not
+ * a bulk thread's pass, nor who places what is left, before the event was read or after.
+ */
+static void test_a_staged_page_that_is_discarded_stays_away(void **state)
+{
+	struct resolver_caller placer;
+	uint32_t region = 0;
+	uint64_t offset = 0;
+	struct change c;
+
+	(void)state;
+	fixture = start_paged(POSTCOPY_MEMORY_ANONYMOUS, SIZE_2M, true, RESOLVER_MAP_EAGER);
+	if (!fixture)
+		skip();
+	for (unsigned int word = 0; word < 8; word++) /* the last that comes is zero */
+		assert_true(fill(fixture, word, word ? 0 : 0xff, word ? UINT64_MAX : ~0xffull, 7) ==
+		            UINT64_MAX);
+	assert_int_equal(page_state_missing(fixture->ps), 0);
+	map_all_ahead(fixture);
+	assert_false(is_mapped(fixture, 0));
+	placer = fixture->caller;
+	placer.again = not_again;
+	change(fixture, &c, 0, SIZE_2M / UNIT_BYTES, MADV_DONTNEED);
+	wait_event(fixture);
+	assert_int_equal(resolver_place_staged(&placer, &region, &offset), -ECANCELED);
+	assert_true(take_event(fixture, NULL));
+	assert_int_equal(resolver_place_staged(&placer, &region, &offset), 0);
+	changed(&c);
+	assert_false(is_mapped(fixture, 0));
+	touch_present(fixture, 0, 0);
+	stop(fixture);
 }
 
 static void discard(enum postcopy_memory memory, int advice)
@@ -1608,6 +1719,9 @@ int main(void)
 		cmocka_unit_test(test_what_came_ahead_is_seen_as_it_was_last_memfd_eager),
 		cmocka_unit_test(test_what_came_ahead_is_seen_as_it_was_last_memfd_lazy),
 		cmocka_unit_test(test_a_huge_page_that_came_ahead_is_seen_as_it_was_last),
+		cmocka_unit_test(test_huge_pages_that_are_holes_are_not_made_ahead),
+		cmocka_unit_test(test_a_staged_page_that_is_discarded_stays_away),
+		cmocka_unit_test(test_what_is_staged_is_placed_page_by_page),
 		cmocka_unit_test(test_zero_units_that_come_ahead_stay_holes),
 		cmocka_unit_test(test_what_can_not_be_had_ahead_is_left_for_later),
 		cmocka_unit_test(test_the_first_fill_stays_memfd_eager),
