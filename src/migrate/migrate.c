@@ -862,7 +862,7 @@ int migration_set_token(struct migration *m, const uint8_t token[TOKEN_BYTES], s
 {
 	if (m->params.role != MIGRATION_SOURCE)
 		return refuse_destination(m, "another token", err);
-	return source_set_token(m, token, err);
+	return takeover_check(m, err) ? err->code : source_set_token(m, token, err);
 }
 
 int migration_run_on(struct migration *m, struct error *err)

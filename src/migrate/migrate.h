@@ -411,7 +411,8 @@ int migration_poison(struct migration *m, struct error *err);
 /*
  * migration_set_token() - source, before a destination has connected: by which one is let in
  *
- * The token before is worth nothing from then on. Return: 0; -EBUSY; -ENOMEM
+ * The token before is worth nothing from then on. Return: 0; with @err set: -EBUSY;
+ * -EAGAIN: it is not taken over yet.
  */
 int migration_set_token(struct migration *m, const uint8_t token[TOKEN_BYTES], struct error *err);
 

@@ -147,6 +147,8 @@ void page_source_end(struct page_source *s, enum source_verdict verdict, const c
 /*
  * page_source_set_token() - another token, by which destinations prove themselves from now on
  *
+ * Whatever is open by the one before ends.
+ *
  * Return: 0; -EBUSY: one is connected, or holds it
  */
 int page_source_set_token(struct page_source *s, const uint8_t token[TOKEN_BYTES]);

@@ -61,7 +61,7 @@ struct page_source {
 	/* From SWITCHING on, and never another; read without the lock while readable. */
 	struct stream_holder holder;
 	bool resumed; /* the guest has run at the holder's: no way back by its word */
-	struct page_source_conn *list; /* control connections, from HELLO to end */
+	struct page_source_conn *list; /* connections, from HELLO to end */
 	/* ENDED. */
 	enum source_verdict verdict;
 	char why[ERROR_TEXT_MAX];
@@ -155,15 +155,28 @@ bool page_source_has_ended(struct page_source *s)
 	return ended;
 }
 
+/* Under the lock. */
+static bool has_control(const struct page_source *s)
+{
+	for (const struct page_source_conn *pc = s->list; pc; pc = pc->next)
+		if (pc->control)
+			return true;
+	return false;
+}
+
 int page_source_set_token(struct page_source *s, const uint8_t token[TOKEN_BYTES])
 {
 	int rc = 0;
 
 	pthread_mutex_lock(&s->lock);
-	if (s->phase == SOURCE_RUNNING && !s->list)
+	if (s->phase == SOURCE_RUNNING && !has_control(s)) {
 		memcpy(s->token, token, TOKEN_BYTES);
-	else
+		/* They came by the one before. */
+		for (struct page_source_conn *pc = s->list; pc; pc = pc->next)
+			conn_shutdown(pc->conn);
+	} else {
 		rc = -EBUSY;
+	}
 	pthread_mutex_unlock(&s->lock);
 	return rc;
 }
@@ -449,7 +462,8 @@ static int check_attachment(const struct page_source *s, const struct hello *hel
 static void supersede(struct page_source *s, const uint8_t holder[HOLDER_BYTES])
 {
 	for (struct page_source_conn *ctl = s->list; ctl; ctl = ctl->next)
-		if (!ctl->superseded && !memcmp(ctl->holder, holder, HOLDER_BYTES)) {
+		if (ctl->control && !ctl->superseded &&
+		    !memcmp(ctl->holder, holder, HOLDER_BYTES)) {
 			ctl->superseded = true;
 			conn_shutdown(ctl->conn);
 		}
@@ -466,30 +480,43 @@ void page_source_close(struct page_source *s, struct page_source_conn *ctl)
 	pthread_mutex_unlock(&s->lock);
 }
 
+/* Under the lock. The token may be another since page_source_fit(): then it was for nobody. */
+static int check_token(const struct page_source *s, const struct hello *hello,
+                       const struct tls *tls, struct error *err)
+{
+	int rc = hello_check_proof(hello, tls, HELLO_DESTINATION, s->token, hello->proof);
+
+	if (rc == -EACCES)
+		return error_set(err, rc, "migration \"%s\": unknown here, or wrong token", s->id);
+	return rc ? error_errno(err, rc, "migration \"%s\": its token", s->id) : 0;
+}
+
 int page_source_open(struct page_source *s, const struct hello *hello, struct conn *c,
                      struct page_source_conn *ctl, struct hello_reply *reply, struct error *err)
 {
 	int rc;
 
 	*reply = (struct hello_reply){ .epoch = s->epoch };
-	*ctl = (struct page_source_conn){ .conn = c };
+	*ctl = (struct page_source_conn){ .conn = c, .control = hello->role == STREAM_CONTROL };
 	memcpy(ctl->holder, hello->holder, HOLDER_BYTES);
 	if (*s->peer && !tls_peer_is(c->tls, s->peer))
 		return error_set(err, -EACCES,
 		                 "migration \"%s\": peer \"%s\" is not its other daemon", s->id,
 		                 tls_peer_name(c->tls));
 	pthread_mutex_lock(&s->lock);
-	if (hello->role == STREAM_CONTROL)
+	rc = check_token(s, hello, c->tls, err);
+	if (!rc && ctl->control)
 		supersede(s, hello->holder);
-	rc = check_holder(s, hello->holder, err);
+	if (!rc)
+		rc = check_holder(s, hello->holder, err);
 	if (!rc)
 		rc = check_attachment(s, hello, err);
-	if (!rc && hello->role == STREAM_CONTROL) {
+	if (!rc) {
 		ctl->next = s->list;
 		s->list = ctl;
 	}
 	pthread_mutex_unlock(&s->lock);
-	if (rc || hello->role != STREAM_CONTROL || s->phase == SOURCE_ENDED)
+	if (rc || !ctl->control || s->phase == SOURCE_ENDED)
 		return rc;
 	reply->regions = s->table;
 	reply->warm = true;

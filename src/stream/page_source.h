@@ -5,12 +5,14 @@
 
 #include "stream/page_server.h"
 
-/* A connection's place; a control connection is in its source's list until it is closed. */
+/* A connection's place; it is in its source's list until it is closed. */
 struct page_source_conn {
 	struct conn *conn;
+	bool control;
 	uint8_t holder[HOLDER_BYTES]; /* who dialled */
-	/* Control; under the source's lock. */
+	/* Under the source's lock. */
 	struct page_source_conn *next;
+	/* Control: */
 	bool superseded; /* by a later one of the same destination: nothing it says counts */
 };
 
@@ -37,14 +39,15 @@ size_t page_source_prove(struct page_source *s, const struct hello *hello, const
  * page_source_open() - may this HELLO's sender in, whom page_source_fit() has found to know the
  * token?
  *
- * Return: 0 with the reply filled in; with @err set: -EACCES, not by that name; -EINVAL; -ESTALE,
+ * Return: 0 with the reply filled in; with @err set: -EACCES, not by that name, or the token is
+ * another since; -ENOMEM; -EINVAL; -ESTALE,
  * another attachment is meant; -EBUSY, somebody else holds it; -EKEYREVOKED, -ESHUTDOWN, it has
  * ended.
  */
 int page_source_open(struct page_source *s, const struct hello *hello, struct conn *c,
                      struct page_source_conn *ctl, struct hello_reply *reply, struct error *err);
 
-/* Where it was let in over a control connection: before the connection is freed. */
+/* Before its connection is freed, be it let in or not. */
 void page_source_close(struct page_source *s, struct page_source_conn *ctl);
 
 /* Serve one connection that page_source_open() has let in. Return: why it ended, @err set. */

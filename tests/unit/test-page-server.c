@@ -1041,6 +1041,30 @@ static void test_bulk_that_reconnects_takes_no_other_place(void **state)
 	free_guest(other);
 }
 
+/* Lost: who had the token before kept its bulk, and could read the guest that was given away. */
+static void test_what_is_open_by_the_token_before_ends(void **state)
+{
+	static const uint8_t next[TOKEN_BYTES] = { 9 };
+	struct guest *g = new_guest("vm1", 1);
+	struct conn *control, *bulk;
+	uint64_t epoch;
+	int rc;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	assert_int_equal(page_source_set_token(g->source, next), -EBUSY);
+	conn_free(control);
+	wait_told(g, CONNECTED, 2);
+	/* Its place goes a moment after that is told. */
+	for (int tries = 0; (rc = page_source_set_token(g->source, next)) && tries < 1000; tries++)
+		poll(NULL, 0, 1);
+	assert_int_equal(rc, 0);
+	expect_end(bulk);
+	conn_free(bulk);
+	end(g);
+}
+
 static void test_requests_beyond_the_table_are_refused(void **state)
 {
 	static const struct scheduler_item bad[] = {
@@ -1731,6 +1755,7 @@ int main(void)
 		SERVER_TEST(test_strangers_have_little_and_not_for_long),
 		SERVER_TEST(test_dialling_a_source_that_trickles_ends_in_time),
 		SERVER_TEST(test_bulk_that_reconnects_takes_no_other_place),
+		SERVER_TEST(test_what_is_open_by_the_token_before_ends),
 		SERVER_TEST(test_requests_beyond_the_table_are_refused),
 		SERVER_TEST(test_wrong_id_and_wrong_token_look_the_same),
 		SERVER_TEST(test_only_who_knows_the_secret_gets_in),
