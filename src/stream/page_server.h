@@ -128,7 +128,8 @@ void page_source_get_holder(struct page_source *s, struct stream_holder *ret);
  * page_source_set_poisoned() - what the source VMM has poisoned: it is served as unreadable
  * @list: taken over
  *
- * Before page_source_set_vmstate(): nothing is read until then.
+ * Once, and before page_source_set_vmstate(); of a guest whose writes are logged pages may be on
+ * their way by then.
  */
 void page_source_set_poisoned(struct page_source *s, struct poison_list *list);
 

@@ -25,7 +25,7 @@
 
 /* In the order in which a migration goes through them; the owner moves it. */
 enum source_phase {
-	SOURCE_RUNNING,   /* the guest runs: nothing is read */
+	SOURCE_RUNNING, /* the guest runs: its memory is read only while what it writes is logged */
 	SOURCE_SWITCHING, /* the owner was asked to pause it */
 	SOURCE_PAUSED,    /* vmstate and memory may be read */
 	SOURCE_ENDED,     /* the verdict stands */
@@ -38,7 +38,8 @@ struct page_source {
 	uint64_t epoch;
 	struct region_table table;
 	struct memory *memories[REGIONS_MAX];
-	struct poison_list *poisoned; /* set before the guest is paused; NULL: none */
+	/* Set once, before the guest is paused; connections may read by then. NULL: none. */
+	struct poison_list *_Atomic poisoned;
 	const struct page_source_ops *ops;
 	void *arg;
 
@@ -130,7 +131,7 @@ struct page_source *page_source_unref(struct page_source *s)
 		return NULL;
 	for (uint32_t i = 0; i < s->table.n; i++)
 		memory_free(s->memories[i]);
-	poison_list_free(s->poisoned);
+	poison_list_free(atomic_load(&s->poisoned));
 	source_log_deinit(&s->log);
 	close_fd(&s->vmstate_fd);
 	pthread_cond_destroy(&s->changed);
@@ -233,8 +234,7 @@ void page_source_set_peer(struct page_source *s, const char *pattern)
 
 void page_source_set_poisoned(struct page_source *s, struct poison_list *list)
 {
-	poison_list_free(s->poisoned);
-	s->poisoned = list;
+	atomic_store(&s->poisoned, list);
 }
 
 bool page_source_is_connected(const struct page_source *s)
@@ -598,8 +598,8 @@ static int read_units(struct page_source *s, const struct frame_get *get, uint8_
 	uint64_t left;
 
 	/* Poison lies in the VMM's mapping: its memory's descriptor reads as zeroes there. */
-	*lost = get->want_mask &
-	        poison_list_mask(s->poisoned, get->region, get->first_unit / WORD_UNITS);
+	*lost = get->want_mask & poison_list_mask(atomic_load(&s->poisoned), get->region,
+	                                          get->first_unit / WORD_UNITS);
 	left = get->want_mask & ~*lost;
 	while (left) {
 		unsigned int first = (unsigned int)__builtin_ctzll(left);
