@@ -327,7 +327,8 @@ static int get_reason(struct reader *r, struct vmm_wire_msg *msg, struct error *
 
 	if (rc)
 		return rc;
-	error_set(&clean, -(int)msg->code, "%s", msg->text);
+	/* For its text alone: the code may be any number still. */
+	error_set(&clean, -EPROTO, "%s", msg->text);
 	memcpy(msg->text, clean.text, sizeof msg->text);
 	return 0;
 }
