@@ -160,8 +160,8 @@ static int have_vmm_started(const struct move *m, struct error *err)
 	return hook_run(a->exec, environment, (int)a->attach_timeout_s * 1000, m->cancel_fd, err);
 }
 
-/* One try at one target. @ret_us: its downtime. */
-static int try_once(struct evacuation *e, struct evacuate_guest *g, double *ret_us,
+/* One try at one target. @ret_us: its downtime. @ret_lost: it may be there, or come there. */
+static int try_once(struct evacuation *e, struct evacuate_guest *g, double *ret_us, bool *ret_lost,
                     struct error *err)
 {
 	const struct evacuate_args *a = e->args;
@@ -189,12 +189,13 @@ static int try_once(struct evacuation *e, struct evacuate_guest *g, double *ret_
 	client_free(m.source.client);
 	client_free(m.destination.client);
 	*ret_us = json_number_or(last, "downtime_us.total", 0);
+	*ret_lost = m.lost_sight;
 	return rc;
 }
 
 /* Return: whether to try elsewhere. The lock is held. */
-static bool note_try(struct evacuation *e, struct evacuate_guest *g, int rc, double downtime_us,
-                     double us, const struct error *err)
+static bool note_try(struct evacuation *e, struct evacuate_guest *g, int rc, bool lost,
+                     double downtime_us, double us, const struct error *err)
 {
 	const char *to = e->to[g->target];
 	bool again = false;
@@ -209,7 +210,7 @@ static bool note_try(struct evacuation *e, struct evacuate_guest *g, int rc, dou
 		snprintf(g->result, sizeof g->result, "interrupted");
 	} else {
 		snprintf(g->result, sizeof g->result, "%s", err->text);
-		again = g->tries < e->args->tries && evacuate_plan_elsewhere(&e->plan, g);
+		again = !lost && g->tries < e->args->tries && evacuate_plan_elsewhere(&e->plan, g);
 	}
 	e->n_ended += !again;
 	if (!e->common->json && rc != -ECANCELED) {
@@ -228,10 +229,11 @@ static void move_one(struct evacuation *e, struct evacuate_guest *g)
 		uint64_t began_ns = clock_now_ns();
 		struct error err = ERROR_INIT;
 		double downtime_us;
-		int rc = try_once(e, g, &downtime_us, &err);
+		bool lost;
+		int rc = try_once(e, g, &downtime_us, &lost, &err);
 
 		pthread_mutex_lock(&e->lock);
-		again = note_try(e, g, rc, downtime_us,
+		again = note_try(e, g, rc, lost, downtime_us,
 		                 (double)(clock_now_ns() - began_ns) / NSEC_PER_USEC, &err);
 		pthread_mutex_unlock(&e->lock);
 	}

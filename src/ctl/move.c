@@ -210,8 +210,10 @@ static int follow(struct move *m, struct json_object **ret, struct error *err)
 	const char *state;
 
 	if (client_watch(m->destination.client, m->id, m->destination.role, m->interval_ms,
-	                 m->on_update ? m->on_update : show_nobody, m->userdata, ret, err))
+	                 m->on_update ? m->on_update : show_nobody, m->userdata, ret, err)) {
+		m->lost_sight = true;
 		return refused_by(m, &m->destination, err);
+	}
 	state = json_string_or(*ret, "state", "");
 	if (!strcmp(state, "complete"))
 		return 0;

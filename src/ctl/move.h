@@ -17,6 +17,7 @@
 #define CTL_MOVE_H
 
 #include <json-c/json.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "ctl/client.h"
@@ -46,6 +47,7 @@ struct move {
 	void *userdata;
 
 	const struct move_side *asked; /* whose answer a failure is; NULL: nobody's */
+	bool lost_sight; /* a failure tells nothing of the guest: it goes on, or has gone */
 };
 
 void move_init(struct move *m, const char *id);
