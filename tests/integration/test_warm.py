@@ -33,11 +33,11 @@ def await_rounds(pair, rounds=1, migration_id="vm1"):
                               "round %d is over" % rounds)
 
 
-def check_warm(ended):
+def check_warm(ended, rounds=1):
     """It was worth it: not all had to come when the guest was here."""
     warm = ended["warm"]
     assert warm["refused"] == "", warm
-    assert warm["rounds"] >= 1 and warm["dirty_pages_at_switchover"] < ended["pages_total"], warm
+    assert warm["rounds"] >= rounds and warm["dirty_pages_at_switchover"] < ended["pages_total"], warm
 
 
 @pytest.mark.parametrize("dirty_log", ("kvm", "ring", "wp"))
@@ -55,7 +55,8 @@ def test_a_guest_that_writes_is_whole(pair, workload, dirty_log):
 def test_each_policy_and_memory(pair, huge_pages, policy, map_policy, backend):  # noqa: F811
     vmms = pair.attach("vm1", {"map": map_policy}, backend=backend, workload="hotcold")
     pair.start("vm1", warm=policy)
-    check_warm(pair.finish("vm1", *vmms))
+    # Time may be over before a round is: then it has what came until then.
+    check_warm(pair.finish("vm1", *vmms), rounds=0 if "max_time" in policy else 1)
 
 
 def test_until_it_is_told(pair):
