@@ -7,11 +7,17 @@
  * attached again; what a guest stands still for, or a destination waits for, waits for so long
  * only.
  */
-#include "migrate/takeover.h"
+#include "migrate/adapter.h"
 
 #include <errno.h>
 #include <string.h>
 
+#include "migrate/attach.h"
+#include "migrate/destination/destination.h"
+#include "migrate/record/keep.h"
+#include "migrate/record/takeover.h"
+#include "migrate/source/source.h"
+#include "migrate/source/source_log.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 #include "vmm/vmm_process.h"

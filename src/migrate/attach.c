@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a VMM hands over when it attaches: judged before it is used, or kept by anybody. */
-#include "migrate/migration.h"
+#include "migrate/attach.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +10,7 @@
 #include "mem/inspect.h"
 #include "mem/memory.h"
 #include "mem/probe.h"
+#include "migrate/adapter.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"

@@ -17,7 +17,7 @@
  *                 connects (warming) -> asks for switchover: the VMM is told to pause, its
  *                 vmstate goes over -> the destination has all: the VMM is told.
  *   destination:  VMM attaches -> start: the conductor dials (warming), and may copy memory while
- *                 the guest runs at the source (migrate/warm.c) -> switchover: asks,
+ *                 the guest runs at the source (migrate/conductor/warm.c) -> switchover: asks,
  *                 gets the vmstate, starts serving faults, the VMM is given the vmstate
  *                 (point of no return) -> it resumes, bulk starts -> every page present.
  *

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What both halves of a migration are made of. */
-#include "migrate/takeover.h"
+#include "migrate/migration.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "migrate/attach.h"
+#include "migrate/record/keep.h"
+#include "migrate/totals.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/probes.h"

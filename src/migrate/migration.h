@@ -1,5 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A migration's inside, shared by the files of this directory. */
+/*
+ * A migration's inside, shared by all below src/migrate.
+ *
+ * Theory of operation
+ * -------------------
+ *   migrate.h          what other subsystems see; migrate.c has all of them, and takes commands
+ *   migration.h        one of them: its fields by owner, its state, the mail between threads
+ *   attach.h           what a VMM hands over, judged
+ *   adapter.h          a VMM for which another process speaks
+ *   totals.h           what the daemon's migrations have counted, over all
+ *   source/            the source's half: the guest is paused, let go, or run on; its dirty log
+ *   destination/       the destination's half: attach, vmstate, resume; late memory
+ *   conductor/         a destination's own thread: connect, warm, switch over, complete
+ *   record/            what the next process has: the record, descriptors, and how it goes on
+ *
+ * All but conductor/ runs on the loop's thread and alone decides. The conductor talks to the
+ * source, which takes time: it posts news (migration_post()) and takes orders (migration_order());
+ * nothing else is shared but what stands under the lock. A half calls down into record/ (record
+ * before effect) and into attach.h, never into the other half.
+ */
 #ifndef MIGRATE_MIGRATION_H
 #define MIGRATE_MIGRATION_H
 
@@ -7,7 +26,7 @@
 
 #include "mem/addrmap.h"
 #include "mem/descriptor.h"
-#include "migrate/saved.h"
+#include "migrate/record/saved.h"
 #include "util/fd_store.h"
 #include "util/record.h"
 #include "vmm/vmm_server.h"
@@ -50,7 +69,6 @@ enum conductor_order {
 	ORDER_PARK = 1 << 5,          /* with STOP: another process goes on, say nothing */
 };
 
-struct memory;
 struct vmm_process;
 
 /* An id, and a number where another one of this id has it. */
@@ -163,14 +181,6 @@ struct migrations {
 	uv_timer_t adapters; /* for those that are waited for */
 };
 
-/* Before what @m has counted is freed. */
-void totals_keep_pull(struct migration *m);
-void totals_keep_served(struct migration *m);
-
-/* The downtime is known; the state has become final. */
-void totals_note_downtime(struct migration *m);
-void totals_note_end(struct migration *m);
-
 /* From any thread. */
 void migration_post(struct migration *m, enum migration_news news);
 void migration_order(struct migration *m, enum conductor_order order);
@@ -185,62 +195,6 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 /* A state's reason changes, and the state does not: the watchers are told. */
 void migration_tell(struct migration *m, const char *reason);
 
-/* What each role does with: an attached VMM, its messages, its end; news; a cancel. */
-int source_attach(struct migration *m, struct vmm_attach *attach, struct error *err);
-/*
- * Taking over: guest memory first, or nothing at all; then, with the VMM's socket (or without), go
- * on. The destination may have no thread for that: then it has done nothing, and is called again.
- */
-int source_take_over(struct migration *m, struct vmm_attach *attach, const struct saved *saved,
-                     struct error *err);
-void source_go_on(struct migration *m);
-int source_message(struct migration *m, const struct vmm_wire_msg *msg, int fds[VMM_MESSAGE_FDS],
-                   struct error *err);
-/* One whose descriptor is lost. */
-void source_cut_message(struct migration *m, enum vmm_wire_type type, const struct error *why);
-void source_vmm_closed(struct migration *m);
-void source_news(struct migration *m, unsigned int news);
-int source_cancel(struct migration *m, struct error *err);
-int source_set_token(struct migration *m, const uint8_t token[TOKEN_BYTES], struct error *err);
-int source_run_on(struct migration *m, struct error *err);
-int source_release(struct migration *m, struct error *err);
-
-/*
- * @pieces: where its regions are mapped, if not each at its host_addr; NULL
- * @state_fd: a page state to go on from, borrowed; -1: all is missing. It knows of pieces.
- */
-int destination_attach(struct migration *m, struct vmm_attach *attach, const struct addrmap *pieces,
-                       int state_fd, struct error *err);
-/* As if no VMM had ever attached. */
-void destination_detach(struct migration *m);
-int destination_take_over(struct migration *m, struct vmm_attach *attach, struct error *err);
-int destination_go_on(struct migration *m);
-int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
-                        struct error *err);
-/* MEMORY: what was late (late.c). */
-int destination_memory(struct migration *m, struct vmm_attach *attach, struct error *err);
-void destination_take_table(struct migration *m);
-/* The guest is the source's still, and is to be so: it is told to run it on, and the VMM why. */
-void destination_give_up(struct migration *m, const struct error *why);
-void destination_vmm_closed(struct migration *m);
-void destination_news(struct migration *m, unsigned int news);
-int destination_start(struct migration *m, bool switchover, const struct migration_warm *warm,
-                      struct error *err);
-int destination_set_warm(struct migration *m, const struct migration_warm *warm, struct error *err);
-int destination_switchover(struct migration *m, struct error *err);
-int destination_recover(struct migration *m, const struct conn_target *target, struct error *err);
-int destination_cancel(struct migration *m, struct error *err);
-
-/*
- * Allocated, in the list, without a state but prepared. @key: of one that is taken over; NULL: any
- * that is free. Return: NULL with @err set: no memory.
- */
-struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
-                                const char *key, struct error *err);
-
-/* Start the conductor's thread. Return: 0 or -errno: nothing has begun. */
-int conductor_start(struct migration *m);
-
 /* Whether the source is out of reach at this moment; else @err says what of it is there. */
 bool migration_source_is_away(struct migration *m, struct error *err);
 
@@ -250,97 +204,12 @@ static inline bool migration_memory_is_late(const struct migration *m)
 	return m->memory == MIGRATION_MEMORY_LATE;
 }
 
-/* The pull's callbacks; @arg is the migration. */
-void conductor_pull_complete(void *arg);
-void conductor_pull_connection(void *arg);
-void conductor_pull_round(void *arg);
-
-/* Have the conductor end and wait for it; release what the destination holds. */
-void destination_stop(struct migration *m);
-
 /*
- * What its guest writes while it runs (source_log.c): the VMM says how that can be told; what it
- * was asked for; what is wanted of it now; its end, before its VMM hears any other. And its
- * descriptors, of the process before, to a source that nobody finds yet.
+ * Allocated, in the list, without a state but prepared. @key: of one that is taken over; NULL: any
+ * that is free. Return: NULL with @err set: no memory.
  */
-int source_on_dirty_log(struct migration *m, const struct vmm_wire_msg *msg,
-                        int fds[VMM_MESSAGE_FDS], struct error *err);
-void source_on_harvested(struct migration *m, const struct vmm_wire_msg *msg);
-void source_log_news(struct migration *m);
-void source_end_log(struct migration *m);
-void source_take_over_log(struct migration *m, struct page_source *source,
-                          const struct saved *saved);
-void source_begin_log_anew(struct migration *m);
-void source_lose_log(struct migration *m);
-
-/* Take what the source holds away from the page server, and release it. */
-void source_stop(struct migration *m);
-
-/* And what answers for one that has ended. */
-void source_forget(struct migration *m);
-
-/* Whether there is a VMM, be it that its adapter is away. */
-bool migration_has_vmm(const struct migration *m);
-bool migration_adapter_is_away(const struct migration *m);
-
-/* The VMM's process, not its adapter's; 0 where it is not known. */
-pid_t migration_vmm_pid(const struct migration *m);
-
-/*
- * The process of a VMM that an adapter speaks for: it is watched and kept, from ATTACH on, or by a
- * process of ours before. Nothing where there is none. Return: 0 or -errno with @err set.
- */
-int migration_take_process(struct migration *m, struct vmm_attach *attach, struct error *err);
-int migration_take_over_process(struct migration *m, struct error *err);
-void migration_drop_process(struct migration *m);
-
-/* The adapter's connection has ended, and the VMM lives. */
-void migration_adapter_gone(struct migration *m);
-
-/* Something waits for an adapter that is away, if it is: not for ever. */
-void migration_await_adapter(struct migration *m);
-
-/* It attaches again; it has been told so. */
-int migration_attach_again(struct migrations *ms, struct vmm_conn *conn, struct vmm_attach *attach,
-                           void **ret_owner, struct error *err);
-void migration_attached_again(struct migration *m);
-
-/* What each role does then: say what waits for it; go back, for it was waited for long enough. */
-void source_attached_again(struct migration *m);
-void destination_attached_again(struct migration *m);
-void source_adapter_late(struct migration *m, const char *why);
-void destination_adapter_late(struct migration *m, const char *why);
-
-/*
- * migration_read_table() - the region table of an ATTACH, checked
- * @fds: what each region is to be opened with is found by its fd_index
- */
-int migration_read_table(const struct vmm_wire_msg *msg, struct region_table *ret,
-                         struct error *err);
-
-/* Whether who attaches, or attaches again, is one that Prepare named. As parties_check_vmm(). */
-int migration_check_vmm(const struct migration *m, const struct vmm_conn *conn,
-                        const struct vmm_attach *attach, struct error *err);
-
-/*
- * migration_check_attach() - whether a VMM may attach with what it hands over
- *
- * Before anything else is done with its descriptors. Nothing is changed.
- * Return: 0; -EINVAL, -EBUSY with @err set.
- */
-int migration_check_attach(const struct migration *m, const struct vmm_attach *attach,
-                           struct error *err);
-
-/*
- * migration_open_memories() - the memory behind each region that is not private
- * @memories: REGIONS_MAX entries, all NULL
- *
- * Return: 0; or -errno with @err set, and what is opened is the caller's to free.
- */
-int migration_open_memories(struct migration *m, const struct vmm_attach *attach,
-                            const struct region_table *table, struct memory **memories,
-                            struct error *err);
-void migration_free_memories(struct memory **memories);
+struct migration *migration_new(struct migrations *ms, const struct migration_params *params,
+                                const char *key, struct error *err);
 
 /* The state forbids what was asked for. Return: -EBUSY with @err saying so. */
 int migration_refuse_now(const struct migration *m, const char *what, struct error *err);

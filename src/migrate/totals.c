@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "migrate/migration.h"
+#include "migrate/totals.h"
 
 #include <stdatomic.h>
 #include <string.h>

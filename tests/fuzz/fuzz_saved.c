@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "migrate/saved.h"
+#include "migrate/record/saved.h"
 #include "util/record.h"
 
 const unsigned int fuzz_rounds = 100000;

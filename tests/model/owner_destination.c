@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A destination's daemon, as migrate/conductor.c, migrate/destination.c and fault/pull.c are. */
+/* A destination's daemon, as migrate/conductor/conductor.c, migrate/destination/destination.c and
+ * fault/pull.c are. */
 #include "owner.h"
 
 static bool is_final(const struct destination *d)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The source's daemon, as stream/page_source.c and migrate/source.c are. */
+/* The source's daemon, as stream/page_source.c and migrate/source/source.c are. */
 #include "owner.h"
 
 static bool is_final(const struct source *s)

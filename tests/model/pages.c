@@ -349,7 +349,7 @@ static bool look_whether_present(void *state)
 	return true;
 }
 
-/* The guest runs at the source: migrate/warm.c, fault/warm.c. */
+/* The guest runs at the source: migrate/conductor/warm.c, fault/warm.c. */
 
 /* Of what comes: while it is read, and when all stands still. */
 static unsigned int zero_of(const struct pages *s)

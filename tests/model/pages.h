@@ -18,8 +18,8 @@
  * must be is the source's content, zero from a discard on, or what it has written itself.
  *
  * In some of the beginnings the guest runs at the source still, and writes: bulk is answered, SYNC
- * tells what was written, and then the guest moves (migrate/warm.c). What is here of a unit that
- * was written over is old, and the guest must never read it.
+ * tells what was written, and then the guest moves (migrate/conductor/warm.c). What is here of a
+ * unit that was written over is old, and the guest must never read it.
  *
  * What is left out: more than one fault and one discard at a time; mremap() and munmap(); pages
  * that can't be read at the source; what the memory was before (mem/memory.c sees to it that it is

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "migrate/saved.h"
+#include "migrate/record/saved.h"
 #include "support.h"
 #include "util/record.h"
 

@@ -18,7 +18,7 @@
  * A source that does not know what was written (an older daemon, one that was started again) sends
  * its vmstate alone; then nothing that is here counts, and it is plain postcopy.
  */
-#include "migrate/conductor.h"
+#include "migrate/conductor/inside.h"
 
 #include <errno.h>
 #include <string.h>

@@ -4,10 +4,12 @@
  * may cost a guest anything: where it can't be had, the reason is told to whoever wants it, and the
  * guest migrates by postcopy alone.
  */
-#include "migrate/takeover.h"
+#include "migrate/source/source_log.h"
 
 #include <errno.h>
 
+#include "migrate/adapter.h"
+#include "migrate/record/keep.h"
 #include "util/log.h"
 
 static void no_log(struct migration *m, struct page_source *source, const char *why)

@@ -3,8 +3,8 @@
  * What a migration is apart from its descriptors, as bytes: proto/postcopy/v1/state.proto.
  * By it and the descriptors another process of the daemon goes on (takeover.h).
  */
-#ifndef MIGRATE_SAVED_H
-#define MIGRATE_SAVED_H
+#ifndef MIGRATE_RECORD_SAVED_H
+#define MIGRATE_RECORD_SAVED_H
 
 #include "migrate/migrate.h"
 #include "util/fd_store.h"

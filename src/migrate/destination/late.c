@@ -13,10 +13,13 @@
  * Whatever fails before that gives the source's guest back. A process that takes over in between
  * asks the source again, and the VMM: VMSTATE comes twice, and so does MEMORY.
  */
-#include "migrate/takeover.h"
+#include "migrate/destination/destination.h"
 
 #include <errno.h>
 
+#include "migrate/adapter.h"
+#include "migrate/attach.h"
+#include "migrate/record/keep.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 

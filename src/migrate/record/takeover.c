@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The half of taking over that takes up. */
-#include "migrate/takeover.h"
+#include "migrate/record/takeover.h"
 
 #include <errno.h>
 #include <string.h>
 
+#include "migrate/adapter.h"
+#include "migrate/attach.h"
+#include "migrate/destination/destination.h"
+#include "migrate/record/keep.h"
+#include "migrate/source/source.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The source's half: on the loop's thread. */
-#include "migrate/takeover.h"
+#include "migrate/source/source.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -8,6 +8,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "migrate/adapter.h"
+#include "migrate/attach.h"
+#include "migrate/record/keep.h"
+#include "migrate/record/takeover.h"
+#include "migrate/source/source_log.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The half of taking over that leaves things behind. */
+#include "migrate/record/keep.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "migrate/takeover.h"
+#include "migrate/adapter.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 

@@ -4,34 +4,21 @@
  * of its own, so that it reads as the story it is. It talks to the source over the
  * control connection, takes orders from the loop and posts news to it.
  */
-#include "migrate/conductor.h"
+#include "migrate/conductor/conductor.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "migrate/conductor/inside.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/thread.h"
 
-/*
- * How long a source that can't be reached is tried: longer than networks are away for while they
- * find another path. Where its host says that nobody listens, at the beginning, not so long.
- */
-#define REACH_FOR_MS 30000u
-#define REFUSED_FOR_MS 10000u
 /* A goodbye is said for as long as it takes, but the VMM and others do not wait longer for it. */
 #define GOODBYE_FOR_MS 30000u
-/* Between two tries to dial: doubled from the first to the last, and up to half of it by chance. */
-#define RETRY_MIN_MS 50u
-#define RETRY_MAX_MS 2000u
-/* An idle control connection is asked for a sign of life so often. */
-#define PING_MS 2000u
-/* Whatever was asked: a source that says nothing at all for so long is lost. */
-#define SILENT_MS 5000u
 /* Between two tries to have a thread that could not be had. */
 #define THREAD_RETRY_MS 1000u
 /* The first distance between two points of the timeline; doubled whenever it is full. */
@@ -84,291 +71,6 @@ int conductor_check_stopped(struct migration *m, struct error *err)
 	return 0;
 }
 
-void conductor_set_control(struct migration *m, struct conn *c)
-{
-	struct conn *old;
-
-	pthread_mutex_lock(&m->lock);
-	old = m->control;
-	m->control = c;
-	pthread_mutex_unlock(&m->lock);
-	conn_free(old);
-}
-
-/* What another try may mend. */
-bool conductor_is_network_error(int rc)
-{
-	switch (-rc) {
-	case ECONNREFUSED:
-	case ETIMEDOUT:
-	case EHOSTUNREACH:
-	case EHOSTDOWN:
-	case ENETUNREACH:
-	case ENETDOWN:
-	case ECONNRESET:
-	case ECONNABORTED:
-	case EPIPE:
-		return true;
-	default:
-		return false;
-	}
-}
-
-/*
- * The source itself has answered, and would answer the same again. Whatever else a try ends with
- * is ours, the network's, or a trouble of the source's daemon: the next one may do better.
- */
-static bool is_verdict(const struct error *err)
-{
-	if (!err->from_peer)
-		return false;
-	switch (-err->code) {
-	case EACCES:
-	case EBUSY:
-	case ECANCELED:
-	case EINVAL:
-	case EKEYREVOKED:
-	case EPROTO:
-	case ESHUTDOWN:
-	case ESTALE:
-		return true;
-	default:
-		return false;
-	}
-}
-
-/*
- * One try to open the control connection. Once warming has begun, only the very attachment of the
- * guest will do that all other connections are to.
- */
-static int dial_once(struct conductor *k, struct error *err)
-{
-	struct migration *m = k->m;
-	struct conn_target target;
-	struct conn *c = NULL;
-	int rc;
-
-	pthread_mutex_lock(&m->lock);
-	target = m->target;
-	k->hello.epoch = m->epoch;
-	pthread_mutex_unlock(&m->lock);
-	rc = conn_dial(&m->dialing, &target, m->owner->config.tls, &k->hello, &c, &k->reply, err);
-	if (rc)
-		return rc;
-	conductor_set_control(m, c);
-	k->retry_ms = RETRY_MIN_MS;
-	return 0;
-}
-
-/* What the last try met, for whoever looks; empty: nothing is being tried. */
-static void note(struct migration *m, const char *why)
-{
-	static const char on[] = "; trying on";
-
-	if (!*why && !*m->note)
-		return;
-	pthread_mutex_lock(&m->lock);
-	snprintf(m->note, sizeof m->note, "%.*s%s", (int)(sizeof m->note - sizeof on), why,
-	         *why ? on : "");
-	pthread_mutex_unlock(&m->lock);
-	migration_post(m, NEWS_NOTE);
-}
-
-/* When to try again: sources that come back should not be met by all at once. */
-static uint64_t next_try_ns(struct conductor *k)
-{
-	uint64_t now_ns = clock_now_ns();
-	uint64_t jitter_ms = now_ns / NSEC_PER_USEC % (k->retry_ms / 2 + 1);
-	uint64_t at_ns = now_ns + (k->retry_ms + jitter_ms) * NSEC_PER_MSEC;
-
-	k->retry_ms = k->retry_ms * 2 < RETRY_MAX_MS ? k->retry_ms * 2 : RETRY_MAX_MS;
-	return at_ns;
-}
-
-/* For how long something is tried, and since when. */
-struct patience {
-	uint64_t since_ns;
-	unsigned int refused_for_ms;
-};
-
-static struct patience patience_from_now(unsigned int refused_for_ms)
-{
-	return (struct patience){ clock_now_ns(), refused_for_ms };
-}
-
-static bool is_worth_another_try(const struct patience *p, int rc)
-{
-	unsigned int for_ms = rc == -ECONNREFUSED ? p->refused_for_ms : REACH_FOR_MS;
-
-	return conductor_is_network_error(rc) &&
-	       clock_now_ns() < p->since_ns + for_ms * NSEC_PER_MSEC;
-}
-
-/*
- * Open the control connection, with patience, or until the migration is to end.
- * Return: 0; or why not, with @err set.
- */
-static int dial_control(struct conductor *k, const struct patience *p, struct error *err)
-{
-	for (;;) {
-		int rc = dial_once(k, err);
-
-		if (!is_worth_another_try(p, rc))
-			return rc;
-		log_migration_info(k->m->params.id, "%s; dialling again", err->text);
-		note(k->m, err->text);
-		if (conductor_wait(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)))
-			return rc;
-	}
-}
-
-/* The VMM is told what the source's regions are; then private ones are refused. */
-static int check_attributes(struct conductor *k, struct error *err)
-{
-	struct migration *m = k->m;
-	const struct region_table *theirs = &k->reply.regions;
-	uint32_t any = 0;
-
-	pthread_mutex_lock(&m->lock);
-	for (uint32_t i = 0; i < theirs->n; i++)
-		any |= m->attributes[i] = theirs->regions[i].flags;
-	pthread_mutex_unlock(&m->lock);
-	if (any)
-		migration_post(m, NEWS_ATTRIBUTES);
-	if (region_table_check_readable(theirs, err))
-		return err->code;
-	return k->late ? 0 : region_table_check_readable(&m->table, err);
-}
-
-/* The two sides have the same guest; or here there is to be what the source has. */
-static int compare_tables(struct conductor *k, struct error *err)
-{
-	struct migration *m = k->m;
-
-	if (!k->late)
-		return region_table_same_guest(&m->table, &k->reply.regions, err);
-	pthread_mutex_lock(&m->lock);
-	m->theirs = k->reply.regions;
-	pthread_mutex_unlock(&m->lock);
-	migration_post(m, NEWS_TABLE);
-	return 0;
-}
-
-static struct conn_target target_now(struct migration *m)
-{
-	struct conn_target target;
-
-	pthread_mutex_lock(&m->lock);
-	target = m->target;
-	pthread_mutex_unlock(&m->lock);
-	return target;
-}
-
-/* One try at all connections. */
-static int connect_once(struct conductor *k, const struct patience *p, struct error *err)
-{
-	struct migration *m = k->m;
-	struct conn_target target;
-	int rc = dial_control(k, p, err);
-
-	if (rc)
-		return rc;
-	/*
-	 * From now on the source waits for our word, if only that nothing comes of it; and no other
-	 * attachment of the guest will do.
-	 */
-	pthread_mutex_lock(&m->lock);
-	m->epoch = k->reply.epoch;
-	pthread_mutex_unlock(&m->lock);
-	rc = compare_tables(k, err);
-	if (!rc)
-		rc = check_attributes(k, err);
-	if (rc)
-		return rc;
-	target = target_now(m);
-	rc = conn_probe(m->control, &target, err);
-	if (rc)
-		return rc;
-	return pull_connect(m->pull, &target, m->owner->config.tls, &k->hello, k->reply.epoch, err);
-}
-
-static int connect_all(struct conductor *k, struct error *err)
-{
-	/* Of a guest that was taken over the source's daemon may be on its way back, too. */
-	const struct patience p =
-	        patience_from_now(k->m->taken_over ? REACH_FOR_MS : REFUSED_FOR_MS);
-	int rc;
-
-	do {
-		rc = connect_once(k, &p, err);
-		if (rc)
-			note(k->m, err->text);
-	} while (is_worth_another_try(&p, rc) && !conductor_check_stopped(k->m, NULL) &&
-	         !conductor_wait(k->m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)));
-	return rc;
-}
-
-int conductor_next(struct conn *c, struct frame_header *ret, const void **ret_payload,
-                   struct error *err)
-{
-	int rc = conn_next_frame(c, ret, ret_payload, err);
-
-	if (rc == -EAGAIN)
-		return error_set(err, -ETIMEDOUT, "the source is silent for %u ms", SILENT_MS);
-	if (rc)
-		return rc < 0 && err && !err->code ? error_errno(err, rc, "control connection")
-		                                   : rc;
-	return ret->type == FRAME_ERROR ? frame_error_decode(ret, *ret_payload, err) : 0;
-}
-
-/* The next frame, which must be of this type, but for signs of life before it. */
-static int expect(struct conn *c, enum frame_type type, struct frame_header *ret,
-                  const void **ret_payload, struct error *err)
-{
-	int rc;
-
-	do
-		rc = conductor_next(c, ret, ret_payload, err);
-	while (!rc && ret->type == FRAME_PONG && type != FRAME_PONG);
-	if (rc)
-		return rc;
-	if (ret->type != type)
-		return error_set(err, -EPROTO, "frame of type %u where %u must come", ret->type,
-		                 type);
-	return 0;
-}
-
-int conductor_say(struct conductor *k, enum frame_type say, struct error *err)
-{
-	int rc;
-
-	conn_set_receive_timeout(k->m->control, SILENT_MS);
-	rc = conn_send_plain(k->m->control, say);
-	return rc ? error_errno(err, rc, "control connection") : 0;
-}
-
-/*
- * Ask over the control connection, and wait for the answer's first frame: never longer than
- * SILENT_MS without a sign of life.
- */
-int conductor_ask(struct conductor *k, enum frame_type say, enum frame_type answer,
-                  struct frame_header *ret, const void **ret_payload, struct error *err)
-{
-	int rc = conductor_say(k, say, err);
-
-	return rc ? rc : expect(k->m->control, answer, ret, ret_payload, err);
-}
-
-/* The same where the answer has no more to it. */
-int conductor_exchange(struct conductor *k, enum frame_type say, enum frame_type answer,
-                       struct error *err)
-{
-	struct frame_header h;
-	const void *payload;
-
-	return conductor_ask(k, say, answer, &h, &payload, err);
-}
-
 /* Receive the vmstate's bytes into a memfd, sealed. Return: the memfd or -errno. */
 static int receive_vmstate(struct conn *c, uint64_t len, struct error *err)
 {
@@ -381,7 +83,7 @@ static int receive_vmstate(struct conn *c, uint64_t len, struct error *err)
 		struct frame_header h;
 		const void *payload;
 		ssize_t n;
-		int rc = expect(c, FRAME_VMSTATE_DATA, &h, &payload, err);
+		int rc = conductor_expect(c, FRAME_VMSTATE_DATA, &h, &payload, err);
 
 		if (rc)
 			return rc;
@@ -439,7 +141,7 @@ static int ask_vmstate(struct conductor *k, struct error *err)
 static int switch_over(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
-	const struct patience p = patience_from_now(REACH_FOR_MS);
+	const struct patience p = patience_from_now(true);
 
 	/* A process after this one must know that the source guest may be paused. */
 	migration_post(m, NEWS_SWITCHOVER);
@@ -450,13 +152,13 @@ static int switch_over(struct conductor *k, struct error *err)
 		int rc = m->control ? ask_vmstate(k, err) : -ECONNRESET;
 		struct patience again;
 
-		if (!is_worth_another_try(&p, rc))
+		if (!patience_has(&p, rc))
 			return rc;
 		if (conductor_check_stopped(m, err))
 			return -ECANCELED;
 		log_migration_warning(m->params.id, "switchover: %s; connecting again", err->text);
-		again = patience_from_now(REACH_FOR_MS);
-		rc = dial_control(k, &again, err);
+		again = patience_from_now(true);
+		rc = conductor_dial(k, &again, err);
 		if (rc)
 			return rc;
 	}
@@ -481,50 +183,6 @@ static void note_point(struct conductor *k)
 	m->timeline[m->timeline_n++] =
 	        (struct migration_point){ .at_ns = clock_now_ns(), .present = present };
 	pthread_mutex_unlock(&m->lock);
-}
-
-/*
- * Whether it is of no use to go on. Before the point of no return whatever is no fault of the
- * network; after it only the source's own word that the guest must not run here.
- */
-static bool is_refusal(const struct conductor *k, const struct error *err)
-{
-	if (k->handed_on)
-		return is_verdict(err) && err->code == -EKEYREVOKED;
-	return is_verdict(err) || !conductor_is_network_error(err->code);
-}
-
-/*
- * The control connection while nothing is said on it: one that is lost is dialled again, and
- * one that may be is asked for a sign of life. Return: whether it is a new one.
- */
-static bool keep_control(struct conductor *k)
-{
-	struct error err = ERROR_INIT;
-	uint64_t now_ns = clock_now_ns();
-	int rc;
-
-	if (!k->m->control) {
-		if (now_ns < k->dial_ns)
-			return false;
-		rc = dial_once(k, &err);
-		k->dial_ns = rc ? next_try_ns(k) : 0;
-		k->ping_ns = clock_now_ns() + PING_MS * NSEC_PER_MSEC;
-		if (rc)
-			log_migration_debug(k->m->params.id, "control connection: %s", err.text);
-		k->refused = rc && is_refusal(k, &err) ? err : ERROR_INIT;
-		return !rc;
-	}
-	if (now_ns < k->ping_ns)
-		return false;
-	rc = conductor_exchange(k, FRAME_PING, FRAME_PONG, &err);
-	k->ping_ns = clock_now_ns() + PING_MS * NSEC_PER_MSEC;
-	if (rc) {
-		log_migration_warning(k->m->params.id, "control connection lost: %s", err.text);
-		k->refused = is_refusal(k, &err) ? err : ERROR_INIT;
-		conductor_set_control(k->m, NULL);
-	}
-	return false;
 }
 
 void conductor_take_back(struct migration *m, enum conductor_order order)
@@ -585,7 +243,7 @@ static int wait_connected(struct conductor *k, unsigned int orders, uint64_t unt
 {
 	unsigned int given = conductor_wait(k->m, orders, until_ns);
 
-	*ret_new = !given && keep_control(k);
+	*ret_new = !given && conductor_keep_control(k);
 	if (given || !k->refused.code)
 		return (int)given;
 	*err = k->refused;
@@ -648,7 +306,7 @@ static void note_unheard(struct migration *m, enum frame_type say, const char *w
 	error_set(&text, 0, "the source has not acknowledged %s%s: %s",
 	          say == FRAME_ABORT ? "ABORT" : "COMPLETE",
 	          say == FRAME_ABORT ? ", its guest may stand still" : "", why);
-	note(m, text.text);
+	conductor_note(m, text.text);
 }
 
 /* One try. Return: whether the source has answered; *@err is what it said, or what was met. */
@@ -659,10 +317,10 @@ static bool say_once(struct conductor *k, enum frame_type say, enum frame_type a
 	int rc;
 
 	*err = ERROR_INIT;
-	rc = m->control ? 0 : dial_once(k, err);
+	rc = m->control ? 0 : conductor_dial_once(k, err);
 	if (!rc)
 		rc = conductor_exchange(k, say, answer, err);
-	if (!rc || is_verdict(err))
+	if (!rc || conductor_is_verdict(err))
 		return true;
 	conductor_set_control(m, NULL);
 	return false;
@@ -674,7 +332,7 @@ static void note_verdict(struct migration *m, enum frame_type say, const struct 
 	pthread_mutex_lock(&m->lock);
 	m->farewell = FAREWELL_NONE;
 	pthread_mutex_unlock(&m->lock);
-	note(m, "");
+	conductor_note(m, "");
 	if (err->code)
 		log_migration_warning(m->params.id, "the source does not take %s: %s",
 		                      say == FRAME_ABORT ? "ABORT" : "COMPLETE", err->text);
@@ -710,7 +368,7 @@ static void say_goodbye(struct conductor *k, enum frame_type say, enum frame_typ
 			news = 0;
 		}
 		if (!answered && !last)
-			(void)conductor_wait(m, ORDER_STOP, next_try_ns(k));
+			(void)conductor_wait(m, ORDER_STOP, conductor_next_try_ns(k));
 	} while (!answered && !last);
 }
 
@@ -737,7 +395,7 @@ static int start_again(struct conductor *k, struct error *err)
 static int conduct_on(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
-	struct conn_target target = target_now(m);
+	struct conn_target target = conductor_target(m);
 	int rc;
 
 	k->handed_on = true;
@@ -746,34 +404,14 @@ static int conduct_on(struct conductor *k, struct error *err)
 	return rc ? rc : fetch_all(k, err);
 }
 
-/* Whether the control connection, on which nothing was asked, has come to its end. */
-static bool control_ended(const struct conductor *k)
-{
-	struct pollfd fd = { .fd = k->m->control->fd, .events = POLLIN | POLLRDHUP };
-
-	return poll(&fd, 1, 0) > 0;
-}
-
-int conductor_check_control(struct conductor *k, struct error *err)
-{
-	uint64_t now_ns = clock_now_ns();
-
-	if (control_ended(k))
-		return error_set(err, -ECONNRESET, "the control connection has ended");
-	if (now_ns < k->ping_ns)
-		return 0;
-	k->ping_ns = now_ns + PING_MS * NSEC_PER_MSEC;
-	return conductor_exchange(k, FRAME_PING, FRAME_PONG, err);
-}
-
 /* Until switchover, or until the source says that it has given up. */
 static int stay_warm(struct conductor *k, struct error *err)
 {
 	while (!conductor_wait(k->m, ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL,
 	                       clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC)) {
-		if (k->m->control && control_ended(k))
+		if (k->m->control && conductor_control_ended(k))
 			conductor_set_control(k->m, NULL);
-		keep_control(k);
+		conductor_keep_control(k);
 		if (k->refused.code) {
 			*err = k->refused;
 			return err->code;
@@ -785,19 +423,19 @@ static int stay_warm(struct conductor *k, struct error *err)
 /* Have a control connection on which the source has just answered. */
 static int confirm_control(struct conductor *k, struct error *err)
 {
-	const struct patience p = patience_from_now(REACH_FOR_MS);
+	const struct patience p = patience_from_now(true);
 	struct migration *m = k->m;
 	int rc;
 
 	for (;;) {
-		rc = m->control ? 0 : dial_once(k, err);
+		rc = m->control ? 0 : conductor_dial_once(k, err);
 		if (!rc)
 			rc = conductor_exchange(k, FRAME_PING, FRAME_PONG, err);
 		if (!rc)
 			return 0;
 		conductor_set_control(m, NULL);
-		if (!is_worth_another_try(&p, rc) || conductor_check_stopped(m, NULL) ||
-		    conductor_wait(m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k)))
+		if (!patience_has(&p, rc) || conductor_check_stopped(m, NULL) ||
+		    conductor_wait(m, ORDER_STOP | ORDER_CANCEL, conductor_next_try_ns(k)))
 			return rc;
 	}
 }
@@ -813,9 +451,9 @@ static int warm(struct conductor *k, struct error *err)
 	int rc;
 
 	for (;;) {
-		rc = connect_all(k, err);
+		rc = conductor_connect(k, err);
 		if (!rc) {
-			note(m, "");
+			conductor_note(m, "");
 			migration_post(m, NEWS_WARM);
 			rc = warm_up(k, err);
 		}
@@ -826,7 +464,8 @@ static int warm(struct conductor *k, struct error *err)
 			log_migration_warning(m->params.id, "%s; warming again", err->text);
 			*err = ERROR_INIT;
 			conductor_set_control(m, NULL);
-			(void)conductor_wait(m, ORDER_STOP | ORDER_CANCEL, next_try_ns(k));
+			(void)conductor_wait(m, ORDER_STOP | ORDER_CANCEL,
+			                     conductor_next_try_ns(k));
 			continue;
 		}
 		if (!rc)
@@ -904,7 +543,7 @@ static void give_up(struct conductor *k, const struct error *why)
 	struct migration *m = k->m;
 	bool abort;
 
-	note(m, "");
+	conductor_note(m, "");
 	/* From here on the loop gives the vmstate to nobody. */
 	pthread_mutex_lock(&m->lock);
 	m->error = *why;
@@ -992,7 +631,6 @@ int conductor_start(struct migration *m)
 	k->m = m;
 	k->late = migration_memory_is_late(m);
 	k->timeline_step_ns = TIMELINE_STEP_MS * NSEC_PER_MSEC;
-	k->retry_ms = RETRY_MIN_MS;
 	k->farewell = m->goodbye_only ? m->farewell : FAREWELL_NONE;
 	k->hello.role = STREAM_CONTROL;
 	snprintf(k->hello.migration_id, sizeof k->hello.migration_id, "%s", m->params.id);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The destination's half: on the loop's thread. What takes time is the conductor's. */
-#include "migrate/takeover.h"
+#include "migrate/destination/destination.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +9,11 @@
 
 #include "fault/fetch.h"
 #include "fault/uffd.h"
+#include "migrate/adapter.h"
+#include "migrate/attach.h"
+#include "migrate/conductor/conductor.h"
+#include "migrate/record/keep.h"
+#include "migrate/totals.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "migrate/saved.h"
+#include "migrate/record/saved.h"
 
 #include <errno.h>
 #include <string.h>
