@@ -14,6 +14,7 @@
 #include "util/clock.h"
 #include "util/guard.h"
 #include "util/log.h"
+#include "util/thread.h"
 
 /* Pieces at least this large are dropped from the alias after reading, to bound its RSS. */
 #define ALIAS_DROP_BYTES (64u * 1024u)
@@ -288,7 +289,7 @@ static int punch(const struct memory *m, uint32_t index, uint64_t deadline_ns, s
 	uint64_t piece = PUNCH_BYTES;
 
 	for (uint64_t at = 0, len; at < m->size && !is_all_hole(m); at += len) {
-		uint64_t begin_ns = clock_now_ns();
+		uint64_t begin_ns = thread_own_time_ns();
 
 		if (begin_ns > deadline_ns)
 			return error_set(err, -EBUSY,
@@ -302,7 +303,7 @@ static int punch(const struct memory *m, uint32_t index, uint64_t deadline_ns, s
 		              (off_t)(m->fd_offset + at), (off_t)len))
 			return error_errno(err, -errno, "region %u: discarding what is at %#llx",
 			                   index, (unsigned long long)at);
-		piece = clock_now_ns() - begin_ns < NSEC_PER_MSEC ? 2 * piece : PUNCH_BYTES;
+		piece = thread_own_time_ns() - begin_ns < NSEC_PER_MSEC ? 2 * piece : PUNCH_BYTES;
 	}
 	return 0;
 }

@@ -74,7 +74,7 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
 
 /*
  * memory_empty() - have the destination's memory be all holes, before any of it is filled
- * @deadline_ns: where it takes longer it is given up (clock_now_ns())
+ * @deadline_ns: where it takes longer it is given up (thread_own_time_ns())
  *
  * What is there before the guest has come would be taken for the guest's, or for a page that
  * arrived. A file's pages are discarded, also those that are only allocated, which no SEEK_DATA

@@ -9,8 +9,8 @@
 
 #include "mem/region.h"
 #include "util/cleanup.h"
-#include "util/clock.h"
 #include "util/kernel_abi.h"
+#include "util/thread.h"
 
 /* Of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst). */
 #define ENTRY_PRESENT (1ull << 63)
@@ -63,7 +63,7 @@ static int read_entries(int fd, uint64_t start, uint64_t end, uint64_t deadline_
 				return 0;
 			}
 		start += (uint64_t)n << UNIT_SHIFT;
-		if (start < end && clock_now_ns() > deadline_ns)
+		if (start < end && thread_own_time_ns() > deadline_ns)
 			return -ETIMEDOUT;
 	}
 	return -ENOENT;

@@ -8,7 +8,7 @@
 
 /*
  * pagemap_find() - the first page of [start, end) that is there
- * @deadline_ns: where it takes longer, the search ends (clock_now_ns())
+ * @deadline_ns: where it takes longer, the search ends (thread_own_time_ns())
  * @ret_addr: its address
  *
  * Return: 0; -ENOENT where there is none; -EACCES where this process may not look; -ETIMEDOUT.

@@ -14,8 +14,9 @@
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
+#include "util/thread.h"
 
-/* What the VMM should have discarded itself; nobody else is served meanwhile. */
+/* Of our own time: the VMM should have discarded it itself, and nobody else is served meanwhile. */
 #define EMPTY_LIMIT_NS (50 * NSEC_PER_MSEC)
 
 /* What they are: before their filesystem is asked anything, and before the service manager asks. */
@@ -239,7 +240,7 @@ static int copy_fd(const struct migration *m, const struct vmm_attach *attach,
 static int empty_memories(const struct region_table *table, struct memory **memories,
                           struct error *err)
 {
-	uint64_t deadline_ns = clock_now_ns() + EMPTY_LIMIT_NS;
+	uint64_t deadline_ns = thread_own_time_ns() + EMPTY_LIMIT_NS;
 	int rc = 0;
 
 	for (uint32_t i = 0; i < table->n && !rc; i++)

@@ -84,9 +84,11 @@ static int load(struct destination *dst, const struct postcopy_event *event,
 		rc = check_shape(s, &dst->state, err);
 	for (unsigned int i = 0; !rc && i < s->vm.n_vcpus; i++)
 		rc = vcpu_load(&s->vm.vcpus[i], &dst->state.vcpus[i], err);
-	if (!rc)
-		s->boot = dst->state.boot;
-	return rc;
+	if (rc)
+		return rc;
+	s->boot = dst->state.boot;
+	spare_take(&dst->spare, &s->vm.memory, dst->state.spare);
+	return 0;
 }
 
 static int resume(struct destination *dst, const struct postcopy_event *event,

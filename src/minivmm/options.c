@@ -37,11 +37,9 @@ static const struct choice backends[] = {
 };
 
 static const struct choice workloads[] = {
-	{ "sequential", GUEST_SEQUENTIAL },
-	{ "random", GUEST_RANDOM },
-	{ "hotcold", GUEST_HOTCOLD },
-	{ "idle", GUEST_IDLE },
-	{ NULL, 0 },
+	{ "sequential", GUEST_SEQUENTIAL }, { "random", GUEST_RANDOM },
+	{ "hotcold", GUEST_HOTCOLD },       { "idle", GUEST_IDLE },
+	{ "zeroes", GUEST_ZEROES },         { NULL, 0 },
 };
 
 static const struct choice dirty_logs[] = {
@@ -82,7 +80,7 @@ static const struct spec {
 	{ "backend", "KIND", "memfd, hugetlb, hugetlb-1g, guest_memfd or anon (memfd)", KIND_CHOICE,
 	  AT(backend), .choices = backends },
 	{ "vcpus", "N", "1 to 8 (1)", KIND_NUMBER, AT(vcpus), .min = 1, .max = GUEST_VCPUS_MAX },
-	{ "workload", "W", "sequential, random, hotcold or idle (random)", KIND_CHOICE,
+	{ "workload", "W", "sequential, random, hotcold, zeroes or idle (random)", KIND_CHOICE,
 	  AT(workload), .choices = workloads },
 	{ "write-percent", "P", "share of accesses that write (30)", KIND_NUMBER, AT(write_percent),
 	  .max = 100 },
@@ -105,8 +103,8 @@ static const struct spec {
 	  KIND_FLAG, AT(userfault) },
 	{ "private-region", NULL, "say that the guest has private memory, too: it can't migrate",
 	  KIND_FLAG, AT(private_region) },
-	{ "discard", NULL, "destination: discard pages that the guest does not use, all the time",
-	  KIND_FLAG, AT(discard) },
+	{ "discard", NULL, "discard pages that the guest does not use, all the time", KIND_FLAG,
+	  AT(discard) },
 	{ "lose", "N", "source: at the pause N pages that the guest does not use become unreadable",
 	  KIND_NUMBER, AT(lose_pages), .max = SPARE_PAGES },
 	{ "progress", "FILE", "write to FILE what the guest gets done, each millisecond", KIND_TEXT,
@@ -219,10 +217,10 @@ static int check(struct options *o, struct postcopy_error *err)
 		return fail(err, -EINVAL, "--userfault is for --backend guest_memfd");
 	if ((o->userfault || o->fetch_pages) && o->role != ROLE_DESTINATION)
 		return fail(err, -EINVAL, "--userfault and --fetch are for --role destination");
-	if (o->discard && (o->role != ROLE_DESTINATION || o->page_size != GUEST_PAGE_BYTES ||
+	if (o->discard && (o->role == ROLE_ALONE || o->page_size != GUEST_PAGE_BYTES ||
 	                   o->backend == POSTCOPY_MEMORY_GUEST_MEMFD))
 		return fail(err, -EINVAL,
-		            "--discard is for --role destination and --backend memfd or anon");
+		            "--discard is for --backend memfd or anon, and not for --alone");
 	if (o->lose_pages && (o->role != ROLE_SOURCE || o->backend != POSTCOPY_MEMORY_ANONYMOUS))
 		return fail(err, -EINVAL, "--lose is for --role source and --backend anon");
 	return 0;

@@ -2,6 +2,7 @@
 /* The source: a running guest that is handed over when the daemon asks for it. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "minivmm/dirty.h"
 #include "minivmm/fail.h"
@@ -13,10 +14,19 @@
 
 struct source {
 	struct session *session;
+	struct spare spare;
 	bool logging;     /* KVM logs what the guest writes */
 	bool handed_over; /* the guest may run at the destination: not here */
 	bool complete;
 };
+
+/* Discards of private memory are seen by the kernel, of shared memory by nobody. */
+static uint32_t writers_of(const struct session *s)
+{
+	return s->options.discard && s->vm.memory.kind != POSTCOPY_MEMORY_ANONYMOUS
+	               ? POSTCOPY_WRITER_DISCARD
+	               : 0;
+}
 
 /* What the guest writes while it runs: who tells it. That nobody can is no failure. */
 static int offer_dirty_log(struct session *s, struct postcopy_error *err)
@@ -29,7 +39,7 @@ static int offer_dirty_log(struct session *s, struct postcopy_error *err)
 		return postcopy_source_refuse_dirty_log(s->postcopy,
 		                                        "minivmm runs with --dirty-log none", err);
 	case DIRTY_LOG_WP:
-		rc = postcopy_source_offer_write_protection(s->postcopy, -1, 0, &why);
+		rc = postcopy_source_offer_write_protection(s->postcopy, -1, writers_of(s), &why);
 		return rc ? session_report(s, "no-dirty-log", why.text, err) : 0;
 	case DIRTY_LOG_KVM:
 	case DIRTY_LOG_RING:
@@ -53,6 +63,7 @@ static int harvest(struct source *src, struct postcopy_error *err)
 	size_t words;
 	uint64_t *bitmap = postcopy_source_dirty_bitmap(src->session->postcopy, 0, &words);
 
+	spare_report(&src->spare, bitmap);
 	return dirty_harvest(&src->session->vm, bitmap, words, err);
 }
 
@@ -114,10 +125,13 @@ static void set_phase(struct session *s, uint32_t phase)
 	}
 }
 
-static int save(struct session *s, void **ret_data, uint64_t *ret_len, struct postcopy_error *err)
+static int save(const struct source *src, void **ret_data, uint64_t *ret_len,
+                struct postcopy_error *err)
 {
+	struct session *s = src->session;
 	struct vmstate state = { .boot = s->boot, .pad_bytes = s->options.vmstate_pad_bytes };
 
+	memcpy(state.spare, src->spare.states, sizeof state.spare);
 	for (unsigned int i = 0; i < s->vm.n_vcpus; i++) {
 		int rc = vcpu_save(&s->vm.vcpus[i], &state.vcpus[i], err);
 
@@ -126,6 +140,16 @@ static int save(struct session *s, void **ret_data, uint64_t *ret_len, struct po
 		state.digests[i] = image_vcpu(&s->vm.memory, i)->digest_at_pause;
 	}
 	return vmstate_encode(&state, ret_data, ret_len, err);
+}
+
+/* The VMM works, too, while its guest does. */
+static int discard(struct source *src, struct postcopy_error *err)
+{
+	struct session *s = src->session;
+
+	if (!s->options.discard || src->spare.running)
+		return 0;
+	return spare_start(&src->spare, &s->vm.memory, NULL, s->options.seed, err);
 }
 
 static int run_on(struct source *src, const char *reason, struct postcopy_error *err)
@@ -137,6 +161,8 @@ static int run_on(struct source *src, const char *reason, struct postcopy_error 
 	rc = stop_logging(src, err);
 	if (!rc)
 		rc = vm_run(&src->session->vm, err);
+	if (!rc)
+		rc = discard(src, err);
 	if (!rc)
 		rc = session_report(src->session, "running-on", reason, err);
 	return rc;
@@ -168,13 +194,15 @@ static int pause(struct source *src, struct postcopy_error *err)
 	int rc;
 
 	rc = vm_pause(&s->vm, err);
+	if (!rc)
+		rc = spare_stop(&src->spare, err);
 	if (rc)
 		return rc;
 	paused_us = report_now_us();
 	set_phase(s, 1);
 	rc = src->logging ? report_last(src, &why) : 0;
 	if (!rc)
-		rc = save(s, &data, &len, &why);
+		rc = save(src, &data, &len, &why);
 	if (!rc)
 		rc = spare_lose(&s->vm.memory, s->options.lose_pages, &why);
 	if (rc) {
@@ -224,14 +252,18 @@ static int handle_event(struct source *src, struct postcopy_error *err)
 
 static int stopped(struct source *src, struct postcopy_error *err)
 {
+	uint64_t bad, first_bad = GUEST_NO_PAGE;
 	int rc;
 
 	if (src->handed_over)
 		return fail(err, -EINTR, "ended with the guest handed over, but not yet complete");
 	rc = session_verify(src->session, err);
+	if (!rc)
+		rc = spare_stop(&src->spare, err);
 	if (rc)
 		return rc;
-	return session_finish(src->session, "source", 0, 0, GUEST_NO_PAGE, err);
+	bad = spare_check(&src->spare, &first_bad);
+	return session_finish(src->session, "source", 0, bad, first_bad, err);
 }
 
 int source_run(struct session *s, struct postcopy_error *err)
@@ -241,6 +273,8 @@ int source_run(struct session *s, struct postcopy_error *err)
 
 	if (!rc)
 		rc = session_follow_progress(s, 0, err);
+	if (!rc)
+		rc = discard(&src, err);
 	if (!rc)
 		rc = session_report(s, "ready", NULL, err);
 	if (!rc)

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "minivmm/dirty.h"
 #include "minivmm/fail.h"
 
 #define RUN_PAGES_MAX 8u
@@ -40,8 +41,9 @@ static int discard_some(struct spare *sp)
 	uint64_t n = 1 + (random >> 32) % RUN_PAGES_MAX;
 	uint64_t first = random % (SPARE_PAGES - n + 1);
 	uint64_t len = n * GUEST_PAGE_BYTES;
-	int rc = postcopy_discard(sp->channel, GUEST_SPARE + first * GUEST_PAGE_BYTES, len,
-	                          ANSWER_TIMEOUT_MS, &sp->err);
+	int rc = sp->channel ? postcopy_discard(sp->channel, GUEST_SPARE + first * GUEST_PAGE_BYTES,
+	                                        len, ANSWER_TIMEOUT_MS, &sp->err)
+	                     : 0;
 
 	if (rc)
 		return rc;
@@ -55,6 +57,9 @@ static int discard_some(struct spare *sp)
 		memset(page_at(sp->memory, first), WRITTEN, GUEST_PAGE_BYTES);
 		sp->states[first] = SPARE_WRITTEN;
 	}
+	/* Afterwards: who is told of it before could read what it was. */
+	for (uint64_t i = first; i < first + n; i++)
+		atomic_fetch_or(&sp->changed[i / 64], 1ull << i % 64);
 	return 0;
 }
 
@@ -74,15 +79,37 @@ static void *spare_main(void *arg)
 	return (void *)(intptr_t)rc;
 }
 
+void spare_take(struct spare *sp, const struct memory *m, const uint8_t states[SPARE_PAGES])
+{
+	memcpy(sp->states, states, sizeof sp->states);
+	/* Where the source has discarded none they are not looked at. */
+	for (uint64_t i = 0; i < SPARE_PAGES; i++)
+		if (states[i] != SPARE_AS_IT_CAME)
+			sp->memory = m;
+}
+
+void spare_report(struct spare *sp, uint64_t *bitmap)
+{
+	for (uint64_t word = 0; word < SPARE_PAGES / 64; word++) {
+		uint64_t changed = atomic_exchange(&sp->changed[word], 0);
+
+		for (uint64_t i = 0; i < 64; i++)
+			if (changed >> i & 1)
+				dirty_mark(bitmap,
+				           GUEST_SPARE + (word * 64 + i) * GUEST_PAGE_BYTES);
+	}
+}
+
 int spare_start(struct spare *sp, const struct memory *m, struct postcopy *p, uint64_t seed,
                 struct postcopy_error *err)
 {
-	int rc;
+	int rc = p ? postcopy_channel_open(p, &sp->channel, err) : 0;
 
-	*sp = (struct spare){ .memory = m, .random = seed };
-	rc = postcopy_channel_open(p, &sp->channel, err);
 	if (rc)
 		return rc;
+	sp->memory = m;
+	sp->random = guest_mix(seed + sp->discards);
+	atomic_store(&sp->stop, false);
 	rc = -pthread_create(&sp->thread, NULL, spare_main, sp);
 	if (rc) {
 		sp->channel = postcopy_channel_close(sp->channel);

@@ -3,9 +3,9 @@
  * Guest memory that the guest does not use (guest/abi.h: GUEST_SPARE), to do with it what a VMM
  * does with memory of its own accord while the guest moves.
  *
- * The source fills it. At the destination a thread discards pieces of it all the time, as a balloon
- * does, and writes into some of what it has discarded: whatever comes late is told from what is
- * due.
+ * The source fills it. On either side a thread discards pieces of it all the time, as a balloon
+ * does, and writes into some of what it has discarded: whatever comes late, or was copied before,
+ * is told from what is due. What is due goes with the vmstate.
  */
 #ifndef MINIVMM_SPARE_H
 #define MINIVMM_SPARE_H
@@ -26,15 +26,17 @@ enum spare_state {
 
 struct spare {
 	const struct memory *memory;
-	struct postcopy_channel *channel;
+	struct postcopy_channel *channel; /* of the destination */
 	pthread_t thread;
 	bool running;
 	atomic_bool stop;
 	/* Of the thread while it runs. */
-	enum spare_state states[SPARE_PAGES];
+	uint8_t states[SPARE_PAGES]; /* enum spare_state */
 	uint64_t random;
 	uint64_t discards;
 	struct postcopy_error err;
+	/* Of any thread: pages that were changed and not reported since, a bit each. */
+	_Atomic uint64_t changed[SPARE_PAGES / 64];
 };
 
 /* Source: before the guest runs. */
@@ -43,9 +45,19 @@ void spare_fill(const struct memory *m);
 /* Source, anonymous memory: of the first @pages nothing can be read any more. */
 int spare_lose(const struct memory *m, uint64_t pages, struct postcopy_error *err);
 
-/* Destination: discards until spare_stop(). @seed: of what is discarded when. */
+/* Destination: what is due as its guest comes, by the vmstate: an enum spare_state each. */
+void spare_take(struct spare *sp, const struct memory *m, const uint8_t states[SPARE_PAGES]);
+
+/*
+ * Discards until spare_stop(), from what is due by now on.
+ * @p: NULL at the source, where nobody has to be asked
+ * @seed: of what is discarded when
+ */
 int spare_start(struct spare *sp, const struct memory *m, struct postcopy *p, uint64_t seed,
                 struct postcopy_error *err);
+
+/* Source: what was changed since the last time, into @bitmap, a bit a page of the guest's. */
+void spare_report(struct spare *sp, uint64_t *bitmap);
 
 /* Nothing where it has not been started. Return: 0, or what the thread has ended by. */
 int spare_stop(struct spare *sp, struct postcopy_error *err);

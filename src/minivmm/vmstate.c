@@ -9,8 +9,8 @@
 #include "minivmm/fail.h"
 
 #define MAGIC 0x54534d564d494e49ull /* "INIMVMST" */
-#define VERSION 2
-#define FIXED_BYTES_MAX 8192u /* all but the padding */
+#define VERSION 3
+#define FIXED_BYTES_MAX 16384u /* all but the padding */
 
 /*
  * Both directions walk the same description of the layout, so that they can't differ:
@@ -135,6 +135,7 @@ static void walk_vcpus(struct walk *w, struct vmstate *s)
 		WALK(w, s->vcpus[i].tsc);
 		WALK(w, s->digests[i]);
 	}
+	walk_bytes(w, s->spare, sizeof s->spare);
 	WALK(w, s->pad_bytes);
 }
 

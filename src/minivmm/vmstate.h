@@ -10,12 +10,14 @@
 #include <stdint.h>
 
 #include "minivmm/guest/abi.h"
+#include "minivmm/spare.h"
 #include "minivmm/vcpu.h"
 
 struct vmstate {
 	struct guest_boot boot; /* memory size, count of vCPUs, workload */
 	struct vcpu_state vcpus[GUEST_VCPUS_MAX];
 	uint64_t digests[GUEST_VCPUS_MAX]; /* each control block's digest at the pause */
+	uint8_t spare[SPARE_PAGES];        /* each an enum spare_state */
 	uint64_t pad_bytes;                /* follow, to try large states */
 };
 

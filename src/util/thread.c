@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "util/cleanup.h"
 #include "util/clock.h"
 
 #define STACK_BYTES (512 * 1024)
@@ -87,6 +89,27 @@ void thread_prefer_promptness(void)
 void thread_prefer_throughput(void)
 {
 	set_scheduling(SCHED_BATCH, 0, LONG_SLICE_NS);
+}
+
+uint64_t thread_own_time_ns(void)
+{
+	_cleanup_fclose_ FILE *f = fopen("/proc/thread-self/schedstat", "re");
+	unsigned long long waited_ns = 0;
+
+	if (f && fscanf(f, "%*u %llu", &waited_ns) != 1)
+		waited_ns = 0;
+	return clock_now_ns() - waited_ns;
+}
+
+bool thread_is_runnable(pid_t tid)
+{
+	_cleanup_fclose_ FILE *f = NULL;
+	char path[64], state = 0;
+
+	snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)tid);
+	f = fopen(path, "re");
+	/* Names of our own threads have no parenthesis. */
+	return f && fscanf(f, "%*d (%*[^)]) %c", &state) == 1 && state == 'R';
 }
 
 int thread_spin_poll(struct pollfd *fds, nfds_t n, uint64_t spin_ns, int timeout_ms)

@@ -5,7 +5,9 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* A thread with all signals blocked (the loop's thread takes them). Return: 0 or -errno. */
 int thread_start(pthread_t *ret, void *(*main)(void *), void *arg);
@@ -25,6 +27,17 @@ void thread_set_name(const char *name);
 void thread_prefer_latency(void);
 void thread_prefer_promptness(void);
 void thread_prefer_throughput(void);
+
+/*
+ * thread_own_time_ns() - the time, without what the calling thread has waited for a CPU
+ *
+ * For a limit on what it does: a busy host must not make it shorter. What it waits for otherwise (a
+ * lock, a disk) counts. Where the kernel does not tell (CONFIG_SCHED_INFO) all of it does.
+ */
+uint64_t thread_own_time_ns(void);
+
+/* Whether a thread of this process would go on if it had a CPU, and waits for nothing else. */
+bool thread_is_runnable(pid_t tid);
 
 /*
  * thread_spin_poll() - poll(), but stay awake for a while first

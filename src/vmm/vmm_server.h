@@ -16,7 +16,7 @@
  * this process has no descriptor left, one that is kept for it lets the caller be told so.
  *
  * What a VMM brings is looked at in its own process, too, which may keep us waiting for up to 50 ms
- * (mem/inspect.h). So one ATTACH is looked at in a turn of the loop, and none in the next: however
+ * beside what the host takes (mem/inspect.h). So one ATTACH is looked at in a turn of the loop, and none in the next: however
  * many come at once, who calls meanwhile waits for one of them and not more.
  *
  * Threads: all of it runs on the loop's thread.

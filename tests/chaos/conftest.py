@@ -18,9 +18,8 @@ host, pki = integration.host, integration.pki
 pytest_runtest_makereport = integration.pytest_runtest_makereport
 
 from link import Link  # noqa: E402
-from recoveries import recoveries  # noqa: E402
+from recoveries import POINTS, recoveries  # noqa: E402
 
-POINTS = int(os.environ.get("POSTCOPYD_CHAOS_POINTS", "2"))
 SEED = int(os.environ.get("POSTCOPYD_CHAOS_SEED", str(random.SystemRandom().randrange(1 << 32))))
 
 

@@ -126,12 +126,11 @@ def guest_memfd_of(pid):
 class Scene:
     """Two daemons, a network between them, a guest on its way."""
 
-    VCPUS = 2
-
     def __init__(self, host, seed, name, kind=KeptDaemon, link=None, prefixes=None, backend=None,
-                 populate=None, source_vmm=None, destination_vmm=None, **options):
+                 populate=None, guest=None, source_vmm=None, destination_vmm=None, **options):
         """@prefixes: of a side's daemon. @populate: makes the destination's memory what it must
-        not be, by its descriptor. @source_vmm, @destination_vmm: more of minivmm's options."""
+        not be, by its descriptor. @guest, @source_vmm, @destination_vmm: more of minivmm's options,
+        of both or of one."""
         self.host = host
         self.rng = random.Random(seed)
         self.daemons = []
@@ -154,9 +153,9 @@ class Scene:
             address = self.proxy.address
         self.address = address
         backend = backend or self.rng.choice(["memfd", "memfd", "anon"])
-        self.guest = {"memory": MEMORY, "backend": backend, "vcpus": self.VCPUS,
-                      "workload": "random", "write_percent": 30, "run_after_complete": 50,
-                      "seed": seed % 1000 + 1}
+        self.guest = {"memory": MEMORY, "backend": backend, "vcpus": 2, "workload": "random",
+                      "write_percent": 30, "run_after_complete": 50, "seed": seed % 1000 + 1,
+                      **(guest or {})}
         self.source.prepare_source("vm1")
         self.prepare_destination(self.destination)
         self.source_vmm = host.minivmm("source", self.source, "vm1", **self.guest,
@@ -167,7 +166,7 @@ class Scene:
             self.destination_vmm = self.attach_destination(self.destination,
                                                            **(destination_vmm or {}))
         self.source_vmm.wait_for_event("attached")
-        self.witness = Witness(self.source_vmm, self.VCPUS)
+        self.witness = Witness(self.source_vmm, self.guest["vcpus"])
         host.later(self.witness.close)
         self.destination_vmm.wait_for_event("attached")
         self.name = name
@@ -251,6 +250,9 @@ class Scene:
         assert result["accesses"] > 0, "no vCPU has run here"
         assert result["pages_bad"] == 0, result
         assert self.destination_vmm.wait() == 0
+        self.assert_nothing_is_left()
+
+    def assert_nothing_is_left(self):
         for daemon in self.daemons:
             # One that was started again has the record, and what it was given beside it.
             harness.eventually(

@@ -11,6 +11,7 @@ import pytest
 
 import harness
 import pyvmm
+from keeper import KeptDaemon
 
 pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
                                 reason=str(pyvmm.can_userfault()))
@@ -22,10 +23,11 @@ class Host:
     """Daemons, and guests whose destinations' VMMs are started by the command's --exec: it writes
     who is wanted where into a pipe."""
 
-    def __init__(self, host, ids, targets=2):
+    def __init__(self, host, ids, targets=2, kind=harness.Daemon):
         self.host = host
         self.from_ = host.daemon("source", allow=["postcopy:destination"])
-        self.to = [host.daemon("destination", allow=["postcopy:source"]) for _ in range(targets)]
+        self.to = [host.daemon("destination", allow=["postcopy:source"], kind=kind)
+                   for _ in range(targets)]
         self.by_path = {str(daemon.control_path): daemon for daemon in self.to}
         self.wanted = host.dir / "wanted"
         os.mkfifo(self.wanted)
@@ -160,3 +162,26 @@ def test_what_can_not_be_moved_is_told_and_stays(host):
     assert "the destination's VMM has not attached for 1 s" in out
     assert "0 moved, 1 failed, 0 not begun" in out
     assert hosts.from_.state("vm1") == "attached"
+
+
+def test_one_that_is_out_of_sight_is_not_tried_elsewhere(host):
+    """The target's daemon ended while the guest came: its next process goes on with it."""
+    hosts = Host(host, ["vm1"], kind=KeptDaemon)
+    command = hosts.command("--bandwidth", "64K", "--json")
+    hosts.start_wanted(1)
+    harness.eventually(lambda: any(to.call("List")["migrations"] for to in hosts.to),
+                       "it has been prepared")
+    target, other = sorted(hosts.to, key=lambda to: not to.call("List")["migrations"])
+    target.wait_for_state("vm1", "postcopy")
+    target.crash_and_restart()
+    out, _ = ended(command, 1)
+    guest, = json.loads(out)["guests"]
+    assert guest["tries"] == 1 and not guest["moved"] and "destination's daemon" in guest["result"]
+    assert not other.call("List")["migrations"]
+    target.call("SetLimits", id="vm1", bandwidth_bytes_per_s=0)
+    for thread in hosts.threads:
+        thread.join(harness.DEADLINE_S)
+    assert hosts.arrived["vm1"] == (target, True)
+    # Given again it finds nothing that is left to do.
+    out, _ = ended(hosts.command("--json"), 0)
+    assert not json.loads(out)["guests"]

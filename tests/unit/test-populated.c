@@ -11,6 +11,7 @@
 
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,7 @@
 #include "mem/inspect.h"
 #include "mem/pagemap.h"
 #include "util/clock.h"
+#include "util/thread.h"
 
 #define PAGES 256u
 #define SIZE (PAGES * (size_t)UNIT_BYTES)
@@ -273,6 +275,87 @@ static void test_a_private_mapping_is_refused_by_name(void **state)
 	close(fd);
 }
 
+/* One CPU for this process, and others that want it, too. */
+#define RIVALS 40u
+
+struct busy_host {
+	cpu_set_t before;
+	pthread_t rivals[RIVALS];
+	atomic_bool over;
+};
+
+static void *keep_busy(void *arg)
+{
+	atomic_bool *over = arg;
+
+	while (!atomic_load(over))
+		;
+	return NULL;
+}
+
+static void make_busy(struct busy_host *busy)
+{
+	cpu_set_t one;
+
+	atomic_init(&busy->over, false);
+	assert_int_equal(sched_getaffinity(0, sizeof busy->before, &busy->before), 0);
+	CPU_ZERO(&one);
+	CPU_SET((unsigned int)sched_getcpu(), &one);
+	assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+	for (unsigned int i = 0; i < RIVALS; i++)
+		assert_int_equal(pthread_create(&busy->rivals[i], NULL, keep_busy, &busy->over), 0);
+}
+
+static void make_idle(struct busy_host *busy)
+{
+	atomic_store(&busy->over, true);
+	for (unsigned int i = 0; i < RIVALS; i++)
+		pthread_join(busy->rivals[i], NULL);
+	assert_int_equal(sched_setaffinity(0, sizeof busy->before, &busy->before), 0);
+}
+
+/* Who had no CPU in time was taken as if he had seen nothing: so the VMM was let in. */
+static void test_on_a_busy_host_it_is_looked_at_all_the_same(void **state)
+{
+	int fd = make_memfd();
+	uint8_t *p = map_memory(fd);
+	struct busy_host busy;
+
+	(void)state;
+	assert_true(mmap(p, SIZE, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0) == p);
+	make_busy(&busy);
+	for (unsigned int i = 0; i < 10; i++) {
+		struct error err = ERROR_INIT;
+
+		assert_int_equal(inspect(POSTCOPY_MEMORY_MEMFD, p, fd, getpid(), &err), -EINVAL);
+	}
+	make_idle(&busy);
+	munmap(p, SIZE);
+	close(fd);
+}
+
+/* By it a limit on what a thread does on the loop is one on what it does. */
+static void test_what_others_take_is_not_ones_own_time(void **state)
+{
+	struct busy_host busy;
+	uint64_t begin_ns, own_ns;
+
+	(void)state;
+	if (access("/proc/thread-self/schedstat", R_OK)) {
+		print_message("skipped: this kernel does not tell how long a thread waits\n");
+		skip();
+	}
+	make_busy(&busy);
+	begin_ns = clock_now_ns();
+	own_ns = thread_own_time_ns();
+	while (clock_now_ns() - begin_ns < NSEC_PER_SEC)
+		;
+	own_ns = thread_own_time_ns() - own_ns;
+	begin_ns = clock_now_ns() - begin_ns;
+	make_idle(&busy);
+	assert_in_range(own_ns, 1, begin_ns / 4);
+}
+
 static bool again(void *arg)
 {
 	(void)arg;
@@ -391,6 +474,8 @@ int main(void)
 		cmocka_unit_test(test_what_takes_too_long_is_refused_by_name),
 		cmocka_unit_test(test_anonymous_memory_that_is_not_empty_is_refused_by_name),
 		cmocka_unit_test(test_a_private_mapping_is_refused_by_name),
+		cmocka_unit_test(test_on_a_busy_host_it_is_looked_at_all_the_same),
+		cmocka_unit_test(test_what_others_take_is_not_ones_own_time),
 		cmocka_unit_test(test_a_page_that_was_there_is_not_taken_for_one_that_came),
 	};
 

@@ -16,7 +16,8 @@
  * A data page holds its frame number, its generation, words that mix frame,
  * generation, index and seed, and a checksum. Its generation grows with each write and is
  * also noted in the table, so that a page that is stale, torn or another's is told
- * from the right one. Some pages, chosen by a hash, are never written and stay zero.
+ * from the right one. Some pages, chosen by a hash, are never written and stay zero. Of
+ * GUEST_ZEROES no page stays what it is: one of an even generation is zero, and noted as any.
  */
 #ifndef MINIVMM_GUEST_ABI_H
 #define MINIVMM_GUEST_ABI_H
@@ -57,6 +58,7 @@ enum guest_workload {
 	GUEST_RANDOM,
 	GUEST_HOTCOLD, /* 80 % of the accesses to 20 % of the pages */
 	GUEST_IDLE,
+	GUEST_ZEROES, /* random, and each second write of a page makes it zero */
 	GUEST_WORKLOADS,
 };
 

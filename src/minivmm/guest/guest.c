@@ -64,9 +64,28 @@ static volatile uint32_t *page_generation(uint64_t page)
 	return (volatile uint32_t *)GUEST_GENERATIONS + page;
 }
 
-static bool page_stays_zero(const struct guest *g, uint64_t page)
+static bool page_begins_zero(const struct guest *g, uint64_t page)
 {
 	return guest_mix(g->boot->seed ^ guest_mix(page)) % 100 < g->boot->zero_percent;
+}
+
+static bool page_stays_zero(const struct guest *g, uint64_t page)
+{
+	return g->boot->workload != GUEST_ZEROES && page_begins_zero(g, page);
+}
+
+/* What is never written has none; what is zero for now has one that says so. */
+static uint32_t first_generation(const struct guest *g, uint64_t page)
+{
+	if (page_stays_zero(g, page))
+		return 0;
+	return page_begins_zero(g, page) ? 2 : 1;
+}
+
+/* Of a page of this generation nothing is to be seen. */
+static bool generation_is_zero(const struct guest *g, uint32_t generation)
+{
+	return !generation || (g->boot->workload == GUEST_ZEROES && !(generation & 1));
 }
 
 /* The page's share of the vCPU's digest. */
@@ -92,6 +111,11 @@ static void page_write(const struct guest *g, uint64_t page, uint32_t generation
 	uint64_t base = page_base(g, page, generation);
 	uint64_t sum = page_frame(g, page) + generation;
 
+	if (generation_is_zero(g, generation)) {
+		for (uint32_t i = 0; i < GUEST_PAGE_WORDS; i++)
+			words[i] = 0;
+		return;
+	}
 	words[0] = page_frame(g, page);
 	words[1] = generation;
 	for (uint32_t i = 2; i < GUEST_PAGE_WORDS - 1; i++) {
@@ -112,7 +136,7 @@ static bool page_all_zero(const volatile uint64_t *words)
 	return !any;
 }
 
-/* Every word. Generation 0 is a page that was never written. */
+/* Every word. */
 static bool page_right(const struct guest *g, uint64_t page, uint32_t generation)
 {
 	const volatile uint64_t *words = page_words(g, page);
@@ -120,7 +144,7 @@ static bool page_right(const struct guest *g, uint64_t page, uint32_t generation
 	uint64_t sum = page_frame(g, page) + generation;
 	uint64_t wrong;
 
-	if (!generation)
+	if (generation_is_zero(g, generation))
 		return page_all_zero(words);
 	wrong = (words[0] ^ page_frame(g, page)) | (words[1] ^ generation);
 	for (uint32_t i = 2; i < GUEST_PAGE_WORDS - 1; i++) {
@@ -134,14 +158,15 @@ static bool page_right(const struct guest *g, uint64_t page, uint32_t generation
 static bool page_sample_right(struct guest *g, uint64_t page, uint32_t generation)
 {
 	const volatile uint64_t *words = page_words(g, page);
-	uint64_t base = generation ? page_base(g, page, generation) : 0;
-	uint64_t wrong = words[0] ^ (generation ? page_frame(g, page) : 0);
+	bool zero = generation_is_zero(g, generation);
+	uint64_t base = page_base(g, page, generation);
+	uint64_t wrong = words[0] ^ (zero ? 0 : page_frame(g, page));
 
-	wrong |= words[1] ^ generation;
+	wrong |= words[1] ^ (zero ? 0 : generation);
 	for (uint32_t n = 0; n < READ_WORDS; n++) {
 		uint32_t i = 2 + (uint32_t)random_below(g, GUEST_PAGE_WORDS - 3);
 
-		wrong |= words[i] ^ (generation ? page_word(base, i) : 0);
+		wrong |= words[i] ^ (zero ? 0 : page_word(base, i));
 	}
 	return !wrong;
 }
@@ -151,9 +176,9 @@ static void init_pages(struct guest *g)
 	struct guest_vcpu *v = g->vcpu;
 
 	for (uint64_t page = v->first; page < v->first + v->pages; page++) {
-		uint32_t generation = page_stays_zero(g, page) ? 0 : 1;
+		uint32_t generation = first_generation(g, page);
 
-		if (generation)
+		if (!generation_is_zero(g, generation))
 			page_write(g, page, generation);
 		*page_generation(page) = generation;
 		v->digest += digest_of(page, generation);
@@ -299,6 +324,7 @@ static void work(struct guest *g)
 		g->next = (g->next + 1) % g->vcpu->pages;
 		break;
 	case GUEST_RANDOM:
+	case GUEST_ZEROES:
 		access_page(g, first + random_below(g, g->vcpu->pages));
 		break;
 	case GUEST_HOTCOLD:
