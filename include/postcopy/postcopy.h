@@ -84,7 +84,10 @@
  *     What KVM does not see it adds: what its own threads and devices write, vhost's log, pages it
  *     discards. On POSTCOPY_EVENT_PAUSE, with all of them stopped, it reports for the last time
  *     before postcopy_source_paused(); that ends the log, as POSTCOPY_EVENT_DIRTY_LOG_STOP does,
- *     and the end of the migration or of the connection: then it switches KVM's log off.
+ *     and the end of the migration or of the connection: then it switches KVM's log off. Nothing
+ *     is protected again for the last report, and the log is switched off after
+ *     postcopy_source_paused(), or when the guest runs on: KVM_SET_USER_MEMORY_REGION waits for a
+ *     grace period of the kernel's, some 10 ms, which would all be downtime.
  *   - postcopy_source_offer_write_protection(): the kernel notes it (Linux 6.7), and the VMM does
  *     nothing. What does not write by the VMM's own mapping is not seen: it is refused where
  *     somebody declares such writers. Pages of hugetlb count as a whole. While it is on, a page's

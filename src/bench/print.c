@@ -76,6 +76,20 @@ static struct text text_lost(double ms)
 }
 
 /* What the guest's users feel of it. */
+static struct text sum_of_causes(struct json_object *r, const char *cause)
+{
+	static const char *const phases[] = { "before", "switchover", "postcopy" };
+	double sum_ms = 0;
+
+	for (size_t i = 0; i < sizeof phases / sizeof *phases; i++) {
+		char path[64];
+
+		snprintf(path, sizeof path, "work_lost_causes_ms.%s.%s", phases[i], cause);
+		sum_ms += json_number_or(r, path, 0);
+	}
+	return text_lost(sum_ms);
+}
+
 static void print_work(struct json_object *r)
 {
 	double lost_ms, touched = json_number_or(r, "pages_touched", 0);
@@ -89,6 +103,10 @@ static void print_work(struct json_object *r)
 		       number_at(r, "work_lost_parts_ms.switchover", text_lost, 1).s,
 		       number_at(r, "work_lost_parts_ms.postcopy", text_lost, 1).s,
 		       duration_at(r, "longest_gap_us").s);
+	if (json_find(r, "work_lost_causes_ms"))
+		printf("  because    no core %s, stalled %s, slower %s\n",
+		       sum_of_causes(r, "cores").s, sum_of_causes(r, "stalled").s,
+		       sum_of_causes(r, "slower").s);
 	if (touched > 0)
 		printf("  touched    %s pages, network faults for %.3f of them\n",
 		       count_at(r, "pages_touched").s, faults / touched);

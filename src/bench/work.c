@@ -43,7 +43,8 @@ int work_series_read(const char *path, struct work_series *ret, struct error *er
 
 	if (!f)
 		return error_errno(err, -errno, "the guest's progress, \"%s\"", path);
-	while (fscanf(f, "%" SCNu64 " %" SCNu64, &sample.at_us, &sample.done) == 2) {
+	while (fscanf(f, "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64, &sample.at_us,
+	              &sample.done, &sample.ran_us, &sample.waited_us) == 4) {
 		/* Out of order is nothing that its writer would write. */
 		if (s.n && (sample.at_us < s.samples[s.n - 1].at_us ||
 		            sample.done < s.samples[s.n - 1].done))
@@ -70,7 +71,7 @@ bool work_series_merge(const struct work_series *a, const struct work_series *b,
                        struct work_series *ret)
 {
 	struct work_series s = { .samples = calloc(a->n + b->n + 1, sizeof *s.samples) };
-	uint64_t done_a = 0, done_b = 0;
+	struct work_sample last_a = { 0 }, last_b = { 0 };
 	size_t i = 0, j = 0;
 
 	if (!s.samples)
@@ -79,14 +80,36 @@ bool work_series_merge(const struct work_series *a, const struct work_series *b,
 		bool from_a = j == b->n || (i < a->n && a->samples[i].at_us <= b->samples[j].at_us);
 		const struct work_sample *next = from_a ? &a->samples[i++] : &b->samples[j++];
 
-		*(from_a ? &done_a : &done_b) = next->done;
-		s.samples[s.n++] = (struct work_sample){ next->at_us, done_a + done_b };
+		*(from_a ? &last_a : &last_b) = *next;
+		s.samples[s.n++] = (struct work_sample){ next->at_us, last_a.done + last_b.done,
+			                                 last_a.ran_us + last_b.ran_us,
+			                                 last_a.waited_us + last_b.waited_us };
 	}
 	*ret = s;
 	return true;
 }
 
-double work_done_at(const struct work_series *s, uint64_t at_us)
+/* So much of everything in some time. */
+struct amounts {
+	double us, done, ran_us, waited_us;
+};
+
+static struct amounts amounts_of(const struct work_sample *s)
+{
+	return (struct amounts){ (double)s->at_us, (double)s->done, (double)s->ran_us,
+		                 (double)s->waited_us };
+}
+
+/* From @a on, @share of what lies between them. */
+static struct amounts between(struct amounts a, struct amounts b, double share)
+{
+	return (struct amounts){ a.us + (b.us - a.us) * share, a.done + (b.done - a.done) * share,
+		                 a.ran_us + (b.ran_us - a.ran_us) * share,
+		                 a.waited_us + (b.waited_us - a.waited_us) * share };
+}
+
+/* What there was until then; between two samples in proportion. */
+static struct amounts amounts_at(const struct work_series *s, uint64_t at_us)
 {
 	size_t low = 0, high = s->n;
 	const struct work_sample *a, *b;
@@ -100,12 +123,28 @@ double work_done_at(const struct work_series *s, uint64_t at_us)
 		else
 			low = middle + 1;
 	}
+	if (!s->n)
+		return (struct amounts){ 0 };
 	if (!low || low == s->n)
-		return s->n ? (double)s->samples[low ? s->n - 1 : 0].done : 0;
+		return amounts_of(&s->samples[low ? s->n - 1 : 0]);
 	a = &s->samples[low - 1];
 	b = &s->samples[low];
-	return (double)a->done + (double)(b->done - a->done) * (double)(at_us - a->at_us) /
-	                                 (double)(b->at_us - a->at_us);
+	return between(amounts_of(a), amounts_of(b),
+	               (double)(at_us - a->at_us) / (double)(b->at_us - a->at_us));
+}
+
+double work_done_at(const struct work_series *s, uint64_t at_us)
+{
+	return amounts_at(s, at_us).done;
+}
+
+/* What there was from then to then, which need not be samples' times. */
+static struct amounts amounts_in(const struct work_series *s, uint64_t from_us, uint64_t to_us)
+{
+	struct amounts a = amounts_at(s, from_us), b = amounts_at(s, to_us);
+
+	return (struct amounts){ (double)to_us - (double)from_us, b.done - a.done,
+		                 b.ran_us - a.ran_us, b.waited_us - a.waited_us };
 }
 
 /* Between the first and the last sample of one count nothing was done. */
@@ -127,26 +166,39 @@ static uint64_t longest_gap(const struct work_series *s, uint64_t from_us, uint6
 	return longest;
 }
 
-static double lost_ms(const struct work_series *s, double steady_per_s, uint64_t from_us,
-                      uint64_t to_us)
+/* Of a phase: against the steady state, by time and by what its cores' time was good for. */
+static struct work_part lost_in(const struct work_series *s, const struct amounts *steady,
+                                uint64_t from_us, uint64_t to_us)
 {
-	double done = work_done_at(s, to_us) - work_done_at(s, from_us);
+	struct amounts a = amounts_in(s, from_us, to_us);
+	struct work_part part = { .lost_ms = (a.us - a.done * steady->us / steady->done) / 1000 };
+	double ms_per_ran_us, ran_us;
 
-	return ((double)to_us - (double)from_us) / 1000 - done / steady_per_s * 1000;
+	if (steady->ran_us <= 0)
+		return part;
+	/* All vCPUs' core time, as time of the guest. */
+	ms_per_ran_us = steady->us / steady->ran_us / 1000;
+	/* What it would have needed for as much. */
+	ran_us = a.done * steady->ran_us / steady->done;
+	part.slower_ms = (a.ran_us - ran_us) * ms_per_ran_us;
+	part.cores_ms = (a.waited_us - steady->waited_us * a.us / steady->us) * ms_per_ran_us;
+	part.stalled_ms = part.lost_ms - part.slower_ms - part.cores_ms;
+	return part;
 }
 
 bool work_measure(const struct work_series *s, const struct work_course *c, struct work_lost *ret)
 {
-	double steady = work_done_at(s, c->steady_end_us) - work_done_at(s, c->steady_us);
+	struct amounts steady = amounts_in(s, c->steady_us, c->steady_end_us);
 
 	if (c->steady_end_us <= c->steady_us || c->complete_us <= c->start_us ||
-	    steady < STEADY_MIN)
+	    steady.done < STEADY_MIN)
 		return false;
-	ret->steady_per_s = steady * USEC_PER_SEC / (double)(c->steady_end_us - c->steady_us);
-	ret->lost_before_ms = lost_ms(s, ret->steady_per_s, c->start_us, c->pause_us);
-	ret->lost_switchover_ms = lost_ms(s, ret->steady_per_s, c->pause_us, c->resume_us);
-	ret->lost_postcopy_ms = lost_ms(s, ret->steady_per_s, c->resume_us, c->complete_us);
-	ret->lost_ms = ret->lost_before_ms + ret->lost_switchover_ms + ret->lost_postcopy_ms;
+	ret->steady_per_s = steady.done * USEC_PER_SEC / steady.us;
+	ret->why_known = steady.ran_us > 0;
+	ret->before = lost_in(s, &steady, c->start_us, c->pause_us);
+	ret->switchover = lost_in(s, &steady, c->pause_us, c->resume_us);
+	ret->postcopy = lost_in(s, &steady, c->resume_us, c->complete_us);
+	ret->lost_ms = ret->before.lost_ms + ret->switchover.lost_ms + ret->postcopy.lost_ms;
 	ret->longest_gap_us = longest_gap(s, c->start_us, c->complete_us);
 	return true;
 }
@@ -191,14 +243,32 @@ static void add_phase(struct json_object *course, const struct work_course *c, c
 	json_object_array_add(course, phase);
 }
 
+static void add_part(struct json_object *parts, struct json_object *causes, const char *phase,
+                     const struct work_part *part)
+{
+	struct json_object *why = json_object_new_object();
+
+	json_set_number(parts, phase, part->lost_ms);
+	json_set_number(why, "cores", part->cores_ms);
+	json_set_number(why, "stalled", part->stalled_ms);
+	json_set_number(why, "slower", part->slower_ms);
+	json_object_object_add(causes, phase, why);
+}
+
 static void add_parts(struct json_object *result, const struct work_lost *lost)
 {
 	struct json_object *parts = json_object_new_object();
+	struct json_object *causes = json_object_new_object();
 
-	json_set_number(parts, "before", lost->lost_before_ms);
-	json_set_number(parts, "switchover", lost->lost_switchover_ms);
-	json_set_number(parts, "postcopy", lost->lost_postcopy_ms);
+	add_part(parts, causes, "before", &lost->before);
+	add_part(parts, causes, "switchover", &lost->switchover);
+	add_part(parts, causes, "postcopy", &lost->postcopy);
 	json_object_object_add(result, "work_lost_parts_ms", parts);
+	if (!lost->why_known) {
+		json_object_put(causes);
+		causes = NULL;
+	}
+	json_object_object_add(result, "work_lost_causes_ms", causes);
 }
 
 void work_add(struct json_object *result, const struct work_series *s, const struct work_course *c)
@@ -210,6 +280,7 @@ void work_add(struct json_object *result, const struct work_series *s, const str
 		json_object_put(course);
 		json_object_object_add(result, "work_lost_ms", NULL);
 		json_object_object_add(result, "work_lost_parts_ms", NULL);
+		json_object_object_add(result, "work_lost_causes_ms", NULL);
 		json_object_object_add(result, "longest_gap_us", NULL);
 		json_object_object_add(result, "steady_accesses_per_s", NULL);
 		return;

@@ -83,12 +83,15 @@ static void take_ring(struct vm *vm, struct vcpu *v)
 	}
 }
 
-/* Taken first, protected again then; reported after both. Under the log's lock. */
-static int take_rings(struct vm *vm, struct postcopy_error *err)
+/*
+ * Taken first, protected again then, where the guest @runs_on; reported after both. Under the log's
+ * lock.
+ */
+static int take_rings(struct vm *vm, bool runs_on, struct postcopy_error *err)
 {
 	for (unsigned int i = 0; i < vm->n_vcpus; i++)
 		take_ring(vm, &vm->vcpus[i]);
-	if (ioctl(vm->vm_fd, KVM_RESET_DIRTY_RINGS, 0) < 0)
+	if (runs_on && ioctl(vm->vm_fd, KVM_RESET_DIRTY_RINGS, 0) < 0)
 		return fail_errno(err, -errno, "KVM_RESET_DIRTY_RINGS");
 	return 0;
 }
@@ -98,13 +101,13 @@ int dirty_drain(struct vcpu *v, struct postcopy_error *err)
 	int rc;
 
 	pthread_mutex_lock(&v->vm->dirty.lock);
-	rc = take_rings(v->vm, err);
+	rc = take_rings(v->vm, true, err);
 	pthread_mutex_unlock(&v->vm->dirty.lock);
 	return rc;
 }
 
-/* The log into vm->dirty.found, which it overwrites. */
-static int take_log(struct vm *vm, struct postcopy_error *err)
+/* The log into vm->dirty.found, which it overwrites. @runs_on: as take_rings() */
+static int take_log(struct vm *vm, bool runs_on, struct postcopy_error *err)
 {
 	struct kvm_dirty_log get = { .dirty_bitmap = vm->dirty.found };
 	struct kvm_clear_dirty_log clear = { .num_pages =
@@ -114,22 +117,24 @@ static int take_log(struct vm *vm, struct postcopy_error *err)
 	if (ioctl(vm->vm_fd, KVM_GET_DIRTY_LOG, &get))
 		return fail_errno(err, -errno, "KVM_GET_DIRTY_LOG");
 	/* What is written in between stays in the log, or is in what we have. */
-	if (vm->dirty.manual && ioctl(vm->vm_fd, KVM_CLEAR_DIRTY_LOG, &clear))
+	if (runs_on && vm->dirty.manual && ioctl(vm->vm_fd, KVM_CLEAR_DIRTY_LOG, &clear))
 		return fail_errno(err, -errno, "KVM_CLEAR_DIRTY_LOG");
 	return 0;
 }
 
-static int take(struct vm *vm, struct postcopy_error *err)
+static int take(struct vm *vm, bool runs_on, struct postcopy_error *err)
 {
-	return vm->dirty.how == DIRTY_LOG_RING ? take_rings(vm, err) : take_log(vm, err);
+	return vm->dirty.how == DIRTY_LOG_RING ? take_rings(vm, runs_on, err)
+	                                       : take_log(vm, runs_on, err);
 }
 
-int dirty_harvest(struct vm *vm, uint64_t *bitmap, size_t words, struct postcopy_error *err)
+int dirty_harvest(struct vm *vm, bool runs_on, uint64_t *bitmap, size_t words,
+                  struct postcopy_error *err)
 {
 	int rc;
 
 	pthread_mutex_lock(&vm->dirty.lock);
-	rc = take(vm, err);
+	rc = take(vm, runs_on, err);
 	for (size_t i = 0; !rc && i < words && i < words_of(vm); i++) {
 		if (vm->dirty.found[i])
 			__atomic_fetch_or(&bitmap[i], vm->dirty.found[i], __ATOMIC_RELEASE);
@@ -158,7 +163,7 @@ int dirty_stop(struct vm *vm, struct postcopy_error *err)
 	/* What is in the rings still would make them full when they are used again. */
 	if (!rc && vm->dirty.how == DIRTY_LOG_RING) {
 		pthread_mutex_lock(&vm->dirty.lock);
-		rc = take_rings(vm, err);
+		rc = take_rings(vm, true, err);
 		for (size_t i = 0; i < words_of(vm); i++)
 			vm->dirty.found[i] = 0;
 		pthread_mutex_unlock(&vm->dirty.lock);

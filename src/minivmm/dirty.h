@@ -23,12 +23,20 @@ int dirty_prepare(struct vm *vm, enum dirty_log how, struct postcopy_error *err)
 /* All writes from now on are logged. Return: 0 or -errno. */
 int dirty_start(struct vm *vm, struct postcopy_error *err);
 
-/* What was written since: into @bitmap, a bit a page. Return: 0 or -errno. */
-int dirty_harvest(struct vm *vm, uint64_t *bitmap, size_t words, struct postcopy_error *err);
+/*
+ * dirty_harvest() - what was written since: into @bitmap, a bit a page
+ * @runs_on: it goes on writing, and is logged again. Of one that stands still it is the last: to
+ *           protect its pages again would be downtime
+ *
+ * Return: 0 or -errno.
+ */
+int dirty_harvest(struct vm *vm, bool runs_on, uint64_t *bitmap, size_t words,
+                  struct postcopy_error *err);
 
 /* What the VMM itself has written: a page of it. */
 void dirty_mark(uint64_t *bitmap, uint64_t guest_phys_addr);
 
+/* Waits for a grace period of the kernel's, tens of ms on a busy host: not for the downtime. */
 int dirty_stop(struct vm *vm, struct postcopy_error *err);
 
 /* For the vCPU threads: map the ring of a new vCPU; and whether the last exit was for a full one.

@@ -3,10 +3,12 @@
  * What the guest gets done, over time: a thread looks at the vCPUs' counts of accesses each
  * millisecond and appends a line to a file,
  *
- *	TIME ACCESSES
+ *	TIME ACCESSES RAN WAITED
  *
  * the time in microseconds of CLOCK_MONOTONIC, so that both sides' files are on one clock where
- * they are on one host; the accesses since the guest has run here.
+ * they are on one host; the accesses since the guest has run here; and for how long, in
+ * microseconds, the vCPUs' threads have had a core, and have waited for one that was busy with
+ * something else (/proc/PID/task/TID/schedstat; 0 where the kernel does not tell).
  *
  * It reads guest memory as any device of a VMM does. So it starts when the guest runs, and then
  * may wait for a page as the guest does.
@@ -26,6 +28,7 @@ struct progress {
 	const struct vm *vm;
 	unsigned int phase;
 	FILE *file;
+	int schedstat_fds[GUEST_VCPUS_MAX]; /* -1: not opened yet */
 	pthread_t thread;
 	bool running;
 	atomic_bool stop;

@@ -58,13 +58,13 @@ static int source_attach(struct session *s, struct postcopy_error *err)
 	return rc ? rc : offer_dirty_log(s, err);
 }
 
-static int harvest(struct source *src, struct postcopy_error *err)
+static int harvest(struct source *src, bool runs_on, struct postcopy_error *err)
 {
 	size_t words;
 	uint64_t *bitmap = postcopy_source_dirty_bitmap(src->session->postcopy, 0, &words);
 
 	spare_report(&src->spare, bitmap);
-	return dirty_harvest(&src->session->vm, bitmap, words, err);
+	return dirty_harvest(&src->session->vm, runs_on, bitmap, words, err);
 }
 
 /* The first and each further time that the daemon asks. */
@@ -77,7 +77,7 @@ static int report_dirty(struct source *src, bool start, struct postcopy_error *e
 	if (!rc && start)
 		src->logging = true;
 	if (!rc)
-		rc = harvest(src, &why);
+		rc = harvest(src, true, &why);
 	rc = rc ? postcopy_source_dirty_failed(s->postcopy, why.text, &why)
 	        : postcopy_source_dirty_reported(s->postcopy, &why);
 	/* Whoever is gone is noticed by its next event. */
@@ -98,19 +98,18 @@ static int stop_logging(struct source *src, struct postcopy_error *err)
 
 /*
  * Of a guest that is stopped: also what was written by us, into its control blocks, and not by it.
+ * The log stays on, for switching it off takes long: who runs on does that.
  */
 static int report_last(struct source *src, struct postcopy_error *err)
 {
 	struct session *s = src->session;
 	size_t words;
 	uint64_t *bitmap = postcopy_source_dirty_bitmap(s->postcopy, 0, &words);
-	int rc = harvest(src, err);
+	int rc = harvest(src, false, err);
 
 	for (unsigned int i = 0; !rc && i < s->vm.n_vcpus; i++)
 		for (uint64_t at = 0; at < GUEST_VCPU_STRIDE; at += GUEST_PAGE_BYTES)
 			dirty_mark(bitmap, GUEST_VCPU + i * GUEST_VCPU_STRIDE + at);
-	if (!rc)
-		rc = stop_logging(src, err);
 	return rc ? rc : postcopy_source_dirty_reported(s->postcopy, err);
 }
 

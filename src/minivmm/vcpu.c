@@ -131,6 +131,7 @@ static void *vcpu_main(void *arg)
 	struct vcpu *v = arg;
 	bool out_pending = false, going = true;
 
+	atomic_store(&v->tid, gettid());
 	while (going && !v->error.code) {
 		if (!vm_running(v->vm)) {
 			park(v, out_pending);

@@ -12,6 +12,7 @@
 #include <linux/kvm.h>
 #include <postcopy/postcopy.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -34,6 +35,7 @@ struct vcpu {
 	uint32_t dirty_next;              /* ... the entry that comes next */
 	struct postcopy_channel *channel; /* for faults that are KVM exits; else NULL */
 	pthread_t thread;
+	atomic_int tid; /* of the thread; 0: it has not begun */
 	bool started;
 	/* Under the VM's lock: */
 	bool parked;

@@ -100,6 +100,8 @@ def test_bench_prints_its_contract():
     assert "warm" not in result
     parts = result["work_lost_parts_ms"]
     assert abs(sum(parts.values()) - result["work_lost_ms"]) < 0.01
+    for phase, causes in (result["work_lost_causes_ms"] or {}).items():
+        assert abs(sum(causes.values()) - parts[phase]) < 0.01
     assert result["cpu_s_per_gib"]["source"] > 0 and result["cpu_s_per_gib"]["destination"] > 0
     assert result["cpu_s_per_gib"]["floor"] is None
     assert result["integrity"]["pages_checked"] > 0

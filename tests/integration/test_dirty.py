@@ -136,6 +136,20 @@ def test_a_lost_connection_ends_the_log_and_the_next_begins_anew(host, how):
 
 
 @needs_kvm
+@pytest.mark.parametrize("how", ["kvm", "ring"])
+def test_the_guest_does_not_stand_still_for_its_log_to_be_switched_off(host, how):
+    warm = Warm(host, how)
+    warm_up(warm.destination, 1)
+    assert warm.destination.switch_over()
+    warm.vmm.wait_for_event("paused")
+    assert "logging-off" not in [e["event"] for e in warm.vmm.events]
+    assert not warm.destination.wrong()
+    warm.destination.abort()
+    warm.runs_on_unharmed()
+    assert "logging-off" in [e["event"] for e in warm.vmm.events]
+
+
+@needs_kvm
 @all_ways
 def test_the_last_harvest_is_told_again(host, how):
     warm = Warm(host, how)

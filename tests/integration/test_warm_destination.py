@@ -94,7 +94,7 @@ def test_a_guest_that_stands_still_is_there_at_the_switchover(warming):
     assert ended["warm"]["dirty_pages_at_switchover"] == 0
     assert ended["warm"]["refused"] == ""
     # Each page once, all of them before the pause.
-    assert source.harvests == 1 and len(source.asked) == UNITS // 64
+    assert source.harvests == 2 and len(source.asked) == UNITS // 64
     assert ended["faults"]["remote"] == 0
 
 
@@ -106,9 +106,20 @@ def test_a_guest_that_writes_all_the_time_is_whole(warming, map_policy, streams)
     vmm = warming.start(source, {"max_rounds": 5}, map=map_policy, streams=streams)
     ended = warming.finish(source, vmm)
     guest.join(harness.DEADLINE_S)
-    assert ended["warm"]["rounds"] == 5 and source.harvests == 5
+    assert ended["warm"]["rounds"] == 5 and source.harvests == 6
     assert ended["warm"]["dirty_pages_at_switchover"] < UNITS
     assert ended["warm"]["dirty_bytes_per_s"] > 0
+
+
+@pytest.mark.parametrize("policy", ({}, {"max_rounds": 2}, {"max_time": "0.3s"}))
+def test_what_was_written_in_a_round_is_not_told_in_the_downtime(warming, policy):
+    source = warming.source()
+    written = list(range(0, UNITS, 2))
+    source.hold_answer = lambda source: [source.write(unit, page(unit + 1)) for unit in written]
+    ended = warming.finish(source, warming.start(source, policy))
+    assert ended["warm"]["dirty_pages_at_switchover"] == len(written)
+    assert ended["warm"]["dirty_bytes_per_s"] > 0
+    assert source.kept == []
 
 
 def test_nothing_is_seen_of_what_was_stale(warming):
@@ -295,7 +306,6 @@ def test_a_source_that_knows_nothing_any_more_is_fetched_from_anew(warming):
     guest = Guest(source, list(range(UNITS)))
     vmm = warming.start(source, {}, switchover=False)
     warming.wait(lambda warm: warm["rounds"] >= 2, "two rounds")
-    source.log_of = None  # SWITCHOVER comes without a log
     source.refuse = "started again"
     real = source._answer
 
@@ -305,6 +315,7 @@ def test_a_source_that_knows_nothing_any_more_is_fetched_from_anew(warming):
         else:
             source.send_harvest(connection, source.harvest())
     source._answer = forgetful
+    source.log_of = None  # SWITCHOVER comes without a log
     warming.daemon.call("Switchover", id="vm1")
     ended = warming.finish(source, vmm)
     guest.join(harness.DEADLINE_S)

@@ -76,9 +76,9 @@ static void test_a_pause_and_a_slow_guest_are_lost_work(void **state)
 	assert_true(work_measure(&both, &course, &lost));
 	assert_near(lost.steady_per_s, RATE * 1000, 1);
 	assert_near(lost.lost_ms, 160, 1);
-	assert_near(lost.lost_before_ms, 0, 1);
-	assert_near(lost.lost_switchover_ms, 10, 1);
-	assert_near(lost.lost_postcopy_ms, 150, 1);
+	assert_near(lost.before.lost_ms, 0, 1);
+	assert_near(lost.switchover.lost_ms, 10, 1);
+	assert_near(lost.postcopy.lost_ms, 150, 1);
 	assert_in_range(lost.longest_gap_us, 9000, 11000);
 	work_series_deinit(&both);
 }
@@ -115,6 +115,48 @@ static void test_a_faster_guest_has_lost_less_than_nothing(void **state)
 	merge(&source, &nothing, &both);
 	assert_true(work_measure(&both, &course, &lost));
 	assert_near(lost.lost_ms, -260, 0.01);
+	work_series_deinit(&both);
+}
+
+/*
+ * Of two vCPUs each has a core for 0.9 of its time. Then, before the pause, the other half of what
+ * they had is somebody else's; and here they have half of it, get half as much done with that, and
+ * stand still in the rest.
+ */
+static void test_why_work_is_lost_the_cores_tell(void **state)
+{
+	struct work_series source, destination, both;
+	struct work_lost lost;
+
+	(void)state;
+	make_samples(&source, &destination);
+	for (size_t ms = 0; ms < source.n; ms++) {
+		uint64_t as_ever = ms < 550 ? ms : 550, less = ms < 600 ? ms - as_ever : 50;
+
+		source.samples[ms].done = as_ever * RATE + less * RATE / 2;
+		source.samples[ms].ran_us = as_ever * 1800 + less * 900;
+		source.samples[ms].waited_us = as_ever * 200 + less * 1100;
+	}
+	for (size_t ms = 0; ms < destination.n; ms++) {
+		destination.samples[ms].done = ms * RATE / 4;
+		destination.samples[ms].ran_us = ms * 900;
+		destination.samples[ms].waited_us = ms * 200;
+	}
+	merge(&source, &destination, &both);
+	assert_true(work_measure(&both, &course, &lost));
+	assert_true(lost.why_known);
+	assert_near(lost.before.lost_ms, 25, 0.1);
+	assert_near(lost.before.cores_ms, 25, 0.1);
+	assert_near(lost.before.stalled_ms, 0, 0.1);
+	assert_near(lost.before.slower_ms, 0, 0.1);
+	assert_near(lost.switchover.lost_ms, 10, 0.1);
+	/* It waits for no core: less than in its steady state. */
+	assert_near(lost.switchover.cores_ms, -10. / 9, 0.1);
+	assert_near(lost.switchover.stalled_ms, 10 + 10. / 9, 0.1);
+	assert_near(lost.postcopy.lost_ms, 150, 0.1);
+	assert_near(lost.postcopy.cores_ms, 0, 0.1);
+	assert_near(lost.postcopy.slower_ms, 50, 0.1);
+	assert_near(lost.postcopy.stalled_ms, 100, 0.1);
 	work_series_deinit(&both);
 }
 
@@ -180,6 +222,8 @@ static void test_the_result_has_what_was_measured(void **state)
 	work_add(result, &both, &course);
 	assert_near(json_number_or(result, "work_lost_ms", 0), 160, 1);
 	assert_near(json_number_or(result, "work_lost_parts_ms.postcopy", 0), 150, 1);
+	/* Nobody has told of cores. */
+	assert_null(json_find(result, "work_lost_causes_ms"));
 	assert_int_equal(json_object_array_length(json_find(result, "course")), 3);
 	work = json_find(result, "work");
 	assert_in_range(json_object_array_length(work), 88, 92);
@@ -217,16 +261,18 @@ static void test_files_are_read_or_refused(void **state)
 	struct error err = ERROR_INIT;
 
 	(void)state;
-	assert_int_equal(read_text("1 0\n5 7\n5 7\n", &s, &err), 0);
+	assert_int_equal(read_text("1 0 0 0\n5 7 2 1\n5 7 2 1\n", &s, &err), 0);
 	assert_int_equal(s.n, 3);
 	assert_int_equal(s.samples[2].done, 7);
+	assert_int_equal(s.samples[2].ran_us, 2);
+	assert_int_equal(s.samples[2].waited_us, 1);
 	work_series_deinit(&s);
 	assert_int_equal(read_text("", &s, &err), 0);
 	assert_int_equal(s.n, 0);
 	work_series_deinit(&s);
-	assert_int_equal(read_text("1 0\n5 seven\n", &s, &err), -EBADMSG);
-	assert_int_equal(read_text("5 0\n1 7\n9 9\n", &s, &err), -EBADMSG);
-	assert_int_equal(read_text("1 9\n2 8\n3 9\n", &s, &err), -EBADMSG);
+	assert_int_equal(read_text("1 0 0 0\n5 seven 2 1\n", &s, &err), -EBADMSG);
+	assert_int_equal(read_text("5 0 0 0\n1 7 0 0\n9 9 0 0\n", &s, &err), -EBADMSG);
+	assert_int_equal(read_text("1 9 0 0\n2 8 0 0\n3 9 0 0\n", &s, &err), -EBADMSG);
 	assert_null(s.samples);
 	assert_int_equal(work_series_read("/nowhere/at/all", &s, &err), -ENOENT);
 }
@@ -237,6 +283,7 @@ int main(void)
 		cmocka_unit_test(test_a_pause_and_a_slow_guest_are_lost_work),
 		cmocka_unit_test(test_nothing_is_lost_where_nothing_changes),
 		cmocka_unit_test(test_a_faster_guest_has_lost_less_than_nothing),
+		cmocka_unit_test(test_why_work_is_lost_the_cores_tell),
 		cmocka_unit_test(test_a_late_sample_is_no_gap),
 		cmocka_unit_test(test_a_gap_counts_within_the_migration_only),
 		cmocka_unit_test(test_what_can_not_be_told_is_not_told),

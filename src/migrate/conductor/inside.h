@@ -24,7 +24,6 @@ struct conductor {
 	uint64_t dial_ns, ping_ns; /* when next */
 	uint64_t bulk_ns;          /* when a lacking bulk thread is tried for; 0: none lacks */
 	enum migration_farewell farewell; /* there is nothing else to do */
-	uint64_t harvested_ns;            /* warm: when the source had told last what was written */
 	bool late;                        /* its VMM has its memory when it has read the vmstate */
 	bool handed_on;       /* the vmstate, to the loop: the guest may run here at any moment */
 	struct error refused; /* the source's last word, that it wants no more of this */

@@ -9,6 +9,8 @@
  * says that it is enough. SWITCHOVER pauses the guest; what it wrote since the last SYNC comes
  * before its vmstate, and what is missing then comes in postcopy. So a guest that writes faster
  * than the link takes is no reason to wait: only the pages that are dirty at the end come late.
+ * The last SYNC comes right before SWITCHOVER: what was written in a whole round is told, and taken
+ * back here, while the guest still runs, and the downtime has the writes of a few ms to tell.
  *
  * Each step of it begins with nobody filling and no answer under way (pull_warm_hold()): a page
  * that was read before the log was cleared would count as newer than it is.
@@ -42,6 +44,7 @@ struct rounds {
 	uint64_t first_bytes;   /* at the beginning of all */
 	uint64_t harvest_ns;    /* what the last one took */
 	uint64_t not_before_ns; /* the next harvest */
+	uint64_t harvested_ns;  /* when the last one was taken */
 };
 
 static struct migration_warm policy(struct migration *m)
@@ -120,18 +123,18 @@ static uint64_t per_second(uint64_t bytes, uint64_t ns)
 	return ns ? (uint64_t)((double)bytes * (double)NSEC_PER_SEC / (double)ns) : 0;
 }
 
-/* So much of what was here was written since the last harvest. */
-static void note_harvest(struct conductor *k, uint64_t dirty_units)
+/* So much of what was here was written since the last harvest, of a guest that runs on. */
+static void note_harvest(struct rounds *r, uint64_t dirty_units)
 {
-	struct migration *m = k->m;
+	struct migration *m = r->k->m;
 	uint64_t now_ns = clock_now_ns();
 
 	pthread_mutex_lock(&m->lock);
 	m->warmed.dirty_bytes = pull_missing(m->pull) << UNIT_SHIFT;
 	m->warmed.dirty_bytes_per_s =
-	        per_second(dirty_units << UNIT_SHIFT, now_ns - k->harvested_ns);
+	        per_second(dirty_units << UNIT_SHIFT, now_ns - r->harvested_ns);
 	pthread_mutex_unlock(&m->lock);
-	k->harvested_ns = now_ns;
+	r->harvested_ns = now_ns;
 }
 
 int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void **ret_payload,
@@ -140,7 +143,7 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
 	struct migration *m = k->m;
 	bool last, any = !k->late && !pull_is_visible(m->pull) &&
 	                 pull_missing(m->pull) != m->table.units;
-	uint64_t units = 0;
+	uint64_t units = 0; /* of a guest that stands still: of no interest */
 	int rc = take_harvest(k, ret, ret_payload, &units, &last, err);
 
 	if (!rc && last)
@@ -156,11 +159,11 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
 		                      "copied before the switchover is fetched anew");
 		pull_warm_forget(m->pull);
 	}
-	if (last)
-		note_harvest(k, units);
 	if (k->late)
 		return 0;
 	pthread_mutex_lock(&m->lock);
+	if (last)
+		m->warmed.dirty_bytes = pull_missing(m->pull) << UNIT_SHIFT;
 	m->warmed.switched_dirty_units = pull_missing(m->pull);
 	pthread_mutex_unlock(&m->lock);
 	return 0;
@@ -184,7 +187,7 @@ static int sync_round(struct rounds *r, struct error *err)
 		rc = error_set(err, -EPROTO, "frame of type %u where DIRTY must come", h.type);
 	r->harvest_ns = clock_now_ns() - begin_ns;
 	if (!rc)
-		note_harvest(r->k, units);
+		note_harvest(r, units);
 	return rc;
 }
 
@@ -311,9 +314,11 @@ static void begin_round(struct rounds *r)
 static int go_round(struct rounds *r, struct error *err)
 {
 	struct migration *m = r->k->m;
-	int rc;
 
 	for (;;) {
+		bool ended, last;
+		int rc;
+
 		begin_round(r);
 		rc = await_round(r, err);
 		if (rc < 0)
@@ -321,18 +326,17 @@ static int go_round(struct rounds *r, struct error *err)
 		pull_warm_hold(m->pull);
 		if (conductor_check_stopped(m, err))
 			return -ECANCELED;
-		/* What was written meanwhile comes with SWITCHOVER. */
-		if (rc)
+		if (rc == WARM_REFUSED)
 			return rc;
-		if (is_last_round(m)) {
-			note_round(r);
-			return WARM_DONE;
-		}
+		ended = rc == WARM_DONE;
+		last = ended || is_last_round(m);
+		/* Also at the end: what this tells the downtime need not. */
 		rc = sync_round(r, err);
 		if (rc)
 			return rc;
-		note_round(r);
-		if (is_converged(m))
+		if (!ended)
+			note_round(r);
+		if (last || is_converged(m))
 			return WARM_DONE;
 	}
 }
@@ -415,7 +419,7 @@ int warm_up(struct conductor *k, struct error *err)
 		rc = pull_warm(m->pull, err) ? WARM_REFUSED : track(k, err);
 	if (rc)
 		return fail(k, rc, err);
-	k->harvested_ns = clock_now_ns();
+	r.harvested_ns = clock_now_ns();
 	begin_warm(&r);
 	rc = go_round(&r, err);
 	if (rc == WARM_DONE)
