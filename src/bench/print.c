@@ -128,6 +128,23 @@ static void print_warm(struct json_object *r)
 		       count_at(r, "warm.dirty_pages_at_switchover").s);
 }
 
+static void print_prefetch(struct json_object *r)
+{
+	printf("  prefetch   %s by guess: %s hot, %s around faults, %s by stride, %s recent\n",
+	       count_at(r, "prefetch.units").s, count_at(r, "prefetch.hot").s,
+	       count_at(r, "prefetch.around").s, count_at(r, "prefetch.stride").s,
+	       count_at(r, "prefetch.recent").s);
+	/* Mapped ahead, nobody can tell. */
+	if (json_count_or(r, "prefetch.watched", 0))
+		printf("             of %s watched %s hit, %s wasted; ",
+		       count_at(r, "prefetch.watched").s, count_at(r, "prefetch.hit").s,
+		       count_at(r, "prefetch.wasted").s);
+	else
+		printf("             ");
+	printf("%s late, %s brought twice\n\n", count_at(r, "prefetch.late").s,
+	       count_at(r, "prefetch.duplicate").s);
+}
+
 static void print_course(struct json_object *r)
 {
 	double total_ms = json_number_or(r, "total_ms", 0) * 1000;
@@ -147,8 +164,7 @@ static void print_course(struct json_object *r)
 	printf("  faults     %s: %s remote, %s minor, %s coalesced\n",
 	       count_at(r, "faults.total").s, count_at(r, "faults.remote").s,
 	       count_at(r, "faults.minor").s, count_at(r, "faults.coalesced").s);
-	printf("  prefetch   %s hit, %s late, %s wasted\n\n", count_at(r, "prefetch.hit").s,
-	       count_at(r, "prefetch.late").s, count_at(r, "prefetch.wasted").s);
+	print_prefetch(r);
 }
 
 static void print_latency(struct json_object *r, const char *label, const char *path)

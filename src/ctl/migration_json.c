@@ -139,9 +139,16 @@ static void add_counters(struct json_object *o, const Postcopy__V1__DestinationS
 	json_set_count(faults, "minor", n->minor);
 	json_set_count(faults, "coalesced", n->coalesced);
 	json_object_object_add(o, "faults", faults);
+	json_set_count(prefetch, "units", p->units);
+	json_set_count(prefetch, "watched", p->watched);
 	json_set_count(prefetch, "hit", p->hit);
 	json_set_count(prefetch, "late", p->late);
 	json_set_count(prefetch, "wasted", p->wasted);
+	json_set_count(prefetch, "hot", p->hot);
+	json_set_count(prefetch, "around", p->around);
+	json_set_count(prefetch, "stride", p->stride);
+	json_set_count(prefetch, "recent", p->recent);
+	json_set_count(prefetch, "duplicate", p->duplicate);
 	json_object_object_add(o, "prefetch", prefetch);
 	json_set_count(o, "reconnects", d->reconnects);
 }

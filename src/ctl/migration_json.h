@@ -25,7 +25,8 @@
  *    guest_stall_us: {the same and source: "daemon"|"tracepoint"|...},
  *    stall_joined_us, stall_phases_us: {as fault_us}, of the stalls whose phases are known: as the
  *                      kernel saw them, and their phases added up; null without eBPF
- *    prefetch: {hit, late, wasted}, reconnects}
+ *    prefetch: {units, watched, hit, late, wasted, hot, around, stride, recent, duplicate},
+ *    reconnects}
  * and at a source
  *   {served: {requests, pages, zero_pages, unreadable_pages, bytes, connected}}
  *

@@ -57,6 +57,7 @@ static void on_woken(void *arg, uint32_t region, uint64_t first_unit, uint64_t f
 static void settle(struct bulk *b, const struct scheduler_item *item, bool done)
 {
 	struct scheduler *s = b->pull->scheduler;
+	bool more = false;
 
 	b->redo |= !done;
 	if (item->part)
@@ -64,10 +65,10 @@ static void settle(struct bulk *b, const struct scheduler_item *item, bool done)
 	if (b->redo)
 		scheduler_give_back(s, item);
 	else
-		scheduler_done(s, item);
+		more = scheduler_done(s, item);
 	b->redo = false;
 	/* Somebody waits for that. */
-	if (scheduler_is_held(s) && scheduler_is_idle(s))
+	if (more || (scheduler_is_held(s) && scheduler_is_idle(s)))
 		pull_work_changed(b->pull);
 }
 
@@ -210,17 +211,31 @@ static int ask(struct bulk *b, uint64_t *ret_until_ns)
 static void count(struct pull *p, const struct frame_pages *pages,
                   const struct scheduler_item *item, uint64_t filled, int rc)
 {
-	/* What could not be filled comes again: it is no waste. */
-	uint64_t wasted = rc ? 0 : pages->data_mask & ~filled;
+	/* What could not be filled comes again by itself. */
+	uint64_t twice = rc ? 0 : pages->data_mask & ~filled;
 	uint64_t bytes = (uint64_t)__builtin_popcountll(pages->data_mask) * UNIT_BYTES;
 
 	probe_bulk_filled(item->region, item->word, filled, bytes);
 	stat_add(&p->stats.bulk_bytes, bytes);
 	throttle_give_back(&p->throttle, (unsigned int)__builtin_popcountll(pages->zero_mask |
 	                                                                    pages->error_mask));
-	stat_add(&p->stats.prefetch_wasted, (uint64_t)__builtin_popcountll(wasted));
-	if (item->prefetch)
-		stat_add(&p->stats.prefetch_hit, (uint64_t)__builtin_popcountll(filled));
+	stat_add(&p->stats.bulk_twice, (uint64_t)__builtin_popcountll(twice));
+	stat_add(&p->stats.bulk_by[item->why], (uint64_t)__builtin_popcountll(filled));
+}
+
+/* A guess: whether it was right will show in what is filled, if at all. Before it is. */
+static bool begin_guess(struct pull *p, const struct scheduler_item *item)
+{
+	if (item->why == SCHEDULER_LINEAR || !resolver_shows_touch(&p->resolver, item->region))
+		return false;
+	guesses_note(&p->guesses, item->region, item->word, item->want_mask);
+	return true;
+}
+
+static void end_guess(struct pull *p, const struct scheduler_item *item, uint64_t filled)
+{
+	guesses_drop(&p->guesses, item->region, item->word, item->want_mask & ~filled);
+	stat_add(&p->stats.prefetch_watched, (uint64_t)__builtin_popcountll(filled));
 }
 
 /*
@@ -315,13 +330,17 @@ static void fill(struct bulk *b, const struct frame_pages *pages, const struct s
 		.data = data,
 	};
 	uint64_t filled;
+	bool guess;
 	int rc;
 
 	if (atomic_load(&p->warm)) {
 		fill_hidden(b, &batch, pages, item);
 		return;
 	}
+	guess = begin_guess(p, item);
 	rc = fill_batch(b, &batch, &filled);
+	if (guess)
+		end_guess(p, item, filled);
 	fill_done(b, pages, item, filled, rc);
 }
 

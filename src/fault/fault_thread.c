@@ -234,6 +234,21 @@ static void count_remote(struct pull_stats *stats, const struct fault_record *r)
 	fault_ring_add(&stats->records, r);
 }
 
+/* The guest has touched the page: where it was fetched by a guess, that was right. */
+static void judge_guess(struct fault_thread *ft, const struct fault *f)
+{
+	struct pull *p = ft->pull;
+	uint64_t n;
+
+	/* What its VMM asks for ahead nobody has touched. */
+	if (!f->waited)
+		return;
+	n = guesses_take(&p->guesses, f->region, f->first_unit,
+	                 region_units_per_page(region_of(ft, f)));
+	stat_add(f->record.flags & FAULT_MINOR ? &p->stats.prefetch_hit : &p->stats.prefetch_missed,
+	         n);
+}
+
 /* Its vCPU runs: count the fault and forget it. */
 static void finish(struct fault_thread *ft, struct fault *f)
 {
@@ -242,6 +257,7 @@ static void finish(struct fault_thread *ft, struct fault *f)
 	uint64_t total_ns = fault_record_total_ns(r);
 	bool slow = total_ns >= stat_get(&stats->slow_fault_ns);
 
+	judge_guess(ft, f);
 	/* Before it is counted: who sees the count finds the record. */
 	fault_slow_add(&stats->slow, r);
 	if (slow)
@@ -322,7 +338,7 @@ static void look_first(struct fault_thread *ft, struct fault *f, bool present)
 	stat_add(&p->stats.faults_remote, 1);
 	if (scheduler_is_asked(p->scheduler, f->region, word))
 		stat_add(&p->stats.prefetch_late, 1);
-	scheduler_note_fault(p->scheduler, f->region, word);
+	scheduler_note_fault(p->scheduler, f->region, f->first_unit, f->record.tid);
 }
 
 /* The units of a fault's page in the word of its next_unit. */

@@ -62,7 +62,7 @@ static int locate(const struct region_table *regions, const struct fetch_request
 
 		if (q->guest_phys_addr < r->guest_phys_addr || offset >= r->size)
 			continue;
-		if (!q->len || q->len > FETCH_LEN_MAX || q->len > r->size - offset ||
+		if (!q->len || (q->len > FETCH_LEN_MAX && !q->hot) || q->len > r->size - offset ||
 		    (q->len | offset) % UNIT_BYTES)
 			return EINVAL;
 		first = offset >> UNIT_SHIFT;
@@ -92,7 +92,14 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 			return;
 		}
 		if (locate(regions, &q, f)) {
-			answer(t, channel, q.tag, EINVAL);
+			if (!q.hot)
+				answer(t, channel, q.tag, EINVAL);
+			continue;
+		}
+		if (q.hot) {
+			if (t->scheduler)
+				scheduler_add_hot(t->scheduler, f->region, f->present_to,
+				                  f->end - f->present_to);
 			continue;
 		}
 		f->channel = channel;

@@ -5,13 +5,15 @@
  * A fetch becomes a fault on each page of its range that is missing, and is answered when
  * all of them are present. A discard makes zero what is missing, and is answered when what others
  * were filling meanwhile is in place: then nothing of the range is ever filled again, and what the
- * VMM punches out of its memory stays out. Owned by the fault thread.
+ * VMM punches out of its memory stays out. A hot range is told to the scheduler, and that is all.
+ * Owned by the fault thread.
  */
 #ifndef FAULT_FETCH_H
 #define FAULT_FETCH_H
 
 #include "fault/fault_table.h"
 #include "mem/page_state.h"
+#include "stream/scheduler.h"
 
 #define FETCH_CHANNELS_MAX 64u
 #define FETCHES_MAX 256u
@@ -32,6 +34,7 @@ struct fetch_table {
 	int channels[FETCH_CHANNELS_MAX]; /* -1: closed */
 	unsigned int n;
 	struct fetch fetches[FETCHES_MAX];
+	struct scheduler *scheduler; /* who is told of hot ranges; NULL: nobody */
 };
 
 static inline bool fetch_table_has_room(const struct fetch_table *t)

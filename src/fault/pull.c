@@ -45,6 +45,9 @@ static int open_state(struct pull *p, const struct pull_config *config, struct e
 		rc = events_open(&p->events, p->state, err);
 	if (!rc)
 		rc = scheduler_new(&p->config.table, p->state, &p->scheduler, err);
+	if (!rc && guesses_init(&p->guesses, &p->config.table))
+		rc = error_set(err, -ENOMEM, "pull: out of memory");
+	p->fault.fetches.scheduler = p->scheduler;
 	return rc;
 }
 
@@ -199,6 +202,7 @@ void pull_release(struct pull *p)
 	for (uint32_t i = 0; i < p->config.table.n; i++)
 		p->config.memories[i] = memory_free(p->config.memories[i]);
 	p->scheduler = scheduler_free(p->scheduler);
+	guesses_deinit(&p->guesses);
 	p->state = page_state_free(p->state);
 	close_fd(&p->config.uffd);
 	close_fd(&p->wake_fd);

@@ -12,6 +12,7 @@
 #include "fault/events.h"
 #include "fault/fault_table.h"
 #include "fault/fetch.h"
+#include "fault/guesses.h"
 #include "fault/pull.h"
 #include "fault/throttle.h"
 #include "stream/scheduler.h"
@@ -129,6 +130,7 @@ struct pull {
 	struct fault_thread fault;
 	struct bulk bulks[PULL_STREAMS_MAX];
 	struct brought brought; /* bulk's notes for the fault thread */
+	struct guesses guesses;
 	struct arrival_map arrival;
 	struct pull_stats stats;
 };

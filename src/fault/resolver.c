@@ -202,6 +202,16 @@ static bool fills_by_copy(const struct resolver *r, const struct resolver_batch 
 	}
 }
 
+bool resolver_shows_touch(const struct resolver *r, uint32_t region)
+{
+	const struct resolver_batch ahead = { .region = region };
+
+	if (region_table_is_asked(r->table))
+		return true;
+	return r->map == RESOLVER_MAP_LAZY && !region_is_staged(&r->table->regions[region]) &&
+	       !fills_by_copy(r, &ahead);
+}
+
 /* Whether the VMM has the unit mapped, as far as its events have told. */
 static bool is_mapped(struct resolver *r, uint32_t region, uint64_t offset)
 {

@@ -129,6 +129,12 @@ int resolver_fill(const struct resolver_caller *caller, const struct resolver_ba
                   uint64_t *ret_filled);
 
 /*
+ * Whether what is filled there ahead of the guest is mapped only when it is touched, so that its
+ * first touch is a fault.
+ */
+bool resolver_shows_touch(const struct resolver *r, uint32_t region);
+
+/*
  * resolver_map_page() - map a host page all of whose units are present, and wake its waiters
  *
  * One that is poisoned is poisoned again.

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "fault/phases.h"
+#include "stream/scheduler.h"
 #include "util/histogram.h"
 
 /* A fault that takes longer counts as slow, where nobody has said otherwise. */
@@ -32,10 +33,15 @@ struct pull_stats {
 	_Atomic uint64_t bulk_first_ns;  /* CLOCK_MONOTONIC of the first bulk GET; 0: none yet */
 	_Atomic uint64_t bulk_last_ns;   /* of the latest bulk answer, filled */
 	_Atomic uint64_t bulk_in_flight; /* GETs of bulk connections without an answer */
-	_Atomic uint64_t prefetch_hit;   /* units near a fault, filled before one asked for them */
-	_Atomic uint64_t prefetch_late;  /* faults for units that bulk had asked for already */
-	_Atomic uint64_t
-	        prefetch_wasted; /* units that bulk received when they were there already */
+	_Atomic uint64_t bulk_twice;     /* units that bulk received when they were there already */
+	_Atomic uint64_t bulk_by[SCHEDULER_REASONS]; /* units that bulk has filled, by why */
+
+	/* Of what was fetched by a guess (fault/guesses.h). */
+	_Atomic uint64_t prefetch_watched; /* units whose first touch shows */
+	_Atomic uint64_t prefetch_hit;     /* of these, touched when they were there */
+	_Atomic uint64_t prefetch_missed;  /* of these, waited for */
+	_Atomic uint64_t prefetch_late;    /* faults in a word that bulk had asked for already */
+
 	_Atomic uint64_t reconnects;
 
 	/* Nanoseconds from reading a remote fault's event to its page mapped and its vCPU woken. */
@@ -59,6 +65,25 @@ static inline void stat_add(_Atomic uint64_t *counter, uint64_t n)
 static inline uint64_t stat_get(const _Atomic uint64_t *counter)
 {
 	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* Units that were fetched by a guess. */
+static inline uint64_t stats_guessed(const struct pull_stats *s)
+{
+	uint64_t n = 0;
+
+	for (unsigned int i = SCHEDULER_LINEAR + 1; i < SCHEDULER_REASONS; i++)
+		n += stat_get(&s->bulk_by[i]);
+	return n;
+}
+
+/* Of these, whose first touch shows: that nobody has touched yet. */
+static inline uint64_t stats_wasted(const struct pull_stats *s)
+{
+	uint64_t touched = stat_get(&s->prefetch_hit) + stat_get(&s->prefetch_missed);
+	uint64_t watched = stat_get(&s->prefetch_watched);
+
+	return watched > touched ? watched - touched : 0;
 }
 
 #endif

@@ -90,6 +90,7 @@ void pull_warm_forget(struct pull *p)
 {
 	for (uint32_t i = 0; i < p->config.table.n; i++)
 		pull_warm_renew(p, i, 0, p->config.table.regions[i].units);
+	scheduler_forget(p->scheduler);
 }
 
 bool pull_is_visible(const struct pull *p)
@@ -99,7 +100,7 @@ bool pull_is_visible(const struct pull *p)
 
 void pull_warm_go(struct pull *p)
 {
-	scheduler_go(p->scheduler);
+	scheduler_go_round(p->scheduler);
 	pull_work_changed(p);
 }
 

@@ -226,7 +226,9 @@ struct migrations_totals {
 	uint64_t pages_poisoned;
 	uint64_t faults, faults_remote, faults_minor, faults_coalesced;
 	uint64_t bulk_bytes;
-	uint64_t prefetch_hit, prefetch_late, prefetch_wasted;
+	uint64_t bulk_twice;
+	uint64_t prefetched, prefetch_hit, prefetch_late;
+	uint64_t prefetch_wasted; /* of those that have ended */
 	uint64_t reconnects;
 	uint64_t faults_slow;
 	struct histogram fault_ns; /* fault_idle_ns and fault_bulk_ns */

@@ -17,9 +17,10 @@ static void add_pull(struct migrations_totals *t, const struct pull_stats *s)
 	t->faults_slow += stat_get(&s->faults_slow);
 	t->pages_poisoned += stat_get(&s->pages_poisoned);
 	t->bulk_bytes += stat_get(&s->bulk_bytes);
+	t->prefetched += stats_guessed(s);
 	t->prefetch_hit += stat_get(&s->prefetch_hit);
 	t->prefetch_late += stat_get(&s->prefetch_late);
-	t->prefetch_wasted += stat_get(&s->prefetch_wasted);
+	t->bulk_twice += stat_get(&s->bulk_twice);
 	t->reconnects += stat_get(&s->reconnects);
 	histogram_merge(&t->fault_ns, &s->fault_idle_ns);
 	histogram_merge(&t->fault_ns, &s->fault_bulk_ns);
@@ -38,8 +39,11 @@ static void add_served(struct migrations_totals *t, const struct migration_serve
 
 void totals_keep_pull(struct migration *m)
 {
-	if (m->pull)
-		add_pull(&m->owner->totals, pull_stats(m->pull));
+	if (!m->pull)
+		return;
+	add_pull(&m->owner->totals, pull_stats(m->pull));
+	/* What was not touched when all was there. */
+	m->owner->totals.prefetch_wasted += stats_wasted(pull_stats(m->pull));
 }
 
 void totals_keep_served(struct migration *m)

@@ -194,7 +194,14 @@ static void set_counters(struct migration_message *t, const struct pull_stats *s
 	t->prefetch = (Postcopy__V1__Prefetch)POSTCOPY__V1__PREFETCH__INIT;
 	t->prefetch.hit = stat_get(&s->prefetch_hit);
 	t->prefetch.late = stat_get(&s->prefetch_late);
-	t->prefetch.wasted = stat_get(&s->prefetch_wasted);
+	t->prefetch.wasted = stats_wasted(s);
+	t->prefetch.units = stats_guessed(s);
+	t->prefetch.watched = stat_get(&s->prefetch_watched);
+	t->prefetch.hot = stat_get(&s->bulk_by[SCHEDULER_HOT]);
+	t->prefetch.around = stat_get(&s->bulk_by[SCHEDULER_AROUND]);
+	t->prefetch.stride = stat_get(&s->bulk_by[SCHEDULER_STRIDE]);
+	t->prefetch.recent = stat_get(&s->bulk_by[SCHEDULER_RECENT]);
+	t->prefetch.duplicate = stat_get(&s->bulk_twice);
 	d->prefetch = &t->prefetch;
 	d->reconnects = stat_get(&s->reconnects);
 }

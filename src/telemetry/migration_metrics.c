@@ -158,7 +158,14 @@ static void put_pages(struct openmetrics *om, const struct migrations_totals *t)
 		"postcopyd_prefetch_units",
 		OPENMETRICS_COUNTER,
 		NULL,
-		"Pages of 4 KiB fetched ahead near faults: in time, too late, or not needed.",
+		"Pages of 4 KiB fetched by a guess: all, touched in time, faults that were faster, "
+		"never touched.",
+	};
+	static const struct openmetrics_family twice = {
+		"postcopyd_bulk_duplicate_units",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Pages of 4 KiB that bulk received when they were there already.",
 	};
 	const struct labelled fills[] = {
 		{ "write", t->fill_write },      { "memcpy", t->fill_memcpy },
@@ -166,6 +173,7 @@ static void put_pages(struct openmetrics *om, const struct migrations_totals *t)
 		{ "poison", t->pages_poisoned },
 	};
 	const struct labelled results[] = {
+		{ "fetched", t->prefetched },
 		{ "hit", t->prefetch_hit },
 		{ "late", t->prefetch_late },
 		{ "wasted", t->prefetch_wasted },
@@ -175,6 +183,7 @@ static void put_pages(struct openmetrics *om, const struct migrations_totals *t)
 	put_one(om, &missing, t->pages_missing);
 	put_one(om, &bulk, t->bulk_bytes);
 	put_one(om, &in_flight, t->bulk_in_flight);
+	put_one(om, &twice, t->bulk_twice);
 	put_labelled(om, &prefetch, "result", results, COUNTOF(results));
 }
 

@@ -76,7 +76,8 @@ def destination(d):
         "guest_stall_us": stall,
         "stall_joined_us": field(d, "stall_joined", latency),
         "stall_phases_us": field(d, "stall_phases", latency),
-        "prefetch": counters(d.prefetch, "hit", "late", "wasted"),
+        "prefetch": counters(d.prefetch, "units", "watched", "hit", "late", "wasted", "hot", "around",
+                             "stride", "recent", "duplicate"),
         "reconnects": d.reconnects, "holder": d.holder}
 
 

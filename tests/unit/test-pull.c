@@ -585,8 +585,69 @@ static void test_page_that_could_not_be_filled_is_asked_for_again(void **state)
 	assert_int_equal(pull_start_bulk(f.p), 0);
 	wait_complete(&f);
 	assert_int_equal(atomic_load(&failed), 5);
-	/* What came twice for that reason is no waste of the scheduler's. */
-	assert_int_equal(atomic_load(&stats->prefetch_wasted), 0);
+	/* For that reason it came again, and not because it was there. */
+	assert_int_equal(atomic_load(&stats->bulk_twice), 0);
+	stop(&f);
+}
+
+/* Mapped when it is touched, a page tells whether it was guessed well. */
+static void test_guesses_are_judged_by_the_first_touch(void **state)
+{
+	const struct pull_stats *stats;
+	struct error err = ERROR_INIT;
+	struct toucher t[3];
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_LAZY))
+		skip();
+	stats = pull_stats(f.p);
+	pull_set_prefetch(f.p, true);
+	assert_int_equal(pull_start(f.p), 0);
+	touch(&f, &t[0], 5);
+	touched(&f, &t[0]);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	assert_true(readable(f.complete_fd, TIMEOUT_MS));
+	/* Its word without itself, and the words above. */
+	assert_int_equal(atomic_load(&stats->bulk_by[SCHEDULER_AROUND]), 9 * WORD_UNITS - 1);
+	assert_int_equal(stats_guessed(stats), 9 * WORD_UNITS - 1);
+	assert_int_equal(atomic_load(&stats->prefetch_watched), 9 * WORD_UNITS - 1);
+	assert_int_equal(stats_wasted(stats), 9 * WORD_UNITS - 1);
+	/* Two of them, a page of zeroes among them; and one that linear has brought. */
+	touch(&f, &t[0], 6);
+	touch(&f, &t[1], 14);
+	touch(&f, &t[2], PAGES - 1);
+	for (int i = 0; i < 3; i++)
+		touched(&f, &t[i]);
+	wait_count(&stats->fault_minor_ns.count, 3);
+	assert_int_equal(atomic_load(&stats->prefetch_hit), 2);
+	assert_int_equal(atomic_load(&stats->prefetch_missed), 0);
+	assert_int_equal(stats_wasted(stats), 9 * WORD_UNITS - 3);
+	assert_int_equal(pull_finish(f.p, &err), 0);
+	assert_memory_equal(f.g.addr, f.s.content, SIZE);
+	stop(&f);
+}
+
+/* Mapped ahead nothing tells: so nothing is said to be wasted. */
+static void test_guesses_that_are_mapped_are_not_judged(void **state)
+{
+	const struct pull_stats *stats;
+	struct toucher t;
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	stats = pull_stats(f.p);
+	pull_set_prefetch(f.p, true);
+	assert_int_equal(pull_start(f.p), 0);
+	touch(&f, &t, 5);
+	touched(&f, &t);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_complete(&f);
+	assert_int_equal(stats_guessed(stats), 9 * WORD_UNITS - 1);
+	assert_int_equal(atomic_load(&stats->prefetch_watched), 0);
+	assert_int_equal(stats_wasted(stats), 0);
 	stop(&f);
 }
 
@@ -646,7 +707,7 @@ static void test_cap_holds_and_everything_arrives(void **state)
 	most = cap * (ns + 2 * THROTTLE_SLACK_NS) / NSEC_PER_SEC;
 	assert_true(atomic_load(&stats->bulk_bytes) <= most);
 	/* Words were asked for in parts, and nothing twice. */
-	assert_int_equal(atomic_load(&stats->prefetch_wasted), 0);
+	assert_int_equal(atomic_load(&stats->bulk_twice), 0);
 	assert_int_equal(atomic_load(&stats->bulk_in_flight), 0);
 	assert_true(page_source_stats(f.s.source)->requests > 2 * PAGES / WORD_UNITS);
 	stop(&f);
@@ -808,6 +869,8 @@ int main(void)
 		cmocka_unit_test(test_fault_on_a_page_whose_claimer_gives_up_is_asked_again),
 		cmocka_unit_test(test_page_that_could_not_be_mapped_is_mapped_later),
 		cmocka_unit_test(test_page_that_could_not_be_filled_is_asked_for_again),
+		cmocka_unit_test(test_guesses_are_judged_by_the_first_touch),
+		cmocka_unit_test(test_guesses_that_are_mapped_are_not_judged),
 		cmocka_unit_test(test_cap_holds_and_everything_arrives),
 		cmocka_unit_test(test_cap_holds_no_fault_back),
 		cmocka_unit_test(test_streams_change_while_it_runs),
