@@ -200,7 +200,7 @@ def test_back_to_back(host, request):
     request.getfixturevalue("huge_pages")
     for n, shape in enumerate(random.Random(request.node.name).sample(shapes, POINTS * 5 // 2)):
         backend, workload, log, vcpus, policy, map_policy = shape
-        vmms = [*attach_warm(pair, "vm%d" % n, shape)]
+        vmms = attach_warm(pair, "vm%d" % n, shape)
         pair.start("vm%d" % n, warm=policy)
         ended = pair.finish("vm%d" % n, *vmms)
         check_warm(ended, rounds=0 if "max_time" in policy else 1)
@@ -211,4 +211,4 @@ def attach_warm(pair, migration_id, shape):
     backend, workload, log, vcpus, _, map_policy = shape
     return pair.attach(migration_id, {"map": map_policy}, memory="32M", backend=backend,
                        workload=workload, vcpus=vcpus, dirty_log=log, write_percent=50,
-                       flags=discards(backend, log))
+                       source_flags=discards(backend, log))
