@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """An adapter is not the VMM: it is killed, and comes again, and the guest lives on. Each of these
 was the end of a guest when the connection was the VMM's life."""
+import ctypes
 import errno
 import hashlib
+import json
 import os
 import pathlib
 import random
@@ -18,6 +20,7 @@ import pytest
 import foreign
 import harness
 import pyvmm
+import stream
 from keeper import KeptDaemon
 
 SIZE = 1 << 20
@@ -371,3 +374,54 @@ def test_cancel_reaches_an_adapter_that_was_away(host):
         side.start_adapter(again=True)
         assert side.step().startswith("attached")
         assert side.step().split()[0] == {"source": "resume", "destination": "error"}[name]
+
+
+class BusySource(stream.WarmSource):
+    """Its guest writes some pages just before it is paused: they come after that."""
+
+    LAST = range(3, 40)
+
+    def harvest(self):
+        if self.paused:
+            for unit in self.LAST:
+                self.content[unit * stream.UNIT:(unit + 1) * stream.UNIT] = b"w" * stream.UNIT
+                self.log.add(unit)
+        return super().harvest()
+
+
+def read_vmm(pid, addr):
+    """A page of the VMM's, as its own threads would read it: it waits for one that is not there."""
+    page = ctypes.create_string_buffer(stream.UNIT)
+    vectors = [(ctypes.c_void_p * 2)(where, stream.UNIT) for where in (ctypes.addressof(page), addr)]
+    assert pyvmm.libc.process_vm_readv(pid, vectors[0], 1, vectors[1], 1, 0) == stream.UNIT
+    return page.raw
+
+
+def test_daemon_killed_when_pages_may_be_seen_and_nobody_was_given_the_vmstate(host):
+    """With the adapter away that moment lasts: the daemon has its threads, and its record says
+    switching. The next process warmed again, and undid what the VMM had done with what had come."""
+    daemon, side, pidfd = start_one(host, "destination", kind=KeptDaemon, allow=["postcopy:source"])
+    source = BusySource(host.pki.source, pyvmm.guest_content(SIZE), vmstate=b"count 0")
+    host.later(source.close)
+    daemon.prepare_destination("vm1", source.address)
+    addr = json.loads(side.told)["addr"]
+    adapter = connect(daemon, side, pidfd)
+    adapter.attach(SIZE, addr, [*side.uffds, side.memory_fd])
+    adapter.close()
+    wait_detached(daemon)
+    daemon.call("Start", id="vm1", warm={})
+    harness.eventually(lambda: source.paused, "it has asked for the switchover")
+    assert read_vmm(side.vmm.pid, addr + 5 * stream.UNIT) == b"w" * stream.UNIT
+    assert state_of(daemon)[0] == "switching"
+    os.pwrite(side.memory_fd, b"v" * stream.UNIT, 5 * stream.UNIT)
+    asked, tracks = len(source.asked), source.tracks
+    daemon.crash_and_restart()
+    assert state_of(daemon)[0] == "switching"
+    side.start_adapter(again=True)
+    daemon.wait_for_state("vm1", "complete")
+    again = {first + bit for _, first, mask in source.asked[asked:] for bit in range(64)
+             if mask >> bit & 1}
+    assert again == set(source.LAST) - {5} and source.tracks == tracks
+    source.content[5 * stream.UNIT:6 * stream.UNIT] = b"v" * stream.UNIT
+    seen = harness.eventually(lambda: side.ask("seen"), "the guest has read all of its memory")
+    assert seen == hashlib.sha256(bytes(source.content)).hexdigest()

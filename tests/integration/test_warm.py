@@ -59,6 +59,21 @@ def test_each_policy_and_memory(pair, huge_pages, policy, map_policy, backend): 
     check_warm(pair.finish("vm1", *vmms), rounds=0 if "max_time" in policy else 1)
 
 
+@pytest.mark.parametrize("dirty_log", ("kvm", "ring"))
+def test_data_turns_zero_and_back_and_its_vmm_discards(pair, dirty_log):
+    vmms = pair.attach("vm1", workload="zeroes", dirty_log=dirty_log, vcpus=2, write_percent=60,
+                       source_flags=["discard"])
+    pair.start("vm1", warm={"max_rounds": 4})
+    check_warm(pair.finish("vm1", *vmms))
+
+
+def test_discards_that_the_kernel_does_not_see_are_not_warmed(pair):
+    vmms = pair.attach("vm1", dirty_log="wp", source_flags=["discard"])
+    pair.start("vm1", warm={})
+    ended = pair.finish("vm1", *vmms)
+    assert "balloon" in ended["warm"]["refused"]
+
+
 def test_until_it_is_told(pair):
     vmms = pair.attach("vm1", vcpus=2)
     pair.start("vm1", warm={}, switchover=False)

@@ -25,6 +25,9 @@ enum pages_switch {
 	PAGES_FORGET = 1 << 14,
 	PAGES_KEPT_HARVEST = 1 << 15,
 	PAGES_NO_HARVEST = 1 << 16,
+	PAGES_NOTE_VISIBLE = 1 << 17,
+	PAGES_LATE_RECORD = 1 << 18,
+	PAGES_LATE_FIRST = 1 << 19,
 };
 
 /* The memory, and how it is filled: by the fault thread and by bulk. */
@@ -75,6 +78,7 @@ struct pages {
 	unsigned int kept : 2, kept_known : 1;
 	/* Page state, by unit. */
 	unsigned int claimed : 2, present : 2, wanted : 2, copying : 2, written : 2;
+	unsigned int visible : 1; /* in it: what comes may be seen from now on */
 	/* A discard whose event was taken and is not applied: in the page state's memfd. 0: none.
 	 */
 	unsigned int slot : 2;
@@ -95,7 +99,13 @@ struct pages {
 	unsigned int process : 2;
 	unsigned int switching : 1; /* in the record */
 	unsigned int applied : 1;   /* the last harvest, by this process */
+	unsigned int started : 1;   /* this process has the threads that show what comes */
+	unsigned int seen : 1;      /* some process had: so the VMM may have seen something */
 	unsigned int moved : 1;     /* the guest may run here; in the record */
+	/* The VMM makes its memory when it has the vmstate; that it came is in the record; and
+	 * here.
+	 */
+	unsigned int late : 1, late_came : 1, late_taken : 1;
 	/* To bulk, while the guest has not moved: read, and what of it is not so any more. */
 	unsigned int answer : 2, answer_zero : 2, answer_old : 2;
 	unsigned int stopping : 1; /* SIGTERM */
@@ -153,7 +163,8 @@ static bool mappings_change(const struct pages *s)
 
 static bool runs(const struct pages *s, enum actor i)
 {
-	return s->process == PROCESS_RUNS && s->threads[i].step != THREAD_ENDED;
+	return s->process == PROCESS_RUNS && s->threads[i].step != THREAD_ENDED &&
+	       (s->started || i == BULK_THREAD);
 }
 
 static void check_unit(const struct pages *s, unsigned int unit)
@@ -197,12 +208,13 @@ static void map(struct pages *s, unsigned int page)
 	wake(s, page);
 }
 
+/* Or the VMM, by which it is loaded, from when it may see what comes. */
 static bool guest_writes(void *state, unsigned int unit)
 {
 	struct pages *s = state;
 	unsigned int page = page_of(s, unit);
 
-	if (s->asleep || !s->moved)
+	if (s->asleep || !s->seen)
 		return false;
 	if (s->mapped >> page & 1) {
 		set_content(s, unit, GUEST);
@@ -221,7 +233,7 @@ static bool vmm_discards(void *state, unsigned int unit)
 {
 	struct pages *s = state;
 
-	if (s->vmm != VMM_IDLE || !s->discards || (is_huge(s) && unit))
+	if (s->vmm != VMM_IDLE || !s->discards || !s->seen || (is_huge(s) && unit))
 		return false;
 	s->discards--;
 	s->discard_page = page_of(s, unit);
@@ -354,11 +366,13 @@ static bool look_whether_present(void *state)
 /* Of what comes: while it is read, and when all stands still. */
 static unsigned int zero_of(const struct pages *s)
 {
-	return s->moved ? s->zero : s->answer_zero;
+	return s->started ? s->zero : s->answer_zero;
 }
 
 static void renew(struct pages *s, unsigned int units)
 {
+	if (s->visible)
+		return;
 	s->present &= ~units;
 	s->claimed &= ~units;
 }
@@ -404,7 +418,7 @@ static bool track(void *state)
 {
 	struct pages *s = state;
 
-	if (!may_warm(s) || s->logged)
+	if (!may_warm(s) || s->logged || s->late)
 		return false;
 	s->logged = 1;
 	s->log = 0;
@@ -438,7 +452,7 @@ static bool record_switchover(void *state)
 {
 	struct pages *s = state;
 
-	if (!may_warm(s) || !s->logged || !is_held(s))
+	if (!may_warm(s) || !(s->logged || s->late) || !is_held(s))
 		return false;
 	s->switching = 1;
 	return true;
@@ -467,14 +481,44 @@ static bool apply_harvest(void *state)
 	return true;
 }
 
+/* migrate/late.c: the VMM loads, and says MEMORY; what it has is emptied, registered, kept. */
+static bool take_memory(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_RUNS || !s->late || !s->applied || s->late_taken || s->stopping)
+		return false;
+	if (s->wrote)
+		model_violation("what the VMM has loaded is taken from it");
+	s->content0 = s->content1 = EMPTY;
+	s->mapped = 0;
+	s->registered = s->late_taken = 1;
+	s->late_came = !model_lacks(PAGES_LATE_RECORD);
+	return true;
+}
+
+/* pull_start() */
+static bool start_threads(void *state)
+{
+	struct pages *s = state;
+
+	if (s->process != PROCESS_RUNS || !s->applied || s->started || s->stopping)
+		return false;
+	if (s->late && !s->late_taken && !model_lacks(PAGES_LATE_FIRST))
+		return false;
+	s->visible = !model_lacks(PAGES_NOTE_VISIBLE);
+	s->started = s->seen = 1;
+	s->answer = s->answer_zero = s->answer_old = 0;
+	return true;
+}
+
 static bool give_vmstate(void *state)
 {
 	struct pages *s = state;
 
-	if (s->process != PROCESS_RUNS || !s->applied || s->moved)
+	if (s->process != PROCESS_RUNS || !s->started || s->moved || (s->late && !s->late_taken))
 		return false;
 	s->moved = 1;
-	s->answer = s->answer_zero = s->answer_old = 0;
 	return true;
 }
 
@@ -493,7 +537,7 @@ static unsigned int lowest(unsigned int units)
 
 static bool copies(const struct pages *s, enum actor i)
 {
-	return s->moved &&
+	return s->started &&
 	       (s->kind <= KIND_MEMFD_EAGER || (s->kind == KIND_MEMFD_LAZY && i == FAULT_THREAD));
 }
 
@@ -516,12 +560,10 @@ static bool claim(void *state, unsigned int i)
 
 	if (!may_act(s, i, THREAD_IDLE) || s->finishing || s->stopping)
 		return false;
-	if (!s->moved && i == FAULT_THREAD)
-		return false;
 	for (unsigned int page = 0; i == FAULT_THREAD && page < UNITS; page++)
 		if (s->faults >> page & 1)
 			come |= units_of(s, page) & ~s->present;
-	if (!s->moved)
+	if (!s->started)
 		come = s->answer;
 	t->claimed = come & ~(model_lacks(PAGES_ONE_CLAIM) ? s->present : s->claimed);
 	if (!t->claimed)
@@ -530,7 +572,7 @@ static bool claim(void *state, unsigned int i)
 	t->left = t->claimed & ~zero_of(s);
 	/* Bytes that may be there are written over, by zeroes, too. */
 	t->left |= t->claimed & s->written;
-	if (!s->moved && !model_lacks(PAGES_WRITTEN))
+	if (!s->started && !model_lacks(PAGES_WRITTEN))
 		s->written |= t->left;
 	fill_next(t);
 	if (model_lacks(PAGES_FILL_BEFORE_PUBLISH))
@@ -689,8 +731,8 @@ static bool see_wanted(void *state, unsigned int i)
 		if (is_page_present(s, page))
 			whole |= 1u << page;
 	t->claimed = 0;
-	t->to_map = s->moved || model_lacks(PAGES_HIDDEN) ? pages & whole : 0;
-	if (!s->moved)
+	t->to_map = s->started || model_lacks(PAGES_HIDDEN) ? pages & whole : 0;
+	if (!s->started)
 		s->answer = s->answer_zero = s->answer_old = 0;
 	t->step = t->to_map ? THREAD_MAPS : THREAD_IDLE;
 	return true;
@@ -812,7 +854,8 @@ static void lose_process(struct pages *s)
 	/* What the source had found was for one who asks once. */
 	if (model_lacks(PAGES_KEPT_HARVEST) && !s->applied)
 		s->kept = 0;
-	s->applied = 0;
+	s->applied = s->started = 0;
+	s->late_taken = s->late_came;
 	s->threads[FAULT_THREAD] = s->threads[BULK_THREAD] = (struct thread){ 0 };
 	if (model_lacks(PAGES_JOURNAL))
 		s->slot = 0;
@@ -845,7 +888,7 @@ static bool ends(void *state)
 	struct pages *s = state;
 
 	if (s->process != PROCESS_RUNS || !s->stopping ||
-	    s->threads[FAULT_THREAD].step != THREAD_ENDED ||
+	    (s->started && s->threads[FAULT_THREAD].step != THREAD_ENDED) ||
 	    s->threads[BULK_THREAD].step != THREAD_ENDED)
 		return false;
 	lose_process(s);
@@ -886,12 +929,14 @@ static bool go_on(void *state)
 			s->claimed &= ~bit;
 	}
 	wake(s, s->fault_page);
+	s->started = s->moved;
 	s->process = PROCESS_RUNS;
 	return true;
 }
 
 static const struct rule rules[] = {
-	{ RULE_STEP, "vCPU", "writes to unit %u", .take_each = guest_writes },
+	{ RULE_STEP, "vCPU, or VMM that loads it,", "writes to unit %u",
+	  .take_each = guest_writes },
 	{ RULE_OPERATOR, "VMM", "calls madvise() to discard unit %u", .take_each = vmm_discards },
 	{ RULE_STEP, "VMM", "its madvise() raises an event, and sleeps", .take = vmm_raises_event },
 	{ RULE_STEP, "VMM", "its madvise() wakes", .take = vmm_goes_on },
@@ -909,7 +954,11 @@ static const struct rule rules[] = {
 	{ RULE_STEP, "conductor", "records that it will switch over", .take = record_switchover },
 	{ RULE_STEP, "source", "pauses its guest", .take = pause_source },
 	{ RULE_STEP, "conductor", "hears what was written last", .take = apply_harvest },
-	{ RULE_STEP, "loop", "gives the vmstate to the VMM", .take = give_vmstate },
+	{ RULE_STEP, "loop", "takes the memory that the VMM has made late", .take = take_memory },
+	{ RULE_STEP, "conductor", "has threads; what comes may be seen now",
+	  .take = start_threads },
+	{ RULE_STEP, "loop", "records that the guest may run here, and gives it over",
+	  .take = give_vmstate },
 	{ RULE_STEP, "%s thread", "claims what has come", .take_each = claim },
 	{ RULE_STEP, "%s thread", "notes that it will copy", .take_each = note_copy },
 	{ RULE_STEP, "%s thread", "fills, by UFFDIO_COPY", .take_each = copy },
@@ -955,9 +1004,19 @@ static unsigned int all_luck;
 
 static bool initial(unsigned int i, void *state)
 {
-	/* Warm: not anonymous memory. */
-	if (i == 3 * KINDS - 1)
+	if (i == 4 * KINDS - 1)
 		return false;
+	if (i >= 3 * KINDS - 1) {
+		*(struct pages *)state = (struct pages){
+			.kind = i - (3 * KINDS - 1),
+			.zero = 1u << 1,
+			.late = 1,
+			.discards = 1,
+			.luck = all_luck - 1,
+		};
+		return true;
+	}
+	/* Warm: not anonymous memory. */
 	if (i >= 2 * KINDS) {
 		*(struct pages *)state = (struct pages){
 			.kind = i - 2 * KINDS + 1,
@@ -971,6 +1030,9 @@ static bool initial(unsigned int i, void *state)
 	*(struct pages *)state = (struct pages){
 		.kind = i % KINDS,
 		.zero = i < KINDS ? 1u << 1 : 0,
+		.visible = 1,
+		.started = 1,
+		.seen = 1,
 		.moved = 1,
 		.registered = 1,
 		.discards = 1,
@@ -993,6 +1055,8 @@ static void print(const void *state)
 
 /* The initial state in which the guest runs at the source still. */
 #define WARM(kind) (2 * KINDS + (kind)-1)
+/* And that in which its memory will be there when it is loaded. */
+#define LATE(kind) (3 * KINDS - 1 + (kind))
 
 static const struct mend mends[] = {
 	{ "fill-before-publish", "invariant 2: content is in place before it is published",
@@ -1028,6 +1092,16 @@ static const struct mend mends[] = {
 	  PAGES_KEPT_HARVEST, WARM(KIND_MEMFD_LAZY) },
 	{ "no-harvest", "where the source knows nothing, nothing counts", PAGES_NO_HARVEST,
 	  WARM(KIND_HUGE_LAZY) },
+	{ "note-visible",
+	  "invariant 1: that what comes may be seen is noted before it can be, and for every "
+	  "process",
+	  PAGES_NOTE_VISIBLE, WARM(KIND_MEMFD_LAZY) },
+	{ "note-visible-late", "the same, where the VMM loads, and nobody has recorded that it may",
+	  PAGES_NOTE_VISIBLE, LATE(KIND_MEMFD_EAGER) },
+	{ "late-record", "late memory: that it came is in the record before anything comes into it",
+	  PAGES_LATE_RECORD, LATE(KIND_ANONYMOUS) },
+	{ "late-first", "late memory: nothing comes before it is here and empty", PAGES_LATE_FIRST,
+	  LATE(KIND_HUGE_LAZY) },
 	{ "fills-end", "B10: a fill that is refused is given up where the daemon is to end",
 	  PAGES_FILLS_END, KIND_ANONYMOUS },
 };
