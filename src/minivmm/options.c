@@ -40,6 +40,7 @@ static const struct choice workloads[] = {
 	{ "sequential", GUEST_SEQUENTIAL },
 	{ "random", GUEST_RANDOM },
 	{ "hotcold", GUEST_HOTCOLD },
+	{ "stride", GUEST_STRIDE },
 	{ "idle", GUEST_IDLE },
 	{ NULL, 0 },
 };
@@ -82,7 +83,7 @@ static const struct spec {
 	{ "backend", "KIND", "memfd, hugetlb, hugetlb-1g, guest_memfd or anon (memfd)", KIND_CHOICE,
 	  AT(backend), .choices = backends },
 	{ "vcpus", "N", "1 to 8 (1)", KIND_NUMBER, AT(vcpus), .min = 1, .max = GUEST_VCPUS_MAX },
-	{ "workload", "W", "sequential, random, hotcold or idle (random)", KIND_CHOICE,
+	{ "workload", "W", "sequential, random, hotcold, stride or idle (random)", KIND_CHOICE,
 	  AT(workload), .choices = workloads },
 	{ "write-percent", "P", "share of accesses that write (30)", KIND_NUMBER, AT(write_percent),
 	  .max = 100 },
@@ -101,6 +102,8 @@ static const struct spec {
 	{ "fetch", "N",
 	  "destination: before the guest runs, ask for what it needs first and N more pages",
 	  KIND_NUMBER, AT(fetch_pages), .max = 1u << 20 },
+	{ "hot", NULL, "destination: say that what its vCPUs run in and on is needed first",
+	  KIND_FLAG, AT(hot) },
 	{ "userfault", NULL, "destination: vCPU faults as KVM exits (needs KVM userfault)",
 	  KIND_FLAG, AT(userfault) },
 	{ "private-region", NULL, "say that the guest has private memory, too: it can't migrate",
@@ -217,8 +220,9 @@ static int check(struct options *o, struct postcopy_error *err)
 	o->backend &= 0xff;
 	if (o->userfault && o->backend != POSTCOPY_MEMORY_GUEST_MEMFD)
 		return fail(err, -EINVAL, "--userfault is for --backend guest_memfd");
-	if ((o->userfault || o->fetch_pages) && o->role != ROLE_DESTINATION)
-		return fail(err, -EINVAL, "--userfault and --fetch are for --role destination");
+	if ((o->userfault || o->fetch_pages || o->hot) && o->role != ROLE_DESTINATION)
+		return fail(err, -EINVAL,
+		            "--userfault, --fetch and --hot are for --role destination");
 	if (o->discard && (o->role != ROLE_DESTINATION || o->page_size != GUEST_PAGE_BYTES ||
 	                   o->backend == POSTCOPY_MEMORY_GUEST_MEMFD))
 		return fail(err, -EINVAL,

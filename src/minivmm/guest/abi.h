@@ -57,6 +57,7 @@ enum guest_workload {
 	GUEST_RANDOM,
 	GUEST_HOTCOLD, /* 80 % of the accesses to 20 % of the pages */
 	GUEST_IDLE,
+	GUEST_STRIDE, /* column by column of a matrix with rows of 1 MiB */
 	GUEST_WORKLOADS,
 };
 
