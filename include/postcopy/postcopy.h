@@ -500,8 +500,8 @@ POSTCOPY_API int postcopy_destination_could_not_run(struct postcopy *p, const ch
  * the guest it takes from here first, in the order in which it was named; faults go before all of
  * it. So name little: what the vmstate says the vCPUs run in and on (page tables, stacks, rings),
  * or what this VMM's own statistics say. From attach on, best before postcopy_destination_loaded();
- * the first 64 count. A daemon that was started again has forgotten them, an older one ignores
- * them. By nobody's word pages come twice, or not at all.
+ * the first 64 count. They go by one of the migration's 64 channels. A daemon that was started
+ * again has forgotten them, an older one ignores them. Each page comes once, named or not.
  *
  * Return: 0; -EINVAL on a source, or where the range is none; -EPIPE where the daemon is gone.
  */
