@@ -496,6 +496,22 @@ POSTCOPY_API int postcopy_destination_could_not_run(struct postcopy *p, const ch
                                                     struct postcopy_error *err);
 
 /**
+ * postcopy_destination_hot() - what the guest will need soon, before the rest
+ * @guest_phys_addr, @len: within one region; bytes, multiples of 4096
+ *
+ * A hint, and no fetch: it waits for nothing, and has no answer. What the daemon brings ahead of
+ * the guest it takes from here first, in the order in which it was named; faults go before all of
+ * it. So name little: what the vmstate says the vCPUs run in and on (page tables, stacks, rings),
+ * or what this VMM's own statistics say. From attach on, best before postcopy_destination_loaded();
+ * the first 64 count. They go by one of the migration's 64 channels. A daemon that was started
+ * again has forgotten them, an older one ignores them. Each page comes once, named or not.
+ *
+ * Return: 0; -EINVAL on a source, or where the range is none; -EPIPE where the daemon is gone.
+ */
+POSTCOPY_API int postcopy_destination_hot(struct postcopy *p, uint64_t guest_phys_addr,
+                                          uint64_t len, struct postcopy_error *err);
+
+/**
  * postcopy_channel_open() - a way to ask for pages
  * @p: a destination's attachment, in any state but failed; not needed after this
  * @ret: for postcopy_channel_close(); untouched on failure

@@ -106,6 +106,21 @@ static void print_faults(struct json_object *m)
 	putchar('\n');
 }
 
+/* What was brought by a guess. How good they were is known where pages are mapped when touched. */
+static void print_prefetch(struct json_object *m)
+{
+	uint64_t units = json_count_or(m, "prefetch.units", 0);
+
+	if (!units)
+		return;
+	printf("  %-12s %s pages by guess", "prefetch", text_count(units).s);
+	if (json_count_or(m, "prefetch.watched", 0))
+		printf(", %s hit, %s not touched",
+		       text_count(json_count_or(m, "prefetch.hit", 0)).s,
+		       text_count(json_count_or(m, "prefetch.wasted", 0)).s);
+	printf(", %s faults were faster\n", text_count(json_count_or(m, "prefetch.late", 0)).s);
+}
+
 static void print_served(struct json_object *m)
 {
 	uint64_t requests;
@@ -189,6 +204,7 @@ void migration_print(struct json_object *m)
 	print_downtime(m);
 	print_speed(m);
 	print_faults(m);
+	print_prefetch(m);
 	print_served(m);
 	print_holder(m);
 }

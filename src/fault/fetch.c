@@ -79,7 +79,9 @@ static int locate(const struct region_table *regions, const struct fetch_request
 void fetch_table_read(struct fetch_table *t, unsigned int channel,
                       const struct region_table *regions)
 {
-	while (t->channels[channel] >= 0 && fetch_table_has_room(t)) {
+	/* What leaves the table as it was may come for ever: others have their turn meanwhile. */
+	for (unsigned int i = 0;
+	     i < FETCHES_MAX && t->channels[channel] >= 0 && fetch_table_has_room(t); i++) {
 		struct fetch *f = &t->fetches[t->n];
 		uint8_t buf[FETCH_REQUEST_BYTES_MAX + 1];
 		struct fetch_request q;

@@ -48,7 +48,8 @@ int fetch_table_add_channel(struct fetch_table *t, int fd);
 /*
  * fetch_table_read() - take the requests that wait on a channel
  *
- * What makes no sense is answered by EINVAL; who sends no requests at all is cut off.
+ * What makes no sense is answered by EINVAL; who sends no requests at all is cut off. Of many some
+ * are left for the next call.
  */
 void fetch_table_read(struct fetch_table *t, unsigned int channel,
                       const struct region_table *regions);

@@ -221,6 +221,7 @@ static int make(enum vmm_wire_role role, int pidfd, struct postcopy **ret, struc
 	p->role = role;
 	p->state = role == VMM_WIRE_SOURCE ? STATE_RUNNING : STATE_WAITING;
 	p->sock = p->uffd = p->vmstate_fd = p->poison_fd = p->pidfd = p->stage_fd = -1;
+	p->hot_sock = -1;
 	if (pid < 0)
 		return error_errno(err, pid, "the VMM's pidfd");
 	p->vmm = pid;
@@ -687,6 +688,7 @@ struct postcopy *postcopy_detach(struct postcopy *p)
 	unregister_regions(p);
 	dirty_release(p);
 	close_fd(&p->vmstate_fd);
+	close_fd(&p->hot_sock);
 	close_fd(&p->poison_fd);
 	close_fd(&p->pidfd);
 	close_fd(&p->sock);

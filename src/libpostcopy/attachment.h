@@ -48,6 +48,7 @@ struct postcopy {
 		bool last_is_in; /* the harvest of the guest that was stopped */
 		uint64_t number; /* of what was asked */
 	} dirty;
+	int hot_sock; /* destination: by which hot ranges are named; -1: none were */
 	char load_error[ERROR_TEXT_MAX];
 	enum vmm_wire_type load_error_type; /* ERROR, or COULD_NOT_RUN */
 	/* The VMM, where that is another process; -1, 0: it is this one. */

@@ -91,6 +91,23 @@ static int load(struct destination *dst, const struct postcopy_event *event,
 	return 0;
 }
 
+static int name_range(struct session *s, struct image_range r, struct postcopy_error *err)
+{
+	return postcopy_destination_hot(s->postcopy, r.start, r.len, err);
+}
+
+/* What the vCPUs touch before anything else, and with everything. */
+static int name_hot(struct session *s, struct postcopy_error *err)
+{
+	struct image_range needed[IMAGE_NEEDED_MAX];
+	unsigned int n = image_needed(&s->boot, needed);
+	int rc = 0;
+
+	for (unsigned int i = 0; !rc && i < n; i++)
+		rc = name_range(s, needed[i], err);
+	return rc ? rc : name_range(s, image_generations(&s->boot), err);
+}
+
 static int resume(struct destination *dst, const struct postcopy_event *event,
                   struct postcopy_error *err)
 {
@@ -99,6 +116,8 @@ static int resume(struct destination *dst, const struct postcopy_event *event,
 	int rc = load(dst, event, err);
 
 	close(event->vmstate_fd);
+	if (!rc && s->options.hot)
+		rc = name_hot(s, err);
 	if (!rc && dst->channel)
 		rc = fetch_ahead(s, dst->channel, err);
 	dst->channel = postcopy_channel_close(dst->channel);

@@ -128,6 +128,14 @@ unsigned int image_needed(const struct guest_boot *boot, struct image_range ret[
 	return n;
 }
 
+struct image_range image_generations(const struct guest_boot *boot)
+{
+	return (struct image_range){
+		GUEST_GENERATIONS,
+		round_up(boot->memory_bytes / GUEST_PAGE_BYTES * sizeof(uint32_t), GUEST_PAGE_BYTES)
+	};
+}
+
 uint64_t image_touched(const struct memory *m, unsigned int vcpus)
 {
 	uint64_t sum = 0;

@@ -30,6 +30,9 @@ struct image_range {
 /* What the vCPUs touch before anything else. Return: how many pieces. */
 unsigned int image_needed(const struct guest_boot *boot, struct image_range ret[IMAGE_NEEDED_MAX]);
 
+/* And what is touched with each access of a data page: their generations. */
+struct image_range image_generations(const struct guest_boot *boot);
+
 /* How many data pages the guest has touched since the pause. */
 uint64_t image_touched(const struct memory *m, unsigned int vcpus);
 

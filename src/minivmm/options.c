@@ -37,9 +37,13 @@ static const struct choice backends[] = {
 };
 
 static const struct choice workloads[] = {
-	{ "sequential", GUEST_SEQUENTIAL }, { "random", GUEST_RANDOM },
-	{ "hotcold", GUEST_HOTCOLD },       { "idle", GUEST_IDLE },
-	{ "zeroes", GUEST_ZEROES },         { NULL, 0 },
+	{ "sequential", GUEST_SEQUENTIAL },
+	{ "random", GUEST_RANDOM },
+	{ "hotcold", GUEST_HOTCOLD },
+	{ "stride", GUEST_STRIDE },
+	{ "idle", GUEST_IDLE },
+	{ "zeroes", GUEST_ZEROES },
+	{ NULL, 0 },
 };
 
 static const struct choice dirty_logs[] = {
@@ -80,7 +84,7 @@ static const struct spec {
 	{ "backend", "KIND", "memfd, hugetlb, hugetlb-1g, guest_memfd or anon (memfd)", KIND_CHOICE,
 	  AT(backend), .choices = backends },
 	{ "vcpus", "N", "1 to 8 (1)", KIND_NUMBER, AT(vcpus), .min = 1, .max = GUEST_VCPUS_MAX },
-	{ "workload", "W", "sequential, random, hotcold, zeroes or idle (random)", KIND_CHOICE,
+	{ "workload", "W", "sequential, random, hotcold, stride, zeroes or idle (random)", KIND_CHOICE,
 	  AT(workload), .choices = workloads },
 	{ "write-percent", "P", "share of accesses that write (30)", KIND_NUMBER, AT(write_percent),
 	  .max = 100 },
@@ -99,6 +103,8 @@ static const struct spec {
 	{ "fetch", "N",
 	  "destination: before the guest runs, ask for what it needs first and N more pages",
 	  KIND_NUMBER, AT(fetch_pages), .max = 1u << 20 },
+	{ "hot", NULL, "destination: say that what its vCPUs run in and on is needed first",
+	  KIND_FLAG, AT(hot) },
 	{ "userfault", NULL, "destination: vCPU faults as KVM exits (needs KVM userfault)",
 	  KIND_FLAG, AT(userfault) },
 	{ "private-region", NULL, "say that the guest has private memory, too: it can't migrate",
@@ -215,8 +221,9 @@ static int check(struct options *o, struct postcopy_error *err)
 	o->backend &= 0xff;
 	if (o->userfault && o->backend != POSTCOPY_MEMORY_GUEST_MEMFD)
 		return fail(err, -EINVAL, "--userfault is for --backend guest_memfd");
-	if ((o->userfault || o->fetch_pages) && o->role != ROLE_DESTINATION)
-		return fail(err, -EINVAL, "--userfault and --fetch are for --role destination");
+	if ((o->userfault || o->fetch_pages || o->hot) && o->role != ROLE_DESTINATION)
+		return fail(err, -EINVAL,
+		            "--userfault, --fetch and --hot are for --role destination");
 	if (o->discard && (o->role == ROLE_ALONE || o->page_size != GUEST_PAGE_BYTES ||
 	                   o->backend == POSTCOPY_MEMORY_GUEST_MEMFD))
 		return fail(err, -EINVAL,

@@ -31,6 +31,7 @@ struct options {
 	uint64_t vmstate_pad_bytes;
 	uint64_t status_fd;
 	uint64_t fetch_pages;
+	uint64_t hot;            /* boolean */
 	uint64_t userfault;      /* boolean */
 	uint64_t private_region; /* boolean */
 	uint64_t discard;        /* boolean */

@@ -33,9 +33,9 @@
  * the scheduler can be held: it hands out nothing, and when no word is asked any more no answer is
  * under way. Then units may be renewed, and all begins again from the bottom.
  *
- * Bounded: the latest HINTS faults, AROUNDS of them that are worked on, a few strides; two bits a
- * page of 4 KiB (asked, and written before). A pick looks at so many places and RECENT_WORDS words
- * at most, but for what linear passes over.
+ * Bounded: the latest HINTS faults, AROUNDS of them that are worked on, a few strides; a bit a word
+ * (asked), and one a page of 4 KiB (written before). A pick looks at so many places and RECENT_WORDS
+ * words at most, but for what linear passes over.
  *
  * Threads: any. Faults and hot ranges are posted without a lock, for the fault path never waits;
  * the rest is under one mutex that bulk threads hold for microseconds.

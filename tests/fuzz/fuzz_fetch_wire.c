@@ -119,6 +119,9 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 			poison_record_encode(&record, buf);
 		}
 		return 1 + i * POISON_RECORD_BYTES;
+	case 5:
+		request.hot = true;
+		return 1 + fetch_request_encode(&request, buf);
 	default:
 		return 0;
 	}

@@ -38,7 +38,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
     (("prepare", "vm7", "--role", "=", "d"), {"destination"}),
     (("prepare", "vm7", "--map", ""), {"auto", "eager", "lazy"}),
     (("bench", "--backend", "h"), {"hugetlb", "hugetlb-1g"}),
-    (("bench", "--workload", ""), {"sequential", "random", "hotcold", "idle"}),
+    (("bench", "--workload", ""), {"sequential", "random", "hotcold", "stride", "idle"}),
     (("bench", "--vcpus", ""), set()),
     (("bench", ""), set()),
     (("nonsense", ""), set()),

@@ -355,6 +355,60 @@ static void test_a_discard_of_a_part_of_a_huge_page(void **state)
 	assert_true(page_state_page_present(d->state, 1, 0));
 }
 
+static void say_hot(int vmm, uint64_t addr, uint64_t len)
+{
+	struct fetch_request q = { .guest_phys_addr = addr, .len = len, .hot = true };
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX];
+
+	assert_int_equal(fetch_request_encode(&q, buf), sizeof buf);
+	assert_int_equal(send(vmm, buf, sizeof buf, 0), sizeof buf);
+}
+
+/* A hint is no fetch: bulk asks for it first, and nobody is answered. */
+static void test_hot_ranges_are_told_to_the_scheduler(void **state)
+{
+	struct daemon *d = *state;
+	struct scheduler_item item;
+
+	assert_int_equal(scheduler_new(&d->regions, d->state, &d->fetches.scheduler, NULL), 0);
+	say_hot(d->vmm, MIB + 3 * WORD_UNITS * PAGE, 4 * MIB - 3 * WORD_UNITS * PAGE);
+	say_hot(d->vmm, MIB + PAGE, PAGE);
+	/* These are no ranges of the guest's. */
+	say_hot(d->vmm, 0, PAGE);
+	say_hot(d->vmm, MIB, 5 * MIB);
+	say_hot(d->vmm, MIB, 0);
+	serve(d);
+	expect_none(d->vmm);
+	assert_int_equal(d->fetches.n, 0);
+	assert_int_equal(d->faults.n, 0);
+	for (uint64_t word = 3; word < 4 * MIB / PAGE / WORD_UNITS; word++) {
+		assert_true(scheduler_next(d->fetches.scheduler, &item));
+		assert_int_equal(item.why, SCHEDULER_HOT);
+		assert_int_equal(item.word, word);
+	}
+	assert_true(scheduler_next(d->fetches.scheduler, &item));
+	assert_true(item.why == SCHEDULER_HOT && !item.word && item.want_mask == 2);
+	assert_true(scheduler_next(d->fetches.scheduler, &item));
+	assert_int_equal(item.why, SCHEDULER_LINEAR);
+	d->fetches.scheduler = scheduler_free(d->fetches.scheduler);
+}
+
+/* Who says hints without end holds nobody up. */
+static void test_hints_without_end_are_taken_by_turns(void **state)
+{
+	struct daemon *d = *state;
+	struct pollfd left = { .fd = d->fetches.channels[0], .events = POLLIN };
+
+	assert_int_equal(setsockopt(d->vmm, SOL_SOCKET, SO_SNDBUF, &(int){ 1 << 20 }, sizeof(int)),
+	                 0);
+	for (unsigned int i = 0; i < FETCHES_MAX + 1; i++)
+		say_hot(d->vmm, MIB, PAGE);
+	fetch_table_read(&d->fetches, 0, &d->regions);
+	assert_int_equal(poll(&left, 1, 0), 1);
+	fetch_table_read(&d->fetches, 0, &d->regions);
+	assert_int_equal(poll(&left, 1, 0), 0);
+}
+
 static void test_the_end_is_told(void **state)
 {
 	struct daemon *d = *state;
@@ -806,6 +860,37 @@ static uint64_t requested_discard(struct vmm *v, uint64_t addr, uint64_t len)
 	return q.tag;
 }
 
+/* By a channel of their own, that is opened once; and whatever becomes of it, it is no failure. */
+static void test_hot_ranges_are_named(void **state)
+{
+	struct vmm_wire_msg msg;
+	struct vmm *v = *state;
+	struct fetch_request q;
+	uint8_t buf[FETCH_REQUEST_BYTES_MAX + 1];
+	int fds[VMM_WIRE_FDS_MAX];
+	size_t n_fds;
+
+	NEED(v);
+	assert_int_equal(postcopy_destination_hot(v->p, 0, MIB + PAGE, NULL), -EINVAL);
+	assert_int_equal(postcopy_destination_hot(v->p, MIB, PAGE, NULL), -EINVAL);
+	assert_int_equal(postcopy_destination_hot(v->p, 5, PAGE, NULL), -EINVAL);
+	assert_int_equal(postcopy_destination_hot(v->p, 0, 0, NULL), -EINVAL);
+	assert_int_equal(postcopy_destination_hot(v->p, PAGE, MIB - PAGE, NULL), 0);
+	assert_int_equal(postcopy_destination_hot(v->p, 0, PAGE, NULL), 0);
+	assert_int_equal(vmm_wire_recv(v->sock, 0, &msg, fds, &n_fds, NULL), 0);
+	assert_int_equal(msg.type, VMM_WIRE_CHANNEL);
+	assert_int_equal(recv(fds[0], buf, sizeof buf, 0), FETCH_REQUEST_BYTES_MAX);
+	assert_true(fetch_request_decode(buf, FETCH_REQUEST_BYTES_MAX, &q));
+	assert_true(q.hot && q.guest_phys_addr == PAGE && q.len == MIB - PAGE);
+	assert_int_equal(recv(fds[0], buf, sizeof buf, 0), FETCH_REQUEST_BYTES_MAX);
+	assert_true(fetch_request_decode(buf, FETCH_REQUEST_BYTES_MAX, &q));
+	assert_true(q.hot && !q.guest_phys_addr && q.len == PAGE);
+	/* An older daemon knows no hints. */
+	close(fds[0]);
+	assert_int_equal(postcopy_destination_hot(v->p, 0, PAGE, NULL), 0);
+	assert_int_equal(postcopy_channel_fetch(v->ch, 0, PAGE, 0, NULL), -ETIMEDOUT);
+}
+
 /* Of a daemon that was started again it is asked again; what is large goes in pieces. */
 static void test_a_discard_is_told_until_it_is_answered(void **state)
 {
@@ -940,6 +1025,8 @@ int main(void)
 		DAEMON_TEST(test_a_full_fault_table_is_filled_up_later),
 		DAEMON_TEST(test_a_discard_waits_for_what_is_being_filled),
 		DAEMON_TEST(test_a_discard_of_a_part_of_a_huge_page),
+		DAEMON_TEST(test_hot_ranges_are_told_to_the_scheduler),
+		DAEMON_TEST(test_hints_without_end_are_taken_by_turns),
 		DAEMON_TEST(test_the_end_is_told),
 		DAEMON_TEST(test_without_the_end_nothing_is_promised),
 		VMM_TEST(test_fetch_waits_for_its_answer),
@@ -955,6 +1042,7 @@ int main(void)
 		VMM_TEST(test_answers_that_are_none),
 		VMM_TEST(test_what_has_no_answer_is_asked_again),
 		VMM_TEST(test_what_is_arriving_is_no_source),
+		VMM_TEST(test_hot_ranges_are_named),
 		VMM_TEST(test_a_discard_is_told_until_it_is_answered),
 		VMM_TEST(test_a_channel_opened_after_the_end_needs_no_daemon),
 		cmocka_unit_test(test_a_source_has_no_channel),

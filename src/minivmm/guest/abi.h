@@ -59,6 +59,7 @@ enum guest_workload {
 	GUEST_HOTCOLD, /* 80 % of the accesses to 20 % of the pages */
 	GUEST_IDLE,
 	GUEST_ZEROES, /* random, and each second write of a page makes it zero */
+	GUEST_STRIDE, /* column by column of a matrix with rows of 1 MiB */
 	GUEST_WORKLOADS,
 };
 

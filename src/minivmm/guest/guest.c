@@ -12,6 +12,7 @@
 #define HOT_RUN 16u  /* hot pages lie in runs of so many ... */
 #define HOT_EVERY 5u /* ... each fifth run */
 #define HOT_ACCESS_PERCENT 80u
+#define ROW_PAGES 256u /* stride: of the matrix that is read by columns */
 #define CALIBRATIONS 32u
 #define CALIBRATION_STEPS 10000u
 #define READ_WORDS 4u /* of a page that is read, beside its first two */
@@ -20,7 +21,7 @@ struct guest {
 	const struct guest_boot *boot;
 	struct guest_vcpu *vcpu;
 	uint64_t rng;
-	uint64_t next;  /* sequential: the page to come */
+	uint64_t next;  /* sequential, stride: the page to come */
 	uint64_t steps; /* of computing, between two accesses */
 };
 
@@ -284,6 +285,15 @@ static uint64_t hotcold_page(struct guest *g)
 	return page;
 }
 
+/* Down the column; from its end to the top of the next one. */
+static uint64_t next_in_column(uint64_t page, uint64_t pages)
+{
+	if (page + ROW_PAGES < pages)
+		return page + ROW_PAGES;
+	page = (page % ROW_PAGES + 1) % ROW_PAGES;
+	return page < pages ? page : 0;
+}
+
 /* What a guest does that is not all memory. */
 static void compute(uint64_t steps)
 {
@@ -329,6 +339,10 @@ static void work(struct guest *g)
 		break;
 	case GUEST_HOTCOLD:
 		access_page(g, first + hotcold_page(g));
+		break;
+	case GUEST_STRIDE:
+		access_page(g, first + g->next);
+		g->next = next_in_column(g->next, g->vcpu->pages);
 		break;
 	default:
 		host_call(GUEST_OUT_TICK);
