@@ -77,12 +77,14 @@ static void check_records(const uint8_t *data, size_t size)
 	struct poison_list *list = NULL;
 	struct error err = ERROR_INIT;
 	size_t n = size / POISON_RECORD_BYTES;
+	int rc;
 
 	if (!n)
 		return;
 	/* Its end is the end of the input. */
 	data += size % POISON_RECORD_BYTES;
-	check_list(poison_list_parse(table(), data, n, &list, &err), list, &err);
+	rc = poison_list_parse(table(), data, n, &list, &err);
+	check_list(rc, list, &err);
 	poison_list_free(list);
 }
 

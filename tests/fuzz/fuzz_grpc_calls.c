@@ -17,7 +17,7 @@
 #define VALUE_MAX 64u
 #define TURNS_MAX 4096u
 
-const unsigned int fuzz_rounds = 200000;
+const unsigned int fuzz_rounds = 50000;
 
 /* What nghttp2 knows of a stream. */
 struct stream {

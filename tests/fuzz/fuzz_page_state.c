@@ -18,7 +18,7 @@
 #define PATCH_BYTES 6u
 #define PATCHES_MAX 64u
 
-const unsigned int fuzz_rounds = 100000;
+const unsigned int fuzz_rounds = 50000;
 
 static struct {
 	struct region_table table;

@@ -19,7 +19,7 @@
 #define USED_BYTES (HEADER_BYTES + CONTENT_MAX)
 #define LENGTHS 256u
 
-const unsigned int fuzz_rounds = 200000;
+const unsigned int fuzz_rounds = 100000;
 
 /* Slot 1 has the first version, slot 0 the second. */
 struct slots {

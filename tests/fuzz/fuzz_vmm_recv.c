@@ -23,7 +23,7 @@
 /* What stands for a descriptor that is none. */
 #define FIRST_FD 1000
 
-const unsigned int fuzz_rounds = 100000;
+const unsigned int fuzz_rounds = 50000;
 
 /* The control data of the packet that is being tried. */
 static _Alignas(
