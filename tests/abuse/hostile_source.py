@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host that may be a source, has the token, and lies to a destination about migrations of its own: in
-its pages, in what it says was written while they are copied, and about memory that comes late.
+"""A host that may be a source, has the token, and lies to a destination about migrations of its own:
+in its pages, in what it says was written while they are copied, and about memory that comes late.
 
     hostile_source.py {"control":, "vmm":, "identity": {"cert":, "key":, "ca":}, "port":, "seed":}
 
@@ -34,12 +34,17 @@ TOKEN = stream.TOKEN
 Daemon = collections.namedtuple("Daemon", "vmm_path")
 
 
+UFFD_BLOCKING = os.O_CLOEXEC | pyvmm.UFFD_USER_MODE_ONLY
+
+
 class BlockingVmm(pyvmm.DestinationVmm):
-    UFFD_FLAGS = os.O_CLOEXEC | pyvmm.UFFD_USER_MODE_ONLY
+    UFFD_FLAGS = UFFD_BLOCKING
 
 
 class LyingLate(LateVmm):
     """A VMM whose memory comes late, and not as it should."""
+
+    UFFD_FLAGS = UFFD_BLOCKING
 
     def __init__(self, daemon, migration_id, how):
         super().__init__(daemon, migration_id)
@@ -54,6 +59,8 @@ class LyingLate(LateVmm):
             self.say_memory()
         if self.how == "twice":
             self.say_memory()
+        if self.how == "right":
+            self.expect(pyvmm.ATTACHED)
         if self.how != "never":
             self.run()
 
