@@ -565,6 +565,34 @@ static int lost_fds(const void *buf, size_t len, struct vmm_wire_msg *ret_msg, s
 	                 type_name(ret_msg->type));
 }
 
+int vmm_wire_take(struct msghdr *hdr, size_t len, struct vmm_wire_msg *ret_msg, int *fds,
+                  size_t *ret_n_fds, void (*discard)(int *fd), struct error *err)
+{
+	const void *buf = hdr->msg_iov->iov_base;
+	size_t n_fds;
+	enum taken taken = take_fds(hdr, fds, &n_fds, discard);
+	int rc;
+
+	if (!len)
+		rc = -EPIPE;
+	else if (taken == TAKEN_LOST)
+		rc = lost_fds(buf, len, ret_msg, err);
+	else if (taken == TAKEN_TOO_MANY)
+		rc = error_set(err, -EPROTO, "packet with more than %d descriptors",
+		               VMM_WIRE_FDS_MAX);
+	else if (hdr->msg_flags & MSG_TRUNC)
+		rc = error_set(err, -EPROTO, "packet of more than %d bytes", VMM_WIRE_PACKET_MAX);
+	else
+		rc = vmm_wire_decode(buf, len, n_fds, ret_msg, err);
+	if (rc) {
+		for (size_t i = 0; i < n_fds; i++)
+			discard(&fds[i]);
+		return rc;
+	}
+	*ret_n_fds = n_fds;
+	return 0;
+}
+
 int vmm_wire_recv_from(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds,
                        size_t *ret_n_fds, void (*discard)(int *fd), struct error *err)
 {
@@ -577,10 +605,7 @@ int vmm_wire_recv_from(int sock, int flags, struct vmm_wire_msg *ret_msg, int *f
 		              .msg_control = control,
 		              .msg_controllen = sizeof control };
 	unsigned int n_resets = 0;
-	enum taken taken;
-	size_t n_fds;
 	ssize_t n;
-	int rc;
 
 	/* A reset is reported once, before what the peer said until then: LOADED perhaps. */
 	do
@@ -588,25 +613,7 @@ int vmm_wire_recv_from(int sock, int flags, struct vmm_wire_msg *ret_msg, int *f
 	while (n < 0 && (errno == EINTR || (errno == ECONNRESET && n_resets++ == 0)));
 	if (n < 0)
 		return errno == ECONNRESET ? -EPIPE : -errno;
-	taken = take_fds(&hdr, fds, &n_fds, discard);
-	if (!n)
-		rc = -EPIPE;
-	else if (taken == TAKEN_LOST)
-		rc = lost_fds(buf, (size_t)n, ret_msg, err);
-	else if (taken == TAKEN_TOO_MANY)
-		rc = error_set(err, -EPROTO, "packet with more than %d descriptors",
-		               VMM_WIRE_FDS_MAX);
-	else if (hdr.msg_flags & MSG_TRUNC)
-		rc = error_set(err, -EPROTO, "packet of more than %d bytes", VMM_WIRE_PACKET_MAX);
-	else
-		rc = vmm_wire_decode(buf, (size_t)n, n_fds, ret_msg, err);
-	if (rc) {
-		for (size_t i = 0; i < n_fds; i++)
-			discard(&fds[i]);
-		return rc;
-	}
-	*ret_n_fds = n_fds;
-	return 0;
+	return vmm_wire_take(&hdr, (size_t)n, ret_msg, fds, ret_n_fds, discard, err);
 }
 
 int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, size_t *ret_n_fds,

@@ -40,6 +40,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 #include "postcopy/postcopy.h"
 #include "util/error.h"
@@ -218,5 +219,10 @@ int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, s
  */
 int vmm_wire_recv_from(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds,
                        size_t *ret_n_fds, void (*discard)(int *fd), struct error *err);
+
+/* What they do with what recvmsg() has brought: @hdr with one piece of memory, and @len bytes in
+ * it. */
+int vmm_wire_take(struct msghdr *hdr, size_t len, struct vmm_wire_msg *ret_msg, int *fds,
+                  size_t *ret_n_fds, void (*discard)(int *fd), struct error *err);
 
 #endif

@@ -143,11 +143,16 @@ int page_state_new(const struct region_table *table, struct page_state **ret, st
 	return 0;
 }
 
-/* What was claimed and not published is missing again, if it is not doubtful; and how much is. */
-static void take_stock(struct page_state *ps, const struct region_table *table)
+int page_state_take_stock(struct page_state *ps, const struct region_table *table,
+                          struct error *err)
 {
 	uint64_t missing = table->units;
 
+	if (ps->header->magic != STATE_MAGIC)
+		return error_set(err, -EINVAL, "page state: of another version (%#llx, not %#llx)",
+		                 (unsigned long long)ps->header->magic, STATE_MAGIC);
+	if (ps->header->units != table->units || ps->header->words != words_of(table))
+		return error_set(err, -EINVAL, "page state: of another guest");
 	for (uint32_t i = 0; i < table->n; i++)
 		for (uint64_t word = 0; word < table->regions[i].words; word++) {
 			struct region_state *r = &ps->regions[i];
@@ -161,6 +166,7 @@ static void take_stock(struct page_state *ps, const struct region_table *table)
 			missing -= (uint64_t)__builtin_popcountll(present);
 		}
 	atomic_store(&ps->header->missing, missing);
+	return 0;
 }
 
 /* One of the version before gets its last bitmap: nothing was written then, in this sense. */
@@ -197,14 +203,10 @@ int page_state_adopt(const struct region_table *table, int fd, struct page_state
 	rc = map_state(table, copy, &ps, err);
 	if (rc)
 		return rc;
-	if (ps->header->magic != STATE_MAGIC)
-		return error_set(err, -EINVAL, "page state: of another version (%#llx, not %#llx)",
-		                 (unsigned long long)ps->header->magic, STATE_MAGIC);
-	if (ps->header->units != table->units || ps->header->words != words)
-		return error_set(err, -EINVAL, "page state: of another guest");
-	take_stock(ps, table);
-	*ret = steal_ptr(&ps);
-	return 0;
+	rc = page_state_take_stock(ps, table, err);
+	if (!rc)
+		*ret = steal_ptr(&ps);
+	return rc;
 }
 
 int page_state_fd(const struct page_state *ps)

@@ -71,6 +71,15 @@ int page_state_adopt(const struct region_table *table, int fd, struct page_state
                      struct error *err);
 struct page_state *page_state_free(struct page_state *ps);
 
+/*
+ * page_state_take_stock() - the part of page_state_adopt() that looks at what lies in the memfd
+ *
+ * Bits of units that do not exist are cleared, and how much is missing is counted anew.
+ * Return: 0, or -EINVAL with @err set.
+ */
+int page_state_take_stock(struct page_state *ps, const struct region_table *table,
+                          struct error *err);
+
 /* The memfd with the bitmaps; borrowed. */
 int page_state_fd(const struct page_state *ps);
 

@@ -73,30 +73,43 @@ static int check_fd(int fd, uint64_t *ret_bytes, struct error *err)
 	return 0;
 }
 
-int poison_list_read(const struct region_table *table, int fd, struct poison_list **ret,
-                     struct error *err)
+int poison_list_parse(const struct region_table *table, const void *records, size_t n,
+                      struct poison_list **ret, struct error *err)
 {
-	_cleanup_(poison_list_free_p) struct poison_list *list = NULL;
-	uint64_t bytes = 0;
-	int rc = check_fd(fd, &bytes, err);
+	_cleanup_(poison_list_free_p) struct poison_list *list =
+	        calloc(1, sizeof *list + n * sizeof *list->ranges);
+	const uint8_t *at = records;
+	int rc = 0;
 
-	if (rc)
-		return rc;
-	list = calloc(1, sizeof *list + bytes / POISON_RECORD_BYTES * sizeof *list->ranges);
 	if (!list)
 		return error_set(err, -ENOMEM, "poisoned ranges: out of memory");
-	for (uint64_t at = 0; at < bytes && !rc; at += POISON_RECORD_BYTES) {
-		uint8_t buf[POISON_RECORD_BYTES];
+	for (; n && !rc; n--, at += POISON_RECORD_BYTES) {
 		struct poison_record p;
 
-		if (pread(fd, buf, sizeof buf, (off_t)at) != sizeof buf ||
-		    !poison_record_decode(buf, &p))
+		if (!poison_record_decode(at, &p))
 			return error_set(err, -EINVAL, "poisoned range %zu is none", list->n);
 		rc = add_record(list, table, &p, err);
 	}
 	if (!rc)
 		*ret = steal_ptr(&list);
 	return rc;
+}
+
+int poison_list_read(const struct region_table *table, int fd, struct poison_list **ret,
+                     struct error *err)
+{
+	_cleanup_free_ void *records = NULL;
+	uint64_t bytes = 0;
+	int rc = check_fd(fd, &bytes, err);
+
+	if (rc)
+		return rc;
+	records = malloc(bytes);
+	if (!records)
+		return error_set(err, -ENOMEM, "poisoned ranges: out of memory");
+	if (pread(fd, records, bytes, 0) != (ssize_t)bytes)
+		return error_set(err, -EINVAL, "poisoned ranges: the memfd can't be read");
+	return poison_list_parse(table, records, bytes / POISON_RECORD_BYTES, ret, err);
 }
 
 /* Whether a range ends at or before this unit. */

@@ -19,6 +19,11 @@ struct poison_list;
  */
 int poison_list_read(const struct region_table *table, int fd, struct poison_list **ret,
                      struct error *err);
+
+/* The same of what lies in memory: @n records. */
+int poison_list_parse(const struct region_table *table, const void *records, size_t n,
+                      struct poison_list **ret, struct error *err);
+
 struct poison_list *poison_list_free(struct poison_list *list);
 
 /* The poisoned units of a word. @list NULL: none are. */

@@ -16,8 +16,8 @@
 #define SLOT_BYTES (SLOT_HEADER_BYTES + RECORD_BYTES_MAX)
 
 struct slot {
-	uint64_t sequence;
-	uint64_t len;
+	struct record_version version;
+	bool whole;
 	bool foreign; /* there is something, but not of this layout */
 };
 
@@ -75,44 +75,59 @@ int record_write(struct record *r, const void *data, size_t len)
 	return 0;
 }
 
-/* Return: whether the slot is whole; @ret->foreign where it is somebody else's. */
-static bool read_slot(int fd, unsigned int index, uint8_t *slot, struct slot *ret)
+/* @n bytes of a slot are there. */
+static struct slot look_at_slot(const uint8_t *data, size_t n)
 {
-	ssize_t n = pread(fd, slot, SLOT_BYTES, (off_t)(index * SLOT_BYTES));
-	struct reader r = reader_init(slot, n < 0 ? 0 : (size_t)n);
-	uint64_t magic = get_u64(&r), sum;
+	struct reader r = reader_init(data, n);
+	uint64_t magic = get_u64(&r), sequence = get_u64(&r), len = get_u64(&r);
+	uint64_t sum = get_u64(&r);
+	struct slot s = { .version = { .sequence = sequence, .len = len } };
 
-	*ret = (struct slot){ .foreign = false };
-	ret->sequence = get_u64(&r);
-	ret->len = get_u64(&r);
-	sum = get_u64(&r);
-	if (n < (ssize_t)SLOT_HEADER_BYTES || !magic)
-		return false;
-	ret->foreign = magic != SLOT_MAGIC;
-	return !ret->foreign && ret->len <= (uint64_t)n - SLOT_HEADER_BYTES &&
-	       sum == checksum(slot, ret->len);
+	if (n < SLOT_HEADER_BYTES || !magic)
+		return s;
+	s.foreign = magic != SLOT_MAGIC;
+	s.whole = !s.foreign && len <= n - SLOT_HEADER_BYTES && sum == checksum(data, len);
+	s.version.data = data + SLOT_HEADER_BYTES;
+	return s;
+}
+
+int record_newest(const uint8_t *const slots[2], const size_t have[2], struct record_version *ret,
+                  struct error *err)
+{
+	struct slot first = look_at_slot(slots[0], have[0]);
+	struct slot second = look_at_slot(slots[1], have[1]);
+	bool by_second =
+	        second.whole && (!first.whole || second.version.sequence > first.version.sequence);
+
+	if (!first.whole && !second.whole)
+		return first.foreign || second.foreign
+		               ? error_set(err, -EPROTO,
+		                           "record: of another layout than this daemon's")
+		               : error_set(err, -ENODATA, "record: no version of it is whole");
+	*ret = by_second ? second.version : first.version;
+	return 0;
 }
 
 int record_adopt(struct record *r, int fd, void *ret_data, size_t *ret_len, struct error *err)
 {
-	_cleanup_secret_ uint8_t *slots = malloc(2 * SLOT_BYTES);
-	struct slot slot[2];
-	bool whole[2];
-	unsigned int newest;
+	_cleanup_secret_ uint8_t *both = malloc(2 * SLOT_BYTES);
+	const uint8_t *const slots[2] = { both, both + SLOT_BYTES };
+	struct record_version newest;
+	size_t have[2];
+	int rc;
 
-	if (!slots)
+	if (!both)
 		return error_set(err, -ENOMEM, "record: out of memory");
-	for (unsigned int i = 0; i < 2; i++)
-		whole[i] = read_slot(fd, i, slots + i * SLOT_BYTES, &slot[i]);
-	if (!whole[0] && !whole[1])
-		return slot[0].foreign || slot[1].foreign
-		               ? error_set(err, -EPROTO,
-		                           "record: of another layout than this "
-		                           "daemon's")
-		               : error_set(err, -ENODATA, "record: no version of it is whole");
-	newest = whole[1] && (!whole[0] || slot[1].sequence > slot[0].sequence);
-	*r = (struct record){ .fd = fd, .sequence = slot[newest].sequence };
-	memcpy(ret_data, slots + newest * SLOT_BYTES + SLOT_HEADER_BYTES, slot[newest].len);
-	*ret_len = slot[newest].len;
+	for (unsigned int i = 0; i < 2; i++) {
+		ssize_t n = pread(fd, both + i * SLOT_BYTES, SLOT_BYTES, (off_t)(i * SLOT_BYTES));
+
+		have[i] = n < 0 ? 0 : (size_t)n;
+	}
+	rc = record_newest(slots, have, &newest, err);
+	if (rc)
+		return rc;
+	*r = (struct record){ .fd = fd, .sequence = newest.sequence };
+	memcpy(ret_data, newest.data, newest.len);
+	*ret_len = newest.len;
 	return 0;
 }

@@ -33,12 +33,27 @@ void record_deinit(struct record *r);
 /* Write the next version of it. Return: 0; -EMSGSIZE; or -errno, with the last version kept. */
 int record_write(struct record *r, const void *data, size_t len);
 
+struct record_version {
+	uint64_t sequence;
+	const uint8_t *data; /* in its slot */
+	size_t len;
+};
+
+/*
+ * record_newest() - which version counts
+ * @slots: of either slot what there is, @have bytes
+ *
+ * Return: 0; -ENODATA where no slot is whole; -EPROTO where it is of another layout; with @err.
+ */
+int record_newest(const uint8_t *const slots[2], const size_t have[2], struct record_version *ret,
+                  struct error *err);
+
 /*
  * record_adopt() - read the newest whole version, and go on from it
  * @fd: a memfd that record_write() wrote; taken over on success only
  * @ret_data: RECORD_BYTES_MAX bytes
  *
- * Return: 0; -ENODATA where no slot is whole; -EPROTO where it is of another layout; with @err.
+ * Return: as record_newest(), or -ENOMEM.
  */
 int record_adopt(struct record *r, int fd, void *ret_data, size_t *ret_len, struct error *err);
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host that may be a source, and lies to a destination about migrations of its own.
+"""A host that may be a source, has the token, and lies to a destination about migrations of its own:
+in its pages, in what it says was written while they are copied, and about memory that comes late.
 
     hostile_source.py {"control":, "vmm":, "identity": {"cert":, "key":, "ca":}, "port":, "seed":}
 
@@ -22,16 +23,46 @@ import pyvmm
 import stream
 from harness import Control, ControlError
 from pki import Identity
-from stream import FakeSource
+from stream import FakeSource, WarmSource
+from test_late import LateVmm
 from test_stream_destination import BAD_REPLIES, LIES, lie_once
+from test_warm_destination import LIES as DIRTY_LIES
 
 SIZE = 1 << 20
+UNITS = SIZE // stream.UNIT
 TOKEN = stream.TOKEN
 Daemon = collections.namedtuple("Daemon", "vmm_path")
 
 
+UFFD_BLOCKING = os.O_CLOEXEC | pyvmm.UFFD_USER_MODE_ONLY
+
+
 class BlockingVmm(pyvmm.DestinationVmm):
-    UFFD_FLAGS = os.O_CLOEXEC | pyvmm.UFFD_USER_MODE_ONLY
+    UFFD_FLAGS = UFFD_BLOCKING
+
+
+class LyingLate(LateVmm):
+    """A VMM whose memory comes late, and not as it should."""
+
+    UFFD_FLAGS = UFFD_BLOCKING
+
+    def __init__(self, daemon, migration_id, how):
+        super().__init__(daemon, migration_id)
+        self.how = how
+        self.make_memory({"smaller": SIZE // 2, "larger": SIZE * 2}.get(how, SIZE))
+        if how == "early":
+            self.say_memory()
+
+    def load(self):
+        self.vmstate_comes()
+        if self.how not in ("never", "loaded"):
+            self.say_memory()
+        if self.how == "twice":
+            self.say_memory()
+        if self.how == "right":
+            self.expect(pyvmm.ATTACHED)
+        if self.how != "never":
+            self.run()
 
 
 class Stalling(FakeSource):
@@ -61,6 +92,61 @@ class Boasting(FakeSource):
             connection.send(stream.frame(stream.VMSTATE, struct.pack("<QQQ", 1 << 63, 1, 2)))
         else:
             super()._answer(connection, kind, payload, request_id)
+
+
+# What a SYNC, or a SWITCHOVER of a guest that was tracked, is answered with.
+HARVESTS = {
+    **DIRTY_LIES,
+    "that it does not track": stream.tracked(95, "\n\x1b[2J" * 50),
+    "two harvests": stream.dirty(0, [1], stream.DIRTY_LAST) * 2,
+    "all of it": stream.dirty(0, range(UNITS)) + stream.dirty(0, [], stream.DIRTY_LAST),
+}
+
+
+class Harvesting(WarmSource):
+    """Lies about what its guest has written: at one round, at each, or at the pause alone."""
+
+    def __init__(self, identity, content, harvest, when, port):
+        self.lie, self.when = harvest, when
+        self.rounds = 0
+        super().__init__(identity, content, port=port)
+
+    def send_harvest(self, connection, found):
+        self.rounds += 1
+        if self.when == "always" or self.rounds == self.when or (self.when == "paused" and
+                                                                 self.paused):
+            connection.send(self.lie)
+        else:
+            super().send_harvest(connection, found)
+
+
+class Endless(WarmSource):
+    """A harvest that never comes to its end."""
+
+    def send_harvest(self, connection, found):
+        some = stream.dirty(0, range(0, UNITS, 2)) * 16
+        while not self.closed:
+            connection.send(some)
+
+
+class Untimely(WarmSource):
+    """Says what was written while nobody has asked: before the vmstate, amid it, or behind it."""
+
+    def __init__(self, identity, content, where, port):
+        self.where = where
+        super().__init__(identity, content, port=port)
+
+    def _answer(self, connection, kind, payload, request_id):
+        last = stream.dirty(0, [3], stream.DIRTY_LAST)
+        if kind == stream.TRACK and self.where == "tracked":
+            connection.send(last)
+        if kind == stream.SWITCHOVER and self.where == "vmstate":
+            connection.send(stream.frame(stream.VMSTATE, struct.pack("<QQQ", 7, 1, 2)) + last)
+        super()._answer(connection, kind, payload, request_id)
+        if kind == stream.SWITCHOVER and self.where == "behind":
+            connection.send(last)
+        if kind == stream.GET and self.where == "pages":
+            connection.send(last)
 
 
 class Trickling:
@@ -119,7 +205,7 @@ class Source:
     def _fake(self, answer_get=None, kind=FakeSource, **options):
         return kind(self.identity, self.content, answer_get, port=self.port, **options)
 
-    def _migration(self, source, lasts_s=5, touches=True):
+    def _migration(self, source, lasts_s=5, touches=True, warm=None, attach=None):
         """One of its own, from beginning to end. Returns the state that it came to. Its guest
         touches a page and waits for it; not where it would get a machine check for it, and this
         process with it."""
@@ -130,8 +216,8 @@ class Source:
             try:
                 control.call("Prepare", id=name, role="destination", token=TOKEN,
                              source=source.address, streams=2)
-                vmm = BlockingVmm(Daemon(self.config["vmm"]), name, SIZE)
-                control.call("Start", id=name)
+                vmm = (attach or self._attach)(name)
+                control.call("Start", id=name, **({"warm": warm} if warm else {}))
                 self._resume(vmm, lasts_s, touches)
                 return control.call("Get", id=name)["state"]
             finally:
@@ -139,6 +225,9 @@ class Source:
                     vmm.close()
                 source.close()
                 self._forget(control, name)
+
+    def _attach(self, name):
+        return BlockingVmm(Daemon(self.config["vmm"]), name, SIZE)
 
     @staticmethod
     def _resume(vmm, lasts_s, touches):
@@ -191,11 +280,50 @@ class Source:
     def trickles(self):
         return self._migration(Trickling(self.port), 4)
 
+    def _warm(self, source, lasts_s=3):
+        return self._migration(source, lasts_s, warm={"max_rounds": 3})
+
+    def lies_about_writes(self):
+        return self._warm(Harvesting(
+            self.identity, self.content, self.rng.choice(list(HARVESTS.values())),
+            self.rng.choice(["always", "paused", 1, 2]), self.port))
+
+    def harvests_without_end(self):
+        return self._warm(Endless(self.identity, self.content, port=self.port), 1)
+
+    def says_writes_unasked(self):
+        where = self.rng.choice(["tracked", "vmstate", "behind", "pages"])
+        return self._warm(Untimely(self.identity, self.content, where, self.port))
+
+    def lies_of_pages_and_writes(self):
+        """Its guest writes all there is in each round; one answer is a lie, of one generation or
+        another."""
+        lie = LIES[self.rng.choice(list(LIES))]
+        source = Harvesting(self.identity, self.content, HARVESTS["all of it"], "always", self.port)
+        told, after = [], self.rng.randrange(1, 40)
+
+        def answer(source, *asked):
+            told.append(asked)
+            return (lie if len(told) == after else WarmSource.right_answer)(source, *asked)
+        source.answer_get = answer
+        return self._warm(source)
+
+    def late_memory(self):
+        """Of another size, twice, not at all, or right, and then each answer is a lie."""
+        how = self.rng.choice(["right", "smaller", "larger", "twice", "never", "loaded", "early"])
+        lie = LIES[self.rng.choice(list(LIES))]
+        warm = self.rng.choice([None, {"max_rounds": 2}])
+        source = (WarmSource(self.identity, self.content, port=self.port) if warm else
+                  self._fake(lie_once(lie)))
+        return self._migration(source, 2, how == "right", warm,
+                               lambda name: LyingLate(Daemon(self.config["vmm"]), name, how))
+
 
 def main():
     source = Source(json.loads(sys.argv[1]))
     names = ("lies", "lies_always", "stalls", "other_memory", "boasts", "errors_for_each_page",
-             "resets", "trickles")
+             "resets", "trickles", "lies_about_writes", "harvests_without_end",
+             "says_writes_unasked", "lies_of_pages_and_writes", "late_memory")
     hostile.play({name: getattr(source, name) for name in names}, per_s=2)
 
 

@@ -39,7 +39,7 @@ static void check_options(struct options *o)
 	FUZZ_CHECK(o->control_groups.n <= OPTIONS_GROUPS_MAX);
 	FUZZ_CHECK(o->max_streams >= 1 && o->max_streams <= OPTIONS_STREAMS_MAX);
 	FUZZ_CHECK(o->max_vmstate_bytes >= 1);
-	memset(&errors, 0, sizeof errors);
+	errors.n = errors.n_more = 0;
 	FUZZ_CHECK(!parse(first, strlen(first), &back, &errors));
 	second = print(&back);
 	FUZZ_CHECK(!strcmp(first, second));
@@ -55,7 +55,7 @@ int fuzz_one(const uint8_t *data, size_t size)
 
 	if (!size)
 		return 0;
-	memset(&errors, 0, sizeof errors);
+	errors.n = errors.n_more = 0;
 	if (!parse(data, size, &o, &errors))
 		check_options(&o);
 	else

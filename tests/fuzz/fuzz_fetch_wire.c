@@ -64,20 +64,41 @@ static void check_units(const struct poison_list *list)
 	FUZZ_CHECK(units == poison_list_units(list) && units);
 }
 
-static void check_list(const uint8_t *data, size_t size, int seals)
+static void check_list(int rc, const struct poison_list *list, const struct error *err)
 {
-	int fd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (!rc)
+		check_units(list);
+	else
+		FUZZ_CHECK(err->code == rc && *err->text && !list);
+}
+
+static void check_records(const uint8_t *data, size_t size)
+{
+	struct poison_list *list = NULL;
+	struct error err = ERROR_INIT;
+	size_t n = size / POISON_RECORD_BYTES;
+	int rc;
+
+	if (!n)
+		return;
+	/* Its end is the end of the input. */
+	data += size % POISON_RECORD_BYTES;
+	rc = poison_list_parse(table(), data, n, &list, &err);
+	check_list(rc, list, &err);
+	poison_list_free(list);
+}
+
+static void check_memfd(const uint8_t *data, size_t size, int seals)
+{
+	int fd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING), rc;
 	struct poison_list *list = NULL;
 	struct error err = ERROR_INIT;
 
 	FUZZ_CHECK(fd >= 0 && write(fd, data, size) == (ssize_t)size);
 	FUZZ_CHECK(!fcntl(fd, F_ADD_SEALS, seals));
-	if (!poison_list_read(table(), fd, &list, &err)) {
-		FUZZ_CHECK(seals == (F_SEAL_WRITE | F_SEAL_SHRINK));
-		check_units(list);
-	} else {
-		FUZZ_CHECK(err.code < 0 && *err.text && !list);
-	}
+	rc = poison_list_read(table(), fd, &list, &err);
+	FUZZ_CHECK(rc || seals == (F_SEAL_WRITE | F_SEAL_SHRINK));
+	check_list(rc, list, &err);
 	poison_list_free(list);
 	close(fd);
 }
@@ -86,11 +107,13 @@ int fuzz_one(const uint8_t *data, size_t size)
 {
 	if (!size)
 		return 0;
-	/* A memfd costs more than a hundred decoded requests. */
-	if (data[0] % 8 == 1)
-		check_list(data + 1, size - 1, F_SEAL_WRITE | F_SEAL_SHRINK);
-	else if (data[0] == 2)
-		check_list(data + 1, size - 1, F_SEAL_SHRINK);
+	/* A memfd costs more than a hundred lists: some go the whole way. */
+	if (data[0] == 'm')
+		check_memfd(data + 1, size - 1, F_SEAL_WRITE | F_SEAL_SHRINK);
+	else if (data[0] == 's')
+		check_memfd(data + 1, size - 1, F_SEAL_SHRINK);
+	else if (data[0] & 1)
+		check_records(data + 1, size - 1);
 	else
 		check_channel(data + 1, size - 1);
 	return 0;
@@ -102,7 +125,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	struct fetch_answer answer = { .tag = 7, .code = EIO };
 	struct poison_record record = { .len = 8 * UNIT_BYTES };
 
-	*buf++ = i == 3 || i == 4;
+	*buf++ = i < 3 ? 0 : i < 5 ? 1 : i == 5 ? 'm' : 's';
 	switch (i) {
 	case 0:
 	case 1:
@@ -113,9 +136,11 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		return 1 + FETCH_ANSWER_BYTES;
 	case 3:
 	case 4:
+	case 5:
+	case 6:
 		for (uint32_t n = 0; n < i; n++, buf += POISON_RECORD_BYTES) {
-			record.region = n / 2;
-			record.offset = 100 * (uint64_t)(n % 2) * UNIT_BYTES;
+			record.region = n / 3;
+			record.offset = 64 * (uint64_t)(n % 3) * UNIT_BYTES;
 			poison_record_encode(&record, buf);
 		}
 		return 1 + i * POISON_RECORD_BYTES;

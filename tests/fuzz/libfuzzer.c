@@ -18,6 +18,9 @@
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* What a harness may read: an input lies at its very end, and nothing before it may be touched. */
+static uint8_t room[FUZZ_INPUT_MAX];
+
 static unsigned int variants = 31;
 static const char *save;
 static uint64_t executions;
@@ -36,6 +39,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	if (n)
 		variants = (unsigned int)strtoul(n, NULL, 10);
 	save = getenv("FUZZ_SAVE");
+	ASAN_POISON_MEMORY_REGION(room, sizeof room);
 	atexit(print_executions);
 	return 0;
 }
@@ -50,18 +54,16 @@ static void save_input(const uint8_t *data, size_t size)
 	}
 }
 
-/* It lies at the very end of what may be read, and at its beginning. */
 static void try_input(const uint8_t *data, size_t size)
 {
-	static uint8_t room[FUZZ_INPUT_MAX];
 	uint8_t *exact = room + sizeof room - size;
 
 	if (save)
 		save_input(data, size);
+	ASAN_UNPOISON_MEMORY_REGION(exact, size);
 	memcpy(exact, data, size);
-	ASAN_POISON_MEMORY_REGION(room, sizeof room - size);
 	fuzz_one(exact, size);
-	ASAN_UNPOISON_MEMORY_REGION(room, sizeof room - size);
+	ASAN_POISON_MEMORY_REGION(exact, size);
 	executions++;
 }
 

@@ -47,7 +47,7 @@ class LateVmm(pyvmm.DestinationVmm):
         self.size = size
         self.memory_fd = pyvmm.memfd(size=size)
         self.addr = pyvmm.map_shared(self.memory_fd, size)
-        self.uffd = pyvmm.userfaultfd(self.addr, size)
+        self.uffd = pyvmm.userfaultfd(self.addr, size, flags=self.UFFD_FLAGS)
 
     def say_memory(self, size=None):
         region = pyvmm.Region(size or self.size, host_addr=self.addr, fd_index=1,

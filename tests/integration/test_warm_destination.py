@@ -358,7 +358,12 @@ LIES = {
     "units beyond the region": stream.dirty(0, [UNITS]),
     "a flag that is not known": stream.dirty(0, [1], 2),
     "a run that is cut": stream.frame(stream.DIRTY, bytes(16) + b"\x80"),
+    "runs that wrap": stream.frame(stream.DIRTY, bytes(16) + stream.varint((1 << 64) - 1) * 2),
+    "runs of nothing": stream.frame(stream.DIRTY, bytes(16) + bytes(4000)),
     "a vmstate": stream.frame(stream.VMSTATE, bytes(24)),
+    "that it tracks, again": stream.tracked(),
+    "pages": stream.pages(0, 0, 1, 0, bytes(UNIT)),
+    "an answer to COMPLETE": stream.frame(stream.COMPLETE_ACK),
 }
 
 
