@@ -241,6 +241,8 @@ def test_what_can_not_move_is_told_before_anything_begins(host, guest_of, what, 
     source = guest.start("a")
     status, said = check(source)
     assert status == 1 and reason in said and "It can't be moved." in said, said
+    # All that is against it is said once, and no error beside it.
+    assert "level=error" not in said, said
     daemon = host.daemon("source")
     daemon.prepare_source("vm1")
     adapter = Adapter(host, source, "source", daemon, "vm1")
