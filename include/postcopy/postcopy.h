@@ -267,9 +267,9 @@ struct postcopy_event {
  * Blocks until the daemon has accepted or refused, 10 s at most.
  *
  * Return: 0, or a negative errno: -EINVAL for a table the library or the daemon
- * refuses, -ENOENT where the daemon knows no such migration, -EBUSY where one is
- * attached already, or where another migration is still bringing pages of this memory or has it as
- * its source, -ECONNREFUSED / -ENOENT where no daemon listens, -ETIMEDOUT.
+ * refuses, -ENOENT where no such migration is prepared (or all by that id have ended), -EBUSY where
+ * one is attached already, or where another migration is still bringing pages of this memory or has
+ * it as its source, -ECONNREFUSED / -ENOENT where no daemon listens, -ETIMEDOUT.
  */
 POSTCOPY_API int postcopy_source_attach(const char *socket_path, const char *migration_id,
                                         const struct postcopy_region *regions, size_t n_regions,

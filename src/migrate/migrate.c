@@ -60,18 +60,29 @@ static void detach_role(struct migration *m)
 		destination_detach(m);
 }
 
-/* What a VMM means. NULL with @err set. */
+/*
+ * What a VMM means that attaches anew. NULL with @err set: -ENOENT where nothing is prepared for
+ * it, whatever else has been by that id, for a VMM may be started before it is prepared.
+ */
 static struct migration *find_attached(struct migrations *ms, const struct vmm_wire_msg *msg,
                                        struct error *err)
 {
-	struct migration *m = find(ms, msg->id, (enum migration_role)msg->role);
+	enum migration_role role = (enum migration_role)msg->role;
+	struct migration *m = find(ms, msg->id, role), *other;
 
-	if (m)
+	if (is_live(m))
 		return m;
-	m = migrations_find(ms, msg->id, 0, err);
-	if (m)
-		error_set(err, -EINVAL, "migration \"%s\" is prepared as %s here", m->params.id,
-		          migration_role_name(m->params.role));
+	other = find(ms, msg->id, 0);
+	if (is_live(other))
+		error_set(err, -ENOENT,
+		          "migration \"%s\" is prepared here as %s alone: prepare it as %s",
+		          msg->id, migration_role_name(other->params.role),
+		          migration_role_name(role));
+	else if (other)
+		error_set(err, -ENOENT, "migration \"%s\" is %s here: prepare it again", msg->id,
+		          migration_state_name(other->state));
+	else
+		migrations_find(ms, msg->id, role, err);
 	return NULL;
 }
 
@@ -108,7 +119,7 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 	m = find_attached(ms, attach->msg, err);
 	if (!m)
 		return err->code;
-	if (migration_has_vmm(m) && !migration_state_is_final(m->state))
+	if (migration_has_vmm(m))
 		return error_set(err, -EBUSY, "migration \"%s\": a VMM is attached already",
 		                 m->params.id);
 	if (m->state != MIGRATION_PREPARED)

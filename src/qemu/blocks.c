@@ -92,7 +92,7 @@ static void check_file(struct block *b)
 	} else {
 		refuse(b,
 		       "%s is not on a tmpfs or hugetlbfs: absent pages can be trapped there only; "
-		       "mem-path=/dev/shm/NAME",
+		       "mem-path=/dev/shm",
 		       b->mapping.path);
 	}
 	if (b->way == BLOCK_MOVED && b->ram.total % b->ram.page_size)
@@ -131,7 +131,7 @@ static int judge_backend(struct asked *a, const struct qemu_backend *backend, st
 	b->way = BLOCK_MOVED;
 	if (!backend->is_shared) {
 		refuse(b, "its memory is private (share=off): give it memory-backend-file,"
-		          "share=on,mem-path=/dev/shm/NAME (or of a hugetlbfs)");
+		          "share=on,mem-path=/dev/shm (or of a hugetlbfs)");
 		return 0;
 	}
 	snprintf(path, sizeof path, "/objects/%s", backend->id);
@@ -141,7 +141,7 @@ static int judge_backend(struct asked *a, const struct qemu_backend *backend, st
 	if (strcmp(type, "memory-backend-file") && qmp_is_at_least(a->qmp, 8, 1)) {
 		refuse(b,
 		       "it is a %s, which QEMU since 8.1 puts into the vmstate: give it "
-		       "memory-backend-file,share=on,mem-path=/dev/shm/NAME, or "
+		       "memory-backend-file,share=on,mem-path=/dev/shm, or "
 		       "mem-path=/proc/self/fd/N of a memfd",
 		       type);
 		return 0;

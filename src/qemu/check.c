@@ -78,7 +78,7 @@ static int check_capabilities(struct session *s, struct check *c, struct error *
 		int rc = qemu_capability(s->qmp, needed[i], err);
 
 		if (rc == -ENOENT)
-			against(c, "%s", err->text);
+			against(c, "this QEMU has no migration capability %s", needed[i]);
 		else if (rc < 0)
 			return rc;
 	}

@@ -45,8 +45,8 @@ int qemu_await_migration(struct qmp *q, enum qemu_migration *ret, char why[QEMU_
 /* Why QEMU would not migrate, one after the other. Return: how many; @text has the first. */
 int qemu_blockers(struct qmp *q, char text[QEMU_WHY_BYTES], struct error *err);
 
-/* Return: 1 it is on, 0 it is off, -ENOENT QEMU has no such capability; other negatives with @err.
- */
+/* Return: 1 it is on, 0 it is off, -ENOENT QEMU has no such capability, which is no error: @err is
+ * as it was; other negatives with @err. */
 int qemu_capability(struct qmp *q, const char *name, struct error *err);
 
 /* How fast its migrations may be, as others have set it. */

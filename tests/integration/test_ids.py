@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An id is the orchestrator's: it names what is under way, and what has ended does not stand in the
 way of the next migration of the same VM, on whichever daemon and in whichever role."""
+import errno
 import os
 
 import pytest
@@ -83,6 +84,31 @@ def test_there_and_back_again(pair):
         assert history(daemon, "web1") == [(role, "complete") for role in roles]
         assert [n for n in daemon.store.names() if n.startswith("record.")] == [
             "record.web1", "record.web1@2", "record.web1@3"]
+
+
+@pytest.mark.parametrize("role", ["source", "destination"])
+def test_who_comes_before_it_is_prepared_again_is_told_so(host, role):
+    """An adapter is started as its VMM is, and that may be before the Prepare: it waits where nothing is
+    prepared. What had ended by that id told it something else, and it gave up: there was no way back."""
+    daemon = host.daemon("source", allow=["postcopy:source", "postcopy:destination"])
+
+    def come():
+        fd = pyvmm.memfd(pyvmm.guest_content(SIZE))
+        with pyvmm.Socket(daemon.vmm_path) as vmm:
+            vmm.send(pyvmm.attach(pyvmm.SOURCE, "vm1", [pyvmm.Region(SIZE)]), [fd])
+            os.close(fd)
+            return vmm.expect_error()
+    assert come()[0] == errno.ENOENT
+    if role == "source":
+        daemon.prepare_source("vm1")
+    else:
+        daemon.prepare_destination("vm1", "127.0.0.1:1")
+        # Its other half may come to be here yet.
+        code, text = come()
+        assert code == errno.ENOENT and "as destination alone" in text
+    daemon.call("Cancel", id="vm1")
+    code, text = come()
+    assert code == errno.ENOENT and "prepare it again" in text
 
 
 def test_both_halves_at_one_daemon(host):

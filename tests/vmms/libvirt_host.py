@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import uuid
 
 import debian
 import harness
@@ -38,6 +39,21 @@ for name in etc var; do
     mount -t overlay overlay -o lowerdir=/$name,upperdir={dir}/$name,workdir={dir}/$name.work /$name
 done
 mount -t tmpfs tmpfs /run
+# A /dev/kvm that libvirt's probe of QEMU opens, and its user may not, has it probe again at each step: the
+# domain needs none, and finds none.
+mkdir {dir}/dev
+mount -t tmpfs -o mode=755 tmpfs {dir}/dev
+for name in null zero full random urandom tty userfaultfd; do
+    [ ! -e /dev/$name ] || cp -a /dev/$name {dir}/dev/
+done
+for path in $(sed -n 's,^[^ ]* /dev/\\([^ /]*\\) .*,\\1,p' /proc/mounts | sort -u); do
+    mkdir {dir}/dev/$path
+    mount --bind /dev/$path {dir}/dev/$path
+    # libvirt moves each once, by name
+    while umount -l /dev/$path 2>/dev/null; do :; done
+done
+ln -s pts/ptmx {dir}/dev/ptmx
+mount --move {dir}/dev /dev
 grep -q ^{user}: /etc/passwd || echo {user}:x:64055:64055::/var/lib/libvirt:/bin/false >>/etc/passwd
 grep -q ^{user}: /etc/group || echo {user}:x:64055: >>/etc/group
 rm -rf /etc/libvirt /var/lib/libvirt /var/cache/libvirt
@@ -55,20 +71,28 @@ cat >/etc/libvirt/libvirtd.conf <<C
 unix_sock_dir = "{dir}/run"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
+host_uuid = "{uuid}"
 C
 cat >/etc/libvirt/hooks/qemu.d/postcopy <<C
 #!/bin/sh
 POSTCOPYD_VMM_SOCKET={vmm} exec {root}/src/libvirt/hook "\\$@"
 C
 chmod 755 /etc/libvirt/hooks/qemu.d/postcopy
-PATH={bin}:$PATH exec libvirtd
+exec {libvirtd}
 """
 
+# Of systemctl "restart" alone; as there the one before has ended first: its processes hold the lock.
 SYSTEMCTL = """#!/bin/sh
 for word; do unit=$word; done
 export id=${{unit#postcopy-qemu@}}
 export id=${{id%.service}} AGAIN=75 LOG={log}
-exec setsid sh -c '. /run/postcopy-qemu/$id.conf
+exec setsid sh -c '
+    group=/run/postcopy-qemu@$id
+    [ ! -e $group ] || flock -n $group true || {{ kill -- -$(cat $group); flock $group true; }}
+    exec 9>$group
+    flock 9
+    echo $$ >&9
+    . /run/postcopy-qemu/$id.conf
     while postcopy-qemu $ROLE --id $id --qmp $QMP $OPTIONS >>$LOG 2>&1; [ $? = $AGAIN ]; do sleep 1; done
     ' </dev/null >/dev/null 2>&1 &
 """
@@ -108,7 +132,7 @@ def fetch():
     """The packages' root. Raises Missing and debian.Unavailable."""
     if os.geteuid():
         raise Missing("a libvirtd of the test's own wants root")
-    for program in ("unshare", "nsenter"):
+    for program in ("unshare", "nsenter", "flock"):
         if not shutil.which(program):
             raise Missing("there is no %s" % program)
     with open("/etc/os-release") as release:
@@ -143,11 +167,22 @@ class Libvirtd(harness.Process):
         self.adapter_log = self.dir / "adapters.log"
         self._make_programs()
         self.uri = "qemu:///system?socket=%s/run/libvirt-sock" % self.dir
+        self.command = ["env", "PATH=%s:%s" % (self.bin, os.environ["PATH"]), "libvirtd"]
         script = BEGIN.format(
-            packages=fetch(), dir=self.dir, cache=cache(), shm=shm, vmm=daemon.vmm_path, bin=self.bin,
-            root=ROOT, user=USER)
+            packages=fetch(), dir=self.dir, cache=cache(), shm=shm, vmm=daemon.vmm_path, root=ROOT,
+            user=USER, uuid=uuid.uuid4(), libvirtd=" ".join(self.command))
         super().__init__(name, ["unshare", "--mount", "sh", "-c", script], self.dir / "libvirtd.log")
         host._started(self)
+        harness.eventually(self._answers, "libvirtd answers", VIRSH_DEADLINE_S)
+        # Outlives it.
+        self.namespace = os.open("/proc/%d/ns/mnt" % self.pid, os.O_RDONLY | os.O_CLOEXEC)
+        host.later(lambda: os.close(self.namespace))
+
+    def restart(self):
+        """Its QEMUs run on."""
+        self.popen.terminate()
+        self.wait()
+        super().__init__(self.name, [*self.enter, *self.command], self.log_path)
         harness.eventually(self._answers, "libvirtd answers", VIRSH_DEADLINE_S)
 
     def _make_programs(self):
@@ -167,7 +202,15 @@ class Libvirtd(harness.Process):
 
     @property
     def enter(self):
-        return ["nsenter", "--mount=/proc/%d/ns/mnt" % self.pid]
+        namespace = getattr(self, "namespace", None)
+        if namespace is None:
+            return ["nsenter", "--mount=/proc/%d/ns/mnt" % self.pid]
+        return ["nsenter", "--mount=/proc/%d/fd/%d" % (os.getpid(), namespace)]
+
+    def look(self, *command):
+        """What a command says that sees its files."""
+        return subprocess.run([*self.enter, *command], stdin=subprocess.DEVNULL, check=True,
+                              capture_output=True, text=True, timeout=VIRSH_DEADLINE_S).stdout
 
     def ask(self, *words):
         return subprocess.run([*self.enter, "virsh", "--connect", self.uri, "--quiet", *map(str, words)],

@@ -63,6 +63,20 @@ def test_there_and_back_again(host, guest_of, shape, moves):
     vmm.check(passes=2)
 
 
+def test_adapters_that_are_there_before_it_is_prepared(host, guest_of):
+    """As libvirt's hook starts them; under a name that has moved before, in whichever role."""
+    guest = guest_of(**BARE)
+    daemons = [host.daemon("source"), host.daemon("destination")]
+    vmm = guest.start("a").wait_until_ready()
+    for _ in range(4):
+        move = Move(host, guest, source=vmm, daemons=daemons, adapters_first=True).attached()
+        move.start()
+        move.complete()
+        vmm = move.destination
+        daemons.reverse()
+    vmm.check(passes=2)
+
+
 @pytest.mark.parametrize("n", [8 if ALL else 3])
 def test_many_at_once(host, guest_of, n):
     daemons = (host.daemon("source"), host.daemon("destination"))

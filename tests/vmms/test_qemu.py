@@ -33,17 +33,27 @@ def migrates_as_ever(vmm):
 class Move:
     """Two daemons and two QEMUs, attached, up to where somebody says Start."""
 
-    def __init__(self, host, guest, source=None, migration_id="vm1", kill=None, daemons=None, **limits):
-        """@kill: (role, KillAt): whose adapter is killed, and where. @daemons: from where, and where to."""
+    def __init__(self, host, guest, source=None, migration_id="vm1", kill=None, daemons=None,
+                 adapters_first=False, **limits):
+        """@kill: (role, KillAt): whose adapter is killed, and where. @daemons: from where, and where to.
+        @adapters_first: they wait until it is prepared."""
         self.host, self.id = host, migration_id
         self.there, self.here = daemons or (host.daemon("source"), host.daemon("destination"))
         self.source = source or guest.start("a").wait_until_ready()
         self.destination = guest.start("b", incoming=True)
-        self.there.prepare_source(self.id)
-        self.here.prepare_destination(self.id, self.there.address, **limits)
         self.kill = kill or (None, None)
+        if not adapters_first:
+            self.prepare(limits)
         self.leaving = self.adapter(self.source, "source", self.there)
         self.coming = self.adapter(self.destination, "destination", self.here)
+        if adapters_first:
+            for adapter in (self.leaving, self.coming):
+                adapter.wait_for_log("waiting for it to be prepared")
+            self.prepare(limits)
+
+    def prepare(self, limits):
+        self.there.prepare_source(self.id)
+        self.here.prepare_destination(self.id, self.there.address, **limits)
 
     def adapter(self, vmm, role, daemon):
         if role != self.kill[0]:
@@ -231,6 +241,8 @@ def test_what_can_not_move_is_told_before_anything_begins(host, guest_of, what, 
     source = guest.start("a")
     status, said = check(source)
     assert status == 1 and reason in said and "It can't be moved." in said, said
+    # All that is against it is said once, and no error beside it.
+    assert "level=error" not in said, said
     daemon = host.daemon("source")
     daemon.prepare_source("vm1")
     adapter = Adapter(host, source, "source", daemon, "vm1")
