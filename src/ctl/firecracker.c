@@ -100,6 +100,15 @@ static void host_of(const char *control, char ret[HOST_MAX])
 	snprintf(ret, HOST_MAX, "%.*s", (int)len, from);
 }
 
+static void host_of_destination(const struct firecracker_args *a, const char *control,
+                                char ret[HOST_MAX])
+{
+	if (a->host)
+		snprintf(ret, HOST_MAX, "%s", a->host);
+	else
+		host_of(control, ret);
+}
+
 /* @rsh, @host: what runs it there; empty: here */
 static int start_adapter(const struct move *m, const char *role, const char *api, const char *dir,
                          const char *rsh, const char *host, struct error *err)
@@ -137,9 +146,7 @@ static int start_absent(const struct move *m, const struct move_side *absent, bo
 
 	if (absent == &m->source)
 		return start_adapter(m, "source", a->api, a->dir, "", "", err);
-	host_of(m->destination.control, host);
-	if (a->host)
-		snprintf(host, sizeof host, "%s", a->host);
+	host_of_destination(a, m->destination.control, host);
 	if (first && a->exec)
 		rc = run_exec(m, a->exec, err);
 	return rc ? rc
@@ -273,6 +280,8 @@ static void say_where(const struct move *m, struct json_object *last, void *user
 
 static const char *mistake_of(const struct firecracker_args *a, const char *id)
 {
+	char host[HOST_MAX];
+
 	if (!a->api || !a->dir)
 		return "--api and --dir are missing: Firecracker's API socket, and a directory";
 	if (!is_plain(id))
@@ -280,8 +289,9 @@ static const char *mistake_of(const struct firecracker_args *a, const char *id)
 	if (!is_plain_path(a->api) || !is_plain_path(a->dir) ||
 	    (a->to_api && !is_plain_path(a->to_api)) || (a->to_dir && !is_plain_path(a->to_dir)))
 		return "a path begins with / and is of letters, digits and /._-+,=@:";
-	if (a->host && !is_plain(a->host))
-		return "--host is no host";
+	host_of_destination(a, a->move.to ? a->move.to : "", host);
+	if (*host && !is_plain(host))
+		return "--host, or what --to begins with, is no host";
 	return NULL;
 }
 

@@ -68,7 +68,7 @@ class MicroVm:
         os.chown(root / "dev/userfaultfd", uid, uid)
         os.chown(root / "run", uid, uid)
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", root / "shm"], check=True)
-        host.later(lambda: subprocess.run(["umount", root / "shm"], check=True))
+        host.later(lambda: subprocess.run(["umount", "-l", root / "shm"], check=True))
         (root / "link").symlink_to("/up")
         (root / "up").symlink_to("../../../../shm")
         self.api_path, self.dir = root / "run/api", root / "shm" / self.id

@@ -394,7 +394,7 @@ def test_a_guest_that_dies_there_is_not_said_to_run(host):
 
 @pytest.mark.parametrize("extra, text", [
     (("--api", "run/x"), "a path begins with /"), (("--dir", "/dev/shm/$(x)"), "a path begins"),
-    (("--host", "-oProxyCommand=x"), "--host is no host"),
+    (("--host", "-oProxyCommand=x"), "is no host"), (("--to", "x;y:1"), "is no host"),
     (("--to-dir", "/a b"), "a path begins")])
 def test_words_that_a_shell_would_read_otherwise_are_refused(host, extra, text):
     popen = subprocess.run([CTL, "firecracker", "migrate", "vm1", "--to", "x:1", "--api", "/a", "--dir",
