@@ -1,91 +1,77 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
-#include <getopt.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
 
 #include <systemd/sd-daemon.h>
 
+#include "adapter/command_line.h"
 #include "cloud_hypervisor/adapter.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 
-static const char usage[] =
-        "Usage: postcopy-cloud-hypervisor source --id ID --listen PATH [--socket PATH]\n"
-        "       postcopy-cloud-hypervisor destination --id ID --connect PATH [--socket PATH]\n"
-        "\n"
-        "Moves the guest of a Cloud Hypervisor (54 or newer) by postcopyd. See "
-        "postcopy-cloud-hypervisor(1).\n"
-        "\n"
-        "  --id ID         the migration, as postcopyd was told of it\n"
-        "  --listen PATH   where Cloud Hypervisor is told to send its migration to:\n"
-        "                  send-migration destination_url=unix:PATH,local=on\n"
-        "  --connect PATH  where it is told to receive one:\n"
-        "                  receive-migration receiver_url=unix:PATH,memory_mode=postcopy\n"
-        "  --socket PATH   postcopyd's VMM socket (" POSTCOPY_DEFAULT_SOCKET ")\n"
-        "  --without-store\n"
-        "                  start although no service manager keeps the sockets: where this\n"
-        "                  process dies then, the guest is lost, or runs twice\n"
-        "  --help          show this\n"
-        "  --version       show the version\n";
-
 struct arguments {
+	const char *listen, *connect;
 	bool source, without_store;
 	struct adapter adapter;
 };
 
-/* Return: -1 where all is well, else the exit status. */
-static int read_options(struct arguments *args, int argc, char **argv)
-{
-	static const struct option options[] = {
-		{ "id", required_argument, NULL, 'i' },
-		{ "listen", required_argument, NULL, 'l' },
-		{ "connect", required_argument, NULL, 'c' },
-		{ "socket", required_argument, NULL, 's' },
-		{ "without-store", no_argument, NULL, 'w' },
-		{ "help", no_argument, NULL, 'h' },
-		{ "version", no_argument, NULL, 'v' },
-		{ NULL, 0, NULL, 0 },
-	};
-	const char *listen = NULL, *connect = NULL;
+static const char *const commands[] = { "source", "destination" };
 
-	for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;)
-		switch (c) {
-		case 'i':
-			args->adapter.id = optarg;
-			break;
-		case 'l':
-			listen = optarg;
-			break;
-		case 'c':
-			connect = optarg;
-			break;
-		case 's':
-			args->adapter.daemon_path = optarg;
-			break;
-		case 'w':
-			args->without_store = true;
-			break;
-		case 'h':
-			fputs(usage, stdout);
-			return 0;
-		case 'v':
-			puts("postcopy-cloud-hypervisor " POSTCOPY_VERSION);
-			return 0;
-		default:
-			return ADAPTER_USAGE;
-		}
-	args->source = optind < argc && !strcmp(argv[optind], "source");
-	args->adapter.path = args->source ? listen : connect;
-	if (optind + 1 != argc || (!args->source && strcmp(argv[optind], "destination") != 0) ||
-	    !args->adapter.id || strlen(args->adapter.id) > POSTCOPY_ID_MAX ||
-	    !args->adapter.path || (listen && connect)) {
-		fputs(usage, stderr);
-		return ADAPTER_USAGE;
-	}
-	return -1;
+#define ARGUMENT(field) offsetof(struct arguments, field)
+
+static const struct command_line_option rows[] = {
+	{ "id", "ID", "the migration, as postcopyd was told of it", ARGUMENT(adapter.id) },
+	{ "listen", "PATH",
+	  "where Cloud Hypervisor is told to send its migration to:\n"
+	  "send-migration destination_url=unix:PATH,local=on",
+	  ARGUMENT(listen) },
+	{ "connect", "PATH",
+	  "where it is told to receive one:\n"
+	  "receive-migration receiver_url=unix:PATH,memory_mode=postcopy",
+	  ARGUMENT(connect) },
+	{ "socket", "PATH", "postcopyd's VMM socket (" POSTCOPY_DEFAULT_SOCKET ")",
+	  ARGUMENT(adapter.daemon_path) },
+	{ "without-store", NULL,
+	  "start although no service manager keeps the sockets: where this\n"
+	  "process dies then, the guest is lost, or runs twice",
+	  ARGUMENT(without_store) },
+};
+
+static const struct command_line line = {
+	.program = "postcopy-cloud-hypervisor",
+	.usage = "Usage: postcopy-cloud-hypervisor source --id ID --listen PATH [--socket PATH]\n"
+	         "       postcopy-cloud-hypervisor destination --id ID --connect PATH [--socket "
+	         "PATH]\n",
+	.about = "Moves the guest of a Cloud Hypervisor (54 or newer) by postcopyd.",
+	.exit_status = "0; 1 the guest has not moved; 2 wrong arguments, or no store; 3 where it "
+	               "is worth another try.",
+	.commands = commands,
+	.n_commands = sizeof commands / sizeof *commands,
+	.options = rows,
+	.n_options = sizeof rows / sizeof *rows,
+};
+
+/* Return: as command_line_parse(). */
+static int read_options(struct arguments *args, int argc, char **argv, struct error *err)
+{
+	struct adapter *a = &args->adapter;
+	int command, rc = command_line_parse(&line, argc, argv, args, &command, err);
+
+	if (rc)
+		return rc;
+	args->source = command == 0;
+	a->path = args->source ? args->listen : args->connect;
+	if (!a->id || strlen(a->id) > POSTCOPY_ID_MAX)
+		return error_set(err, -EINVAL, "give --id, the migration's id as it was prepared");
+	if (!a->path || (args->listen && args->connect))
+		return error_set(err, -EINVAL,
+		                 "give --%s, the path of a socket, and not the other side's",
+		                 args->source ? "listen" : "connect");
+	return 0;
 }
 
 static int block_signals(void)
@@ -122,10 +108,14 @@ int main(int argc, char **argv)
 	struct arguments args = { .adapter = { .sock = -1, .pidfd = -1 } };
 	struct adapter *a = &args.adapter;
 	struct error err = ERROR_INIT;
-	int status = read_options(&args, argc, argv);
+	int status, rc = read_options(&args, argc, argv, &err);
 
-	if (status >= 0)
-		return status;
+	if (rc > 0)
+		return 0;
+	if (rc) {
+		fprintf(stderr, "postcopy-cloud-hypervisor: %s\n", err.text);
+		return ADAPTER_USAGE;
+	}
 	log_init("postcopy-cloud-hypervisor", LOG_LEVEL_INFO, LOG_FORMAT_AUTO);
 	for (size_t i = 0; i < CH_SLOTS_MAX; i++)
 		a->files[i] = -1;

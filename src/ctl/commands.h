@@ -19,6 +19,7 @@
 extern const struct command check_command;
 extern const struct command info_command;
 extern const struct command migrate_command;
+extern const struct command firecracker_command;
 extern const struct command evacuate_command;
 extern const struct command prepare_command;
 extern const struct command start_command;

@@ -9,12 +9,12 @@
 #include "util/cleanup.h"
 
 static const struct command *const commands[] = {
-	&check_command,   &info_command,   &migrate_command,    &evacuate_command,
-	&prepare_command, &start_command,  &switchover_command, &status_command,
-	&list_command,    &watch_command,  &top_command,        &limits_command,
-	&cancel_command,  &report_command, &recover_command,    &missing_command,
-	&poison_command,  &run_on_command, &release_command,    &delete_command,
-	&bench_command,
+	&check_command,    &info_command,    &migrate_command, &firecracker_command,
+	&evacuate_command, &prepare_command, &start_command,   &switchover_command,
+	&status_command,   &list_command,    &watch_command,   &top_command,
+	&limits_command,   &cancel_command,  &report_command,  &recover_command,
+	&missing_command,  &poison_command,  &run_on_command,  &release_command,
+	&delete_command,   &bench_command,
 };
 
 #define N_COMMANDS (sizeof commands / sizeof *commands)

@@ -11,6 +11,7 @@
 #include "util/clock.h"
 
 #define LOOK_EVERY_MS 100
+#define TELL_EVERY_MS 2000
 #define ADDRESS_MAX 300
 #define STATE_MAX 24
 
@@ -147,36 +148,64 @@ static int sleep_a_little(const struct move *m)
 	return poll(&pfd, 1, LOOK_EVERY_MS) ? -ECANCELED : 0;
 }
 
-/* Until both VMMs are attached. */
-static int wait_attached(struct move *m, struct error *err)
+/* Whether its VMM is still to attach. */
+static int is_absent(struct move *m, const struct move_side *s, bool *ret, struct error *err)
 {
-	const struct move_side *sides[] = { &m->source, &m->destination }, *told = NULL;
-	uint64_t until_ns = clock_now_ns() + m->attach_timeout_s * NSEC_PER_SEC;
+	char state[STATE_MAX];
+	int rc = state_at(m, s, state, err);
 
-	for (size_t i = 0; i < 2;) {
-		char state[STATE_MAX];
-		int rc = state_at(m, sides[i], state, err);
+	*ret = !rc && !strcmp(state, "prepared");
+	return rc;
+}
 
+static int tell_absent(struct move *m, const struct move_side *s, bool first, struct error *err)
+{
+	struct error later = ERROR_INIT;
+	int rc = m->on_absent ? m->on_absent(m, s, first, err) : 0;
+	bool absent;
+
+	if (!rc || rc == -ECANCELED)
+		return rc;
+	/* It may have failed because somebody else was faster. */
+	return is_absent(m, s, &absent, &later) || absent ? rc : 0;
+}
+
+/* Until a side's VMM is attached. */
+static int wait_attached(struct move *m, const struct move_side *s, uint64_t until_ns,
+                         struct error *err)
+{
+	uint64_t tell_ns = 0;
+	bool absent;
+	int rc;
+
+	while (!(rc = is_absent(m, s, &absent, err)) && absent) {
+		uint64_t now_ns = clock_now_ns();
+
+		if (now_ns >= until_ns) {
+			rc = error_set(err, -ETIMEDOUT,
+			               "the %s's VMM has not attached for %u s: nothing has been "
+			               "moved, the guest runs on where it is",
+			               s->role, (unsigned int)m->attach_timeout_s);
+		} else if (now_ns >= tell_ns) {
+			rc = tell_absent(m, s, !tell_ns, err);
+			tell_ns = clock_now_ns() + TELL_EVERY_MS * NSEC_PER_MSEC;
+		}
+		if (rc && rc != -ECANCELED)
+			take_back(m, s);
 		if (rc)
 			return rc;
-		if (strcmp(state, "prepared")) {
-			i++;
-			continue;
-		}
-		if (clock_now_ns() >= until_ns) {
-			take_back(m, sides[i]);
-			return error_set(err, -ETIMEDOUT,
-			                 "the %s's VMM has not attached for %u s: nothing has been "
-			                 "moved, the guest runs on where it is",
-			                 sides[i]->role, (unsigned int)m->attach_timeout_s);
-		}
-		if (told != sides[i] && m->on_waiting)
-			m->on_waiting(m, sides[i]);
-		told = sides[i];
 		if (sleep_a_little(m))
 			return error_set(err, -ECANCELED, "interrupted");
 	}
-	return 0;
+	return rc;
+}
+
+static int wait_both_attached(struct move *m, struct error *err)
+{
+	uint64_t until_ns = clock_now_ns() + m->attach_timeout_s * NSEC_PER_SEC;
+	int rc = wait_attached(m, &m->source, until_ns, err);
+
+	return rc ? rc : wait_attached(m, &m->destination, until_ns, err);
 }
 
 static int prepare_and_start(struct move *m, const char *at_source, const char *at_destination,
@@ -191,7 +220,7 @@ static int prepare_and_start(struct move *m, const char *at_source, const char *
 			take_back(m, &m->destination);
 	}
 	if (!rc)
-		rc = wait_attached(m, err);
+		rc = wait_both_attached(m, err);
 	if (rc || !client_start(m->destination.client, m->id, false, NULL, NULL, err))
 		return rc;
 	return refused_by(m, &m->destination, err);

@@ -42,7 +42,10 @@ struct move {
 
 	/* Each may be NULL. */
 	int (*on_prepared)(const struct move *m, struct error *err); /* the VMMs may attach */
-	void (*on_waiting)(const struct move *m, const struct move_side *absent);
+	/* A VMM has not attached: at first, and every 2 s. What fails ends the move where it has
+	 * not attached meanwhile. */
+	int (*on_absent)(const struct move *m, const struct move_side *absent, bool first,
+	                 struct error *err);
 	int (*on_update)(struct json_object *migration, void *userdata, struct error *err);
 	void *userdata;
 
@@ -56,8 +59,8 @@ void move_init(struct move *m, const char *id);
  * move_guest() - to the end
  * @ret: the destination's half in its last state; NULL where it did not come so far
  *
- * Where a VMM does not attach in time, or on_prepared() fails, what was prepared for it is
- * cancelled.
+ * Where a VMM does not attach in time, or on_prepared() or on_absent() fails, what was prepared for
+ * it is cancelled.
  *
  * Return: 0: complete; -ECANCELED: interrupted; a daemon's refusal as client.h has them, said by
  * m->asked; -ETIMEDOUT, -EIO, with @err set.

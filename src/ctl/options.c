@@ -2,6 +2,7 @@
 #include "ctl/options.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -158,20 +159,30 @@ static int complain(const struct command *cmd, const char *what)
 	return -EINVAL;
 }
 
+/* The words of .operand one by one against those of the command line. */
 static int take_operand(const struct command *cmd, int argc, char **argv, const char **ret)
 {
+	const char *wanted = cmd->operand ? cmd->operand : "", *operand = NULL;
 	char text[128];
 
-	if (argc - optind > (cmd->operand ? 1 : 0)) {
-		snprintf(text, sizeof text, "what is \"%.60s\" for?",
-		         argv[optind + (cmd->operand ? 1 : 0)]);
+	for (; *wanted; optind++) {
+		int len = (int)strcspn(wanted, " ");
+		bool is_value = isupper((unsigned char)*wanted);
+
+		if (optind >= argc || (!is_value && (strncmp(argv[optind], wanted, (size_t)len) ||
+		                                     argv[optind][len]))) {
+			snprintf(text, sizeof text, "%.*s is missing", len, wanted);
+			return complain(cmd, text);
+		}
+		if (is_value)
+			operand = argv[optind];
+		wanted += len + (wanted[len] == ' ');
+	}
+	if (optind < argc) {
+		snprintf(text, sizeof text, "what is \"%.60s\" for?", argv[optind]);
 		return complain(cmd, text);
 	}
-	if (cmd->operand && optind >= argc) {
-		snprintf(text, sizeof text, "%s is missing", cmd->operand);
-		return complain(cmd, text);
-	}
-	*ret = cmd->operand ? argv[optind] : NULL;
+	*ret = operand;
 	return 0;
 }
 

@@ -72,7 +72,9 @@ struct option_spec {
 
 struct command {
 	const char *name;
-	const char *operand; /* "ID", or NULL where it takes none */
+	/* "ID"; NULL where it takes none; words before it, in small letters, must be said too:
+	 * "migrate ID" */
+	const char *operand;
 	const char *summary;
 	const char *details; /* printed below the options by --help; may be NULL */
 	const struct option_spec *options;

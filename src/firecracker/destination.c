@@ -52,22 +52,33 @@ static int write_vmstate(struct session *s, const struct postcopy_event *event, 
 	return fd < 0 ? fd : copy(event->vmstate_fd, event->vmstate_len, fd, err);
 }
 
-static int listen_for(struct load *l, struct error *err)
+/*
+ * Firecracker's own, and nobody else's. It may write the directory, and put something else in the
+ * socket's place at any moment: its mode is set before it has a name, and links are not followed.
+ */
+static int bind_for(const struct session *s, int sock, const char *path)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	struct session *s = l->session;
-	char path[PATH_MAX];
 
-	session_path(s, "uffd", path);
 	if (strlen(path) >= sizeof addr.sun_path)
-		return error_set(err, -ENAMETOOLONG, "%s is too long for a socket (--dir)", path);
+		return -ENAMETOOLONG;
 	memcpy(addr.sun_path, path, strlen(path) + 1);
 	(void)unlink(path);
-	l->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (l->listen_fd < 0 || bind(l->listen_fd, (struct sockaddr *)&addr, sizeof addr) ||
-	    chown(path, s->cred.uid, s->cred.gid) || chmod(path, 0600) || listen(l->listen_fd, 1))
-		return error_errno(err, -errno, "%s (--dir)", path);
+	if (fchmod(sock, 0600) || bind(sock, (struct sockaddr *)&addr, sizeof addr) ||
+	    lchown(path, s->cred.uid, s->cred.gid) || listen(sock, 1))
+		return -errno;
 	return 0;
+}
+
+static int listen_for(struct load *l, struct error *err)
+{
+	char path[PATH_MAX];
+	int rc;
+
+	session_path(l->session, "uffd", path);
+	l->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	rc = l->listen_fd < 0 ? -errno : bind_for(l->session, l->listen_fd, path);
+	return rc ? error_errno(err, rc, "%s (--dir)", path) : 0;
 }
 
 static int begin(struct load *l, struct error *err)
@@ -96,7 +107,7 @@ static int hand_over(struct load *l, const struct handshake *h, int uffd, struct
 	                                     &why);
 
 	l->handed = !rc;
-	return session_error(rc, &why, err);
+	return daemon_error(rc, &why, err);
 }
 
 /* Written before it is used: then who comes after this process knows it. */
@@ -241,7 +252,7 @@ static int run_guest(struct session *s, struct error *err)
 
 	if (!rc && state == API_PAUSED)
 		rc = api_set_state(s->options->api, "Resumed", err);
-	return rc ? rc : session_error(postcopy_destination_resumed(s->postcopy, &why), &why, err);
+	return rc ? rc : daemon_error(postcopy_destination_resumed(s->postcopy, &why), &why, err);
 }
 
 /* The guest is the source's, and this microVM is nobody's. Return: @rc. */
@@ -264,7 +275,7 @@ static int load(struct load *l, const struct postcopy_event *event, struct error
 
 	if (rc)
 		return give_up(s, rc, err);
-	rc = session_error(postcopy_destination_loaded(s->postcopy, &why), &why, err);
+	rc = daemon_error(postcopy_destination_loaded(s->postcopy, &why), &why, err);
 	return rc ? rc : run_guest(s, err);
 }
 
@@ -290,43 +301,57 @@ static int handle(struct load *l, const struct postcopy_event *event, struct err
 	}
 }
 
-static int attach_anew(struct session *s, struct error *err)
+int destination_check(const struct session *s, struct error *err)
 {
-	struct postcopy_error why = { 0 };
 	enum api_state state;
 	int rc = api_get_state(s->options->api, SOON_MS, &state, err);
 
+	if (!rc && state != API_NOT_STARTED)
+		rc = error_set(err, -EBUSY, "this Firecracker has a guest already: start another");
+	return rc;
+}
+
+static int attach_anew(struct session *s, struct error *err)
+{
+	struct postcopy_error why = { 0 };
+	int rc = destination_check(s, err);
+
 	if (rc)
 		return rc;
-	if (state != API_NOT_STARTED)
-		return error_set(err, -EBUSY,
-		                 "this Firecracker has a guest already: start another");
-	return session_error(postcopy_destination_attach_late(s->options->socket, s->options->id,
-	                                                      s->pidfd, &s->postcopy, &why),
-	                     &why, err);
+	return daemon_error(postcopy_destination_attach_late(s->options->socket, s->options->id,
+	                                                     s->pidfd, &s->postcopy, &why),
+	                    &why, err);
 }
 
 static int attach(struct load *l, struct error *err)
 {
 	struct session *s = l->session;
-	struct postcopy_error why = { 0 };
-	int rc = session_await_daemon(s, err);
+	int rc = session_attach_again(s, &l->standing, err);
 
-	if (rc)
+	l->again = rc != -ENOENT;
+	if (l->again)
 		return rc;
-	l->again = true;
-	rc = postcopy_destination_attach_again(s->options->socket, s->options->id, s->pidfd,
-	                                       &s->postcopy, &l->standing, &why);
-	if (rc == -ENOENT) {
-		l->again = false;
-		return attach_anew(s, err);
-	}
-	return session_error(rc, &why, err);
+	*err = ERROR_INIT;
+	return attach_anew(s, err);
+}
+
+/* As at the source: what was attached before has ended. */
+static int attach_next(struct load *l, struct error *err)
+{
+	struct error none = ERROR_INIT;
+
+	l->session->postcopy = postcopy_detach(l->session->postcopy);
+	l->again = false;
+	if (attach_anew(l->session, &none))
+		return err->code;
+	*err = ERROR_INIT;
+	return 0;
 }
 
 static int follow(struct load *l, struct error *err)
 {
 	int rc = attach(l, err);
+	bool first = true;
 
 	if (!rc)
 		log_migration_info(l->session->options->id, "attached for Firecracker, pid %d",
@@ -339,6 +364,9 @@ static int follow(struct load *l, struct error *err)
 		rc = session_event(l->session, SOON_MS, &event, err);
 		if (!rc)
 			rc = handle(l, &event, err);
+		if (rc == -ECANCELED && l->again && first)
+			rc = attach_next(l, err);
+		first = false;
 	}
 	return rc;
 }

@@ -15,6 +15,9 @@
 
 #include "firecracker/session.h"
 
+/* Whether a guest could come: nothing was loaded yet. Return: 0; or -errno with @err set. */
+int destination_check(const struct session *s, struct error *err);
+
 /* Return: 0, all of the guest is here; or -errno with @err set. */
 int destination_run(struct session *s, struct error *err);
 

@@ -5,7 +5,7 @@
  *   options  the command line        session      Firecracker's process, the daemon, the directory
  *   api      Firecracker's API       handshake    what it says of its memory
  *   source   a guest that goes       destination  a guest that comes; take_back
- *   serve    a snapshot, to many
+ *   serve    a snapshot, to many     unit         the same as a service of systemd's
  *
  * On the public header alone: it needs nothing of the daemon but its VMM socket.
  */
@@ -14,25 +14,30 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "adapter/command_line.h"
 #include "firecracker/destination.h"
 #include "firecracker/serve.h"
 #include "firecracker/source.h"
+#include "firecracker/unit.h"
 #include "util/log.h"
 
-#define EXIT_ARGUMENTS 2
-#define EXIT_AGAIN 75 /* EX_TEMPFAIL: systemd starts it again */
-
-static int run(struct session *s, struct error *err)
+static int run_session(const struct options *o, struct error *err)
 {
-	switch (s->options->command) {
-	case COMMAND_SOURCE:
-		return source_run(s, err);
-	case COMMAND_DESTINATION:
-		return destination_run(s, err);
-	case COMMAND_SERVE:
-		return serve_run(s->options, err);
-	}
-	return 0;
+	struct session session;
+	int rc = session_open(&session, o, err);
+
+	if (!rc)
+		rc = o->command == COMMAND_SOURCE ? source_run(&session, err)
+		                                  : destination_run(&session, err);
+	session_close(&session);
+	return rc;
+}
+
+static int run(const struct options *o, struct error *err)
+{
+	if (o->unit)
+		return unit_run(o, err);
+	return o->command == COMMAND_SERVE ? serve_run(o, err) : run_session(o, err);
 }
 
 /* Firecracker may live, and not answer; or it is a failure of ours. */
@@ -45,7 +50,6 @@ int main(int argc, char **argv)
 {
 	struct error err = ERROR_INIT;
 	struct options options;
-	struct session session;
 	int rc = options_parse(argc, argv, &options, &err);
 
 	if (rc > 0)
@@ -56,12 +60,9 @@ int main(int argc, char **argv)
 	}
 	log_init("postcopy-firecracker", LOG_LEVEL_INFO, LOG_FORMAT_AUTO);
 	curl_global_init(CURL_GLOBAL_DEFAULT);
-	rc = session_open(&session, &options, &err);
-	if (!rc)
-		rc = run(&session, &err);
+	rc = run(&options, &err);
 	if (rc)
 		log_migration_error(options.id, "%s", err.text);
-	session_close(&session);
 	curl_global_cleanup();
 	if (!rc)
 		return EXIT_SUCCESS;

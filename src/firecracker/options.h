@@ -2,6 +2,8 @@
 #ifndef FIRECRACKER_OPTIONS_H
 #define FIRECRACKER_OPTIONS_H
 
+#include <stdbool.h>
+
 #include "util/error.h"
 
 #define OPTIONS_IDS_MAX 64
@@ -21,7 +23,10 @@ struct options {
 	const char *dir;              /* for files that both need; as Firecracker sees it */
 	const char *socket;           /* the daemon's; NULL: as usual */
 	const char *memory, *vmstate; /* serve: a snapshot's files */
+	bool unit;                    /* not by this process: by systemd's */
 };
+
+const char *options_command_name(enum command command);
 
 /* Return: 0; 1 where help was asked for and printed; -EINVAL with @err set. */
 int options_parse(int argc, char **argv, struct options *ret, struct error *err);

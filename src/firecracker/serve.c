@@ -95,7 +95,7 @@ static int attach(struct serve *s, unsigned int i, struct error *err)
 	                                &s->postcopy[i], &why);
 
 	s->n_left += !rc;
-	return session_error(rc, &why, err);
+	return daemon_error(rc, &why, err);
 }
 
 static void end(struct serve *s, unsigned int i)
@@ -109,8 +109,8 @@ static int say_paused(struct serve *s, unsigned int i, struct error *err)
 	struct postcopy_error why = { 0 };
 
 	(void)lseek(s->vmstate_fd, 0, SEEK_SET);
-	return session_error(postcopy_source_paused_fd(s->postcopy[i], s->vmstate_fd, &why), &why,
-	                     err);
+	return daemon_error(postcopy_source_paused_fd(s->postcopy[i], s->vmstate_fd, &why), &why,
+	                    err);
 }
 
 /* One destination's failure is not the others'. */

@@ -14,16 +14,17 @@
 #include <unistd.h>
 
 #include "util/cleanup.h"
+#include "util/clock.h"
 #include "util/log.h"
 #include "util/peer.h"
 
-/* Between two looks whether the daemon is there. */
+/* Between two looks whether the daemon, or Firecracker, is there. */
 #define LOOK_MS 100
 
-static int connect_to(const char *path, int type)
+static int connect_to(const char *path)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	_cleanup_close_ int sock = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+	_cleanup_close_ int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (sock < 0)
 		return -errno;
@@ -33,20 +34,76 @@ static int connect_to(const char *path, int type)
 	return connect(sock, (struct sockaddr *)&addr, sizeof addr) ? -errno : steal_fd(&sock);
 }
 
-/* As Firecracker sees it: it may be jailed, and its links are followed within its root. */
-static int open_dir(struct session *s, struct error *err)
+/* Within Firecracker's root, as it would find it. */
+static int open_in_root(int root, const char *path)
 {
 	struct open_how how = { .flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
 		                .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
+
+	return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+}
+
+/*
+ * The last name of a path: one that leads to --dir, or --dir itself, which is Firecracker's own.
+ * Firecracker may write the directory that it is in: so it is given what was made, and not what has
+ * its name by then.
+ */
+static int make_last(const struct session *s, int root, const char *path, bool leads)
+{
+	const char *last = strrchr(path, '/') + 1;
+	_cleanup_close_ int parent = -1, made = -1;
+	char above[PATH_MAX];
+
+	snprintf(above, sizeof above, "%.*s", (int)(last - path), path);
+	parent = open_in_root(root, above);
+	if (parent < 0)
+		return -errno;
+	if (mkdirat(parent, last, 0700))
+		return errno == EEXIST ? 0 : -errno;
+	made = openat(parent, last, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (made < 0)
+		return -errno;
+	if (leads)
+		return fchmod(made, 0755) ? -errno : 0;
+	return fchown(made, s->cred.uid, s->cred.gid) ? -errno : 0;
+}
+
+static int make_dir(const struct session *s, int root)
+{
+	char path[PATH_MAX];
+	size_t len = strlen(s->options->dir);
+	int rc = len < sizeof path ? 0 : -ENAMETOOLONG;
+
+	for (size_t i = 1; !rc && i <= len; i++) {
+		int fd = -1;
+
+		if (i < len && s->options->dir[i] != '/')
+			continue;
+		snprintf(path, sizeof path, "%.*s", (int)i, s->options->dir);
+		fd = open_in_root(root, path);
+		rc = fd >= 0 ? 0 : errno == ENOENT ? make_last(s, root, path, i < len) : -errno;
+		close_fd(&fd);
+	}
+	return rc;
+}
+
+/* As Firecracker sees it: it may be jailed, and its links are followed within its root. */
+static int open_dir(struct session *s, struct error *err)
+{
 	_cleanup_close_ int root = -1;
 	char path[64];
+	int rc;
 
 	snprintf(path, sizeof path, "/proc/%d/root", (int)s->cred.pid);
 	root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (root < 0)
 		return error_errno(err, -errno, "%s", path);
-	s->dir_fd = (int)syscall(SYS_openat2, root, s->options->dir, &how, sizeof how);
-	return s->dir_fd < 0 ? error_errno(err, -errno, "%s%s (--dir)", path, s->options->dir) : 0;
+	rc = make_dir(s, root);
+	if (!rc)
+		s->dir_fd = open_in_root(root, s->options->dir);
+	if (!rc && s->dir_fd < 0)
+		rc = -errno;
+	return rc ? error_errno(err, rc, "%s in Firecracker's root (--dir)", s->options->dir) : 0;
 }
 
 int session_open(struct session *s, const struct options *o, struct error *err)
@@ -55,9 +112,7 @@ int session_open(struct session *s, const struct options *o, struct error *err)
 	int rc;
 
 	*s = (struct session){ .options = o, .pidfd = -1, .dir_fd = -1 };
-	if (!o->api)
-		return 0;
-	sock = connect_to(o->api, SOCK_STREAM);
+	sock = connect_to(o->api);
 	if (sock < 0)
 		return error_errno(err, sock, "Firecracker's API socket, %s", o->api);
 	rc = peer_credentials(sock, &s->cred);
@@ -114,25 +169,22 @@ int session_check_alive(const struct session *s, struct error *err)
 	               : 0;
 }
 
-int session_await_daemon(const struct session *s, struct error *err)
+int session_attach_again(struct session *s, enum postcopy_standing *ret_standing, struct error *err)
 {
-	const char *path = s->options->socket ? s->options->socket : POSTCOPY_DEFAULT_SOCKET;
-	bool told = false;
+	const struct options *o = s->options;
 
-	for (;;) {
+	for (bool told = false;; told = true) {
 		struct pollfd fd = { .fd = s->pidfd, .events = POLLIN };
-		int sock = connect_to(path, SOCK_SEQPACKET);
+		int rc = daemon_attach_again(o->command == COMMAND_SOURCE, o->socket, o->id,
+		                             s->pidfd, &s->postcopy, ret_standing, err);
 
-		if (sock >= 0) {
-			close(sock);
-			return 0;
-		}
+		if (!rc || !daemon_is_passing(rc, o->socket))
+			return rc;
 		if (!told)
-			log_migration_warning(s->options->id, "%s: %s; waiting for postcopyd", path,
-			                      strerror(-sock));
-		told = true;
+			log_migration_warning(o->id, "waiting for postcopyd: %s", err->text);
 		if (poll(&fd, 1, LOOK_MS) > 0)
 			return session_check_alive(s, err);
+		*err = ERROR_INIT;
 	}
 }
 
@@ -142,16 +194,26 @@ void session_kill(const struct session *s)
 		(void)syscall(SYS_pidfd_send_signal, s->pidfd, SIGKILL, NULL, 0);
 }
 
-int session_error(int rc, const struct postcopy_error *from, struct error *err)
+int session_await_firecracker(struct session *s, const struct options *o, int timeout_ms,
+                              struct error *err)
 {
-	return rc ? error_set(err, rc, "%s", from->text) : 0;
+	uint64_t until_ns = clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
+	int rc;
+
+	while ((rc = session_open(s, o, err)) && (rc == -ENOENT || rc == -ECONNREFUSED) &&
+	       clock_now_ns() < until_ns) {
+		session_close(s);
+		*err = ERROR_INIT;
+		usleep(LOOK_MS * 1000);
+	}
+	return rc;
 }
 
 int session_event(struct session *s, int timeout_ms, struct postcopy_event *ret, struct error *err)
 {
 	struct postcopy_error why = { 0 };
 
-	return session_error(postcopy_next_event(s->postcopy, timeout_ms, ret, &why), &why, err);
+	return daemon_error(postcopy_next_event(s->postcopy, timeout_ms, ret, &why), &why, err);
 }
 
 int session_open_file(const struct session *s, const char *name, struct error *err)

@@ -19,6 +19,7 @@
 #include <stdbool.h>
 #include <sys/socket.h>
 
+#include "adapter/daemon.h"
 #include "firecracker/options.h"
 
 struct session {
@@ -29,8 +30,12 @@ struct session {
 	struct postcopy *postcopy;
 };
 
-/* Finds Firecracker's process by its API socket. */
+/* Finds Firecracker's process by its API socket, and --dir, which is made where there is none. */
 int session_open(struct session *s, const struct options *o, struct error *err);
+
+/* The same, of one that is being started. */
+int session_await_firecracker(struct session *s, const struct options *o, int timeout_ms,
+                              struct error *err);
 void session_close(struct session *s);
 
 /* A file of the directory: as we reach it, and as Firecracker does. */
@@ -51,11 +56,14 @@ int session_create(const struct session *s, const char *name, struct error *err)
 void session_remove(const struct session *s, const char *name);
 
 /*
- * session_await_daemon() - until somebody listens on its socket
+ * session_attach_again() - of the side that it is, where Firecracker has attached before
+ * @ret_standing: may be NULL at a source
  *
- * Return: 0; -ESRCH where Firecracker has ended, with @err set.
+ * Waits for a daemon that is not there. Return: 0; -ENOENT; -ESRCH where Firecracker has ended; and
+ * others; with @err set.
  */
-int session_await_daemon(const struct session *s, struct error *err);
+int session_attach_again(struct session *s, enum postcopy_standing *ret_standing,
+                         struct error *err);
 
 /* Return: 0; -ESRCH where Firecracker has ended, with @err set. */
 int session_check_alive(const struct session *s, struct error *err);
@@ -66,8 +74,5 @@ void session_kill(const struct session *s);
 /* The next event; @ret of type NONE: nothing came in time. Return: 0; -EPIPE: the daemon is gone.
  */
 int session_event(struct session *s, int timeout_ms, struct postcopy_event *ret, struct error *err);
-
-/* An error of libpostcopy's into ours. Return: @rc. */
-int session_error(int rc, const struct postcopy_error *from, struct error *err);
 
 #endif

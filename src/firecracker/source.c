@@ -4,7 +4,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <json.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "firecracker/api.h"
@@ -15,6 +17,50 @@
 /* For a snapshot to be written. */
 #define CREATE_MS 600000
 
+static int check_room(const struct session *s, uint64_t bytes, struct error *err)
+{
+	const char *dir = s->options->dir;
+	struct statfs fs;
+
+	if (fstatfs(s->dir_fd, &fs))
+		return error_errno(err, -errno, "%s (--dir)", dir);
+	if (fs.f_type != TMPFS_MAGIC)
+		return error_set(err, -EINVAL,
+		                 "%s (--dir) is no tmpfs: the daemon reads guest memory from "
+		                 "memory, not from a disk",
+		                 dir);
+	if ((uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize < bytes)
+		return error_set(
+		        err, -ENOSPC,
+		        "%s (--dir) has room for %llu MiB, and the guest has %llu MiB of "
+		        "memory: enlarge that tmpfs (size=), or name another",
+		        dir,
+		        (unsigned long long)((uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize >> 20),
+		        (unsigned long long)(bytes >> 20));
+	return 0;
+}
+
+int source_check(const struct session *s, uint64_t *ret_bytes, struct error *err)
+{
+	enum api_state state;
+	uint64_t bytes;
+	int rc = api_get_state(s->options->api, SOON_MS, &state, err);
+
+	if (!rc && state == API_NOT_STARTED)
+		rc = error_set(err, -EINVAL, "the microVM has no guest");
+	if (!rc && state == API_PAUSED)
+		rc = error_set(
+		        err, -EINVAL,
+		        "the guest is paused, and would run at the destination: resume it first");
+	if (!rc)
+		rc = api_get_memory_bytes(s->options->api, &bytes, err);
+	if (!rc)
+		rc = check_room(s, bytes, err);
+	if (!rc)
+		*ret_bytes = bytes;
+	return rc;
+}
+
 /* As large as a snapshot of it will be, and with nothing in it yet. */
 static int attach_anew(struct session *s, struct error *err)
 {
@@ -23,7 +69,7 @@ static int attach_anew(struct session *s, struct error *err)
 		                          .host_addr = (void *)4096 };
 	struct postcopy_error why = { 0 };
 	_cleanup_close_ int fd = -1;
-	int rc = api_get_memory_bytes(s->options->api, &region.size, err);
+	int rc = source_check(s, &region.size, err);
 
 	if (rc)
 		return rc;
@@ -35,19 +81,7 @@ static int attach_anew(struct session *s, struct error *err)
 	region.fd = fd;
 	rc = postcopy_source_attach_for(s->options->socket, s->options->id, s->pidfd, &region, 1,
 	                                &s->postcopy, &why);
-	return session_error(rc, &why, err);
-}
-
-static int attach(struct session *s, struct error *err)
-{
-	struct postcopy_error why = { 0 };
-	int rc = session_await_daemon(s, err);
-
-	if (rc)
-		return rc;
-	rc = postcopy_source_attach_again(s->options->socket, s->options->id, s->pidfd,
-	                                  &s->postcopy, NULL, &why);
-	return rc == -ENOENT ? attach_anew(s, err) : session_error(rc, &why, err);
+	return daemon_error(rc, &why, err);
 }
 
 /* Firecracker writes the guest's state and all of its memory. */
@@ -98,7 +132,7 @@ static int say_paused(struct session *s, struct error *err)
 
 	if (fd < 0)
 		return fd;
-	return session_error(postcopy_source_paused_fd(s->postcopy, fd, &why), &why, err);
+	return daemon_error(postcopy_source_paused_fd(s->postcopy, fd, &why), &why, err);
 }
 
 /* The process before this one may have done any part of it. */
@@ -162,10 +196,30 @@ static int handle(struct session *s, const struct postcopy_event *event, struct 
 	}
 }
 
+/*
+ * What was attached before has ended, in the life of a process before this one: then this one is
+ * here for another migration of that id. Return: 0; or @err as it is, where there is none.
+ */
+static int attach_next(struct session *s, struct error *err)
+{
+	struct error none = ERROR_INIT;
+
+	s->postcopy = postcopy_detach(s->postcopy);
+	if (attach_anew(s, &none))
+		return err->code;
+	*err = ERROR_INIT;
+	return 0;
+}
+
 static int follow(struct session *s, struct error *err)
 {
-	int rc = attach(s, err);
+	int rc = session_attach_again(s, NULL, err);
+	bool again = rc != -ENOENT;
 
+	if (!again) {
+		*err = ERROR_INIT;
+		rc = attach_anew(s, err);
+	}
 	if (!rc)
 		log_migration_info(s->options->id, "attached for Firecracker, pid %d",
 		                   (int)s->cred.pid);
@@ -175,6 +229,9 @@ static int follow(struct session *s, struct error *err)
 		rc = session_event(s, SOON_MS, &event, err);
 		if (!rc)
 			rc = handle(s, &event, err);
+		if (rc == -ECANCELED && again)
+			rc = attach_next(s, err);
+		again = false;
 	}
 	return rc;
 }

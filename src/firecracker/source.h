@@ -11,6 +11,13 @@
 
 #include "firecracker/session.h"
 
+/*
+ * source_check() - whether it could go: a guest that runs, and a directory with room for its memory
+ *
+ * Return: 0, with *@ret_bytes of memory; or -errno with @err set.
+ */
+int source_check(const struct session *s, uint64_t *ret_bytes, struct error *err);
+
 /* Return: 0, the guest is elsewhere; or -errno with @err set: it runs on here. */
 int source_run(struct session *s, struct error *err);
 

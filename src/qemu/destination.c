@@ -114,7 +114,7 @@ static int run_guest(struct destination *d, struct error *err)
 		rc = postcopy_destination_could_not_run(d->session->postcopy, refused.text, &why);
 		if (!rc)
 			quit(d);
-		return rc ? session_error(rc, &why, err)
+		return rc ? daemon_error(rc, &why, err)
 		          : error_set(err, -ECANCELED, "%s", refused.text);
 	}
 	if (rc)
@@ -123,7 +123,7 @@ static int run_guest(struct destination *d, struct error *err)
 	qemu_restore(q, d->session->bandwidth);
 	if (!rc)
 		log_migration_info(id_of(d), "the guest runs here");
-	return session_error(rc, &why, err);
+	return daemon_error(rc, &why, err);
 }
 
 static int load(struct destination *d, const struct postcopy_event *event, struct error *err)
@@ -143,7 +143,7 @@ static int load(struct destination *d, const struct postcopy_event *event, struc
 	}
 	rc = postcopy_destination_loaded(p, &why);
 	if (rc)
-		return session_error(rc, &why, err);
+		return daemon_error(rc, &why, err);
 	d->may_run = true;
 	return run_guest(d, err);
 }
@@ -203,7 +203,7 @@ static int hand_over(struct destination *d, const struct blocks *blocks, struct 
 	if (!rc)
 		rc = postcopy_destination_attach_registered(s->postcopy, s->options->socket,
 		                                            s->options->id, &why);
-	return session_error(rc, &why, err);
+	return daemon_error(rc, &why, err);
 }
 
 static int attach_new(struct destination *d, struct error *err)

@@ -14,14 +14,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "adapter/command_line.h"
 #include "qemu/check.h"
 #include "qemu/destination.h"
 #include "qemu/qemu.h"
 #include "qemu/source.h"
 #include "util/log.h"
-
-#define EXIT_ARGUMENTS 2
-#define EXIT_AGAIN 75 /* EX_TEMPFAIL: systemd starts it again */
 
 /* As what it stands there for. */
 static int run_check(struct session *s, struct error *err)

@@ -18,11 +18,6 @@
 /* Its sockets are closed a little before it has ended. */
 #define END_MS 2000
 
-int session_error(int rc, const struct postcopy_error *from, struct error *err)
-{
-	return rc ? error_set(err, rc, "%s", from->text) : 0;
-}
-
 static int catch_signals(int *ret_fd, struct error *err)
 {
 	sigset_t set;
@@ -128,44 +123,21 @@ int session_wait(struct session *s, int timeout_ms, struct wake *ret, struct err
 	return rc;
 }
 
-static int try_attach_again(struct session *s, enum postcopy_standing *ret, struct error *err)
-{
-	const struct options *o = s->options;
-	struct postcopy_error why = { 0 };
-	int rc;
-
-	if (o->command == COMMAND_SOURCE)
-		rc = postcopy_source_attach_again(o->socket, o->id, s->pidfd, &s->postcopy, ret,
-		                                  &why);
-	else
-		rc = postcopy_destination_attach_again(o->socket, o->id, s->pidfd, &s->postcopy,
-		                                       ret, &why);
-	return session_error(rc, &why, err);
-}
-
-/* It is not there, or not yet ready, or has not seen yet that the process before this one is gone.
- */
-static bool is_passing(const struct session *s, int rc)
-{
-	const char *path = s->options->socket ? s->options->socket : POSTCOPY_DEFAULT_SOCKET;
-
-	return rc == -ECONNREFUSED || rc == -EAGAIN || rc == -EPIPE || rc == -ETIMEDOUT ||
-	       rc == -EBUSY || (rc == -ENOENT && access(path, F_OK));
-}
-
 int session_attach_again(struct session *s, enum postcopy_standing *ret, struct error *err)
 {
+	const struct options *o = s->options;
 	struct wake wake;
 	bool said = false;
 	int rc;
 
 	s->postcopy = postcopy_detach(s->postcopy);
 	for (;;) {
-		rc = try_attach_again(s, ret, err);
-		if (!rc || !is_passing(s, rc))
+		rc = daemon_attach_again(o->command == COMMAND_SOURCE, o->socket, o->id, s->pidfd,
+		                         &s->postcopy, ret, err);
+		if (!rc || !daemon_is_passing(rc, o->socket))
 			return rc;
 		if (!said)
-			log_migration_info(s->options->id, "waiting for postcopyd: %s", err->text);
+			log_migration_info(o->id, "waiting for postcopyd: %s", err->text);
 		said = true;
 		rc = session_wait(s, DAEMON_RETRY_MS, &wake, err);
 		if (rc)

@@ -21,6 +21,7 @@
 #include <postcopy/postcopy.h>
 #include <stdbool.h>
 
+#include "adapter/daemon.h"
 #include "qemu/options.h"
 #include "qemu/qmp.h"
 
@@ -80,8 +81,5 @@ static inline bool session_is_lost(int rc)
 
 /* Whether QEMU's process has; @soon: it seems so, and a while is waited for it. */
 bool session_has_ended(const struct session *s, bool soon);
-
-/* An error of libpostcopy's into ours. Return: @rc. */
-int session_error(int rc, const struct postcopy_error *from, struct error *err);
 
 #endif

@@ -145,7 +145,7 @@ static int pause_guest(struct source *src, struct error *err)
 	if (!rc)
 		log_migration_info(id_of(src), "paused, vmstate of %lld bytes",
 		                   (long long)lseek(memfd, 0, SEEK_CUR));
-	return session_error(rc, &why, err);
+	return daemon_error(rc, &why, err);
 }
 
 static int leave(struct source *src, struct error *err)
@@ -217,7 +217,7 @@ static int attach_new(struct source *src, struct error *err)
 	if (!rc) {
 		rc = postcopy_source_attach_for(s->options->socket, s->options->id, s->pidfd,
 		                                regions, n, &s->postcopy, &why);
-		session_error(rc, &why, err);
+		daemon_error(rc, &why, err);
 	}
 	blocks_close(&check.blocks);
 	return rc;

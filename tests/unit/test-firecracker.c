@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "firecracker/handshake.h"
+#include "firecracker/unit.h"
 
 /* Of a real one, with 128 MiB. */
 static const char real[] = "[{\"base_host_virt_addr\":140658903875584,\"size\":134217728,"
@@ -153,6 +154,28 @@ static void test_it_is_received_with_its_descriptor(void **state)
 	assert_int_equal(receive("[{\"size\": 4096, \"offset\"", STDIN_FILENO), -EPROTO);
 }
 
+/* It becomes a file that systemd reads, and a path. */
+static void test_a_unit_takes_plain_words_only(void **state)
+{
+	static const char *const bad[] = { "/a b", "/a\nAPI=/x", "/a$X", "/a\"", "/a%i", "" };
+	struct options o = { .command = COMMAND_SOURCE, .id = "vm1", .api = "/a", .dir = "/d" };
+	struct error err = ERROR_INIT;
+	char text[512];
+
+	(void)state;
+	assert_int_equal(unit_text(&o, text, sizeof text, &err), 0);
+	assert_string_equal(text, "ROLE=source\nID=vm1\nAPI=/a\nDIR=/d\n"
+	                          "OPTIONS=\"--socket " POSTCOPY_DEFAULT_SOCKET "\"\n");
+	assert_int_equal(unit_text(&o, text, 20, &err), -ENAMETOOLONG);
+	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+		o.dir = bad[i];
+		assert_int_equal(unit_text(&o, text, sizeof text, &err), -EINVAL);
+	}
+	o.dir = "/d";
+	o.id = "../../etc/vm1";
+	assert_int_equal(unit_text(&o, text, sizeof text, &err), -EINVAL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -161,6 +184,7 @@ int main(void)
 		cmocka_unit_test(test_each_part_of_it_is_not_it_yet),
 		cmocka_unit_test(test_what_makes_no_sense_is_refused),
 		cmocka_unit_test(test_it_is_received_with_its_descriptor),
+		cmocka_unit_test(test_a_unit_takes_plain_words_only),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -15,11 +15,17 @@ destination reads all memory, in no order. The state file is this program's own.
 regions as it is told (--regions), not a hole at 3 GiB; nothing is ever unplugged.
 
     firecracker.py --api-sock PATH [--regions MIB,MIB...] [--seed N] [--huge] [--guest-waits PATH]
+                   [--jail DIR --uid N]
+
+With --jail it is as the jailer leaves a Firecracker: DIR is its root, which all paths then are in, N its user and
+group, and it makes its userfaultfd by DIR/dev/userfaultfd. (The real one has namespaces and cgroups of its own, too.)
 
 With --regions it boots a guest at once. A guest that has come reads nothing while PATH exists. What the guest sees it says on stdout, as JSON.
 """
 import argparse
+import codecs
 import ctypes
+import fcntl
 import hashlib
 import http.server
 import json
@@ -42,6 +48,7 @@ MIB = 1 << 20
 HUGE = 2 * MIB
 MAP_HUGETLB, MAP_HUGE_2MB = 0x40000, 21 << 26
 MADV_DONTNEED = 4
+USERFAULTFD_IOC_NEW = 0xaa00
 
 
 def guest_content(size, seed):
@@ -51,6 +58,28 @@ def guest_content(size, seed):
         first = at if at // HUGE % 4 == 3 else at + HUGE - 65536
         content[first:at + HUGE] = bytes(at + HUGE - first)
     return bytes(content)
+
+
+def make_userfaultfd():
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return pyvmm.libc.syscall(pyvmm.SYS_USERFAULTFD, flags)
+    uffd = fcntl.ioctl(device, USERFAULTFD_IOC_NEW, flags)
+    os.close(device)
+    return uffd
+
+
+def enter_jail(path, uid):
+    for name in ("ascii", "latin-1", "idna"):  # of files that are not there then
+        codecs.lookup(name)
+    os.chroot(path)
+    os.chdir("/")
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+    os.umask(0o077)
 
 
 class Fault(Exception):
@@ -165,7 +194,7 @@ class MicroVm:
         assert backend["backend_type"] == "Uffd"
         self.count = state["count"]
         self.make_memory(state["sizes"], state["huge"])
-        uffd = pyvmm.libc.syscall(pyvmm.SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+        uffd = make_userfaultfd()
         pyvmm.handshake(uffd, pyvmm.UFFD_EVENT_REMOVE)
         for addr, size, _ in self.regions:
             pyvmm.register(uffd, addr, size, pyvmm.UFFD_MODE_MISSING)
@@ -245,7 +274,11 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--huge", action="store_true")
     parser.add_argument("--guest-waits", metavar="PATH")
+    parser.add_argument("--jail", metavar="DIR")
+    parser.add_argument("--uid", type=int, metavar="N")
     options = parser.parse_args()
+    if options.jail:
+        enter_jail(options.jail, options.uid)
     pyvmm.libc.prctl(1, 9)  # it ends with the test
     Handler.vm = MicroVm()
     Handler.vm.waits = options.guest_waits

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """postcopy-firecracker moves the guest of a Firecracker, or of what stands in for one."""
 import hashlib
-import http.client
 import importlib.util
 import json
 import os
@@ -26,6 +25,7 @@ import firecracker  # noqa: E402
 import harness  # noqa: E402
 import pyvmm  # noqa: E402
 from keeper import KeptDaemon  # noqa: E402
+from microvm import PROGRAM, MicroVm  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("integration_fixtures", INTEGRATION / "conftest.py")
 fixtures = importlib.util.module_from_spec(spec)
@@ -33,96 +33,20 @@ spec.loader.exec_module(fixtures)
 host, pki = fixtures.host, fixtures.pki
 
 MIB = 1 << 20
-PROGRAM = harness.BUILD / "src/firecracker/postcopy-firecracker"
 
 pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
                                 reason=str(pyvmm.can_userfault()))
 
 
-class Connection(http.client.HTTPConnection):
-    def __init__(self, path, timeout):
-        super().__init__("localhost", timeout=timeout)
-        self.path = str(path)
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
-class MicroVm:
-    """A Firecracker and its adapter."""
-
-    def __init__(self, host, daemon, role, migration_id="vm1", regions=None, huge=False,
-                 adapter=True):
-        self.daemon, self.role, self.id = daemon, role, migration_id
-        name = "%s-%s" % (role, migration_id)
-        self.api_path = host.dir / (name + ".api")
-        # A tmpfs, as --dir has to be.
-        self.dir = pathlib.Path("/dev/shm/%s-%d-%s" % (host.dir.name, os.getpid(), name))
-        self.dir.mkdir()
-        command = [sys.executable, str(HERE / "firecracker.py"), "--api-sock", str(self.api_path)]
-        command += ["--regions", regions] if regions else []
-        command += ["--huge"] if huge else []
-        self.guest_waits = host.dir / (name + ".guest-waits")
-        command += ["--guest-waits", str(self.guest_waits)]
-        self.vmm = subprocess.Popen(command, stdout=subprocess.PIPE)
-        self.lines = harness.Lines(self.vmm.stdout.fileno(), name)
-        self.adapter = None
-        self.log = open(host.dir / (name + ".log"), "ab")
-        host.later(self.close)
-        harness.eventually(self.api_path.exists, "its API socket is there")
-        if adapter:
-            self.start_adapter()
-
-    def start_adapter(self):
-        self.adapter = subprocess.Popen(
-            [str(PROGRAM), self.role, "--id", self.id, "--api", str(self.api_path), "--dir",
-             str(self.dir), "--socket", str(self.daemon.vmm_path)], stderr=self.log)
-
-    def kill_adapter(self):
-        self.adapter.kill()
-        self.adapter.wait()
-
-    def said(self):
-        return pathlib.Path(self.log.name).read_text()
-
-    def call(self, method, path, body=None, timeout=harness.DEADLINE_S):
-        connection = Connection(self.api_path, timeout)
-        connection.request(method, path, json.dumps(body) if body else None)
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
-        assert answer.status < 300, data
-        return json.loads(data) if data else None
-
-    def state(self):
-        return self.call("GET", "/")["state"]
-
-    def seen(self):
-        line = self.lines.next(time.monotonic() + harness.DEADLINE_S)
-        assert line, "Firecracker has ended: " + self.said()
-        return json.loads(line)
-
-    def close(self):
-        for process in (self.adapter, self.vmm):
-            if process and process.poll() is None:
-                process.kill()
-                process.wait()
-        self.log.close()
-        for path in self.dir.iterdir():
-            path.unlink()
-        self.dir.rmdir()
-
-
 class Pair:
-    def __init__(self, host, kind=harness.Daemon, regions="16", huge=False, **params):
+    def __init__(self, host, kind=harness.Daemon, regions="16", huge=False, jails=(None, None),
+                 **params):
         self.source = host.daemon("source", kind=kind)
         self.destination = host.daemon("destination", kind=kind)
         self.source.prepare_source("vm1")
         self.destination.prepare_destination("vm1", self.source.address, **params)
-        self.there = MicroVm(host, self.source, "source", regions=regions, huge=huge)
-        self.here = MicroVm(host, self.destination, "destination")
+        self.there = MicroVm(host, self.source, "source", regions=regions, huge=huge, jail=jails[0])
+        self.here = MicroVm(host, self.destination, "destination", jail=jails[1])
         self.size = sum(int(size) for size in regions.split(",")) * MIB
         for daemon in (self.source, self.destination):
             daemon.wait_for_state("vm1", "attached")
@@ -155,6 +79,38 @@ def test_a_guest_moves(host, regions):
     pair = Pair(host, regions=regions)
     pair.start()
     pair.finish()
+
+
+def jailed():
+    if os.geteuid() or not os.path.exists("/dev/userfaultfd"):
+        pytest.skip("a jail wants root and /dev/userfaultfd")
+    return 61001, 61002
+
+
+def test_a_jailed_guest_moves(host):
+    """What each Firecracker calls a path is within its root, links too, and what is put there is its user's."""
+    pair = Pair(host, jails=jailed())
+    assert [vm.dir.stat().st_uid for vm in (pair.there, pair.here)] == [61001, 61002]
+    assert (pair.there.dir / "vm1.memory").stat().st_uid == 61001
+    pair.start()
+    pair.finish()
+
+
+def test_a_jailed_firecracker_can_not_have_another_file_made_its_own(host):
+    """It may write the directory that its socket is in, and was given what a link in the socket's place
+    named, outside of the jail."""
+    if harness.sanitizer():
+        pytest.skip("a sanitizer wants to be the first library")
+    pair = Pair(host, jails=jailed())
+    victim = host.dir / "victim"
+    victim.touch(0o644)
+    pair.here.kill_adapter()
+    pair.here.env = {"LD_PRELOAD": str(harness.BUILD / "tests/vmms/swap.so"), "SWAP_TO": str(victim)}
+    pair.here.start_adapter()
+    pair.start()
+    pair.destination.wait_for_state("vm1", "failed")
+    assert (victim.stat().st_uid, victim.stat().st_mode & 0o777) == (0, 0o644)
+    harness.eventually(lambda: pair.there.state() == "Running", "the guest runs on")
 
 
 def free_huge_pages():
