@@ -95,6 +95,9 @@ struct bench {
 int bench_start(struct bench *b, struct error *err);
 void bench_stop(struct bench *b);
 
+/* Prepares both sides of a migration. @bulk: it is on from the beginning. */
+int bench_prepare(struct bench *b, const char *id, bool bulk, struct error *err);
+
 /*
  * bench_migrate() - one migration from fresh VMMs to the guest's own verdict
  * @n: which run it is, from 0 on

@@ -37,6 +37,9 @@ int bench_qemu_check(const struct bench_options *o, struct error *err)
 		                 "--memory, or have a --kernel");
 	if (o->kernel && (o->memory_bytes < LINUX_MEMORY_MIN || o->memory_bytes > LOW_MEMORY_MAX))
 		return error_set(err, -EINVAL, "a Linux guest takes --memory of 192M to 2G");
+	if (o->native && (o->link_mbit || o->bandwidth_bytes_per_s))
+		return error_set(err, -EINVAL,
+		                 "--link-mbit and --bandwidth are of postcopyd: not with --native");
 	if (o->runs > RUNS_MAX)
 		return error_set(err, -EINVAL, "--vmm qemu makes %d --runs at most", RUNS_MAX);
 	return 0;

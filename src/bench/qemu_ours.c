@@ -7,7 +7,6 @@
 #include "bench/qemu.h"
 #include "ctl/client.h"
 #include "ctl/json.h"
-#include "ctl/token.h"
 #include "util/clock.h"
 
 #define ATTACH_WAIT_MS 30000
@@ -22,25 +21,6 @@ struct ours {
 	struct process destination_adapter;
 	struct bench_vmm *source, *destination;
 };
-
-static int prepare(struct ours *o, struct error *err)
-{
-	struct client_prepare p = { .id = o->id, .limits = CLIENT_LIMITS_INIT };
-	char address[32];
-	int r = token_make(p.token, err);
-
-	if (!r)
-		r = client_prepare(o->b->source, &p, NULL, err);
-	if (r < 0)
-		return error_prefix(err, "preparing the source");
-	snprintf(address, sizeof address, "127.0.0.1:%u", o->b->port);
-	p.destination = true;
-	p.source = address;
-	p.map = o->b->options->map;
-	p.limits.streams = (unsigned int)o->b->options->streams;
-	r = client_prepare(o->b->destination, &p, NULL, err);
-	return r < 0 ? error_prefix(err, "preparing the destination") : 0;
-}
 
 static int start_adapter(struct ours *o, struct process *p, const char *side,
                          const struct bench_vmm *vmm, struct error *err)
@@ -131,7 +111,7 @@ static int move(struct bench *b, struct bench_vmm *source, struct bench_vmm *des
 	int r;
 
 	snprintf(o.id, sizeof o.id, "bench-%d-%u", (int)getpid(), n);
-	r = prepare(&o, err);
+	r = bench_prepare(b, o.id, true, err);
 	if (!r)
 		r = start_adapter(&o, &o.source_adapter, "source", source, err);
 	if (!r)

@@ -145,6 +145,29 @@ void bench_stop(struct bench *b)
 	process_stop(&b->source_daemon);
 }
 
+int bench_prepare(struct bench *b, const char *id, bool bulk, struct error *err)
+{
+	const struct bench_options *o = b->options;
+	struct client_prepare p = { .id = id, .limits = CLIENT_LIMITS_INIT };
+	char address[32];
+	int r = token_make(p.token, err);
+
+	if (!r)
+		r = client_prepare(b->source, &p, NULL, err);
+	if (r < 0)
+		return error_prefix(err, "preparing the source");
+	snprintf(address, sizeof address, "%s:%u", source_address(b), b->port);
+	p.destination = true;
+	p.source = address;
+	p.map = o->map;
+	p.limits.streams = (unsigned int)o->streams;
+	p.limits.bandwidth_bytes_per_s = (int64_t)o->bandwidth_bytes_per_s;
+	p.limits.bulk = bulk;
+	p.limits.prefetch = bulk;
+	r = client_prepare(b->destination, &p, NULL, err);
+	return r < 0 ? error_prefix(err, "preparing the destination") : 0;
+}
+
 /* One run's own things. */
 struct run {
 	struct bench *b;
@@ -162,29 +185,6 @@ struct run {
 	char last_state[16];
 	struct progress progress;
 };
-
-static int prepare(struct run *run, struct error *err)
-{
-	const struct bench_options *o = run->b->options;
-	struct client_prepare p = { .id = run->id, .limits = CLIENT_LIMITS_INIT };
-	char address[32];
-	int r = token_make(p.token, err);
-
-	if (!r)
-		r = client_prepare(run->b->source, &p, NULL, err);
-	if (r < 0)
-		return error_prefix(err, "preparing the source");
-	snprintf(address, sizeof address, "%s:%u", source_address(run->b), run->b->port);
-	p.destination = true;
-	p.source = address;
-	p.map = o->map;
-	p.limits.streams = (unsigned int)o->streams;
-	p.limits.bandwidth_bytes_per_s = (int64_t)o->bandwidth_bytes_per_s;
-	p.limits.bulk = run->bulk_on;
-	p.limits.prefetch = run->bulk_on;
-	r = client_prepare(run->b->destination, &p, NULL, err);
-	return r < 0 ? error_prefix(err, "preparing the destination") : 0;
-}
 
 /* Where the guest's progress on one side is written down. */
 static void progress_path(const struct run *run, bool source, char ret[128])
@@ -515,7 +515,7 @@ int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, str
 	int r;
 
 	snprintf(run.id, sizeof run.id, "bench-%d-%u", (int)getpid(), n);
-	r = prepare(&run, err);
+	r = bench_prepare(b, run.id, run.bulk_on, err);
 	if (!r)
 		r = attach_vmms(&run, err);
 	if (!r)

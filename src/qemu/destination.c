@@ -11,13 +11,15 @@
 #include "util/cleanup.h"
 #include "util/log.h"
 
-#define COPY_BYTES (256u << 10)
+/* What an unprivileged user may have: most of a vmstate. */
+#define PIPE_BYTES (1 << 20)
 
 struct destination {
 	struct session *session;
 	bool is_new;  /* this process has attached: nothing was begun before */
 	bool may_run; /* LOADED has been said */
 	bool is_here; /* all of it */
+	int pipe;     /* QEMU expects the vmstate from its other end; -1: not yet, or no more */
 };
 
 static const char *id_of(const struct destination *d)
@@ -25,27 +27,36 @@ static const char *id_of(const struct destination *d)
 	return d->session->options->id;
 }
 
-static int copy(int from, int to, uint64_t len, struct error *err)
+/* All that QEMU takes of it: whether that is enough it says itself. */
+static int pass_on(int vmstate, int pipe, uint64_t len, struct error *err)
 {
-	_cleanup_free_ char *buf = malloc(COPY_BYTES);
-	uint64_t at = 0;
+	off_t at = 0;
 
-	if (!buf)
-		return error_set(err, -ENOMEM, "out of memory");
-	while (at < len) {
-		ssize_t n = pread(from, buf, COPY_BYTES, (off_t)at), m = 0;
+	while ((uint64_t)at < len) {
+		ssize_t n = splice(vmstate, &at, pipe, NULL, len - (uint64_t)at, 0);
 
-		if (n <= 0)
+		if (n < 0 && errno == EPIPE)
+			return 0;
+		if (n == 0 || (n < 0 && errno != EINTR))
 			return error_errno(err, n ? -errno : -EIO, "can't read the vmstate");
-		for (ssize_t done = 0; done < n; done += m) {
-			m = write(to, buf + done, (size_t)(n - done));
-			if (m < 0 && errno != EINTR)
-				return error_errno(err, -errno, "QEMU does not take the vmstate");
-			m = m < 0 ? 0 : m;
-		}
-		at += (uint64_t)n;
 	}
 	return 0;
+}
+
+static int expect(struct destination *d, struct error *err)
+{
+	_cleanup_close_ int from = -1, to = -1;
+	int ends[2], rc;
+
+	if (pipe2(ends, O_CLOEXEC))
+		return error_errno(err, -errno, "can't make a pipe");
+	from = ends[0];
+	to = ends[1];
+	(void)fcntl(to, F_SETPIPE_SZ, PIPE_BYTES);
+	rc = qemu_expect(d->session->qmp, from, err);
+	if (!rc)
+		d->pipe = steal_fd(&to);
+	return rc;
 }
 
 /*
@@ -54,26 +65,25 @@ static int copy(int from, int to, uint64_t len, struct error *err)
  */
 static int begin_load(struct destination *d, int vmstate, uint64_t len, struct error *err)
 {
-	struct qmp *q = d->session->qmp;
-	_cleanup_close_ int from = -1, to = -1;
-	int ends[2], rc = 0;
+	/* The process before this one may have been killed before QEMU had all. */
+	int rc = d->pipe < 0 ? expect(d, err) : 0, size;
 	bool fits;
 
-	if (pipe2(ends, O_CLOEXEC))
-		return error_errno(err, -errno, "can't make a pipe");
-	from = ends[0];
-	to = ends[1];
-	fits = len <= INT32_MAX && fcntl(to, F_SETPIPE_SZ, (int)len) >= (int)len;
+	if (rc)
+		return rc;
+	size = fcntl(d->pipe, F_GETPIPE_SZ);
+	fits = size > 0 && len <= (uint64_t)size;
+	if (!fits)
+		fits = len <= INT32_MAX && fcntl(d->pipe, F_SETPIPE_SZ, (int)len) >= (int)len;
 	if (fits)
-		rc = copy(vmstate, to, len, err);
+		rc = pass_on(vmstate, d->pipe, len, err);
 	if (fits)
-		close_fd(&to);
+		close_fd(&d->pipe);
 	if (!rc)
-		rc = qemu_load(q, from, err);
-	/* QEMU alone reads: where it ends, so does copy(). */
-	close_fd(&from);
+		rc = qemu_begin_load(d->session->qmp, err);
 	if (!rc && !fits)
-		rc = copy(vmstate, to, len, err);
+		rc = pass_on(vmstate, d->pipe, len, err);
+	close_fd(&d->pipe);
 	return rc;
 }
 
@@ -120,7 +130,6 @@ static int run_guest(struct destination *d, struct error *err)
 	if (rc)
 		return error_set(err, rc, "%s", refused.text);
 	rc = postcopy_destination_resumed(d->session->postcopy, &why);
-	qemu_restore(q, d->session->bandwidth);
 	if (!rc)
 		log_migration_info(id_of(d), "the guest runs here");
 	return daemon_error(rc, &why, err);
@@ -164,8 +173,6 @@ static int give_up(struct destination *d, const char *reason, struct error *err)
 static int arrive(struct destination *d)
 {
 	d->is_here = true;
-	/* Again: who said that the guest runs may have been killed before. */
-	qemu_restore(d->session->qmp, d->session->bandwidth);
 	log_migration_info(id_of(d), "complete: all of the guest's memory is here");
 	return 0;
 }
@@ -220,6 +227,8 @@ static int attach_new(struct destination *d, struct error *err)
 	blocks_close(&check.blocks);
 	d->is_new = !rc;
 	if (!rc)
+		rc = expect(d, err);
+	if (!rc)
 		log_migration_info(id_of(d), "attached, QEMU is process %d", (int)s->pid);
 	return rc;
 }
@@ -261,9 +270,27 @@ static bool is_daemon_gone(int rc)
 	return rc == -EPIPE || rc == -EPROTO;
 }
 
+/* To its end, as far as this process lives; @rc of having attached. */
+static int follow(struct destination *d, int rc, struct error *err)
+{
+	while (!d->is_here) {
+		struct wake wake;
+
+		while (is_daemon_gone(rc))
+			rc = attach_again(d, err);
+		if (!rc)
+			rc = session_wait(d->session, -1, &wake, err);
+		if (!rc && wake.daemon)
+			rc = hear(d, err);
+		if (rc && !is_daemon_gone(rc))
+			break;
+	}
+	return rc;
+}
+
 int destination_run(struct session *s, struct error *err)
 {
-	struct destination d = { .session = s };
+	struct destination d = { .session = s, .pipe = -1 };
 	int rc;
 
 	/* A QEMU that exits does not read the vmstate. */
@@ -271,17 +298,12 @@ int destination_run(struct session *s, struct error *err)
 	rc = attach(&d, err);
 	while (rc == -ENOENT && !(rc = session_await_prepared(s, err)))
 		rc = attach(&d, err);
-	while (!d.is_here) {
-		struct wake wake;
-
-		while (is_daemon_gone(rc))
-			rc = attach_again(&d, err);
-		if (!rc)
-			rc = session_wait(s, -1, &wake, err);
-		if (!rc && wake.daemon)
-			rc = hear(&d, err);
-		if (rc && !is_daemon_gone(rc))
-			break;
-	}
+	if (rc && !is_daemon_gone(rc))
+		return rc;
+	rc = follow(&d, rc, err);
+	close_fd(&d.pipe);
+	/* Not when the guest begins to run: QEMU has better use of its main thread. */
+	if (!session_is_lost(rc))
+		qemu_restore(s->qmp, &s->settings);
 	return rc;
 }

@@ -20,6 +20,7 @@
 #include "qemu/qemu.h"
 #include "qemu/source.h"
 #include "util/log.h"
+#include "util/thread.h"
 
 /* As what it stands there for. */
 static int run_check(struct session *s, struct error *err)
@@ -84,6 +85,8 @@ int main(int argc, char **argv)
 		return EXIT_ARGUMENTS;
 	}
 	log_init("postcopy-qemu", LOG_LEVEL_INFO, LOG_FORMAT_AUTO);
+	/* While a guest stands still it waits for this; the guests beside it can wait. */
+	thread_prefer_promptness();
 	rc = session_open(&session, &options, &err);
 	if (!rc)
 		rc = run(&session, &err);

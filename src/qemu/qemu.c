@@ -12,6 +12,8 @@
 #define BANDWIDTH_DEFAULT (128ll << 20)
 #define PIPE_NAME "postcopy-vmstate"
 #define PIPE_URI "fd:" PIPE_NAME
+#define UNDESCRIBED "suppress-vmdesc"
+#define IGNORE_SHARED "x-ignore-shared"
 #define LOOK_MS 20
 
 static struct json_object *with_text(const char *name, const char *value)
@@ -147,7 +149,7 @@ static struct qmp_command set_ignore_shared(bool on)
 {
 	struct json_object *o = json_object_new_object(), *list = json_object_new_array();
 
-	add_capability(list, "x-ignore-shared", on);
+	add_capability(list, IGNORE_SHARED, on);
 	/* Never off again: libvirt counts on it. */
 	if (on)
 		add_capability(list, "events", true);
@@ -155,24 +157,52 @@ static struct qmp_command set_ignore_shared(bool on)
 	return (struct qmp_command){ "migrate-set-capabilities", o, -1 };
 }
 
-int qemu_bandwidth(struct qmp *q, int64_t *ret, struct error *err)
+static struct json_object *of_machine(const char *property)
 {
-	_cleanup_json_ struct json_object *answer = NULL;
-	int rc = qmp_ask(q, "query-migrate-parameters", NULL, -1, &answer, err);
+	struct json_object *o = with_text("path", "/machine");
 
+	json_object_object_add(o, "property", json_object_new_string(property));
+	return o;
+}
+
+/*
+ * Behind its devices' state QEMU writes what that means, for who debugs it, and composes that while
+ * the guest stands still.
+ */
+static struct qmp_command set_undescribed(bool on)
+{
+	struct json_object *o = of_machine(UNDESCRIBED);
+
+	json_object_object_add(o, "value", json_object_new_boolean(on));
+	return (struct qmp_command){ "qom-set", o, -1 };
+}
+
+int qemu_settings(struct qmp *q, struct qemu_settings *ret, struct error *err)
+{
+	_cleanup_json_ struct json_object *parameters = NULL;
+	_cleanup_json_ struct json_object *undescribed = NULL;
+	struct error unknown = ERROR_INIT;
+	int rc = qmp_ask(q, "query-migrate-parameters", NULL, -1, &parameters, err);
+
+	if (!rc)
+		rc = qmp_ask(q, "qom-get", of_machine(UNDESCRIBED), -1, &undescribed, err);
 	if (rc)
 		return rc;
-	*ret = json_object_get_int64(json_member(answer, "max-bandwidth"));
-	/* Ours, of a process that was killed. */
-	if (*ret == BANDWIDTH_MAX)
-		*ret = BANDWIDTH_DEFAULT;
+	ret->undescribed = json_object_get_boolean(undescribed);
+	ret->bandwidth = json_object_get_int64(json_member(parameters, "max-bandwidth"));
+	/* Of a process of ours that was killed: it is on before all else, and off after it. */
+	if (qemu_capability(q, IGNORE_SHARED, &unknown) > 0)
+		ret->undescribed = false;
+	if (ret->bandwidth == BANDWIDTH_MAX)
+		ret->bandwidth = BANDWIDTH_DEFAULT;
 	return 0;
 }
 
-void qemu_restore(struct qmp *q, int64_t bandwidth)
+void qemu_restore(struct qmp *q, const struct qemu_settings *before)
 {
-	const struct qmp_command commands[] = { set_ignore_shared(false),
-		                                set_bandwidth(bandwidth) };
+	const struct qmp_command commands[] = { set_undescribed(before->undescribed),
+		                                set_bandwidth(before->bandwidth),
+		                                set_ignore_shared(false) };
 
 	(void)qmp_tell_all(q, commands, sizeof commands / sizeof *commands, NULL);
 }
@@ -193,12 +223,12 @@ static struct qmp_command give_pipe(int fd)
 	return (struct qmp_command){ "getfd", with_text("fdname", PIPE_NAME), fd };
 }
 
-int qemu_stop_and_save(struct qmp *q, int fd, struct error *err)
+int qemu_begin_save(struct qmp *q, int fd, struct error *err)
 {
 	const struct qmp_command commands[] = {
 		set_ignore_shared(true),
+		set_undescribed(true),
 		set_bandwidth(BANDWIDTH_MAX),
-		{ "stop", NULL, -1 },
 		give_pipe(fd),
 		{ "migrate", with_text("uri", PIPE_URI), -1 },
 	};
@@ -211,20 +241,29 @@ int qemu_stop_and_save(struct qmp *q, int fd, struct error *err)
 	return rc;
 }
 
-int qemu_load(struct qmp *q, int fd, struct error *err)
+int qemu_expect(struct qmp *q, int fd, struct error *err)
 {
-	struct json_object *arguments = with_text("uri", PIPE_URI);
 	const struct qmp_command commands[] = {
 		set_ignore_shared(true),
+		/* So it expects no description either. */
+		set_undescribed(true),
+		/* As -S: what has come stands still until "cont". */
+		{ "stop", NULL, -1 },
 		give_pipe(fd),
-		{ "migrate-incoming", arguments, -1 },
 	};
+
+	return qmp_tell_all(q, commands, sizeof commands / sizeof *commands, err);
+}
+
+int qemu_begin_load(struct qmp *q, struct error *err)
+{
+	struct json_object *arguments = with_text("uri", PIPE_URI);
 
 	/* It says why then; before, it can only exit. */
 	if (qmp_is_at_least(q, 9, 1))
 		json_object_object_add(arguments, "exit-on-error", json_object_new_boolean(false));
 	*qmp_news(q)->migration = 0;
-	return qmp_tell_all(q, commands, sizeof commands / sizeof *commands, err);
+	return qmp_ask(q, "migrate-incoming", arguments, -1, NULL, err);
 }
 
 int qemu_human(struct qmp *q, const char *line, char **ret, struct error *err)

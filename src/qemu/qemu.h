@@ -49,24 +49,35 @@ int qemu_blockers(struct qmp *q, char text[QEMU_WHY_BYTES], struct error *err);
  * as it was; other negatives with @err. */
 int qemu_capability(struct qmp *q, const char *name, struct error *err);
 
-/* How fast its migrations may be, as others have set it. */
-int qemu_bandwidth(struct qmp *q, int64_t *ret, struct error *err);
+/* What a migration of ours changes, as others have set it. */
+struct qemu_settings {
+	int64_t bandwidth; /* of its migrations */
+	bool undescribed;  /* its vmstates tell no debugger what they hold */
+};
+
+int qemu_settings(struct qmp *q, struct qemu_settings *ret, struct error *err);
 
 /* Give it a copy of @fd, to be named "fd:NAME". An older one of that name goes. */
 int qemu_give_fd(struct qmp *q, const char *name, int fd, struct error *err);
 void qemu_take_back_fd(struct qmp *q, const char *name);
 
 /*
- * qemu_stop_and_save() - stop its guest, and begin to save it into @fd, a pipe
- * qemu_load() - begin to load a guest from @fd, a pipe
+ * qemu_begin_save() - begin to save its guest into @fd, a pipe
+ * qemu_expect() - a guest will be loaded from @fd, a pipe
+ * qemu_begin_load() - what was expected is in the pipe, or comes
  *
- * Without the RAM that is shared (x-ignore-shared), and as fast as can be.
+ * Without the RAM that is shared (x-ignore-shared), and as fast as can be. What need not be done
+ * while the guest stands still is done before. QEMU gets ready and saves other RAM while its guest
+ * runs; then it stops the guest, and runs it on by itself where saving fails. The stream says that
+ * the guest ran: a QEMU that expects it would run it on once it has it, but for what qemu_expect()
+ * says to it.
  */
-int qemu_stop_and_save(struct qmp *q, int fd, struct error *err);
-int qemu_load(struct qmp *q, int fd, struct error *err);
+int qemu_begin_save(struct qmp *q, int fd, struct error *err);
+int qemu_expect(struct qmp *q, int fd, struct error *err);
+int qemu_begin_load(struct qmp *q, struct error *err);
 
 /* Afterwards: as others expect it. A migration of QEMU's own would leave its RAM behind. */
-void qemu_restore(struct qmp *q, int64_t bandwidth);
+void qemu_restore(struct qmp *q, const struct qemu_settings *before);
 
 /* A command of the monitor for people. @ret: the caller's. */
 int qemu_human(struct qmp *q, const char *line, char **ret, struct error *err);

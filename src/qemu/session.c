@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <sys/signalfd.h>
 
-#include "qemu/qemu.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -70,7 +69,7 @@ int session_open(struct session *s, const struct options *o, struct error *err)
 	if (!rc)
 		rc = qmp_open(o->qmp, &s->qmp, err);
 	if (!rc)
-		rc = qemu_bandwidth(s->qmp, &s->bandwidth, err);
+		rc = qemu_settings(s->qmp, &s->settings, err);
 	return rc ? rc : find_process(s, err);
 }
 

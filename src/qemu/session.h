@@ -23,7 +23,7 @@
 
 #include "adapter/daemon.h"
 #include "qemu/options.h"
-#include "qemu/qmp.h"
+#include "qemu/qemu.h"
 
 struct session {
 	const struct options *options;
@@ -31,7 +31,7 @@ struct session {
 	pid_t pid;
 	int pidfd;
 	int signal_fd;
-	int64_t bandwidth;          /* of QEMU's migrations, before us */
+	struct qemu_settings settings; /* before us */
 	uint64_t prepared_until_ns; /* the migration may be prepared until then; 0: not waited for
 	                               yet */
 	struct postcopy *postcopy;

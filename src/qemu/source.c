@@ -71,7 +71,7 @@ static int copy_to_end(struct qmp *q, int from, int to, struct error *err)
 	return qmp_wait(q, 0, err);
 }
 
-/* The guest is stopped, and its vmstate comes into @memfd. */
+/* The guest is stopped, though not at once, and its vmstate comes into @memfd. */
 static int save_into(struct qmp *q, int memfd, struct error *err)
 {
 	_cleanup_close_ int from = -1, to = -1;
@@ -84,7 +84,7 @@ static int save_into(struct qmp *q, int memfd, struct error *err)
 	from = ends[0];
 	to = ends[1];
 	(void)fcntl(to, F_SETPIPE_SZ, PIPE_BYTES);
-	rc = qemu_stop_and_save(q, to, err);
+	rc = qemu_begin_save(q, to, err);
 	close_fd(&to);
 	if (!rc)
 		rc = copy_to_end(q, from, memfd, err);
@@ -111,10 +111,7 @@ static int stay(struct source *src, const char *reason, struct error *err)
 {
 	int rc = src->was_paused ? cont(src, err) : 0;
 
-	if (rc)
-		return rc;
-	qemu_restore(src->session->qmp, src->session->bandwidth);
-	return error_set(err, -ECANCELED, "the guest runs on here: %s", reason);
+	return rc ? rc : error_set(err, -ECANCELED, "the guest runs on here: %s", reason);
 }
 
 /* Return: -EPIPE where the daemon is gone: it may have heard, or not, and says so later. */
@@ -134,14 +131,12 @@ static int pause_guest(struct source *src, struct error *err)
 		return error_set(err, rc, "%s", failed.text);
 	if (rc) {
 		rc = cont(src, err);
-		qemu_restore(src->session->qmp, src->session->bandwidth);
 		if (!rc)
 			(void)postcopy_source_pause_failed(p, failed.text, NULL);
 		return rc;
 	}
 	src->handed_over = true;
 	rc = postcopy_source_paused_fd(p, memfd, &why);
-	qemu_restore(src->session->qmp, src->session->bandwidth);
 	if (!rc)
 		log_migration_info(id_of(src), "paused, vmstate of %lld bytes",
 		                   (long long)lseek(memfd, 0, SEEK_CUR));
@@ -271,6 +266,24 @@ static int hear(struct source *src, struct error *err)
 	return rc == -EPIPE || rc == -EPROTO ? attach_again(src, err) : rc;
 }
 
+/* To its end, as far as this process lives. */
+static int follow(struct source *src, struct error *err)
+{
+	struct session *s = src->session;
+	int rc = 0;
+
+	while (!rc && !src->gone) {
+		struct wake wake;
+
+		rc = session_wait(s, -1, &wake, err);
+		if (!rc)
+			rc = fence(src, err);
+		if (!rc && wake.daemon)
+			rc = hear(src, err);
+	}
+	return rc;
+}
+
 int source_run(struct session *s, struct error *err)
 {
 	struct source src = { .session = s };
@@ -278,14 +291,11 @@ int source_run(struct session *s, struct error *err)
 
 	while (rc == -ENOENT && !(rc = session_await_prepared(s, err)))
 		rc = attach(&src, err);
-	while (!rc && !src.gone) {
-		struct wake wake;
-
-		rc = session_wait(s, -1, &wake, err);
-		if (!rc)
-			rc = fence(&src, err);
-		if (!rc && wake.daemon)
-			rc = hear(&src, err);
-	}
+	if (rc)
+		return rc;
+	rc = follow(&src, err);
+	/* Not when the vmstate has been handed over: the daemons have better use of the CPU. */
+	if (!src.gone && !session_is_lost(rc))
+		qemu_restore(s->qmp, &s->settings);
 	return rc;
 }

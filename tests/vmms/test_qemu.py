@@ -27,6 +27,7 @@ def migrates_as_ever(vmm):
     capabilities = {c["capability"]: c["state"] for c in
                     vmm.qmp.execute("query-migrate-capabilities")}
     return (not capabilities["x-ignore-shared"] and
+            not vmm.qmp.execute("qom-get", path="/machine", property="suppress-vmdesc") and
             vmm.qmp.execute("query-migrate-parameters")["max-bandwidth"] == 128 << 20)
 
 
@@ -92,11 +93,12 @@ def test_a_guest_moves(host, guest_of, shape):
 
 # (role, moment, command, which of these): each leaves QEMU and the daemon in another state.
 POINTS = [
-    ("source", "after", "migrate-set-capabilities", 1), ("source", "before", "stop", 1),
-    ("source", "after", "stop", 1), ("source", "after", "getfd", 1), ("source", "after", "migrate", 1),
+    ("source", "after", "migrate-set-capabilities", 1), ("source", "after", "qom-set", 1),
+    ("source", "after", "getfd", 1), ("source", "before", "migrate", 1), ("source", "after", "migrate", 1),
     ("source", "before", "quit", 1), ("source", "after", "quit", 1),
-    ("destination", "after", "migrate-set-capabilities", 1), ("destination", "after", "getfd", 2),
+    ("destination", "after", "getfd", 2),
     ("destination", "before", "closefd", 2), ("destination", "after", "closefd", 2),
+    ("destination", "after", "migrate-set-capabilities", 1), ("destination", "after", "stop", 1),
     ("destination", "after", "getfd", 3), ("destination", "before", "migrate-incoming", 1),
     ("destination", "after", "migrate-incoming", 1), ("destination", "before", "cont", 1),
     ("destination", "after", "cont", 1),
@@ -114,7 +116,8 @@ def test_an_adapter_killed_there_is_started_again_and_goes_on(host, guest_of, ro
     victim = kill.adapter
     # Some of the points are on its way to attach.
     harness.eventually(lambda: kill.killed.is_set() or "attached" in victim.log(), "it has attached")
-    if not kill.killed.is_set():
+    started = not kill.killed.is_set()
+    if started:
         move.start()
     harness.eventually(kill.killed.is_set, "%s %s" % (moment, command))
     if (moment, command) == ("after", "quit"):
@@ -123,15 +126,44 @@ def test_an_adapter_killed_there_is_started_again_and_goes_on(host, guest_of, ro
         move.here.wait_for_state("vm1", "complete")
     else:
         victim.start()
-        if command == "closefd" or (command, nth) == ("getfd", 2):
+        if not started:
             victim.wait_until_attached()
             move.start()
         move.complete()
     move.destination.check(passes=2)
 
 
-def bare_guest(guest_of):
-    return guest_of(suite="trixie", memory="tmpfs", accel="kvm", mib=64)
+def bare_guest(guest_of, suite="trixie"):
+    return guest_of(suite=suite, memory="tmpfs", accel="kvm", mib=64)
+
+
+def killed_at(host, guest_of, role, *point, **which):
+    """A move up to there, once it was begun."""
+    kill = KillAt(*point)
+    move = Move(host, bare_guest(guest_of, **which), kill=(role, kill)).attached()
+    move.start()
+    harness.eventually(kill.killed.is_set, " ".join(point))
+    return move
+
+
+def test_a_guest_runs_while_its_qemu_gets_ready(host, guest_of):
+    move = killed_at(host, guest_of, "source", "before", "migrate")
+    assert move.source.status() == "running"
+    progress = move.source.progress()
+    harness.eventually(lambda: move.source.progress() > progress, "the guest goes on")
+    move.leaving.start()
+    move.complete()
+    move.destination.check(passes=2)
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie", "sid"])
+def test_a_guest_that_has_come_does_not_run_before_it_may(host, guest_of, suite):
+    """Its vmstate says that it ran, and its QEMU was not started with -S."""
+    move = killed_at(host, guest_of, "destination", "before", "cont", suite=suite)
+    assert move.destination.status() == "paused"
+    move.coming.start()
+    move.complete()
+    move.destination.check(passes=2)
 
 
 def test_a_guest_that_is_continued_by_hand_after_it_has_gone_is_stopped(host, guest_of):
