@@ -27,7 +27,9 @@
  *                      kernel saw them, and their phases added up; null without eBPF
  *    prefetch: {hit, late, wasted}, reconnects}
  * and at a source
- *   {served: {requests, pages, zero_pages, unreadable_pages, bytes, connected}}
+ *   {served: {requests, pages, zero_pages, unreadable_pages, bytes, connected},
+ *    pace: {bytes_per_s, in_flight_bytes, round_trip_us, queued_us}}   of bulk to that host; null
+ *                      before there was any; bytes_per_s null: as fast as it gets
  *
  * A report is a migration and
  *   {phases: [name...], timeline: [[ms, pages_present]...], fault_dots: [[ms, us, phase]...],
