@@ -42,7 +42,7 @@ static struct text count_at(struct json_object *r, const char *path)
 
 static void print_setting(struct json_object *r, size_t runs)
 {
-	double share;
+	double share, rate;
 
 	printf("  guest      %s of %s in pages of %s, %s vCPUs, %s workload, %s %% writes\n",
 	       bytes_at(r, "memory_bytes").s, json_string_or(r, "backend", "?"),
@@ -56,6 +56,9 @@ static void print_setting(struct json_object *r, size_t runs)
 		       count_at(r, "link.mbit").s, duration_at(r, "link.rtt_us").s,
 		       count_at(r, "link.queue_ms").s, json_string_or(r, "link.qdisc", "?"),
 		       json_number_or(r, "link.used", 0) * 100);
+	if (json_number(r, "pace.bytes_per_s", &rate))
+		printf("  pace       bulk was held at %s/s, below what the link carries\n",
+		       text_bytes(rate).s);
 	if (json_number(r, "link.queue_share", &share))
 		printf("  queue      is %.0f %% of a fault beside bulk\n", share * 100);
 	printf("  host       Linux %s, %s CPUs, %s\n", json_string_or(r, "host.kernel", "?"),

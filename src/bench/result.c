@@ -102,6 +102,7 @@ struct json_object *bench_result_new(const struct bench_options *o, struct json_
 	if (json_find(report, "warm"))
 		json_copy(result, "warm", report, "warm");
 	json_copy(result, "served", source, "served");
+	json_copy(result, "pace", source, "pace");
 	json_copy(result, "bytes_moved", source, "served.bytes");
 	json_copy(result, "pages_touched", verdict, "touched");
 	add_faults(result, report);

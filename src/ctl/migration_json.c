@@ -258,6 +258,22 @@ static void add_destination(struct json_object *o, const Postcopy__V1__Destinati
 	add_latencies(o, d);
 }
 
+static void add_pace(struct json_object *o, const Postcopy__V1__BulkPace *p)
+{
+	struct json_object *pace = p ? json_object_new_object() : NULL;
+
+	json_object_object_add(o, "pace", pace);
+	if (!p)
+		return;
+	if (p->bytes_per_s)
+		json_set_count(pace, "bytes_per_s", p->bytes_per_s);
+	else
+		set_null(pace, "bytes_per_s");
+	json_set_count(pace, "in_flight_bytes", p->in_flight_bytes);
+	set_duration(pace, "round_trip_us", p->round_trip, 1e6);
+	set_duration(pace, "queued_us", p->queued, 1e6);
+}
+
 static void add_source(struct json_object *o, const Postcopy__V1__SourceStatus *s)
 {
 	struct json_object *served = json_object_new_object();
@@ -269,6 +285,7 @@ static void add_source(struct json_object *o, const Postcopy__V1__SourceStatus *
 	json_set_count(served, "bytes", s->bytes);
 	json_set_bool(served, "connected", s->connected);
 	json_object_object_add(o, "served", served);
+	add_pace(o, s->pace);
 	json_set_string(o, "holder", s->holder);
 	json_set_string(o, "holder_name", s->holder_name);
 	set_duration(o, "holder_silent_ms", s->holder_silent, 1e3);

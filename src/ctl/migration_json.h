@@ -28,7 +28,9 @@
  *    prefetch: {units, watched, hit, late, wasted, hot, around, stride, recent, duplicate},
  *    reconnects}
  * and at a source
- *   {served: {requests, pages, zero_pages, unreadable_pages, bytes, connected}}
+ *   {served: {requests, pages, zero_pages, unreadable_pages, bytes, connected},
+ *    pace: {bytes_per_s, in_flight_bytes, round_trip_us, queued_us}}   of bulk to that host; null
+ *                      before there was any; bytes_per_s null: as fast as it gets
  *
  * A report is a migration and
  *   {phases: [name...], timeline: [[ms, pages_present]...], fault_dots: [[ms, us, phase]...],

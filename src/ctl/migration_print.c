@@ -134,6 +134,18 @@ static void print_served(struct json_object *m)
 		       text_count(json_count_or(m, "served.unreadable_pages", 0)).s);
 }
 
+/* Why bulk is not faster than it is. */
+static void print_pace(struct json_object *m)
+{
+	uint64_t rate;
+
+	if (!json_count(m, "pace.bytes_per_s", &rate))
+		return;
+	printf("  %-12s bulk held at %s/s, below what the network carries; round trip %s\n", "pace",
+	       text_bytes((double)rate).s,
+	       text_duration(json_number_or(m, "pace.round_trip_us", 0)).s);
+}
+
 static void print_holder(struct json_object *m)
 {
 	const char *holder = json_string_or(m, "holder", ""), *name;
@@ -206,5 +218,6 @@ void migration_print(struct json_object *m)
 	print_faults(m);
 	print_prefetch(m);
 	print_served(m);
+	print_pace(m);
 	print_holder(m);
 }

@@ -16,8 +16,8 @@
 #include "util/probes.h"
 #include "util/thread.h"
 
-/* Requests in flight on one connection: 8 of up to 256 KiB, 2 MiB. */
-#define BULK_WINDOW 8u
+/* How often it is looked at how many requests there are to be in flight. */
+#define BULK_LOOK_NS (100 * NSEC_PER_MSEC)
 /* Fills that are refused, until another thread is let on this core. */
 #define REFUSED_YIELD 64u
 /* After a fill that failed for want of memory. */
@@ -169,21 +169,35 @@ static bool next_item(struct bulk *b, unsigned int units, struct scheduler_item 
 	return true;
 }
 
+/* How many GETs may be in flight, by what came of late. */
+static unsigned int window_max(struct bulk *b, uint64_t now_ns)
+{
+	uint64_t ns = now_ns - b->looked_ns;
+
+	if (ns >= BULK_LOOK_NS) {
+		b->window_max = window_wanted(b->bytes, ns, conn_min_rtt_us(b->conn));
+		b->looked_ns = now_ns;
+		b->bytes = 0;
+	}
+	return b->window_max;
+}
+
 /*
  * Fill the window, as far as there is work and the cap allows. Return: 0 or -errno;
  * *@ret_until_ns is when the cap allows more, 0 where it is not the cap that ended it.
  */
 static int ask(struct bulk *b, uint64_t *ret_until_ns)
 {
-	uint8_t tx[BULK_WINDOW * (FRAME_HEADER_BYTES + FRAME_GET_BYTES)];
+	uint8_t tx[WINDOW_MAX * (FRAME_HEADER_BYTES + FRAME_GET_BYTES)];
 	struct pull *p = b->pull;
 	uint64_t now_ns = clock_now_ns();
+	unsigned int max = window_max(b, now_ns);
 	size_t len = 0;
 
 	*ret_until_ns = 0;
 	if (b->rest.want_mask && scheduler_is_held(p->scheduler))
 		end_word(b, false);
-	while (b->window.n < BULK_WINDOW && atomic_load(&p->bulk_on) && !is_retired(b)) {
+	while (b->window.n < max && atomic_load(&p->bulk_on) && !is_retired(b)) {
 		unsigned int units = throttle_take(&p->throttle, now_ns, ret_until_ns);
 		struct scheduler_item item = { 0 };
 
@@ -360,6 +374,7 @@ static int take_answer(struct bulk *b, struct error *err)
 	if (rc)
 		return rc;
 	b->retry_ms = 0;
+	b->bytes += h.payload_len;
 	atomic_fetch_sub(&b->pull->stats.bulk_in_flight, 1);
 	fill(b, &pages, &item, (const uint8_t *)payload + FRAME_PAGES_BYTES);
 	return 0;

@@ -48,6 +48,8 @@ struct bulk {
 	unsigned int retry_ms; /* of pull_back_off_locked() */
 	struct dialing dialing;
 	struct window window;
+	unsigned int window_max; /* GETs in flight, by what was seen: */
+	uint64_t looked_ns, bytes;
 	struct scheduler_item rest; /* of a word that is asked for in parts; want_mask 0: none */
 	bool redo;                  /* some part of that word could not be filled */
 	unsigned int refused;       /* fills, because the VMM was changing its mappings */

@@ -23,6 +23,21 @@ static struct migration_served served(const struct migration *m)
 	return sum;
 }
 
+static struct migration_pace pace(const struct migration *m)
+{
+	const struct pacer_view *view;
+
+	if (!m->source)
+		return m->pace;
+	view = &page_source_stats(m->source)->pace;
+	return (struct migration_pace){
+		.bytes_per_s = atomic_load(&view->bytes_per_s),
+		.in_flight_bytes = atomic_load(&view->in_flight_bytes),
+		.rtt_us = atomic_load(&view->rtt_us),
+		.queue_us = atomic_load(&view->queue_us),
+	};
+}
+
 const char *migration_role_name(enum migration_role role)
 {
 	return role == MIGRATION_SOURCE ? "source" : "destination";
@@ -92,6 +107,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.pages_total = m->table.units,
 		.pages_present = pages_present(m),
 		.served = served(m),
+		.pace = pace(m),
 		.connected = m->source && page_source_is_connected(m->source),
 		.holder_heard_ns = m->source ? page_source_holder_heard_ns(m->source) : 0,
 		.holder = m->holder,

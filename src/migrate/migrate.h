@@ -143,6 +143,14 @@ struct migration_served {
 	uint64_t bytes;
 };
 
+/* How bulk leaves a source (stream/pacer.h). */
+struct migration_pace {
+	uint64_t bytes_per_s; /* 0: as fast as it gets */
+	uint64_t in_flight_bytes;
+	uint64_t rtt_us; /* 0: none was served */
+	uint64_t queue_us;
+};
+
 /* A snapshot; strings belong to the migration and are valid until the loop goes on. */
 struct migration_info {
 	uint64_t seq; /* counts up with each one that is prepared here */
@@ -179,6 +187,7 @@ struct migration_info {
 
 	/* Source. */
 	struct migration_served served;
+	struct migration_pace pace;
 	bool connected;           /* a destination has a control connection */
 	uint64_t holder_heard_ns; /* 0: not by this process */
 

@@ -120,6 +120,7 @@ struct migration {
 	uint64_t log_number;
 	bool paused; /* the vmstate is ours: only an abort lets the guest run on here */
 	struct migration_served served; /* by what source was before */
+	struct migration_pace pace;     /* as it was last */
 	/* destination */
 	struct migration_limits limits; /* all are given */
 	struct pull *pull;

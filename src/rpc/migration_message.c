@@ -314,6 +314,20 @@ static void set_destination(struct migration_message *t, struct migration *m,
 	t->message.destination = d;
 }
 
+static void set_pace(struct migration_message *t, const struct migration_pace *p)
+{
+	if (!p->rtt_us)
+		return;
+	t->pace = (Postcopy__V1__BulkPace)POSTCOPY__V1__BULK_PACE__INIT;
+	t->pace.bytes_per_s = p->bytes_per_s;
+	t->pace.in_flight_bytes = p->in_flight_bytes;
+	t->round_trip = duration_message(p->rtt_us * NSEC_PER_USEC);
+	t->queued = duration_message(p->queue_us * NSEC_PER_USEC);
+	t->pace.round_trip = &t->round_trip;
+	t->pace.queued = &t->queued;
+	t->source.pace = &t->pace;
+}
+
 static void set_source(struct migration_message *t, const struct migration_info *info)
 {
 	t->source = (Postcopy__V1__SourceStatus)POSTCOPY__V1__SOURCE_STATUS__INIT;
@@ -333,6 +347,7 @@ static void set_source(struct migration_message *t, const struct migration_info 
 		t->holder_silent = duration_message(clock_now_ns() - info->holder_heard_ns);
 		t->source.holder_silent = &t->holder_silent;
 	}
+	set_pace(t, &info->pace);
 	t->message.half_case = POSTCOPY__V1__MIGRATION__HALF_SOURCE;
 	t->message.source = &t->source;
 }

@@ -38,6 +38,8 @@ struct migration_message {
 	char reason[2 * ERROR_TEXT_MAX + 2];
 	char holder[STREAM_HOLDER_HEX_MAX], holder_name[STREAM_HOLDER_NAME_MAX];
 	Google__Protobuf__Duration holder_silent;
+	Postcopy__V1__BulkPace pace;
+	Google__Protobuf__Duration round_trip, queued;
 	char source_address[SOURCE_ADDRESS_MAX];
 };
 

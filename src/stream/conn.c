@@ -4,8 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/pkt_sched.h>
+#include <linux/tcp.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -291,6 +291,14 @@ int conn_dial(struct dialing *d, const struct conn_target *target, struct tls_co
 	if (!rc)
 		*ret = steal_ptr(&c);
 	return rc;
+}
+
+uint64_t conn_min_rtt_us(const struct conn *c)
+{
+	struct tcp_info info = { 0 };
+	socklen_t len = sizeof info;
+
+	return getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) ? 0 : info.tcpi_min_rtt;
 }
 
 /* Whether what was sent last has not reached the peer's kernel. */

@@ -76,6 +76,9 @@ int conn_probe(struct conn *c, const struct conn_target *target, struct error *e
 /* The source's answer to a PROBE that was just received. Return: 0 or -errno. */
 int conn_answer_probe(struct conn *c);
 
+/* The shortest round trip of late, as TCP has seen it; 0: not known. */
+uint64_t conn_min_rtt_us(const struct conn *c);
+
 struct conn *conn_free(struct conn *c);
 
 /* From any thread: both directions end. */
@@ -90,6 +93,12 @@ void conn_set_receive_timeout(struct conn *c, unsigned int timeout_ms);
 static inline int conn_send(struct conn *c, const void *frame, size_t len)
 {
 	return tls_write(c->tls, frame, len);
+}
+
+/* How much of a frame leaves in one packet (with segmentation offload); 0: as much as can. */
+static inline void conn_set_burst(struct conn *c, uint32_t bytes)
+{
+	tls_set_burst(c->tls, bytes);
 }
 
 /* A frame without payload. */

@@ -63,6 +63,7 @@ struct page_server {
 	unsigned int n_conns;
 	bool stopping;
 	bool incomplete;              /* some that were left are not taken over yet */
+	struct pacers pacers;         /* has a lock of its own, which is taken last */
 	struct page_source **sources; /* a reference each */
 	size_t n_sources;
 };
@@ -111,6 +112,7 @@ static bool is_offered(const struct page_server *server, const char *id)
 /* Of all that it holds, but its place in the list. */
 static void leave(struct server_conn *sc)
 {
+	pacers_leave(&sc->server->pacers, &sc->place.pace);
 	if (sc->source)
 		page_source_close(sc->source, &sc->place);
 	conn_free(sc->c);
@@ -309,6 +311,8 @@ static void admit(void *arg, struct conn *c, const struct hello *hello, const ch
 		return;
 	}
 	rc = conn_accept_end(c, hello->role);
+	if (hello->role == STREAM_BULK)
+		pacers_join(&server->pacers, &sc->place.pace, c->fd);
 	if (!rc)
 		rc = thread_start_detached(conn_main, sc);
 	if (rc) {
@@ -393,6 +397,7 @@ int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, s
 	server->listen_fd = fd;
 	pthread_mutex_init(&server->lock, NULL);
 	pthread_cond_init(&server->idle, NULL);
+	pacers_init(&server->pacers);
 	server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	rc = server->stop_fd < 0 ? error_errno(err, -errno, "page server: eventfd") : 0;
 	server->reception = calloc(1, sizeof *server->reception);
@@ -459,6 +464,7 @@ struct page_server *page_server_free(struct page_server *server)
 	free(server->reception);
 	close_fd(&server->stop_fd);
 	close_fd(&server->listen_fd);
+	pacers_deinit(&server->pacers);
 	pthread_cond_destroy(&server->idle);
 	pthread_mutex_destroy(&server->lock);
 	free(server);

@@ -36,6 +36,7 @@
 
 #include "mem/memory.h"
 #include "stream/conn.h"
+#include "stream/pacer.h"
 #include "stream/poison_list.h"
 #include "stream/source_log.h"
 
@@ -74,6 +75,7 @@ struct page_source_stats {
 	_Atomic uint64_t zero_pages;
 	_Atomic uint64_t unreadable_pages; /* that can't be read: the destination poisons them */
 	_Atomic uint64_t bytes;
+	struct pacer_view pace; /* of all bulk to its destination's host */
 };
 
 /*

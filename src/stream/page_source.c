@@ -710,8 +710,8 @@ static int next_get(struct conn *c, struct frame_header *h, const void **payload
 	return rc;
 }
 
-static int serve_pages(struct page_source *s, const struct page_source_conn *pc,
-                       enum stream_role role, struct error *err)
+static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum stream_role role,
+                       struct error *err)
 {
 	struct conn *c = pc->conn;
 	/* Aligned so that the data behind the header is aligned for the zero scan. */
@@ -731,11 +731,13 @@ static int serve_pages(struct page_source *s, const struct page_source_conn *pc,
 			rc = check_get(s, pc->holder, &get, err);
 		if (!rc)
 			rc = answer_get(s, c, h.request_id, &get, tx, err);
-		if (!rc && role == STREAM_URGENT)
+		if (!rc && role == STREAM_URGENT) {
 			wait_for_fault(s, c);
-		else
+		} else {
 			atomic_store_explicit(&s->last_bulk_ns, clock_now_ns(),
 			                      memory_order_relaxed);
+			pacer_note(&pc->pace, c, &s->stats.pace);
+		}
 	} while (!rc);
 	return rc;
 }

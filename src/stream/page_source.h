@@ -3,6 +3,7 @@
 #ifndef STREAM_PAGE_SOURCE_H
 #define STREAM_PAGE_SOURCE_H
 
+#include "stream/pacer.h"
 #include "stream/page_server.h"
 
 /* A connection's place; it is in its source's list until it is closed. */
@@ -10,6 +11,7 @@ struct page_source_conn {
 	struct conn *conn;
 	bool control;
 	uint8_t holder[HOLDER_BYTES]; /* who dialled */
+	struct pacer_conn pace;       /* bulk: how fast it may go */
 	/* Under the source's lock. */
 	struct page_source_conn *next;
 	/* Control: */

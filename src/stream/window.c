@@ -3,6 +3,16 @@
 
 #include <errno.h>
 
+unsigned int window_wanted(uint64_t bytes, uint64_t ns, uint64_t rtt_us)
+{
+	uint64_t on_its_way = bytes * rtt_us / (ns / 1000 + 1);
+	uint64_t wanted = 2 * on_its_way / (WORD_UNITS * (uint64_t)UNIT_BYTES);
+
+	if (wanted < WINDOW_BULK)
+		return WINDOW_BULK;
+	return wanted < WINDOW_MAX ? (unsigned int)wanted : WINDOW_MAX;
+}
+
 size_t window_ask(struct window *w, const struct scheduler_item *item, void *buf)
 {
 	struct frame_get get = {

@@ -14,6 +14,8 @@
 #include "stream/scheduler.h"
 #include "stream/frame.h"
 
+/* Of up to 256 KiB each: 2 MiB; and 16 MiB where the path is long and fat. */
+#define WINDOW_BULK 8u
 #define WINDOW_MAX 64u
 
 struct window {
@@ -27,6 +29,15 @@ static inline bool window_full(const struct window *w)
 {
 	return w->n == WINDOW_MAX;
 }
+
+/*
+ * window_wanted() - how many GETs of bulk are to be in flight
+ * @bytes, @ns: what came of late, and in what time
+ * @rtt_us: the path's shortest round trip; what queues on its way is no reason to ask for more
+ *
+ * As much again as is on its way at that rate: what is not asked for can't come any faster.
+ */
+unsigned int window_wanted(uint64_t bytes, uint64_t ns, uint64_t rtt_us);
 
 /* Note a GET and encode it into @buf. Return: its length. The window must not be full. */
 size_t window_ask(struct window *w, const struct scheduler_item *item, void *buf);

@@ -20,6 +20,7 @@
 struct tls {
 	SSL *ssl;
 	int fd;
+	struct tls_sink sink;
 	const struct tls_context *ctx;
 	struct tls_key_use key_use;
 	/* How the caller waits; NULL: by poll(), for as long as it takes. */
@@ -55,21 +56,22 @@ static int handshake_error(struct tls *tls, int reason, int saved_errno, struct 
  * Records are gathered and go to the socket in one write(): an answer of 256 KiB has 16 of them,
  * and each write() would wake the whole network stack anew.
  */
-static bool attach_socket(SSL *ssl, int fd, bool server)
+static bool attach_socket(SSL *ssl, struct tls_sink *sink, bool server)
 {
-	BIO *socket = BIO_new_socket(fd, BIO_NOCLOSE);
+	BIO *socket = BIO_new_socket(sink->fd, BIO_NOCLOSE);
+	BIO *out = tls_sink_new(sink);
 	BIO *gather = BIO_new(BIO_f_buffer());
 
-	if (!socket || !gather ||
+	if (!socket || !out || !gather ||
 	    BIO_set_write_buffer_size(gather,
 	                              server ? ANSWER_BUFFER_BYTES : REQUEST_BUFFER_BYTES) != 1) {
 		BIO_free(socket);
+		BIO_free(out);
 		BIO_free(gather);
 		return false;
 	}
 	SSL_set0_rbio(ssl, socket);
-	BIO_up_ref(socket);
-	SSL_set0_wbio(ssl, BIO_push(gather, socket));
+	SSL_set0_wbio(ssl, BIO_push(gather, out));
 	return true;
 }
 
@@ -79,10 +81,10 @@ int tls_open(struct tls_context *ctx, int fd, bool server, struct tls **ret, str
 
 	if (!tls)
 		return error_set(err, -ENOMEM, "TLS: out of memory");
-	tls->fd = fd;
+	tls->fd = tls->sink.fd = fd;
 	tls->ctx = ctx;
 	tls->ssl = tls_context_open(ctx, server, &tls->peer);
-	if (!tls->ssl || !attach_socket(tls->ssl, fd, server)) {
+	if (!tls->ssl || !attach_socket(tls->ssl, &tls->sink, server)) {
 		tls_free(tls);
 		return error_set(err, -ENOMEM, "TLS: %s", tls_reason());
 	}
@@ -285,6 +287,11 @@ int tls_write(struct tls *tls, const void *buf, size_t len)
 			return rc;
 	}
 	return flush(tls);
+}
+
+void tls_set_burst(struct tls *tls, uint32_t bytes)
+{
+	tls->sink.burst_bytes = bytes;
 }
 
 void tls_thread_end(void)

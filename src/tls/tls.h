@@ -154,6 +154,14 @@ bool tls_pending(const struct tls *tls);
 int tls_write(struct tls *tls, const void *buf, size_t len);
 
 /*
+ * tls_set_burst() - how much goes to the network as one packet from now on, about
+ * @bytes: 0: as much as there is
+ *
+ * With segmentation offload a packet is up to 64 KiB, which others wait for.
+ */
+void tls_set_burst(struct tls *tls, uint32_t bytes);
+
+/*
  * tls_thread_end() - give back what OpenSSL holds for the calling thread
  *
  * For a thread that nobody joins, before it says that it is gone: the library must not be

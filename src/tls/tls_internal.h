@@ -39,6 +39,15 @@ struct tls_rules {
 	char *names[];
 };
 
+/* Where a connection's ciphertext goes out; in its struct tls. */
+struct tls_sink {
+	int fd;
+	uint32_t burst_bytes; /* of one packet; 0: any */
+};
+
+/* A BIO for it, or NULL; @s must outlive it. */
+BIO *tls_sink_new(struct tls_sink *s);
+
 const struct tls_rules *tls_rules_of(const SSL *ssl);
 
 /*

@@ -4,6 +4,7 @@ done here: packets get lost while either side's TCP believes that they are on th
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -15,6 +16,18 @@ ADDRESSES_V6 = {"source": "2001:db8::1", "destination": "2001:db8::2"}
 # What the slow link lets through at once, and how long a packet may wait for its turn.
 BURST = "64kb"
 LATENCY = "400ms"
+# Foreign traffic that yields to nobody.
+FLOOD = """
+import socket, sys
+with socket.socket(type=socket.SOCK_DGRAM) as s:
+    # Who sends is not held back by what waits already: SO_SNDBUFFORCE.
+    s.setsockopt(socket.SOL_SOCKET, 32, 64 << 20)
+    while True:
+        try:
+            s.sendto(bytes(1400), (sys.argv[1], 9))
+        except OSError:
+            pass
+"""
 
 
 class Link:
@@ -87,9 +100,17 @@ class Link:
     def narrow(self, side, bytes_per_s):
         """What leaves that side waits in a long queue, of three bands: the first one goes first."""
         device = ("dev", "eth-" + side)
+        # As many packets are a band's queue.
+        self._run(side, "ip", "link", "set", *device, "txqueuelen", "10000")
         self._run(side, "tc", "qdisc", "replace", *device, "root", "handle", "1:", "tbf", "rate",
                   "%dbps" % bytes_per_s, "burst", BURST, "limit", "64mb")
         self._run(side, "tc", "qdisc", "add", *device, "parent", "1:1", "pfifo_fast")
+
+    def flood(self, side):
+        """Others' traffic from that side to the other, more than any link takes: the process that
+        sends it."""
+        other = next(address for name, address in ADDRESSES.items() if name != side)
+        return subprocess.Popen([*self.enter(side), sys.executable, "-c", FLOOD, other])
 
     def queue(self, side):
         """What has left by it so far, and what waits in it, in bytes."""

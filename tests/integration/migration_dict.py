@@ -85,6 +85,11 @@ def parties(p):
     return {"uids": list(p.uids), "pid": p.pid or None, "cgroup": p.cgroup, "peer": p.peer}
 
 
+def pace(p):
+    return {"bytes_per_s": p.bytes_per_s or None, "in_flight_bytes": p.in_flight_bytes,
+            "round_trip_us": us(p.round_trip), "queued_us": us(p.queued)}
+
+
 def migration(m):
     to = {"id": m.id, "role": ROLES[m.role], "state": STATES[m.state], "reason": m.reason,
           "memory_bytes": m.memory_bytes or None, "page_bytes": m.page_bytes or None,
@@ -96,6 +101,7 @@ def migration(m):
     elif half == "source":
         to["served"] = counters(m.source, "requests", "pages", "zero_pages",
                                 "unreadable_pages", "bytes", "connected")
+        to["pace"] = field(m.source, "pace", pace)
         to.update(holder=m.source.holder, holder_name=m.source.holder_name)
     return to
 

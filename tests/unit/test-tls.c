@@ -543,6 +543,8 @@ static int stream_both_ways(struct streamer *s, struct tls *tls)
 {
 	struct pollfd fd = { .fd = s->fd };
 	uint8_t *piece = malloc(PIECE_MAX), next = 0;
+	/* None, and some that a piece is none or many of. */
+	static const uint32_t bursts[] = { 0, 100, 1000, 4096 };
 	uint64_t random = s->piece;
 	size_t sent = 0;
 	int rc = 0;
@@ -560,6 +562,7 @@ static int stream_both_ways(struct streamer *s, struct tls *tls)
 				n = STREAM_BYTES - sent;
 			for (size_t i = 0; i < n; i++)
 				piece[i] = next++;
+			tls_set_burst(tls, bursts[random_below(&random, 4)]);
 			rc = tls_write(tls, piece, n);
 			sent += n;
 		}

@@ -213,9 +213,30 @@ static void test_the_ring_wraps_around(void **state)
 	assert_true(tail > 4ul * WINDOW_MAX);
 }
 
+static void test_a_long_fat_path_is_filled(void **state)
+{
+	const uint64_t second_ns = 1000000000;
+	unsigned int n = WINDOW_BULK;
+
+	(void)state;
+	assert_int_equal(window_wanted(0, second_ns, 0), WINDOW_BULK);
+	/* Loopback, and a full link that is short. */
+	assert_int_equal(window_wanted(1000 << 20, second_ns, 50), WINDOW_BULK);
+	assert_int_equal(window_wanted(125000000, second_ns, 200), WINDOW_BULK);
+	/* 600 MB/s by 10 ms: 6 MB. It grows as what it lets through does. */
+	for (unsigned int i = 0; i < 10; i++) {
+		uint64_t fits = (uint64_t)n * (256 << 10) * 100;
+
+		n = window_wanted(fits < 600000000 ? fits : 600000000, second_ns, 10000);
+	}
+	assert_in_range(n, 6000000 >> 18, WINDOW_MAX);
+	assert_int_equal(window_wanted(UINT64_C(10000000000), second_ns, 100000), WINDOW_MAX);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_a_long_fat_path_is_filled),
 		cmocka_unit_test(test_answers_come_in_the_order_of_their_gets),
 		cmocka_unit_test(test_what_was_not_asked_for_is_refused),
 		cmocka_unit_test(test_other_frames_are_refused),

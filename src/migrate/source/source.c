@@ -153,6 +153,7 @@ void source_stop(struct migration *m)
 		return;
 	migration_get_info(m, &info);
 	m->served = info.served;
+	m->pace = info.pace;
 	page_source_withdraw(m->source);
 	page_server_remove(m->owner->config.page_server, m->source, false);
 	m->source = page_source_unref(m->source);
