@@ -16,7 +16,7 @@
 /* Words to each side of a fault: 8 of 256 KiB, 2 MiB. Along a stride twice as far, to one. */
 #define AROUND_WORDS 8u
 #define ALONG_WORDS (2 * AROUND_WORDS)
-/* Units along a stride that jumps over words; doubled each time that it goes on. */
+/* Words along a stride that jumps over others; doubled each time that it goes on. */
 #define JUMPS_MIN 32u
 #define JUMPS_MAX 4096u
 /* Threads whose strides are looked for, and how many of their faults are compared. */
@@ -229,7 +229,7 @@ static uint64_t page_words(const struct scheduler *s, uint32_t region)
 	return words ? words : 1;
 }
 
-/* Whether only single units lie along it, and not words. */
+/* Whether it jumps over words. */
 static bool jumps(const struct scheduler *s, uint32_t region, int64_t stride)
 {
 	return region_units_per_page(&s->table->regions[region]) == 1 &&
@@ -376,8 +376,7 @@ static bool place_around(const struct scheduler *s, const struct around *a, uint
 	/* Below the region's start it has wrapped round. */
 	if (*ret_word >= r->words)
 		return false;
-	*ret_units = jumps(s, a->region, a->stride) ? 1ull << unit % WORD_UNITS
-	                                            : units_around(s, a, *ret_word);
+	*ret_units = units_around(s, a, *ret_word);
 	return true;
 }
 

@@ -12,8 +12,8 @@
  *   around   faults, the newest first, in growing distance to both sides ("bubbling", Hines &
  *            Gopalan): what the guest touches next is likely near to what it touched last
  *   stride   instead of around, where a thread's faults lie at a constant distance (a sequence, in
- *            either direction; a matrix by columns): along it. Where the distance is larger than a
- *            word only the units that it will hit
+ *            either direction; a matrix by columns): along it, in whole words, for what lies beside
+ *            a column is the next one
  *   recent   where memory was copied while the guest ran at the source: first the units that were
  *            written in each of the last two rounds, which is what it works with; then words of
  *            which much was written
@@ -34,8 +34,8 @@
  * under way. Then units may be renewed, and all begins again from the bottom.
  *
  * Bounded: the latest HINTS faults, AROUNDS of them that are worked on, a few strides; a bit a word
- * (asked), and one a page of 4 KiB (written before). A pick looks at so many places and RECENT_WORDS
- * words at most, but for what linear passes over.
+ * (asked), and one a page of 4 KiB (written before). A pick looks at so many places and
+ * RECENT_WORDS words at most, but for what linear passes over.
  *
  * Threads: any. Faults and hot ranges are posted without a lock, for the fault path never waits;
  * the rest is under one mutex that bulk threads hold for microseconds.
