@@ -54,7 +54,8 @@ if os.environ.get("POSTCOPYD_VMMS") == "all":
 
 @pytest.mark.parametrize("options, what", [
     (("--memory", "2G"), "1G"), (("--kernel", "/dev/null"), "--initrd"),
-    (("--backend", "anon"), "--backend"), (("--qemu", "/no/qemu"), "/no/qemu")])
+    (("--backend", "anon"), "--backend"), (("--qemu", "/no/qemu"), "/no/qemu"),
+    (("--native", "--link-mbit", "100"), "--native")])
 def test_what_can_not_be_is_said(options, what):
     done = bench(*options)
     assert done.returncode and what in done.stderr
