@@ -125,7 +125,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	struct fetch_answer answer = { .tag = 7, .code = EIO };
 	struct poison_record record = { .len = 8 * UNIT_BYTES };
 
-	*buf++ = i < 3 ? 0 : i < 5 ? 1 : i == 5 ? 'm' : 's';
+	*buf++ = i < 3 || i == 7 ? 0 : i < 5 ? 1 : i == 5 ? 'm' : 's';
 	switch (i) {
 	case 0:
 	case 1:
@@ -144,7 +144,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 			poison_record_encode(&record, buf);
 		}
 		return 1 + i * POISON_RECORD_BYTES;
-	case 5:
+	case 7:
 		request.hot = true;
 		return 1 + fetch_request_encode(&request, buf);
 	default:
