@@ -400,7 +400,7 @@ static bool see_vmm_gone(void *state)
 	case MIGRATION_SWITCHING:
 		if (s->vmstate)
 			return false;
-		/* fall through */
+		__attribute__((fallthrough));
 	case MIGRATION_WARMING:
 		end(w, MIGRATION_FAILED, VERDICT_RUNS_ON);
 		s->to_say = WORD_NONE;

@@ -124,7 +124,7 @@ static uint64_t count(const uint64_t *bits, const struct region *r)
 }
 
 /* Exactly these, ended by -1. */
-static void assert_dirty(struct dirty_log *log, const struct region_table *table, bool keep, ...)
+static void assert_dirty(struct dirty_log *log, const struct region_table *table, int keep, ...)
 {
 	const uint64_t *bits = dirty_log_take(log, 0, keep);
 	uint64_t n = 0;
