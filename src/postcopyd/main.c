@@ -200,17 +200,6 @@ static void read_stall(void *arg, struct metrics_stall *ret)
 	ret->lost = counters.lost_faults + counters.lost_events;
 }
 
-static int open_stalls(struct daemon *d, struct error *err)
-{
-	int rc = stalls_new(&d->loop, d->migrations, d->options.trace, &d->stalls, err);
-
-	if (!rc)
-		log_info("guests' stalls are measured by: %s%s%s", stalls_source(d->stalls),
-		         *stalls_why(d->stalls) ? "; not better because " : "",
-		         stalls_why(d->stalls));
-	return rc;
-}
-
 static int open_metrics(struct daemon *d, struct error *err)
 {
 	struct metrics_config config = {
@@ -315,7 +304,8 @@ static int daemon_open(struct daemon *d, struct error *err)
 	if (!rc && d->page_server)
 		rc = page_server_start(d->page_server, err);
 	if (!rc)
-		rc = open_stalls(d, err);
+		rc = stalls_new(&d->loop, d->migrations, d->options.trace, d->has_guests,
+		                &d->stalls, err);
 	if (!rc)
 		rc = open_control(d, err);
 	if (!rc)

@@ -34,6 +34,11 @@ struct entry {
 
 struct stalls {
 	struct fault_tracer *tracer;
+	enum fault_tracer_mode mode;
+	uv_work_t load;              /* in libuv's pool, while @loading: */
+	struct fault_tracer *loaded; /* its own until it has ended */
+	struct error load_error;
+	bool loading, closed;
 	struct migrations *migrations;
 	struct migration_watcher watcher;
 	uv_timer_t tick;
@@ -322,17 +327,69 @@ static void on_changed(struct migration_watcher *w, struct migration *m)
 		uv_timer_start(&s->tick, on_tick, TICK_MS, TICK_MS);
 }
 
-int stalls_new(uv_loop_t *loop, struct migrations *migrations, enum fault_tracer_mode mode,
-               struct stalls **ret, struct error *err)
+static int new_tracer(struct stalls *s, enum fault_tracer_mode mode, struct fault_tracer **ret,
+                      struct error *err)
 {
-	struct stalls *s = calloc(1, sizeof *s);
 	const struct fault_tracer_config config = {
 		.mode = mode,
 		.ring_bytes = RING_BYTES,
 		.event = on_event,
 		.arg = s,
 	};
-	int rc = s ? fault_tracer_new(&config, &s->tracer, err)
+
+	return fault_tracer_new(&config, ret, err);
+}
+
+static void free_stalls(struct stalls *s)
+{
+	while (s->entries)
+		forget(s, &s->entries);
+	fault_tracer_free(s->tracer);
+	free(s);
+}
+
+/* The tracer is there: those that run already have a slot from now on. */
+static void begin_all(struct stalls *s)
+{
+	log_info("guests' stalls are measured by: %s%s%s", stalls_source(s),
+	         *stalls_why(s) ? "; not better because " : "", stalls_why(s));
+	for (struct migration *m = migrations_next(s->migrations, NULL); m;
+	     m = migrations_next(s->migrations, m))
+		on_changed(&s->watcher, m);
+}
+
+static void load(uv_work_t *work)
+{
+	struct stalls *s = work->data;
+
+	(void)new_tracer(s, s->mode, &s->loaded, &s->load_error);
+}
+
+static void on_loaded(uv_work_t *work, int status)
+{
+	struct stalls *s = work->data;
+
+	(void)status;
+	s->loading = false;
+	if (s->loaded) {
+		fault_tracer_free(s->tracer);
+		s->tracer = s->loaded;
+	}
+	if (s->closed) {
+		free_stalls(s);
+		return;
+	}
+	if (s->load_error.code)
+		log_warning("guests' stalls are not measured: %s", s->load_error.text);
+	else
+		begin_all(s);
+}
+
+int stalls_new(uv_loop_t *loop, struct migrations *migrations, enum fault_tracer_mode mode,
+               bool later, struct stalls **ret, struct error *err)
+{
+	struct stalls *s = calloc(1, sizeof *s);
+	int rc = s ? new_tracer(s, later ? FAULT_TRACER_OFF : mode, &s->tracer, err)
 	           : error_set(err, -ENOMEM, "stalls: out of memory");
 
 	if (rc) {
@@ -340,14 +397,15 @@ int stalls_new(uv_loop_t *loop, struct migrations *migrations, enum fault_tracer
 		return rc;
 	}
 	s->migrations = migrations;
+	s->mode = mode;
 	s->watcher = (struct migration_watcher){ .changed = on_changed, .arg = s };
 	uv_timer_init(loop, &s->tick);
 	s->tick.data = s;
+	s->load.data = s;
 	migrations_watch(migrations, &s->watcher);
-	/* Those that were taken over run already. */
-	for (struct migration *m = migrations_next(migrations, NULL); m;
-	     m = migrations_next(migrations, m))
-		on_changed(&s->watcher, m);
+	s->loading = later && !uv_queue_work(loop, &s->load, load, on_loaded);
+	if (!s->loading)
+		begin_all(s);
 	*ret = s;
 	return 0;
 }
@@ -356,10 +414,9 @@ static void on_closed(uv_handle_t *handle)
 {
 	struct stalls *s = handle->data;
 
-	while (s->entries)
-		forget(s, &s->entries);
-	fault_tracer_free(s->tracer);
-	free(s);
+	s->closed = true;
+	if (!s->loading)
+		free_stalls(s);
 }
 
 void stalls_close(struct stalls *s)

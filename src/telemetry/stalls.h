@@ -18,7 +18,7 @@
  *
  * Where there is no eBPF there is nothing here, and whoever asks is told so.
  *
- * Threads: the loop's.
+ * Threads: the loop's; one of libuv's pool while the tracer is loaded.
  */
 #ifndef TELEMETRY_STALLS_H
 #define TELEMETRY_STALLS_H
@@ -58,11 +58,13 @@ struct stall_info {
 
 /*
  * stalls_new() - attach the tracer, and watch migrations from now on
+ * @later: a thread loads it, for that takes a while, and on a busy host seconds; until then there
+ * is nothing here. For a daemon that has guests which wait
  *
  * Return: 0, also where there is no eBPF; -ENOMEM.
  */
 int stalls_new(uv_loop_t *loop, struct migrations *migrations, enum fault_tracer_mode mode,
-               struct stalls **ret, struct error *err);
+               bool later, struct stalls **ret, struct error *err);
 
 /* Memory goes when the loop has run on. NULL is allowed. */
 void stalls_close(struct stalls *s);

@@ -94,6 +94,25 @@ def test_killed_in_postcopy(pair, sides, backend):
     pair.finish("vm1", *vmms)
 
 
+@needs_kvm
+def test_stalls_are_measured_by_who_takes_over(pair):
+    """Not before the guest is served: the tracer is loaded beside it."""
+    def source():
+        return pair.destination.call("Get", id="vm1")["guest_stall_us"]["source"]
+
+    vmms = pair.attach("vm1", {"bulk": False}, memory="64M")
+    pair.start("vm1")
+    vmms[1].wait_for_event("resumed")
+    before = source()
+    if before == "daemon":
+        pytest.skip("nothing to measure stalls with here: %s" % pair.destination.log())
+    pair.crash(["destination"])
+    pair.destination.wait_for_state("vm1", "postcopy")
+    harness.eventually(lambda: source() == before, "stalls are measured by %s again" % before)
+    pair.destination.call("SetLimits", id="vm1", bulk=True)
+    assert pair.finish("vm1", *vmms)["guest_stall_us"]["count"] > 0
+
+
 class Scripted(KeptPair):
     """VMMs without vCPUs, that answer when the test says so. As libpostcopy they say again what
     they have said when they are asked again."""
