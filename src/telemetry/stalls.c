@@ -379,6 +379,9 @@ static void on_loaded(uv_work_t *work, int status)
 		free_stalls(s);
 		return;
 	}
+	/* Then there may be no migrations any more, and on_closed() is still to come. */
+	if (uv_is_closing((uv_handle_t *)&s->tick))
+		return;
 	if (s->load_error.code)
 		log_warning("guests' stalls are not measured: %s", s->load_error.text);
 	else
