@@ -71,6 +71,8 @@ static int locate(const struct region_table *regions, const struct fetch_request
 		/* A page is mapped whole, but may be discarded in part. */
 		ret->present_to = ret->faulted_to = first - (q->discard ? 0 : first % per_page);
 		ret->end = first + (q->len >> UNIT_SHIFT);
+		if (q->hot && ret->end % per_page)
+			ret->end += per_page - ret->end % per_page;
 		return 0;
 	}
 	return EINVAL;

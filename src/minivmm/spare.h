@@ -22,6 +22,7 @@ enum spare_state {
 	SPARE_AS_IT_CAME,
 	SPARE_DISCARDED, /* zero */
 	SPARE_WRITTEN,   /* since it was discarded */
+	SPARE_STATES,
 };
 
 struct spare {

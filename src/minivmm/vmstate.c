@@ -217,6 +217,10 @@ int vmstate_decode(const void *data, uint64_t len, struct vmstate *ret, struct p
 	if (rc)
 		return rc;
 	walk_vcpus(&w, &s);
+	for (size_t i = 0; i < sizeof s.spare; i++)
+		if (s.spare[i] >= SPARE_STATES)
+			return fail(err, -EINVAL, "vmstate: spare page %zu is in state %u", i,
+			            s.spare[i]);
 	if (w.failed || (uint64_t)(w.end - w.pos) != s.pad_bytes)
 		return fail(err, -EINVAL, "vmstate: %llu bytes do not fit what it says it holds",
 		            (unsigned long long)len);

@@ -521,6 +521,9 @@ void scheduler_go(struct scheduler *s)
 {
 	pthread_mutex_lock(&s->lock);
 	s->recent = s->rounds > 1 ? RECENT_AGAIN : s->rounds ? RECENT_DENSE : RECENT_OVER;
+	/* What was named may have been written since it came. */
+	s->hot_at = 0;
+	s->hot_word = 0;
 	go_locked(s);
 	pthread_mutex_unlock(&s->lock);
 }

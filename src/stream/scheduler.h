@@ -35,7 +35,8 @@
  *
  * Bounded: the latest HINTS faults, AROUNDS of them that are worked on, a few strides; a bit a word
  * (asked), and one a page of 4 KiB (written before). A pick looks at so many places and
- * RECENT_WORDS words at most, but for what linear passes over.
+ * RECENT_WORDS words at most, but for what linear and hot ranges pass over, which each word is once
+ * a generation (in each of SCHEDULER_HOT_MAX ranges).
  *
  * Threads: any. Faults and hot ranges are posted without a lock, for the fault path never waits;
  * the rest is under one mutex that bulk threads hold for microseconds.

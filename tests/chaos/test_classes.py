@@ -7,9 +7,11 @@ import pyvmm
 from link import ADDRESSES, ADDRESSES_V6
 
 SIZE = 32 << 20
+# More than is copied while a link is looked at.
+LARGE = 128 << 20
 NARROW_BYTES_PER_S = 4 << 20
 # What waits in the link's queue when a page is asked for.
-FULL = 4 << 20
+FULL = 8 << 20
 # And what it may have there: a few packets.
 EMPTY = 48 << 10
 
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
                                 reason=str(pyvmm.can_userfault()))
 
 
-def in_postcopy(host, link, addresses, narrow):
+def in_postcopy(host, link, addresses, narrow, size=SIZE):
     """A guest that has moved, and its memory is behind what @narrow has made of the link."""
     daemons = {side: host.daemon(side, allow=["postcopy:" + other],
                                  listen=addresses[side] + ":0", prefix=link.enter(side))
@@ -25,8 +27,8 @@ def in_postcopy(host, link, addresses, narrow):
     source, destination = daemons["source"], daemons["destination"]
     source.prepare_source("vm1")
     destination.prepare_destination("vm1", source.address)
-    source_vmm = pyvmm.SourceVmm(source, "vm1", pyvmm.guest_content(SIZE))
-    destination_vmm = pyvmm.DestinationVmm(destination, "vm1", SIZE)
+    source_vmm = pyvmm.SourceVmm(source, "vm1", pyvmm.guest_content(size))
+    destination_vmm = pyvmm.DestinationVmm(destination, "vm1", size)
     host.later(source_vmm.close)
     host.later(destination_vmm.close)
     narrow()
@@ -72,7 +74,7 @@ def test_bulk_leaves_the_queue_of_a_link_empty(host, link):
     """One FIFO: a fault waits for whatever bulk has in it, which was all that TCP could get in
     there. So bulk is held a little below what the link carries."""
     source, destination, vmm = in_postcopy(host, link, ADDRESSES,
-                                           lambda: link.limit(NARROW_BYTES_PER_S))
+                                           lambda: link.limit(NARROW_BYTES_PER_S), LARGE)
     harness.eventually(lambda: held(source), "bulk is held")
     # Nine looks of ten; what is seen now and then is that it tries for more.
     looks = [False] * 10
@@ -82,4 +84,4 @@ def test_bulk_leaves_the_queue_of_a_link_empty(host, link):
     assert destination.state("vm1") == "postcopy"
     link.limit(None)
     destination.wait_for_state("vm1", "complete")
-    assert vmm.wrong_pages(pyvmm.guest_content(SIZE)) == []
+    assert vmm.wrong_pages(pyvmm.guest_content(LARGE)) == []

@@ -28,6 +28,8 @@ POLICIES = ({"max_rounds": 3}, {"max_time": "1.5s"}, {"catch_up": "0.1s", "max_r
 # A round copies 64 MiB: some 1.3 s.
 ROUNDS = 2.2
 BATCH = 5
+# More than all that comes while warming.
+REFUSED = -0.5
 
 
 def discards(backend, log):
@@ -52,7 +54,7 @@ class WarmScene(Scene):
         migration = self.get()
         if migration and migration["state"] == "warming" and migration["warm"]:
             if migration["warm"]["refused"]:
-                return -0.5  # nothing comes any more until it is told to switch over
+                return REFUSED  # nothing comes any more until it is told to switch over
             return migration["warm"]["bytes"] / (1 << 50) - 1
         return super().present() if migration else -2
 
@@ -66,7 +68,12 @@ class WarmScene(Scene):
         """What goes on must be more than: nothing that came before it was lost may count as that."""
         if before >= 0:
             return before
-        return -1 if self.destination in killed else self.present()
+        now = self.present()
+        # Where the source could not tell its writes nothing comes until the switchover.
+        if now == REFUSED:
+            return -1
+        # The count begins anew with the destination's process, or with the log.
+        return -1 if self.destination in killed or now < before else now
 
     def move(self):
         """If that is not done by itself."""

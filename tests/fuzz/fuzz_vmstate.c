@@ -23,6 +23,8 @@ int fuzz_one(const uint8_t *data, size_t size)
 	FUZZ_CHECK(s.boot.vcpus && s.boot.vcpus <= GUEST_VCPUS_MAX);
 	FUZZ_CHECK(s.boot.memory_bytes <= GUEST_MEMORY_MAX);
 	FUZZ_CHECK(s.boot.data_start + s.boot.data_pages * GUEST_PAGE_BYTES <= s.boot.memory_bytes);
+	for (size_t i = 0; i < sizeof s.spare; i++)
+		FUZZ_CHECK(s.spare[i] < SPARE_STATES);
 	FUZZ_CHECK(s.boot.workload < GUEST_WORKLOADS && s.pad_bytes < size);
 	FUZZ_CHECK(!vmstate_encode(&s, &back, &len, &err));
 	FUZZ_CHECK(len == size && !memcmp(back, data, size));

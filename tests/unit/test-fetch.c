@@ -373,6 +373,8 @@ static void test_hot_ranges_are_told_to_the_scheduler(void **state)
 	assert_int_equal(scheduler_new(&d->regions, d->state, &d->fetches.scheduler, NULL), 0);
 	say_hot(d->vmm, MIB + 3 * WORD_UNITS * PAGE, 4 * MIB - 3 * WORD_UNITS * PAGE);
 	say_hot(d->vmm, MIB + PAGE, PAGE);
+	/* A part of a huge page is of no use. */
+	say_hot(d->vmm, HUGE_START + PAGE, PAGE);
 	/* These are no ranges of the guest's. */
 	say_hot(d->vmm, 0, PAGE);
 	say_hot(d->vmm, MIB, 5 * MIB);
@@ -388,6 +390,11 @@ static void test_hot_ranges_are_told_to_the_scheduler(void **state)
 	}
 	assert_true(scheduler_next(d->fetches.scheduler, &item));
 	assert_true(item.why == SCHEDULER_HOT && !item.word && item.want_mask == 2);
+	for (uint64_t word = 0; word < 2 * MIB / PAGE / WORD_UNITS; word++) {
+		assert_true(scheduler_next(d->fetches.scheduler, &item));
+		assert_true(item.why == SCHEDULER_HOT && item.region == 1 && item.word == word);
+		assert_true(item.want_mask == UINT64_MAX);
+	}
 	assert_true(scheduler_next(d->fetches.scheduler, &item));
 	assert_int_equal(item.why, SCHEDULER_LINEAR);
 	d->fetches.scheduler = scheduler_free(d->fetches.scheduler);

@@ -275,6 +275,28 @@ static void test_what_is_named_goes_before_all(void **state)
 	finish(&f);
 }
 
+/* It came ahead in a round, and was written again: it is what the guest needs first still. */
+static void test_what_is_named_goes_before_all_once_more(void **state)
+{
+	struct scheduler_item item;
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 10);
+	scheduler_add_hot(f.s, 0, 7, 2);
+	scheduler_go_round(f.s);
+	page_state_note_written(f.ps, 0, 0, UINT64_MAX);
+	assert_true(scheduler_next(f.s, &item) && item.why == SCHEDULER_HOT);
+	page_state_claim(f.ps, 0, 0, item.want_mask);
+	page_state_publish(f.ps, 0, 0, item.want_mask);
+	assert_true(scheduler_done(f.s, &item));
+	scheduler_hold(f.s);
+	page_state_renew(f.ps, 0, 0, 3ull << 7);
+	scheduler_go(f.s);
+	expect(&f, 0, 0, 3ull << 7, SCHEDULER_HOT);
+	finish(&f);
+}
+
 /* Of a word only some units were asked for: the rest comes, too, though linear has passed it. */
 static void test_the_rest_of_a_word_comes_later(void **state)
 {
@@ -569,6 +591,7 @@ int main(void)
 		cmocka_unit_test(test_a_fault_interrupts_the_bubble_of_another),
 		cmocka_unit_test(test_without_prefetch_faults_do_not_steer),
 		cmocka_unit_test(test_what_is_named_goes_before_all),
+		cmocka_unit_test(test_what_is_named_goes_before_all_once_more),
 		cmocka_unit_test(test_the_rest_of_a_word_comes_later),
 		cmocka_unit_test(test_a_stride_is_gone_along),
 		cmocka_unit_test(test_a_sequence_is_gone_along_by_words),
