@@ -16,10 +16,11 @@
 
 struct destination {
 	struct session *session;
-	bool is_new;  /* this process has attached: nothing was begun before */
-	bool may_run; /* LOADED has been said */
-	bool is_here; /* all of it */
-	int pipe;     /* QEMU expects the vmstate from its other end; -1: not yet, or no more */
+	bool is_new;    /* this process has attached: nothing was begun before */
+	bool may_run;   /* LOADED has been said */
+	bool is_here;   /* all of it */
+	bool as_before; /* QEMU's settings have been put back */
+	int pipe;       /* QEMU expects the vmstate from its other end; -1: not yet, or no more */
 };
 
 static const char *id_of(const struct destination *d)
@@ -111,6 +112,18 @@ static void quit(struct destination *d)
 	(void)qmp_tell(d->session->qmp, "quit", NULL);
 }
 
+/*
+ * As soon as the guest runs, though QEMU has better use of its main thread: a save of QEMU's own
+ * would leave its RAM out. And in any case at the end.
+ */
+static void put_back(struct destination *d)
+{
+	if (d->as_before)
+		return;
+	qemu_restore(d->session->qmp, &d->session->settings);
+	d->as_before = true;
+}
+
 /* After LOADED. */
 static int run_guest(struct destination *d, struct error *err)
 {
@@ -130,6 +143,7 @@ static int run_guest(struct destination *d, struct error *err)
 	if (rc)
 		return error_set(err, rc, "%s", refused.text);
 	rc = postcopy_destination_resumed(d->session->postcopy, &why);
+	put_back(d);
 	if (!rc)
 		log_migration_info(id_of(d), "the guest runs here");
 	return daemon_error(rc, &why, err);
@@ -245,6 +259,9 @@ static int attach_again(struct destination *d, struct error *err)
 	                   standing == POSTCOPY_STANDS_RESUMED ? "runs here"
 	                   : d->may_run                        ? "is loaded"
 	                                                       : "has not come yet");
+	/* Who said so may have been killed before it had put them back. */
+	if (standing == POSTCOPY_STANDS_RESUMED)
+		put_back(d);
 	return standing == POSTCOPY_STANDS_LOADED ? run_guest(d, err) : 0;
 }
 
@@ -298,12 +315,10 @@ int destination_run(struct session *s, struct error *err)
 	rc = attach(&d, err);
 	while (rc == -ENOENT && !(rc = session_await_prepared(s, err)))
 		rc = attach(&d, err);
-	if (rc && !is_daemon_gone(rc))
-		return rc;
-	rc = follow(&d, rc, err);
+	if (!rc || is_daemon_gone(rc))
+		rc = follow(&d, rc, err);
 	close_fd(&d.pipe);
-	/* Not when the guest begins to run: QEMU has better use of its main thread. */
 	if (!session_is_lost(rc))
-		qemu_restore(s->qmp, &s->settings);
+		put_back(&d);
 	return rc;
 }

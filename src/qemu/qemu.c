@@ -6,6 +6,7 @@
 
 #include "qemu/json.h"
 #include "util/cleanup.h"
+#include "util/log.h"
 
 /* As good as none; and QEMU's default since 5.2. Bytes per second. */
 #define BANDWIDTH_MAX (1ll << 40)
@@ -203,8 +204,13 @@ void qemu_restore(struct qmp *q, const struct qemu_settings *before)
 	const struct qmp_command commands[] = { set_undescribed(before->undescribed),
 		                                set_bandwidth(before->bandwidth),
 		                                set_ignore_shared(false) };
+	struct error err = ERROR_INIT;
 
-	(void)qmp_tell_all(q, commands, sizeof commands / sizeof *commands, NULL);
+	if (qmp_tell_all(q, commands, sizeof commands / sizeof *commands, &err))
+		log_warning(
+		        "QEMU's settings are not as before, and a save of its own would leave RAM "
+		        "out (capability %s): %s",
+		        IGNORE_SHARED, err.text);
 }
 
 int qemu_give_fd(struct qmp *q, const char *name, int fd, struct error *err)
@@ -258,12 +264,17 @@ int qemu_expect(struct qmp *q, int fd, struct error *err)
 int qemu_begin_load(struct qmp *q, struct error *err)
 {
 	struct json_object *arguments = with_text("uri", PIPE_URI);
+	const struct qmp_command commands[] = {
+		/* Again: somebody may have said "cont" to a guest that had not come. */
+		{ "stop", NULL, -1 },
+		{ "migrate-incoming", arguments, -1 },
+	};
 
 	/* It says why then; before, it can only exit. */
 	if (qmp_is_at_least(q, 9, 1))
 		json_object_object_add(arguments, "exit-on-error", json_object_new_boolean(false));
 	*qmp_news(q)->migration = 0;
-	return qmp_ask(q, "migrate-incoming", arguments, -1, NULL, err);
+	return qmp_tell_all(q, commands, sizeof commands / sizeof *commands, err);
 }
 
 int qemu_human(struct qmp *q, const char *line, char **ret, struct error *err)

@@ -166,6 +166,29 @@ def test_a_guest_that_has_come_does_not_run_before_it_may(host, guest_of, suite)
     move.destination.check(passes=2)
 
 
+def test_a_guest_that_has_come_is_saved_whole_while_its_memory_comes(host, guest_of):
+    """Somebody who saves it in postcopy, which may last, must not get a file without its RAM."""
+    move = Move(host, bare_guest(guest_of), bulk=False, prefetch=False).attached()
+    move.start()
+    move.here.wait_for_state("vm1", "postcopy")
+    move.coming.wait_for_log("the guest runs here")
+    harness.eventually(lambda: migrates_as_ever(move.destination), "QEMU's settings are put back")
+    assert move.here.state("vm1") == "postcopy"
+
+
+def test_a_guest_that_is_continued_by_hand_before_it_comes_waits(host, guest_of):
+    """What was said to a QEMU that waits is not what it does when the guest is there."""
+    kill = KillAt("before", "cont")
+    move = Move(host, bare_guest(guest_of), kill=("destination", kill)).attached()
+    move.destination.qmp.execute("cont")
+    move.start()
+    harness.eventually(kill.killed.is_set, "its adapter is killed before it says so")
+    assert move.destination.status() == "paused"
+    move.coming.start()
+    move.complete()
+    move.destination.check(passes=2)
+
+
 def test_a_guest_that_is_continued_by_hand_after_it_has_gone_is_stopped(host, guest_of):
     move = Move(host, bare_guest(guest_of), bulk=False, prefetch=False).attached()
     move.start()
