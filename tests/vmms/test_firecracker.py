@@ -147,6 +147,20 @@ def test_huge_pages_that_nobody_touches_are_there_in_the_end(host):
     pair.finish()
 
 
+@pytest.mark.parametrize("other", [False, True], ids=["gone", "replaced"])
+def test_memory_that_the_daemon_does_not_have_is_not_written(host, other):
+    """Firecracker would make a new file, as large, and the guest's memory be zeroes."""
+    pair = Pair(host)
+    memory = pair.there.dir / "vm1.memory"
+    memory.unlink()
+    if other:
+        memory.write_bytes(b"")
+    pair.start()
+    assert pair.destination.wait_for_state("vm1", "failed", "complete")["state"] == "failed"
+    harness.eventually(lambda: pair.there.state() == "Running", "the guest runs on")
+    assert pair.there.adapter.wait(harness.DEADLINE_S) == 1
+
+
 def test_a_load_that_nobody_can_do_gives_the_guest_back(host):
     """As of a snapshot by another version: the real one exits, too."""
     pair = Pair(host)
