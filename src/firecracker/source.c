@@ -171,17 +171,10 @@ static int check_memory(struct session *s, const struct stat *before, struct err
 	return 0;
 }
 
-static int say_paused(struct session *s, struct error *err)
-{
-	struct postcopy_error why = { 0 };
-	_cleanup_close_ int fd = session_open_file(s, "vmstate", err);
-
-	if (fd < 0)
-		return fd;
-	return daemon_error(postcopy_source_paused_fd(s->postcopy, fd, &why), &why, err);
-}
-
-/* The process before this one may have done any part of it. */
+/*
+ * The process before this one may have done any part of it.
+ * Return: the vmstate, for reading; or -errno with @err set.
+ */
 static int stop_guest(struct session *s, struct error *err)
 {
 	_cleanup_close_ int fd = -1; /* as long as it is open no other file has its st_ino */
@@ -199,7 +192,9 @@ static int stop_guest(struct session *s, struct error *err)
 		rc = api_set_state(s->options->api, "Paused", err);
 	if (!rc)
 		rc = create_snapshot(s, err);
-	return rc ? rc : check_memory(s, &st, err);
+	if (!rc)
+		rc = check_memory(s, &st, err);
+	return rc ? rc : session_open_file(s, "vmstate", err);
 }
 
 static int run_on(struct session *s, struct error *err)
@@ -224,10 +219,12 @@ static int pause_guest(struct session *s, struct error *err)
 {
 	struct postcopy_error told = { 0 };
 	struct error later = ERROR_INIT;
-	int rc = stop_guest(s, err);
+	_cleanup_close_ int vmstate = stop_guest(s, err);
+	int rc = vmstate;
 
-	if (!rc)
-		return say_paused(s, err);
+	if (rc >= 0)
+		return daemon_error(postcopy_source_paused_fd(s->postcopy, vmstate, &told), &told,
+		                    err);
 	if (run_on(s, &later))
 		log_migration_error(s->options->id, "the guest stands still: %s", later.text);
 	if (postcopy_source_pause_failed(s->postcopy, err->text, &told))
