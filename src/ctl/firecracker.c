@@ -9,7 +9,8 @@
  * run.
  *
  * It says where the guest is when it fails. The source's daemon decides that: it takes a cancel
- * only as long as nobody else has the guest's state, and then the guest is there.
+ * only as long as nobody else has the guest's state, and then the guest is there. That is asked for
+ * only of what this run has prepared or had attached: the guest may be on its way elsewhere.
  */
 #include "ctl/commands.h"
 
@@ -167,14 +168,17 @@ static bool is_any(const char *state, const char *const *states)
 	return false;
 }
 
-/* Whether a destination's half is beyond its start, and has not ended: somebody else's, too. */
+/*
+ * Whether a destination's half is beyond its start, and has not ended: somebody else's, too. One
+ * whose daemon does not answer may be: it was heard, or goes on when it is back.
+ */
 static bool is_under_way(const struct move *m)
 {
 	static const char *const states[] = { "warming", "switching", "postcopy", "paused", NULL };
 	_cleanup_json_ struct json_object *there = NULL;
+	int rc = client_get(m->destination.client, m->id, "destination", &there, NULL);
 
-	return !client_get(m->destination.client, m->id, "destination", &there, NULL) &&
-	       is_any(json_string_or(there, "state", ""), states);
+	return rc ? rc != -ENOENT : is_any(json_string_or(there, "state", ""), states);
 }
 
 /* The newest half at a daemon: whether it is that one, and complete. @ret: it; may be NULL */
@@ -191,42 +195,53 @@ static bool has_completed(const struct move *m, const struct move_side *s, struc
 	return true;
 }
 
-static bool is_listening(const char *path)
+/* Return: 0 where a Firecracker listens there; -ECONNREFUSED: one did, and has ended; -errno. */
+static int try_api(const char *path)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	_cleanup_close_ int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-	if (sock < 0 || strlen(path) >= sizeof addr.sun_path)
-		return true;
+	if (sock < 0)
+		return -errno;
+	if (strlen(path) >= sizeof addr.sun_path)
+		return -ENAMETOOLONG;
 	memcpy(addr.sun_path, path, strlen(path) + 1);
-	return !connect(sock, (struct sockaddr *)&addr, sizeof addr);
+	return connect(sock, (struct sockaddr *)&addr, sizeof addr) ? -errno : 0;
 }
 
 /*
  * One that was interrupted may be complete by now: its Firecracker here is gone then, or is killed
- * at this moment. One that stays is another guest of that id.
+ * at this moment. One that stays is another guest of that id. Where that can't be told the path may
+ * be another's: what is complete is then not this guest's.
  */
-static void find_done(const struct move *m, void *userdata, struct json_object **ret)
+static int find_done(const struct move *m, void *userdata, struct json_object **ret,
+                     struct error *err)
 {
 	const struct firecracker_args *a = userdata;
 	uint64_t until_ns = clock_now_ns() + GONE_MS * NSEC_PER_MSEC;
-	struct json_object *there = NULL;
+	_cleanup_json_ struct json_object *there = NULL;
+	int rc;
 
 	if (!has_completed(m, &m->source, NULL) || !has_completed(m, &m->destination, &there))
-		return;
-	while (is_listening(a->api)) {
+		return 0;
+	while (!(rc = try_api(a->api))) {
 		struct pollfd pfd = { .fd = m->cancel_fd, .events = POLLIN };
 
-		if (clock_now_ns() >= until_ns || poll(&pfd, 1, LOOK_MS)) {
-			json_object_put(there);
-			return;
-		}
+		if (clock_now_ns() >= until_ns || poll(&pfd, 1, LOOK_MS))
+			return 0;
 	}
-	*ret = there;
+	if (rc != -ECONNREFUSED)
+		return error_errno(
+		        err, rc,
+		        "nothing is begun: the last migration of \"%s\" is complete, and "
+		        "whether its Firecracker was that of --api %s can't be told",
+		        m->id, a->api);
+	*ret = steal_ptr(&there);
+	return 0;
 }
 
 /*
- * settle_source() - until the source's half has ended
+ * settle_source() - until the source's half has ended: by our cancel, or by its destination's word
  * @ret_attached: whether it had a guest
  *
  * Return: whether it has ended: it does not let go of its guest then.
@@ -241,7 +256,8 @@ static bool settle_source(const struct move *m, bool *ret_attached)
 		struct pollfd pfd = { .fd = m->cancel_fd, .events = POLLIN };
 		int rc;
 
-		(void)client_cancel(m->source.client, m->id, "source", NULL, NULL);
+		if (m->is_own)
+			(void)client_cancel(m->source.client, m->id, "source", NULL, NULL);
 		rc = client_get(m->source.client, m->id, "source", &here, NULL);
 		*ret_attached = json_number_or(here, "memory_bytes", 0) > 0;
 		if (rc == -ENOENT || (!rc && is_any(json_string_or(here, "state", ""), ended)))
@@ -255,6 +271,7 @@ static void say_where(const struct move *m, struct json_object *last, void *user
 {
 	const struct firecracker_args *a = userdata;
 	bool attached;
+	int api;
 
 	if (m->lost_sight || is_under_way(m)) {
 		say("the migration goes on without this command, or has ended: the same command "
@@ -266,13 +283,21 @@ static void say_where(const struct move *m, struct json_object *last, void *user
 		    "went: \"run-on\" has it run on from there, \"release\" gives it up");
 		return;
 	}
+	if (!m->is_own && !last) {
+		say("this command has moved nothing, and has left what there is at the source to "
+		    "whoever began it: see \"status\" there");
+		return;
+	}
 	(void)client_cancel(m->destination.client, m->id, "destination", NULL, NULL);
-	if (!settle_source(m, &attached))
+	if (!settle_source(m, &attached)) {
 		say("the source's daemon does not say yet that the guest stays here: see "
 		    "\"status\" there");
-	else if (attached && !is_listening(a->api))
+		return;
+	}
+	api = try_api(a->api);
+	if (attached && api == -ECONNREFUSED)
 		say("nothing has been moved, and the Firecracker here has ended");
-	else if (attached)
+	else if (attached && !api)
 		say("nothing has been moved: the guest is here, and runs on");
 	else
 		say("nothing has been moved: the guest is where it was");
@@ -316,7 +341,8 @@ const struct command firecracker_command = {
 	.details =
 	        "At the destination a Firecracker waits that was started with an API socket and\n"
 	        "nothing else. Both hosts have postcopyd and postcopy-firecracker. Status 0 where\n"
-	        "it completes, 1 where it fails, and then it says where the guest is. Ctrl-C ends\n"
+	        "it completes; else it says what is known of where the guest is: 1 where it has\n"
+	        "failed, 2 where a daemon does not allow it, 3 without sight of one. Ctrl-C ends\n"
 	        "this command, and not the migration: the same command again goes on with it.",
 	.options = firecracker_options,
 	.n_options = sizeof firecracker_options / sizeof *firecracker_options,

@@ -126,8 +126,10 @@ static int prepare_both(struct move *m, const char *at_source, struct error *err
 		rc = prepare_side(m, &m->source, token, NULL, err);
 	else if (client_set_token(m->source.client, m->id, token, NULL, err))
 		rc = refused_by(m, &m->source, err);
-	if (!rc)
+	if (!rc) {
+		m->is_own = true;
 		rc = prepare_side(m, &m->destination, token, address, err);
+	}
 	explicit_bzero(token, sizeof token);
 	return rc;
 }
@@ -164,6 +166,8 @@ static int tell_absent(struct move *m, const struct move_side *s, bool first, st
 	int rc = m->on_absent ? m->on_absent(m, s, first, err) : 0;
 	bool absent;
 
+	if (!rc && s == &m->source)
+		m->is_own = true;
 	if (!rc || rc == -ECANCELED)
 		return rc;
 	/* It may have failed because somebody else was faster. */

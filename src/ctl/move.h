@@ -51,6 +51,9 @@ struct move {
 
 	const struct move_side *asked; /* whose answer a failure is; NULL: nobody's */
 	bool lost_sight; /* a failure tells nothing of the guest: it goes on, or has gone */
+	/* The source's half was prepared, given its token or told to attach here: nobody else's
+	 * migration ends by its cancel. */
+	bool is_own;
 };
 
 void move_init(struct move *m, const char *id);

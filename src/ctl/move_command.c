@@ -49,10 +49,12 @@ static int run_move(struct run *run)
 	_cleanup_json_ struct json_object *last = NULL;
 	struct move *m = &run->move;
 	struct error err = ERROR_INIT;
-	int rc, code;
+	int rc = 0, code;
 
 	if (run->steps)
-		run->steps->find_done(m, run->steps->userdata, &last);
+		rc = run->steps->find_done(m, run->steps->userdata, &last, &err);
+	if (rc)
+		return command_failed(run->cmd, &err);
 	run->watch = watch_new(run->common->json);
 	rc = last ? show(last, run, &err) : move_guest(m, &last, &err);
 	watch_free(run->watch);

@@ -50,8 +50,10 @@ struct move_args {
 
 struct move_steps {
 	/* Before anything is done. @ret: the destination's half of a move that is complete, and is
-	 * not to be done once more; NULL: there is none */
-	void (*find_done)(const struct move *m, void *userdata, struct json_object **ret);
+	 * not to be done once more; NULL: there is none. Where that can't be told nothing is done
+	 */
+	int (*find_done)(const struct move *m, void *userdata, struct json_object **ret,
+	                 struct error *err);
 	/* As struct move's: has the VMM attach. */
 	int (*on_absent)(const struct move *m, const struct move_side *absent, bool first,
 	                 void *userdata, struct error *err);

@@ -16,11 +16,27 @@
 #define SOON_MS 10000
 /* For a snapshot to be written. */
 #define CREATE_MS 600000
+/*
+ * Of the memory file when the daemon has it. The sticky bit means nothing there, and no file that
+ * Firecracker makes itself has it: so a process that comes after this one knows the file by it.
+ */
+#define ATTACHED_MODE (S_ISVTX | 0600)
+
+/* What a process before this one has left there: it is removed before anything is written. */
+static uint64_t left_bytes(const struct session *s, const char *name)
+{
+	char path[PATH_MAX];
+	struct stat st;
+
+	session_path(s, name, path);
+	return !lstat(path, &st) && S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512 : 0;
+}
 
 static int check_room(const struct session *s, uint64_t bytes, struct error *err)
 {
 	const char *dir = s->options->dir;
 	struct statfs fs;
+	uint64_t room;
 
 	if (fstatfs(s->dir_fd, &fs))
 		return error_errno(err, -errno, "%s (--dir)", dir);
@@ -29,14 +45,15 @@ static int check_room(const struct session *s, uint64_t bytes, struct error *err
 		                 "%s (--dir) is no tmpfs: the daemon reads guest memory from "
 		                 "memory, not from a disk",
 		                 dir);
-	if ((uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize < bytes)
-		return error_set(
-		        err, -ENOSPC,
-		        "%s (--dir) has room for %llu MiB, and the guest has %llu MiB of "
-		        "memory: enlarge that tmpfs (size=), or name another",
-		        dir,
-		        (unsigned long long)((uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize >> 20),
-		        (unsigned long long)(bytes >> 20));
+	room = (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize + left_bytes(s, "memory") +
+	       left_bytes(s, "vmstate");
+	/* No blocks at all: a tmpfs without a limit. */
+	if (fs.f_blocks && room < bytes)
+		return error_set(err, -ENOSPC,
+		                 "%s (--dir) has room for %llu MiB, and the guest has %llu MiB of "
+		                 "memory: enlarge that tmpfs (size=), or name another",
+		                 dir, (unsigned long long)(room >> 20),
+		                 (unsigned long long)(bytes >> 20));
 	return 0;
 }
 
@@ -61,6 +78,12 @@ int source_check(const struct session *s, uint64_t *ret_bytes, struct error *err
 	return rc;
 }
 
+/* Whether the daemon may have heard what it has not answered. */
+static bool is_daemon_gone(int rc)
+{
+	return rc == -EPIPE || rc == -EAGAIN || rc == -ETIMEDOUT;
+}
+
 /* As large as a snapshot of it will be, and with nothing in it yet. */
 static int attach_anew(struct session *s, struct error *err)
 {
@@ -81,6 +104,10 @@ static int attach_anew(struct session *s, struct error *err)
 	region.fd = fd;
 	rc = postcopy_source_attach_for(s->options->socket, s->options->id, s->pidfd, &region, 1,
 	                                &s->postcopy, &why);
+	if (rc && !is_daemon_gone(rc))
+		session_remove(s, "memory");
+	else if (fchmod(fd, ATTACHED_MODE))
+		return error_errno(err, -errno, "the memory file");
 	return daemon_error(rc, &why, err);
 }
 
@@ -104,19 +131,38 @@ static int create_snapshot(struct session *s, struct error *err)
 	return rc;
 }
 
-/* It must be all of what was attached: else pages would read as zeroes. */
-static int check_memory(struct session *s, struct error *err)
+/* The file that the daemon has. Firecracker would make another where it is not there. */
+static int open_attached(const struct session *s, struct stat *ret, struct error *err)
 {
-	char path[PATH_MAX];
+	_cleanup_close_ int fd = session_open_file(s, "memory", err);
+
+	if (fd < 0)
+		return error_prefix(err, "the memory that was attached");
+	if (fstat(fd, ret))
+		return error_errno(err, -errno, "the memory file");
+	if (!(ret->st_mode & S_ISVTX))
+		return error_set(err, -EPROTO,
+		                 "%s.memory in %s (--dir) is not the file that was attached: "
+		                 "somebody has replaced it",
+		                 s->options->id, s->options->dir);
+	return steal_fd(&fd);
+}
+
+/* It must be all of what was attached, @before: else pages would read as zeroes. */
+static int check_memory(struct session *s, const struct stat *before, struct error *err)
+{
+	_cleanup_close_ int fd = -1;
 	uint64_t bytes;
 	struct stat st;
 	int rc = api_get_memory_bytes(s->options->api, &bytes, err);
 
-	session_path(s, "memory", path);
 	if (rc)
 		return rc;
-	if (stat(path, &st))
-		return error_errno(err, -errno, "%s", path);
+	fd = open_attached(s, &st, err);
+	if (fd < 0)
+		return fd;
+	if (st.st_dev != before->st_dev || st.st_ino != before->st_ino)
+		return error_set(err, -EPROTO, "the memory file was replaced meanwhile");
 	if ((uint64_t)st.st_size != bytes)
 		return error_set(err, -EPROTO,
 		                 "the snapshot has %lld bytes of memory, the microVM %llu: "
@@ -125,29 +171,30 @@ static int check_memory(struct session *s, struct error *err)
 	return 0;
 }
 
-static int say_paused(struct session *s, struct error *err)
-{
-	struct postcopy_error why = { 0 };
-	_cleanup_close_ int fd = session_open_file(s, "vmstate", err);
-
-	if (fd < 0)
-		return fd;
-	return daemon_error(postcopy_source_paused_fd(s->postcopy, fd, &why), &why, err);
-}
-
-/* The process before this one may have done any part of it. */
+/*
+ * The process before this one may have done any part of it.
+ * Return: the vmstate, for reading; or -errno with @err set.
+ */
 static int stop_guest(struct session *s, struct error *err)
 {
+	_cleanup_close_ int fd = -1; /* as long as it is open no other file has its st_ino */
 	enum api_state state;
+	struct stat st;
 	int rc = api_get_state(s->options->api, CREATE_MS, &state, err);
 
 	if (!rc && state == API_NOT_STARTED)
 		rc = error_set(err, -EINVAL, "the microVM has no guest");
+	if (!rc) {
+		fd = open_attached(s, &st, err);
+		rc = fd < 0 ? fd : 0;
+	}
 	if (!rc && state == API_RUNNING)
 		rc = api_set_state(s->options->api, "Paused", err);
 	if (!rc)
 		rc = create_snapshot(s, err);
-	return rc ? rc : check_memory(s, err);
+	if (!rc)
+		rc = check_memory(s, &st, err);
+	return rc ? rc : session_open_file(s, "vmstate", err);
 }
 
 static int run_on(struct session *s, struct error *err)
@@ -158,18 +205,31 @@ static int run_on(struct session *s, struct error *err)
 	return rc || state != API_PAUSED ? rc : api_set_state(s->options->api, "Resumed", err);
 }
 
-/* Return: 0; -EPIPE: the daemon is gone; or why the guest can't be paused, told to the daemon. */
+static void remove_files(const struct session *s)
+{
+	session_remove(s, "memory");
+	session_remove(s, "vmstate");
+}
+
+/*
+ * Return: 0; -EPIPE: the daemon is gone, and asks again when it is back; or why the guest can't be
+ * paused, told to the daemon.
+ */
 static int pause_guest(struct session *s, struct error *err)
 {
 	struct postcopy_error told = { 0 };
 	struct error later = ERROR_INIT;
-	int rc = stop_guest(s, err);
+	_cleanup_close_ int vmstate = stop_guest(s, err);
+	int rc = vmstate;
 
-	if (!rc)
-		return say_paused(s, err);
+	if (rc >= 0)
+		return daemon_error(postcopy_source_paused_fd(s->postcopy, vmstate, &told), &told,
+		                    err);
 	if (run_on(s, &later))
 		log_migration_error(s->options->id, "the guest stands still: %s", later.text);
-	(void)postcopy_source_pause_failed(s->postcopy, err->text, &told);
+	if (postcopy_source_pause_failed(s->postcopy, err->text, &told))
+		return error_set(err, -EPIPE, "the daemon can't be told: %s", told.text);
+	remove_files(s);
 	return rc;
 }
 
@@ -244,7 +304,8 @@ int source_run(struct session *s, struct error *err)
 		s->postcopy = postcopy_detach(s->postcopy);
 		*err = ERROR_INIT;
 	}
-	session_remove(s, "memory");
-	session_remove(s, "vmstate");
+	/* What else fails may be this process alone: the migration goes on, with that file. */
+	if (rc >= 0 || rc == -ECANCELED || rc == -ESRCH)
+		remove_files(s);
 	return rc < 0 ? rc : 0;
 }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """postcopy-firecracker moves the guest of a Firecracker, or of what stands in for one."""
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -145,6 +146,33 @@ def test_huge_pages_that_nobody_touches_are_there_in_the_end(host):
     pair.destination.wait_for_state("vm1", "complete")
     pair.here.guest_waits.unlink()
     pair.finish()
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["gone", "replaced"])
+def test_memory_that_the_daemon_does_not_have_is_not_written(host, other):
+    """Firecracker would make a new file, as large, and the guest's memory be zeroes."""
+    pair = Pair(host)
+    memory = pair.there.dir / "vm1.memory"
+    memory.unlink()
+    if other:
+        memory.write_bytes(b"")
+    pair.start()
+    assert pair.destination.wait_for_state("vm1", "failed", "complete")["state"] == "failed"
+    harness.eventually(lambda: pair.there.state() == "Running", "the guest runs on")
+    assert pair.there.adapter.wait(harness.DEADLINE_S) == 1
+
+
+def test_a_state_that_can_not_be_given_has_the_guest_run_on(host):
+    """It was paused by then, and stood still for good. Here its file has a second name."""
+    pair = Pair(host)
+    pair.start()
+    until = time.monotonic() + harness.DEADLINE_S
+    while time.monotonic() < until:
+        with contextlib.suppress(FileNotFoundError):
+            (pair.there.dir / "second").hardlink_to(pair.there.dir / "vm1.vmstate")
+            break
+    assert pair.destination.wait_for_state("vm1", "failed", "complete")["state"] == "failed"
+    harness.eventually(lambda: pair.there.state() == "Running", "the guest runs on")
 
 
 def test_a_load_that_nobody_can_do_gives_the_guest_back(host):

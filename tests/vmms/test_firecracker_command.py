@@ -203,6 +203,8 @@ def test_what_is_complete_is_not_done_once_more(host):
     site.move()
     site.finish()
     asked = site.file("systemctl").read_text()
+    # Whose path that is nobody knows: another guest of that id may have been meant.
+    assert "can't be told" in site.move("--api", host.dir / "mistyped", status=1)
     assert "complete" in site.move()
     assert json.loads(site.move("--json"))["state"] == "complete"
     assert site.file("systemctl").read_text() == asked
@@ -308,17 +310,33 @@ def test_a_destination_that_has_a_guest_is_told_so(host):
     assert site.there.state() == "Running"
 
 
+def mounted(host, *how):
+    place = host.dir / ("mounted-" + how[1])
+    place.mkdir()
+    subprocess.run(["mount", *how, "none", place], check=True)
+    host.later(lambda: subprocess.run(["umount", "-l", place], check=True))
+    return place
+
+
 def test_no_room_for_its_memory_is_found_before_it_is_paused(host):
     site = Site(host)
-    small = site.host.dir / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", small], check=True)
-    host.later(lambda: subprocess.run(["umount", small], check=True))
-    said = site.move("--dir", small, status=1)
+    said = site.move("--dir", mounted(host, "-t", "tmpfs", "-o", "size=8M"), status=1)
     assert "has room for 8 MiB, and the guest has 16 MiB" in said
     site.assert_stays(said)
-    said = site.move("--dir", site.host.dir / "disk", status=1)
-    assert "is no tmpfs" in said
+    # Also one that lies in memory.
+    assert "is no tmpfs" in site.move("--dir", mounted(host, "-t", "ramfs"), status=1)
+
+
+@pytest.mark.parametrize("size, left", [("0", 0), ("24M", 12)], ids=["no-limit", "left"])
+def test_there_is_room_for_its_memory(host, size, left):
+    """In a tmpfs without a limit; and where an adapter that was killed has left its file."""
+    site = Site(host)
+    place = mounted(host, "-t", "tmpfs", "-o", "size=" + size)
+    if left:
+        (place / "vm1.memory").write_bytes(b"x" * left * MIB)
+    site.move("--dir", place)
+    site.finish()
+    harness.eventually(lambda: not list(place.iterdir()), "nothing is left there")
 
 
 def hold(name):
@@ -355,6 +373,38 @@ def test_at_any_step_the_same_command_goes_on(host, step, again):
     site.ended(second, 0)
     if again == "beside":
         site.ended(popen, 0)
+    site.finish()
+
+
+def test_a_migration_to_elsewhere_is_left_alone(host):
+    """Its state is being written, and the source's daemon would take a cancel."""
+    site = Site(host)
+    elsewhere = host.daemon("destination")
+    release = hold("vm1-destination")(site)
+    popen = site.begin()
+    harness.eventually(lambda: is_asked(site, "vm1-destination"), "the source is attached")
+    site.here.vmm.send_signal(signal.SIGSTOP)
+    release()
+    harness.eventually(lambda: site.source.state("vm1") == "switching", "it is being paused")
+    said = site.move("--to", elsewhere.control_path, status=2)
+    assert "has left what there is at the source" in said
+    assert site.source.state("vm1") == "switching"
+    site.here.vmm.send_signal(signal.SIGCONT)
+    site.ended(popen, 0)
+    site.finish()
+
+
+def test_a_daemon_that_is_lost_sight_of_before_the_start(host):
+    """It may have heard what it has not answered: the source's half is not taken from it."""
+    site = Site(host, kind=KeptDaemon)
+    release = hold("vm1-destination")(site)
+    popen = site.begin()
+    harness.eventually(lambda: is_asked(site, "vm1-destination"), "the source is attached")
+    site.destination.crash_and_restart()
+    release()
+    assert "the same command again follows it" in site.ended(popen, 3)
+    assert site.source.state("vm1") == "attached"
+    site.move()
     site.finish()
 
 
