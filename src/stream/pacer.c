@@ -234,16 +234,20 @@ static void show(const struct pacer *p, struct pacer_view *view)
 void pacer_note(struct pacer_conn *pc, struct conn *c, struct pacer_view *view)
 {
 	struct pacer *p = pc->pacer;
-	uint64_t now_ns = clock_now_ns();
 	uint32_t burst;
 
 	if (!p)
 		return;
 	/* Who does not get the lock need not: another looks at this connection as well. */
-	if (now_ns >= atomic_load(&p->step_ns) && !pthread_mutex_trylock(&p->lock)) {
-		step(p, now_ns);
-		atomic_store(&p->step_ns, now_ns + link_rate_step_ns(&p->rate));
-		show(p, view);
+	if (clock_now_ns() >= atomic_load(&p->step_ns) && !pthread_mutex_trylock(&p->lock)) {
+		/* Another may have made this step meanwhile: the time is taken under the lock. */
+		uint64_t now_ns = clock_now_ns();
+
+		if (now_ns >= atomic_load(&p->step_ns)) {
+			step(p, now_ns);
+			atomic_store(&p->step_ns, now_ns + link_rate_step_ns(&p->rate));
+			show(p, view);
+		}
 		pthread_mutex_unlock(&p->lock);
 	}
 	burst = atomic_load(&p->burst);
