@@ -30,7 +30,9 @@ struct pacer {
 /* What one step finds of all connections. */
 struct look {
 	struct link_rate_sample sample;
-	unsigned int active;
+	uint64_t since_ns;
+	struct link_rate_part *parts;
+	bool active;
 	uint64_t busy_us, rwnd_us;
 	bool waiting; /* something had to wait for the network */
 	uint64_t in_flight_bytes;
@@ -163,20 +165,28 @@ static bool ask_tcp(int fd, struct tcp_info *ret)
 	       len >= offsetof(struct tcp_info, tcpi_sndbuf_limited);
 }
 
+/* Of what nothing is acknowledged tells nothing: its receiver may not read, and its round trip is
+ * one of long ago. */
 static void look_at(struct look *l, struct pacer_conn *pc)
 {
 	struct tcp_info info;
+	uint64_t acked;
 
+	pc->part = (struct link_rate_part){ .next = l->parts };
+	l->parts = &pc->part;
 	if (!ask_tcp(pc->fd, &info))
 		return;
-	if (info.tcpi_bytes_acked != pc->acked_bytes || info.tcpi_notsent_bytes) {
-		l->active++;
+	acked = info.tcpi_bytes_acked - pc->acked_bytes;
+	if (acked) {
+		pc->part.active = l->active = true;
+		pc->part.waiting = info.tcpi_notsent_bytes != 0;
+		pc->part.used = acked * 1000 / (l->since_ns / 1000 + 1) * 1000;
 		if (!l->sample.rtt_us || info.tcpi_rtt < l->sample.rtt_us)
 			l->sample.rtt_us = info.tcpi_rtt;
-		l->sample.acked_bytes += info.tcpi_bytes_acked - pc->acked_bytes;
+		l->sample.acked_bytes += acked;
 		l->busy_us += info.tcpi_busy_time - pc->busy_us;
 		l->rwnd_us += info.tcpi_rwnd_limited - pc->rwnd_us;
-		l->waiting |= info.tcpi_notsent_bytes != 0;
+		l->waiting |= pc->part.waiting;
 	}
 	if (info.tcpi_min_rtt && (!l->sample.base_us || info.tcpi_min_rtt < l->sample.base_us))
 		l->sample.base_us = info.tcpi_min_rtt;
@@ -204,9 +214,8 @@ static void tell(const struct link_rate *r, enum link_rate_state before)
 /* The lock is held. */
 static void step(struct pacer *p, uint64_t now_ns)
 {
-	struct look l = { .sample.now_ns = now_ns };
+	struct look l = { .sample.now_ns = now_ns, .since_ns = now_ns - p->rate.last_ns };
 	enum link_rate_state before = p->rate.state;
-	uint64_t rate;
 
 	for (struct pacer_conn *pc = p->conns; pc; pc = pc->next)
 		look_at(&l, pc);
@@ -218,9 +227,9 @@ static void step(struct pacer *p, uint64_t now_ns)
 	tell(&p->rate, before);
 	p->in_flight_bytes = l.in_flight_bytes;
 	atomic_store(&p->burst, link_rate_burst_bytes(&p->rate));
-	rate = p->rate.bytes_per_s;
+	link_rate_divide(p->rate.bytes_per_s, l.parts);
 	for (struct pacer_conn *pc = p->conns; pc; pc = pc->next)
-		give_share(pc, rate ? rate / l.active : 0);
+		give_share(pc, pc->part.bytes_per_s);
 }
 
 static void show(const struct pacer *p, struct pacer_view *view)
