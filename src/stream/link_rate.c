@@ -242,14 +242,14 @@ static bool has_enough(const struct link_rate_part *p, uint64_t level)
 /* What each of those has that have not enough with @level, when the others leave what they do. */
 static uint64_t raise_level(uint64_t rate, const struct link_rate_part *parts, uint64_t level)
 {
-	uint64_t n = 0;
+	uint64_t n = 0, all = rate;
 
 	for (const struct link_rate_part *p = parts; p; p = p->next)
 		if (has_enough(p, level))
 			rate -= p->used;
 		else
 			n += p->active;
-	return n ? rate / n : level;
+	return n ? rate / n : all;
 }
 
 void link_rate_divide(uint64_t bytes_per_s, struct link_rate_part *parts)
@@ -268,7 +268,7 @@ void link_rate_divide(uint64_t bytes_per_s, struct link_rate_part *parts)
 		if (!p->active)
 			p->bytes_per_s = bytes_per_s / (active + 1);
 		else if (has_enough(p, level))
-			p->bytes_per_s = min(level, p->used + p->used / 4 + equal / 8);
+			p->bytes_per_s = min(level, p->used + max(p->used, equal / 2));
 		else
 			p->bytes_per_s = level;
 	}

@@ -82,7 +82,7 @@ struct link_rate_part {
 	struct link_rate_part *next;
 	uint64_t used; /* bytes/s, in this step */
 	bool active;   /* something of it was acknowledged */
-	bool waiting;  /* and more is to be sent */
+	bool waiting;  /* and there was more, that its part kept back */
 	uint64_t bytes_per_s;
 };
 

@@ -179,14 +179,16 @@ static void look_at(struct look *l, struct pacer_conn *pc)
 	acked = info.tcpi_bytes_acked - pc->acked_bytes;
 	if (acked) {
 		pc->part.active = l->active = true;
-		pc->part.waiting = info.tcpi_notsent_bytes != 0;
 		pc->part.used = acked * 1000 / (l->since_ns / 1000 + 1) * 1000;
+		/* Something that came just now is nearly always there to be sent. */
+		pc->part.waiting =
+		        info.tcpi_notsent_bytes && pc->part.used >= pc->bytes_per_s / 4 * 3;
 		if (!l->sample.rtt_us || info.tcpi_rtt < l->sample.rtt_us)
 			l->sample.rtt_us = info.tcpi_rtt;
 		l->sample.acked_bytes += acked;
 		l->busy_us += info.tcpi_busy_time - pc->busy_us;
 		l->rwnd_us += info.tcpi_rwnd_limited - pc->rwnd_us;
-		l->waiting |= pc->part.waiting;
+		l->waiting |= info.tcpi_notsent_bytes != 0;
 	}
 	if (info.tcpi_min_rtt && (!l->sample.base_us || info.tcpi_min_rtt < l->sample.base_us))
 		l->sample.base_us = info.tcpi_min_rtt;

@@ -403,9 +403,22 @@ static void test_what_one_does_not_need_the_others_have(void **state)
 	assert_int_equal(parts[0].bytes_per_s, 375);
 	assert_int_equal(parts[2].bytes_per_s, 375);
 	/* A little more than they have used, so that they show if they need it. */
-	assert_in_range(parts[1].bytes_per_s, 20, 60);
-	assert_in_range(parts[3].bytes_per_s, 250, 350);
+	assert_in_range(parts[1].bytes_per_s, 20, 200);
+	assert_in_range(parts[3].bytes_per_s, 250, 375);
 	assert_int_equal(parts[4].bytes_per_s, 200);
+}
+
+/* Nobody waits: who uses more than an equal part goes on doing so. */
+static void test_who_does_not_wait_is_not_held(void **state)
+{
+	static const enum need needs[] = { ENOUGH, ENOUGH };
+	static const uint64_t used[] = { 700, 50 };
+	struct link_rate_part parts[2];
+
+	(void)state;
+	divide(parts, 2, needs, used);
+	assert_int_equal(parts[0].bytes_per_s, 1000);
+	assert_in_range(parts[1].bytes_per_s, 100, 500);
 }
 
 /* Who has more than the others leave enough for: step by step. */
@@ -481,6 +494,7 @@ int main(void)
 		cmocka_unit_test(test_pauses),
 		cmocka_unit_test(test_bursts),
 		cmocka_unit_test(test_what_one_does_not_need_the_others_have),
+		cmocka_unit_test(test_who_does_not_wait_is_not_held),
 		cmocka_unit_test(test_enough_is_found_one_after_the_other),
 		cmocka_unit_test(test_nobody_is_starved),
 		cmocka_unit_test(test_all_is_divided),
