@@ -14,6 +14,8 @@
 
 #define LIMIT_NS (INSPECT_LIMIT_MS * NSEC_PER_MSEC)
 #define STEP_NS (5 * NSEC_PER_MSEC)
+/* The loop serves nobody meanwhile. */
+#define LIMIT_IN_ALL_NS (INSPECT_LIMIT_IN_ALL_MS * NSEC_PER_MSEC)
 
 /* One inspection. Whoever is last frees it: its thread, or who waits for that. */
 struct inspection {
@@ -109,19 +111,19 @@ static void wait_a_step(struct inspection *in)
 
 /*
  * What it has worked, and each step in which it is seen to wait for something. Not the steps in
- * which it only has no CPU: that is the host's doing, and not the VMM's.
+ * which it only has no CPU: that is the host's doing, and not the VMM's; but for so long in all.
  *
  * Return: whether it has ended in time; if not, its thread has it now.
  */
 static bool wait_for(struct inspection *in, pthread_t thread)
 {
-	uint64_t worked_ns = 0, waited_ns = 0;
+	uint64_t worked_ns = 0, waited_ns = 0, until_ns = clock_now_ns() + LIMIT_IN_ALL_NS;
 	struct timespec t;
 	clockid_t clock;
 	bool done;
 
 	pthread_mutex_lock(&in->lock);
-	while (worked_ns + waited_ns < LIMIT_NS) {
+	while (worked_ns + waited_ns < LIMIT_NS && clock_now_ns() < until_ns) {
 		wait_a_step(in);
 		if (in->done)
 			break;

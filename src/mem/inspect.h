@@ -19,7 +19,8 @@
  * @files: behind each region
  * @destination: then anonymous memory must be empty
  *
- * Takes INSPECT_LIMIT_MS at most, of work and of waiting for something else than a CPU.
+ * Takes INSPECT_LIMIT_MS at most, of work and of waiting for something else than a CPU; and
+ * INSPECT_LIMIT_IN_ALL_MS in all, on a host that is ever so busy.
  *
  * Return: 0; -EINVAL where a file is mapped MAP_PRIVATE; -EBUSY where a page is there already;
  * with @err naming the region and the place.
@@ -29,5 +30,6 @@ int inspect_vmm(pid_t vmm, const struct region_table *table,
                 struct error *err);
 
 #define INSPECT_LIMIT_MS 50u
+#define INSPECT_LIMIT_IN_ALL_MS 2000u
 
 #endif

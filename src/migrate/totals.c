@@ -78,6 +78,9 @@ static void add_live(struct migrations_totals *t, struct migration *m)
 	if (info.pull)
 		add_pull(t, info.pull);
 	add_served(t, &info.served);
+	/* Once its threads have ended it stays what totals_keep_pull() will add. */
+	if (info.pull && migration_state_is_final(m->state) && !m->conductor_runs)
+		t->prefetch_wasted += stats_wasted(info.pull);
 	if (migration_state_is_final(m->state))
 		return;
 	t->states[m->params.role - 1][m->state]++;

@@ -234,6 +234,46 @@ static void step_hold(struct link_rate *l, const struct link_rate_sample *s)
 	}
 }
 
+static bool has_enough(const struct link_rate_part *p, uint64_t level)
+{
+	return p->active && !p->waiting && p->used < level;
+}
+
+/* What each of those has that have not enough with @level, when the others leave what they do. */
+static uint64_t raise_level(uint64_t rate, const struct link_rate_part *parts, uint64_t level)
+{
+	uint64_t n = 0, all = rate;
+
+	for (const struct link_rate_part *p = parts; p; p = p->next)
+		if (has_enough(p, level))
+			rate -= p->used;
+		else
+			n += p->active;
+	return n ? rate / n : all;
+}
+
+void link_rate_divide(uint64_t bytes_per_s, struct link_rate_part *parts)
+{
+	uint64_t active = 0, equal, level, before;
+
+	for (const struct link_rate_part *p = parts; p; p = p->next)
+		active += p->active;
+	equal = level = bytes_per_s / max(active, 1);
+	/* With each that turns out to have enough there is more for the rest. */
+	do {
+		before = level;
+		level = raise_level(bytes_per_s, parts, level);
+	} while (level > before);
+	for (struct link_rate_part *p = parts; p; p = p->next) {
+		if (!p->active)
+			p->bytes_per_s = bytes_per_s / (active + 1);
+		else if (has_enough(p, level))
+			p->bytes_per_s = min(level, p->used + max(p->used, equal / 2));
+		else
+			p->bytes_per_s = level;
+	}
+}
+
 void link_rate_step(struct link_rate *l, const struct link_rate_sample *s)
 {
 	uint64_t ns = s->now_ns - l->last_ns;

@@ -77,6 +77,22 @@ uint64_t link_rate_step_ns(const struct link_rate *l);
 /* One step. From zero on; a pause of a second or more begins anew. */
 void link_rate_step(struct link_rate *l, const struct link_rate_sample *s);
 
+/* What one connection has of it. */
+struct link_rate_part {
+	struct link_rate_part *next;
+	uint64_t used; /* bytes/s, in this step */
+	bool active;   /* something of it was acknowledged */
+	bool waiting;  /* and there was more, that its part kept back */
+	uint64_t bytes_per_s;
+};
+
+/*
+ * Divide a rate among connections. What who does not wait has used is his, and a little more so
+ * that he can grow; those that wait have the rest in equal parts, and nobody less than an equal
+ * part of all unless he does not use it. Who is not active may begin as one of them.
+ */
+void link_rate_divide(uint64_t bytes_per_s, struct link_rate_part *parts);
+
 /* How much may leave at once, so that nobody waits long behind it; 0: any. */
 uint32_t link_rate_burst_bytes(const struct link_rate *l);
 

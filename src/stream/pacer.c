@@ -30,7 +30,9 @@ struct pacer {
 /* What one step finds of all connections. */
 struct look {
 	struct link_rate_sample sample;
-	unsigned int active;
+	uint64_t since_ns;
+	struct link_rate_part *parts;
+	bool active;
 	uint64_t busy_us, rwnd_us;
 	bool waiting; /* something had to wait for the network */
 	uint64_t in_flight_bytes;
@@ -163,17 +165,27 @@ static bool ask_tcp(int fd, struct tcp_info *ret)
 	       len >= offsetof(struct tcp_info, tcpi_sndbuf_limited);
 }
 
+/* Of what nothing is acknowledged tells nothing: its receiver may not read, and its round trip is
+ * one of long ago. */
 static void look_at(struct look *l, struct pacer_conn *pc)
 {
 	struct tcp_info info;
+	uint64_t acked;
 
+	pc->part = (struct link_rate_part){ .next = l->parts };
+	l->parts = &pc->part;
 	if (!ask_tcp(pc->fd, &info))
 		return;
-	if (info.tcpi_bytes_acked != pc->acked_bytes || info.tcpi_notsent_bytes) {
-		l->active++;
+	acked = info.tcpi_bytes_acked - pc->acked_bytes;
+	if (acked) {
+		pc->part.active = l->active = true;
+		pc->part.used = acked * 1000 / (l->since_ns / 1000 + 1) * 1000;
+		/* Something that came just now is nearly always there to be sent. */
+		pc->part.waiting =
+		        info.tcpi_notsent_bytes && pc->part.used >= pc->bytes_per_s / 4 * 3;
 		if (!l->sample.rtt_us || info.tcpi_rtt < l->sample.rtt_us)
 			l->sample.rtt_us = info.tcpi_rtt;
-		l->sample.acked_bytes += info.tcpi_bytes_acked - pc->acked_bytes;
+		l->sample.acked_bytes += acked;
 		l->busy_us += info.tcpi_busy_time - pc->busy_us;
 		l->rwnd_us += info.tcpi_rwnd_limited - pc->rwnd_us;
 		l->waiting |= info.tcpi_notsent_bytes != 0;
@@ -204,9 +216,8 @@ static void tell(const struct link_rate *r, enum link_rate_state before)
 /* The lock is held. */
 static void step(struct pacer *p, uint64_t now_ns)
 {
-	struct look l = { .sample.now_ns = now_ns };
+	struct look l = { .sample.now_ns = now_ns, .since_ns = now_ns - p->rate.last_ns };
 	enum link_rate_state before = p->rate.state;
-	uint64_t rate;
 
 	for (struct pacer_conn *pc = p->conns; pc; pc = pc->next)
 		look_at(&l, pc);
@@ -218,9 +229,9 @@ static void step(struct pacer *p, uint64_t now_ns)
 	tell(&p->rate, before);
 	p->in_flight_bytes = l.in_flight_bytes;
 	atomic_store(&p->burst, link_rate_burst_bytes(&p->rate));
-	rate = p->rate.bytes_per_s;
+	link_rate_divide(p->rate.bytes_per_s, l.parts);
 	for (struct pacer_conn *pc = p->conns; pc; pc = pc->next)
-		give_share(pc, rate ? rate / l.active : 0);
+		give_share(pc, pc->part.bytes_per_s);
 }
 
 static void show(const struct pacer *p, struct pacer_view *view)
@@ -234,16 +245,20 @@ static void show(const struct pacer *p, struct pacer_view *view)
 void pacer_note(struct pacer_conn *pc, struct conn *c, struct pacer_view *view)
 {
 	struct pacer *p = pc->pacer;
-	uint64_t now_ns = clock_now_ns();
 	uint32_t burst;
 
 	if (!p)
 		return;
 	/* Who does not get the lock need not: another looks at this connection as well. */
-	if (now_ns >= atomic_load(&p->step_ns) && !pthread_mutex_trylock(&p->lock)) {
-		step(p, now_ns);
-		atomic_store(&p->step_ns, now_ns + link_rate_step_ns(&p->rate));
-		show(p, view);
+	if (clock_now_ns() >= atomic_load(&p->step_ns) && !pthread_mutex_trylock(&p->lock)) {
+		/* Another may have made this step meanwhile: the time is taken under the lock. */
+		uint64_t now_ns = clock_now_ns();
+
+		if (now_ns >= atomic_load(&p->step_ns)) {
+			step(p, now_ns);
+			atomic_store(&p->step_ns, now_ns + link_rate_step_ns(&p->rate));
+			show(p, view);
+		}
 		pthread_mutex_unlock(&p->lock);
 	}
 	burst = atomic_load(&p->burst);

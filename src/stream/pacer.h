@@ -5,7 +5,8 @@
  * The kernel paces each connection at its share (SO_MAX_PACING_RATE): a thread that is late, here
  * or at the destination, neither makes a burst of what it has missed nor leaves the link idle. What
  * leaves at once is small (conn_set_burst()). What limits is seen in TCP_INFO: round trips from the
- * kernel's clock, and for how long the receiver's window was the reason.
+ * kernel's clock, and for how long the receiver's window was the reason. A share is what a
+ * connection needs, and an equal part where they need more than there is (link_rate_divide()).
  *
  * The threads that serve bulk call pacer_note() after each answer; whoever finds that a step is due
  * looks at all connections to that host. Nothing here can fail a connection: where something can't
@@ -36,6 +37,7 @@ struct pacer_conn {
 	/* Under the pacer's lock. */
 	struct pacer_conn *next;
 	int fd;
+	struct link_rate_part part;
 	uint64_t acked_bytes, busy_us, rwnd_us; /* as TCP_INFO last counted */
 	uint64_t bytes_per_s;                   /* its share; 0: it never had one */
 };

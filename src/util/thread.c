@@ -15,6 +15,7 @@
 #define LATENCY_NICE (-15)
 #define SHORT_SLICE_NS (100 * NSEC_PER_USEC)
 #define LONG_SLICE_NS (20 * NSEC_PER_MSEC)
+#define UNTOLD (~0ull)
 
 static int start(pthread_t *ret, int detach_state, void *(*main)(void *), void *arg)
 {
@@ -93,11 +94,16 @@ void thread_prefer_throughput(void)
 
 uint64_t thread_own_time_ns(void)
 {
+	/* Since it was first told. Where it is not, now and then, it has not changed. */
+	static _Thread_local unsigned long long first_ns = UNTOLD, waited_ns;
 	_cleanup_fclose_ FILE *f = fopen("/proc/thread-self/schedstat", "re");
-	unsigned long long waited_ns = 0;
+	unsigned long long now_ns;
 
-	if (f && fscanf(f, "%*u %llu", &waited_ns) != 1)
-		waited_ns = 0;
+	if (f && fscanf(f, "%*u %llu", &now_ns) == 1) {
+		if (first_ns == UNTOLD)
+			first_ns = now_ns;
+		waited_ns = now_ns - first_ns;
+	}
 	return clock_now_ns() - waited_ns;
 }
 

@@ -32,7 +32,8 @@ void thread_prefer_throughput(void);
  * thread_own_time_ns() - the time, without what the calling thread has waited for a CPU
  *
  * For a limit on what it does: a busy host must not make it shorter. What it waits for otherwise (a
- * lock, a disk) counts. Where the kernel does not tell (CONFIG_SCHED_INFO) all of it does.
+ * lock, a disk) counts. Where the kernel does not tell (CONFIG_SCHED_INFO, no descriptor) all of it
+ * does. Only differences of it mean anything, in one thread.
  */
 uint64_t thread_own_time_ns(void);
 

@@ -15,6 +15,8 @@ import urllib.parse
 import pytest
 
 import harness
+import pyvmm
+import stream
 from test_migrate import Pair, migrate
 
 prometheus_client = pytest.importorskip("prometheus_client")
@@ -146,6 +148,41 @@ def test_counts_are_right_and_never_go_back(host):
     forget(pair)
     check_never_back(seen[0], samples(pair.source))
     check_never_back(seen[1], samples(pair.destination))
+
+
+@pytest.mark.skipif(pyvmm.can_userfault() is not None, reason=str(pyvmm.can_userfault()))
+def test_guesses_that_were_wasted_are_told_once(host):
+    """When it has ended; also before it is forgotten, and not again then."""
+    pages = 1024
+    content = pyvmm.guest_content(pages * 4096)
+    source = stream.FakeSource(host.pki.source, content)
+    host.later(source.close)
+    destination = host.daemon("destination", allow=["postcopy:source"], extra=METRICS)
+    destination.prepare_destination("vm1", source.address, map="lazy", bulk=False)
+    vmm = pyvmm.DestinationVmm(destination, "vm1", len(content))
+    host.later(vmm.close)
+
+    def told():
+        return value(samples(destination), "postcopyd_prefetch_units_total", result="wasted")
+
+    def forgotten():
+        try:
+            return destination.call("Delete", id="vm1")
+        except harness.ControlError:
+            return None  # in use still
+    destination.call("Start", id="vm1")
+    assert vmm.load() == source.vmstate
+    thread, _ = vmm.touch(pages // 2)
+    thread.join(harness.DEADLINE_S)
+    assert told() == 0
+    destination.call("SetLimits", id="vm1", bulk=True)
+    vmm.expect(pyvmm.COMPLETE)
+    wasted = destination.wait_for_state("vm1", "complete")["prefetch"]["wasted"]
+    assert wasted > 0
+    harness.eventually(lambda: told() == wasted, "guesses that were wasted")
+    vmm.close()
+    harness.eventually(forgotten, "its being forgotten")
+    assert told() == wasted
 
 
 def forget(pair):

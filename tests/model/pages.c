@@ -481,7 +481,10 @@ static bool apply_harvest(void *state)
 	return true;
 }
 
-/* migrate/late.c: the VMM loads, and says MEMORY; what it has is emptied, registered, kept. */
+/*
+ * migrate/destination/late.c: the VMM loads, and says MEMORY; what it has is emptied, registered,
+ * kept.
+ */
 static bool take_memory(void *state)
 {
 	struct pages *s = state;

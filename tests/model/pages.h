@@ -24,8 +24,8 @@
  * Between the threads that show what comes and the record that the guest may run here there is a
  * while (pull_start(), give_vmstate()), in which the VMM sees pages already, and writes to them: a
  * process that goes on from there finds a record that says switching. In the last of the
- * beginnings the VMM makes its memory when it has the vmstate (migrate/late.c), and all of its
- * loading falls into that while.
+ * beginnings the VMM makes its memory when it has the vmstate (migrate/destination/late.c), and all
+ * of its loading falls into that while.
  *
  * What is left out: more than one fault and one discard at a time; mremap() and munmap(); pages
  * that can't be read at the source; what the memory was before (mem/memory.c sees to it that it is

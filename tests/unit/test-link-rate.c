@@ -368,6 +368,118 @@ static void test_bursts(void **state)
 	assert_int_equal(link_rate_burst_bytes(&l), 0);
 }
 
+enum need {
+	IDLE,   /* or its receiver does not read */
+	ENOUGH, /* all that it has is on its way */
+	MORE,
+};
+
+#define PARTS_MAX 8u
+
+/* @parts, of which @used[i] was used, of 1 Gbyte/s. */
+static void divide(struct link_rate_part *parts, size_t n, const enum need *needs,
+                   const uint64_t *used)
+{
+	for (size_t i = 0; i < n; i++)
+		parts[i] = (struct link_rate_part){
+			.next = i + 1 < n ? &parts[i + 1] : NULL,
+			.used = used[i] * 1000 * 1000,
+			.active = needs[i] != IDLE,
+			.waiting = needs[i] == MORE,
+		};
+	link_rate_divide(NSEC_PER_SEC, parts);
+	for (size_t i = 0; i < n; i++)
+		parts[i].bytes_per_s /= 1000 * 1000;
+}
+
+static void test_what_one_does_not_need_the_others_have(void **state)
+{
+	static const enum need needs[] = { MORE, ENOUGH, MORE, ENOUGH, IDLE };
+	static const uint64_t used[] = { 250, 10, 250, 240, 0 };
+	struct link_rate_part parts[5];
+
+	(void)state;
+	divide(parts, 5, needs, used);
+	assert_int_equal(parts[0].bytes_per_s, 375);
+	assert_int_equal(parts[2].bytes_per_s, 375);
+	/* A little more than they have used, so that they show if they need it. */
+	assert_in_range(parts[1].bytes_per_s, 20, 200);
+	assert_in_range(parts[3].bytes_per_s, 250, 375);
+	assert_int_equal(parts[4].bytes_per_s, 200);
+}
+
+/* Nobody waits: who uses more than an equal part goes on doing so. */
+static void test_who_does_not_wait_is_not_held(void **state)
+{
+	static const enum need needs[] = { ENOUGH, ENOUGH };
+	static const uint64_t used[] = { 700, 50 };
+	struct link_rate_part parts[2];
+
+	(void)state;
+	divide(parts, 2, needs, used);
+	assert_int_equal(parts[0].bytes_per_s, 1000);
+	assert_in_range(parts[1].bytes_per_s, 100, 500);
+}
+
+/* Who has more than the others leave enough for: step by step. */
+static void test_enough_is_found_one_after_the_other(void **state)
+{
+	static const enum need needs[] = { ENOUGH, ENOUGH, ENOUGH, MORE };
+	static const uint64_t used[] = { 300, 260, 10, 200 };
+	struct link_rate_part parts[4];
+
+	(void)state;
+	divide(parts, 4, needs, used);
+	assert_int_equal(parts[3].bytes_per_s, 430);
+	assert_in_range(parts[0].bytes_per_s, 301, 430);
+}
+
+/* One that has used all, as it was alone, leaves the next an equal part, whether it waits or not.
+ */
+static void test_nobody_is_starved(void **state)
+{
+	static const enum need wants[] = { ENOUGH, MORE, IDLE };
+	static const uint64_t used[] = { 990, 10, 0 };
+
+	(void)state;
+	for (unsigned int i = 0; i < 2; i++) {
+		const enum need needs[] = { wants[i], MORE };
+		struct link_rate_part parts[2];
+
+		divide(parts, 2, needs, used);
+		assert_int_equal(parts[0].bytes_per_s, 500);
+		assert_int_equal(parts[1].bytes_per_s, 500);
+	}
+}
+
+/* All the rate that there is, of every mixture; and no part is "unlimited". */
+static void test_all_is_divided(void **state)
+{
+	uint64_t seed = 3;
+
+	(void)state;
+	for (unsigned int round = 0; round < 100000; round++) {
+		struct link_rate_part parts[PARTS_MAX];
+		enum need needs[PARTS_MAX];
+		uint64_t used[PARTS_MAX], charged = 0, n = 1 + random_below(&seed, PARTS_MAX);
+		bool waits = false;
+
+		for (size_t i = 0; i < n; i++) {
+			needs[i] = (enum need)random_below(&seed, 3);
+			used[i] = needs[i] == IDLE ? 0 : random_below(&seed, 1200);
+		}
+		divide(parts, n, needs, used);
+		for (size_t i = 0; i < n; i++) {
+			bool enough = needs[i] == ENOUGH && used[i] < parts[i].bytes_per_s;
+
+			assert_in_range(parts[i].bytes_per_s, 1, 1000);
+			waits |= needs[i] == MORE;
+			charged += needs[i] == IDLE ? 0 : enough ? used[i] : parts[i].bytes_per_s;
+		}
+		assert_in_range(charged, waits ? 1000 - n : 0, 1000);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -381,6 +493,11 @@ int main(void)
 		cmocka_unit_test(test_a_link_changes_its_rate),
 		cmocka_unit_test(test_pauses),
 		cmocka_unit_test(test_bursts),
+		cmocka_unit_test(test_what_one_does_not_need_the_others_have),
+		cmocka_unit_test(test_who_does_not_wait_is_not_held),
+		cmocka_unit_test(test_enough_is_found_one_after_the_other),
+		cmocka_unit_test(test_nobody_is_starved),
+		cmocka_unit_test(test_all_is_divided),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -334,6 +335,20 @@ static void test_on_a_busy_host_it_is_looked_at_all_the_same(void **state)
 	close(fd);
 }
 
+/* Where the kernel can't tell: with no descriptor to be had. */
+static uint64_t own_time_untold_ns(void)
+{
+	struct rlimit limit, none;
+	uint64_t ns;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	none = (struct rlimit){ .rlim_cur = 0, .rlim_max = limit.rlim_max };
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	ns = thread_own_time_ns();
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	return ns;
+}
+
 /* By it a limit on what a thread does on the loop is one on what it does. */
 static void test_what_others_take_is_not_ones_own_time(void **state)
 {
@@ -354,6 +369,10 @@ static void test_what_others_take_is_not_ones_own_time(void **state)
 	begin_ns = clock_now_ns() - begin_ns;
 	make_idle(&busy);
 	assert_in_range(own_ns, 1, begin_ns / 4);
+
+	/* One that can't be told for a moment is the same time. */
+	own_ns = thread_own_time_ns();
+	assert_in_range(own_time_untold_ns() - own_ns, 1, begin_ns / 4);
 }
 
 static bool again(void *arg)
