@@ -279,6 +279,15 @@ static void test_a_private_mapping_is_refused_by_name(void **state)
 /* One CPU for this process, and others that want it, too. */
 #define RIVALS 40u
 
+/* TSan starts and ends threads by turns that all the others have: minutes, on one CPU. */
+static void need_speed(void)
+{
+#ifdef __SANITIZE_THREAD__
+	print_message("skipped: TSan takes minutes for so many threads on one CPU\n");
+	skip();
+#endif
+}
+
 struct busy_host {
 	cpu_set_t before;
 	pthread_t rivals[RIVALS];
@@ -323,6 +332,7 @@ static void test_on_a_busy_host_it_is_looked_at_all_the_same(void **state)
 	struct busy_host busy;
 
 	(void)state;
+	need_speed();
 	assert_true(mmap(p, SIZE, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0) == p);
 	make_busy(&busy);
 	for (unsigned int i = 0; i < 10; i++) {
@@ -356,6 +366,7 @@ static void test_what_others_take_is_not_ones_own_time(void **state)
 	uint64_t begin_ns, own_ns;
 
 	(void)state;
+	need_speed();
 	if (access("/proc/thread-self/schedstat", R_OK)) {
 		print_message("skipped: this kernel does not tell how long a thread waits\n");
 		skip();
