@@ -24,7 +24,7 @@ struct pacer {
 	pthread_mutex_t lock;
 	struct pacer_conn *conns;
 	struct link_rate rate;
-	uint64_t in_flight_bytes;
+	struct pacer_view seen; /* by the last step; anybody reads it */
 };
 
 /* What one step finds of all connections. */
@@ -227,19 +227,29 @@ static void step(struct pacer *p, uint64_t now_ns)
 	l.sample.held = l.waiting && l.rwnd_us <= l.busy_us / 4;
 	link_rate_step(&p->rate, &l.sample);
 	tell(&p->rate, before);
-	p->in_flight_bytes = l.in_flight_bytes;
+	atomic_store(&p->seen.bytes_per_s, p->rate.bytes_per_s);
+	atomic_store(&p->seen.queue_us, p->rate.queue_us);
+	atomic_store(&p->seen.rtt_us, p->rate.rtt_us);
+	atomic_store(&p->seen.in_flight_bytes, l.in_flight_bytes);
 	atomic_store(&p->burst, link_rate_burst_bytes(&p->rate));
 	link_rate_divide(p->rate.bytes_per_s, l.parts);
 	for (struct pacer_conn *pc = p->conns; pc; pc = pc->next)
 		give_share(pc, pc->part.bytes_per_s);
 }
 
-static void show(const struct pacer *p, struct pacer_view *view)
+static void copy(_Atomic uint64_t *to, const _Atomic uint64_t *from)
 {
-	atomic_store_explicit(&view->bytes_per_s, p->rate.bytes_per_s, memory_order_relaxed);
-	atomic_store_explicit(&view->queue_us, p->rate.queue_us, memory_order_relaxed);
-	atomic_store_explicit(&view->rtt_us, p->rate.rtt_us, memory_order_relaxed);
-	atomic_store_explicit(&view->in_flight_bytes, p->in_flight_bytes, memory_order_relaxed);
+	atomic_store_explicit(to, atomic_load_explicit(from, memory_order_relaxed),
+	                      memory_order_relaxed);
+}
+
+/* To each migration that sends there, whoever has made the step. */
+static void show(const struct pacer_view *seen, struct pacer_view *view)
+{
+	copy(&view->bytes_per_s, &seen->bytes_per_s);
+	copy(&view->queue_us, &seen->queue_us);
+	copy(&view->rtt_us, &seen->rtt_us);
+	copy(&view->in_flight_bytes, &seen->in_flight_bytes);
 }
 
 void pacer_note(struct pacer_conn *pc, struct conn *c, struct pacer_view *view)
@@ -257,10 +267,10 @@ void pacer_note(struct pacer_conn *pc, struct conn *c, struct pacer_view *view)
 		if (now_ns >= atomic_load(&p->step_ns)) {
 			step(p, now_ns);
 			atomic_store(&p->step_ns, now_ns + link_rate_step_ns(&p->rate));
-			show(p, view);
 		}
 		pthread_mutex_unlock(&p->lock);
 	}
+	show(&p->seen, view);
 	burst = atomic_load(&p->burst);
 	if (burst != pc->burst)
 		conn_set_burst(c, burst);
