@@ -68,12 +68,13 @@ class WarmScene(Scene):
         """What goes on must be more than: nothing that came before it was lost may count as that."""
         if before >= 0:
             return before
-        now = self.present()
-        # Where the source could not tell its writes nothing comes until the switchover.
-        if now == REFUSED:
+        # The count begins anew with the destination's process; and it is not there to be asked.
+        if self.destination in killed:
             return -1
-        # The count begins anew with the destination's process, or with the log.
-        return -1 if self.destination in killed or now < before else now
+        now = self.present()
+        # Where the source could not tell its writes nothing comes until the switchover. With the log
+        # the count begins anew too.
+        return -1 if now == REFUSED or now < before else now
 
     def move(self):
         """If that is not done by itself."""
