@@ -266,7 +266,7 @@ static void a_process_that_works_hard_notices_nothing(void **state)
 
 static void arguments_and_errors_are_the_calls(void **state)
 {
-	pid_t pid = start_victim();
+	pid_t pid = start_counter();
 	uint64_t args[6] = { 0, 1, 2, 3, 4, 5 };
 	struct error err = ERROR_INIT;
 	long got = 0;
