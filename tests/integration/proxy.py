@@ -144,7 +144,7 @@ class Proxy:
                 try:
                     for sock, pair in watched.items():
                         selector.register(sock, selectors.EVENT_READ, pair)
-                except ValueError:  # cut() was faster
+                except (OSError, ValueError):  # cut() was faster
                     continue
                 if not self.black:
                     selector.register(self.listener, selectors.EVENT_READ, None)
