@@ -103,6 +103,20 @@
  * anything else (POSTCOPY_EVENT_ATTRIBUTES). No host can read such memory, so a
  * migration of it is then refused, with the guest still running on the source.
  *
+ * Lost pages
+ * ----------
+ * A page that nobody can bring any more is poisoned (UFFDIO_POISON): whoever touches it is told,
+ * and nobody reads zeroes. A vCPU that does comes out of KVM_RUN in one of two ways, and to the
+ * guest both are a machine check at that address (KVM_X86_SET_MCE):
+ *
+ *   - Its thread gets SIGBUS with BUS_MCEERR_AR and the address in this process; KVM_RUN returns
+ *     EINTR. A handler must be there, or the VMM dies of it. The VMM's own accesses end alike.
+ *   - Where KVM emulates the instruction: KVM_EXIT_MMIO at a guest physical address that is memory.
+ *     It is no device's: answered as one, the guest would read what nobody has written.
+ *
+ * A guest that moves on takes them with it: at the source's attach the library finds
+ * the poisoned pages of the regions (PAGEMAP_SCAN, Linux 6.7).
+ *
  * Adapters
  * --------
  * A process that speaks for a VMM which knows nothing of this library gives the VMM's pidfd (of its

@@ -71,6 +71,32 @@ static void on_kick(int sig)
 	(void)sig; /* its work is done: KVM_RUN returns EINTR */
 }
 
+/* In KVM_RUN; NULL: this thread is outside. Volatile, for a signal handler reads it. */
+static _Thread_local struct vcpu *volatile entered;
+
+/* The kernel's word that a page is poisoned, to the thread that has touched it. */
+static void on_bus(int sig, siginfo_t *info, void *context)
+{
+	struct vcpu *v = entered;
+
+	(void)context;
+	if (v && info->si_code == BUS_MCEERR_AR)
+		v->lost = info->si_addr;
+	else /* ours, not the guest's: made again, that access ends the process */
+		signal(sig, SIG_DFL);
+}
+
+/* Return: 0 or -errno. */
+static int enter(struct vcpu *v)
+{
+	int rc;
+
+	entered = v;
+	rc = ioctl(v->fd, KVM_RUN, 0) ? -errno : 0;
+	entered = NULL;
+	return rc;
+}
+
 /* What the guest says with `out`. Return: whether it has anything more to do. */
 static bool handle_out(struct vcpu *v)
 {
@@ -98,9 +124,25 @@ static bool handle_out(struct vcpu *v)
 	return false;
 }
 
+/*
+ * Nothing can give the page back. A guest that has a handler is told by KVM_X86_SET_MCE; this one
+ * has none, and without one a processor shuts down.
+ */
+static int machine_check(struct vcpu *v, uint64_t gpa, const char *how)
+{
+	return fail(&v->error, -EHWPOISON,
+	            "vCPU %u: machine check: the guest's memory at %#llx is lost (%s)", v->index,
+	            (unsigned long long)gpa, how);
+}
+
 static int exit_failed(struct vcpu *v)
 {
 	struct kvm_regs regs = { 0 };
+	const struct kvm_run *run = v->run;
+
+	/* Where KVM emulates an instruction it takes memory that it can't read for a device's. */
+	if (run->exit_reason == KVM_EXIT_MMIO && run->mmio.phys_addr < v->vm->memory.size)
+		return machine_check(v, run->mmio.phys_addr, "KVM_EXIT_MMIO within its memory");
 
 	ioctl(v->fd, KVM_GET_REGS, &regs);
 	return fail(&v->error, -EIO, "vCPU %u: unexpected KVM exit %u at rip %#llx", v->index,
@@ -130,6 +172,7 @@ static void *vcpu_main(void *arg)
 {
 	struct vcpu *v = arg;
 	bool out_pending = false, going = true;
+	int rc;
 
 	atomic_store(&v->tid, gettid());
 	while (going && !v->error.code) {
@@ -139,12 +182,14 @@ static void *vcpu_main(void *arg)
 			continue;
 		}
 		out_pending = false;
-		if (ioctl(v->fd, KVM_RUN, 0)) {
-			int rc = -errno;
-
-			if (rc == -EFAULT && userfault_is_exit(v))
-				userfault_resolve(v, &v->error);
-			else if (rc != -EINTR && rc != -EAGAIN)
+		rc = enter(v);
+		if (v->lost) {
+			machine_check(v, (uint64_t)(v->lost - (char *)v->vm->memory.addr),
+			              "SIGBUS");
+		} else if (rc == -EFAULT && userfault_is_exit(v)) {
+			userfault_resolve(v, &v->error);
+		} else if (rc) {
+			if (rc != -EINTR && rc != -EAGAIN)
 				fail_errno(&v->error, rc, "vCPU %u: KVM_RUN", v->index);
 		} else if (dirty_is_exit(v)) {
 			dirty_drain(v, &v->error);
@@ -164,10 +209,12 @@ static void *vcpu_main(void *arg)
 
 int vcpu_start(struct vcpu *v, struct postcopy_error *err)
 {
-	struct sigaction action = { .sa_handler = on_kick }; /* no SA_RESTART */
+	struct sigaction kick = { .sa_handler = on_kick }; /* no SA_RESTART */
+	struct sigaction bus = { .sa_sigaction = on_bus, .sa_flags = SA_SIGINFO };
 	int rc;
 
-	sigaction(KICK_SIGNAL, &action, NULL);
+	sigaction(KICK_SIGNAL, &kick, NULL);
+	sigaction(SIGBUS, &bus, NULL);
 	rc = pthread_create(&v->thread, NULL, vcpu_main, v);
 	if (rc)
 		return fail_errno(err, -rc, "can't start the thread of vCPU %u", v->index);

@@ -5,6 +5,10 @@
  * A vCPU thread either runs the guest or is parked on the VM's condition. Its
  * registers may be read and written (vcpu_save(), vcpu_load()) only while it is
  * parked or before it has started.
+ *
+ * What a guest touches and has lost (poison) comes in two ways: as SIGBUS to its vCPU's thread;
+ * and, where KVM emulates the instruction, as an exit to MMIO at an address of its memory. Both
+ * are a machine check.
  */
 #ifndef MINIVMM_VCPU_H
 #define MINIVMM_VCPU_H
@@ -35,7 +39,8 @@ struct vcpu {
 	uint32_t dirty_next;              /* ... the entry that comes next */
 	struct postcopy_channel *channel; /* for faults that are KVM exits; else NULL */
 	pthread_t thread;
-	atomic_int tid; /* of the thread; 0: it has not begun */
+	atomic_int tid;      /* of the thread; 0: it has not begun */
+	char *volatile lost; /* memory that it touched, and that is poisoned; NULL: none */
 	bool started;
 	/* Under the VM's lock: */
 	bool parked;
