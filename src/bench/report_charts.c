@@ -137,7 +137,7 @@ static void draw_bins(FILE *f, const struct plot *p, const struct log_bins *bins
 			        x0 + 0.5, y, x1 - x0 > 2 ? x1 - x0 - 1 : 1, p->bottom - y,
 			        text_duration(log_bins_lower(i)).s,
 			        text_duration(log_bins_lower(i + 1)).s,
-			        text_count((uint64_t)bins->count[i]).s);
+			        text_number(bins->count[i]).s);
 	}
 }
 
@@ -148,8 +148,7 @@ static void draw_bins_axes(FILE *f, const struct plot *p, const struct log_bins 
 
 	step = step < 1 ? 1 : step;
 	for (unsigned int i = 0; i * step <= bins->max_count; i++)
-		plot_grid_line(f, plot_y(p, i * step / bins->max_count),
-		               text_count((uint64_t)(i * step)).s);
+		plot_grid_line(f, plot_y(p, i * step / bins->max_count), text_number(i * step).s);
 	for (unsigned int i = 0; i < log_scale_ticks(scale); i++) {
 		double v = log_scale_tick(scale, i);
 

@@ -30,9 +30,13 @@ struct text text_number(double v)
 {
 	struct text t = { "" };
 
-	if (v >= 99.95)
+	/* What no counter holds: of sums that somebody made up. */
+	if (v >= 1e18)
+		snprintf(t.s, sizeof t.s, "%.3g", v);
+	else if (v >= 99.95)
 		return text_count((uint64_t)(v + 0.5));
-	snprintf(t.s, sizeof t.s, v == floor(v) ? "%.0f" : "%.1f", v);
+	else
+		snprintf(t.s, sizeof t.s, v == floor(v) ? "%.0f" : "%.1f", v);
 	return t;
 }
 

@@ -41,6 +41,7 @@ static void test_units_read_as_people_write(void **state)
 	assert_string_equal(text_pad(text_duration(2000), 2).s, "2 ms");
 	assert_string_equal(text_number(1234.4).s, "1,234");
 	assert_string_equal(text_number(0.1).s, "0.1");
+	assert_string_equal(text_number(2e19).s, "2e+19"); /* more than a counter holds */
 }
 
 static void check_size(const char *text, int want, uint64_t want_bytes)
