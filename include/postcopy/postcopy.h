@@ -121,9 +121,9 @@
  * call that was put into it, and stays open there. postcopy_destination_register() asks it for its
  *     features, if nobody has, and registers the regions; then the caller empties them
  *     (files are also emptied by postcopy_destination_attach_registered(), once the daemon has
- *     found all else good); then that hands them over. Nothing may touch them in between. MADV_DONTFORK and MADV_NOHUGEPAGE are for the VMM to
- *     set: on a tmpfs of huge pages, or where khugepaged makes them, a page that has not come would
- *     be read as zeroes.
+ *     found all else good); then that hands them over. Nothing may touch them in between.
+ *     MADV_DONTFORK and MADV_NOHUGEPAGE are for the VMM to set: on a tmpfs of huge pages, or where
+ *     khugepaged makes them, a page that has not come would be read as zeroes.
  *
  * A VMM that traps its memory itself, and gives its userfaultfd to nobody, can have a destination
  * as well: its regions are flagged POSTCOPY_REGION_ASKED, all of them, and are files (memfd,
