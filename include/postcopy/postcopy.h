@@ -134,10 +134,10 @@
  *   - On the destination the userfaultfd is made in the VMM's process, by the VMM or by a system
  * call that was put into it, and stays open there. postcopy_destination_register() asks it for its
  *     features, if nobody has, and registers the regions; then the caller empties them
- *     (files are also emptied by postcopy_destination_attach_registered()); then that hands them
- *     over. Nothing may touch them in between. MADV_DONTFORK and MADV_NOHUGEPAGE are for the VMM to
- *     set: on a tmpfs of huge pages, or where khugepaged makes them, a page that has not come would
- *     be read as zeroes.
+ *     (files are also emptied by postcopy_destination_attach_registered(), once the daemon has
+ *     found all else good); then that hands them over. Nothing may touch them in between.
+ *     MADV_DONTFORK and MADV_NOHUGEPAGE are for the VMM to set: on a tmpfs of huge pages, or where
+ *     khugepaged makes them, a page that has not come would be read as zeroes.
  *
  * A VMM that traps its memory itself, and gives its userfaultfd to nobody, can have a destination
  * as well: its regions are flagged POSTCOPY_REGION_ASKED, all of them, and are files (memfd,
@@ -336,7 +336,9 @@ POSTCOPY_API int postcopy_destination_register(int pidfd, int uffd,
 /**
  * postcopy_destination_attach_registered() - the second: hand over empty memory
  *
- * Files are emptied here once more. After a failure it may be called again.
+ * Files are emptied here once more, when the daemon has accepted the id, the VMM and the memory: a
+ * refused attach leaves them as they were. Where only the daemon's own resources fail it after that
+ * they are empty. After a failure it may be called again.
  */
 POSTCOPY_API int postcopy_destination_attach_registered(struct postcopy *p, const char *socket_path,
                                                         const char *migration_id,

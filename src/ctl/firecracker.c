@@ -181,20 +181,6 @@ static bool is_under_way(const struct move *m)
 	return rc ? rc != -ENOENT : is_any(json_string_or(there, "state", ""), states);
 }
 
-/* The newest half at a daemon: whether it is that one, and complete. @ret: it; may be NULL */
-static bool has_completed(const struct move *m, const struct move_side *s, struct json_object **ret)
-{
-	_cleanup_json_ struct json_object *newest = NULL;
-
-	if (client_get(s->client, m->id, NULL, &newest, NULL) ||
-	    strcmp(json_string_or(newest, "role", ""), s->role) != 0 ||
-	    strcmp(json_string_or(newest, "state", ""), "complete") != 0)
-		return false;
-	if (ret)
-		*ret = steal_ptr(&newest);
-	return true;
-}
-
 /* Return: 0 where a Firecracker listens there; -ECONNREFUSED: one did, and has ended; -errno. */
 static int try_api(const char *path)
 {
@@ -222,7 +208,8 @@ static int find_done(const struct move *m, void *userdata, struct json_object **
 	_cleanup_json_ struct json_object *there = NULL;
 	int rc;
 
-	if (!has_completed(m, &m->source, NULL) || !has_completed(m, &m->destination, &there))
+	if (!move_has_completed(m, &m->source, NULL) ||
+	    !move_has_completed(m, &m->destination, &there))
 		return 0;
 	while (!(rc = try_api(a->api))) {
 		struct pollfd pfd = { .fd = m->cancel_fd, .events = POLLIN };

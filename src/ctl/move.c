@@ -8,6 +8,7 @@
 
 #include "ctl/json.h"
 #include "ctl/token.h"
+#include "util/cleanup.h"
 #include "util/clock.h"
 
 #define LOOK_EVERY_MS 100
@@ -108,7 +109,13 @@ static int prepare_side(struct move *m, const struct move_side *s, const uint8_t
 	}
 	rc = client_prepare(s->client, &p, NULL, err);
 	explicit_bzero(p.token, sizeof p.token);
-	return rc ? refused_by(m, s, err) : 0;
+	if (rc)
+		return refused_by(m, s, err);
+	if (source_address)
+		m->prepared_destination = true;
+	else
+		m->prepared_source = true;
+	return 0;
 }
 
 /* Both halves, with one token. @at_source: what there is already. */
@@ -134,11 +141,15 @@ static int prepare_both(struct move *m, const char *at_source, struct error *err
 	return rc;
 }
 
-/* What was prepared for a VMM that does not come is taken back; a source that has one keeps it. */
+/*
+ * What was prepared here for a VMM that does not come is taken back; a source that has one keeps
+ * it, and what somebody else has prepared is theirs.
+ */
 static void take_back(struct move *m, const struct move_side *absent)
 {
-	(void)client_cancel(m->destination.client, m->id, "destination", NULL, NULL);
-	if (absent == &m->source)
+	if (m->prepared_destination)
+		(void)client_cancel(m->destination.client, m->id, "destination", NULL, NULL);
+	if (absent == &m->source && m->prepared_source)
 		(void)client_cancel(m->source.client, m->id, "source", NULL, NULL);
 }
 
@@ -251,6 +262,19 @@ static int follow(struct move *m, struct json_object **ret, struct error *err)
 	if (!strcmp(state, "complete"))
 		return 0;
 	return error_set(err, -EIO, "%s: %s", state, json_string_or(*ret, "reason", ""));
+}
+
+bool move_has_completed(const struct move *m, const struct move_side *s, struct json_object **ret)
+{
+	_cleanup_json_ struct json_object *newest = NULL;
+
+	if (client_get(s->client, m->id, NULL, &newest, NULL) ||
+	    strcmp(json_string_or(newest, "role", ""), s->role) != 0 ||
+	    strcmp(json_string_or(newest, "state", ""), "complete") != 0)
+		return false;
+	if (ret)
+		*ret = steal_ptr(&newest);
+	return true;
 }
 
 int move_guest(struct move *m, struct json_object **ret, struct error *err)

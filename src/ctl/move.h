@@ -54,6 +54,7 @@ struct move {
 	/* The source's half was prepared, given its token or told to attach here: nobody else's
 	 * migration ends by its cancel. */
 	bool is_own;
+	bool prepared_source, prepared_destination; /* by this move: its to cancel */
 };
 
 void move_init(struct move *m, const char *id);
@@ -62,12 +63,18 @@ void move_init(struct move *m, const char *id);
  * move_guest() - to the end
  * @ret: the destination's half in its last state; NULL where it did not come so far
  *
- * Where a VMM does not attach in time, or on_prepared() or on_absent() fails, what was prepared for
- * it is cancelled.
+ * Where a VMM does not attach in time, or on_prepared() or on_absent() fails, what this move has
+ * prepared for it is cancelled.
  *
  * Return: 0: complete; -ECANCELED: interrupted; a daemon's refusal as client.h has them, said by
  * m->asked; -ETIMEDOUT, -EIO, with @err set.
  */
 int move_guest(struct move *m, struct json_object **ret, struct error *err);
+
+/*
+ * move_has_completed() - whether the newest half at a side is that side's, and complete
+ * @ret: it; may be NULL
+ */
+bool move_has_completed(const struct move *m, const struct move_side *s, struct json_object **ret);
 
 #endif

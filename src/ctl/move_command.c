@@ -43,6 +43,23 @@ static int connect_side(struct run *run, struct move_side *s, const char *contro
 	return command_connect(run->cmd, &one, run->move.cancel_fd, &s->client);
 }
 
+/*
+ * What was interrupted may be complete by now. A guest that came back is attached, or prepared for,
+ * at the source: then this is not the newest there.
+ */
+static void find_done(const struct run *run, struct json_object **ret)
+{
+	const struct move *m = &run->move;
+
+	if (!move_has_completed(m, &m->source, NULL) ||
+	    !move_has_completed(m, &m->destination, ret))
+		return;
+	fprintf(stderr,
+	        "postcopyctl %s: complete already, and nothing is begun: the guest is at the "
+	        "destination, %s (one that is at the source again: \"prepare\" it there first)\n",
+	        run->cmd->name, m->destination.control);
+}
+
 /* Return: the exit code. */
 static int run_move(struct run *run)
 {
@@ -53,6 +70,8 @@ static int run_move(struct run *run)
 
 	if (run->steps)
 		rc = run->steps->find_done(m, run->steps->userdata, &last, &err);
+	else
+		find_done(run, &last);
 	if (rc)
 		return command_failed(run->cmd, &err);
 	run->watch = watch_new(run->common->json);

@@ -450,6 +450,23 @@ int postcopy_destination_register(int pidfd, int uffd, const struct postcopy_reg
 	                    &e);
 }
 
+/* Return: 0; or -errno with @err set: it may be tried again, over another connection. */
+static int connect_and_hand_over(struct postcopy *p, const char *path, const char *id,
+                                 struct error *err)
+{
+	int rc = p->sock < 0 ? connect_daemon(path, &p->sock, err) : 0;
+
+	if (!rc)
+		rc = hand_over(p, id, err);
+	if (rc && !p->attached)
+		close_fd(&p->sock);
+	return rc;
+}
+
+/*
+ * Files are emptied by the daemon, when all else of the attach has been found good, and not before:
+ * with the wrong id it may be a guest's memory that runs.
+ */
 static int attach_registered(struct postcopy *p, const char *path, const char *id,
                              struct error *err)
 {
@@ -459,15 +476,16 @@ static int attach_registered(struct postcopy *p, const char *path, const char *i
 		rc = error_set(err, -EINVAL,
 		               "it must come from postcopy_destination_register(), and is attached "
 		               "once");
-	if (!rc && p->sock < 0)
-		rc = connect_daemon(path, &p->sock, err);
-	if (!rc && p->vmm)
-		rc = empty_files(p, err);
 	if (!rc)
-		rc = hand_over(p, id, err);
-	/* It may be tried again, over another connection. */
-	if (rc && !p->attached)
-		close_fd(&p->sock);
+		rc = connect_and_hand_over(p, path, id, err);
+	/* It is welcome, but for what its files hold, which is more than the daemon has time for.
+	 */
+	if (rc == -EFBIG && p->vmm) {
+		*err = ERROR_INIT;
+		rc = empty_files(p, err);
+		if (!rc)
+			rc = connect_and_hand_over(p, path, id, err);
+	}
 	return rc;
 }
 

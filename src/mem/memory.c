@@ -292,7 +292,7 @@ static int punch(const struct memory *m, uint32_t index, uint64_t deadline_ns, s
 		uint64_t begin_ns = thread_own_time_ns();
 
 		if (begin_ns > deadline_ns)
-			return error_set(err, -EBUSY,
+			return error_set(err, -EFBIG,
 			                 "region %u: its memory is not empty, and too much to "
 			                 "discard from offset %#llx on: the VMM must do that "
 			                 "before it attaches (FALLOC_FL_PUNCH_HOLE)",

@@ -80,7 +80,7 @@ int memory_open_destination(const struct region *region, uint32_t index, int fd,
  * arrived. A file's pages are discarded, also those that are only allocated, which no SEEK_DATA
  * nor mincore() tells of. Anonymous memory is out of reach: mem/inspect.h looks at it.
  *
- * Return: 0; -EBUSY with @err naming the place from where on it was too much; or the errno of
+ * Return: 0; -EFBIG with @err naming the place from where on it was too much; or the errno of
  * fallocate().
  */
 int memory_empty(struct memory *m, uint32_t index, uint64_t deadline_ns, struct error *err);

@@ -367,8 +367,10 @@ class WarmSource(FakeSource):
     .log_of is that connection; .harvests counts; .owed says what was asked too early, with answers
     under way (that were read, and not sent yet)."""
 
-    def __init__(self, identity, content, refuse=None, **options):
+    def __init__(self, identity, content, refuse=None, refuse_code=95, refuse_times=0, **options):
+        """@refuse_times: then it can; 0: never."""
         self.lock = threading.RLock()
+        self.refuse_code, self.refuse_times = refuse_code, refuse_times
         self.log_of = None
         self.log = set()
         self.kept = None
@@ -427,8 +429,8 @@ class WarmSource(FakeSource):
             self.owed.append(kind)
         if kind == TRACK:
             self.tracks += 1
-            if self.refuse:
-                connection.send(tracked(95, self.refuse))
+            if self.refuse and (not self.refuse_times or self.tracks <= self.refuse_times):
+                connection.send(tracked(self.refuse_code, self.refuse))
                 return
             with self.lock:
                 self.log_of, self.log = connection, set()

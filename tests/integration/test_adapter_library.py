@@ -2,8 +2,11 @@
 """libpostcopy speaks for a VMM that is another process: the calls that an adapter makes, in C's
 calling convention, against real daemons."""
 import ctypes
+import errno
 import hashlib
 import os
+import socket
+import struct
 import threading
 
 import pytest
@@ -148,6 +151,54 @@ def test_only_the_vmm_can_make_its_userfaultfd(host):
     with pytest.raises(OSError, match="no userfaultfd"):
         call("destination_register", pidfd_of(host, side), -1, ctypes.byref(region(side)),
              ctypes.c_size_t(1), ctypes.byref(p))
+
+
+def test_a_refused_attach_leaves_memory_as_it_was(host):
+    """With the wrong id it may be the memory of a guest that runs."""
+    source, destination = host.daemon("source"), host.daemon("destination")
+    destination.prepare_destination("vm1", source.address)
+    here = foreign.Side(host, destination, "destination", "vm1", SIZE, bare=True)
+    os.pwrite(here.memory_fd, b"x" * pyvmm.PAGE, 5 * pyvmm.PAGE)
+    before = os.pread(here.memory_fd, SIZE, 0)
+    b = Attachment()
+    call("destination_register", pidfd_of(host, here), here.uffds[0], ctypes.byref(region(here)),
+         ctypes.c_size_t(1), ctypes.byref(b.p))
+    with pytest.raises(OSError, match="vm2"):
+        call("destination_attach_registered", b.p, str(destination.vmm_path).encode(), b"vm2")
+    assert os.pread(here.memory_fd, SIZE, 0) == before
+    call("destination_attach_registered", b.p, str(destination.vmm_path).encode(), b"vm1")
+    assert os.pread(here.memory_fd, SIZE, 0) == bytes(SIZE)
+    b.detach()
+
+
+def test_what_is_too_much_for_the_daemon_to_discard_is_discarded_here(host):
+    """It says so when all else is well, and is asked once more. The daemon is played here."""
+    daemon = host.daemon("destination")
+    here = foreign.Side(host, daemon, "destination", "vm1", SIZE, bare=True)
+    os.pwrite(here.memory_fd, b"x" * pyvmm.PAGE, 5 * pyvmm.PAGE)
+    before, seen = os.pread(here.memory_fd, SIZE, 0), []
+    path = host.dir / "played.sock"
+    b = Attachment()
+    call("destination_register", pidfd_of(host, here), here.uffds[0], ctypes.byref(region(here)),
+         ctypes.c_size_t(1), ctypes.byref(b.p))
+
+    def answer(listener):
+        for message in (pyvmm.packet(pyvmm.ERROR, struct.pack("<II", errno.EFBIG, 4) + b"much"),
+                        pyvmm.packet(pyvmm.ATTACHED)):
+            with listener.accept()[0] as sock:
+                sock.recv(1 << 16)
+                seen.append(os.pread(here.memory_fd, SIZE, 0))
+                sock.send(message)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+        thread.start()
+        call("destination_attach_registered", b.p, str(path).encode(), b"vm1")
+        thread.join(harness.DEADLINE_S)
+    assert seen == [before, bytes(SIZE)]
+    b.detach()
 
 
 def halves(side, *names):

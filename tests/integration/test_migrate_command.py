@@ -97,6 +97,37 @@ def test_a_vmm_that_does_not_come_leaves_the_guest_where_it_is(host, pair):
         assert destination.state("vm1") == "cancelled"
 
 
+def test_halves_that_somebody_else_prepared_are_left_to_them(host, pair):
+    source, destination = pair
+    source.prepare_source("vm1")
+    destination.prepare_destination("vm1", source.address)
+    command = Command(host, source.control_path, destination.control_path,
+                      "--attach-timeout", "1")
+    _, err = command.wait(1)
+    assert "the source's VMM has not attached for 1 s" in err
+    assert source.state("vm1") == destination.state("vm1") == "prepared"
+
+
+def test_given_again_after_its_end_it_says_where_the_guest_is(host, pair):
+    source, destination = pair
+    content = pyvmm.guest_content(SIZE)
+    command = Command(host, source.control_path, destination.control_path)
+    command.hears("waiting")
+    with pyvmm.SourceVmm(source, "vm1", content) as source_vmm, \
+            pyvmm.DestinationVmm(destination, "vm1", SIZE) as destination_vmm:
+        carry(source_vmm, destination_vmm, content)
+        command.wait(0)
+    out, err = Command(host, source.control_path, destination.control_path,
+                       "--attach-timeout", "1").wait(0)
+    assert "complete" in out and str(destination.control_path) in err
+    assert source.state("vm1") == destination.state("vm1") == "complete"
+    # It came back without us, and is to go once more.
+    source.prepare_source("vm1")
+    _, err = Command(host, source.control_path, destination.control_path,
+                     "--attach-timeout", "1").wait(1)
+    assert "has not attached" in err
+
+
 def test_interrupted_and_given_again_it_goes_on(host, pair):
     source, destination = pair
     content = pyvmm.guest_content(SIZE)

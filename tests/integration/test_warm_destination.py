@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory that is copied while the guest runs at the source: a destination daemon against a source
 whose guest is played here, so that what it writes, and when, is the test's."""
+import errno
 import os
 import random
 import threading
@@ -256,6 +257,57 @@ def test_a_source_that_can_not_log_is_as_ever(warming, why):
     assert told in ended["warm"]["refused"]
     assert source.tracks == (0 if why == "a daemon of before" else 1)
     assert ended["warm"]["dirty_pages_at_switchover"] == UNITS
+
+
+@pytest.mark.parametrize("held", (False, True))
+def test_a_refusal_that_passes_is_tried_again(warming, held):
+    """The source's daemon had just been started again, on a busy host: "has not answered for 10 s"."""
+    source = warming.source(refuse="it has not answered for 10 s", refuse_code=errno.ETIMEDOUT,
+                            refuse_times=2)
+    vmm = warming.start(source, {"max_rounds": 2}, switchover=not held)
+    if held:
+        warming.wait(lambda warm: warm["rounds"] >= 1, "it is warm")
+        warming.daemon.call("Switchover", id="vm1")
+    ended = warming.finish(source, vmm)
+    assert source.tracks == 3
+    assert ended["warm"]["refused"] == "" and ended["warm"]["rounds"] >= 1
+    assert "it has not answered" not in ended["reason"]
+
+
+def test_a_harvest_that_fails_for_once_begins_again(warming):
+    source = warming.source()
+    guest = Guest(source, list(range(UNITS)))
+    real, failed = source._answer, []
+
+    def fails_once(connection, kind, payload, request_id):
+        if kind == stream.SYNC and source.harvests >= 1 and not failed:
+            failed.append(1)
+            source.log_of = None
+            connection.send(stream.tracked(errno.ENOMEM, "no room for the log"))
+        else:
+            real(connection, kind, payload, request_id)
+    source._answer = fails_once
+    ended = warming.finish(source, warming.start(source, {"max_rounds": 3}))
+    guest.join(harness.DEADLINE_S)
+    assert failed and source.tracks == 2 and ended["warm"]["refused"] == ""
+
+
+def test_one_that_passes_never_goes_on_without(warming):
+    source = warming.source(refuse="it has not answered for 10 s", refuse_code=errno.ETIMEDOUT)
+    ended = warming.finish(source, warming.start(source, {"max_rounds": 2}))
+    assert source.tracks > 1
+    assert "has not answered" in ended["warm"]["refused"] and ended["warm"]["rounds"] == 0
+
+
+def test_a_switchover_does_not_wait_for_what_may_pass(warming):
+    source = warming.source(refuse="it has not answered for 10 s", refuse_code=errno.ETIMEDOUT)
+    vmm = warming.start(source, {}, switchover=False)
+    harness.eventually(lambda: source.tracks >= 2, "it is tried again")
+    reason = harness.eventually(lambda: warming.daemon.call("Get", id="vm1")["reason"], "it says why")
+    assert "yet: the source says: it has not answered" in reason and "trying on" in reason
+    warming.daemon.call("Switchover", id="vm1")
+    ended = warming.finish(source, vmm)
+    assert "has not answered" in ended["warm"]["refused"]
 
 
 @pytest.mark.parametrize("when", ("before", "meanwhile"))

@@ -17,6 +17,8 @@
  *
  * The log belongs to the control connection. Where that is lost, or another process goes on, all
  * begins again: nothing that is here counts. From SWITCHOVER on the source keeps what it has found.
+ * What is refused for a reason that may pass (a busy VMM has not answered in time) is tried again;
+ * what can't be, goes on without.
  * A source that does not know what was written (an older daemon, one that was started again) sends
  * its vmstate alone; then nothing that is here counts, and it is plain postcopy.
  */
@@ -34,7 +36,10 @@
 #define ROUND_MIN_MS 200u
 #define HARVEST_PART 10u
 
-/* Inside: it can't be done, and @err says why. */
+/* What is to go on by itself is refused so often, for what may pass, and then goes on without. */
+#define TRIES_MAX 5u
+
+/* Inside: it can't be done, or not now, and @err says why. */
 #define WARM_REFUSED 3
 
 struct rounds {
@@ -387,7 +392,7 @@ static void begin_warm(struct rounds *r)
 /* Without it, then; or not at all; or once more. Return: as warm_up(). */
 static int fail(struct conductor *k, int rc, struct error *err)
 {
-	pull_warm_stop(k->m->pull);
+	conductor_note(k->m, "");
 	if (conductor_is_network_error(rc) && !conductor_check_stopped(k->m, NULL))
 		return WARM_LOST;
 	if (rc != WARM_REFUSED)
@@ -397,10 +402,104 @@ static int fail(struct conductor *k, int rc, struct error *err)
 	return 0;
 }
 
+/* From TRACK on. Return: as warm_up(), or WARM_REFUSED with @err set. */
+static int try_once(struct conductor *k, struct error *err)
+{
+	struct rounds r = { .k = k };
+	int rc = check_bulk(k->m, err);
+
+	if (!rc)
+		rc = pull_warm(k->m->pull, err) ? WARM_REFUSED : track(k, err);
+	if (!rc) {
+		conductor_note(k->m, "");
+		r.harvested_ns = clock_now_ns();
+		begin_warm(&r);
+		rc = go_round(&r, err);
+		if (rc == WARM_DONE)
+			rc = end_warm(&r, err);
+		if (!rc)
+			return WARM_DONE;
+	}
+	pull_warm_stop(k->m->pull);
+	return rc;
+}
+
+/*
+ * What a busy host may say, or one that has no room now, and say no more the next time. All else is
+ * final: what a VMM, its memory or a kernel can't, it can't; and a guest that was paused writes no
+ * more.
+ */
+static bool is_passing(const struct error *why)
+{
+	return why->code == -ETIMEDOUT || why->code == -EAGAIN || why->code == -EINTR ||
+	       why->code == -ENOMEM;
+}
+
+/* Who holds it waits for it to be warm; what is to go on by itself does so in the end. */
+static bool may_try_again(struct migration *m, const struct error *why, unsigned int tries,
+                          uint64_t since_ns)
+{
+	struct migration_warm warm = policy(m);
+
+	if (!is_passing(why))
+		return false;
+	return warm.hold ||
+	       (tries < TRIES_MAX && !(warm.max_ns && clock_now_ns() >= since_ns + warm.max_ns));
+}
+
+/*
+ * Refused as @why says: wait for the next try.
+ * Return: 0: it is time; WARM_REFUSED: it is to be switched over; or -errno with @err set.
+ */
+static int await_next_try(struct conductor *k, const struct error *why, struct error *err)
+{
+	const unsigned int any = ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL;
+	uint64_t until_ns = conductor_next_try_ns(k);
+	struct error note = *why;
+
+	error_prefix(&note, "no memory is copied before the switchover yet");
+	if (!*k->m->note)
+		log_migration_warning(k->m->params.id, "%s; trying again", note.text);
+	conductor_note(k->m, note.text);
+	while (clock_now_ns() < until_ns) {
+		uint64_t look_ns = clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC;
+		unsigned int given =
+		        conductor_wait(k->m, any, look_ns < until_ns ? look_ns : until_ns);
+
+		if (conductor_check_stopped(k->m, err))
+			return -ECANCELED;
+		if (given & ORDER_SWITCHOVER)
+			return WARM_REFUSED;
+		if (conductor_check_control(k, err))
+			return err->code;
+	}
+	return 0;
+}
+
+/* Until it is warm, or will never be. Return: as try_once(). */
+static int try_on(struct conductor *k, struct error *err)
+{
+	uint64_t since_ns = clock_now_ns();
+
+	for (unsigned int tries = 1;; tries++) {
+		int rc = try_once(k, err);
+		struct error why = *err;
+
+		if (rc != WARM_REFUSED || !may_try_again(k->m, &why, tries, since_ns))
+			return rc;
+		*err = ERROR_INIT;
+		rc = await_next_try(k, &why, err);
+		if (rc == WARM_REFUSED)
+			*err = why;
+		if (rc)
+			return rc;
+		*err = ERROR_INIT;
+	}
+}
+
 int warm_up(struct conductor *k, struct error *err)
 {
 	struct migration *m = k->m;
-	struct rounds r = { .k = k };
 	int rc;
 
 	/* One that is to be switched over at once, or may have been: by another process. */
@@ -410,19 +509,8 @@ int warm_up(struct conductor *k, struct error *err)
 	if (k->late) {
 		error_set(err, -EOPNOTSUPP,
 		          "this VMM has its memory when it has read the vmstate, and not before");
-		refuse(m, err);
-		*err = ERROR_INIT;
-		return 0;
+		return fail(k, WARM_REFUSED, err);
 	}
-	rc = check_bulk(m, err);
-	if (!rc)
-		rc = pull_warm(m->pull, err) ? WARM_REFUSED : track(k, err);
-	if (rc)
-		return fail(k, rc, err);
-	r.harvested_ns = clock_now_ns();
-	begin_warm(&r);
-	rc = go_round(&r, err);
-	if (rc == WARM_DONE)
-		rc = end_warm(&r, err);
-	return rc ? fail(k, rc, err) : WARM_DONE;
+	rc = try_on(k, err);
+	return rc == WARM_DONE ? rc : fail(k, rc, err);
 }
