@@ -93,13 +93,33 @@ static void draw_faults(FILE *f, const struct plot *p, struct json_object *dots,
 		draw_dots(f, p, &scale, dots, n, phase);
 }
 
+/* Which faults are dots, where these are not all of them. */
+static void note_dots(FILE *f, struct json_object *report, size_t n_dots)
+{
+	uint64_t every = json_count_or(report, "fault_dots_every", 0), faults;
+
+	if (!json_count(report, "fault_us.count", &faults) || faults <= n_dots)
+		return;
+	fprintf(f, "<p class=\"note\">");
+	if (every > 1)
+		fprintf(f,
+		        "The %s dots are one in %s of %s faults, from the first to the last, and "
+		        "the slowest of all. The histogram has each.",
+		        text_count(n_dots).s, text_count(every).s, text_count(faults).s);
+	else
+		fprintf(f,
+		        "The dots are the latest %s of %s faults: the daemon keeps no more, those "
+		        "before are in the histogram only.",
+		        text_count(n_dots).s, text_count(faults).s);
+	fprintf(f, "</p>\n");
+}
+
 void chart_timeline(FILE *f, struct json_object *report)
 {
 	struct json_object *timeline, *dots;
 	size_t n_timeline = plot_series(report, "timeline", &timeline);
 	size_t n_dots = plot_series(report, "fault_dots", &dots);
 	double x_max = plot_series_x_max(dots, n_dots, plot_series_x_max(timeline, n_timeline, 0));
-	uint64_t faults_total;
 	struct plot pages = { .top = 30, .bottom = 190, .x_max = x_max };
 	struct plot faults = { .top = 250, .bottom = 470, .x_max = x_max };
 
@@ -114,12 +134,8 @@ void chart_timeline(FILE *f, struct json_object *report)
 	fprintf(f, "</svg>\n");
 	if (!n_dots)
 		fprintf(f, "<p class=\"note\">No fault had to wait for the source.</p>\n");
-	else if (json_count(report, "fault_us.count", &faults_total) && faults_total > n_dots)
-		fprintf(f,
-		        "<p class=\"note\">The dots are the latest %s of %s faults: the daemon "
-		        "keeps "
-		        "no more, those before are in the histogram only.</p>\n",
-		        text_count(n_dots).s, text_count(faults_total).s);
+	else
+		note_dots(f, report, n_dots);
 }
 
 static void draw_bins(FILE *f, const struct plot *p, const struct log_bins *bins,

@@ -9,10 +9,16 @@
 #include "ctl/units.h"
 #include "util/clock.h"
 
-static const char *const series[] = {
-	"phases",      "timeline", "fault_dots", "fault_histogram", "stall_histogram",
-	"slow_faults", "arrival",  "work",       "course"
-};
+static const char *const series[] = { "phases",
+	                              "timeline",
+	                              "fault_dots",
+	                              "fault_dots_every",
+	                              "fault_histogram",
+	                              "stall_histogram",
+	                              "slow_faults",
+	                              "arrival",
+	                              "work",
+	                              "course" };
 
 /* Of fewer faults than this a quantile says nothing, and its ratio less. */
 #define FAULTS_MIN 100

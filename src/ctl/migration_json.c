@@ -495,6 +495,7 @@ struct json_object *report_json(const Postcopy__V1__Report *r)
 	json_object_object_add(o, "phases", phases);
 	json_object_object_add(o, "timeline", timeline_json(r));
 	json_object_object_add(o, "fault_dots", dots_json(r));
+	set_count_or_null(o, "fault_dots_every", r->faults_every);
 	json_object_object_add(o, "fault_histogram",
 	                       histogram_json(r->fault_histogram, r->n_fault_histogram));
 	json_object_object_add(o, "stall_histogram",

@@ -34,6 +34,8 @@
  *
  * A report is a migration and
  *   {phases: [name...], timeline: [[ms, pages_present]...], fault_dots: [[ms, us, phase]...],
+ *    fault_dots_every: of the remote faults, every so many-th is a dot, and the slowest; 1: all;
+ *                      null: not known, of an older daemon, whose dots are the latest
  *    fault_histogram: [[upper_us, count]...], stall_histogram: [the same],
  *    slow_faults: [{at_ms, us, stall_us, address, tid, phase, during_bulk, minor,
  *                   phases_us: [us...]}...],

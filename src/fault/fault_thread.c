@@ -232,6 +232,7 @@ static void count_remote(struct pull_stats *stats, const struct fault_record *r)
 	for (unsigned int i = 0; i < FAULT_PHASES; i++)
 		histogram_add(&stats->fault_phase_ns[i], d.ns[i]);
 	fault_ring_add(&stats->records, r);
+	fault_sample_add(&stats->sample, r);
 }
 
 /* The guest has touched the page: where it was fetched by a guess, that was right. */

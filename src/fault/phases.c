@@ -88,6 +88,63 @@ bool fault_ring_get(const struct fault_ring *ring, uint64_t i, struct fault_reco
 	return slot_get(&ring->slots[i % FAULT_RING_MAX], ret) == i + 1;
 }
 
+/* Whether a slot has nothing that belongs to every 2^@shift-th. The writer asks. */
+static bool sample_slot_is_free(const struct fault_slot *slot, unsigned int shift)
+{
+	uint64_t sequence = atomic_load_explicit(&slot->sequence, memory_order_relaxed);
+
+	return !sequence || (sequence - 1) & ((1ull << shift) - 1);
+}
+
+/* There is one, or else half of what is kept goes: then every other slot is free. */
+static struct fault_slot *sample_room(struct fault_sample *sample)
+{
+	unsigned int shift = atomic_load_explicit(&sample->shift, memory_order_relaxed);
+
+	for (;;) {
+		while (sample->next < FAULT_SAMPLE_MAX) {
+			struct fault_slot *slot = &sample->slots[sample->next++];
+
+			if (sample_slot_is_free(slot, shift))
+				return slot;
+		}
+		sample->next = 0;
+		atomic_store_explicit(&sample->shift, ++shift, memory_order_release);
+	}
+}
+
+/*
+ * When all slots are taken the record at hand is number FAULT_SAMPLE_MAX << shift: it belongs to
+ * every 2^(shift + 1)-th, too. So does each other of what is kept, and the rest is written over.
+ */
+void fault_sample_add(struct fault_sample *sample, const struct fault_record *r)
+{
+	unsigned int shift = atomic_load_explicit(&sample->shift, memory_order_relaxed);
+	uint64_t i = sample->n++;
+
+	if (!(i & ((1ull << shift) - 1)))
+		slot_put(sample_room(sample), i + 1, r);
+}
+
+size_t fault_sample_get(const struct fault_sample *sample,
+                        struct fault_record ret[FAULT_SAMPLE_MAX], uint64_t *ret_every)
+{
+	uint64_t sequences[FAULT_SAMPLE_MAX], every;
+	size_t n = 0, kept = 0;
+
+	for (size_t i = 0; i < FAULT_SAMPLE_MAX; i++) {
+		sequences[n] = slot_get(&sample->slots[i], &ret[n]);
+		n += sequences[n] != 0;
+	}
+	/* After them: who has seen a record that was written over another sees what for. */
+	every = 1ull << atomic_load_explicit(&sample->shift, memory_order_acquire);
+	for (size_t i = 0; i < n; i++)
+		if (!((sequences[i] - 1) % every))
+			ret[kept++] = ret[i];
+	*ret_every = every;
+	return kept;
+}
+
 static unsigned int fastest_of(const struct fault_slow *slow)
 {
 	unsigned int fastest = 0;
@@ -101,13 +158,12 @@ static unsigned int fastest_of(const struct fault_slow *slow)
 void fault_slow_add(struct fault_slow *slow, const struct fault_record *r)
 {
 	uint64_t total_ns = fault_record_total_ns(r);
-	unsigned int i;
+	unsigned int i = slow->fastest;
 
-	if (total_ns <= slow->least_ns)
+	if (total_ns <= slow->total_ns[i])
 		return;
-	i = fastest_of(slow);
 	slow->total_ns[i] = total_ns;
-	slow->least_ns = slow->total_ns[fastest_of(slow)];
+	slow->fastest = fastest_of(slow);
 	slot_put(&slow->slots[i], ++slow->n, r);
 }
 

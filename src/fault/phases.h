@@ -21,8 +21,10 @@
  * there, by the bulk thread, and the answer that comes later is no part of the fault:
  * fault/brought.h tells when. Such a fault's content counts as received when bulk had it in place.
  *
- * Records are kept in rings, the latest of them, and in a table of the slowest ever. One
- * writer, the fault thread; any number of readers at any time. A slot has a sequence
+ * Records are kept thrice, each in a place of fixed size: the latest of them in a ring, for who
+ * joins them with what the kernel saw; the slowest ever in a table; and for a picture of the whole
+ * migration a sample of every 2^k-th, from the first to the last, where k grows whenever it is
+ * full. One writer, the fault thread; any number of readers at any time. A slot has a sequence
  * number, 0 while it is being written: a reader that finds another number before
  * and after takes nothing. No lock, no allocation.
  */
@@ -103,15 +105,36 @@ uint64_t fault_ring_first(const struct fault_ring *ring);
 /* Record @i. Return: false where it has been overwritten. */
 bool fault_ring_get(const struct fault_ring *ring, uint64_t i, struct fault_record *ret);
 
-#define FAULT_SLOW_MAX 64u
+/* A power of two. */
+#define FAULT_SAMPLE_MAX 2048u
+
+/* Every 2^shift-th record, from the first on: once there were so many, at least half as many. */
+struct fault_sample {
+	struct fault_slot slots[FAULT_SAMPLE_MAX]; /* in no order */
+	_Atomic unsigned int shift;
+	/* The writer's. */
+	uint64_t n;        /* ever taken in */
+	unsigned int next; /* the slot that it looks for room from */
+};
+
+void fault_sample_add(struct fault_sample *sample, const struct fault_record *r);
+
+/*
+ * A copy, in no order; @ret_every: every so many-th is in it, and few of those are not that were
+ * added meanwhile. Return: how many.
+ */
+size_t fault_sample_get(const struct fault_sample *sample,
+                        struct fault_record ret[FAULT_SAMPLE_MAX], uint64_t *ret_every);
+
+#define FAULT_SLOW_MAX 1024u
 
 /* The slowest records. */
 struct fault_slow {
 	struct fault_slot slots[FAULT_SLOW_MAX];
 	/* The writer's. */
 	uint64_t total_ns[FAULT_SLOW_MAX];
-	uint64_t least_ns; /* of total_ns */
-	uint64_t n;        /* ever taken in */
+	unsigned int fastest; /* of them */
+	uint64_t n;           /* ever taken in */
 };
 
 void fault_slow_add(struct fault_slow *slow, const struct fault_record *r);

@@ -54,6 +54,7 @@ struct pull_stats {
 	_Atomic uint64_t slow_fault_ns; /* what counts as slow: may be set at any time */
 	_Atomic uint64_t faults_slow;   /* of all kinds */
 	struct fault_slow slow;         /* the slowest, whatever counts as slow */
+	struct fault_sample sample;     /* of all remote faults */
 	struct fault_ring records;      /* the latest remote faults, and slow minor ones */
 };
 

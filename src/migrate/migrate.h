@@ -239,6 +239,7 @@ struct migrations_totals {
 	uint64_t prefetched, prefetch_hit, prefetch_late;
 	uint64_t prefetch_wasted; /* of those that have ended */
 	uint64_t reconnects;
+	uint64_t pauses; /* how often one came to MIGRATION_PAUSED */
 	uint64_t faults_slow;
 	struct histogram fault_ns; /* fault_idle_ns and fault_bulk_ns */
 	struct histogram fault_phase_ns[FAULT_PHASES];

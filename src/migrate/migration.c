@@ -62,6 +62,8 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	probe_migration_state(m->params.id, migration_state_name(m->state),
 	                      migration_state_name(to));
 	m->state = to;
+	if (to == MIGRATION_PAUSED)
+		m->owner->totals.pauses++;
 	m->waits_since_ms = uv_now(m->owner->loop);
 	m->state_real_ns = clock_real_ns();
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);

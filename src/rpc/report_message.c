@@ -9,6 +9,9 @@
 #include "telemetry/stalls.h"
 #include "util/clock.h"
 
+/* Of the slowest faults, those that are told one by one, with all that is known of them. */
+#define SLOW_FAULTS_MAX 64u
+
 /*
  * A repeated field: the pointers to its messages that protobuf-c wants, the messages, and
  * what else each needs behind them, in one allocation.
@@ -84,19 +87,39 @@ static void dots_add(struct dots *dots, const struct fault_record *r, uint64_t o
 	dots->n++;
 }
 
-static int set_faults(Postcopy__V1__Report *report, const struct pull_stats *s, uint64_t origin_ns)
+/* In the order of time; those that are the same one after the other. */
+static int compare_time(const void *a, const void *b)
 {
-	uint64_t first = fault_ring_first(&s->records), n = atomic_load(&s->records.n);
-	struct fault_record r;
-	struct dots dots;
-	int rc = dots_new((size_t)(n - first), &dots, &report->faults);
+	const struct fault_record *x = a, *y = b;
 
+	if (x->mapped_ns != y->mapped_ns)
+		return x->mapped_ns < y->mapped_ns ? -1 : 1;
+	return memcmp(x, y, sizeof *x);
+}
+
+/* A sample of all, and the slowest, which may be in it. */
+static int set_faults(Postcopy__V1__Report *report, const struct pull_stats *s,
+                      const struct fault_record *slow, size_t n_slow, uint64_t origin_ns)
+{
+	_cleanup_free_ struct fault_record *all =
+	        calloc(FAULT_SAMPLE_MAX + FAULT_SLOW_MAX, sizeof *all);
+	struct dots dots;
+	size_t n;
+	int rc;
+
+	if (!all)
+		return -ENOMEM;
+	n = fault_sample_get(&s->sample, all, &report->faults_every);
+	memcpy(all + n, slow, n_slow * sizeof *slow);
+	n += n_slow;
+	qsort(all, n, sizeof *all, compare_time);
+	rc = dots_new(n, &dots, &report->faults);
 	if (rc)
 		return rc;
-	for (uint64_t i = first; i < n; i++)
-		if (fault_ring_get(&s->records, i, &r) && !(r.flags & FAULT_MINOR) &&
-		    r.mapped_ns >= origin_ns)
-			dots_add(&dots, &r, origin_ns);
+	for (size_t i = 0; i < n; i++)
+		if (!(all[i].flags & FAULT_MINOR) && all[i].mapped_ns >= origin_ns &&
+		    (!i || compare_time(&all[i - 1], &all[i])))
+			dots_add(&dots, &all[i], origin_ns);
 	report->n_faults = dots.n;
 	return 0;
 }
@@ -120,22 +143,21 @@ static void find_stall(Postcopy__V1__FaultDot *dot, const struct stall_info *inf
 	}
 }
 
-static int set_slow_faults(Postcopy__V1__Report *report, const struct pull_stats *s,
-                           uint64_t origin_ns, const struct stall_info *info,
-                           Postcopy__V1__Stall stalls[FAULT_SLOW_MAX])
+static int set_slow_faults(Postcopy__V1__Report *report, const struct fault_record *slow,
+                           size_t n_slow, uint64_t origin_ns, const struct stall_info *info,
+                           Postcopy__V1__Stall stalls[SLOW_FAULTS_MAX])
 {
-	struct fault_record records[FAULT_SLOW_MAX];
-	size_t n = fault_slow_get(&s->slow, records);
+	size_t n = n_slow < SLOW_FAULTS_MAX ? n_slow : SLOW_FAULTS_MAX;
 	struct dots dots;
 	int rc = dots_new(n, &dots, &report->slow_faults);
 
 	if (rc)
 		return rc;
 	for (size_t i = 0; i < n; i++) {
-		if (records[i].mapped_ns < origin_ns)
+		if (slow[i].mapped_ns < origin_ns)
 			continue;
-		dots_add(&dots, &records[i], origin_ns);
-		find_stall(&dots.messages[dots.n - 1], info, &records[i], &stalls[i]);
+		dots_add(&dots, &slow[i], origin_ns);
+		find_stall(&dots.messages[dots.n - 1], info, &slow[i], &stalls[i]);
 	}
 	report->n_slow_faults = dots.n;
 	return 0;
@@ -186,14 +208,16 @@ static int set_histogram(const struct histogram *h, size_t *ret_n,
 }
 
 static int set_pull(Postcopy__V1__Report *report, const struct migration_info *info,
-                    const struct stall_info *stall, Postcopy__V1__Stall stalls[FAULT_SLOW_MAX])
+                    const struct stall_info *stall, Postcopy__V1__Stall stalls[SLOW_FAULTS_MAX])
 {
+	_cleanup_free_ struct fault_record *slow = calloc(FAULT_SLOW_MAX, sizeof *slow);
 	const struct pull_stats *s = info->pull;
+	size_t n_slow = slow ? fault_slow_get(&s->slow, slow) : 0;
 	struct histogram all;
-	int rc = set_faults(report, s, info->resumed_ns);
+	int rc = slow ? set_faults(report, s, slow, n_slow, info->resumed_ns) : -ENOMEM;
 
 	if (!rc)
-		rc = set_slow_faults(report, s, info->resumed_ns, stall, stalls);
+		rc = set_slow_faults(report, slow, n_slow, info->resumed_ns, stall, stalls);
 	if (rc)
 		return rc;
 	all_faults(s, &all);
@@ -218,7 +242,7 @@ int report_pack(struct migration *m, const struct stalls *stalls, struct rpc_ans
                 struct rpc_error *e)
 {
 	Postcopy__V1__Report report = POSTCOPY__V1__REPORT__INIT;
-	Postcopy__V1__Stall slow_stalls[FAULT_SLOW_MAX];
+	Postcopy__V1__Stall slow_stalls[SLOW_FAULTS_MAX];
 	const struct stall_info *stall;
 	struct migration_message t;
 	struct migration_info info;

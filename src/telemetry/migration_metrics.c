@@ -276,6 +276,12 @@ static void put_faults(struct openmetrics *om, const struct migrations_totals *t
 		NULL,
 		"Connections that were lost and opened anew.",
 	};
+	static const struct openmetrics_family pauses = {
+		"postcopyd_pauses",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Times that a destination under way lost all connections to its source.",
+	};
 	const struct labelled kinds[] = {
 		{ "remote", t->faults_remote },
 		{ "minor", t->faults_minor },
@@ -291,6 +297,7 @@ static void put_faults(struct openmetrics *om, const struct migrations_totals *t
 	put_one(om, &slow, t->faults_slow);
 	put_stalls(om, stall, &t->fault_ns);
 	put_one(om, &reconnects, t->reconnects);
+	put_one(om, &pauses, t->pauses);
 }
 
 void migration_metrics_put(struct openmetrics *om, const struct migrations_totals *t,

@@ -123,9 +123,10 @@ def report(r):
         [dot.at_ns / 1e6, dot.latency_ns / 1e3,
          phases.index(dot.dominant_phase) if dot.dominant_phase in phases else -1]
         for dot in r.faults]
+    to["fault_dots_every"] = r.faults_every or None
     to["slow_faults"] = [
         {"at_ms": dot.at_ns / 1e6, "us": dot.latency_ns / 1e3, "address": dot.address,
-         "tid": dot.tid or None, "phase": dot.dominant_phase,
+         "tid": dot.tid or None, "phase": dot.dominant_phase, "minor": dot.minor,
          "phases_us": [ns / 1e3 for ns in dot.phase_ns],
          "stall_us": field(dot, "stall", stall)} for dot in r.slow_faults]
     to["fault_histogram"] = buckets(r.fault_histogram)

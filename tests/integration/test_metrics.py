@@ -17,6 +17,7 @@ import pytest
 import harness
 import pyvmm
 import stream
+import test_recover
 from test_migrate import Pair, migrate
 
 prometheus_client = pytest.importorskip("prometheus_client")
@@ -183,6 +184,25 @@ def test_guesses_that_were_wasted_are_told_once(host):
     vmm.close()
     harness.eventually(forgotten, "its being forgotten")
     assert told() == wasted
+
+
+def test_pauses_are_counted_however_short(host):
+    """The gauge of those that are paused does not know them once they are over."""
+    pair = test_recover.Pair(host, extra=METRICS)
+
+    def pauses():
+        return value(samples(pair.destination), "postcopyd_pauses_total")
+    pair.run()
+    assert pauses() == 0
+    for number in 1, 2:
+        pair.proxy.refuse(True)
+        thread, _ = pair.destination_vmm.touch(number)
+        pair.destination.wait_for_state("vm1", "paused")
+        pair.proxy.refuse(False)
+        pair.destination.wait_for_state("vm1", "postcopy")
+        thread.join(harness.DEADLINE_S)
+        assert pauses() >= number
+    pair.finish()
 
 
 def forget(pair):

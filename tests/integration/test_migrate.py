@@ -364,6 +364,12 @@ def test_report_tells_the_course_of_the_migration(pair):
     assert timeline[-1][1] == report["pages_total"]
     assert sum(count for _, count in report["fault_histogram"]) == report["fault_us"]["count"]
     assert len(report["fault_dots"]) <= report["fault_us"]["count"]
+    times = [at_ms for at_ms, _, _ in report["fault_dots"]]
+    assert times == sorted(times)
+    assert report["fault_dots_every"].bit_count() == 1
+    # The slowest are among them, whatever else is.
+    assert {(fault["at_ms"], fault["us"]) for fault in report["slow_faults"] if not fault["minor"]} <= \
+        {(at_ms, us) for at_ms, us, _ in report["fault_dots"]}
     assert all(0 <= phase < len(report["phases"]) for _, _, phase in report["fault_dots"])
     # With eBPF there are "entry" and "wakeup" as well, of those that it saw.
     assert set(report["fault_phases_us"]) - set(report["phases"]) in (set(), {"entry", "wakeup"})

@@ -25,10 +25,11 @@ class Pair:
     """Two daemons with a proxy between them, and scripted VMMs; the guest runs at the destination
     and only faults bring pages."""
 
-    def __init__(self, host, kind=harness.Daemon, destination_kind=harness.Daemon):
+    def __init__(self, host, kind=harness.Daemon, destination_kind=harness.Daemon,
+                 extra=()):
         self.source = host.daemon("source", allow=["postcopy:destination"], kind=kind)
         self.destination = host.daemon("destination", allow=["postcopy:source"],
-                                       kind=destination_kind)
+                                       kind=destination_kind, extra=extra)
         self.proxy = Proxy(self.source.address)
         host.later(self.proxy.close)
         self.content = pyvmm.guest_content(SIZE)

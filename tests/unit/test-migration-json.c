@@ -188,6 +188,7 @@ static void test_report_has_its_series(void **state)
 	r.timeline = points;
 	r.n_faults = 2;
 	r.faults = dots;
+	r.faults_every = 8;
 	r.n_slow_faults = 2;
 	r.slow_faults = dots;
 	r.n_phases = 2;
@@ -197,6 +198,7 @@ static void test_report_has_its_series(void **state)
 	assert_non_null(strstr(text, "\"phases\":[\"queue\",\"answer\",\"entry\"]"));
 	assert_non_null(strstr(text, "\"timeline\":[[2.500,9]]"));
 	assert_non_null(strstr(text, "\"fault_dots\":[[1.000,42.500,1],[0.000,0.000,-1]]"));
+	assert_non_null(strstr(text, "\"fault_dots_every\":8"));
 	assert_non_null(strstr(text, "\"phases_us\":[1.000,41.500,7.000]"));
 	assert_non_null(strstr(text, "\"stall_us\":50.000"));
 	/* The other one is not known in its phases. */

@@ -122,15 +122,50 @@ static void test_ring_keeps_the_latest(void **state)
 	free(ring);
 }
 
+/* All of them while there is room; then each of every 2^k-th, whenever it is looked. */
+static void test_sample_is_of_the_whole_time(void **state)
+{
+	struct fault_sample *sample = calloc(1, sizeof *sample);
+	struct fault_record *r = calloc(FAULT_SAMPLE_MAX, sizeof *r);
+	uint64_t every, look_at = 1;
+
+	(void)state;
+	assert_int_equal(fault_sample_get(sample, r, &every), 0);
+	assert_int_equal(every, 1);
+	for (uint64_t n = 1; n <= 300 * FAULT_SAMPLE_MAX; n++) {
+		struct fault_record one = record(n - 1);
+		uint64_t kept, sum = 0;
+
+		fault_sample_add(sample, &one);
+		if (n != look_at)
+			continue;
+		look_at += n < 2 * FAULT_SAMPLE_MAX ? 97 : 9973;
+		kept = fault_sample_get(sample, r, &every);
+		assert_true(n > FAULT_SAMPLE_MAX || every == 1);
+		assert_int_equal(kept, (n + every - 1) / every);
+		assert_true(kept > FAULT_SAMPLE_MAX / 2 || every == 1);
+		for (uint64_t i = 0; i < kept; i++) {
+			assert_true(is_record(&r[i]));
+			assert_int_equal((r[i].read_ns - 1) % every, 0);
+			sum += (r[i].read_ns - 1) / every;
+		}
+		/* Each once. */
+		assert_int_equal(sum, kept * (kept - 1) / 2);
+	}
+	assert_int_equal(every, 512);
+	free(r);
+	free(sample);
+}
+
 static void test_slowest_are_kept_in_order(void **state)
 {
-	enum { RECORDS = 1000 };
+	enum { RECORDS = 5000 };
 	struct fault_slow *slow = calloc(1, sizeof *slow);
 	struct fault_record r[FAULT_SLOW_MAX];
 
 	(void)state;
 	assert_int_equal(fault_slow_get(slow, r), 0);
-	/* Each once, not in order: 7 and 1000 have no divisor in common. */
+	/* Each once, not in order: 7 and 5000 have no divisor in common. */
 	for (uint64_t i = 0; i < RECORDS; i++) {
 		struct fault_record one = record(i * 7 % RECORDS);
 
@@ -147,6 +182,7 @@ static void test_slowest_are_kept_in_order(void **state)
 struct readers {
 	struct fault_ring ring;
 	struct fault_slow slow;
+	struct fault_sample sample;
 	atomic_bool stop;
 	_Atomic unsigned int torn;
 };
@@ -154,14 +190,19 @@ struct readers {
 static void *reader_main(void *arg)
 {
 	struct readers *s = arg;
-	struct fault_record r[FAULT_SLOW_MAX];
+	struct fault_record r[FAULT_SAMPLE_MAX];
 
+	_Static_assert(FAULT_SLOW_MAX <= FAULT_SAMPLE_MAX, "there is room for either");
 	while (!atomic_load(&s->stop)) {
-		uint64_t first = fault_ring_first(&s->ring);
+		uint64_t first = fault_ring_first(&s->ring), every;
 		size_t n = fault_slow_get(&s->slow, r);
 
 		for (size_t i = 0; i < n; i++)
 			if (!is_record(&r[i]))
+				atomic_fetch_add(&s->torn, 1);
+		n = fault_sample_get(&s->sample, r, &every);
+		for (size_t i = 0; i < n; i++)
+			if (!is_record(&r[i]) || (r[i].read_ns - 1) % every)
 				atomic_fetch_add(&s->torn, 1);
 		for (uint64_t i = first; i < first + 64; i++)
 			if (fault_ring_get(&s->ring, i, &r[0]) && !is_record(&r[0]))
@@ -182,6 +223,7 @@ static void test_reader_never_sees_half_a_record(void **state)
 
 		fault_ring_add(&s->ring, &r);
 		fault_slow_add(&s->slow, &r);
+		fault_sample_add(&s->sample, &r);
 	}
 	atomic_store(&s->stop, true);
 	pthread_join(reader, NULL);
@@ -276,6 +318,7 @@ int main(void)
 		cmocka_unit_test(test_missing_stamps_are_empty_phases),
 		cmocka_unit_test(test_each_phase_has_a_name),
 		cmocka_unit_test(test_ring_keeps_the_latest),
+		cmocka_unit_test(test_sample_is_of_the_whole_time),
 		cmocka_unit_test(test_slowest_are_kept_in_order),
 		cmocka_unit_test(test_reader_never_sees_half_a_record),
 		cmocka_unit_test(test_note_is_taken_once),

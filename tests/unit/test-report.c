@@ -297,13 +297,19 @@ static void test_phases_are_shown_in_the_order_of_time(void **state)
 static void test_dots_that_are_not_all_say_so(void **state)
 {
 	char *all = page_of("{\"fault_us\": {\"count\": 1}, \"fault_dots\": [[10, 83, 0]]}");
-	char *some = page_of("{\"fault_us\": {\"count\": 17243}, \"fault_dots\": [[10, 83, 0]]}");
+	char *some = page_of("{\"fault_us\": {\"count\": 17243}, \"fault_dots\": [[10, 83, 0], "
+	                     "[11, 83, 0]], \"fault_dots_every\": 16}");
+	char *older = page_of("{\"fault_us\": {\"count\": 17243}, \"fault_dots\": [[10, 83, 0]], "
+	                      "\"fault_dots_every\": null}");
 
 	(void)state;
-	assert_null(strstr(all, "The dots are"));
-	assert_non_null(strstr(some, "The dots are the latest 1 of 17,243 faults"));
+	assert_null(strstr(all, " dots are "));
+	assert_non_null(strstr(some, "The 2 dots are one in 16 of 17,243 faults, from the first to "
+	                             "the last, and the slowest of all"));
+	assert_non_null(strstr(older, "The dots are the latest 1 of 17,243 faults"));
 	free(all);
 	free(some);
+	free(older);
 }
 
 static void test_bad_pages_cannot_be_overlooked(void **state)
