@@ -31,6 +31,43 @@ static void print_needs_restart(struct json_object *info)
 		       json_object_get_string(json_object_array_get_idx(keys, i)));
 }
 
+static void print_count(struct json_object *budget, const char *title, const char *count,
+                        const char *most)
+{
+	unsigned long long max = json_count_or(budget, most, 0);
+
+	printf("%-20s %llu", title, (unsigned long long)json_count_or(budget, count, 0));
+	if (max)
+		printf(" of %llu", max);
+	printf("\n");
+}
+
+static unsigned long long mib(struct json_object *o, const char *path)
+{
+	return json_count_or(o, path, 0) >> 20;
+}
+
+/* An older daemon has none. */
+static void print_budget(struct json_object *budget)
+{
+	struct json_object *pools = json_find(budget, "huge_pages");
+	size_t n = pools ? json_object_array_length(pools) : 0;
+
+	printf("%-20s %llu MiB free, %llu MiB of it promised%s\n", "memory",
+	       mib(budget, "memory_available_bytes"), mib(budget, "memory_promised_bytes"),
+	       json_object_get_boolean(json_find(budget, "memory_check")) ? "" : " (not checked)");
+	for (size_t i = 0; i < n; i++) {
+		struct json_object *pool = json_object_array_get_idx(pools, i);
+
+		printf("%-20s %llu MiB free, %llu MiB of it promised (pages of %llu KiB)\n",
+		       i ? "" : "huge pages", mib(pool, "free_bytes"), mib(pool, "promised_bytes"),
+		       (unsigned long long)json_count_or(pool, "page_bytes", 0) >> 10);
+	}
+	print_count(budget, "coming in", "incoming", "max_incoming");
+	print_count(budget, "leaving", "outgoing", "max_outgoing");
+	print_count(budget, "descriptors", "descriptors", "max_descriptors");
+}
+
 static void print_info(struct json_object *info)
 {
 	const char *pages = json_string_or(info, "pages_address", "");
@@ -45,6 +82,8 @@ static void print_info(struct json_object *info)
 	       (unsigned long long)json_count_or(info, "migrations_active", 0),
 	       json_object_get_boolean(json_find(info, "draining")) ? ", and takes no new ones"
 	                                                            : "");
+	if (json_find(info, "budget"))
+		print_budget(json_find(info, "budget"));
 	print_text(info, "certificate until", "certificate_expiry");
 	if (json_find(info, "last_reload"))
 		printf("%-20s %s: %s\n", "last reload",

@@ -564,6 +564,32 @@ static struct json_object *reload_json(const Postcopy__V1__Reload *reload)
 	return o;
 }
 
+static struct json_object *budget_json(const Postcopy__V1__Budget *b)
+{
+	struct json_object *o = json_object_new_object();
+	struct json_object *pools = json_object_new_array();
+
+	json_set_bool(o, "memory_check", b->memory_check);
+	json_set_count(o, "memory_available_bytes", b->memory_available_bytes);
+	json_set_count(o, "memory_promised_bytes", b->memory_promised_bytes);
+	json_object_object_add(o, "huge_pages", pools);
+	for (size_t i = 0; i < b->n_huge_pages; i++) {
+		struct json_object *pool = json_object_new_object();
+
+		json_set_count(pool, "page_bytes", b->huge_pages[i]->page_bytes);
+		json_set_count(pool, "free_bytes", b->huge_pages[i]->free_bytes);
+		json_set_count(pool, "promised_bytes", b->huge_pages[i]->promised_bytes);
+		json_object_array_add(pools, pool);
+	}
+	json_set_count(o, "incoming", b->incoming);
+	json_set_count(o, "max_incoming", b->max_incoming);
+	json_set_count(o, "outgoing", b->outgoing);
+	json_set_count(o, "max_outgoing", b->max_outgoing);
+	json_set_count(o, "descriptors", b->descriptors);
+	json_set_count(o, "max_descriptors", b->max_descriptors);
+	return o;
+}
+
 struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 {
 	struct json_object *o = json_object_new_object();
@@ -585,5 +611,7 @@ struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 	json_object_object_add(o, "needs_restart", keys);
 	for (size_t i = 0; i < info->n_needs_restart; i++)
 		json_object_array_add(keys, json_object_new_string(info->needs_restart[i]));
+	if (info->budget)
+		json_object_object_add(o, "budget", budget_json(info->budget));
 	return o;
 }

@@ -8,6 +8,7 @@
 #include <openssl/crypto.h>
 
 #include "migrate/adapter.h"
+#include "migrate/admission.h"
 #include "migrate/attach.h"
 #include "migrate/destination/destination.h"
 #include "migrate/record/keep.h"
@@ -107,6 +108,14 @@ static int attach_vmm(struct migration *m, const struct vmm_conn *conn, struct v
 	return rc;
 }
 
+static int check_room(struct migration *m, const struct vmm_attach *attach, struct error *err)
+{
+	struct region_table table;
+	int rc = migration_read_table(attach->msg, &table, err);
+
+	return rc ? rc : admission_check_memory(m, &table, attach->vmm, err);
+}
+
 static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
                      struct error *err)
 {
@@ -130,6 +139,8 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 	/* Late memory is looked at when it comes. */
 	if (attach->msg->n_regions)
 		rc = migration_check_attach(m, attach, err);
+	if (!rc && attach->msg->n_regions)
+		rc = check_room(m, attach, err);
 	if (rc)
 		return error_prefix(err, "migration \"%s\"", m->params.id);
 	rc = attach_vmm(m, conn, attach, err);
@@ -310,11 +321,20 @@ static void watch_expiry(struct migrations *ms)
 		uv_timer_start(&ms->expiry, on_expiry, look_ms, look_ms);
 }
 
+static void limit_outgoing(struct migrations *ms)
+{
+	if (ms->config.page_server)
+		page_server_set_most(ms->config.page_server, ms->config.max_outgoing);
+}
+
 void migrations_set_limits(struct migrations *ms, const struct migrations_config *config)
 {
 	ms->config.prepare_timeout_ms = config->prepare_timeout_ms;
 	ms->config.max_client_migrations = config->max_client_migrations;
 	ms->config.max_migrations = config->max_migrations;
+	ms->config.max_incoming = config->max_incoming;
+	ms->config.max_outgoing = config->max_outgoing;
+	ms->config.memory_check = config->memory_check;
 	ms->config.max_channels = config->max_channels;
 	ms->config.max_vmstate_bytes = config->max_vmstate_bytes;
 	ms->config.max_ended = config->max_ended;
@@ -323,6 +343,7 @@ void migrations_set_limits(struct migrations *ms, const struct migrations_config
 	ms->config.user_store_percent = config->user_store_percent;
 	vmm_server_set(ms->vmm_server, &config->vmm_limits, config->vmm_groups,
 	               config->n_vmm_groups);
+	limit_outgoing(ms);
 	forget_ended(ms);
 	uv_timer_stop(&ms->expiry);
 	watch_expiry(ms);
@@ -400,6 +421,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	uv_timer_init(loop, &ms->adapters);
 	ms->expiry.data = ms;
 	ms->news.data = ms;
+	limit_outgoing(ms);
 	*ret = ms;
 	return 0;
 }

@@ -58,6 +58,9 @@ struct migrations_config {
 	unsigned int max_ended;             /* that are over and are remembered */
 	uint64_t ended_timeout_ms;          /* for so long; 0: no limit */
 	unsigned int max_migrations;        /* that are not over; 0: no limit but memory's */
+	unsigned int max_incoming;          /* under way here at a time; 0: no limit */
+	unsigned int max_outgoing;          /* the same of sources */
+	bool memory_check;                  /* guests are admitted where there is room for them */
 	unsigned int max_channels;          /* that a VMM's migration has in the store */
 	unsigned int user_store_percent;    /* of the store for VMMs of one user; 0: all */
 	uint64_t max_vmstate_bytes;
@@ -208,6 +211,37 @@ enum prepare_refusal {
 
 const char *prepare_refusal_name(enum prepare_refusal refusal);
 
+/* Why a guest was not admitted (migrate/admission.h). */
+enum admission_refusal {
+	ADMISSION_REFUSED_MEMORY,
+	ADMISSION_REFUSED_HUGE_PAGES,
+	ADMISSION_REFUSED_CGROUP,
+	ADMISSION_REFUSED_DESCRIPTORS,
+	ADMISSION_REFUSED_INCOMING,
+	ADMISSION_REFUSALS
+};
+
+const char *admission_refusal_name(enum admission_refusal refusal);
+
+/* Sizes of huge pages that this host may have. */
+#define BUDGET_POOLS_MAX 4u
+
+/* What this host has for guests that come, and what of it is promised. */
+struct migrations_budget {
+	bool memory_check;
+	uint64_t available_bytes; /* of ordinary memory; 0: not known */
+	uint64_t promised_bytes;  /* that guests have still to receive */
+	size_t n_pools;           /* of huge pages that any guest is promised */
+	struct migrations_pool {
+		uint64_t page_bytes;
+		uint64_t free_bytes; /* UINT64_MAX: not known */
+		uint64_t promised_bytes;
+	} pools[BUDGET_POOLS_MAX];
+	unsigned int incoming, max_incoming; /* under way; 0: no limit */
+	unsigned int outgoing, max_outgoing;
+	uint64_t descriptors, max_descriptors; /* of this process; 0: no limit */
+};
+
 /* The parts of a downtime, as migration_downtime has them. */
 enum migration_downtime_part {
 	DOWNTIME_TOTAL,
@@ -229,6 +263,7 @@ struct migrations_totals {
 	struct histogram downtime_ns[DOWNTIME_PARTS];
 
 	uint64_t prepares_refused[PREPARE_REFUSALS];
+	uint64_t admissions_refused[ADMISSION_REFUSALS];
 
 	/* Destinations: struct pull_stats, summed. */
 	uint64_t fill_write, fill_memcpy, fill_copy, fill_zero;
@@ -363,13 +398,17 @@ struct migration *migrations_next(struct migrations *ms, struct migration *m);
 
 void migrations_get_totals(struct migrations *ms, struct migrations_totals *ret);
 
+/* As it is now. Reads files of the kernel's. */
+void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret);
+
 /*
  * migration_start(), _switchover(), _cancel() - destination; cancel: both
  *
  * Start dials; with @switchover it goes on by itself, as @warm says. Starting what is started
  * changes nothing. Switchover ends warming, whatever @warm says.
  *
- * Return: 0; -EBUSY (the state does not allow it, @err says what would) with @err set.
+ * Return: 0; -EBUSY (the state does not allow it, @err says what would); start: -ENOMEM, -EUSERS,
+ * -EMFILE where there is no room for it; with @err set.
  */
 int migration_start(struct migration *m, bool switchover, const struct migration_warm *warm,
                     struct error *err);

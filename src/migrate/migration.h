@@ -7,6 +7,7 @@
  *   migrate.h          what other subsystems see; migrate.c has all of them, and takes commands
  *   migration.h        one of them: its fields by owner, its state, the mail between threads
  *   attach.h           what a VMM hands over, judged
+ *   admission.h        whether a guest that comes has room here; budget.h has the arithmetic
  *   adapter.h          a VMM for which another process speaks
  *   totals.h           what the daemon's migrations have counted, over all
  *   source/            the source's half: the guest is paused, let go, or run on; its dirty log
@@ -152,7 +153,9 @@ struct migration {
 	struct conn_target target;        /* where it is dialled */
 	struct migration_warm warming;    /* whether, and until when */
 	struct migration_warm_info warmed;
-	uint64_t epoch; /* of its guest's attachment; 0: not known yet */
+	bool least_missing_known;
+	uint64_t least_missing; /* units: what never was here takes no memory yet */
+	uint64_t epoch;         /* of its guest's attachment; 0: not known yet */
 	/* For the VMM, from NEWS_VMSTATE until the guest runs; and what belongs to it. */
 	int vmstate_fd;
 	uint64_t vmstate_len;

@@ -257,6 +257,9 @@ static void set_limits(struct migrations_config *config, const struct daemon *d)
 	config->prepare_timeout_ms = o->prepare_timeout_s * 1000;
 	config->max_client_migrations = (unsigned int)o->max_client_migrations;
 	config->max_migrations = (unsigned int)o->max_migrations;
+	config->max_incoming = (unsigned int)o->max_incoming;
+	config->max_outgoing = (unsigned int)o->max_outgoing;
+	config->memory_check = o->memory_check;
 	config->max_channels = (unsigned int)o->max_channels;
 	config->user_store_percent = (unsigned int)o->user_store_percent;
 	config->max_vmstate_bytes = o->max_vmstate_bytes;

@@ -78,6 +78,15 @@ static const struct option_row table[] = {
 	  .help = "most of the manager's descriptors that VMMs of one user, but root, take up",
 	  .fallback = "75", .min = 1, .max = 100 },
 
+	{ "host", "max-incoming", OPTION_NUMBER, .is_live = true, AT(max_incoming), .arg = "N",
+	  .help = "most migrations that come in at a time; 0: no limit", .fallback = "0",
+	  .max = 1000000 },
+	{ "host", "max-outgoing", OPTION_NUMBER, .is_live = true, AT(max_outgoing), .arg = "N",
+	  .help = "most migrations that leave at a time; 0: no limit", .fallback = "0",
+	  .max = 1000000 },
+	{ "host", "memory-check", OPTION_SWITCH, .is_live = true, AT(memory_check), .arg = "yes|no",
+	  .help = "take a guest only where there is memory for all of it", .fallback = "yes" },
+
 	{ "stream", "listen", OPTION_ADDRESS, AT(listen), .arg = "HOST:PORT",
 	  .help = "serve page streams here; port 0: any; none: be no source", .fallback = "none" },
 	{ "stream", "allow-peer", OPTION_SANS, .is_live = true, .max = OPTIONS_SANS_MAX,

@@ -50,6 +50,9 @@ struct options {
 	uint64_t max_ended, ended_timeout_s; /* 0: none */
 	uint64_t max_channels;               /* of a VMM */
 	uint64_t user_store_percent;         /* of the service manager's store, of one user */
+	/* [host] */
+	uint64_t max_incoming, max_outgoing; /* migrations under way; 0: no limit */
+	bool memory_check;
 	/* [stream] */
 	const char *listen; /* NULL: no source here */
 	uint64_t max_streams;

@@ -223,6 +223,39 @@ static void set_reload(Postcopy__V1__HostInfo *info, const struct rpc_reload *re
 	info->needs_restart = (char **)reload->needs_restart;
 }
 
+struct budget_message {
+	Postcopy__V1__Budget message;
+	Postcopy__V1__HugePages pools[BUDGET_POOLS_MAX], *pointers[BUDGET_POOLS_MAX];
+};
+
+static void set_budget(Postcopy__V1__HostInfo *info, struct migrations *ms,
+                       struct budget_message *t)
+{
+	struct migrations_budget b;
+
+	migrations_get_budget(ms, &b);
+	t->message = (Postcopy__V1__Budget)POSTCOPY__V1__BUDGET__INIT;
+	t->message.memory_check = b.memory_check;
+	t->message.memory_available_bytes = b.available_bytes;
+	t->message.memory_promised_bytes = b.promised_bytes;
+	t->message.incoming = b.incoming;
+	t->message.max_incoming = b.max_incoming;
+	t->message.outgoing = b.outgoing;
+	t->message.max_outgoing = b.max_outgoing;
+	t->message.descriptors = b.descriptors;
+	t->message.max_descriptors = b.max_descriptors;
+	for (size_t i = 0; i < b.n_pools; i++) {
+		t->pools[i] = (Postcopy__V1__HugePages)POSTCOPY__V1__HUGE_PAGES__INIT;
+		t->pools[i].page_bytes = b.pools[i].page_bytes;
+		t->pools[i].free_bytes = b.pools[i].free_bytes;
+		t->pools[i].promised_bytes = b.pools[i].promised_bytes;
+		t->pointers[i] = &t->pools[i];
+	}
+	t->message.n_huge_pages = b.n_pools;
+	t->message.huge_pages = t->pointers;
+	info->budget = &t->message;
+}
+
 static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                     struct rpc_error *e)
 {
@@ -233,9 +266,11 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	struct utsname uts = { 0 };
 	struct reload_message reload;
+	struct budget_message budget;
 
 	(void)request;
 	uname(&uts);
+	set_budget(&info, config->migrations, &budget);
 	set_reload(&info, config->reload, &reload);
 	info.version = (char *)config->version;
 	info.kernel = uts.release;

@@ -63,6 +63,7 @@ struct page_server {
 	unsigned int n_conns;
 	bool stopping;
 	bool incomplete;              /* some that were left are not taken over yet */
+	unsigned int most;            /* guests that leave at a time; 0: no limit */
 	struct pacers pacers;         /* has a lock of its own, which is taken last */
 	struct page_source **sources; /* a reference each */
 	size_t n_sources;
@@ -177,6 +178,31 @@ static void *conn_main(void *arg)
 	return NULL;
 }
 
+/*
+ * So many guests leave already. Who was let in before (it names the attachment that it means) comes
+ * in again: its guest may be paused, or be its own by now.
+ */
+static int check_most(struct page_server *server, const struct page_source *source,
+                      const struct hello *hello, struct error *err)
+{
+	unsigned int n = 0, most;
+
+	if (hello->role != STREAM_CONTROL || hello->epoch)
+		return 0;
+	pthread_mutex_lock(&server->lock);
+	most = server->most;
+	for (size_t i = 0; i < server->n_sources && most; i++)
+		n += server->sources[i] != source && page_source_is_taken(server->sources[i]);
+	pthread_mutex_unlock(&server->lock);
+	if (!most || n < most)
+		return 0;
+	return error_set(
+	        err, -EUSERS,
+	        "migration \"%s\": %u migrations are leaving its host (max-outgoing of its "
+	        "daemon): try again later",
+	        hello->migration_id, n);
+}
+
 /* Has it proven what it says? Return: 0 with the source that it is for. */
 static int check_hello(struct server_conn *sc, const struct hello *hello, struct error *err)
 {
@@ -205,7 +231,9 @@ static int check_hello(struct server_conn *sc, const struct hello *hello, struct
 	sc->reply_len = page_source_prove(sc->source, hello, sc->c->tls, sc->reply);
 	if (!sc->reply_len)
 		return error_set(err, -ENOMEM, "the source's daemon: out of memory");
-	rc = page_source_open(sc->source, hello, sc->c, &sc->place, reply, err);
+	rc = check_most(server, sc->source, hello, err);
+	if (!rc)
+		rc = page_source_open(sc->source, hello, sc->c, &sc->place, reply, err);
 	if (!rc)
 		sc->reply_len += hello_reply_encode(reply, sc->reply + sc->reply_len);
 	return rc;
@@ -280,6 +308,7 @@ static enum refused_reason reason_of(int rc)
 	case -ENOMEM:
 		return REFUSED_RESOURCES;
 	case -EAGAIN:
+	case -EUSERS:
 	case -ECONNRESET:
 		return REFUSED_LIMIT;
 	default:
@@ -383,6 +412,13 @@ static int find_port(int fd, unsigned int *ret, struct error *err)
 		return error_set(err, -EINVAL, "page stream: the socket has no port");
 	*ret = (unsigned int)strtoul(service, NULL, 10);
 	return 0;
+}
+
+void page_server_set_most(struct page_server *server, unsigned int most)
+{
+	pthread_mutex_lock(&server->lock);
+	server->most = most;
+	pthread_mutex_unlock(&server->lock);
 }
 
 int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, struct error *err)

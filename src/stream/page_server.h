@@ -202,6 +202,9 @@ uint64_t page_source_holder_heard_ns(const struct page_source *s);
 /* Whether a destination has a control connection open. */
 bool page_source_is_connected(const struct page_source *s);
 
+/* Whether a destination fetches it, or will: it is connected, or holds it. */
+bool page_source_is_taken(struct page_source *s);
+
 /* Whether the caller's reference is the last: no connection holds its memory any more. */
 bool page_source_is_idle(const struct page_source *s);
 
@@ -214,6 +217,12 @@ int page_server_listen(const char *address, struct error *err);
  * @tls: must outlive the server
  */
 int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, struct error *err);
+
+/*
+ * At any time: how many guests leave at a time; 0: no limit. One more destination is refused, but
+ * for those that were let in before.
+ */
+void page_server_set_most(struct page_server *server, unsigned int most);
 
 /*
  * page_server_start() - let destinations in

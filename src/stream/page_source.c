@@ -165,6 +165,16 @@ static bool has_control(const struct page_source *s)
 	return false;
 }
 
+bool page_source_is_taken(struct page_source *s)
+{
+	bool taken;
+
+	pthread_mutex_lock(&s->lock);
+	taken = s->phase != SOURCE_ENDED && (s->holder.bound || has_control(s));
+	pthread_mutex_unlock(&s->lock);
+	return taken;
+}
+
 int page_source_set_token(struct page_source *s, const uint8_t token[TOKEN_BYTES])
 {
 	int rc = 0;

@@ -186,6 +186,7 @@ static void put_daemon(const struct metrics *m, struct openmetrics *om)
 static char *get_page(void *arg, const char *accept, size_t *ret_len, const char **ret_type)
 {
 	bool classic = !strstr(accept, "application/openmetrics-text");
+	struct migrations_budget budget;
 	struct metrics *m = arg;
 	struct openmetrics om;
 	char *text;
@@ -194,9 +195,10 @@ static char *get_page(void *arg, const char *accept, size_t *ret_len, const char
 	if (m->config.read_stall)
 		m->config.read_stall(m->config.arg, &m->stall);
 	migrations_get_totals(m->config.migrations, &m->totals);
+	migrations_get_budget(m->config.migrations, &budget);
 	openmetrics_init(&om, classic);
 	put_daemon(m, &om);
-	migration_metrics_put(&om, &m->totals, &m->stall);
+	migration_metrics_put(&om, &m->totals, &budget, &m->stall);
 	put_calls(m, &om);
 	put_refused(&om);
 	process_metrics_put(&om, m->started_s);

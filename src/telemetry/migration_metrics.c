@@ -89,6 +89,40 @@ static void put_refusals(struct openmetrics *om, const struct migrations_totals 
 		                    t->prepares_refused[r]);
 }
 
+static void put_admission(struct openmetrics *om, const struct migrations_totals *t)
+{
+	static const struct openmetrics_family refused = {
+		"postcopyd_admissions_refused",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Guests that were not let in, for want of room or by a limit, by what was lacking.",
+	};
+
+	openmetrics_open(om, &refused);
+	for (enum admission_refusal r = 0; r < ADMISSION_REFUSALS; r++)
+		openmetrics_integer(om, OPENMETRICS_LABELS({ "reason", admission_refusal_name(r) }),
+		                    t->admissions_refused[r]);
+}
+
+static void put_budget(struct openmetrics *om, const struct migrations_budget *b)
+{
+	static const struct openmetrics_family available = {
+		"postcopyd_memory_available_bytes",
+		OPENMETRICS_GAUGE,
+		"bytes",
+		"What is free of the host's memory, without huge pages; 0: not known.",
+	};
+	static const struct openmetrics_family promised = {
+		"postcopyd_memory_promised_bytes",
+		OPENMETRICS_GAUGE,
+		"bytes",
+		"What guests that are attached or on their way here have still to receive of it.",
+	};
+
+	put_one(om, &available, b->available_bytes);
+	put_one(om, &promised, b->promised_bytes);
+}
+
 static void put_store(struct openmetrics *om, const struct migrations_totals *t)
 {
 	static const struct openmetrics_family entries = {
@@ -301,6 +335,7 @@ static void put_faults(struct openmetrics *om, const struct migrations_totals *t
 }
 
 void migration_metrics_put(struct openmetrics *om, const struct migrations_totals *t,
+                           const struct migrations_budget *budget,
                            const struct metrics_stall *stall)
 {
 	put_migrations(om, t);
@@ -310,4 +345,6 @@ void migration_metrics_put(struct openmetrics *om, const struct migrations_total
 	put_served(om, t);
 	put_store(om, t);
 	put_refusals(om, t);
+	put_admission(om, t);
+	put_budget(om, budget);
 }

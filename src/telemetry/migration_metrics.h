@@ -9,6 +9,7 @@
 
 /* Where @stall's source is NULL or "daemon" the daemon's own times stand in. */
 void migration_metrics_put(struct openmetrics *om, const struct migrations_totals *t,
+                           const struct migrations_budget *budget,
                            const struct metrics_stall *stall);
 
 #endif

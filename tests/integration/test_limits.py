@@ -264,7 +264,8 @@ def test_pause_whose_descriptor_finds_no_room_costs_no_guest(host):
 def test_missing_of_sparse_memory_is_looked_for_in_parts(host):
     """The whole bitmap was walked on the loop: 0.9 s for all, of 16 TiB."""
     size = 300 << 30
-    source, destination = host.daemon("source"), host.daemon("destination")
+    source = host.daemon("source")
+    destination = host.daemon("destination", extra=["--memory-check", "no"])
     destination.prepare_destination("vm1", source.address)
     vmm = pyvmm.DestinationVmm(destination, "vm1", size)
     host.later(vmm.close)

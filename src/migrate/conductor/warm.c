@@ -27,6 +27,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "migrate/admission.h"
 #include "stream/dirty.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -183,6 +184,7 @@ static int sync_round(struct rounds *r, struct error *err)
 	bool last = false;
 	int rc = conductor_say(r->k, FRAME_SYNC, err);
 
+	admission_note_missing(r->k->m);
 	if (!rc)
 		rc = take_harvest(r->k, &h, &payload, &units, &last, err);
 	/* It can't any more. */

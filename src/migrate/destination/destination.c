@@ -10,6 +10,7 @@
 #include "fault/fetch.h"
 #include "fault/uffd.h"
 #include "migrate/adapter.h"
+#include "migrate/admission.h"
 #include "migrate/attach.h"
 #include "migrate/conductor/conductor.h"
 #include "migrate/record/keep.h"
@@ -428,8 +429,21 @@ static void on_connection(struct migration *m)
 		migration_tell(m, c.why);
 }
 
+/* The last moment to say no: nobody has been asked to pause the guest. */
+static bool is_admitted(struct migration *m)
+{
+	struct error why = ERROR_INIT;
+
+	if (m->state != MIGRATION_WARMING || !admission_check_pause(m, &why))
+		return true;
+	destination_give_up(m, &why);
+	return false;
+}
+
 static void begin_switchover(struct migration *m)
 {
+	if (!is_admitted(m))
+		return;
 	pthread_mutex_lock(&m->lock);
 	/* The process before may have asked already: the guest stands still since then. */
 	if (!m->switch_sent_ns)
@@ -514,6 +528,10 @@ int destination_start(struct migration *m, bool switchover, const struct migrati
 	}
 	if (m->state != MIGRATION_ATTACHED)
 		return migration_refuse_now(m, "starting (the VMM must be attached)", err);
+	if (admission_check_start(m, warm, err)) {
+		log_migration_warning(m->params.id, "not started: %s", err->text);
+		return err->code;
+	}
 	m->warming = *warm;
 	m->warming.hold = !switchover;
 	rc = conductor_start(m);

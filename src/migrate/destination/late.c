@@ -18,6 +18,7 @@
 #include <errno.h>
 
 #include "migrate/adapter.h"
+#include "migrate/admission.h"
 #include "migrate/attach.h"
 #include "migrate/record/keep.h"
 #include "util/cleanup.h"
@@ -112,6 +113,7 @@ static int check_table(const struct migration *m, const struct vmm_wire_msg *msg
 static int take_table(struct migration *m, struct vmm_attach *attach, struct vmm_wire_msg *joined,
                       struct error *err)
 {
+	struct region_table table;
 	struct addrmap pieces;
 	bool is_joined;
 	int rc = check_table(m, attach->msg, joined, &pieces, &is_joined, err);
@@ -119,6 +121,10 @@ static int take_table(struct migration *m, struct vmm_attach *attach, struct vmm
 	/* Piece by piece, as they lie in the VMM. */
 	if (!rc)
 		rc = migration_check_attach(m, attach, err);
+	if (!rc)
+		rc = migration_read_table(attach->msg, &table, err);
+	if (!rc)
+		rc = admission_check_memory(m, &table, attach->vmm, err);
 	if (rc)
 		return rc;
 	if (is_joined)
