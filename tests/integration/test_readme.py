@@ -9,9 +9,9 @@ import subprocess
 import pytest
 
 import harness
+import python_package
 from control_client import Client
 
-PROTO = pathlib.Path(__file__).parents[2] / "proto"
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
 needs_kvm = pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK),
                                reason="/dev/kvm can't be opened: no vCPUs here")
@@ -54,19 +54,19 @@ def test_start_one_by_hand(tmp_path):
 
 
 def test_drive_it_from_python(host, tmp_path):
-    make_messages, program = blocks("Drive it from Python")
+    python_package.need()
+    program, = blocks("Drive it from Python")
     daemon = host.daemon("destination")
     with Client("unix:%s" % daemon.control_path) as client:
         client.migrations("Prepare", id="vm7", role="ROLE_DESTINATION", token=bytes(range(32)),
                           source_address="127.0.0.1:9")
-        subprocess.run(["bash", "-c", make_messages.replace("=proto ", "=%s " % PROTO)],
-                       cwd=tmp_path, check=True, timeout=harness.DEADLINE_S)
         program = program.replace("/run/pc/dst.ctl", str(daemon.control_path))
         running = subprocess.Popen(["/usr/bin/python3", "-u", "-c", program], cwd=tmp_path,
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+                                   env=python_package.environment(), stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, text=True)
         try:
             # No VMM has attached: that is told, and the watch goes on to the end.
-            assert "FAILED_PRECONDITION" in running.stdout.readline()
+            assert "WRONG_STATE" in running.stdout.readline()
             assert running.stdout.readline() == "STATE_PREPARED 0 of 0\n"
             client.migrations("Cancel", id="vm7")
             assert running.communicate(timeout=harness.DEADLINE_S)[0].splitlines()[-1] == \
