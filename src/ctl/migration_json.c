@@ -323,6 +323,26 @@ static void add_parties(struct json_object *o, const Postcopy__V1__Parties *p)
 	json_object_object_add(o, "parties", parties);
 }
 
+/* Null where it waits for nothing. */
+static void add_waiting(struct json_object *o, const Postcopy__V1__Waiting *w)
+{
+	static const char *const whats[] = { "unknown", "source", "pause",  "vmstate",
+		                             "load",    "resume", "memory", "destination" };
+	unsigned int what = w ? (unsigned int)w->what : 0;
+	struct json_object *waiting;
+
+	if (!w) {
+		set_null(o, "waiting");
+		return;
+	}
+	waiting = json_object_new_object();
+	json_set_string(waiting, "for", whats[what < sizeof whats / sizeof *whats ? what : 0]);
+	set_duration(waiting, "elapsed_ms", w->elapsed, 1e3);
+	json_set_count(waiting, "tries", w->tries);
+	set_duration(waiting, "next_try_ms", w->next_try, 1e3);
+	json_object_object_add(o, "waiting", waiting);
+}
+
 struct json_object *migration_json(const Postcopy__V1__Migration *m)
 {
 	struct json_object *o = json_object_new_object();
@@ -339,6 +359,7 @@ struct json_object *migration_json(const Postcopy__V1__Migration *m)
 	json_set_string(o, "backend", m->backend);
 	set_count_or_null(o, "vmm_pid", (uint64_t)m->vmm_pid);
 	add_parties(o, m->parties);
+	add_waiting(o, m->waiting);
 	if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_DESTINATION)
 		add_destination(o, m->destination);
 	else if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_SOURCE)

@@ -6,6 +6,8 @@
  *   {id, role: "source"|"destination", state, state_time, prepare_time, reason,
  *    memory_bytes, page_bytes, backend, vmm_pid,
  *    parties: {uids: [uid...], pid, cgroup, peer}, as prepared; null where none are named
+ *    waiting: {for: "source"|"pause"|"vmstate"|"load"|"resume"|"memory"|"destination", elapsed_ms,
+ *              tries, next_try_ms: null while it is being tried}, null where it waits for nothing
  *    ...}
  * and at a destination
  *   {source_address, tls, map: "auto"|"eager"|"lazy", streams,

@@ -181,6 +181,36 @@ static void print_parties(struct json_object *m)
 	print_string(m, "peer", "parties.peer");
 }
 
+/* What it stands still for, and for how long. */
+static void print_waiting(struct json_object *m)
+{
+	static const char *const whats[][2] = {
+		{ "source", "the source" },
+		{ "pause", "its VMM to pause the guest" },
+		{ "vmstate", "the source to pause the guest" },
+		{ "load", "its VMM to load the vmstate" },
+		{ "resume", "its VMM to run the guest" },
+		{ "memory", "memory for pages that have come" },
+		{ "destination", "the destination" },
+	};
+	const char *what = json_string_or(m, "waiting.for", "");
+	uint64_t tries = json_count_or(m, "waiting.tries", 0);
+	double ms;
+
+	if (!*what)
+		return;
+	for (size_t i = 0; i < sizeof whats / sizeof *whats; i++)
+		if (!strcmp(what, whats[i][0]))
+			what = whats[i][1];
+	printf("  %-12s %s, for %s", "waits for", what,
+	       text_duration(json_number_or(m, "waiting.elapsed_ms", 0) * 1e3).s);
+	if (tries)
+		printf(": tried %s times", text_count(tries).s);
+	if (json_number(m, "waiting.next_try_ms", &ms))
+		printf(", again in %s", text_duration(ms * 1e3).s);
+	putchar('\n');
+}
+
 /* What was copied while the guest ran at the source, and what is to be expected. */
 static void print_warm(struct json_object *m)
 {
@@ -205,6 +235,7 @@ void migration_print(struct json_object *m)
 	printf("%s: %s, %s\n", json_string_or(m, "id", "?"), json_string_or(m, "role", "?"),
 	       json_string_or(m, "state", "?"));
 	print_string(m, "reason", "reason");
+	print_waiting(m);
 	print_string(m, "token", "token");
 	print_memory(m);
 	print_parties(m);

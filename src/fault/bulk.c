@@ -115,11 +115,12 @@ static void dial(struct bulk *b)
 {
 	struct pull *p = b->pull;
 	struct error err = ERROR_INIT;
+	uint64_t until_ns;
 	struct conn *c;
 	int rc;
 
 	pthread_mutex_lock(&p->lock);
-	pull_back_off_locked(p, &b->retry_ms);
+	pull_back_off_locked(p, &b->retry_ms, &until_ns);
 	pthread_mutex_unlock(&p->lock);
 	if (atomic_load(&p->stopping) || is_retired(b))
 		return;
@@ -308,8 +309,7 @@ static void fill_done(struct bulk *b, const struct frame_pages *pages,
 		return;
 	}
 	if (rc != -ECANCELED)
-		log_migration_error(p->config.id, "filling region %u, word %llu: %s; trying again",
-		                    item->region, (unsigned long long)item->word, strerror(-rc));
+		pull_note_failed(p, item->region, item->word * WORD_UNITS, rc);
 	pthread_mutex_lock(&p->lock);
 	pull_wait_locked(p, REFILL_MS);
 	pthread_mutex_unlock(&p->lock);

@@ -120,6 +120,8 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 	pthread_mutex_lock(&p->lock);
 	ft->conn = NULL;
 	p->urgent_lost = true;
+	if (ft->answered || !p->lost_ns)
+		p->lost_ns = clock_now_ns();
 	p->dials_failed = 0;
 	snprintf(p->stall, sizeof p->stall, "%s", why);
 	p->urgent_useful = ft->answered;
@@ -307,9 +309,7 @@ static bool resolve(struct fault_thread *ft, struct fault *f)
 	if (rc == -ECANCELED)
 		return false;
 	if (rc && rc != -ESRCH) {
-		log_migration_error(ft->pull->config.id,
-		                    "mapping region %u, unit %llu: %s; trying again", f->region,
-		                    (unsigned long long)f->first_unit, strerror(-rc));
+		pull_note_failed(ft->pull, f->region, f->first_unit, rc);
 		ft->look_again = true;
 		return false;
 	}
@@ -509,9 +509,7 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 			fetch_table_lose(&ft->fetches, item->region,
 			                 item->word * WORD_UNITS + (uint64_t)__builtin_ctzll(lost));
 	if (rc && rc != -ESRCH && rc != -ECANCELED)
-		log_migration_error(p->config.id, "filling region %u at %#llx: %s; trying again",
-		                    item->region, (unsigned long long)unit << UNIT_SHIFT,
-		                    strerror(-rc));
+		pull_note_failed(p, item->region, unit, rc);
 	if (!f)
 		return;
 	f->asked--;

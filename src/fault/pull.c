@@ -17,6 +17,8 @@
 #define INTERRUPT_MS 200u
 /* A line in the log that may come page by page: so often at most. */
 #define TELL_MS 10000u
+/* Fills fail again and again: they are tried again within much less, each. */
+#define FAILING_MS 3000u
 
 /* What pull_free() ends in any case. */
 static void init_shared(struct pull *p)
@@ -337,6 +339,7 @@ void pull_connect_later(struct pull *p, const struct conn_target *target, struct
 {
 	set_peer(p, target, tls, hello, epoch);
 	p->urgent_lost = true;
+	p->lost_ns = clock_now_ns();
 	snprintf(p->stall, sizeof p->stall, "not connected yet");
 }
 
@@ -361,15 +364,21 @@ void pull_wait_locked(struct pull *p, unsigned int timeout_ms)
 		;
 }
 
-void pull_back_off_locked(struct pull *p, unsigned int *retry_ms)
+void pull_back_off_locked(struct pull *p, unsigned int *retry_ms, uint64_t *until_ns)
 {
+	uint64_t now_ns = clock_now_ns();
+	unsigned int ms;
+
+	*until_ns = 0;
 	if (!*retry_ms) {
 		*retry_ms = PULL_RETRY_MIN_MS;
 		return;
 	}
 	/* By up to a half more: a source that comes back is not met by all at once. */
-	pull_wait_locked(p,
-	                 *retry_ms + (unsigned int)(clock_now_ns() / 1024 % (*retry_ms / 2 + 1)));
+	ms = *retry_ms + (unsigned int)(now_ns / 1024 % (*retry_ms / 2 + 1));
+	*until_ns = now_ns + ms * NSEC_PER_MSEC;
+	pull_wait_locked(p, ms);
+	*until_ns = 0;
 	*retry_ms = *retry_ms * 2 < PULL_RETRY_MAX_MS ? *retry_ms * 2 : PULL_RETRY_MAX_MS;
 }
 
@@ -422,6 +431,34 @@ void pull_tell_poisoned(struct pull *p, const struct scheduler_item *item, uint6
 		                    "the VMM asks for its pages): they stay missing");
 }
 
+void pull_note_failed(struct pull *p, uint32_t region, uint64_t unit, int rc)
+{
+	uint64_t now_ns = clock_now_ns();
+	uint64_t last_ns = atomic_exchange(&p->failed_ns, now_ns);
+
+	stat_add(&p->stats.fills_failed, 1);
+	atomic_store(&p->fill_error, rc);
+	if (now_ns - last_ns > FAILING_MS * NSEC_PER_MSEC)
+		atomic_store(&p->failing_ns, now_ns);
+	if (is_due(&p->told_failed_ns))
+		log_migration_error(p->config.id,
+		                    "filling region %u at %#llx: %s; trying again, %llu times by "
+		                    "now",
+		                    region, (unsigned long long)unit << UNIT_SHIFT, strerror(-rc),
+		                    (unsigned long long)stat_get(&p->stats.fills_failed));
+}
+
+void pull_get_trouble(const struct pull *p, struct pull_trouble *ret)
+{
+	uint64_t last_ns = atomic_load(&p->failed_ns);
+	bool fails = last_ns && clock_now_ns() < last_ns + FAILING_MS * NSEC_PER_MSEC;
+
+	*ret = (struct pull_trouble){
+		.since_ns = fails ? atomic_load(&p->failing_ns) : 0,
+		.error = atomic_load(&p->fill_error),
+	};
+}
+
 /*
  * An urgent connection in place of one that is lost. Where the source was silent it may be the path
  * that lets small packets through only: then that is the reason that is told; the connection is
@@ -466,7 +503,7 @@ static void *keeper_main(void *arg)
 		if (p->urgent_useful)
 			retry_ms = 0;
 		p->urgent_useful = false;
-		pull_back_off_locked(p, &retry_ms);
+		pull_back_off_locked(p, &retry_ms, &p->next_dial_ns);
 		if (atomic_load(&p->stopping))
 			break;
 		pthread_mutex_unlock(&p->lock);
@@ -639,7 +676,6 @@ static int place_staged(struct pull *p)
 	const struct timespec later = { .tv_nsec = 100 * NSEC_PER_MSEC };
 	uint32_t region = 0;
 	uint64_t offset = 0;
-	bool told = false;
 	int rc;
 
 	do {
@@ -649,11 +685,7 @@ static int place_staged(struct pull *p)
 		if (rc == -ECANCELED) {
 			nanosleep(&soon, NULL); /* the fault thread reads the event */
 		} else if (rc < 0 && rc != -ESRCH) {
-			if (!told)
-				log_migration_error(p->config.id,
-				                    "placing the last pages: %s; trying again",
-				                    strerror(-rc));
-			told = true;
+			pull_note_failed(p, region, offset >> UNIT_SHIFT, rc);
 			nanosleep(&later, NULL);
 		}
 	} while (rc && rc != -ESRCH);
@@ -708,6 +740,8 @@ void pull_get_connection(struct pull *p, struct pull_connection *ret)
 	pthread_mutex_lock(&p->lock);
 	ret->lost = p->urgent_lost;
 	ret->dials_failed = p->dials_failed;
+	ret->since_ns = p->lost_ns;
+	ret->next_ns = p->next_dial_ns;
 	snprintf(ret->why, sizeof ret->why, "%s", p->stall);
 	pthread_mutex_unlock(&p->lock);
 }

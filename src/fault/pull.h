@@ -180,11 +180,22 @@ void pull_warm_stop(struct pull *p);
 struct pull_connection {
 	bool lost;
 	unsigned int dials_failed;
+	uint64_t since_ns;        /* one over which the source had answered was lost */
+	uint64_t next_ns;         /* when it is dialled again; 0: it is being dialled */
 	char why[ERROR_TEXT_MAX]; /* what the last dial met, or how it was lost */
 };
 
 /* From any thread: as it is at this moment. */
 void pull_get_connection(struct pull *p, struct pull_connection *ret);
+
+/* Pages that have come, and for which there is no memory. */
+struct pull_trouble {
+	uint64_t since_ns; /* 0: all goes well */
+	int error;         /* the last -errno */
+};
+
+/* From any thread: as it is of late. What has failed is tried again, for as long as it takes. */
+void pull_get_trouble(const struct pull *p, struct pull_trouble *ret);
 
 /* All threads end; nothing is asked or filled any more. */
 void pull_stop(struct pull *p);

@@ -105,6 +105,9 @@ struct pull {
 	_Atomic unsigned int streams; /* written under the lock */
 	struct throttle throttle;
 	_Atomic uint64_t told_poisoned_ns, told_unpoisoned_ns; /* in the log; 0: not yet */
+	_Atomic uint64_t told_failed_ns;                       /* so, of fills */
+	_Atomic uint64_t failing_ns, failed_ns; /* fills, since when and when last; 0: none */
+	_Atomic int fill_error;                 /* of the last of these */
 	atomic_bool silent;     /* the urgent connection was lost because nothing came */
 	atomic_bool small_only; /* and then packets of full size did not get through */
 	atomic_bool fetching;   /* the VMM waits for a fetch: the fault thread looks after fills */
@@ -119,6 +122,8 @@ struct pull {
 	struct conn *urgent_ready; /* dialled by the keeper for the fault thread */
 	bool urgent_lost;
 	unsigned int dials_failed;            /* since it was lost */
+	uint64_t lost_ns;                     /* over one before it the source had answered */
+	uint64_t next_dial_ns;                /* 0: none is waited for */
 	char stall[ERROR_TEXT_MAX];           /* why; empty while it is there */
 	bool urgent_useful;                   /* an answer has come on the one before */
 	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the fault thread */
@@ -160,9 +165,10 @@ void pull_wait_locked(struct pull *p, unsigned int timeout_ms);
 
 /*
  * Before a try to dial. @retry_ms 0 (nothing was tried yet, or what came of the try before was
- * of use): not at all; the next waits longer. The lock is held.
+ * of use): not at all; the next waits longer. The lock is held. @until_ns: until when, while it
+ * waits; else 0.
  */
-void pull_back_off_locked(struct pull *p, unsigned int *retry_ms);
+void pull_back_off_locked(struct pull *p, unsigned int *retry_ms, uint64_t *until_ns);
 
 /* Bulk may find something to do again. */
 void pull_work_changed(struct pull *p);
@@ -172,6 +178,9 @@ void pull_wake_fault_thread(struct pull *p);
 
 /* Call after each fill: says in the log what of @filled is poisoned, or can't be. */
 void pull_tell_poisoned(struct pull *p, const struct scheduler_item *item, uint64_t filled);
+
+/* A page at @unit could not be filled or mapped, and is tried again: counts it, and says so. */
+void pull_note_failed(struct pull *p, uint32_t region, uint64_t unit, int rc);
 
 /* Call after each fill: signals completion, once. */
 void pull_check_complete(struct pull *p);

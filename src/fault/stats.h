@@ -24,6 +24,9 @@ struct pull_stats {
 	_Atomic uint64_t pages_poisoned;
 	_Atomic uint64_t pages_unpoisoned; /* answers of such that this kernel can't poison */
 
+	/* Pages that could not be filled or mapped for want of memory, each time that was tried. */
+	_Atomic uint64_t fills_failed;
+
 	_Atomic uint64_t faults;           /* events read */
 	_Atomic uint64_t faults_remote;    /* the page was not there: it is asked for */
 	_Atomic uint64_t faults_minor;     /* the page was there already */

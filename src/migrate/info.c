@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "migrate/adapter.h"
+#include "migrate/wait.h"
 #include "util/clock.h"
 
 static struct migration_served served(const struct migration *m)
@@ -64,28 +65,44 @@ static const char *reason(const struct migration *m)
 	return m->reason;
 }
 
-/* With what is being tried meanwhile, and who is away. */
-static const char *reason_now(struct migration *m)
+static void join(char *to, size_t size, const char *text)
 {
-	const char *why = reason(m);
-	bool away = migration_adapter_is_away(m) && !migration_state_is_final(m->state);
+	size_t len = strlen(to);
 
+	if (*text)
+		snprintf(to + len, size - len, "%s%s", len ? "; " : "", text);
+}
+
+/* With what is being tried or waited for meanwhile, and who is away. */
+static const char *reason_now(struct migration *m, const struct migration_wait *wait)
+{
+	bool away = migration_adapter_is_away(m) && !migration_state_is_final(m->state);
+	char waits[WAIT_TEXT_MAX];
+	char *to = m->reason_noted;
+	size_t size = sizeof m->reason_noted;
+
+	*to = '\0';
+	join(to, size, reason(m));
 	pthread_mutex_lock(&m->lock);
-	snprintf(m->reason_noted, sizeof m->reason_noted, "%s%s%s%s%s", why,
-	         *why && *m->note ? "; " : "", m->note, away && (*why || *m->note) ? "; " : "",
-	         away ? "adapter detached" : "");
+	join(to, size, m->note);
 	pthread_mutex_unlock(&m->lock);
-	return m->reason_noted;
+	migration_wait_text(m, wait, waits);
+	join(to, size, waits);
+	join(to, size, away ? "adapter detached" : "");
+	return to;
 }
 
 void migration_get_info(struct migration *m, struct migration_info *ret)
 {
+	const struct migration_wait wait = migration_get_wait(m);
+
 	*ret = (struct migration_info){
 		.seq = m->seq,
 		.id = m->params.id,
 		.role = m->params.role,
 		.state = m->state,
-		.reason = reason_now(m),
+		.reason = reason_now(m, &wait),
+		.wait = wait,
 		.memory_bytes = m->table.size_bytes,
 		.page_bytes = m->table.n ? m->table.regions[0].page_size : 0,
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",

@@ -419,6 +419,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	uv_timer_init(loop, &ms->again);
 	uv_timer_init(loop, &ms->expiry);
 	uv_timer_init(loop, &ms->adapters);
+	uv_timer_init(loop, &ms->waits);
 	ms->expiry.data = ms;
 	ms->news.data = ms;
 	limit_outgoing(ms);
@@ -471,6 +472,7 @@ void migrations_stop(struct migrations *ms)
 	uv_timer_stop(&ms->again);
 	uv_timer_stop(&ms->expiry);
 	uv_timer_stop(&ms->adapters);
+	uv_timer_stop(&ms->waits);
 	for (struct migration *m = ms->list; m; m = m->next)
 		say_what_is_left(m);
 	for (struct migration *m = ms->list; m; m = m->next)
@@ -489,6 +491,7 @@ void migrations_close(struct migrations *ms)
 	uv_close((uv_handle_t *)&ms->again, NULL);
 	uv_close((uv_handle_t *)&ms->expiry, NULL);
 	uv_close((uv_handle_t *)&ms->adapters, NULL);
+	uv_close((uv_handle_t *)&ms->waits, NULL);
 }
 
 struct migrations *migrations_free(struct migrations *ms)

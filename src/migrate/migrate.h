@@ -154,13 +154,35 @@ struct migration_pace {
 	uint64_t queue_us;
 };
 
+/* What it stands still for, or its guest does. */
+enum migration_waits {
+	MIGRATION_WAITS_NOT,
+	MIGRATION_WAITS_SOURCE,      /* destination: the source is tried */
+	MIGRATION_WAITS_PAUSE,       /* source: its VMM has not answered PAUSE */
+	MIGRATION_WAITS_VMSTATE,     /* destination: the source has not, to the same end */
+	MIGRATION_WAITS_LOAD,        /* destination: its VMM has the vmstate */
+	MIGRATION_WAITS_RESUME,      /* destination: its VMM has loaded it */
+	MIGRATION_WAITS_MEMORY,      /* destination: pages can't be filled */
+	MIGRATION_WAITS_DESTINATION, /* source: who holds the guest is silent */
+	MIGRATION_WAITS
+};
+
+struct migration_wait {
+	enum migration_waits what;
+	uint64_t since_ns;  /* CLOCK_MONOTONIC */
+	unsigned int tries; /* of the source, or fills, that came to nothing */
+	uint64_t next_ns;   /* when the source is tried again; 0: it is being tried */
+	int error;          /* of memory: -errno */
+};
+
 /* A snapshot; strings belong to the migration and are valid until the loop goes on. */
 struct migration_info {
 	uint64_t seq; /* counts up with each one that is prepared here */
 	const char *id;
 	enum migration_role role;
 	enum migration_state state;
-	const char *reason; /* why failed, cancelled or paused; else empty */
+	const char *reason; /* why failed, cancelled or paused; what it waits for; else empty */
+	struct migration_wait wait;
 	uint64_t memory_bytes;
 	uint64_t page_bytes; /* 0 before attach */
 	const char *backend; /* of the first region; empty before attach */
@@ -268,6 +290,7 @@ struct migrations_totals {
 	/* Destinations: struct pull_stats, summed. */
 	uint64_t fill_write, fill_memcpy, fill_copy, fill_zero;
 	uint64_t pages_poisoned;
+	uint64_t fills_failed;
 	uint64_t faults, faults_remote, faults_minor, faults_coalesced;
 	uint64_t bulk_bytes;
 	uint64_t bulk_twice;

@@ -9,6 +9,7 @@
 #include "migrate/attach.h"
 #include "migrate/record/keep.h"
 #include "migrate/totals.h"
+#include "migrate/wait.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/probes.h"
@@ -67,6 +68,8 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	m->waits_since_ms = uv_now(m->owner->loop);
 	m->state_real_ns = clock_real_ns();
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
+	if (to == MIGRATION_SWITCHING)
+		migrations_watch_waits(m->owner);
 	if (migration_state_is_final(to)) {
 		m->ended_ns = clock_now_ns();
 		totals_note_end(m);

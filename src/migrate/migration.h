@@ -90,7 +90,9 @@ struct migration {
 	bool taken_over; /* since the VMM was attached, by another process */
 	bool must_go_on; /* its normal course could not be begun again yet */
 	char reason[ERROR_TEXT_MAX];
-	char reason_noted[2 * ERROR_TEXT_MAX + 32]; /* of migration_get_info() */
+	char reason_noted[3 * ERROR_TEXT_MAX]; /* of migration_get_info() */
+	enum migration_waits told_waits;       /* what the log has heard of last: */
+	uint64_t told_wait_ns;                 /* how long that had lasted by then */
 	struct migration_watcher *watchers;
 	struct vmm_conn *vmm; /* who speaks for it; NULL while none is attached */
 	struct vmm_process
@@ -141,6 +143,9 @@ struct migration {
 	unsigned int orders; /* enum conductor_order, for the conductor */
 	struct error error;
 	char note[ERROR_TEXT_MAX]; /* what the last of its tries met; written by the conductor */
+	uint64_t tried_since_ns;   /* while there is a note */
+	unsigned int tries;        /* so many since then */
+	uint64_t next_try_ns;
 	uint32_t attributes[REGIONS_MAX]; /* the source's regions' flags, by region */
 	struct region_table theirs;       /* of NEWS_TABLE */
 	/*
@@ -183,6 +188,7 @@ struct migrations {
 	uv_timer_t again;    /* for those that could not be taken over yet */
 	uint64_t again_ms;   /* its pause */
 	uv_timer_t adapters; /* for those that are waited for */
+	uv_timer_t waits;    /* for those who are silent (migrate/wait.h) */
 };
 
 /* From any thread. */

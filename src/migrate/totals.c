@@ -10,6 +10,7 @@ static void add_pull(struct migrations_totals *t, const struct pull_stats *s)
 	t->fill_memcpy += stat_get(&s->fill_memcpy);
 	t->fill_copy += stat_get(&s->fill_copy);
 	t->fill_zero += stat_get(&s->fill_zero);
+	t->fills_failed += stat_get(&s->fills_failed);
 	t->faults += stat_get(&s->faults);
 	t->faults_remote += stat_get(&s->faults_remote);
 	t->faults_minor += stat_get(&s->faults_minor);

@@ -365,6 +365,36 @@ static void set_parties(struct migration_message *t, const struct parties *p)
 	t->message.parties = &t->parties;
 }
 
+#define WAITS_FOR(name) POSTCOPY__V1__WAITS_FOR__WAITS_FOR_##name
+
+static void set_waiting(struct migration_message *t, const struct migration_wait *from)
+{
+	static const Postcopy__V1__WaitsFor whats[MIGRATION_WAITS] = {
+		[MIGRATION_WAITS_NOT] = WAITS_FOR(UNSPECIFIED),
+		[MIGRATION_WAITS_SOURCE] = WAITS_FOR(SOURCE),
+		[MIGRATION_WAITS_PAUSE] = WAITS_FOR(PAUSE),
+		[MIGRATION_WAITS_VMSTATE] = WAITS_FOR(VMSTATE),
+		[MIGRATION_WAITS_LOAD] = WAITS_FOR(LOAD),
+		[MIGRATION_WAITS_RESUME] = WAITS_FOR(RESUME),
+		[MIGRATION_WAITS_MEMORY] = WAITS_FOR(MEMORY),
+		[MIGRATION_WAITS_DESTINATION] = WAITS_FOR(DESTINATION),
+	};
+	uint64_t now_ns = clock_now_ns();
+
+	if (from->what == MIGRATION_WAITS_NOT)
+		return;
+	t->waiting = (Postcopy__V1__Waiting)POSTCOPY__V1__WAITING__INIT;
+	t->waiting.what = whats[from->what];
+	t->waiting.tries = from->tries;
+	t->waiting_elapsed = duration_message(now_ns - from->since_ns);
+	t->waiting.elapsed = &t->waiting_elapsed;
+	if (from->next_ns > now_ns) {
+		t->waiting_next = duration_message(from->next_ns - now_ns);
+		t->waiting.next_try = &t->waiting_next;
+	}
+	t->message.waiting = &t->waiting;
+}
+
 void migration_message_init(struct migration_message *t, struct migration *m,
                             const struct stalls *stalls)
 {
@@ -390,6 +420,7 @@ void migration_message_init(struct migration_message *t, struct migration *m,
 	message->backend = (char *)info.backend;
 	message->vmm_pid = info.vmm_pid;
 	set_parties(t, info.parties);
+	set_waiting(t, &info.wait);
 	if (info.role == MIGRATION_SOURCE)
 		set_source(t, &info);
 	else

@@ -21,6 +21,8 @@ struct migration_message {
 	Google__Protobuf__Duration downtime_total, pause, send, load, resume;
 	Postcopy__V1__Downtime downtime;
 	Postcopy__V1__Parties parties;
+	Postcopy__V1__Waiting waiting;
+	Google__Protobuf__Duration waiting_elapsed, waiting_next;
 	Postcopy__V1__SourceStatus source;
 	Postcopy__V1__DestinationStatus destination;
 	Postcopy__V1__Limits limits;
@@ -35,7 +37,7 @@ struct migration_message {
 	Postcopy__V1__Latency stall_joined, stall_phases;
 	Postcopy__V1__Latency phase_latencies[STALL_PHASES];
 	Postcopy__V1__PhaseLatency phases[STALL_PHASES], *phase_pointers[STALL_PHASES];
-	char reason[2 * ERROR_TEXT_MAX + 2];
+	char reason[3 * ERROR_TEXT_MAX];
 	char holder[STREAM_HOLDER_HEX_MAX], holder_name[STREAM_HOLDER_NAME_MAX];
 	Google__Protobuf__Duration holder_silent;
 	Postcopy__V1__BulkPace pace;

@@ -304,6 +304,12 @@ static void put_faults(struct openmetrics *om, const struct migrations_totals *t
 		NULL,
 		"Faults of any kind that took longer than the migration's threshold.",
 	};
+	static const struct openmetrics_family failed = {
+		"postcopyd_fills_failed",
+		OPENMETRICS_COUNTER,
+		NULL,
+		"Pages that had come and for which there was no memory, each time that was tried.",
+	};
 	static const struct openmetrics_family reconnects = {
 		"postcopyd_reconnects",
 		OPENMETRICS_COUNTER,
@@ -329,6 +335,7 @@ static void put_faults(struct openmetrics *om, const struct migrations_totals *t
 		openmetrics_histogram(om, OPENMETRICS_LABELS({ "phase", fault_phase_name(i) }),
 		                      &t->fault_phase_ns[i]);
 	put_one(om, &slow, t->faults_slow);
+	put_one(om, &failed, t->fills_failed);
 	put_stalls(om, stall, &t->fault_ns);
 	put_one(om, &reconnects, t->reconnects);
 	put_one(om, &pauses, t->pauses);

@@ -85,6 +85,13 @@ def parties(p):
     return {"uids": list(p.uids), "pid": p.pid or None, "cgroup": p.cgroup, "peer": p.peer}
 
 
+def waiting(w):
+    return {"for": ("unknown", "source", "pause", "vmstate", "load", "resume", "memory",
+                    "destination")[w.what],
+            "elapsed_ms": us(w.elapsed) / 1e3, "tries": w.tries,
+            "next_try_ms": field(w, "next_try", lambda next: us(next) / 1e3)}
+
+
 def pace(p):
     return {"bytes_per_s": p.bytes_per_s or None, "in_flight_bytes": p.in_flight_bytes,
             "round_trip_us": us(p.round_trip), "queued_us": us(p.queued)}
@@ -94,7 +101,7 @@ def migration(m):
     to = {"id": m.id, "role": ROLES[m.role], "state": STATES[m.state], "reason": m.reason,
           "memory_bytes": m.memory_bytes or None, "page_bytes": m.page_bytes or None,
           "backend": m.backend, "vmm_pid": m.vmm_pid or None,
-          "parties": field(m, "parties", parties)}
+          "parties": field(m, "parties", parties), "waiting": field(m, "waiting", waiting)}
     half = m.WhichOneof("half")
     if half == "destination":
         to.update(destination(m.destination))

@@ -161,6 +161,7 @@ static int switch_over(struct conductor *k, struct error *err)
 		rc = conductor_dial(k, &again, err);
 		if (rc)
 			return rc;
+		conductor_note(m, "");
 	}
 }
 
@@ -431,6 +432,7 @@ static int confirm_control(struct conductor *k, struct error *err)
 		rc = m->control ? 0 : conductor_dial_once(k, err);
 		if (!rc)
 			rc = conductor_exchange(k, FRAME_PING, FRAME_PONG, err);
+		conductor_note(m, rc ? err->text : "");
 		if (!rc)
 			return 0;
 		conductor_set_control(m, NULL);
@@ -462,6 +464,7 @@ static int warm(struct conductor *k, struct error *err)
 			return 0;
 		if (rc == WARM_LOST) {
 			log_migration_warning(m->params.id, "%s; warming again", err->text);
+			conductor_note(m, err->text);
 			*err = ERROR_INIT;
 			conductor_set_control(m, NULL);
 			(void)conductor_wait(m, ORDER_STOP | ORDER_CANCEL,

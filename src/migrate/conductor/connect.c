@@ -89,6 +89,11 @@ void conductor_note(struct migration *m, const char *why)
 	if (!*why && !*m->note)
 		return;
 	pthread_mutex_lock(&m->lock);
+	if (!*m->note) {
+		m->tried_since_ns = clock_now_ns();
+		m->tries = 0;
+	}
+	m->tries++;
 	snprintf(m->note, sizeof m->note, "%.*s%s", (int)(sizeof m->note - sizeof on), why,
 	         *why ? on : "");
 	pthread_mutex_unlock(&m->lock);
@@ -98,12 +103,16 @@ void conductor_note(struct migration *m, const char *why)
 /* When to try again: sources that come back should not be met by all at once. */
 uint64_t conductor_next_try_ns(struct conductor *k)
 {
-	uint64_t now_ns = clock_now_ns();
+	uint64_t now_ns = clock_now_ns(), next_ns;
 	unsigned int pause_ms = k->retry_ms ? k->retry_ms : RETRY_MIN_MS;
 	uint64_t jitter_ms = now_ns / NSEC_PER_USEC % (pause_ms / 2 + 1);
 
 	k->retry_ms = pause_ms * 2 < RETRY_MAX_MS ? pause_ms * 2 : RETRY_MAX_MS;
-	return now_ns + (pause_ms + jitter_ms) * NSEC_PER_MSEC;
+	next_ns = now_ns + (pause_ms + jitter_ms) * NSEC_PER_MSEC;
+	pthread_mutex_lock(&k->m->lock);
+	k->m->next_try_ns = next_ns;
+	pthread_mutex_unlock(&k->m->lock);
+	return next_ns;
 }
 
 struct patience patience_from_now(bool refused_as_well)

@@ -114,6 +114,9 @@ bool conductor_keep_control(struct conductor *k)
 		k->ping_ns = clock_now_ns() + PING_MS * NSEC_PER_MSEC;
 		if (rc)
 			log_migration_debug(k->m->params.id, "control connection: %s", err.text);
+		/* From then on it is the urgent connection that the guest waits for. */
+		if (!k->handed_on)
+			conductor_note(k->m, err.text);
 		k->refused = rc && is_refusal(k, &err) ? err : ERROR_INIT;
 		return !rc;
 	}

@@ -425,8 +425,10 @@ static void on_connection(struct migration *m)
 		migration_move(m, MIGRATION_PAUSED, "%s", c.why);
 	else if (!c.lost && m->state == MIGRATION_PAUSED)
 		migration_move(m, MIGRATION_POSTCOPY, "connected again");
-	else if (c.lost && m->state == MIGRATION_PAUSED && strcmp(c.why, m->reason))
+	else if (c.lost && m->state == MIGRATION_PAUSED && strcmp(c.why, m->reason)) {
+		log_migration_warning(m->params.id, "paused still: %s", c.why);
 		migration_tell(m, c.why);
+	}
 }
 
 /* The last moment to say no: nobody has been asked to pause the guest. */
@@ -608,6 +610,8 @@ int destination_cancel(struct migration *m, struct error *err)
 		expect_abort(m);
 		migration_save(m);
 		interrupt(m, ORDER_CANCEL);
+		/* It is when the source has heard of it, or for long has not. */
+		migration_tell(m, "being cancelled, by command");
 		return 0;
 	default:
 		return error_set(err, -EBUSY,

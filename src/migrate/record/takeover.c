@@ -10,6 +10,7 @@
 #include "migrate/destination/destination.h"
 #include "migrate/record/keep.h"
 #include "migrate/source/source.h"
+#include "migrate/wait.h"
 #include "util/cleanup.h"
 #include "util/log.h"
 
@@ -484,5 +485,6 @@ int migrations_take_over(struct migrations *ms, struct error *err)
 		take_over(l->migration);
 	tell_page_server(ms);
 	drop_strays(ms);
+	migrations_watch_waits(ms);
 	return 0;
 }

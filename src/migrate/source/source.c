@@ -441,8 +441,8 @@ int source_cancel(struct migration *m, struct error *err)
 	return 0;
 }
 
-/* Since when its holder was silent. Nobody can be heard before there is anybody to hear. */
-static uint64_t silent_since_ns(const struct migration *m)
+/* Nobody can be heard before there is anybody to hear. */
+uint64_t source_silent_since_ns(const struct migration *m)
 {
 	uint64_t heard_ns = m->source ? page_source_holder_heard_ns(m->source) : 0;
 	uint64_t here_ns = m->waits_since_ms * NSEC_PER_MSEC;
@@ -451,10 +451,18 @@ static uint64_t silent_since_ns(const struct migration *m)
 	return heard_ns > since_ns ? heard_ns : since_ns;
 }
 
+bool source_holder_is_silent(const struct migration *m)
+{
+	uint64_t now_ns = clock_now_ns();
+
+	return m->paused && !migration_state_is_final(m->state) &&
+	       now_ns - source_silent_since_ns(m) >= HOLDER_SILENT_MS * NSEC_PER_MSEC;
+}
+
 /* Of a guest whose holder is gone for good. Return: 0, or why it is not for now, with @err set. */
 static int check_holder_gone(const struct migration *m, const char *what, struct error *err)
 {
-	uint64_t silent_ms = (clock_now_ns() - silent_since_ns(m)) / NSEC_PER_MSEC;
+	uint64_t silent_ms = (clock_now_ns() - source_silent_since_ns(m)) / NSEC_PER_MSEC;
 	char holder[STREAM_HOLDER_TEXT_MAX];
 
 	if (!m->paused || migration_state_is_final(m->state))

@@ -23,6 +23,10 @@ int source_set_token(struct migration *m, const uint8_t token[TOKEN_BYTES], stru
 int source_run_on(struct migration *m, struct error *err);
 int source_release(struct migration *m, struct error *err);
 
+/* Since when who holds its guest was not heard; and whether that is for long enough to be gone. */
+uint64_t source_silent_since_ns(const struct migration *m);
+bool source_holder_is_silent(const struct migration *m);
+
 /*
  * Its adapter is here again: say what waits for it. It is late: go back, it was waited for long
  * enough.

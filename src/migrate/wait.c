@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "migrate/wait.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "migrate/adapter.h"
+#include "migrate/source/source.h"
+#include "util/clock.h"
+#include "util/log.h"
+
+#define LOOK_MS 1000u
+
+static struct migration_wait wait_of_source(const struct migration *m)
+{
+	struct migration_wait w = { .what = MIGRATION_WAITS_NOT };
+
+	if (m->state == MIGRATION_SWITCHING && !m->paused) {
+		w.what = MIGRATION_WAITS_PAUSE;
+		w.since_ns = m->pause_sent_ns;
+	} else if (source_holder_is_silent(m)) {
+		w.what = MIGRATION_WAITS_DESTINATION;
+		w.since_ns = source_silent_since_ns(m);
+	}
+	return w;
+}
+
+/* The conductor dials, or has an answer to come that the source owes for long. */
+static bool tries(struct migration *m, struct migration_wait *ret)
+{
+	pthread_mutex_lock(&m->lock);
+	if (*m->note)
+		*ret = (struct migration_wait){
+			.what = MIGRATION_WAITS_SOURCE,
+			.since_ns = m->tried_since_ns,
+			.tries = m->tries,
+			.next_ns = m->next_try_ns,
+		};
+	pthread_mutex_unlock(&m->lock);
+	return ret->what;
+}
+
+static bool is_paused(const struct migration *m, struct migration_wait *ret)
+{
+	struct pull_connection c;
+
+	if (m->state != MIGRATION_PAUSED || !m->pull)
+		return false;
+	pull_get_connection(m->pull, &c);
+	if (c.lost)
+		*ret = (struct migration_wait){
+			.what = MIGRATION_WAITS_SOURCE,
+			.since_ns = c.since_ns,
+			.tries = c.dials_failed,
+			.next_ns = c.next_ns,
+		};
+	return ret->what;
+}
+
+/* Its VMM, or before that the source's. */
+static bool switches(struct migration *m, struct migration_wait *ret)
+{
+	bool given = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_PAUSED;
+
+	if ((!given && m->state != MIGRATION_SWITCHING) || m->resumed_ns)
+		return false;
+	pthread_mutex_lock(&m->lock);
+	ret->since_ns = m->vmstate_received_ns;
+	if (m->loaded_ns) {
+		ret->what = MIGRATION_WAITS_RESUME;
+		ret->since_ns = m->loaded_ns;
+	} else if (given || m->vmstate_waits) {
+		ret->what = MIGRATION_WAITS_LOAD;
+	} else if (m->switch_sent_ns && !m->vmstate_received_ns) {
+		ret->what = MIGRATION_WAITS_VMSTATE;
+		ret->since_ns = m->switch_sent_ns;
+	}
+	pthread_mutex_unlock(&m->lock);
+	return ret->what;
+}
+
+static bool lacks_memory(const struct migration *m, struct migration_wait *ret)
+{
+	struct pull_trouble trouble;
+
+	if (m->state != MIGRATION_POSTCOPY || !m->pull)
+		return false;
+	pull_get_trouble(m->pull, &trouble);
+	if (trouble.since_ns)
+		*ret = (struct migration_wait){
+			.what = MIGRATION_WAITS_MEMORY,
+			.since_ns = trouble.since_ns,
+			.tries = (unsigned int)stat_get(&pull_stats(m->pull)->fills_failed),
+			.error = trouble.error,
+		};
+	return ret->what;
+}
+
+struct migration_wait migration_get_wait(struct migration *m)
+{
+	struct migration_wait w = { .what = MIGRATION_WAITS_NOT };
+
+	/* A destination that is over may have a goodbye to say still. */
+	if (m->left || (m->params.role == MIGRATION_SOURCE && migration_state_is_final(m->state)))
+		return w;
+	if (m->params.role == MIGRATION_SOURCE)
+		return wait_of_source(m);
+	if (!is_paused(m, &w) && !tries(m, &w) && !switches(m, &w))
+		lacks_memory(m, &w);
+	return w;
+}
+
+/* Where to look for memory that there is none of. */
+static const char *memory_advice(int error)
+{
+	switch (-error) {
+	case ENOMEM:
+		return "its tmpfs is full, or memory.max of the VMM's cgroup or postcopyd's "
+		       "reached";
+	case ENOSPC:
+		return "its tmpfs is full, or the huge pages are used up";
+	default:
+		return "it is tried on";
+	}
+}
+
+void migration_wait_text(const struct migration *m, const struct migration_wait *w,
+                         char ret[WAIT_TEXT_MAX])
+{
+	unsigned long long s = (clock_now_ns() - w->since_ns) / NSEC_PER_SEC;
+	int pid = (int)migration_vmm_pid(m);
+	/* Of an adapter that is away that is said, and its VMM can't answer. */
+	bool named = s * 1000 >= WAIT_NAMED_MS && !migration_adapter_is_away(m);
+
+	*ret = '\0';
+	if (w->what == MIGRATION_WAITS_MEMORY)
+		snprintf(ret, WAIT_TEXT_MAX,
+		         "there is no memory for pages that have come (%s), for %llu s: %s",
+		         strerror(-w->error), s, memory_advice(w->error));
+	else if (w->what == MIGRATION_WAITS_DESTINATION)
+		snprintf(ret, WAIT_TEXT_MAX, "the destination is silent for %llu s", s);
+	else if (named && w->what == MIGRATION_WAITS_PAUSE)
+		snprintf(ret, WAIT_TEXT_MAX, "the VMM, pid %d, has not answered PAUSE for %llu s",
+		         pid, s);
+	else if (named && w->what == MIGRATION_WAITS_VMSTATE)
+		snprintf(ret, WAIT_TEXT_MAX,
+		         "the source has not sent the vmstate for %llu s: its VMM does not pause?",
+		         s);
+	else if (named && w->what == MIGRATION_WAITS_LOAD)
+		snprintf(ret, WAIT_TEXT_MAX, "the VMM, pid %d, has not answered VMSTATE for %llu s",
+		         pid, s);
+	else if (named && w->what == MIGRATION_WAITS_RESUME)
+		snprintf(ret, WAIT_TEXT_MAX,
+		         "the VMM, pid %d, has loaded the vmstate, and not said that its guest "
+		         "runs for %llu s",
+		         pid, s);
+}
+
+/* What has its line in the log elsewhere. */
+static bool is_told_elsewhere(enum migration_waits what)
+{
+	return what == MIGRATION_WAITS_SOURCE || what == MIGRATION_WAITS_MEMORY;
+}
+
+static void look_at(struct migration *m)
+{
+	struct migration_wait w = migration_get_wait(m);
+	uint64_t for_ns = clock_now_ns() - w.since_ns;
+	char text[WAIT_TEXT_MAX];
+
+	if (w.what != m->told_waits) {
+		m->told_waits = w.what;
+		m->told_wait_ns = WAIT_NAMED_MS * NSEC_PER_MSEC / 2;
+	}
+	if (!w.what || is_told_elsewhere(w.what) || for_ns < 2 * m->told_wait_ns)
+		return;
+	migration_wait_text(m, &w, text);
+	if (!*text)
+		return;
+	m->told_wait_ns = for_ns;
+	log_migration_warning(m->params.id, "%s", text);
+}
+
+static void on_look(uv_timer_t *timer)
+{
+	struct migrations *ms = timer->data;
+	bool more = false;
+
+	for (struct migration *m = ms->list; m; m = m->next) {
+		look_at(m);
+		more |= m->state >= MIGRATION_SWITCHING && m->state <= MIGRATION_PAUSED;
+	}
+	if (!more)
+		uv_timer_stop(timer);
+}
+
+void migrations_watch_waits(struct migrations *ms)
+{
+	ms->waits.data = ms;
+	if (!uv_is_active((uv_handle_t *)&ms->waits))
+		uv_timer_start(&ms->waits, on_look, LOOK_MS, LOOK_MS);
+}
