@@ -134,11 +134,20 @@ void admission_note_missing(struct migration *m)
 	pthread_mutex_unlock(&m->lock);
 }
 
-/* Whether it is one that memory is promised to. */
+/* A destination that somebody has started, and a source that somebody fetches. */
+static bool is_under_way(const struct migration *m)
+{
+	return !migration_state_is_final(m->state) && m->state != MIGRATION_PREPARED &&
+	       m->state != MIGRATION_ATTACHED;
+}
+
+/*
+ * Whether it is one that memory is promised to: from Start on, which is an operator's word. A VMM
+ * that has attached and is never started would keep others out.
+ */
 static bool is_promised(const struct migration *m)
 {
-	return m->params.role == MIGRATION_DESTINATION && m->state != MIGRATION_PREPARED &&
-	       !migration_state_is_final(m->state) && !m->left;
+	return m->params.role == MIGRATION_DESTINATION && is_under_way(m) && !m->left;
 }
 
 static struct budget_guest guest_of(struct migration *m)
@@ -357,13 +366,6 @@ int admission_check_memory(struct migration *m, const struct region_table *table
 	};
 
 	return m->params.role == MIGRATION_DESTINATION ? check_memory(m, &g, vmm, err) : 0;
-}
-
-/* A destination that somebody has started, and a source that somebody fetches. */
-static bool is_under_way(const struct migration *m)
-{
-	return !migration_state_is_final(m->state) && m->state != MIGRATION_PREPARED &&
-	       m->state != MIGRATION_ATTACHED;
 }
 
 static unsigned int count_under_way(const struct migrations *ms, enum migration_role role)

@@ -10,7 +10,7 @@
  * source is asked to pause it, for a warm phase may last. Each refusal has the numbers in it. After
  * that nothing is asked any more.
  *
- * Each pool of memory must have what all guests that are admitted have still to receive
+ * Each pool of memory must have what it, and all that were started, have still to receive
  * (budget.h), and so must each cgroup that has a limit, above the VMM and above the daemon. Of
  * huge pages those that are reserved count as free: mostly it is the guest itself that has reserved
  * them. What is not known (no such file, a process that has gone) refuses nobody.

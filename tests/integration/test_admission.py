@@ -123,18 +123,29 @@ def test_overcommitted_hosts_turn_it_off(host):
 
 def test_what_is_promised_is_not_promised_again(host):
     """Each had room by itself."""
+    source = host.daemon("source")
     daemon = host.daemon("destination", extra=METRICS)
-    prepare(daemon, "vm1", "vm2")
     size = whole_gib(meminfo("MemAvailable") * 0.6)
-    first = pyvmm.DestinationVmm(daemon, "vm1", size)
+    source.prepare_source("vm1")
+    source_vmm(host, source, "vm1", size)
+    daemon.prepare_destination("vm1", source.address)
+    prepare(daemon, "vm2")
+    # One that is never started keeps nobody out.
+    destination_vmm(host, daemon, "vm1", size)
+    assert budget(daemon)["memory_promised_bytes"] == 0
+    second = pyvmm.DestinationVmm(daemon, "vm2", size)
+    second.close()
+    daemon.wait_for_state("vm2", "prepared")
+    daemon.call("Start", id="vm1", switchover=False)
+    source.wait_for_state("vm1", "warming")
     told = attach_refused(daemon, "vm2", size)
     assert "%d MiB are promised to other guests" % (size >> 20) in told
     now = budget(daemon)
     assert now["memory_promised_bytes"] == size and now["memory_available_bytes"] > 0
     assert value(samples(daemon), "postcopyd_memory_promised_bytes") == size
     assert re.search(r"memory +\d+ MiB free, %d MiB of it promised" % (size >> 20), info(daemon))
-    first.close()
-    daemon.wait_for_state("vm1", "prepared")
+    daemon.call("Cancel", id="vm1")
+    daemon.wait_for_state("vm1", "cancelled")
     destination_vmm(host, daemon, "vm2", size)
 
 
