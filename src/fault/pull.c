@@ -407,7 +407,7 @@ static bool is_due(_Atomic uint64_t *told_ns)
 {
 	uint64_t now_ns = clock_now_ns(), last_ns = atomic_load(told_ns);
 
-	return (!last_ns || now_ns - last_ns > TELL_MS * NSEC_PER_MSEC) &&
+	return (!last_ns || now_ns > last_ns + TELL_MS * NSEC_PER_MSEC) &&
 	       atomic_compare_exchange_strong(told_ns, &last_ns, now_ns);
 }
 
@@ -438,7 +438,8 @@ void pull_note_failed(struct pull *p, uint32_t region, uint64_t unit, int rc)
 
 	stat_add(&p->stats.fills_failed, 1);
 	atomic_store(&p->fill_error, rc);
-	if (now_ns - last_ns > FAILING_MS * NSEC_PER_MSEC)
+	/* Another thread may have been later. */
+	if (now_ns > last_ns + FAILING_MS * NSEC_PER_MSEC)
 		atomic_store(&p->failing_ns, now_ns);
 	if (is_due(&p->told_failed_ns))
 		log_migration_error(p->config.id,

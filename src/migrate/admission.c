@@ -69,18 +69,17 @@ static uint64_t read_bytes(const char *path, uint64_t otherwise)
 	return read_text(path, text, sizeof text) ? budget_parse_bytes(text, otherwise) : otherwise;
 }
 
-/* @pid: 0 for this process. */
+/* @pid: 0: not known. */
 static void find_place(pid_t pid, struct place *ret)
 {
-	char path[64] = "/proc/self/cgroup";
+	char path[64];
 	static char text[CGROUP_FILE_BYTES]; /* the loop's alone */
 	const char *cgroup;
 	bool is_legacy;
 
 	ret->hierarchy = NULL;
-	if (pid)
-		snprintf(path, sizeof path, "/proc/%d/cgroup", (int)pid);
-	if (!read_text(path, text, sizeof text))
+	snprintf(path, sizeof path, "/proc/%d/cgroup", (int)pid);
+	if (!pid || !read_text(path, text, sizeof text))
 		return;
 	cgroup = budget_find_cgroup(text, &is_legacy);
 	if (!cgroup || strlen(cgroup) >= sizeof ret->path)
@@ -337,7 +336,7 @@ static int check_cgroups(struct migration *m, const struct budget_guest *g, cons
 static int check_memory(struct migration *m, const struct budget_guest *g, pid_t vmm,
                         struct error *err)
 {
-	struct place of_vmm = { 0 }, of_daemon, at;
+	struct place of_vmm, of_daemon, at;
 	int rc;
 
 	if (!m->owner->config.memory_check)
@@ -347,9 +346,8 @@ static int check_memory(struct migration *m, const struct budget_guest *g, pid_t
 		rc = check_all_huge(m, g, err);
 	if (rc)
 		return rc;
-	find_place(0, &of_daemon);
-	if (vmm)
-		find_place(vmm, &of_vmm);
+	find_place(getpid(), &of_daemon);
+	find_place(vmm, &of_vmm);
 	at = of_vmm;
 	rc = check_cgroups(m, g, &of_vmm, &of_daemon, &at, err);
 	at = of_daemon;

@@ -87,6 +87,18 @@ static struct migration *find_attached(struct migrations *ms, const struct vmm_w
 	return NULL;
 }
 
+/* Late memory is looked at when it comes. */
+static int check_room(struct migration *m, const struct vmm_attach *attach, struct error *err)
+{
+	struct region_table table;
+	int rc;
+
+	if (!attach->msg->n_regions)
+		return 0;
+	rc = migration_read_table(attach->msg, &table, err);
+	return rc ? rc : admission_check_memory(m, &table, attach->vmm, err);
+}
+
 /* Return: 0; or -errno with @err set, and all is as before. */
 static int attach_vmm(struct migration *m, const struct vmm_conn *conn, struct vmm_attach *attach,
                       struct error *err)
@@ -97,7 +109,10 @@ static int attach_vmm(struct migration *m, const struct vmm_conn *conn, struct v
 		rc = attach_role(m, attach, err);
 	if (rc)
 		return rc;
-	rc = migration_keep_fd(m, "vmm", vmm_conn_fd(conn), err);
+	/* Its files are empty now: what they held, if anything, is free. */
+	rc = check_room(m, attach, err);
+	if (!rc)
+		rc = migration_keep_fd(m, "vmm", vmm_conn_fd(conn), err);
 	if (!rc) {
 		rc = migration_take_process(m, attach, err);
 		if (rc)
@@ -106,14 +121,6 @@ static int attach_vmm(struct migration *m, const struct vmm_conn *conn, struct v
 	if (rc)
 		detach_role(m);
 	return rc;
-}
-
-static int check_room(struct migration *m, const struct vmm_attach *attach, struct error *err)
-{
-	struct region_table table;
-	int rc = migration_read_table(attach->msg, &table, err);
-
-	return rc ? rc : admission_check_memory(m, &table, attach->vmm, err);
 }
 
 static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach, void **ret_owner,
@@ -139,8 +146,6 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 	/* Late memory is looked at when it comes. */
 	if (attach->msg->n_regions)
 		rc = migration_check_attach(m, attach, err);
-	if (!rc && attach->msg->n_regions)
-		rc = check_room(m, attach, err);
 	if (rc)
 		return error_prefix(err, "migration \"%s\"", m->params.id);
 	rc = attach_vmm(m, conn, attach, err);

@@ -80,6 +80,8 @@ static void on_bus(int sig, siginfo_t *info, void *context)
 	struct vcpu *v = entered;
 
 	(void)context;
+	if (info->si_code == BUS_MCEERR_AO)
+		return; /* nobody has touched it yet */
 	if (v && info->si_code == BUS_MCEERR_AR)
 		v->lost = info->si_addr;
 	else /* ours, not the guest's: made again, that access ends the process */

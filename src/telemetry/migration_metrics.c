@@ -116,7 +116,7 @@ static void put_budget(struct openmetrics *om, const struct migrations_budget *b
 		"postcopyd_memory_promised_bytes",
 		OPENMETRICS_GAUGE,
 		"bytes",
-		"What guests that are attached or on their way here have still to receive of it.",
+		"What guests that were started on their way here have still to receive of it.",
 	};
 
 	put_one(om, &available, b->available_bytes);

@@ -526,3 +526,28 @@ def test_killed_before_it_hears_that_the_vmm_could_not_run(scripted):
     scripted.destination.start()
     scripted.source_vmm.expect(pyvmm.RESUME)
     assert "no such device" in scripted.destination.wait_for_state("vm1", "failed")["reason"]
+
+
+@needs_userfaultfd
+def test_loaded_may_have_died_with_its_reader(host):
+    """LOADED was read by a daemon that was killed before it wrote that down. RESUMED came, was refused
+    as nonsense, and the guest was lost with its connection."""
+    pair = KeptPair(host)
+    content = pyvmm.guest_content(SIZE)
+    pair.source.prepare_source("vm1")
+    pair.destination.prepare_destination("vm1", pair.source.address, bulk=False)
+    source = pyvmm.SourceVmm(pair.source, "vm1", content)
+    destination = pyvmm.DestinationVmm(pair.destination, "vm1", SIZE)
+    for vmm in (source, destination):
+        host.later(vmm.close)
+    pair.destination.call("Start", id="vm1")
+    source.pause()
+    _, fds = destination.expect(pyvmm.VMSTATE)
+    os.close(fds[0])
+    pair.destination.crash()
+    destination.send(pyvmm.packet(pyvmm.RESUMED))
+    pair.destination.start()
+    pair.destination.wait_for_state("vm1", "postcopy")
+    pair.destination.call("SetLimits", id="vm1", bulk=True)
+    pair.destination.wait_for_state("vm1", "complete")
+    assert os.pread(destination.memory_fd, SIZE, 0) == content

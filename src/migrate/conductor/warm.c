@@ -410,6 +410,8 @@ static int try_once(struct conductor *k, struct error *err)
 	struct rounds r = { .k = k };
 	int rc = check_bulk(k->m, err);
 
+	/* pull_warm() forgets what is here, and its memory stays taken. */
+	admission_note_missing(k->m);
 	if (!rc)
 		rc = pull_warm(k->m->pull, err) ? WARM_REFUSED : track(k, err);
 	if (!rc) {

@@ -214,6 +214,9 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 		migration_save(m);
 		return 0;
 	}
+	/* The process before had read LOADED, and was killed before it wrote that down. */
+	if (msg->type == VMM_WIRE_RESUMED && has_vmstate && m->taken_over && !m->loaded_ns)
+		m->loaded_ns = clock_now_ns();
 	if (msg->type == VMM_WIRE_RESUMED && has_vmstate && m->loaded_ns && !m->resumed_ns) {
 		on_resumed(m);
 		return 0;

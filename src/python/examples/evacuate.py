@@ -122,6 +122,13 @@ async def wait_attached(target, guest, timeout_s):
 
 async def begin(args, source, target, guest, state):
     """From what there is at the target until the migration is started; else nothing of it is left there."""
+    async def leave(error):
+        try:
+            await target.cancel(guest, role=messages.ROLE_DESTINATION)
+        except postcopy.Error:
+            pass  # it knows nothing of it, or is away: its token will be worth nothing
+        raise NotStarted(str(error)) from error
+
     try:
         if state is None:
             await prepare(source, target, guest)
@@ -129,17 +136,13 @@ async def begin(args, source, target, guest, state):
             await start_vmm(args.exec, target, guest)
             await wait_attached(target, guest, args.attach_timeout)
     except (NotStarted, postcopy.Error) as error:
-        try:
-            await target.cancel(guest, role=messages.ROLE_DESTINATION)
-        except postcopy.Error:
-            pass  # it knows nothing of it, or is away: its token will be worth nothing
-        raise NotStarted(str(error)) from error
+        await leave(error)
     try:
         await again(target.start, guest)
     except AWAY as error:
         raise LostSight("whether it was started is not known: %s" % error) from error
     except postcopy.Refused as error:
-        raise NotStarted(str(error)) from error
+        await leave(error)
 
 
 async def follow(target, guest):
