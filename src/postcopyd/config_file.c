@@ -84,7 +84,8 @@ static const char *judge_line(struct config_reader *r, char *text, size_t len, s
 	}
 	if (!*text || *text == '#' || *text == ';')
 		return "";
-	/* With the newline, also where the file ends without one: it may be printed as it was read. */
+	/* With the newline, also where the file ends without one: it may be printed as it was read.
+	 */
 	if (strcspn(text, "\n") >= max) {
 		struct error err = ERROR_INIT;
 
