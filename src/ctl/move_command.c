@@ -44,20 +44,18 @@ static int connect_side(struct run *run, struct move_side *s, const char *contro
 }
 
 /*
- * What was interrupted may be complete by now. A guest that came back is attached, or prepared for,
- * at the source: then this is not the newest there.
+ * What was interrupted may be complete by now; or the guest was started at the source anew, and its
+ * VMM waits to be prepared. Nobody here can tell which: so it is said, and begun.
  */
-static void find_done(const struct run *run, struct json_object **ret)
+static void tell_if_done(const struct run *run)
 {
 	const struct move *m = &run->move;
 
-	if (!move_has_completed(m, &m->source, NULL) ||
-	    !move_has_completed(m, &m->destination, ret))
-		return;
-	fprintf(stderr,
-	        "postcopyctl %s: complete already, and nothing is begun: the guest is at the "
-	        "destination, %s (one that is at the source again: \"prepare\" it there first)\n",
-	        run->cmd->name, m->destination.control);
+	if (move_has_completed(m, &m->source, NULL) && move_has_completed(m, &m->destination, NULL))
+		fprintf(stderr,
+		        "postcopyctl %s: the migration before is complete: its guest is at the "
+		        "destination, %s, unless it was started at the source since\n",
+		        run->cmd->name, m->destination.control);
 }
 
 /* Return: the exit code. */
@@ -71,7 +69,7 @@ static int run_move(struct run *run)
 	if (run->steps)
 		rc = run->steps->find_done(m, run->steps->userdata, &last, &err);
 	else
-		find_done(run, &last);
+		tell_if_done(run);
 	if (rc)
 		return command_failed(run->cmd, &err);
 	run->watch = watch_new(run->common->json);

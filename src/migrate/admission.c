@@ -438,6 +438,9 @@ int admission_check_pause(struct migration *m, struct error *err)
 {
 	struct budget_guest g = guest_of(m);
 
+	/* Known by the source's kind of memory alone: it is looked at when it comes. */
+	if (migration_memory_is_late(m))
+		return 0;
 	return check_memory(m, &g, migration_vmm_pid(m), err);
 }
 
@@ -461,15 +464,18 @@ static void add_pools(struct migrations *ms, const struct migration *m,
 	for (uint32_t i = 0; i < m->table.n; i++) {
 		uint64_t pool = budget_pool(&m->table.regions[i]);
 		bool seen = pool == UNIT_BYTES || ret->n_pools == BUDGET_POOLS_MAX;
+		uint64_t free;
 
 		for (size_t j = 0; j < ret->n_pools && !seen; j++)
 			seen = ret->pools[j].page_bytes == pool;
-		if (!seen)
-			ret->pools[ret->n_pools++] = (struct migrations_pool){
-				.page_bytes = pool,
-				.free_bytes = read_huge_free(pool),
-				.promised_bytes = promised(ms, NULL, pool),
-			};
+		if (seen)
+			continue;
+		free = read_huge_free(pool);
+		ret->pools[ret->n_pools++] = (struct migrations_pool){
+			.page_bytes = pool,
+			.free_bytes = free == BUDGET_ANY ? 0 : free,
+			.promised_bytes = promised(ms, NULL, pool),
+		};
 	}
 }
 

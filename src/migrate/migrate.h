@@ -256,7 +256,7 @@ struct migrations_budget {
 	size_t n_pools;           /* of huge pages that any guest is promised */
 	struct migrations_pool {
 		uint64_t page_bytes;
-		uint64_t free_bytes; /* UINT64_MAX: not known */
+		uint64_t free_bytes; /* 0: not known */
 		uint64_t promised_bytes;
 	} pools[BUDGET_POOLS_MAX];
 	unsigned int incoming, max_incoming; /* under way; 0: no limit */

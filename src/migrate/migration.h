@@ -143,6 +143,7 @@ struct migration {
 	unsigned int orders; /* enum conductor_order, for the conductor */
 	struct error error;
 	char note[ERROR_TEXT_MAX]; /* what the last of its tries met; written by the conductor */
+	bool note_is_of_warming;   /* which was refused; the source is there */
 	uint64_t tried_since_ns;   /* while there is a note */
 	unsigned int tries;        /* so many since then */
 	uint64_t next_try_ns;

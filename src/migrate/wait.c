@@ -30,7 +30,7 @@ static struct migration_wait wait_of_source(const struct migration *m)
 static bool tries(struct migration *m, struct migration_wait *ret)
 {
 	pthread_mutex_lock(&m->lock);
-	if (*m->note)
+	if (*m->note && !m->note_is_of_warming)
 		*ret = (struct migration_wait){
 			.what = MIGRATION_WAITS_SOURCE,
 			.since_ns = m->tried_since_ns,

@@ -84,8 +84,7 @@ static const char *judge_line(struct config_reader *r, char *text, size_t len, s
 	}
 	if (!*text || *text == '#' || *text == ';')
 		return "";
-	/* With the newline, also where the file ends without one: it may be printed as it was read.
-	 */
+	/* With a newline, also where there is none: it is printed with one. */
 	if (strcspn(text, "\n") >= max) {
 		struct error err = ERROR_INIT;
 

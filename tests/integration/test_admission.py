@@ -22,13 +22,18 @@ SIZE = 1 << 20
 METRICS = ["--metrics-listen", "127.0.0.1:0"]
 # Joins a cgroup, attaches as a destination, and prints what it is told.
 ATTACH_WITHIN = """
-import pathlib, sys, types
+import os, pathlib, sys, types
 sys.path.insert(0, sys.argv[1])
 import pyvmm
 pathlib.Path(sys.argv[2], "cgroup.procs").write_text("0")
 daemon = types.SimpleNamespace(vmm_path=sys.argv[3])
+def memory(size):
+    fd = pyvmm.memfd(size=size)
+    if "allocated" in sys.argv:
+        os.posix_fallocate(fd, 0, size)
+    return fd
 try:
-    pyvmm.DestinationVmm(daemon, sys.argv[4], int(sys.argv[5]))
+    pyvmm.DestinationVmm(daemon, sys.argv[4], int(sys.argv[5]), make=memory)
     print("attached")
 except Exception as told:
     print(told)
@@ -300,9 +305,9 @@ def test_what_the_daemon_writes_is_of_its_cgroup(host, cgroup, limited_daemon):
     assert daemon.state("vm2") == "attached"
 
 
-def attach_within(cgroup, daemon, migration_id, size):
+def attach_within(cgroup, daemon, migration_id, size, *words):
     done = subprocess.run([sys.executable, "-c", ATTACH_WITHIN, pathlib.Path(__file__).parent,
-                           cgroup, daemon.vmm_path, migration_id, str(size)],
+                           cgroup, daemon.vmm_path, migration_id, str(size), *words],
                           capture_output=True, text=True, check=True, timeout=harness.DEADLINE_S)
     return done.stdout
 
@@ -313,3 +318,11 @@ def test_what_the_vmm_takes_is_of_its_cgroup(host, cgroup):
     told = attach_within(cgroup, daemon, "vm1", 128 << 20)
     assert "no room in cgroup" in told and cgroup.name in told and "the daemon's" not in told
     assert attach_within(cgroup, daemon, "vm2", 16 << 20) == "attached\n"
+
+
+def test_what_an_attach_empties_is_free(host, cgroup):
+    """A VMM that has allocated its memory before it attaches: what it held counted as taken, and as still
+    to come, so it was refused for ever."""
+    daemon = host.daemon("destination")
+    prepare(daemon, "vm1")
+    assert attach_within(cgroup, daemon, "vm1", 40 << 20, "allocated") == "attached\n"

@@ -619,6 +619,7 @@ static void *conductor_main(void *arg)
 	if (m->pull)
 		pull_stop(m->pull);
 	conductor_set_control(m, NULL);
+	conductor_note(m, ""); /* nobody tries any more */
 	free(k);
 	migration_post(m, NEWS_ENDED);
 	return NULL;

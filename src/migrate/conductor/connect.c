@@ -81,8 +81,7 @@ int conductor_dial_once(struct conductor *k, struct error *err)
 	return 0;
 }
 
-/* What the last try met, for whoever looks; empty: nothing is being tried. */
-void conductor_note(struct migration *m, const char *why)
+static void note(struct migration *m, const char *why, bool is_of_warming)
 {
 	static const char on[] = "; trying on";
 
@@ -94,10 +93,21 @@ void conductor_note(struct migration *m, const char *why)
 		m->tries = 0;
 	}
 	m->tries++;
+	m->note_is_of_warming = is_of_warming;
 	snprintf(m->note, sizeof m->note, "%.*s%s", (int)(sizeof m->note - sizeof on), why,
 	         *why ? on : "");
 	pthread_mutex_unlock(&m->lock);
 	migration_post(m, NEWS_NOTE);
+}
+
+void conductor_note(struct migration *m, const char *why)
+{
+	note(m, why, false);
+}
+
+void conductor_note_refused(struct migration *m, const char *why)
+{
+	note(m, why, true);
 }
 
 /* When to try again: sources that come back should not be met by all at once. */

@@ -42,6 +42,9 @@ int conductor_check_stopped(struct migration *m, struct error *err);
 /* What the last try met, for whoever looks; empty: nothing is being tried. */
 void conductor_note(struct migration *m, const char *why);
 
+/* The same of a warm phase that the source, or want of memory here, has refused for now. */
+void conductor_note_refused(struct migration *m, const char *why);
+
 /* For how long something is tried, and since when. */
 struct patience {
 	uint64_t since_ns;

@@ -464,7 +464,7 @@ static int await_next_try(struct conductor *k, const struct error *why, struct e
 	error_prefix(&note, "no memory is copied before the switchover yet");
 	if (!*k->m->note)
 		log_migration_warning(k->m->params.id, "%s; trying again", note.text);
-	conductor_note(k->m, note.text);
+	conductor_note_refused(k->m, note.text);
 	while (clock_now_ns() < until_ns) {
 		uint64_t look_ns = clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC;
 		unsigned int given =
