@@ -4,10 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/pkt_sched.h>
+#include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "util/cleanup.h"
@@ -301,13 +303,18 @@ uint64_t conn_min_rtt_us(const struct conn *c)
 	return getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) ? 0 : info.tcpi_min_rtt;
 }
 
-/* Whether what was sent last has not reached the peer's kernel. */
+/*
+ * Whether a full-size packet has not reached the peer's kernel. A small one may have: what
+ * acknowledges the last of what was sent travels in a packet of the answer, and is lost with it.
+ */
 static bool is_unacknowledged(const struct conn *c)
 {
 	struct tcp_info info = { 0 };
 	socklen_t len = sizeof info;
+	int bytes = 0;
 
-	return !getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) && info.tcpi_unacked;
+	return !getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &len) &&
+	       !ioctl(c->fd, SIOCOUTQ, &bytes) && bytes >= (int)info.tcpi_snd_mss;
 }
 
 int conn_probe(struct conn *c, const struct conn_target *target, struct error *err)

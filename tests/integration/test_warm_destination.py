@@ -33,13 +33,15 @@ class Guest(threading.Thread):
         self.writes = 0
         self.start()
 
+    def write(self):
+        unit = self.random.choice(self.units)
+        zero = self.random.random() < 0.4
+        self.writes += 1
+        return self.source.write(unit, bytes(UNIT) if zero else page(self.writes))
+
     def run(self):
-        going = True
-        while going and not self.source.closed:
-            unit = self.random.choice(self.units)
-            zero = self.random.random() < 0.4
-            self.writes += 1
-            going = self.source.write(unit, bytes(UNIT) if zero else page(self.writes))
+        while self.write() and not self.source.closed:
+            pass
 
 
 def wrong_pages(vmm, source):
@@ -104,6 +106,8 @@ def test_a_guest_that_stands_still_is_there_at_the_switchover(warming):
 def test_a_guest_that_writes_all_the_time_is_whole(warming, map_policy, streams):
     source = warming.source()
     guest = Guest(source, list(range(0, UNITS, 3)))
+    # In each round, also where its thread gets no CPU for as long.
+    source.hold_answer = lambda source: guest.write()
     vmm = warming.start(source, {"max_rounds": 5}, map=map_policy, streams=streams)
     ended = warming.finish(source, vmm)
     guest.join(harness.DEADLINE_S)

@@ -37,15 +37,19 @@ instance=${{instance%.service}}
 echo "$1 $instance" >>{dir}/systemctl
 while [ -e {dir}/hold-$instance ]; do sleep 0.02; done
 [ -e {dir}/deaf-$instance ] && exit 0
+# Whoever asks meanwhile: there is one of it.
+exec 9>{dir}/$instance.lock
+flock 9
 pid=$(cat {dir}/$instance.pid 2>/dev/null)
 [ -n "$pid" ] && kill -0 $pid 2>/dev/null && exit 0
 . /run/postcopy-firecracker/$instance.conf
 case $ROLE in source) socket={source};; *) socket={destination};; esac
 line=$(sed -n "s,^ExecStart=/usr/sbin/,,; T; s,%i,$instance,g; p" {unit})
 export command="$(eval echo "$line") --socket $socket"
-setsid sh -c 'echo $$ >{dir}/'$instance'.pid
+setsid sh -c '
     while $command; status=$?; case $status in 0|1|2) exit;; esac; do sleep 0.1; done
-    ' </dev/null >>{dir}/$instance.log 2>&1 &
+    ' </dev/null >>{dir}/$instance.log 2>&1 9>&- &
+echo $! >{dir}/$instance.pid
 """
 SSH = """#!/bin/sh
 # -o BatchMode=yes HOST COMMAND...
@@ -120,7 +124,8 @@ class Site:
 
     def ended(self, popen, status):
         out, err = popen.communicate(timeout=2 * harness.DEADLINE_S)
-        assert popen.returncode == status, out + err + self.units_said()
+        assert popen.returncode == status, "%d: %s" % (
+            popen.returncode, " | ".join((out + err + self.units_said()).splitlines()))
         return out + err
 
     def units_said(self):
