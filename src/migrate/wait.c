@@ -111,18 +111,27 @@ struct migration_wait migration_get_wait(struct migration *m)
 	return w;
 }
 
-/* Where to look for memory that there is none of. */
-static const char *memory_advice(int error)
+/* Mostly there is no memory: where to look for it then. */
+static void fills_text(const struct migration_wait *w, unsigned long long s,
+                       char ret[WAIT_TEXT_MAX])
 {
-	switch (-error) {
-	case ENOMEM:
-		return "its tmpfs is full, or memory.max of the VMM's cgroup or postcopyd's "
-		       "reached";
-	case ENOSPC:
-		return "its tmpfs is full, or the huge pages are used up";
-	default:
-		return "it is tried on";
-	}
+	const char *why = strerror(-w->error);
+
+	if (w->error == -ENOMEM)
+		snprintf(ret, WAIT_TEXT_MAX,
+		         "there is no memory for pages that have come (%s), for %llu s: its tmpfs "
+		         "is full, or memory.max of the VMM's cgroup or postcopyd's reached",
+		         why, s);
+	else if (w->error == -ENOSPC)
+		snprintf(ret, WAIT_TEXT_MAX,
+		         "there is no memory for pages that have come (%s), for %llu s: its tmpfs "
+		         "is full, or the huge pages are used up",
+		         why, s);
+	else
+		snprintf(ret, WAIT_TEXT_MAX,
+		         "pages that have come can't be put in place (%s), for %llu s: it is "
+		         "tried on",
+		         why, s);
 }
 
 void migration_wait_text(const struct migration *m, const struct migration_wait *w,
@@ -135,9 +144,7 @@ void migration_wait_text(const struct migration *m, const struct migration_wait 
 
 	*ret = '\0';
 	if (w->what == MIGRATION_WAITS_MEMORY)
-		snprintf(ret, WAIT_TEXT_MAX,
-		         "there is no memory for pages that have come (%s), for %llu s: %s",
-		         strerror(-w->error), s, memory_advice(w->error));
+		fills_text(w, s, ret);
 	else if (w->what == MIGRATION_WAITS_DESTINATION)
 		snprintf(ret, WAIT_TEXT_MAX, "the destination is silent for %llu s", s);
 	else if (named && w->what == MIGRATION_WAITS_PAUSE)
