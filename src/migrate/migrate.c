@@ -12,6 +12,7 @@
 #include "migrate/attach.h"
 #include "migrate/destination/destination.h"
 #include "migrate/record/keep.h"
+#include "migrate/record/saved.h"
 #include "migrate/record/takeover.h"
 #include "migrate/source/source.h"
 #include "migrate/totals.h"
@@ -577,6 +578,12 @@ static int check_number(const struct migrations *ms, const struct migration_para
 	                 "(max-client-migrations)",
 	                 params->client, of_client);
 }
+
+const struct migrations_protocols migrations_protocols = {
+	.page_stream = STREAM_VERSION,
+	.record = SAVED_MAJOR,
+	.vmm = VMM_WIRE_VERSION,
+};
 
 bool migration_has_key(const struct migrations *ms, const char *key)
 {

@@ -1024,6 +1024,8 @@ static void test_host_tells_what_it_is(void **state)
 	assert_int_equal(info->migrations_active, 1);
 	assert_true(info->cpus > 0);
 	assert_null(info->certificate_expiry);
+	assert_true(info->protocols->page_stream && info->protocols->record &&
+	            info->protocols->vmm);
 	message_free(&info->base);
 }
 
