@@ -68,12 +68,23 @@ static void print_budget(struct json_object *budget)
 	print_count(budget, "descriptors", "descriptors", "max_descriptors");
 }
 
+static void print_protocols(struct json_object *p)
+{
+	printf("%-20s page stream %llu, record %llu, VMM protocol %llu\n", "speaks",
+	       (unsigned long long)json_count_or(p, "page_stream", 0),
+	       (unsigned long long)json_count_or(p, "record", 0),
+	       (unsigned long long)json_count_or(p, "vmm", 0));
+}
+
 static void print_info(struct json_object *info)
 {
 	const char *pages = json_string_or(info, "pages_address", "");
 	const char *error = json_string_or(info, "last_reload.error", "");
 
 	print_text(info, "version", "version");
+	/* An older daemon does not say. */
+	if (json_find(info, "protocols"))
+		print_protocols(json_find(info, "protocols"));
 	print_text(info, "host", "hostname");
 	print_text(info, "kernel", "kernel");
 	printf("%-20s %s\n", "page streams", *pages ? pages : "none: it can be no source");

@@ -611,6 +611,16 @@ static struct json_object *budget_json(const Postcopy__V1__Budget *b)
 	return o;
 }
 
+static struct json_object *protocols_json(const Postcopy__V1__Protocols *p)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_set_count(o, "page_stream", p->page_stream);
+	json_set_count(o, "record", p->record);
+	json_set_count(o, "vmm", p->vmm);
+	return o;
+}
+
 struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 {
 	struct json_object *o = json_object_new_object();
@@ -634,5 +644,7 @@ struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 		json_object_array_add(keys, json_object_new_string(info->needs_restart[i]));
 	if (info->budget)
 		json_object_object_add(o, "budget", budget_json(info->budget));
+	if (info->protocols)
+		json_object_object_add(o, "protocols", protocols_json(info->protocols));
 	return o;
 }

@@ -133,7 +133,8 @@ void call_headers_done(struct grpc_call *call)
 		answer_refuse(call, 415, GRPC_INVALID_ARGUMENT,
 		              "content-type must be application/grpc");
 	else if (!call->method)
-		answer_refuse(call, 200, GRPC_UNIMPLEMENTED, "there is no such method");
+		answer_refuse(call, 200, GRPC_UNIMPLEMENTED,
+		              "there is no such method here: a newer postcopyd may have it");
 	else if (call->bad_encoding)
 		answer_refuse(call, 200, GRPC_UNIMPLEMENTED,
 		              "messages may be compressed by gzip, and not otherwise");

@@ -120,7 +120,10 @@ int receive_message(struct postcopy *p, uint64_t deadline_ns, struct vmm_wire_ms
 		rc = wait_readable(p->sock, deadline_ns);
 		if (!rc)
 			rc = vmm_wire_recv(p->sock, MSG_DONTWAIT, msg, fds, &n_fds, err);
-	} while (rc == -EAGAIN);
+		/* A newer daemon tells more than is known here. */
+		if (rc == -ENOMSG)
+			*err = ERROR_INIT;
+	} while (rc == -EAGAIN || rc == -ENOMSG);
 	if (rc == -EPIPE)
 		return daemon_gone(err);
 	if (rc == -EPROTO || rc == -EINVAL) {

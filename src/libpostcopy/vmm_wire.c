@@ -424,7 +424,7 @@ static int get_header(struct reader *r, enum vmm_wire_type *ret_type, struct err
 		                 "%d: install libpostcopy and postcopyd of the same release",
 		                 version, VMM_WIRE_VERSION);
 	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_MEMORY)
-		return error_set(err, -EPROTO, "unknown message type %u", type);
+		return error_set(err, type ? -ENOMSG : -EPROTO, "unknown message type %u", type);
 	if (len != (size_t)(r->end - r->pos))
 		return error_set(err, -EPROTO, "%s says %u bytes of payload, but has %zu",
 		                 type_name(type), len, (size_t)(r->end - r->pos));

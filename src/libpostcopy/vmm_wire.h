@@ -33,6 +33,10 @@
  * A daemon that was started again, and found the socket in the service manager's store, asks
  * again where it does not know the answer: PAUSE, VMSTATE and COMPLETE may come twice, and
  * POISONED, PAUSED, MEMORY, LOADED, RESUMED and what failed to load or to run are then said again.
+ *
+ * Library and daemon may be of different releases. A type that one end does not know it passes
+ * over, with its descriptors: so what is new is an offer or a hint, that a migration can do
+ * without, or the answer to what is new. Anything else takes another version.
  */
 #ifndef LIBPOSTCOPY_VMM_WIRE_H
 #define LIBPOSTCOPY_VMM_WIRE_H
@@ -189,7 +193,8 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf);
  * regions, fd_index below @n_fds, the number of descriptors the type carries. Whether
  * the table makes sense is the region table's business.
  *
- * Return: 0 or -EPROTO / -EINVAL with @err set; @ret_msg is undefined on failure.
+ * Return: 0 or -EPROTO / -EINVAL, or -ENOMSG for a type that is not known here, with @err set;
+ * @ret_msg is undefined on failure.
  */
 int vmm_wire_decode(const void *buf, size_t len, size_t n_fds, struct vmm_wire_msg *ret_msg,
                     struct error *err);
@@ -207,7 +212,8 @@ int vmm_wire_send(int sock, const struct vmm_wire_msg *msg, const int *fds, size
  *       O_CLOEXEC. On failure none is left open.
  *
  * Return: 0; -EAGAIN; -EPIPE at end of file; -EPROTO (truncated packet or descriptors
- * too) / -EINVAL with @err set; -EMFILE where this process could not take its descriptors, with
+ * too) / -EINVAL / -ENOMSG with @err set; -EMFILE where this process could not take its
+ * descriptors, with
  * @err set and nothing but @ret_msg->type of use; or the errno of recvmsg().
  */
 int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, size_t *ret_n_fds,

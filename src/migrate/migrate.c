@@ -12,6 +12,7 @@
 #include "migrate/attach.h"
 #include "migrate/destination/destination.h"
 #include "migrate/record/keep.h"
+#include "migrate/record/saved.h"
 #include "migrate/record/takeover.h"
 #include "migrate/source/source.h"
 #include "migrate/totals.h"
@@ -578,7 +579,13 @@ static int check_number(const struct migrations *ms, const struct migration_para
 	                 params->client, of_client);
 }
 
-static bool key_is_used(const struct migrations *ms, const char *key)
+const struct migrations_protocols migrations_protocols = {
+	.page_stream = STREAM_VERSION,
+	.record = SAVED_MAJOR,
+	.vmm = VMM_WIRE_VERSION,
+};
+
+bool migration_has_key(const struct migrations *ms, const char *key)
 {
 	for (const struct migration *m = ms->list; m; m = m->next)
 		if (!strcmp(m->key, key))
@@ -586,11 +593,11 @@ static bool key_is_used(const struct migrations *ms, const char *key)
 	return false;
 }
 
-/* The id, where no other of that id has it: '@' is in no id. */
+/* The id, where no other of that id has it, also in the store: '@' is in no id. */
 static void choose_key(const struct migrations *ms, struct migration *m)
 {
 	snprintf(m->key, sizeof m->key, "%s", m->params.id);
-	for (unsigned int n = 2; key_is_used(ms, m->key); n++)
+	for (unsigned int n = 2; migration_has_key(ms, m->key) || takeover_is_left(ms, m->key); n++)
 		snprintf(m->key, sizeof m->key, "%s@%u", m->params.id, n);
 }
 

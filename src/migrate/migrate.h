@@ -421,6 +421,11 @@ struct migration *migrations_next(struct migrations *ms, struct migration *m);
 
 void migrations_get_totals(struct migrations *ms, struct migrations_totals *ret);
 
+/* Which version of each this daemon speaks. */
+extern const struct migrations_protocols {
+	unsigned int page_stream, record, vmm;
+} migrations_protocols;
+
 /* As it is now. Reads files of the kernel's. */
 void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret);
 

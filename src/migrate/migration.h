@@ -215,6 +215,9 @@ static inline bool migration_memory_is_late(const struct migration *m)
 	return m->memory == MIGRATION_MEMORY_LATE;
 }
 
+/* Whether it is the key of one in the list. */
+bool migration_has_key(const struct migrations *ms, const char *key);
+
 /*
  * Allocated, in the list, without a state but prepared. @key: of one that is taken over; NULL: any
  * that is free. Return: NULL with @err set: no memory.

@@ -265,6 +265,7 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 	const struct rpc_config *config = &rpc->config;
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	struct utsname uts = { 0 };
+	Postcopy__V1__Protocols protocols = POSTCOPY__V1__PROTOCOLS__INIT;
 	struct reload_message reload;
 	struct budget_message budget;
 
@@ -272,6 +273,10 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 	uname(&uts);
 	set_budget(&info, config->migrations, &budget);
 	set_reload(&info, config->reload, &reload);
+	protocols.page_stream = migrations_protocols.page_stream;
+	protocols.record = migrations_protocols.record;
+	protocols.vmm = migrations_protocols.vmm;
+	info.protocols = &protocols;
 	info.version = (char *)config->version;
 	info.kernel = uts.release;
 	info.hostname = uts.nodename;

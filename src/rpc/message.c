@@ -75,18 +75,16 @@ static uint32_t wire_field(struct wire *w, struct wire *ret)
 	return (uint32_t)(tag >> WIRE_TYPE_BITS);
 }
 
-static int check_strings(const ProtobufCMessageDescriptor *type, struct wire w, int depth,
-                         struct rpc_error *e);
+static int check_fields(const ProtobufCMessageDescriptor *type, struct wire w, int depth,
+                        struct rpc_error *e);
 
 static int check_delimited(const ProtobufCFieldDescriptor *field, struct wire part, int depth,
                            struct rpc_error *e)
 {
 	size_t len = (size_t)(part.end - part.pos);
 
-	if (!field)
-		return 0;
 	if (field->type == PROTOBUF_C_TYPE_MESSAGE)
-		return check_strings(field->descriptor, part, depth + 1, e);
+		return check_fields(field->descriptor, part, depth + 1, e);
 	if (field->type != PROTOBUF_C_TYPE_STRING)
 		return 0;
 	if (memchr(part.pos, 0, len) || utf8_valid_len((const char *)part.pos, len) != len)
@@ -94,19 +92,40 @@ static int check_delimited(const ProtobufCFieldDescriptor *field, struct wire pa
 	return 0;
 }
 
+/*
+ * A field that a newer client has asked something by. protobuf drops those, and the client would be
+ * told OK: who may attach, say, would be everybody. Of messages that are not ours what there may be
+ * is not for us to say.
+ */
+static int refuse_unknown(const ProtobufCMessageDescriptor *type, uint32_t number,
+                          struct rpc_error *e)
+{
+	if (strcmp(type->package_name, postcopy__v1__migration__descriptor.package_name))
+		return 0;
+	return rpc_error_set(e, -ENOSYS, POSTCOPY__V1__ERROR_REASON__ERROR_REASON_NOT_SUPPORTED,
+	                     "%s has field %u, which this host's postcopyd does not know: upgrade "
+	                     "it, or leave out what asks for that",
+	                     type->short_name, number);
+}
+
 /* protobuf-c itself looks at neither strings' bytes nor depth. */
-static int check_strings(const ProtobufCMessageDescriptor *type, struct wire w, int depth,
-                         struct rpc_error *e)
+static int check_fields(const ProtobufCMessageDescriptor *type, struct wire w, int depth,
+                        struct rpc_error *e)
 {
 	int rc = 0;
 
 	while (!rc && !w.failed && depth < DEPTH_MAX && w.pos < w.end) {
 		struct wire part;
 		uint32_t number = wire_field(&w, &part);
+		const ProtobufCFieldDescriptor *field =
+		        protobuf_c_message_descriptor_get_field(type, number);
 
-		if (part.pos)
-			rc = check_delimited(protobuf_c_message_descriptor_get_field(type, number),
-			                     part, depth, e);
+		if (w.failed)
+			break;
+		if (!field)
+			rc = refuse_unknown(type, number, e);
+		else if (part.pos)
+			rc = check_delimited(field, part, depth, e);
 	}
 	if (!rc && (w.failed || w.pos < w.end))
 		rc = rpc_error_set(e, -EINVAL,
@@ -161,7 +180,7 @@ int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes,
 		return rpc_error_set(
 		        e, -EMSGSIZE, POSTCOPY__V1__ERROR_REASON__ERROR_REASON_INVALID_REQUEST,
 		        "a request of %zu bytes: %u are enough for any", len, RPC_REQUEST_MAX);
-	rc = check_strings(type, w, 0, e);
+	rc = check_fields(type, w, 0, e);
 	if (rc)
 		return rc;
 	message = protobuf_c_message_unpack(type, &memory, len, bytes);

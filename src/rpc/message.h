@@ -17,9 +17,10 @@ struct grpc_call;
  * message_unpack() - a request
  *
  * Refused: what is no such message, a string that is not UTF-8 or has a NUL in it (protobuf-c
- * would cut it there, and one id would pass for another).
+ * would cut it there, and one id would pass for another), and of our own messages a field that is
+ * not known: a newer client asks for something that would be dropped without a word.
  *
- * Return: 0, and the caller frees it by message_free(); -EINVAL, -EMSGSIZE with @e set.
+ * Return: 0, and the caller frees it by message_free(); -EINVAL, -EMSGSIZE, -ENOSYS with @e set.
  */
 int message_unpack(const ProtobufCMessageDescriptor *type, const uint8_t *bytes, size_t len,
                    ProtobufCMessage **ret, struct rpc_error *e);

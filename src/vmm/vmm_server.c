@@ -207,6 +207,25 @@ static int handle_cut_message(struct vmm_conn *conn, const struct vmm_wire_msg *
 	return 0;
 }
 
+/*
+ * A newer libpostcopy says something of itself. A guest can do without what that offers, and not
+ * without its VMM. Return: 0, or -EPROTO from a stranger.
+ */
+static int handle_unknown(struct vmm_conn *conn, struct error *err)
+{
+	struct error told = ERROR_INIT;
+
+	if (!conn->attached)
+		return err->code = -EPROTO;
+	error_set(&told, 0,
+	          "%s: its libpostcopy is newer than this postcopyd, and goes without what that "
+	          "offers: upgrade postcopyd",
+	          err->text);
+	refuse(REFUSED_PROTOCOL, &conn->cred, told.text);
+	*err = ERROR_INIT;
+	return 0;
+}
+
 /* One message. Return: 0; -EAGAIN where there is none; or why the VMM is to be cut off. */
 static int read_message(struct vmm_conn *conn, struct error *err)
 {
@@ -218,6 +237,8 @@ static int read_message(struct vmm_conn *conn, struct error *err)
 
 	if (rc == -EMFILE)
 		return handle_cut_message(conn, &msg, err);
+	if (rc == -ENOMSG)
+		return handle_unknown(conn, err);
 	if (!rc)
 		rc = handle_message(conn, &msg, fds, n_fds, err);
 	for (size_t i = 0; i < n_fds; i++)

@@ -195,14 +195,14 @@ class Daemon(Process):
     """postcopyd, waited for until it serves."""
 
     def __init__(self, directory, name, identity, allow, listen="127.0.0.1:0", extra=(),
-                 prefix=()):
-        """@prefix goes before the command: what shall run it."""
+                 prefix=(), build=BUILD):
+        """@prefix goes before the command: what shall run it. @build: where its program is."""
         self.control_path = directory / (name + ".control")
         self.vmm_path = directory / (name + ".vmm")
         self.name = name
         self.log_path = directory / (name + ".log")
         self.listen = listen
-        self.command = [*prefix, BUILD / "src/postcopyd/postcopyd", "--config", "/dev/null",
+        self.command = [*prefix, build / "src/postcopyd/postcopyd", "--config", "/dev/null",
                         "--control", self.control_path, "--vmm", self.vmm_path,
                         "--listen", listen, "--cert", identity.cert, "--key", identity.key,
                         "--ca", identity.ca]
@@ -305,10 +305,10 @@ class Daemon(Process):
 class MiniVmm(Process):
     """minivmm with its status lines."""
 
-    def __init__(self, directory, name, role, daemon, migration_id, flags=(), **options):
+    def __init__(self, directory, name, role, daemon, migration_id, flags=(), build=BUILD, **options):
         self.events = []
         self.status, status_child = os.pipe()
-        command = [BUILD / "src/minivmm/minivmm", "--role", role, "--socket", daemon.vmm_path,
+        command = [build / "src/minivmm/minivmm", "--role", role, "--socket", daemon.vmm_path,
                    "--id", migration_id, "--status-fd", status_child]
         command += ["--" + flag for flag in flags]
         for option, value in options.items():

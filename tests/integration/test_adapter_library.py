@@ -172,7 +172,8 @@ def test_a_refused_attach_leaves_memory_as_it_was(host):
 
 
 def test_what_is_too_much_for_the_daemon_to_discard_is_discarded_here(host):
-    """It says so when all else is well, and is asked once more. The daemon is played here."""
+    """It says so when all else is well, and is asked once more. The daemon is played here; and it is a
+    newer one, that says what this library passes over."""
     daemon = host.daemon("destination")
     here = foreign.Side(host, daemon, "destination", "vm1", SIZE, bare=True)
     os.pwrite(here.memory_fd, b"x" * pyvmm.PAGE, 5 * pyvmm.PAGE)
@@ -188,6 +189,7 @@ def test_what_is_too_much_for_the_daemon_to_discard_is_discarded_here(host):
             with listener.accept()[0] as sock:
                 sock.recv(1 << 16)
                 seen.append(os.pread(here.memory_fd, SIZE, 0))
+                sock.send(pyvmm.packet(99))
                 sock.send(message)
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

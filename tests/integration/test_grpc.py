@@ -280,7 +280,8 @@ def test_large_requests_and_unknown_methods(client):
                     b"x" * (4 << 20) + b"x")
     assert "4194304" in error.details()
     refusal(Code.RESOURCE_EXHAUSTED, raw, client, "/postcopy.v1.Migrations/Get", b"x" * 65537)
-    refusal(Code.UNIMPLEMENTED, raw, client, "/postcopy.v1.Migrations/Fly", b"")
+    error = refusal(Code.UNIMPLEMENTED, raw, client, "/postcopy.v1.Migrations/Fly", b"")
+    assert "a newer postcopyd may have it" in error.details()
     refusal(Code.UNIMPLEMENTED, raw, client, "/postcopy.v2.Migrations/Get", b"")
     assert client.host("GetInfo").cpus > 0
 

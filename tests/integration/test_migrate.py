@@ -60,14 +60,17 @@ class Pair:
         return migration
 
 
-def attach(host, source, destination, migration_id, prepare=None, source_flags=(), **vmm):
+def attach(host, source, destination, migration_id, prepare=None, source_flags=(),
+           destination_flags=(), **vmm):
     source.prepare_source(migration_id)
     destination.prepare_destination(migration_id, source.address, **(prepare or {}))
     options = {"memory": "64M", "backend": "memfd", "vcpus": 1, "workload": "random",
                "write_percent": 30, "run_after_complete": 50, **vmm}
-    source_vmm = host.minivmm("source", source, migration_id,
-                              **{**options, "flags": [*options.get("flags", ()), *source_flags]})
-    destination_vmm = host.minivmm("destination", destination, migration_id, **options)
+    flags = options.pop("flags", ())
+    source_vmm = host.minivmm("source", source, migration_id, flags=[*flags, *source_flags],
+                              **options)
+    destination_vmm = host.minivmm("destination", destination, migration_id,
+                                   flags=[*flags, *destination_flags], **options)
     source_vmm.wait_for_event("attached")
     destination_vmm.wait_for_event("attached")
     return source_vmm, destination_vmm

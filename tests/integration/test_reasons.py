@@ -174,17 +174,17 @@ def test_a_fill_that_finds_no_memory_is_told_and_goes_on(host, small_tmpfs):
     assert done["reason"] == "" and done["waiting"] is None and done["pages_poisoned"] == 0
 
 
-def test_what_the_document_quotes_is_said():
-    """docs/troubleshooting.md: the words of each first column are in the source, and its commands are
-    commands."""
+@pytest.mark.parametrize("name, at_least", [("troubleshooting", 20), ("upgrading", 8)])
+def test_what_the_document_quotes_is_said(name, at_least):
+    """The words of each first column are in the source, and its commands are commands."""
     root = pathlib.Path(__file__).parents[2]
     text = "\n".join(path.read_text() for path in (root / "src").rglob("*.c"))
     text = re.sub(r"\"\s*\"", "", text).replace("\\\"", "\"")
     known = text + "\n".join(os.strerror(n) for n in range(1, 134))
-    document = (root / "docs/troubleshooting.md").read_text()
+    document = (root / ("docs/%s.md" % name)).read_text()
     quotes = [quote for line in document.splitlines() if line.startswith("| ")
               for quote in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
-    assert len(quotes) > 20
+    assert len(quotes) > at_least
     assert [part for quote in quotes for part in quote.split("…")
             if part and part not in known] == []
     usage = subprocess.run([harness.BUILD / "src/ctl/postcopyctl", "--help"], capture_output=True,

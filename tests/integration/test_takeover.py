@@ -551,3 +551,39 @@ def test_loaded_may_have_died_with_its_reader(host):
     pair.destination.call("SetLimits", id="vm1", bulk=True)
     pair.destination.wait_for_state("vm1", "complete")
     assert os.pread(destination.memory_fd, SIZE, 0) == content
+
+
+SAVED_STATE_POSTCOPY, SAVED_STATE_NONE = b"\x20\x05", b"\x20\x63"  # field 4; the last one counts
+
+
+def test_record_that_makes_no_sense_is_left_with_all_that_is_its(scripted):
+    """It was dropped, and the userfaultfd with it: a guest would have read zeroes for what had not
+    come."""
+    daemon = scripted.destination
+    daemon.call("SetLimits", id="vm1", bulk=False)
+    scripted.start("vm1")
+    scripted.source_vmm.pause()
+    scripted.destination_vmm.load()
+    daemon.wait_for_state("vm1", "postcopy")
+    harness.eventually(lambda: "vmstate.vm1" not in kept(daemon), "RESUMED is taken")
+    thread, page = scripted.destination_vmm.touch(7)
+    thread.join(harness.DEADLINE_S)
+    daemon.crash()
+    before = kept(daemon)
+    rewrite_record(daemon, lambda content: content + SAVED_STATE_NONE)
+    daemon.start()
+    daemon.wait_for_log("is left as it is")
+    # Others are served; and a new one of that id takes nothing from it.
+    daemon.prepare_destination("other", scripted.source.address)
+    daemon.prepare_destination("vm1", scripted.source.address)
+    thread, page = scripted.destination_vmm.touch(9)
+    daemon.crash()
+    assert kept(daemon) - {"record.other", "record.vm1@2"} == before
+    for name in ("record.other", "record.vm1@2"):
+        drop_from_store(daemon, name)
+    rewrite_record(daemon, lambda content: content + SAVED_STATE_POSTCOPY)
+    daemon.start()
+    daemon.call("SetLimits", id="vm1", bulk=True)
+    thread.join(harness.DEADLINE_S)
+    assert page.raw == scripted.content[9 * pyvmm.PAGE:10 * pyvmm.PAGE]
+    scripted.finish()

@@ -204,6 +204,18 @@ BAD_PACKETS = {
 }
 
 
+def test_what_a_newer_library_offers_is_passed_over(daemon, guest_fd):
+    """It was cut off for it, and its guest's migration was none any more."""
+    before = daemon.resources()["fds"]
+    with pyvmm.SourceVmm(daemon, "vm1", bytes(SIZE)) as vmm:
+        attached = daemon.resources()["fds"]
+        vmm.send(pyvmm.packet(99, b"an offer"), [guest_fd])
+        daemon.wait_for_log("unknown message type 99: its libpostcopy is newer than this postcopyd")
+        eventually(lambda: daemon.resources()["fds"] <= attached, "its descriptor is closed")
+        assert daemon.state("vm1") == "attached"
+    eventually(lambda: daemon.resources()["fds"] <= before, "all are closed")
+
+
 @pytest.mark.parametrize("case", BAD_PACKETS)
 def test_bad_packet_is_refused(daemon, guest_fd, case):
     data, named = BAD_PACKETS[case]

@@ -578,6 +578,37 @@ static void test_garbage_is_refused_by_each_method(void **state)
 	assert_int_equal(n, N_METHODS);
 }
 
+/*
+ * A newer client asks for what is not known here. It was dropped, and the client told OK: an
+ * attachment that was to be one process's only was anybody's.
+ */
+static void test_what_a_newer_client_asks_for_is_refused(void **state)
+{
+	static const uint8_t number[] = { 0x0a, 3, 'v', 'm', '7', 0xf8, 0x06, 1 };
+	static const uint8_t text[] = { 0x0a, 3, 'v', 'm', '7', 0xfa, 0x06, 1, 'x' };
+	/* SetLimits: limits, and in them such a number. */
+	static const uint8_t within[] = { 0x0a, 3, 'v', 'm', '7', 0x12, 3, 0xf8, 0x06, 1 };
+	/* What is not ours, health: the same. */
+	static const uint8_t foreign[] = { 0xf8, 0x06, 1 };
+	struct fixture *f = *state;
+
+	prepare(f, "vm7");
+	for (size_t i = 0; i < N_WITH_ID; i++) {
+		call_clear(&f->call);
+		call_bytes(f, &f->call, methods_with_id[i], number, sizeof number);
+		check_refusal(&f->call, GRPC_UNIMPLEMENTED, "NOT_SUPPORTED", "field 111");
+		call_clear(&f->call);
+		call_bytes(f, &f->call, methods_with_id[i], text, sizeof text);
+		check_refusal(&f->call, GRPC_UNIMPLEMENTED, "NOT_SUPPORTED", "field 111");
+	}
+	call_clear(&f->call);
+	call_bytes(f, &f->call, MIGRATIONS "SetLimits", within, sizeof within);
+	check_refusal(&f->call, GRPC_UNIMPLEMENTED, "NOT_SUPPORTED", "Limits has field 111");
+	call_clear(&f->call);
+	call_bytes(f, &f->call, "/grpc.health.v1.Health/Check", foreign, sizeof foreign);
+	assert_int_equal(f->call.status.code, GRPC_OK);
+}
+
 /* Whatever comes, each call ends or lasts, and nothing else happens (ASan looks on). */
 static void test_random_requests_end_somehow(void **state)
 {
@@ -993,6 +1024,8 @@ static void test_host_tells_what_it_is(void **state)
 	assert_int_equal(info->migrations_active, 1);
 	assert_true(info->cpus > 0);
 	assert_null(info->certificate_expiry);
+	assert_true(info->protocols->page_stream && info->protocols->record &&
+	            info->protocols->vmm);
 	message_free(&info->base);
 }
 
@@ -1300,6 +1333,7 @@ int main(void)
 		METHODS_TEST(test_a_source_takes_nothing_of_a_destination),
 		METHODS_TEST(test_the_same_prepare_again_changes_nothing),
 		METHODS_TEST(test_ids_that_are_none_or_unknown),
+		METHODS_TEST(test_what_a_newer_client_asks_for_is_refused),
 		METHODS_TEST(test_text_that_is_none_is_refused),
 		METHODS_TEST(test_garbage_is_refused_by_each_method),
 		METHODS_TEST(test_random_requests_end_somehow),

@@ -83,7 +83,17 @@ static void insert(struct left **list, struct left *l)
 	*list = l;
 }
 
-/* All records, before anything is done about any of them. */
+static void put_key(const char *name, char key[MIGRATION_KEY_BYTES])
+{
+	name += strlen(RECORD_PREFIX);
+	snprintf(key, MIGRATION_KEY_BYTES, "%.*s", (int)strcspn(name, "+"), name);
+}
+
+/*
+ * All records, before anything is done about any of them. One that makes no sense to us may do so
+ * to whoever wrote it, and a guest hangs on it: without its userfaultfd it would read zeroes for
+ * what has not come. It is left where it is, with all that belongs to it, and holds up no other.
+ */
 static int read_records(struct fd_store *store, struct left **ret, struct error *err)
 {
 	_cleanup_(left_free_p) struct left *list = NULL;
@@ -96,9 +106,7 @@ static int read_records(struct fd_store *store, struct left **ret, struct error 
 		int rc = fd < 0 ? error_errno(err, fd, "descriptor") : read_record(fd, &l, err);
 
 		if (!rc) {
-			snprintf(l->key, sizeof l->key, "%.*s",
-			         (int)strcspn(name + strlen(RECORD_PREFIX), "+"),
-			         name + strlen(RECORD_PREFIX));
+			put_key(name, l->key);
 			insert(&list, l);
 			n++;
 			continue;
@@ -106,8 +114,16 @@ static int read_records(struct fd_store *store, struct left **ret, struct error 
 		/* Not ours to judge: whoever wrote it, or has what we lack, can go on from it. */
 		if (rc == -EPROTONOSUPPORT || is_want(rc))
 			return error_prefix(err, "\"%s\"", name);
-		log_error("\"%s\" is of no use: %s", name, err->text);
-		fd_store_remove(store, name);
+		/* Nothing was done by a record before it was first written. */
+		if (rc == -ENODATA) {
+			log_warning("\"%s\" was never written: dropped", name);
+			fd_store_remove(store, name);
+			continue;
+		}
+		log_error("\"%s\" is left as it is, with all that belongs to it, and its guest "
+		          "waits: %s: start the postcopyd that wrote it",
+		          name, err->text);
+		n++;
 	}
 	*ret = steal_ptr(&list);
 	return 0;
@@ -359,10 +375,38 @@ static bool any_is_due(const struct migrations *ms)
 	return false;
 }
 
+bool takeover_is_left(const struct migrations *ms, const char *key)
+{
+	const char *name;
+
+	for (unsigned int n = 0; (name = fd_store_name(ms->config.store, RECORD_PREFIX, n)); n++) {
+		char its_key[MIGRATION_KEY_BYTES];
+
+		put_key(name, its_key);
+		if (!strcmp(its_key, key))
+			return true;
+	}
+	return false;
+}
+
+/* The key of a record that is nobody's here, after @n such. */
+static bool unread_key(const struct migrations *ms, unsigned int n, char key[MIGRATION_KEY_BYTES])
+{
+	const char *name;
+
+	for (unsigned int i = 0; (name = fd_store_name(ms->config.store, RECORD_PREFIX, i)); i++) {
+		put_key(name, key);
+		if (!migration_has_key(ms, key) && !n--)
+			return true;
+	}
+	return false;
+}
+
 /* Sources that are not there yet are not unknown. */
 static void tell_page_server(struct migrations *ms)
 {
-	bool incomplete = false;
+	char key[MIGRATION_KEY_BYTES];
+	bool incomplete = unread_key(ms, 0, key);
 
 	for (struct migration *m = ms->list; m; m = m->next)
 		incomplete |= m->left && m->params.role == MIGRATION_SOURCE;
@@ -434,18 +478,25 @@ static int enlist(struct migrations *ms, struct left *list, struct error *err)
 	return 0;
 }
 
-/* Whether its name ends in the key of one that is to be taken over still. */
+static bool is_of(const char *name, const char *key)
+{
+	size_t len = strcspn(name, "+"), key_len = strlen(key);
+
+	return len > key_len && name[len - key_len - 1] == '.' &&
+	       !strncmp(name + len - key_len, key, key_len);
+}
+
+/* Whether its name ends in the key of one that is to be taken over still, by us or another. */
 static bool is_wanted(const struct migrations *ms, const char *name)
 {
-	size_t len = strcspn(name, "+");
+	char key[MIGRATION_KEY_BYTES];
 
-	for (struct migration *m = ms->list; m; m = m->next) {
-		size_t key_len = strlen(m->key);
-
-		if (is_due(m) && len > key_len && name[len - key_len - 1] == '.' &&
-		    !strncmp(name + len - key_len, m->key, key_len))
+	for (struct migration *m = ms->list; m; m = m->next)
+		if (is_due(m) && is_of(name, m->key))
 			return true;
-	}
+	for (unsigned int n = 0; unread_key(ms, n, key); n++)
+		if (is_of(name, key))
+			return true;
 	return false;
 }
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A daemon is replaced by one of the other version, under its guests, and back again."""
+import pytest
+
+from hosts import OTHER, VERSIONS, Hosts
+from keeper import KeptDaemon
+from test_migrate import pytestmark  # noqa: F401
+
+
+def replace(daemon, builds, version):
+    """As a package does it: the next process finds in the manager's store what the last one left."""
+    daemon.crash()
+    taken = daemon.log().count("taken over")
+    daemon.command[0] = builds[version] / "src/postcopyd/postcopyd"
+    daemon.start()
+    assert daemon.log().count("taken over") == taken + 1
+
+
+SIDES = pytest.mark.parametrize("sides", [["source"], ["destination"], ["source", "destination"]],
+                                ids=["source", "destination", "both"])
+
+
+@SIDES
+@pytest.mark.parametrize("first", VERSIONS)
+def test_record_of_a_guest_in_postcopy(host, builds, sides, first):
+    """There, and back again."""
+    hosts = Hosts(host, builds, first, first, kind=KeptDaemon)
+    vmms = hosts.attach(first, {"bulk": False})
+    hosts.start()
+    vmms[1].wait_for_event("resumed")
+    for version in (OTHER[first], first):
+        for side in sides:
+            replace(getattr(hosts, side), builds, version)
+        hosts.destination.wait_for_state("vm1", "postcopy")
+    hosts.destination.call("SetLimits", id="vm1", bulk=True)
+    hosts.finish(vmms)
+
+
+@pytest.mark.parametrize("first", VERSIONS)
+def test_record_of_a_guest_that_is_warmed(host, builds, first):
+    hosts = Hosts(host, builds, first, first, kind=KeptDaemon)
+    vmms = hosts.attach(first)
+    hosts.start(warm={}, switchover=False)
+    hosts.await_rounds(1)
+    for side in (hosts.source, hosts.destination):
+        replace(side, builds, OTHER[first])
+    hosts.destination.wait_for_state("vm1", "warming")
+    hosts.await_rounds(1)
+    hosts.destination.call("Switchover", id="vm1")
+    migration = hosts.finish(vmms)
+    assert migration["warm"]["refused"] == "", migration
