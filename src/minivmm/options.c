@@ -37,13 +37,10 @@ static const struct choice backends[] = {
 };
 
 static const struct choice workloads[] = {
-	{ "sequential", GUEST_SEQUENTIAL },
-	{ "random", GUEST_RANDOM },
-	{ "hotcold", GUEST_HOTCOLD },
-	{ "stride", GUEST_STRIDE },
-	{ "idle", GUEST_IDLE },
-	{ "zeroes", GUEST_ZEROES },
-	{ NULL, 0 },
+	{ "sequential", GUEST_SEQUENTIAL }, { "random", GUEST_RANDOM },
+	{ "hotcold", GUEST_HOTCOLD },       { "stride", GUEST_STRIDE },
+	{ "light", GUEST_LIGHT },           { "idle", GUEST_IDLE },
+	{ "zeroes", GUEST_ZEROES },         { NULL, 0 },
 };
 
 static const struct choice dirty_logs[] = {
@@ -84,8 +81,8 @@ static const struct spec {
 	{ "backend", "KIND", "memfd, hugetlb, hugetlb-1g, guest_memfd or anon (memfd)", KIND_CHOICE,
 	  AT(backend), .choices = backends },
 	{ "vcpus", "N", "1 to 8 (1)", KIND_NUMBER, AT(vcpus), .min = 1, .max = GUEST_VCPUS_MAX },
-	{ "workload", "W", "sequential, random, hotcold, stride, zeroes or idle (random)", KIND_CHOICE,
-	  AT(workload), .choices = workloads },
+	{ "workload", "W", "sequential, random, hotcold, stride, zeroes, light or idle (random)",
+	  KIND_CHOICE, AT(workload), .choices = workloads },
 	{ "write-percent", "P", "share of accesses that write (30)", KIND_NUMBER, AT(write_percent),
 	  .max = 100 },
 	{ "think-us", "US", "what each vCPU computes between two accesses (0)", KIND_NUMBER,
@@ -113,8 +110,9 @@ static const struct spec {
 	  AT(discard) },
 	{ "lose", "N", "source: at the pause N pages that the guest does not use become unreadable",
 	  KIND_NUMBER, AT(lose_pages), .max = SPARE_PAGES },
-	{ "progress", "FILE", "write to FILE what the guest gets done, each millisecond", KIND_TEXT,
-	  AT(progress) },
+	{ "progress", "FILE", "write to FILE what the guest gets done", KIND_TEXT, AT(progress) },
+	{ "progress-ms", "MS", "so often (1)", KIND_NUMBER, AT(progress_ms), .min = 1,
+	  .max = 10000 },
 	{ "dirty-log", "HOW",
 	  "source: who tells what the guest writes: kvm (its log), ring, wp (the kernel, by write "
 	  "protection) or none (kvm)",
@@ -246,6 +244,7 @@ int options_parse(int argc, char **argv, struct options *ret, struct postcopy_er
 		.run_after_complete_ms = 200,
 		.duration_ms = 1000,
 		.seed = 1,
+		.progress_ms = 1,
 		.dirty_log = DIRTY_LOG_KVM,
 		.status_fd = 1,
 	};

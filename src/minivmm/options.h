@@ -37,7 +37,8 @@ struct options {
 	uint64_t discard;        /* boolean */
 	uint64_t lose_pages;
 	const char *progress; /* a file, or NULL */
-	uint64_t dirty_log;   /* enum dirty_log */
+	uint64_t progress_ms;
+	uint64_t dirty_log; /* enum dirty_log */
 };
 
 /*

@@ -10,7 +10,7 @@
 #include "minivmm/fail.h"
 #include "minivmm/image.h"
 
-#define INTERVAL_NS 1000000
+#define NS_PER_MS 1000000
 #define NS_PER_S 1000000000
 
 static uint64_t accesses(const struct progress *p)
@@ -78,7 +78,8 @@ static void *progress_main(void *arg)
 		/* Late is late: what was missed is not made up for by a burst. */
 		if (now.tv_sec > next.tv_sec)
 			next = now;
-		next.tv_nsec += INTERVAL_NS;
+		next.tv_sec += (time_t)(p->interval_ms / 1000);
+		next.tv_nsec += (long)(p->interval_ms % 1000) * NS_PER_MS;
 		next.tv_sec += next.tv_nsec / NS_PER_S;
 		next.tv_nsec %= NS_PER_S;
 		clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &next, NULL);
@@ -86,12 +87,12 @@ static void *progress_main(void *arg)
 	return NULL;
 }
 
-int progress_start(struct progress *p, const char *path, const struct vm *vm, unsigned int phase,
-                   struct postcopy_error *err)
+int progress_start(struct progress *p, const char *path, uint64_t interval_ms, const struct vm *vm,
+                   unsigned int phase, struct postcopy_error *err)
 {
 	int rc;
 
-	*p = (struct progress){ .vm = vm, .phase = phase };
+	*p = (struct progress){ .vm = vm, .phase = phase, .interval_ms = interval_ms };
 	for (unsigned int i = 0; i < GUEST_VCPUS_MAX; i++)
 		p->schedstat_fds[i] = -1;
 	p->file = fopen(path, "we");

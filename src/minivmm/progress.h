@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the guest gets done, over time: a thread looks at the vCPUs' counts of accesses each
- * millisecond and appends a line to a file,
+ * What the guest gets done, over time: a thread looks at the vCPUs' counts of accesses from time to
+ * time (each millisecond, if not told otherwise) and appends a line to a file,
  *
  *	TIME ACCESSES RAN WAITED
  *
@@ -27,6 +27,7 @@
 struct progress {
 	const struct vm *vm;
 	unsigned int phase;
+	uint64_t interval_ms;
 	FILE *file;
 	int schedstat_fds[GUEST_VCPUS_MAX]; /* -1: not opened yet */
 	pthread_t thread;
@@ -35,8 +36,8 @@ struct progress {
 };
 
 /* @phase: whose accesses: 0 those before the pause, 1 those since */
-int progress_start(struct progress *p, const char *path, const struct vm *vm, unsigned int phase,
-                   struct postcopy_error *err);
+int progress_start(struct progress *p, const char *path, uint64_t interval_ms, const struct vm *vm,
+                   unsigned int phase, struct postcopy_error *err);
 
 /* Nothing where it has not been started. Return: 0, or where not all could be written. */
 int progress_stop(struct progress *p, struct postcopy_error *err);

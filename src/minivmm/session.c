@@ -173,7 +173,8 @@ int session_follow_progress(struct session *s, unsigned int phase, struct postco
 {
 	if (!s->options.progress)
 		return 0;
-	return progress_start(&s->progress, s->options.progress, &s->vm, phase, err);
+	return progress_start(&s->progress, s->options.progress, s->options.progress_ms, &s->vm,
+	                      phase, err);
 }
 
 int session_report(struct session *s, const char *event, const char *reason,

@@ -16,7 +16,7 @@
 #include "minivmm/vm.h"
 
 #define KICK_SIGNAL SIGUSR1
-#define IDLE_MS 10
+#define IDLE_MS 20
 #define MSR_TSC 0x10
 #define MSR_EFER_LME (1ull << 8)
 #define MSR_EFER_LMA (1ull << 10)

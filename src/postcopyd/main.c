@@ -3,6 +3,7 @@
  * postcopyd: the composition root. One constructor in order, one destructor in reverse.
  */
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -35,6 +36,8 @@
 #define DRAIN_LOOK_MS 100u
 /* And whether there is more to say of who was turned away. */
 #define REFUSED_LOOK_MS 5000u
+/* What is as large is given back to the kernel as soon as it is freed. */
+#define MAPPED_FROM_BYTES (128 * 1024)
 
 enum exit_status {
 	EXIT_OK = 0,
@@ -566,6 +569,15 @@ static enum exit_status read_options(int argc, char **argv, struct daemon *d, bo
 	return EXIT_FAILED;
 }
 
+/*
+ * Large buffers are a connection's, and there may be hundreds. By default the allocator takes the
+ * first that is freed for a sign to have them in its arenas from now on, where they stay.
+ */
+static void give_memory_back(void)
+{
+	(void)mallopt(M_MMAP_THRESHOLD, MAPPED_FROM_BYTES);
+}
+
 int main(int argc, char **argv)
 {
 	struct daemon d = { .argc = argc, .argv = argv };
@@ -573,6 +585,7 @@ int main(int argc, char **argv)
 	enum exit_status status;
 	bool go_on;
 
+	give_memory_back();
 	if (fd_store_new(&d.store, &err)) {
 		log_init("postcopyd", LOG_LEVEL_INFO, LOG_FORMAT_AUTO);
 		log_error("%s", err.text);

@@ -372,6 +372,8 @@ static void *accept_main(void *arg)
 	};
 
 	thread_set_name("accept");
+	/* A guest may wait for the connection that is being opened. */
+	thread_prefer_promptness();
 	for (;;) {
 		int timeout_ms = -1;
 		unsigned int n = reception_prepare(server->reception, fds + 2, &timeout_ms);

@@ -577,6 +577,17 @@ static bool is_lost(int rc)
 }
 
 /*
+ * Where a unit of the word lies: behind those that were asked for before it. So who asks for single
+ * pages, as faults do, needs little of a buffer for a word, and there are hundreds of them.
+ */
+static uint8_t *place_of(const struct frame_get *get, unsigned int unit, uint8_t *data)
+{
+	uint64_t before = get->want_mask & ((1ull << unit) - 1);
+
+	return data + (size_t)__builtin_popcountll(before) * UNIT_BYTES;
+}
+
+/*
  * @n units from @first of a word on. Where not all of them can be read they are read one by one,
  * so that one bad page costs no other. Return: 0, the bad ones in *@lost; or -errno.
  */
@@ -584,15 +595,15 @@ static int read_run(struct page_source *s, const struct frame_get *get, unsigned
                     unsigned int n, uint8_t *data, uint64_t *lost)
 {
 	struct memory *m = s->memories[get->region];
-	int rc = memory_read(m, (get->first_unit + first) << UNIT_SHIFT,
-	                     data + (size_t)first * UNIT_BYTES, (size_t)n * UNIT_BYTES);
+	int rc = memory_read(m, (get->first_unit + first) << UNIT_SHIFT, place_of(get, first, data),
+	                     (size_t)n * UNIT_BYTES);
 
 	if (!is_lost(rc))
 		return rc;
 	for (unsigned int i = first; i < first + n; i++) {
 		rc = n == 1 ? rc
 		            : memory_read(m, (get->first_unit + i) << UNIT_SHIFT,
-		                          data + (size_t)i * UNIT_BYTES, UNIT_BYTES);
+		                          place_of(get, i, data), UNIT_BYTES);
 		if (is_lost(rc))
 			*lost |= 1ull << i;
 		else if (rc)
@@ -601,7 +612,8 @@ static int read_run(struct page_source *s, const struct frame_get *get, unsigned
 	return 0;
 }
 
-/* The wanted units, read run by run, at their places in @data. Those that can't be: in *@lost. */
+/* The wanted units, read run by run, one behind the other in @data. Those that can't be: in *@lost.
+ */
 static int read_units(struct page_source *s, const struct frame_get *get, uint8_t *data,
                       uint64_t *lost, struct error *err)
 {
@@ -636,13 +648,13 @@ static int read_units(struct page_source *s, const struct frame_get *get, uint8_
  * Sort the units that were read into zero ones and others, the others moved together.
  * Return: the bytes of data.
  */
-static size_t pack_units(uint64_t want, uint8_t *data, struct frame_pages *pages)
+static size_t pack_units(const struct frame_get *get, uint8_t *data, struct frame_pages *pages)
 {
 	uint8_t *to = data;
 
-	for (uint64_t left = want; left; left &= left - 1) {
+	for (uint64_t left = get->want_mask & ~pages->error_mask; left; left &= left - 1) {
 		unsigned int i = (unsigned int)__builtin_ctzll(left);
-		uint8_t *unit = data + (size_t)i * UNIT_BYTES;
+		uint8_t *unit = place_of(get, i, data);
 
 		if (unit_is_zero(unit)) {
 			pages->zero_mask |= 1ull << i;
@@ -680,7 +692,7 @@ static int answer_get(struct page_source *s, struct conn *c, uint64_t request_id
 
 	if (rc)
 		return rc;
-	len = pack_units(get->want_mask & ~pages.error_mask, tx + PAGES_HEAD, &pages);
+	len = pack_units(get, tx + PAGES_HEAD, &pages);
 	frame_pages_encode(&pages, request_id, tx);
 	/* Before it is sent: who has the answer finds it counted. */
 	count_answer(&s->stats, &pages, PAGES_HEAD + len);

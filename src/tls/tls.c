@@ -10,9 +10,9 @@
 #include <openssl/err.h>
 #include <openssl/evp.h>
 
-/* What goes out in one write(): more than the largest answer with the overhead of its records; and
- * a window of requests. */
-#define ANSWER_BUFFER_BYTES (320 * 1024)
+/* What goes out in one write(): some of an answer's records, for each connection has such a buffer;
+ * and a window of requests. */
+#define ANSWER_BUFFER_BYTES (80 * 1024)
 #define REQUEST_BUFFER_BYTES (16 * 1024)
 /* What an exported secret is for: it says so itself, and there is one for each use. */
 #define PROOF_LABEL "EXPORTER-postcopy-token"
@@ -53,7 +53,7 @@ static int handshake_error(struct tls *tls, int reason, int saved_errno, struct 
 }
 
 /*
- * Records are gathered and go to the socket in one write(): an answer of 256 KiB has 16 of them,
+ * Records are gathered and go to the socket some at a time: an answer of 256 KiB has 16 of them,
  * and each write() would wake the whole network stack anew.
  */
 static bool attach_socket(SSL *ssl, struct tls_sink *sink, bool server)

@@ -13,7 +13,7 @@ import pytest
 
 import pyvmm
 import stream
-from harness import DEADLINE_S, TOKEN
+from harness import DEADLINE_S, TOKEN, sanitizer
 from stream import UNIT
 
 SIZE = 1 << 20
@@ -393,3 +393,33 @@ def test_bad_vmstate_fails_the_switchover_with_the_reason(served, case):
     # Not lost: the guest is told to run on before anything else.
     served.vmm.expect(pyvmm.RESUME)
     control.close()
+
+
+def ask_for(served, connection, mask):
+    """Pages of the first word, which must be right."""
+    connection.send(stream.get(0, 0, mask))
+    kind, payload, _ = connection.receive()
+    _, _, _, data, zero, _ = struct.unpack_from("<IIQQQQ", payload)
+    assert (kind, data, zero) == (stream.PAGES, mask, 0)
+    assert payload[stream.PAGES_HEAD:] == b"".join(
+        served.content[unit * UNIT:(unit + 1) * UNIT] for unit in range(64) if mask >> unit & 1)
+
+
+def test_single_pages_take_little_memory(served):
+    """Hundreds of connections ask for a page here and there: a buffer for a word is not touched all
+    over for that."""
+    _, epoch = served.switch_over()
+    connections = [served.dial(stream.BULK, epoch=epoch)[0] for _ in range(32)]
+    for connection in connections:
+        ask_for(served, connection, 1)
+    before = served.daemon.resources()["rss_kib"]
+    for connection in connections:
+        for unit in range(1, 64):
+            ask_for(served, connection, 1 << unit)
+    grown = served.daemon.resources()["rss_kib"] - before
+    for connection in connections:
+        ask_for(served, connection, 0x8000000000000f01)
+        connection.close()
+    # 63 pages of each it would be, 8 MiB.
+    if not sanitizer():
+        assert grown < 2048

@@ -50,7 +50,7 @@
 /* Written to GUEST_PORT with `out`, which ends KVM_RUN. */
 #define GUEST_PORT 0x510
 #define GUEST_OUT_READY 1u /* the vCPU's pages are initialised */
-#define GUEST_OUT_TICK 2u  /* an idle one has nothing to do: it may sleep */
+#define GUEST_OUT_TICK 2u  /* it has nothing to do for now: it may sleep */
 #define GUEST_OUT_DONE 3u  /* told to stop: the vCPU's pages are verified */
 
 enum guest_workload {
@@ -59,6 +59,7 @@ enum guest_workload {
 	GUEST_HOTCOLD, /* 80 % of the accesses to 20 % of the pages */
 	GUEST_IDLE,
 	GUEST_ZEROES, /* random, and each second write of a page makes it zero */
+	GUEST_LIGHT,  /* one access, anywhere, each time that it wakes: a guest with little to do */
 	GUEST_STRIDE, /* column by column of a matrix with rows of 1 MiB */
 	GUEST_WORKLOADS,
 };

@@ -344,6 +344,10 @@ static void work(struct guest *g)
 		access_page(g, first + g->next);
 		g->next = next_in_column(g->next, g->vcpu->pages);
 		break;
+	case GUEST_LIGHT:
+		access_page(g, first + random_below(g, g->vcpu->pages));
+		host_call(GUEST_OUT_TICK);
+		break;
 	default:
 		host_call(GUEST_OUT_TICK);
 	}
