@@ -611,10 +611,18 @@ static struct json_object *budget_json(const Postcopy__V1__Budget *b)
 	return o;
 }
 
+static struct json_object *strings_json(char *const *strings, size_t n)
+{
+	struct json_object *list = json_object_new_array_ext((int)n);
+
+	for (size_t i = 0; i < n; i++)
+		json_object_array_add(list, json_object_new_string(strings[i]));
+	return list;
+}
+
 struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 {
 	struct json_object *o = json_object_new_object();
-	struct json_object *keys = json_object_new_array();
 
 	json_set_string(o, "version", info->version);
 	json_set_string(o, "kernel", info->kernel);
@@ -629,9 +637,12 @@ struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 		json_set_string(o, "config_error", info->config_error);
 	if (info->last_reload)
 		json_object_object_add(o, "last_reload", reload_json(info->last_reload));
-	json_object_object_add(o, "needs_restart", keys);
-	for (size_t i = 0; i < info->n_needs_restart; i++)
-		json_object_array_add(keys, json_object_new_string(info->needs_restart[i]));
+	json_object_object_add(o, "needs_restart",
+	                       strings_json(info->needs_restart, info->n_needs_restart));
+	json_object_object_add(o, "pages_addresses",
+	                       strings_json(info->pages_addresses, info->n_pages_addresses));
+	json_object_object_add(o, "control_addresses",
+	                       strings_json(info->control_addresses, info->n_control_addresses));
 	if (info->budget)
 		json_object_object_add(o, "budget", budget_json(info->budget));
 	return o;
