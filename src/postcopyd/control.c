@@ -103,7 +103,7 @@ static int listen_tls(struct control *c, const struct options *o, struct tcp_lis
 		return rc;
 	grpc_server_get_listening(rpc_server(c->rpc), &at);
 	tcp_listening_print(&at, text, sizeof text);
-	log_info("gRPC over TCP at %s", text);
+	log_info("gRPC over TCP on port %u: %s", control_port(c), text);
 	return 0;
 }
 

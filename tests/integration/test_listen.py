@@ -58,7 +58,7 @@ def test_all_addresses_of_a_name_are_listened_on(host):
     # gRPC: by each of them.
     assert len(told.control_addresses) == 2
     for address in told.control_addresses:
-        assert address in re.search("gRPC over TCP at (.*)", log)[1]
+        assert address in re.search(r"gRPC over TCP on port \d+: (.*)", log)[1]
         assert connects(*address.rsplit(":", 1))
 
 
