@@ -343,6 +343,19 @@ static void add_waiting(struct json_object *o, const Postcopy__V1__Waiting *w)
 	json_object_object_add(o, "waiting", waiting);
 }
 
+/* Null where it is not known. */
+static void add_limited_by(struct json_object *o, Postcopy__V1__LimitedBy by)
+{
+	static const char *const whats[] = { NULL,         "network", "cap", "destination-cpu",
+		                             "source-cpu", "faults" };
+	unsigned int what = (unsigned int)by;
+
+	if (what < sizeof whats / sizeof *whats && whats[what])
+		json_set_string(o, "limited_by", whats[what]);
+	else
+		set_null(o, "limited_by");
+}
+
 struct json_object *migration_json(const Postcopy__V1__Migration *m)
 {
 	struct json_object *o = json_object_new_object();
@@ -360,6 +373,7 @@ struct json_object *migration_json(const Postcopy__V1__Migration *m)
 	set_count_or_null(o, "vmm_pid", (uint64_t)m->vmm_pid);
 	add_parties(o, m->parties);
 	add_waiting(o, m->waiting);
+	add_limited_by(o, m->limited_by);
 	if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_DESTINATION)
 		add_destination(o, m->destination);
 	else if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_SOURCE)

@@ -36,6 +36,7 @@
 
 #include "mem/memory.h"
 #include "stream/conn.h"
+#include "stream/load.h"
 #include "stream/pacer.h"
 #include "stream/poison_list.h"
 #include "stream/source_log.h"
@@ -77,6 +78,7 @@ struct page_source_stats {
 	_Atomic uint64_t unreadable_pages; /* that can't be read: the destination poisons them */
 	_Atomic uint64_t bytes;
 	struct pacer_view pace; /* of all bulk to its destination's host */
+	struct load_view load;  /* of the threads that serve bulk */
 };
 
 /*
