@@ -135,7 +135,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.pull = m->pull ? pull_stats(m->pull) : NULL,
 		.tls = m->pull ? pull_tls(m->pull) : "",
 		.limits = m->limits,
-		.source_target = &m->params.source,
+		.source_target = &m->target,
 		.map_eager = m->params.map == RESOLVER_MAP_EAGER,
 		.downtime = m->downtime,
 		.started_ns = m->started_ns,

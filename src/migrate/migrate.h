@@ -210,7 +210,7 @@ struct migration_info {
 	const char *tls;
 	/* The limits as they are now; all are given. */
 	struct migration_limits limits;
-	const struct conn_target *source_target;
+	const struct conn_target *source_target; /* that is dialled: migration_recover() */
 	bool map_eager;
 	struct migration_warm warm;
 	struct migration_warm_info warmed;
