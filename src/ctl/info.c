@@ -21,14 +21,15 @@ static void print_text(struct json_object *info, const char *title, const char *
 		printf("%-20s %s\n", title, text);
 }
 
-static void print_needs_restart(struct json_object *info)
+/* One a line; an older daemon may have no such list. */
+static void print_list(struct json_object *info, const char *title, const char *path)
 {
-	struct json_object *keys = json_find(info, "needs_restart");
-	size_t n = json_object_is_type(keys, json_type_array) ? json_object_array_length(keys) : 0;
+	struct json_object *list = json_find(info, path);
+	size_t n = json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
 
 	for (size_t i = 0; i < n; i++)
-		printf("%-20s %s\n", i ? "" : "needs a restart",
-		       json_object_get_string(json_object_array_get_idx(keys, i)));
+		printf("%-20s %s\n", i ? "" : title,
+		       json_object_get_string(json_object_array_get_idx(list, i)));
 }
 
 static void print_count(struct json_object *budget, const char *title, const char *count,
@@ -88,6 +89,8 @@ static void print_info(struct json_object *info)
 	print_text(info, "host", "hostname");
 	print_text(info, "kernel", "kernel");
 	printf("%-20s %s\n", "page streams", *pages ? pages : "none: it can be no source");
+	print_list(info, "  listens at", "pages_addresses");
+	print_list(info, "gRPC at", "control_addresses");
 	print_text(info, "since", "start_time");
 	printf("%-20s %llu%s\n", "migrations",
 	       (unsigned long long)json_count_or(info, "migrations_active", 0),
@@ -99,7 +102,7 @@ static void print_info(struct json_object *info)
 	if (json_find(info, "last_reload"))
 		printf("%-20s %s: %s\n", "last reload",
 		       json_string_or(info, "last_reload.time", "?"), *error ? error : "ok");
-	print_needs_restart(info);
+	print_list(info, "needs a restart", "needs_restart");
 	print_text(info, "older configuration", "config_error");
 }
 

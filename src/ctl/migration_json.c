@@ -343,6 +343,19 @@ static void add_waiting(struct json_object *o, const Postcopy__V1__Waiting *w)
 	json_object_object_add(o, "waiting", waiting);
 }
 
+/* Null where it is not known. */
+static void add_limited_by(struct json_object *o, Postcopy__V1__LimitedBy by)
+{
+	static const char *const whats[] = { NULL,         "network", "cap", "destination-cpu",
+		                             "source-cpu", "faults" };
+	unsigned int what = (unsigned int)by;
+
+	if (what < sizeof whats / sizeof *whats && whats[what])
+		json_set_string(o, "limited_by", whats[what]);
+	else
+		set_null(o, "limited_by");
+}
+
 struct json_object *migration_json(const Postcopy__V1__Migration *m)
 {
 	struct json_object *o = json_object_new_object();
@@ -360,6 +373,7 @@ struct json_object *migration_json(const Postcopy__V1__Migration *m)
 	set_count_or_null(o, "vmm_pid", (uint64_t)m->vmm_pid);
 	add_parties(o, m->parties);
 	add_waiting(o, m->waiting);
+	add_limited_by(o, m->limited_by);
 	if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_DESTINATION)
 		add_destination(o, m->destination);
 	else if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_SOURCE)
@@ -621,10 +635,18 @@ static struct json_object *protocols_json(const Postcopy__V1__Protocols *p)
 	return o;
 }
 
+static struct json_object *strings_json(char *const *strings, size_t n)
+{
+	struct json_object *list = json_object_new_array_ext((int)n);
+
+	for (size_t i = 0; i < n; i++)
+		json_object_array_add(list, json_object_new_string(strings[i]));
+	return list;
+}
+
 struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 {
 	struct json_object *o = json_object_new_object();
-	struct json_object *keys = json_object_new_array();
 
 	json_set_string(o, "version", info->version);
 	json_set_string(o, "kernel", info->kernel);
@@ -639,9 +661,12 @@ struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 		json_set_string(o, "config_error", info->config_error);
 	if (info->last_reload)
 		json_object_object_add(o, "last_reload", reload_json(info->last_reload));
-	json_object_object_add(o, "needs_restart", keys);
-	for (size_t i = 0; i < info->n_needs_restart; i++)
-		json_object_array_add(keys, json_object_new_string(info->needs_restart[i]));
+	json_object_object_add(o, "needs_restart",
+	                       strings_json(info->needs_restart, info->n_needs_restart));
+	json_object_object_add(o, "pages_addresses",
+	                       strings_json(info->pages_addresses, info->n_pages_addresses));
+	json_object_object_add(o, "control_addresses",
+	                       strings_json(info->control_addresses, info->n_control_addresses));
 	if (info->budget)
 		json_object_object_add(o, "budget", budget_json(info->budget));
 	if (info->protocols)

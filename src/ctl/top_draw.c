@@ -218,14 +218,28 @@ static void add_present(struct line *l, struct json_object *m, bool bar)
 	add(l, "%5.1f %% ", (double)(uint64_t)(share * 1000) / 10);
 }
 
+/* "40 s" for "about 40 s", "<1 s" for "under 1 s". */
+static struct text brief(struct text range)
+{
+	struct text t = range;
+
+	if (!strncmp(range.s, "about ", 6))
+		snprintf(t.s, sizeof t.s, "%s", range.s + 6);
+	else if (!strncmp(range.s, "under ", 6))
+		snprintf(t.s, sizeof t.s, "<%s", range.s + 6);
+	return t;
+}
+
 /* Its throughput and its faults, and when it will be done. */
 static void add_measured(struct line *l, const struct top_row *row, const struct layout *layout)
 {
+	const struct progress_limit *limit = progress_limit(row->migration);
 	struct json_object *m = row->migration;
+	struct progress_left left;
 	double us;
 
 	add_field(l, row->rate_known ? text_bytes(row->bytes_per_s).s : "-", 9, true);
-	add(l, "%s ", row->rate_known ? "/s" : "  ");
+	add(l, "%s %-3s ", row->rate_known ? "/s" : "  ", limit ? limit->brief : "");
 	add_spark(l, &row->rates, layout->spark);
 	add(l, " ");
 	if (progress_is_warming(m))
@@ -236,10 +250,10 @@ static void add_measured(struct line *l, const struct top_row *row, const struct
 	add(l, " ");
 	add_spark(l, &row->p99s_us, layout->spark);
 	add(l, " ");
-	if (!is_final(m) && progress_left_us(&row->progress, m, &us))
-		add_field(l, text_duration(us).s, 8, true);
+	if (!is_final(m) && progress_get_left(&row->progress, m, &left))
+		add_field(l, brief(text_duration_range(left.low_us, left.high_us)).s, 9, true);
 	else
-		add_field(l, "-", 8, true);
+		add_field(l, "-", 9, true);
 }
 
 static void add_state(struct line *l, struct json_object *m)
@@ -329,8 +343,8 @@ static void put_names(const struct layout *layout, const struct top_screen *s, F
 	add(&l, "%-*s %-3s %-9s ", ID_WIDTH, "ID", "", "STATE");
 	if (layout->memory)
 		add(&l, "%9s ", "MEMORY");
-	add(&l, "%*s %11s %*s %8s %*s %8s", layout->bar ? BAR_WIDTH + 8 : 7, "PRESENT", "RATE",
-	    (int)layout->spark, "", "P99", (int)layout->spark, "", "DONE IN");
+	add(&l, "%*s %11s %-3s %*s %8s %*s %9s", layout->bar ? BAR_WIDTH + 8 : 7, "PRESENT", "RATE",
+	    "BY", (int)layout->spark, "", "P99", (int)layout->spark, "", "DONE IN");
 	put_line(&l, "\033[7m", s, f);
 }
 

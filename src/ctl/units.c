@@ -79,6 +79,42 @@ struct text text_duration(double us)
 	return t;
 }
 
+/* To two digits that mean something: more of a forecast are no news. */
+static double round_forecast(double v)
+{
+	double step = 1;
+
+	while (v / step >= 100)
+		step *= 10;
+	return floor(v / step + 0.5) * step;
+}
+
+struct text text_duration_range(double low_us, double high_us)
+{
+	static const struct {
+		double us;
+		const char *name;
+	} units[] = { { 3600e6, "h" }, { 60e6, "min" }, { 1e6, "s" } };
+	struct text t = { "" };
+	double low, high;
+	size_t i = 0;
+
+	/* Twice the unit, so that a range has steps. */
+	while (i < 2 && high_us < 2 * units[i].us)
+		i++;
+	low = round_forecast(low_us / units[i].us);
+	high = round_forecast(high_us / units[i].us);
+	if (high_us < 1e6)
+		snprintf(t.s, sizeof t.s, "under 1 s");
+	else if (low >= high)
+		snprintf(t.s, sizeof t.s, "about %.0f %s", high, units[i].name);
+	else if (low < 1)
+		snprintf(t.s, sizeof t.s, "under %.0f %s", high, units[i].name);
+	else
+		snprintf(t.s, sizeof t.s, "%.0f-%.0f %s", low, high, units[i].name);
+	return t;
+}
+
 /* The bytes of a character after its first begin with the bits 10. */
 static bool begins_character(char c)
 {

@@ -25,6 +25,9 @@ struct text text_bytes(double bytes);
 /* A duration in the unit in which it reads best: "83 µs", "1.23 ms", "4.5 s". */
 struct text text_duration(double us);
 
+/* From one to the other, as people say it: "30-55 s", "about 40 s" where both are the same. */
+struct text text_duration_range(double low_us, double high_us);
+
 /* As text_count() for large values, with one digit after the point for small ones. */
 struct text text_number(double v);
 

@@ -16,10 +16,6 @@
 #include "ctl/watch.h"
 #include "util/clock.h"
 
-#define WATCH_BAR_WIDTH 30
-/* What the line takes beside the bar. */
-#define WATCH_TEXT_WIDTH 96
-
 struct watch_args {
 	uint64_t interval_ms;
 	const char *role;
@@ -51,18 +47,16 @@ static unsigned int terminal_columns(void)
 /* One line, as wide as the terminal is at the moment: one that wraps could not be written over. */
 static void print_line(struct watch *w, struct json_object *migration)
 {
-	unsigned int columns = terminal_columns();
-	unsigned int bar = columns > WATCH_TEXT_WIDTH ? columns - WATCH_TEXT_WIDTH : 0;
-	char line[512];
+	unsigned int columns = w->terminal ? terminal_columns() : 0;
+	char line[2048];
 
+	/* The last column makes some terminals wrap. */
+	progress_format(&w->progress, migration, columns > 1 ? columns - 1 : columns, line,
+	                sizeof line);
 	if (!w->terminal) {
-		progress_format(&w->progress, migration, 0, line, sizeof line);
 		puts(line);
 		return;
 	}
-	progress_format(&w->progress, migration, bar < WATCH_BAR_WIDTH ? bar : WATCH_BAR_WIDTH,
-	                line, sizeof line);
-	text_cut(line, columns - 1);
 	/* "\033[K" clears what a longer line left behind. */
 	printf("\r%s\033[K", line);
 	w->begun = true;
@@ -143,6 +137,9 @@ const struct command watch_command = {
 	.summary = "Follow a migration to its end; status 0 where it completes, 1 where it fails.",
 	.details =
 	        "\"source off in\": until every page is here and the source may be switched off.\n"
+	        "In brackets, what keeps it from being faster: the network (or the source), the "
+	        "cap\n"
+	        "(limits), CPU here, or that bulk is off.\n"
 	        "While memory is copied before the switchover: its round, what the guest writes a\n"
 	        "second, and in what time all that is missing would be here.\n"
 	        "Ctrl-C ends the watch, and not the migration.",

@@ -196,6 +196,9 @@ static int ask(struct bulk *b, uint64_t *ret_until_ns)
 	size_t len = 0;
 
 	*ret_until_ns = 0;
+	load_go_on(&b->load, now_ns);
+	if (load_is_due(&b->load, now_ns))
+		load_look(&b->load, &p->load, now_ns, thread_busy_ns());
 	if (b->rest.want_mask && scheduler_is_held(p->scheduler))
 		end_word(b, false);
 	while (b->window.n < max && atomic_load(&p->bulk_on) && !is_retired(b)) {
@@ -216,6 +219,8 @@ static int ask(struct bulk *b, uint64_t *ret_until_ns)
 			break;
 		}
 	}
+	if (*ret_until_ns)
+		load_capped(&b->load, now_ns);
 	if (!len)
 		return 0;
 	if (!stat_get(&p->stats.bulk_first_ns))
@@ -259,6 +264,7 @@ static void end_guess(struct pull *p, const struct scheduler_item *item, uint64_
  */
 static int hand_over(struct bulk *b, const struct resolver_batch *batch, uint64_t *ret_filled)
 {
+	uint64_t begin_ns = clock_now_ns();
 	struct handed *h = &b->handed;
 	struct pull *p = b->pull;
 
@@ -276,6 +282,7 @@ static int hand_over(struct bulk *b, const struct resolver_batch *batch, uint64_
 		while (sem_wait(&h->filled))
 			;
 	}
+	b->load.lent_ns += clock_now_ns() - begin_ns;
 	*ret_filled = h->done;
 	return h->rc;
 }
@@ -437,10 +444,14 @@ static int turn(struct bulk *b, struct error *err)
 	if (atomic_load(&b->pull->maps) && !(b->window.n && answer_comes(b, 0)) &&
 	    pull_map_ahead(b->pull, &b->caller))
 		return 0;
-	if (!b->window.n)
+	if (!b->window.n) {
 		wait_for_work(b, seen, until_ns);
-	else if (!until_ns || answer_comes(b, until_ns))
+		/* Of the time in which there was nothing to do there is nothing to tell. */
+		if (!until_ns)
+			b->load = (struct load){ .looked_ns = 0 };
+	} else if (!until_ns || answer_comes(b, until_ns)) {
 		return take_answer(b, err);
+	}
 	return 0;
 }
 

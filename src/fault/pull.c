@@ -460,6 +460,14 @@ void pull_get_trouble(const struct pull *p, struct pull_trouble *ret)
 	};
 }
 
+enum load_limit pull_get_limit(const struct pull *p)
+{
+	enum load_limit limit = load_limit(&p->load, clock_now_ns());
+
+	/* Who has asked for nothing waits for nothing. */
+	return limit == LOAD_WAITS && !stat_get(&p->stats.bulk_in_flight) ? LOAD_UNKNOWN : limit;
+}
+
 /*
  * An urgent connection in place of one that is lost. Where the source was silent it may be the path
  * that lets small packets through only: then that is the reason that is told; the connection is

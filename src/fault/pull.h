@@ -38,6 +38,7 @@
 #include "fault/arrival.h"
 #include "fault/resolver.h"
 #include "stream/conn.h"
+#include "stream/load.h"
 
 #define PULL_STREAMS_MAX 16u
 
@@ -196,6 +197,9 @@ struct pull_trouble {
 
 /* From any thread: as it is of late. What has failed is tried again, for as long as it takes. */
 void pull_get_trouble(const struct pull *p, struct pull_trouble *ret);
+
+/* What keeps bulk from being faster, of late. From any thread. */
+enum load_limit pull_get_limit(const struct pull *p);
 
 /* All threads end; nothing is asked or filled any more. */
 void pull_stop(struct pull *p);

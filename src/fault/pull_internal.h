@@ -15,6 +15,7 @@
 #include "fault/guesses.h"
 #include "fault/pull.h"
 #include "fault/throttle.h"
+#include "stream/load.h"
 #include "stream/scheduler.h"
 #include "stream/window.h"
 
@@ -50,6 +51,7 @@ struct bulk {
 	struct window window;
 	unsigned int window_max; /* GETs in flight, by what was seen: */
 	uint64_t looked_ns, bytes;
+	struct load load;
 	struct scheduler_item rest; /* of a word that is asked for in parts; want_mask 0: none */
 	bool redo;                  /* some part of that word could not be filled */
 	unsigned int refused;       /* fills, because the VMM was changing its mappings */
@@ -139,6 +141,7 @@ struct pull {
 	struct brought brought; /* bulk's notes for the fault thread */
 	struct guesses guesses;
 	struct arrival_map arrival;
+	struct load_view load; /* of all bulk threads */
 	struct pull_stats stats;
 };
 

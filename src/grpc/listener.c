@@ -13,7 +13,6 @@
 #include "grpc/server_internal.h"
 #include "util/cleanup.h"
 #include "util/peer.h"
-#include "util/tcp_listen.h"
 #include "util/unix_listen.h"
 
 /* Connections that are accepted in one turn of the loop. */
@@ -222,21 +221,21 @@ int grpc_server_listen_unix(struct grpc_server *s, const struct grpc_listen_unix
 int grpc_server_listen_tls(struct grpc_server *s, const struct grpc_listen_tls *listen,
                            struct error *err)
 {
-	_cleanup_close_ int made = -1;
-	unsigned int port;
-	int fd = listen->fd, rc;
+	struct tcp_listening sockets = { .n = 0 };
+	int rc = 0;
 
-	if (fd < 0) {
-		fd = made = tcp_listen_at(listen->address, "control address", &port, err);
-		if (fd < 0)
-			return fd;
+	if (listen->given)
+		sockets = *listen->given;
+	else
+		rc = tcp_listen_at(listen->address, "control address", &sockets, err);
+	for (unsigned int i = 0; i < sockets.n; i++) {
+		if (!rc)
+			rc = listener_start(&s->tcp[i], sockets.fds[i], err);
+		s->tcp[i].tls = listen->tls;
+		if (rc)
+			close_fd(&sockets.fds[i]);
 	}
-	rc = listener_start(&s->tcp, fd, err);
-	if (rc)
-		return rc;
-	steal_fd(&made);
-	s->tcp.tls = listen->tls;
-	return 0;
+	return rc;
 }
 
 void listener_stop(struct grpc_listener *l)
@@ -269,7 +268,7 @@ void listener_close(struct grpc_listener *l)
 
 unsigned int grpc_server_port(const struct grpc_server *s)
 {
-	return s->tcp.fd < 0 ? 0 : tcp_port(s->tcp.fd);
+	return s->tcp[0].fd < 0 ? 0 : tcp_port(s->tcp[0].fd);
 }
 
 int grpc_server_unix_fd(const struct grpc_server *s)
@@ -277,7 +276,8 @@ int grpc_server_unix_fd(const struct grpc_server *s)
 	return s->local.fd;
 }
 
-int grpc_server_tls_fd(const struct grpc_server *s)
+void grpc_server_get_listening(const struct grpc_server *s, struct tcp_listening *ret)
 {
-	return s->tcp.fd;
+	for (ret->n = 0; ret->n < TCP_LISTEN_MAX && s->tcp[ret->n].fd >= 0; ret->n++)
+		ret->fds[ret->n] = s->tcp[ret->n].fd;
 }

@@ -86,7 +86,8 @@ int grpc_server_new(uv_loop_t *loop, const struct grpc_server_config *config,
 	s->config = *config;
 	s->loop = loop;
 	listener_init(&s->local, s);
-	listener_init(&s->tcp, s);
+	for (unsigned int i = 0; i < TCP_LISTEN_MAX; i++)
+		listener_init(&s->tcp[i], s);
 	uv_prepare_init(loop, &s->turn);
 	s->turn.data = s;
 	uv_prepare_start(&s->turn, on_turn);
@@ -103,7 +104,8 @@ void grpc_server_drain(struct grpc_server *s)
 		return;
 	s->draining = true;
 	listener_stop(&s->local);
-	listener_stop(&s->tcp);
+	for (unsigned int i = 0; i < TCP_LISTEN_MAX; i++)
+		listener_stop(&s->tcp[i]);
 	for (struct grpc_connection *c = s->connections; c; c = c->next)
 		connection_drain(c);
 }
@@ -115,7 +117,8 @@ void grpc_server_close(struct grpc_server *s)
 	s->closing = true;
 	s->draining = true;
 	listener_close(&s->local);
-	listener_close(&s->tcp);
+	for (unsigned int i = 0; i < TCP_LISTEN_MAX; i++)
+		listener_close(&s->tcp[i]);
 	for (struct grpc_connection *c = s->connections, *next; c; c = next) {
 		next = c->next;
 		connection_shut_down(c);

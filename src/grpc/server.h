@@ -51,6 +51,7 @@
 #include "grpc/role.h"
 #include "grpc/status.h"
 #include "tls/tls.h"
+#include "util/tcp_listen.h"
 
 #define GRPC_MESSAGE_MAX (4u << 20)
 #define GRPC_HEADERS_MAX 16384u
@@ -124,7 +125,8 @@ struct grpc_groups {
 	size_t n_readers;
 };
 
-/* Where to listen. Descriptors that are given are taken over on success. */
+/* Where to listen. Descriptors that are given are taken over on success; TCP sockets in any case.
+ */
 struct grpc_listen_unix {
 	const char *path; /* a stale socket is replaced, one in use refused; mode 0666, for ... */
 	int fd; /* ... credentials decide; or a listening socket (socket activation), else -1 */
@@ -132,8 +134,8 @@ struct grpc_listen_unix {
 };
 
 struct grpc_listen_tls {
-	const char *address; /* "host:port", "[v6]:port"; port 0: any */
-	int fd;              /* or a listening socket, else -1 */
+	const char *address; /* "host:port", "[v6]:port"; port 0: any; all that it stands for */
+	const struct tcp_listening *given; /* or sockets that listen, else NULL */
 	/* ALPN "h2", the names that may call, and, limited, that may look; must outlive the
 	 * server. Read anew at each handshake, so that it may be reloaded. */
 	struct tls_context *tls;
@@ -150,10 +152,10 @@ int grpc_server_listen_tls(struct grpc_server *s, const struct grpc_listen_tls *
 /* For those who connect from now on; copied. Return: 0 or -ENOMEM: all is as it was. */
 int grpc_server_set_groups(struct grpc_server *s, const struct grpc_groups *groups);
 
-/* The TCP port it listens on; 0: none. The listeners' descriptors, borrowed; -1: none. */
+/* The TCP port it listens on; 0: none. The listeners' descriptors, borrowed; -1, or n = 0: none. */
 unsigned int grpc_server_port(const struct grpc_server *s);
 int grpc_server_unix_fd(const struct grpc_server *s);
-int grpc_server_tls_fd(const struct grpc_server *s);
+void grpc_server_get_listening(const struct grpc_server *s, struct tcp_listening *ret);
 
 /*
  * No new connections or calls: GOAWAY to all; calls that run go on. The listening sockets stay

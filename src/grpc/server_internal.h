@@ -50,7 +50,7 @@ struct grpc_server {
 	uv_loop_t *loop;
 	uv_prepare_t turn;
 	struct grpc_listener local;
-	struct grpc_listener tcp;
+	struct grpc_listener tcp[TCP_LISTEN_MAX]; /* from the first on */
 	struct grpc_connection *connections;
 	struct grpc_connection *dirty; /* have something to do in this turn */
 	nghttp2_session_callbacks *callbacks;

@@ -39,6 +39,26 @@ static struct migration_pace pace(const struct migration *m)
 	};
 }
 
+static enum migration_limited limited_by(const struct migration *m)
+{
+	static const enum migration_limited of_destination[] = {
+		[LOAD_UNKNOWN] = MIGRATION_LIMITED_UNKNOWN,
+		[LOAD_WAITS] = MIGRATION_LIMITED_NETWORK,
+		[LOAD_CAP] = MIGRATION_LIMITED_CAP,
+		[LOAD_CPU] = MIGRATION_LIMITED_DESTINATION_CPU,
+	};
+	bool moves = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_WARMING;
+
+	if (m->source)
+		return load_limit(&page_source_stats(m->source)->load, clock_now_ns()) == LOAD_CPU
+		               ? MIGRATION_LIMITED_SOURCE_CPU
+		               : MIGRATION_LIMITED_UNKNOWN;
+	if (!moves || !m->pull)
+		return MIGRATION_LIMITED_UNKNOWN;
+	return pull_bulk_is_on(m->pull) ? of_destination[pull_get_limit(m->pull)]
+	                                : MIGRATION_LIMITED_FAULTS;
+}
+
 const char *migration_role_name(enum migration_role role)
 {
 	return role == MIGRATION_SOURCE ? "source" : "destination";
@@ -103,6 +123,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.state = m->state,
 		.reason = reason_now(m, &wait),
 		.wait = wait,
+		.limited_by = limited_by(m),
 		.memory_bytes = m->table.size_bytes,
 		.page_bytes = m->table.n ? m->table.regions[0].page_size : 0,
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",
@@ -114,7 +135,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.pull = m->pull ? pull_stats(m->pull) : NULL,
 		.tls = m->pull ? pull_tls(m->pull) : "",
 		.limits = m->limits,
-		.source_target = &m->params.source,
+		.source_target = &m->target,
 		.map_eager = m->params.map == RESOLVER_MAP_EAGER,
 		.downtime = m->downtime,
 		.started_ns = m->started_ns,

@@ -175,6 +175,17 @@ struct migration_wait {
 	int error;          /* of memory: -errno */
 };
 
+/* What keeps memory from coming faster. */
+enum migration_limited {
+	MIGRATION_LIMITED_UNKNOWN,
+	MIGRATION_LIMITED_NETWORK, /* or the source, which knows whether it is its CPU */
+	MIGRATION_LIMITED_CAP,
+	MIGRATION_LIMITED_DESTINATION_CPU,
+	MIGRATION_LIMITED_SOURCE_CPU,
+	MIGRATION_LIMITED_FAULTS, /* bulk is off: what the guest touches is all that comes */
+	MIGRATION_LIMITED_REASONS
+};
+
 /* A snapshot; strings belong to the migration and are valid until the loop goes on. */
 struct migration_info {
 	uint64_t seq; /* counts up with each one that is prepared here */
@@ -183,6 +194,7 @@ struct migration_info {
 	enum migration_state state;
 	const char *reason; /* why failed, cancelled or paused; what it waits for; else empty */
 	struct migration_wait wait;
+	enum migration_limited limited_by;
 	uint64_t memory_bytes;
 	uint64_t page_bytes; /* 0 before attach */
 	const char *backend; /* of the first region; empty before attach */
@@ -198,7 +210,7 @@ struct migration_info {
 	const char *tls;
 	/* The limits as they are now; all are given. */
 	struct migration_limits limits;
-	const struct conn_target *source_target;
+	const struct conn_target *source_target; /* that is dialled: migration_recover() */
 	bool map_eager;
 	struct migration_warm warm;
 	struct migration_warm_info warmed;

@@ -75,28 +75,35 @@ const struct tls_config *control_tls_config(struct control *c, const struct opti
 	return &c->tls_config;
 }
 
-/* Takes over @fd in any case. */
-static int listen_tls(struct control *c, const struct options *o, int fd, struct error *err)
+/* Takes over @given in any case. */
+static int listen_tls(struct control *c, const struct options *o, struct tcp_listening *given,
+                      struct error *err)
 {
-	_cleanup_close_ int given = fd;
-	struct grpc_listen_tls listen = { .address = o->control_listen, .fd = fd };
-	int rc;
+	struct grpc_listen_tls listen = { .address = o->control_listen,
+		                          .given = given->n ? given : NULL };
+	char text[TCP_LISTEN_MAX * TCP_ADDRESS_MAX];
+	struct tcp_listening at;
+	int rc = 0;
 
-	if (fd < 0 && !o->control_listen)
+	if (!given->n && !o->control_listen)
 		return 0;
 	if (!o->control_allow.n && !o->control_read.n)
-		return error_set(err, -EINVAL,
-		                 "the service manager gives a socket for gRPC over TCP, but "
-		                 "control-allow and control-read name nobody who may call");
-	rc = tls_context_new(control_tls_config(c, o), &c->tls, err);
-	if (rc)
+		rc = error_set(err, -EINVAL,
+		               "the service manager gives a socket for gRPC over TCP, but "
+		               "control-allow and control-read name nobody who may call");
+	if (!rc)
+		rc = tls_context_new(control_tls_config(c, o), &c->tls, err);
+	if (rc) {
+		tcp_listening_close(given);
 		return rc;
+	}
 	listen.tls = c->tls;
 	rc = grpc_server_listen_tls(rpc_server(c->rpc), &listen, err);
 	if (rc)
 		return rc;
-	steal_fd(&given);
-	log_info("gRPC over TCP on port %u", control_port(c));
+	grpc_server_get_listening(rpc_server(c->rpc), &at);
+	tcp_listening_print(&at, text, sizeof text);
+	log_info("gRPC over TCP on port %u: %s", control_port(c), text);
 	return 0;
 }
 
@@ -105,13 +112,13 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 {
 	const struct options *o = config->options;
 	struct control *c = calloc(1, sizeof *c);
+	struct tcp_listening tcp = config->tcp;
 	struct rpc_config rpc;
 	int rc;
 
 	if (!c) {
 		close(config->unix_fd);
-		if (config->tcp_fd >= 0)
-			close(config->tcp_fd);
+		tcp_listening_close(&tcp);
 		return error_set(err, -ENOMEM, "out of memory");
 	}
 	rpc = (struct rpc_config){
@@ -119,6 +126,7 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 		.stalls = config->stalls,
 		.version = POSTCOPY_VERSION,
 		.pages_address = config->pages_address,
+		.pages = config->pages,
 		.max_streams = (unsigned int)o->max_streams,
 		.bandwidth_bytes_per_s = o->bandwidth_bytes_per_s,
 		.config_error = config->config_error,
@@ -133,13 +141,13 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 	else
 		rc = listen_unix(c, o, config->unix_fd, err);
 	if (!rc) {
-		rc = listen_tls(c, o, config->tcp_fd, err);
+		rc = listen_tls(c, o, &tcp, err);
 		if (rc && config->may_lack_tcp) {
 			log_error("gRPC over TCP is not served: %s", err->text);
 			rc = 0;
 		}
-	} else if (config->tcp_fd >= 0)
-		close(config->tcp_fd);
+	} else
+		tcp_listening_close(&tcp);
 	/* Also half open: the caller closes it, lets the loop run on, and frees it. */
 	*ret = c;
 	return rc;

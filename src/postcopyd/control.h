@@ -23,10 +23,12 @@ struct tls_context;
 struct control_config {
 	const struct options *options; /* must outlive it, as the migrations */
 	int unix_fd;                   /* the listening unix socket; taken over in any case */
-	int tcp_fd;                    /* of gRPC over TCP; -1: as configured; taken over as well */
+	struct tcp_listening tcp;      /* for gRPC; none: as configured; taken over as well */
 	struct migrations *migrations;
 	const struct stalls *stalls;
 	const char *pages_address; /* where page streams are served; empty: this can be no source */
+	const struct tcp_listening
+	        *pages; /* the same as sockets, until control_close(); may be NULL */
 	int64_t (*certificate_expiry_s)(void *arg); /* as rpc/service.h has it; may be NULL */
 	const struct rpc_reload *reload;            /* as rpc/service.h has it */
 	const char *config_error; /* why what runs is not what is configured; empty: it is */

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -48,31 +47,56 @@ int listener_unix(struct fd_store *store, const char *name, const char *path, in
 	return fd;
 }
 
-int listener_tcp(struct fd_store *store)
+/* As the store calls several of one name. */
+static void nth_name(const char *name, unsigned int n, char ret[FD_STORE_NAME_BYTES])
 {
-	int fd = fd_store_get(store, "control-tcp");
-
-	if (fd >= 0)
-		(void)fcntl(fd, F_SETFL, O_NONBLOCK);
-	return fd;
+	snprintf(ret, FD_STORE_NAME_BYTES, n ? "%s+%u" : "%s", name, n);
 }
 
-void listener_address(int fd, const char *configured, char *ret, size_t size)
+/* All of that name that the service manager has. */
+static int take_sockets(struct fd_store *store, const char *name, struct tcp_listening *ret,
+                        struct error *err)
 {
-	struct sockaddr_storage addr;
-	socklen_t len = sizeof addr;
-	char host[NI_MAXHOST], port[NI_MAXSERV];
-	const char *colon = configured ? strrchr(configured, ':') : NULL;
+	char nth[FD_STORE_NAME_BYTES];
 
-	*ret = 0;
-	if (getsockname(fd, (struct sockaddr *)&addr, &len) ||
-	    getnameinfo((struct sockaddr *)&addr, len, host, sizeof host, port, sizeof port,
-	                NI_NUMERICHOST | NI_NUMERICSERV))
-		return;
+	for (ret->n = 0; ret->n < TCP_LISTEN_MAX; ret->n++) {
+		int fd;
+
+		nth_name(name, ret->n, nth);
+		fd = fd_store_get(store, nth);
+		if (fd == -ENOENT)
+			return 0;
+		if (fd < 0) {
+			tcp_listening_close(ret);
+			return error_errno(err, fd, "the service manager's socket \"%s\"", nth);
+		}
+		(void)fcntl(fd, F_SETFL, O_NONBLOCK);
+		ret->fds[ret->n] = fd;
+	}
+	nth_name(name, ret->n, nth);
+	if (fd_store_entry(store, nth))
+		log_warning("the service manager has more than %u sockets \"%s\": the others are "
+		            "not served",
+		            TCP_LISTEN_MAX, name);
+	return 0;
+}
+
+int listener_tcp(struct fd_store *store, struct tcp_listening *ret, struct error *err)
+{
+	return take_sockets(store, "control-tcp", ret, err);
+}
+
+void listener_address(const struct tcp_listening *l, const char *configured, char *ret, size_t size)
+{
+	const char *colon = configured ? strrchr(configured, ':') : NULL;
+	char address[TCP_ADDRESS_MAX];
+
+	tcp_address_print(l->fds[0], address);
 	if (colon)
-		snprintf(ret, size, "%.*s:%s", (int)(colon - configured), configured, port);
+		snprintf(ret, size, "%.*s:%u", (int)(colon - configured), configured,
+		         tcp_port(l->fds[0]));
 	else
-		snprintf(ret, size, addr.ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+		snprintf(ret, size, "%s", address);
 }
 
 void listener_open_up(const char *path, const char *key)
@@ -85,18 +109,18 @@ void listener_open_up(const char *path, const char *key)
 		            key, path, (unsigned int)st.st_mode & 0777u);
 }
 
-int listener_pages(struct fd_store *store, const char *address, int *ret_fd, struct error *err)
+int listener_pages(struct fd_store *store, const char *address, struct tcp_listening *ret,
+                   struct error *err)
 {
-	int fd = fd_store_get(store, "pages");
+	char name[FD_STORE_NAME_BYTES];
+	int rc = take_sockets(store, "pages", ret, err);
 
-	if (fd < 0 && fd != -ENOENT)
-		return error_errno(err, fd, "the service manager's socket for page streams");
-	if (fd < 0 && address) {
-		fd = page_server_listen(address, err);
-		if (fd < 0)
-			return fd;
-		(void)fd_store_add(store, "pages", fd);
+	if (rc || ret->n || !address)
+		return rc;
+	rc = page_server_listen(address, ret, err);
+	for (unsigned int i = 0; !rc && i < ret->n; i++) {
+		nth_name("pages", i, name);
+		(void)fd_store_add(store, name, ret->fds[i]);
 	}
-	*ret_fd = fd;
-	return 0;
+	return rc;
 }

@@ -10,6 +10,7 @@
 #include <stddef.h>
 
 #include "util/fd_store.h"
+#include "util/tcp_listen.h"
 
 /*
  * The socket called @name, at @path where it is bound here. Return: a listening socket, or -errno
@@ -18,11 +19,13 @@
 int listener_unix(struct fd_store *store, const char *name, const char *path, int type,
                   struct error *err);
 
-/* The service manager's socket for gRPC over TCP, or -1. */
-int listener_tcp(struct fd_store *store);
+/* The service manager's sockets for gRPC over TCP; their number may be 0. */
+int listener_tcp(struct fd_store *store, struct tcp_listening *ret, struct error *err);
 
-/* Where @fd listens: as it is configured, with the port it got; else as the kernel has it. */
-void listener_address(int fd, const char *configured, char *ret, size_t size);
+/* Where they listen: as it is configured, with the port they got; else as the kernel has the first.
+ */
+void listener_address(const struct tcp_listening *l, const char *configured, char *ret,
+                      size_t size);
 
 /*
  * listener_open_up() - have others than the daemon's own group connect to the socket at @path
@@ -32,7 +35,8 @@ void listener_address(int fd, const char *configured, char *ret, size_t size);
  */
 void listener_open_up(const char *path, const char *key);
 
-/* The page streams' socket; @address may be NULL. Return: as above; -1 where there is none. */
-int listener_pages(struct fd_store *store, const char *address, int *ret_fd, struct error *err);
+/* The page streams' sockets; @address may be NULL: there may be none, then. */
+int listener_pages(struct fd_store *store, const char *address, struct tcp_listening *ret,
+                   struct error *err);
 
 #endif

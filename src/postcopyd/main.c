@@ -174,10 +174,10 @@ static int open_control(struct daemon *d, struct error *err)
 		.options = &d->options,
 		.unix_fd = listener_unix(d->store, "control", d->options.control_path, SOCK_STREAM,
 		                         err),
-		.tcp_fd = -1,
 		.migrations = d->migrations,
 		.stalls = d->stalls,
 		.pages_address = d->pages_address,
+		.pages = d->page_server ? page_server_listening(d->page_server) : NULL,
 		.certificate_expiry_s = certificate_expiry,
 		.config_error = d->config_error.text,
 		.reload = &d->reload.last,
@@ -185,10 +185,15 @@ static int open_control(struct daemon *d, struct error *err)
 		.finished = count_call,
 		.arg = d,
 	};
+	int rc;
 
 	if (config.unix_fd < 0)
 		return config.unix_fd;
-	config.tcp_fd = listener_tcp(d->store);
+	rc = listener_tcp(d->store, &config.tcp, err);
+	if (rc) {
+		close(config.unix_fd);
+		return rc;
+	}
 	return control_new(&d->loop, &config, &d->control, err);
 }
 
@@ -235,12 +240,13 @@ static int open_metrics(struct daemon *d, struct error *err)
 
 static int open_page_server(struct daemon *d, struct error *err)
 {
-	int fd, rc = listener_pages(d->store, d->options.listen, &fd, err);
+	struct tcp_listening listening;
+	int rc = listener_pages(d->store, d->options.listen, &listening, err);
 
-	if (rc || fd < 0)
+	if (rc || !listening.n)
 		return rc;
-	listener_address(fd, d->options.listen, d->pages_address, sizeof d->pages_address);
-	return page_server_new(fd, d->tls, &d->page_server, err);
+	listener_address(&listening, d->options.listen, d->pages_address, sizeof d->pages_address);
+	return page_server_new(&listening, d->tls, &d->page_server, err);
 }
 
 /* What may change while it runs. */
@@ -435,12 +441,14 @@ static void on_sighup(uv_signal_t *handle, int signum)
 static void say_ready(const struct daemon *d)
 {
 	unsigned int port = d->page_server ? page_server_port(d->page_server) : 0;
-	char line[64];
+	char line[64], pages[TCP_LISTEN_MAX * TCP_ADDRESS_MAX] = "no port: it can be no source";
 	int len = snprintf(line, sizeof line, "READY port=%u control-port=%u\n", port,
 	                   control_port(d->control));
 
-	log_info("ready; page streams on port %u, control %s, VMMs %s", port,
-	         d->options.control_path, d->options.vmm_path);
+	if (d->page_server)
+		tcp_listening_print(page_server_listening(d->page_server), pages, sizeof pages);
+	log_info("ready; page streams at %s, control %s, VMMs %s", pages, d->options.control_path,
+	         d->options.vmm_path);
 	if (d->options.ready_fd < 0)
 		return;
 	if (write(d->options.ready_fd, line, (size_t)len) != len)

@@ -256,6 +256,38 @@ static void set_budget(Postcopy__V1__HostInfo *info, struct migrations *ms,
 	info->budget = &t->message;
 }
 
+struct addresses {
+	char texts[TCP_LISTEN_MAX][TCP_ADDRESS_MAX];
+	char *pointers[TCP_LISTEN_MAX];
+};
+
+struct listening_message {
+	struct addresses pages, control;
+};
+
+static char **print_addresses(const struct tcp_listening *l, struct addresses *a)
+{
+	for (unsigned int i = 0; i < l->n; i++) {
+		tcp_address_print(l->fds[i], a->texts[i]);
+		a->pointers[i] = a->texts[i];
+	}
+	return a->pointers;
+}
+
+static void set_listening(Postcopy__V1__HostInfo *info, struct listening_message *m,
+                          const struct rpc *rpc)
+{
+	struct tcp_listening control;
+
+	grpc_server_get_listening(rpc->server, &control);
+	info->n_control_addresses = control.n;
+	info->control_addresses = print_addresses(&control, &m->control);
+	if (!rpc->config.pages)
+		return;
+	info->n_pages_addresses = rpc->config.pages->n;
+	info->pages_addresses = print_addresses(rpc->config.pages, &m->pages);
+}
+
 static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                     struct rpc_error *e)
 {
@@ -267,6 +299,7 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 	struct utsname uts = { 0 };
 	Postcopy__V1__Protocols protocols = POSTCOPY__V1__PROTOCOLS__INIT;
 	struct reload_message reload;
+	struct listening_message listening;
 	struct budget_message budget;
 
 	(void)request;
@@ -286,6 +319,7 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 	info.draining = rpc->draining;
 	info.config_error = (char *)(config->config_error ? config->config_error : "");
 	info.migrations_active = count_active(config->migrations);
+	set_listening(&info, &listening, rpc);
 	if (config->certificate_expiry_s)
 		expiry.seconds = config->certificate_expiry_s(config->arg);
 	if (expiry.seconds)

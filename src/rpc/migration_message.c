@@ -395,6 +395,22 @@ static void set_waiting(struct migration_message *t, const struct migration_wait
 	t->message.waiting = &t->waiting;
 }
 
+#define LIMITED_BY(name) POSTCOPY__V1__LIMITED_BY__LIMITED_BY_##name
+
+static Postcopy__V1__LimitedBy limited_message(enum migration_limited limited_by)
+{
+	static const Postcopy__V1__LimitedBy whats[MIGRATION_LIMITED_REASONS] = {
+		[MIGRATION_LIMITED_UNKNOWN] = LIMITED_BY(UNSPECIFIED),
+		[MIGRATION_LIMITED_NETWORK] = LIMITED_BY(NETWORK),
+		[MIGRATION_LIMITED_CAP] = LIMITED_BY(CAP),
+		[MIGRATION_LIMITED_DESTINATION_CPU] = LIMITED_BY(DESTINATION_CPU),
+		[MIGRATION_LIMITED_SOURCE_CPU] = LIMITED_BY(SOURCE_CPU),
+		[MIGRATION_LIMITED_FAULTS] = LIMITED_BY(FAULTS),
+	};
+
+	return whats[limited_by];
+}
+
 void migration_message_init(struct migration_message *t, struct migration *m,
                             const struct stalls *stalls)
 {
@@ -421,6 +437,7 @@ void migration_message_init(struct migration_message *t, struct migration *m,
 	message->vmm_pid = info.vmm_pid;
 	set_parties(t, info.parties);
 	set_waiting(t, &info.wait);
+	message->limited_by = limited_message(info.limited_by);
 	if (info.role == MIGRATION_SOURCE)
 		set_source(t, &info);
 	else

@@ -50,9 +50,10 @@ struct rpc_config {
 	struct migrations *migrations; /* must outlive the service, as all that is below */
 	const struct stalls *stalls;   /* NULL: nobody measures them */
 	const char *version;
-	const char *pages_address;      /* where the page server listens; empty: no source here */
-	unsigned int max_streams;       /* of one migration; 0: as many as are possible */
-	uint64_t bandwidth_bytes_per_s; /* of one migration where it names none; 0: no cap */
+	const char *pages_address; /* where the page server listens; empty: no source here */
+	const struct tcp_listening *pages; /* the same as sockets; NULL: none */
+	unsigned int max_streams;          /* of one migration; 0: as many as are possible */
+	uint64_t bandwidth_bytes_per_s;    /* of one migration where it names none; 0: no cap */
 	const char
 	        *config_error; /* why what runs is not what is configured; empty or NULL: it is */
 	const struct rpc_reload *reload; /* as it is now; NULL: it is never read anew */

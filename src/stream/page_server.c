@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
 #include <string.h>
@@ -16,7 +15,6 @@
 #include "util/cleanup.h"
 #include "util/log.h"
 #include "util/refused.h"
-#include "util/tcp_listen.h"
 #include "util/thread.h"
 
 /*
@@ -50,9 +48,8 @@ struct server_conn {
 #define REPLY_MAX (2 * FRAME_HEADER_BYTES + FRAME_PROOF_BYTES + FRAME_HELLO_MAX)
 
 struct page_server {
-	int listen_fd;
+	struct tcp_listening listening;
 	int stop_fd;
-	unsigned int port;
 	pthread_t accepter;
 	bool accepter_runs;
 	struct reception *reception; /* the accepter's */
@@ -350,9 +347,9 @@ static void admit(void *arg, struct conn *c, const struct hello *hello, const ch
 	}
 }
 
-static void accept_one(struct page_server *server)
+static void accept_one(struct page_server *server, int listen_fd)
 {
-	int fd = accept4(server->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+	int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
 
 	if (fd >= 0) {
 		reception_add(server->reception, fd);
@@ -366,53 +363,54 @@ static void accept_one(struct page_server *server)
 static void *accept_main(void *arg)
 {
 	struct page_server *server = arg;
-	struct pollfd fds[2 + STRANGERS_MAX] = {
-		{ .fd = server->listen_fd, .events = POLLIN },
+	unsigned int n_listen = server->listening.n, n_own = 1 + n_listen;
+	struct pollfd fds[1 + TCP_LISTEN_MAX + STRANGERS_MAX] = {
 		{ .fd = server->stop_fd, .events = POLLIN },
 	};
 
 	thread_set_name("accept");
 	/* A guest may wait for the connection that is being opened. */
 	thread_prefer_promptness();
+	for (unsigned int i = 0; i < n_listen; i++)
+		fds[1 + i] = (struct pollfd){ .fd = server->listening.fds[i], .events = POLLIN };
 	for (;;) {
 		int timeout_ms = -1;
-		unsigned int n = reception_prepare(server->reception, fds + 2, &timeout_ms);
+		unsigned int n = reception_prepare(server->reception, fds + n_own, &timeout_ms);
 
-		if (poll(fds, 2 + n, timeout_ms) < 0 && errno != EINTR)
+		if (poll(fds, n_own + n, timeout_ms) < 0 && errno != EINTR)
 			break;
-		if (fds[1].revents)
+		if (fds[0].revents)
 			break;
 		/* Those who are here first: one more may take the place of one of them. */
-		reception_serve(server->reception, fds + 2, n);
-		if (fds[0].revents)
-			accept_one(server);
+		reception_serve(server->reception, fds + n_own, n);
+		for (unsigned int i = 1; i <= n_listen; i++)
+			if (fds[i].revents)
+				accept_one(server, fds[i].fd);
 	}
 	reception_close(server->reception);
 	return NULL;
 }
 
-int page_server_listen(const char *address, struct error *err)
+int page_server_listen(const char *address, struct tcp_listening *ret, struct error *err)
 {
-	unsigned int port;
 	struct conn_target target;
 	int rc = conn_target_parse(address, &target, err);
 
 	if (rc)
 		return error_prefix(err, "page stream address");
-	return tcp_listen(target.host, target.port, "page stream address", &port, err);
+	return tcp_listen(target.host, target.port, "page stream address", TCP_LISTEN_MAX, ret,
+	                  err);
 }
 
-static int find_port(int fd, unsigned int *ret, struct error *err)
+/* One from the service manager may block, and be no TCP socket. */
+static int check_listening(const struct tcp_listening *l, struct error *err)
 {
-	struct sockaddr_storage bound;
-	socklen_t len = sizeof bound;
-	char service[16];
-
-	if (getsockname(fd, (struct sockaddr *)&bound, &len) ||
-	    getnameinfo((struct sockaddr *)&bound, len, NULL, 0, service, sizeof service,
-	                NI_NUMERICSERV))
-		return error_set(err, -EINVAL, "page stream: the socket has no port");
-	*ret = (unsigned int)strtoul(service, NULL, 10);
+	for (unsigned int i = 0; i < l->n; i++) {
+		if (!tcp_port(l->fds[i]))
+			return error_set(err, -EINVAL, "page stream: the socket has no port");
+		if (fcntl(l->fds[i], F_SETFL, O_NONBLOCK))
+			return error_errno(err, -errno, "page stream: the socket");
+	}
 	return 0;
 }
 
@@ -423,16 +421,18 @@ void page_server_set_most(struct page_server *server, unsigned int most)
 	pthread_mutex_unlock(&server->lock);
 }
 
-int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, struct error *err)
+int page_server_new(struct tcp_listening *listening, struct tls_context *tls,
+                    struct page_server **ret, struct error *err)
 {
 	struct page_server *server = calloc(1, sizeof *server);
 	int rc;
 
 	if (!server) {
-		close(fd);
+		tcp_listening_close(listening);
 		return error_set(err, -ENOMEM, "page server: out of memory");
 	}
-	server->listen_fd = fd;
+	server->listening = *listening;
+	listening->n = 0;
 	pthread_mutex_init(&server->lock, NULL);
 	pthread_cond_init(&server->idle, NULL);
 	pacers_init(&server->pacers);
@@ -444,11 +444,8 @@ int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, s
 	if (!rc)
 		*server->reception =
 		        (struct reception){ .tls = tls, .admit = admit, .arg = server };
-	/* One from the service manager may block. */
-	if (!rc && fcntl(fd, F_SETFL, O_NONBLOCK))
-		rc = error_errno(err, -errno, "page stream: the socket");
 	if (!rc)
-		rc = find_port(fd, &server->port, err);
+		rc = check_listening(&server->listening, err);
 	if (rc) {
 		page_server_free(server);
 		return rc;
@@ -501,7 +498,7 @@ struct page_server *page_server_free(struct page_server *server)
 	free(server->sources);
 	free(server->reception);
 	close_fd(&server->stop_fd);
-	close_fd(&server->listen_fd);
+	tcp_listening_close(&server->listening);
 	pacers_deinit(&server->pacers);
 	pthread_cond_destroy(&server->idle);
 	pthread_mutex_destroy(&server->lock);
@@ -511,7 +508,12 @@ struct page_server *page_server_free(struct page_server *server)
 
 unsigned int page_server_port(const struct page_server *server)
 {
-	return server->port;
+	return tcp_port(server->listening.fds[0]);
+}
+
+const struct tcp_listening *page_server_listening(const struct page_server *server)
+{
+	return &server->listening;
 }
 
 int page_server_add(struct page_server *server, struct page_source *source)

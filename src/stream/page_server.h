@@ -36,9 +36,11 @@
 
 #include "mem/memory.h"
 #include "stream/conn.h"
+#include "stream/load.h"
 #include "stream/pacer.h"
 #include "stream/poison_list.h"
 #include "stream/source_log.h"
+#include "util/tcp_listen.h"
 
 #define STREAM_HOLDER_NAME_MAX 128
 #define STREAM_HOLDER_TEXT_MAX (STREAM_HOLDER_NAME_MAX + 16)
@@ -76,6 +78,7 @@ struct page_source_stats {
 	_Atomic uint64_t unreadable_pages; /* that can't be read: the destination poisons them */
 	_Atomic uint64_t bytes;
 	struct pacer_view pace; /* of all bulk to its destination's host */
+	struct load_view load;  /* of the threads that serve bulk */
 };
 
 /*
@@ -208,15 +211,19 @@ bool page_source_is_taken(struct page_source *s);
 /* Whether the caller's reference is the last: no connection holds its memory any more. */
 bool page_source_is_idle(const struct page_source *s);
 
-/* A listening socket on @address ("host:port"; port 0: any free one), or -errno with @err set. */
-int page_server_listen(const char *address, struct error *err);
+/*
+ * Listen on all that @address ("host:port"; port 0: any free one) stands for.
+ * Return: 0, or -errno with @err set.
+ */
+int page_server_listen(const char *address, struct tcp_listening *ret, struct error *err);
 
 /*
- * page_server_new() - serve a socket that listens, from page_server_start() on
- * @fd: taken over in any case
+ * page_server_new() - serve sockets that listen, from page_server_start() on
+ * @listening: one at least; taken over in any case
  * @tls: must outlive the server
  */
-int page_server_new(int fd, struct tls_context *tls, struct page_server **ret, struct error *err);
+int page_server_new(struct tcp_listening *listening, struct tls_context *tls,
+                    struct page_server **ret, struct error *err);
 
 /*
  * At any time: how many guests leave at a time; 0: no limit. One more destination is refused, but
@@ -242,7 +249,8 @@ void page_server_set_incomplete(struct page_server *server, bool incomplete);
 /* Ends all connections and waits for their threads. NULL is allowed. */
 struct page_server *page_server_free(struct page_server *server);
 
-/* The port it listens on. */
+/* Where it listens; the port of the first. */
+const struct tcp_listening *page_server_listening(const struct page_server *server);
 unsigned int page_server_port(const struct page_server *server);
 
 /*

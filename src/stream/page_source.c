@@ -732,6 +732,17 @@ static int next_get(struct conn *c, struct frame_header *h, const void **payload
 	return rc;
 }
 
+/* A request of bulk is answered. */
+static void note_bulk(struct page_source *s, struct page_source_conn *pc)
+{
+	uint64_t now_ns = clock_now_ns();
+
+	atomic_store_explicit(&s->last_bulk_ns, now_ns, memory_order_relaxed);
+	pacer_note(&pc->pace, pc->conn, &s->stats.pace);
+	if (load_is_due(&pc->load, now_ns))
+		load_look(&pc->load, &s->stats.load, now_ns, thread_busy_ns());
+}
+
 static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum stream_role role,
                        struct error *err)
 {
@@ -753,13 +764,10 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 			rc = check_get(s, pc->holder, &get, err);
 		if (!rc)
 			rc = answer_get(s, c, h.request_id, &get, tx, err);
-		if (!rc && role == STREAM_URGENT) {
+		if (!rc && role == STREAM_URGENT)
 			wait_for_fault(s, c);
-		} else {
-			atomic_store_explicit(&s->last_bulk_ns, clock_now_ns(),
-			                      memory_order_relaxed);
-			pacer_note(&pc->pace, c, &s->stats.pace);
-		}
+		else
+			note_bulk(s, pc);
 	} while (!rc);
 	return rc;
 }

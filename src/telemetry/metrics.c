@@ -221,6 +221,7 @@ int metrics_new(uv_loop_t *loop, const struct metrics_config *config, struct met
 		.get = get_page,
 		.arg = m,
 	};
+	struct tcp_listening listening = { .n = 0 };
 	struct timespec now;
 	int rc;
 
@@ -230,12 +231,14 @@ int metrics_new(uv_loop_t *loop, const struct metrics_config *config, struct met
 	clock_gettime(CLOCK_REALTIME, &now);
 	m->loaded_s = (uint64_t)now.tv_sec;
 	m->started_s = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-	rc = http.listen_fd =
-	        tcp_listen(config->host, config->port, "metrics address", &m->port, err);
-	if (rc >= 0)
+	rc = tcp_listen(config->host, config->port, "metrics address", 1, &listening, err);
+	if (!rc) {
+		http.listen_fd = listening.fds[0];
+		m->port = tcp_port(http.listen_fd);
 		rc = http_new(loop, &http, &m->http, err);
+	}
 	if (rc) {
-		close_fd(&http.listen_fd);
+		tcp_listening_close(&listening);
 		free(m);
 		return rc;
 	}

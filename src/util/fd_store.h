@@ -87,7 +87,8 @@ const char *fd_store_name(const struct fd_store *store, const char *prefix, unsi
 const char *fd_store_unused(const struct fd_store *store, const char *prefix, unsigned int n);
 
 /*
- * fd_store_add() - keep a copy of @fd by this name: printable ASCII without ':' and '+'
+ * fd_store_add() - keep a copy of @fd by this name: printable ASCII without ':'; with '+', as
+ * fd_store_get() numbers them
  *
  * Adding what the name stands for already changes nothing. Where the manager can't be told the
  * name is here all the same.

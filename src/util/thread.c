@@ -107,6 +107,14 @@ uint64_t thread_own_time_ns(void)
 	return clock_now_ns() - waited_ns;
 }
 
+uint64_t thread_busy_ns(void)
+{
+	_cleanup_fclose_ FILE *f = fopen("/proc/thread-self/schedstat", "re");
+	unsigned long long ran_ns, waited_ns;
+
+	return f && fscanf(f, "%llu %llu", &ran_ns, &waited_ns) == 2 ? ran_ns + waited_ns : 0;
+}
+
 bool thread_is_runnable(pid_t tid)
 {
 	_cleanup_fclose_ FILE *f = NULL;

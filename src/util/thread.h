@@ -37,6 +37,13 @@ void thread_prefer_throughput(void);
  */
 uint64_t thread_own_time_ns(void);
 
+/*
+ * thread_busy_ns() - what the calling thread has computed, and waited for a CPU to compute on
+ *
+ * Return: nanoseconds; 0 where the kernel does not tell.
+ */
+uint64_t thread_busy_ns(void);
+
 /* Whether a thread of this process would go on if it had a CPU, and waits for nothing else. */
 bool thread_is_runnable(pid_t tid);
 

@@ -320,7 +320,7 @@ int main(int argc, char **argv)
 	const char *names[16];
 	struct tls_config tls_config = { .alpn = "h2", .allowed_names = names };
 	struct grpc_listen_unix local = { .fd = -1 };
-	struct grpc_listen_tls tls = { .fd = -1 };
+	struct grpc_listen_tls tls = { .address = NULL };
 	struct error err = ERROR_INIT;
 	gid_t group;
 	int option;

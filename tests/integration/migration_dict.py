@@ -92,6 +92,9 @@ def waiting(w):
             "next_try_ms": field(w, "next_try", lambda next: us(next) / 1e3)}
 
 
+LIMITED_BY = (None, "network", "cap", "destination-cpu", "source-cpu", "faults")
+
+
 def pace(p):
     return {"bytes_per_s": p.bytes_per_s or None, "in_flight_bytes": p.in_flight_bytes,
             "round_trip_us": us(p.round_trip), "queued_us": us(p.queued)}
@@ -101,7 +104,8 @@ def migration(m):
     to = {"id": m.id, "role": ROLES[m.role], "state": STATES[m.state], "reason": m.reason,
           "memory_bytes": m.memory_bytes or None, "page_bytes": m.page_bytes or None,
           "backend": m.backend, "vmm_pid": m.vmm_pid or None,
-          "parties": field(m, "parties", parties), "waiting": field(m, "waiting", waiting)}
+          "parties": field(m, "parties", parties), "waiting": field(m, "waiting", waiting),
+          "limited_by": LIMITED_BY[m.limited_by]}
     half = m.WhichOneof("half")
     if half == "destination":
         to.update(destination(m.destination))

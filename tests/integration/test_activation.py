@@ -18,10 +18,12 @@ def listener(family=socket.AF_INET, address=("127.0.0.1", 0), kind=socket.SOCK_S
 
 def activated(host, sockets, **options):
     options.setdefault("listen", "none")
-    for sock in sockets.values():
+    """@sockets: by their names, or pairs where several have one."""
+    pairs = list(sockets.items()) if isinstance(sockets, dict) else sockets
+    for _, sock in pairs:
         host.later(sock.close)
     return host.daemon("source", identity=host.pki.server, kind=KeptDaemon,
-                       activated=[(name, sock.fileno()) for name, sock in sockets.items()],
+                       activated=[(name, sock.fileno()) for name, sock in pairs],
                        **options)
 
 

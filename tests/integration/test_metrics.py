@@ -396,6 +396,14 @@ def test_dashboard_and_alerts_name_what_there_is(daemon):
     assert names_in("".join(blocks)) <= known
 
 
+def test_dashboard_shows_what_a_host_has_left():
+    shown = names_in(" ".join(expressions()))
+    assert {"postcopyd_" + name for name in (
+        "memory_available_bytes", "memory_promised_bytes", "admissions_refused_total",
+        "fd_store_entries", "certificate_expiry_timestamp_seconds", "fills_failed_total",
+        "pauses_total", "refused_total")} <= shown
+
+
 def test_dashboard_is_well_made():
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)

@@ -13,12 +13,25 @@ from harness import ControlError
 from keeper import KeptDaemon
 from proxy import Proxy
 from pyvmm import PAGE
+from test_migrate import Pair as GuestPair
 
 SIZE = 1 << 20
 PAGES = SIZE // PAGE
 
 pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
                                 reason=str(pyvmm.can_userfault()))
+
+
+def poison_when_away(daemon, missing_bytes):
+    """As soon as the source counts as away."""
+    def poisoned():
+        try:
+            return daemon.call("Poison", id="vm1", confirm_missing_bytes=missing_bytes)
+        except ControlError as error:
+            assert "has not failed to answer yet" in error.message
+            return None
+
+    harness.eventually(poisoned, "the source is away")
 
 
 class Pair:
@@ -53,16 +66,7 @@ class Pair:
         assert page.raw == self.content[unit * PAGE:(unit + 1) * PAGE]
 
     def poison(self, missing_bytes):
-        """As soon as the source counts as away."""
-        def poisoned():
-            try:
-                return self.destination.call("Poison", id="vm1",
-                                             confirm_missing_bytes=missing_bytes)
-            except ControlError as error:
-                assert "has not failed to answer yet" in error.message
-                return None
-
-        harness.eventually(poisoned, "the source is away")
+        poison_when_away(self.destination, missing_bytes)
 
     def finish(self):
         self.destination.call("SetLimits", id="vm1", bulk=True)
@@ -112,6 +116,10 @@ def test_source_at_another_address(host):
     pair.destination.wait_for_state("vm1", "paused")
     pair.destination.call("Recover", id="vm1", source_address=pair.source.address)
     pair.destination.wait_for_state("vm1", "postcopy")
+    # What status calls the source is what is dialled.
+    with pair.destination.control() as control:
+        told = control.client.migrations("Get", id="vm1").destination.source_address
+    assert told == pair.source.address
     pair.finish()
 
 
@@ -228,6 +236,32 @@ def test_lost_pages_are_poisoned_by_command(host):
     assert result == [pair.content[3 * PAGE:4 * PAGE]], "what was here is whole"
     _, text = pair.destination_vmm.expect_failure()
     assert "lost" in text
+
+
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK),
+                    reason="/dev/kvm can't be opened: no vCPUs here")
+def test_guest_that_dies_of_poison_is_not_said_to_be_at_its_source(host):
+    """A VMM that ends at its first machine check is gone before the last page is poisoned: who looked
+    then was sent to a source that he had just given up."""
+    pair = GuestPair(host)
+    proxy = Proxy(pair.source.address)
+    host.later(proxy.close)
+    pair.source.prepare_source("vm1")
+    pair.destination.prepare_destination("vm1", proxy.address, bulk=False)
+    for role, daemon in ("source", pair.source), ("destination", pair.destination):
+        host.minivmm(role, daemon, "vm1", memory="64M", backend="memfd", workload="random",
+                     zero_percent=0).wait_for_event("attached")
+    pair.start("vm1")
+    pair.destination.wait_for_state("vm1", "postcopy")
+    proxy.refuse(True)
+    pair.destination.wait_for_state("vm1", "paused")
+    with pair.destination.control() as control:
+        missing = control.call("ListMissing", id="vm1").missing_bytes
+    poison_when_away(pair.destination, missing)
+    reason = pair.destination.wait_for_state("vm1", "failed")["reason"]
+    if "UFFDIO_POISON" in reason:
+        pytest.skip(reason)
+    assert "poisoned by command" in reason
 
 
 def test_poison_is_not_forgotten_by_who_takes_over(host):

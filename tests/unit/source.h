@@ -104,6 +104,7 @@ static inline void source_start(struct source *s, const struct guest *g)
 {
 	struct error err = ERROR_INIT;
 	struct hello_reply *reply = malloc(sizeof *reply);
+	struct tcp_listening listening;
 	struct dialing dialing;
 	struct conn *control;
 
@@ -116,9 +117,8 @@ static inline void source_start(struct source *s, const struct guest *g)
 		fail_msg("%s", err.text);
 	make_tls(&s->server_side, s->dir, PKI_SOURCE_CERT, PKI_SOURCE_KEY);
 	make_tls(&s->client_side, s->dir, PKI_DESTINATION_CERT, PKI_DESTINATION_KEY);
-	assert_int_equal(page_server_new(page_server_listen("127.0.0.1:0", &err),
-	                                 s->server_side.context, &s->server, &err),
-	                 0);
+	assert_int_equal(page_server_listen("127.0.0.1:0", &listening, &err), 0);
+	assert_int_equal(page_server_new(&listening, s->server_side.context, &s->server, &err), 0);
 	assert_int_equal(page_server_start(s->server, &err), 0);
 	s->source = make_page_source(s);
 	assert_int_equal(page_server_add(s->server, s->source), 0);

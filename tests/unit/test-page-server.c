@@ -230,10 +230,11 @@ static void pause_guest(struct guest *g)
 static int setup(void **state)
 {
 	struct error err = ERROR_INIT;
-	int fd = page_server_listen("127.0.0.1:0", &err);
+	struct tcp_listening listening;
 
 	(void)state;
-	if (fd < 0 || page_server_new(fd, tls, &server, &err) || page_server_start(server, &err))
+	if (page_server_listen("127.0.0.1:0", &listening, &err) ||
+	    page_server_new(&listening, tls, &server, &err) || page_server_start(server, &err))
 		fail_msg("%s", err.text);
 	strcpy(target.host, "127.0.0.1");
 	snprintf(target.port, sizeof target.port, "%u", page_server_port(server));
@@ -808,6 +809,7 @@ static void *small_path_main(void *arg)
 /* A path on which only what is small gets through is told from one that is well. */
 static void test_probe_finds_a_path_for_small_packets_only(void **state)
 {
+	struct tcp_listening listening;
 	struct guest *g = new_guest("vm1", 1);
 	struct small_path path = { 0 };
 	struct error err = ERROR_INIT;
@@ -825,7 +827,8 @@ static void test_probe_finds_a_path_for_small_packets_only(void **state)
 	expect_plain(c, FRAME_PONG);
 	conn_free(c);
 
-	path.listener = page_server_listen("127.0.0.1:0", &err);
+	assert_int_equal(page_server_listen("127.0.0.1:0", &listening, &err), 0);
+	path.listener = listening.fds[0];
 	/* It does not block, as the server wants it. */
 	assert_int_equal(fcntl(path.listener, F_SETFL, 0), 0);
 	assert_int_equal(getsockname(path.listener, (struct sockaddr *)&a, &len), 0);
@@ -960,7 +963,8 @@ static void test_dialling_a_source_that_trickles_ends_in_time(void **state)
 {
 	struct guest *g = new_guest("vm1", 1);
 	struct error err = ERROR_INIT;
-	int listener = page_server_listen("127.0.0.1:0", &err);
+	struct tcp_listening listening;
+	int listener;
 	uint64_t epoch, begin_ns = clock_now_ns();
 	struct sockaddr_in a;
 	socklen_t len = sizeof a;
@@ -968,6 +972,8 @@ static void test_dialling_a_source_that_trickles_ends_in_time(void **state)
 	struct conn *c;
 
 	(void)state;
+	assert_int_equal(page_server_listen("127.0.0.1:0", &listening, &err), 0);
+	listener = listening.fds[0];
 	assert_int_equal(fcntl(listener, F_SETFL, 0), 0);
 	assert_int_equal(getsockname(listener, (struct sockaddr *)&a, &len), 0);
 	snprintf(target.port, sizeof target.port, "%u", ntohs(a.sin_port));
@@ -1648,14 +1654,15 @@ static void test_garbage_instead_of_tls_harms_nobody(void **state)
 
 static void test_an_address_in_use_is_an_error(void **state)
 {
+	struct tcp_listening listening;
 	struct error err = ERROR_INIT;
 	char address[32];
 
 	(void)state;
 	snprintf(address, sizeof address, "127.0.0.1:%u", page_server_port(server));
-	assert_int_equal(page_server_listen(address, &err), -EADDRINUSE);
+	assert_int_equal(page_server_listen(address, &listening, &err), -EADDRINUSE);
 	assert_non_null(strstr(err.text, address));
-	assert_int_equal(page_server_listen("nonsense", &err), -EINVAL);
+	assert_int_equal(page_server_listen("nonsense", &listening, &err), -EINVAL);
 }
 
 /*

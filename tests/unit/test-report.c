@@ -149,15 +149,97 @@ static void test_progress_says_rate_and_time_left(void **state)
 
 	(void)state;
 	progress_update(&p, start, NSEC_PER_SEC);
-	progress_format(&p, start, 10, line, sizeof line);
-	assert_string_equal(line, "vm7 postcopy [..........]   0.0 %");
+	progress_format(&p, start, 34, line, sizeof line);
+	assert_string_equal(line, "vm7 postcopy [...........]   0.0 %");
 	progress_update(&p, middle, 2 * NSEC_PER_SEC);
-	progress_format(&p, middle, 8, line, sizeof line);
-	assert_string_equal(line, "vm7 postcopy [##......]  25.0 %  256 MiB/s  source off in 3 s");
+	progress_format(&p, middle, 0, line, sizeof line);
+	assert_string_equal(line, "vm7 postcopy  25.0 %  256 MiB/s  source off in about 3 s");
 	progress_format(&p, almost, 0, line, sizeof line);
 	assert_non_null(strstr(line, " 99.9 %"));
-	progress_format(&p, middle, 30, line, 20);
-	assert_int_equal(strlen(line), 19);
+}
+
+/* The rate of a source that gives 64 MiB and 192 MiB in turns; 768 MiB are missing. */
+static void test_progress_says_how_sure_it_is(void **state)
+{
+	struct progress p = { .first_ns = 0 };
+	struct progress_left left;
+	uint64_t present = 0;
+	unsigned int i;
+
+	(void)state;
+	for (i = 1; i <= 40; i++) {
+		_cleanup_json_ struct json_object *m = update("postcopy", present);
+
+		json_set_count(m, "pages_total", present + (768 << 8));
+		progress_update(&p, m, i * NSEC_PER_SEC);
+		assert_int_equal(progress_get_left(&p, m, &left), i > 1);
+		present += (i % 2 ? 64 : 192) << 8;
+	}
+	/* 768 MiB at 128 MiB/s are 6 s, give or take half. */
+	assert_true(left.low_us > 3e6 && left.low_us < 5e6);
+	assert_true(left.high_us > 7e6 && left.high_us < 24e6);
+	/* The same every second: it gets sure. */
+	for (; i <= 80; i++) {
+		_cleanup_json_ struct json_object *m = update("postcopy", present);
+
+		json_set_count(m, "pages_total", present + (768 << 8));
+		progress_update(&p, m, i * NSEC_PER_SEC);
+		assert_true(progress_get_left(&p, m, &left));
+		present += 128 << 8;
+	}
+	assert_true(left.low_us > 5.9e6 && left.high_us < 6.1e6);
+}
+
+/* Whatever the window's width: nothing wraps, and what is there is whole. */
+static void test_progress_fits_its_terminal(void **state)
+{
+	_cleanup_json_ struct json_object *start = update("postcopy", 0);
+	_cleanup_json_ struct json_object *m = update("postcopy", 65536);
+	_cleanup_json_ struct json_object *faults =
+	        json_tokener_parse("{\"p50\": 212, \"p99\": 1250}");
+	struct progress p = { .first_ns = 0 };
+	char line[512];
+
+	(void)state;
+	json_object_object_add(m, "fault_us", json_object_get(faults));
+	json_set_string(m, "limited_by", "destination-cpu");
+	progress_update(&p, start, NSEC_PER_SEC);
+	progress_update(&p, m, 2 * NSEC_PER_SEC);
+	for (unsigned int columns = 1; columns < 200; columns++) {
+		progress_format(&p, m, columns, line, sizeof line);
+		assert_true(text_columns(line) <= columns);
+	}
+	progress_format(&p, m, 79, line, sizeof line);
+	assert_string_equal(line,
+	                    "vm7 postcopy  25.0 %  256 MiB/s (CPU here)  source off in about 3 s");
+	progress_format(&p, m, 0, line, sizeof line);
+	assert_string_equal(line,
+	                    "vm7 postcopy  25.0 %  256 MiB/s (CPU here)  source off in about 3 s"
+	                    "  fault p50 212 µs p99 1.25 ms");
+	/* What is wrong is worth the room, and is cut. */
+	json_set_string(m, "reason", "the source is not reached: no route to host");
+	progress_format(&p, m, 79, line, sizeof line);
+	assert_non_null(strstr(line, "3 s  the sou"));
+}
+
+static void test_forecasts_are_as_people_say_them(void **state)
+{
+	static const struct {
+		double low_s, high_s;
+		const char *text;
+	} rows[] = {
+		{ 0.2, 0.9, "under 1 s" },    { 0.3, 3.2, "under 3 s" },
+		{ 39.8, 40.3, "about 40 s" }, { 30, 55, "30-55 s" },
+		{ 104, 119, "100-120 s" },    { 115, 125, "about 2 min" },
+		{ 90, 600, "2-10 min" },      { 3000, 7100, "50-120 min" },
+		{ 7200, 90000, "2-25 h" },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+		assert_string_equal(
+		        text_duration_range(rows[i].low_s * 1e6, rows[i].high_s * 1e6).s,
+		        rows[i].text);
 }
 
 static void test_progress_says_how_warm_it_is(void **state)
@@ -460,6 +542,9 @@ int main(void)
 		cmocka_unit_test(test_chart_scales),
 		cmocka_unit_test(test_json_members_may_be_missing),
 		cmocka_unit_test(test_progress_says_rate_and_time_left),
+		cmocka_unit_test(test_progress_says_how_sure_it_is),
+		cmocka_unit_test(test_progress_fits_its_terminal),
+		cmocka_unit_test(test_forecasts_are_as_people_say_them),
 		cmocka_unit_test(test_progress_says_how_warm_it_is),
 		cmocka_unit_test(test_text_is_escaped),
 		cmocka_unit_test(test_page_tells_all),

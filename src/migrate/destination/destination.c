@@ -272,6 +272,16 @@ static void interrupt(struct migration *m, enum conductor_order order)
 	pthread_mutex_unlock(&m->lock);
 }
 
+static bool is_poisoning(struct migration *m)
+{
+	bool ordered;
+
+	pthread_mutex_lock(&m->lock);
+	ordered = m->orders & ORDER_POISON;
+	pthread_mutex_unlock(&m->lock);
+	return ordered;
+}
+
 void destination_vmm_closed(struct migration *m)
 {
 	switch (m->state) {
@@ -295,9 +305,13 @@ void destination_vmm_closed(struct migration *m)
 			return;
 		}
 		interrupt(m, ORDER_STOP);
+		/* Who ends at once where it meets the first may be faster than the last of them. */
 		migration_move(m, MIGRATION_FAILED,
-		               "the destination VMM is gone, and the guest with it; its memory is "
-		               "at the source still");
+		               "the destination VMM is gone, and the guest with it; %s",
+		               is_poisoning(m)
+		                       ? "what was missing of its memory was being poisoned by "
+		                         "command"
+		                       : "its memory is at the source still");
 		return;
 	default:
 		return;

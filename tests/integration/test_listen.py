@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a daemon listens on: all that a name stands for, and said so."""
+import os
+import re
+import shutil
+import socket
+
+import pytest
+
+import harness
+from control_client import Client
+from keeper import KeptDaemon
+from test_activation import activated, listener
+
+# In the place of this host's own, for the daemon alone.
+HOSTS = """127.0.0.1 localhost
+127.0.0.2 both.test
+127.0.0.3 both.test
+192.0.2.1 partly.test
+127.0.0.4 partly.test
+127.0.1.1 debian.test
+192.0.2.1 elsewhere.test
+"""
+ENTER = 'mount --make-rprivate / && mount --bind "$0" /etc/hosts && exec "$@"'
+
+needs_hosts = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"),
+                                 reason="a hosts file of the test's own wants root and unshare")
+
+
+def daemon_with_names(host, listen, hosts=HOSTS, **options):
+    path = host.dir / "hosts"
+    path.write_text(hosts)
+    return host.daemon("source", listen=listen,
+                       prefix=["unshare", "--mount", "sh", "-c", ENTER, path], **options)
+
+
+def info(daemon):
+    with daemon.control() as control:
+        return control.client.host("GetInfo")
+
+
+def connects(address, port):
+    with socket.create_connection((address, port), timeout=harness.DEADLINE_S):
+        return True
+
+
+@needs_hosts
+def test_all_addresses_of_a_name_are_listened_on(host):
+    daemon = daemon_with_names(host, "both.test:0", identity=host.pki.server, extra=[
+        "--control-listen", "both.test:0", "--control-allow", "postcopy:controller"])
+    places = ["127.0.0.%d:%d" % (n, daemon.port) for n in (2, 3)]
+    told = info(daemon)
+    assert sorted(told.pages_addresses) == places
+    assert told.pages_address == "both.test:%d" % daemon.port
+    assert all(connects("127.0.0.%d" % n, daemon.port) for n in (2, 3))
+    log = daemon.log()
+    assert all(place in re.search("ready; page streams at (.*)", log)[1] for place in places)
+    # gRPC: by each of them.
+    assert len(told.control_addresses) == 2
+    for address in told.control_addresses:
+        assert address in re.search(r"gRPC over TCP on port \d+: (.*)", log)[1]
+        assert connects(*address.rsplit(":", 1))
+
+
+@needs_hosts
+def test_all_of_them_outlive_the_process(host):
+    daemon = daemon_with_names(host, "both.test:0", kind=KeptDaemon)
+    assert [name for name in daemon.store.names() if name.startswith("pages")] == ["pages", "pages+1"]
+    places = info(daemon).pages_addresses
+    daemon.crash()
+    # Meanwhile too: who comes is served by the next process.
+    assert len(places) == 2 and all(connects(*place.split(":")) for place in places)
+    daemon.start()
+    assert info(daemon).pages_addresses == places
+
+
+@needs_hosts
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_both_families_of_a_name_are_listened_on(host):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip("no IPv6 loopback here: %s" % error)
+    daemon = daemon_with_names(host, "both.test:0", "127.0.0.2 both.test\n::1 both.test\n")
+    assert sorted(info(daemon).pages_addresses) == ["127.0.0.2:%d" % daemon.port,
+                                                       "[::1]:%d" % daemon.port]
+    assert connects("::1", daemon.port) and connects("127.0.0.2", daemon.port)
+
+
+@needs_hosts
+def test_an_address_that_is_not_ours_is_told_and_passed_over(host):
+    daemon = daemon_with_names(host, "partly.test:0")
+    assert info(daemon).pages_addresses == ["127.0.0.4:%d" % daemon.port]
+    assert "192.0.2.1 is not listened on: Cannot assign requested address" in daemon.log()
+    with pytest.raises(harness.Failure, match="elsewhere.test:0.*Cannot assign"):
+        daemon_with_names(host, "elsewhere.test:0")
+
+
+@needs_hosts
+def test_a_port_that_somebody_has_on_one_of_them_fails_all(host):
+    with socket.create_server(("127.0.0.3", 0)) as taken:
+        with pytest.raises(harness.Failure, match="which is 127.0.0.3: .*in use"):
+            daemon_with_names(host, "both.test:%d" % taken.getsockname()[1])
+
+
+@needs_hosts
+def test_a_name_that_no_other_host_reaches_is_told(host):
+    """Debian's own name is 127.0.1.1: the daemon listened, and its peers heard nothing."""
+    daemon = daemon_with_names(host, "debian.test:0")
+    assert re.search(r"the name is 127\.0\.1\.1:\d+ here, which no other host reaches", daemon.log())
+    assert info(daemon).pages_addresses == ["127.0.1.1:%d" % daemon.port]
+
+
+def test_all_sockets_of_the_managers_are_served(host):
+    """A socket unit may have ListenStream= twice: the second was held open and nobody came."""
+    pages, more = listener(), listener(address=("127.0.0.2", 0))
+    control, more_control = listener(), listener(address=("127.0.0.2", 0))
+    daemon = activated(host, [("pages", pages), ("pages", more), ("control-tcp", control),
+                              ("control-tcp", more_control)],
+                       extra=["--control-allow", "postcopy:controller"])
+    told = info(daemon)
+    assert told.pages_addresses == ["%s:%d" % sock.getsockname() for sock in (pages, more)]
+    for sock in control, more_control:
+        client = Client("%s:%d" % sock.getsockname(), host.pki.controller, "localhost")
+        host.later(client.close)
+        assert client.host("GetInfo").pages_addresses == told.pages_addresses
