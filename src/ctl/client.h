@@ -45,6 +45,7 @@ struct client_limits {
 	int64_t bandwidth_bytes_per_s; /* 0: no cap */
 	unsigned int streams;
 	int bulk, prefetch;
+	unsigned int weight;
 };
 
 #define CLIENT_LIMITS_INIT                                                                         \
@@ -139,6 +140,13 @@ int client_list_missing(struct client *c, const char *id, struct json_object **r
 
 /* {kernel, destination, checks: [{name, ok, detail}...], backends: {NAME: {...}}} */
 int client_check(struct client *c, struct json_object **ret, struct error *err);
+
+/*
+ * client_set_host_limits() - bytes/s of all page streams; -1: as it is, 0: no limit
+ * @ret: the budget, as client_get_info() has it
+ */
+int client_set_host_limits(struct client *c, int64_t in, int64_t out, struct json_object **ret,
+                           struct error *err);
 
 /* {version, kernel, hostname, cpus, pages_address, draining, migrations_active, ...} */
 int client_get_info(struct client *c, struct json_object **ret, struct error *err);

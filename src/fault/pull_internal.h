@@ -14,8 +14,8 @@
 #include "fault/fetch.h"
 #include "fault/guesses.h"
 #include "fault/pull.h"
-#include "fault/throttle.h"
 #include "stream/scheduler.h"
+#include "stream/throttle.h"
 #include "stream/window.h"
 
 /* Between two tries to dial: doubled from the first to the last. */

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "migrate/adapter.h"
+#include "migrate/bandwidth.h"
 #include "migrate/budget.h"
 #include "util/cleanup.h"
 
@@ -494,6 +495,7 @@ void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret)
 		.descriptors = count_descriptors(),
 		.max_descriptors = descriptors == RLIM_INFINITY ? 0 : descriptors,
 	};
+	migrations_get_bandwidth(ms, ret->bandwidth);
 	for (const struct migration *m = ms->list; m; m = m->next)
 		if (is_promised(m))
 			add_pools(ms, m, ret);

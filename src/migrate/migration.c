@@ -9,6 +9,7 @@
 #include "migrate/attach.h"
 #include "migrate/record/keep.h"
 #include "migrate/totals.h"
+#include "migrate/bandwidth.h"
 #include "migrate/wait.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -70,6 +71,8 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
 	if (to == MIGRATION_SWITCHING)
 		migrations_watch_waits(m->owner);
+	if (to == MIGRATION_WARMING)
+		migrations_watch_bandwidth(m->owner);
 	if (migration_state_is_final(to)) {
 		m->ended_ns = clock_now_ns();
 		totals_note_end(m);

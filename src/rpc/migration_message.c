@@ -134,6 +134,8 @@ static void set_limits(struct migration_message *t, const struct migration_limit
 	l->bulk = from->bulk;
 	l->optional_prefetch_case = POSTCOPY__V1__LIMITS__OPTIONAL_PREFETCH_PREFETCH;
 	l->prefetch = from->prefetch;
+	l->optional_weight_case = POSTCOPY__V1__LIMITS__OPTIONAL_WEIGHT_WEIGHT;
+	l->weight = from->weight;
 	t->destination.limits = l;
 }
 
@@ -395,6 +397,20 @@ static void set_waiting(struct migration_message *t, const struct migration_wait
 	t->message.waiting = &t->waiting;
 }
 
+static void set_bandwidth(struct migration_message *t, const struct migration_info *info)
+{
+	const struct migration_bandwidth *b = &info->bandwidth;
+
+	if (migration_state_is_final(info->state))
+		return;
+	t->bandwidth = (Postcopy__V1__Bandwidth)POSTCOPY__V1__BANDWIDTH__INIT;
+	t->bandwidth.share_bytes_per_s = b->share_bytes_per_s;
+	t->bandwidth.bulk_bytes_per_s = b->bulk_bytes_per_s;
+	t->bandwidth.fault_bytes_per_s = b->fault_bytes_per_s;
+	t->bandwidth.weight = info->limits.weight;
+	t->message.bandwidth = &t->bandwidth;
+}
+
 void migration_message_init(struct migration_message *t, struct migration *m,
                             const struct stalls *stalls)
 {
@@ -421,6 +437,7 @@ void migration_message_init(struct migration_message *t, struct migration *m,
 	message->vmm_pid = info.vmm_pid;
 	set_parties(t, info.parties);
 	set_waiting(t, &info.wait);
+	set_bandwidth(t, &info);
 	if (info.role == MIGRATION_SOURCE)
 		set_source(t, &info);
 	else

@@ -25,6 +25,7 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 		.map_given = true,
 		.map = RESOLVER_MAP_LAZY,
 		.prefetch = true,
+		.weight = SHARE_WEIGHT_MAX,
 		.bandwidth_bytes_per_s = 1ull << 40,
 		.source = { .host = "2001:db8::1", .port = "7000" },
 	};
@@ -37,7 +38,8 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 	memset(s->params.parties.cgroup, 'g', sizeof s->params.parties.cgroup - 1);
 	memset(s->params.parties.peer, 'p', sizeof s->params.parties.peer - 1);
 	s->target = (struct conn_target){ .host = "other.example", .port = "7001" };
-	s->limits = (struct migration_limits){ true, 7, true, 5, true, true, true, false };
+	s->limits =
+	        (struct migration_limits){ true, 7, true, 5, true, true, true, false, true, 999 };
 	s->warming = (struct migration_warm){ true, true, 3, 1ull << 40, 5, 6 };
 	s->state = MIGRATION_PAUSED;
 	strcpy(s->reason, "the source is silent");

@@ -10,6 +10,7 @@
 #include "migrate/destination/destination.h"
 #include "migrate/record/keep.h"
 #include "migrate/source/source.h"
+#include "migrate/bandwidth.h"
 #include "migrate/wait.h"
 #include "util/cleanup.h"
 #include "util/log.h"
@@ -486,5 +487,6 @@ int migrations_take_over(struct migrations *ms, struct error *err)
 	tell_page_server(ms);
 	drop_strays(ms);
 	migrations_watch_waits(ms);
+	migrations_watch_bandwidth(ms);
 	return 0;
 }
