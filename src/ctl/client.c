@@ -358,7 +358,7 @@ static Postcopy__V1__Warm *put_warm(struct warm_message *to, const struct client
 }
 
 int client_start(struct client *c, const char *id, bool hold, const struct client_warm *warm,
-                 struct json_object **ret, struct error *err)
+                 const struct client_queue *queue, struct json_object **ret, struct error *err)
 {
 	Postcopy__V1__StartRequest request = POSTCOPY__V1__START_REQUEST__INIT;
 	struct warm_message message;
@@ -366,6 +366,8 @@ int client_start(struct client *c, const char *id, bool hold, const struct clien
 	request.warm = put_warm(&message, warm);
 	request.id = (char *)id;
 	request.hold_switchover = hold;
+	request.queue = queue != NULL;
+	request.priority = queue ? queue->priority : 0;
 	return call_migration(c, MIGRATIONS "Start", &request.base, ret, err);
 }
 

@@ -68,6 +68,11 @@ struct client_warm {
 	uint64_t catch_up_ms;
 };
 
+/* A place in the queue for those that come in. */
+struct client_queue {
+	uint32_t priority;
+};
+
 struct client_prepare {
 	const char *id;
 	bool destination;
@@ -100,9 +105,9 @@ int client_prepare(struct client *c, const struct client_prepare *prepare, struc
 /* Source, before a destination has come: another token. */
 int client_set_token(struct client *c, const char *id, const uint8_t token[CLIENT_TOKEN_BYTES],
                      struct json_object **ret, struct error *err);
-/* @hold: connect only; client_switchover() goes on. */
+/* @hold: connect only; client_switchover() goes on. @queue: NULL: it waits for no turn. */
 int client_start(struct client *c, const char *id, bool hold, const struct client_warm *warm,
-                 struct json_object **ret, struct error *err);
+                 const struct client_queue *queue, struct json_object **ret, struct error *err);
 int client_switchover(struct client *c, const char *id, struct json_object **ret,
                       struct error *err);
 /* @role, here and below: "source" or "destination", where the daemon has both halves; NULL: none.

@@ -346,8 +346,8 @@ static void add_bandwidth(struct json_object *o, const Postcopy__V1__Bandwidth *
 /* Null where it waits for nothing. */
 static void add_waiting(struct json_object *o, const Postcopy__V1__Waiting *w)
 {
-	static const char *const whats[] = { "unknown", "source", "pause",  "vmstate",
-		                             "load",    "resume", "memory", "destination" };
+	static const char *const whats[] = { "unknown", "source", "pause",       "vmstate", "load",
+		                             "resume",  "memory", "destination", "turn" };
 	unsigned int what = w ? (unsigned int)w->what : 0;
 	struct json_object *waiting;
 
@@ -360,6 +360,7 @@ static void add_waiting(struct json_object *o, const Postcopy__V1__Waiting *w)
 	set_duration(waiting, "elapsed_ms", w->elapsed, 1e3);
 	json_set_count(waiting, "tries", w->tries);
 	set_duration(waiting, "next_try_ms", w->next_try, 1e3);
+	set_count_or_null(waiting, "place", w->place);
 	json_object_object_add(o, "waiting", waiting);
 }
 
@@ -635,6 +636,7 @@ struct json_object *budget_json(const Postcopy__V1__Budget *b)
 	}
 	json_set_count(o, "incoming", b->incoming);
 	json_set_count(o, "max_incoming", b->max_incoming);
+	json_set_count(o, "queued", b->queued);
 	json_set_count(o, "outgoing", b->outgoing);
 	json_set_count(o, "max_outgoing", b->max_outgoing);
 	json_set_count(o, "descriptors", b->descriptors);

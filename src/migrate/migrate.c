@@ -12,6 +12,7 @@
 #include "migrate/attach.h"
 #include "migrate/bandwidth.h"
 #include "migrate/destination/destination.h"
+#include "migrate/queue.h"
 #include "migrate/record/keep.h"
 #include "migrate/record/takeover.h"
 #include "migrate/source/source.h"
@@ -342,6 +343,7 @@ void migrations_set_limits(struct migrations *ms, const struct migrations_config
 	ms->config.max_outgoing = config->max_outgoing;
 	ms->config.memory_check = config->memory_check;
 	migrations_configure_bandwidth(ms, config);
+	queue_look(ms);
 	ms->config.max_channels = config->max_channels;
 	ms->config.max_vmstate_bytes = config->max_vmstate_bytes;
 	ms->config.max_ended = config->max_ended;
@@ -427,6 +429,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	uv_timer_init(loop, &ms->expiry);
 	uv_timer_init(loop, &ms->adapters);
 	uv_timer_init(loop, &ms->waits);
+	uv_timer_init(loop, &ms->queue);
 	uv_timer_init(loop, &ms->bandwidth.timer);
 	migrations_configure_bandwidth(ms, config);
 	ms->expiry.data = ms;
@@ -478,10 +481,13 @@ static void say_what_is_left(const struct migration *m)
 
 void migrations_stop(struct migrations *ms)
 {
+	/* Those that end now make room for nobody. */
+	ms->draining = true;
 	uv_timer_stop(&ms->again);
 	uv_timer_stop(&ms->expiry);
 	uv_timer_stop(&ms->adapters);
 	uv_timer_stop(&ms->waits);
+	uv_timer_stop(&ms->queue);
 	uv_timer_stop(&ms->bandwidth.timer);
 	for (struct migration *m = ms->list; m; m = m->next)
 		say_what_is_left(m);
@@ -502,6 +508,7 @@ void migrations_close(struct migrations *ms)
 	uv_close((uv_handle_t *)&ms->expiry, NULL);
 	uv_close((uv_handle_t *)&ms->adapters, NULL);
 	uv_close((uv_handle_t *)&ms->waits, NULL);
+	uv_close((uv_handle_t *)&ms->queue, NULL);
 	uv_close((uv_handle_t *)&ms->bandwidth.timer, NULL);
 }
 
@@ -780,14 +787,15 @@ struct migration *migrations_next(struct migrations *ms, struct migration *m)
 }
 
 int migration_start(struct migration *m, bool switchover, const struct migration_warm *warm,
-                    struct error *err)
+                    const struct migration_turn_wanted *turn, struct error *err)
 {
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": start it at its destination",
 		                 m->params.id);
 	if (m->owner->draining && m->state == MIGRATION_ATTACHED)
 		return refuse_draining(err);
-	return takeover_check(m, err) ? err->code : destination_start(m, switchover, warm, err);
+	return takeover_check(m, err) ? err->code
+	                              : destination_start(m, switchover, warm, turn, err);
 }
 
 int migration_switchover(struct migration *m, struct error *err)

@@ -120,6 +120,14 @@ struct migration_warm {
 	uint64_t catch_up_ns; /* or it would be here so soon, at the rate of the last round */
 };
 
+/* Of a Start that finds no place among those that come in: whether it waits for one. */
+struct migration_turn_wanted {
+	bool wait;
+	uint32_t priority; /* the higher the earlier: 0..MIGRATION_PRIORITY_MAX */
+};
+
+#define MIGRATION_PRIORITY_MAX 100u
+
 /* How it goes, or went. */
 struct migration_warm_info {
 	char refused[ERROR_TEXT_MAX];  /* why it is not done, though it was wanted; else empty */
@@ -177,6 +185,7 @@ enum migration_waits {
 	MIGRATION_WAITS_RESUME,      /* destination: its VMM has loaded it */
 	MIGRATION_WAITS_MEMORY,      /* destination: pages can't be filled */
 	MIGRATION_WAITS_DESTINATION, /* source: who holds the guest is silent */
+	MIGRATION_WAITS_TURN,        /* destination: others come in first (migrate/queue.h) */
 	MIGRATION_WAITS
 };
 
@@ -186,6 +195,7 @@ struct migration_wait {
 	unsigned int tries; /* of the source, or fills, that came to nothing */
 	uint64_t next_ns;   /* when the source is tried again; 0: it is being tried */
 	int error;          /* of memory: -errno */
+	unsigned int place; /* of its turn: 1 is the next */
 };
 
 /* A snapshot; strings belong to the migration and are valid until the loop goes on. */
@@ -281,6 +291,7 @@ struct migrations_budget {
 		uint64_t promised_bytes;
 	} pools[BUDGET_POOLS_MAX];
 	unsigned int incoming, max_incoming; /* under way; 0: no limit */
+	unsigned int queued;                 /* that wait for their turn to come in */
 	unsigned int outgoing, max_outgoing;
 	uint64_t descriptors, max_descriptors;    /* of this process; 0: no limit */
 	struct migrations_bandwidth bandwidth[2]; /* by role - 1 */
@@ -456,7 +467,7 @@ void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret)
  * -EMFILE where there is no room for it; with @err set.
  */
 int migration_start(struct migration *m, bool switchover, const struct migration_warm *warm,
-                    struct error *err);
+                    const struct migration_turn_wanted *turn, struct error *err);
 int migration_switchover(struct migration *m, struct error *err);
 int migration_cancel(struct migration *m, struct error *err);
 

@@ -9,6 +9,7 @@
  *   attach.h           what a VMM hands over, judged
  *   admission.h        whether a guest that comes has room here; budget.h has the arithmetic
  *   bandwidth.h        what all of them may take of the network; share.h has the arithmetic
+ *   queue.h            who waits for a place among those that come in
  *   adapter.h          a VMM for which another process speaks
  *   totals.h           what the daemon's migrations have counted, over all
  *   source/            the source's half: the guest is paused, let go, or run on; its dirty log
@@ -73,6 +74,13 @@ enum conductor_order {
 
 struct vmm_process;
 
+/* Of one that waits to be started (migrate/queue.h). */
+struct migration_turn {
+	uint64_t since_ns; /* 0: it does not */
+	uint32_t priority;
+	bool switchover; /* and what else it is to be started with: warming */
+};
+
 /* What is known of one that moves (migrate/bandwidth.h). */
 struct bandwidth_part {
 	struct share share;
@@ -135,6 +143,7 @@ struct migration {
 	struct migration_served served; /* by what source was before */
 	struct migration_pace pace;     /* as it was last */
 	/* destination */
+	struct migration_turn turn;
 	struct pull *pull;
 	struct migration_downtime downtime;
 	uint64_t loaded_ns;
@@ -199,6 +208,7 @@ struct migrations {
 	uint64_t again_ms;   /* its pause */
 	uv_timer_t adapters; /* for those that are waited for */
 	uv_timer_t waits;    /* for those who are silent (migrate/wait.h) */
+	uv_timer_t queue;    /* for those that wait for their turn (migrate/queue.h) */
 	struct {
 		uint64_t in_bytes_per_s, out_bytes_per_s; /* as they are; 0: no limit */
 		uint64_t configured_in, configured_out;

@@ -380,6 +380,7 @@ static void set_waiting(struct migration_message *t, const struct migration_wait
 		[MIGRATION_WAITS_RESUME] = WAITS_FOR(RESUME),
 		[MIGRATION_WAITS_MEMORY] = WAITS_FOR(MEMORY),
 		[MIGRATION_WAITS_DESTINATION] = WAITS_FOR(DESTINATION),
+		[MIGRATION_WAITS_TURN] = WAITS_FOR(TURN),
 	};
 	uint64_t now_ns = clock_now_ns();
 
@@ -388,6 +389,7 @@ static void set_waiting(struct migration_message *t, const struct migration_wait
 	t->waiting = (Postcopy__V1__Waiting)POSTCOPY__V1__WAITING__INIT;
 	t->waiting.what = whats[from->what];
 	t->waiting.tries = from->tries;
+	t->waiting.place = from->place;
 	t->waiting_elapsed = duration_message(now_ns - from->since_ns);
 	t->waiting.elapsed = &t->waiting_elapsed;
 	if (from->next_ns > now_ns) {

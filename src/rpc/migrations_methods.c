@@ -366,12 +366,16 @@ static int start(struct rpc *rpc, const void *request, struct rpc_answer *ret, s
 {
 	const Postcopy__V1__StartRequest *r = request;
 	struct migration *m = find_destination(rpc, r->id, e);
+	const struct migration_turn_wanted turn = { r->queue, r->priority };
 	struct migration_warm warm;
 	int rc = m ? parse_warm(r->warm, &warm, e) : e->error.code;
 
+	if (!rc && r->priority > (r->queue ? MIGRATION_PRIORITY_MAX : 0))
+		rc = rpc_error_field(e, "priority", "%u, must be 0..%u, and with queue alone",
+		                     r->priority, MIGRATION_PRIORITY_MAX);
 	if (rc)
 		return rc;
-	rc = migration_start(m, !r->hold_switchover, &warm, &e->error);
+	rc = migration_start(m, !r->hold_switchover, &warm, &turn, &e->error);
 	if (rc == -EBUSY && rpc->draining && !was_started(m))
 		e->reason = REASON(DRAINING);
 	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);

@@ -119,6 +119,14 @@ static void put_budget(struct openmetrics *om, const struct migrations_budget *b
 		"What guests that were started on their way here have still to receive of it.",
 	};
 
+	static const struct openmetrics_family queued = {
+		"postcopyd_migrations_queued",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"Migrations that wait for their turn to come in (max-incoming).",
+	};
+
+	put_one(om, &queued, b->queued);
 	put_one(om, &available, b->available_bytes);
 	put_one(om, &promised, b->promised_bytes);
 }

@@ -114,6 +114,26 @@ static void test_a_record_without_parties_is_read(void **state)
 	free(buf);
 }
 
+/* A place in the queue is one that has attached and was not started; nobody else's. */
+static void test_who_waits_for_its_turn_does_so_on(void **state)
+{
+	struct saved *s = make_saved(MIGRATION_DESTINATION, 1), *got = malloc(sizeof *got);
+	uint8_t *buf = malloc(RECORD_BYTES_MAX);
+
+	(void)state;
+	s->queued_ns = UINT64_MAX;
+	s->priority = MIGRATION_PRIORITY_MAX;
+	assert_int_equal(saved_decode(buf, saved_encode(s, buf), got, NULL), -EPROTO);
+	s->state = MIGRATION_ATTACHED;
+	assert_int_equal(saved_decode(buf, saved_encode(s, buf), got, NULL), 0);
+	assert_memory_equal(got, s, sizeof *s);
+	s->priority++;
+	assert_int_equal(saved_decode(buf, saved_encode(s, buf), got, NULL), -EPROTO);
+	free(s);
+	free(got);
+	free(buf);
+}
+
 static void test_each_state_and_farewell_has_its_number(void **state)
 {
 	struct saved *s = make_saved(MIGRATION_SOURCE, 1), *got = malloc(sizeof *got);
@@ -204,6 +224,7 @@ int main(void)
 		cmocka_unit_test(test_a_record_without_parties_is_read),
 		cmocka_unit_test(test_each_state_and_farewell_has_its_number),
 		cmocka_unit_test(test_newer_major_is_refused_by_name),
+		cmocka_unit_test(test_who_waits_for_its_turn_does_so_on),
 		cmocka_unit_test(test_unknown_fields_are_passed_over),
 		cmocka_unit_test(test_damaged_bytes_do_no_harm),
 	};

@@ -164,6 +164,8 @@ size_t saved_encode(const struct saved *s, void *buf)
 	put_warm(&s->warming, &warm);
 	m.warming = s->warming.wanted ? &warm : NULL;
 	m.times = &times;
+	m.queued = s->queued_ns;
+	m.priority = s->priority;
 	m.state = states[s->state];
 	m.reason = (char *)s->reason;
 	m.n_regions = s->n_regions;
@@ -417,5 +419,10 @@ int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *e
 		return bad("its dirty log", err);
 	ret->dirty_log = m->dirty_log;
 	ret->warm = m->warm;
+	if (m->queued && (ret->params.role != MIGRATION_DESTINATION ||
+	                  ret->state != MIGRATION_ATTACHED || m->priority > MIGRATION_PRIORITY_MAX))
+		return bad("its place in the queue", err);
+	ret->queued_ns = m->queued;
+	ret->priority = m->priority;
 	return 0;
 }

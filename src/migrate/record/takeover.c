@@ -11,6 +11,7 @@
 #include "migrate/record/keep.h"
 #include "migrate/source/source.h"
 #include "migrate/bandwidth.h"
+#include "migrate/queue.h"
 #include "migrate/wait.h"
 #include "util/cleanup.h"
 #include "util/log.h"
@@ -220,7 +221,9 @@ static void restore(struct migration *m, const struct saved *s)
 	memcpy(m->reason, s->reason, sizeof m->reason);
 	m->taken_over = true;
 	m->paused = s->params.role == MIGRATION_SOURCE && s->vmstate_held;
-	m->switchover = s->switchover;
+	m->switchover = s->switchover && !s->queued_ns;
+	m->turn =
+	        (struct migration_turn){ s->queued_ns, s->priority, s->switchover && s->queued_ns };
 	m->memory = s->memory;
 	m->started_ns = s->times.started_ns;
 	m->ended_ns = s->times.ended_ns;
@@ -488,5 +491,6 @@ int migrations_take_over(struct migrations *ms, struct error *err)
 	drop_strays(ms);
 	migrations_watch_waits(ms);
 	migrations_watch_bandwidth(ms);
+	queue_look(ms);
 	return 0;
 }
