@@ -85,7 +85,7 @@ static int migrate(struct ours *o, struct pace *pace, struct error *err)
 	int r;
 
 	pace_begin(pace);
-	r = client_start(o->b->destination, o->id, false, NULL, NULL, err);
+	r = client_start(o->b->destination, o->id, false, NULL, NULL, NULL, err);
 	if (r < 0)
 		return error_prefix(err, "starting");
 	r = client_watch(o->b->watcher, o->id, NULL, WATCH_INTERVAL_MS, follow, o, &last, err);

@@ -391,7 +391,7 @@ static int migrate(struct run *run, struct error *err)
 	count_costs(run);
 	run->course.start_us = now_us();
 	r = client_start(run->b->destination, run->id, false,
-	                 warm_args_policy(&run->b->options->warm, &warm), NULL, err);
+	                 warm_args_policy(&run->b->options->warm, &warm), NULL, NULL, err);
 	if (r < 0)
 		return error_prefix(err, "starting");
 	run->moved_ns = clock_now_ns();

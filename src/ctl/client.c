@@ -259,6 +259,10 @@ static void put_limits(Postcopy__V1__Limits *to, const struct client_limits *fro
 		to->optional_prefetch_case = POSTCOPY__V1__LIMITS__OPTIONAL_PREFETCH_PREFETCH;
 		to->prefetch = from->prefetch;
 	}
+	if (from->weight) {
+		to->optional_weight_case = POSTCOPY__V1__LIMITS__OPTIONAL_WEIGHT_WEIGHT;
+		to->weight = from->weight;
+	}
 }
 
 static Postcopy__V1__MapPolicy map_of(const char *name)
@@ -354,7 +358,7 @@ static Postcopy__V1__Warm *put_warm(struct warm_message *to, const struct client
 }
 
 int client_start(struct client *c, const char *id, bool hold, const struct client_warm *warm,
-                 struct json_object **ret, struct error *err)
+                 const struct client_queue *queue, struct json_object **ret, struct error *err)
 {
 	Postcopy__V1__StartRequest request = POSTCOPY__V1__START_REQUEST__INIT;
 	struct warm_message message;
@@ -362,6 +366,8 @@ int client_start(struct client *c, const char *id, bool hold, const struct clien
 	request.warm = put_warm(&message, warm);
 	request.id = (char *)id;
 	request.hold_switchover = hold;
+	request.queue = queue != NULL;
+	request.priority = queue ? queue->priority : 0;
 	return call_migration(c, MIGRATIONS "Start", &request.base, ret, err);
 }
 
@@ -502,6 +508,30 @@ int client_get_info(struct client *c, struct json_object **ret, struct error *er
 
 	if (!r && ret)
 		*ret = host_info_json((const Postcopy__V1__HostInfo *)answer);
+	return r;
+}
+
+int client_set_host_limits(struct client *c, int64_t in, int64_t out, struct json_object **ret,
+                           struct error *err)
+{
+	Postcopy__V1__SetHostLimitsRequest request = POSTCOPY__V1__SET_HOST_LIMITS_REQUEST__INIT;
+	_cleanup_message_ ProtobufCMessage *answer = NULL;
+	int r;
+
+	if (in >= 0) {
+		request.optional_in_case =
+		        POSTCOPY__V1__SET_HOST_LIMITS_REQUEST__OPTIONAL_IN_BANDWIDTH_IN_BYTES_PER_S;
+		request.bandwidth_in_bytes_per_s = (uint64_t)in;
+	}
+	if (out >= 0) {
+		request.optional_out_case =
+		        POSTCOPY__V1__SET_HOST_LIMITS_REQUEST__OPTIONAL_OUT_BANDWIDTH_OUT_BYTES_PER_S;
+		request.bandwidth_out_bytes_per_s = (uint64_t)out;
+	}
+	r = call_unary(c, HOST "SetHostLimits", &request.base, &postcopy__v1__budget__descriptor,
+	               &answer, err);
+	if (!r && ret)
+		*ret = budget_json((const Postcopy__V1__Budget *)answer);
 	return r;
 }
 

@@ -45,6 +45,7 @@ struct client_limits {
 	int64_t bandwidth_bytes_per_s; /* 0: no cap */
 	unsigned int streams;
 	int bulk, prefetch;
+	unsigned int weight;
 };
 
 #define CLIENT_LIMITS_INIT                                                                         \
@@ -65,6 +66,11 @@ struct client_warm {
 	uint64_t max_ms;
 	uint64_t dirty_bytes;
 	uint64_t catch_up_ms;
+};
+
+/* A place in the queue for those that come in. */
+struct client_queue {
+	uint32_t priority;
 };
 
 struct client_prepare {
@@ -99,9 +105,9 @@ int client_prepare(struct client *c, const struct client_prepare *prepare, struc
 /* Source, before a destination has come: another token. */
 int client_set_token(struct client *c, const char *id, const uint8_t token[CLIENT_TOKEN_BYTES],
                      struct json_object **ret, struct error *err);
-/* @hold: connect only; client_switchover() goes on. */
+/* @hold: connect only; client_switchover() goes on. @queue: NULL: it waits for no turn. */
 int client_start(struct client *c, const char *id, bool hold, const struct client_warm *warm,
-                 struct json_object **ret, struct error *err);
+                 const struct client_queue *queue, struct json_object **ret, struct error *err);
 int client_switchover(struct client *c, const char *id, struct json_object **ret,
                       struct error *err);
 /* @role, here and below: "source" or "destination", where the daemon has both halves; NULL: none.
@@ -139,6 +145,13 @@ int client_list_missing(struct client *c, const char *id, struct json_object **r
 
 /* {kernel, destination, checks: [{name, ok, detail}...], backends: {NAME: {...}}} */
 int client_check(struct client *c, struct json_object **ret, struct error *err);
+
+/*
+ * client_set_host_limits() - bytes/s of all page streams; -1: as it is, 0: no limit
+ * @ret: the budget, as client_get_info() has it
+ */
+int client_set_host_limits(struct client *c, int64_t in, int64_t out, struct json_object **ret,
+                           struct error *err);
 
 /* {version, kernel, hostname, cpus, pages_address, draining, migrations_active, ...} */
 int client_get_info(struct client *c, struct json_object **ret, struct error *err);

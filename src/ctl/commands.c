@@ -7,6 +7,7 @@
 
 #include "ctl/client.h"
 #include "ctl/json.h"
+#include "ctl/queue_options.h"
 #include "ctl/warm_options.h"
 
 int command_failed(const struct command *cmd, const struct error *err)
@@ -140,18 +141,21 @@ int command_call_and_print(const struct command *cmd, const struct ctl_common *c
 struct start_args {
 	bool switchover;
 	struct warm_args warm;
+	struct queue_args queue;
 };
 
 struct start_call {
 	const char *id;
 	bool hold;
 	const struct client_warm *warm;
+	const struct client_queue *queue;
 };
 
 static const struct start_args start_defaults = { .switchover = true };
 
 static const struct option_spec start_options[] = {
 	WARM_OPTIONS(offsetof(struct start_args, warm)),
+	QUEUE_OPTIONS(offsetof(struct start_args, queue)),
 	{ "no-switchover", OPTION_NO, offsetof(struct start_args, switchover), NULL,
 	  "connect, and warm where that is asked for, only; \"switchover\"\ngoes on" },
 };
@@ -161,14 +165,16 @@ static int call_start(struct client *c, const void *arg, struct json_object **re
 {
 	const struct start_call *start = arg;
 
-	return client_start(c, start->id, start->hold, start->warm, ret, err);
+	return client_start(c, start->id, start->hold, start->warm, start->queue, ret, err);
 }
 
 static int start_run(const struct ctl_common *common, const char *id, const void *args)
 {
 	const struct start_args *a = args;
 	struct client_warm warm;
-	const struct start_call start = { id, !a->switchover, warm_args_policy(&a->warm, &warm) };
+	struct client_queue queue;
+	const struct start_call start = { id, !a->switchover, warm_args_policy(&a->warm, &warm),
+		                          queue_args_get(&a->queue, &queue) };
 
 	return command_call_and_print(&start_command, common, call_start, &start);
 }

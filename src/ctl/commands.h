@@ -29,6 +29,7 @@ extern const struct command list_command;
 extern const struct command watch_command;
 extern const struct command top_command;
 extern const struct command limits_command;
+extern const struct command host_limits_command;
 extern const struct command cancel_command;
 extern const struct command delete_command;
 extern const struct command recover_command;
@@ -78,6 +79,9 @@ int command_call_and_print(const struct command *cmd, const struct ctl_common *c
 
 /* What `check` finds: [{name, ok, detail}...]; NULL where it can't be tried. */
 struct json_object *check_rows(void);
+
+/* What the host has for guests, for people. */
+void budget_print(struct json_object *budget);
 
 /* A migration for people: aligned lines, with what is known. */
 void migration_print(struct json_object *migration);

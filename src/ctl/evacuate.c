@@ -20,6 +20,7 @@
 #include "ctl/hook.h"
 #include "ctl/interrupt.h"
 #include "ctl/json.h"
+#include "ctl/queue_options.h"
 #include "ctl/move.h"
 #include "ctl/units.h"
 #include "util/cleanup.h"
@@ -39,6 +40,7 @@ struct evacuate_args {
 	uint64_t attach_timeout_s;
 	uint64_t streams;
 	uint64_t bandwidth;
+	struct queue_args queue;
 };
 
 #define EVACUATE(field) offsetof(struct evacuate_args, field)
@@ -69,6 +71,7 @@ static const struct option_spec evacuate_options[] = {
 	  16 },
 	{ "bandwidth", OPTION_SIZE, EVACUATE(bandwidth), "BYTES",
 	  "bytes/s that bulk of each may take, 0 for no cap", 0, INT64_MAX },
+	QUEUE_OPTIONS(EVACUATE(queue)),
 };
 
 struct evacuation {
@@ -167,6 +170,7 @@ static int try_once(struct evacuation *e, struct evacuate_guest *g, double *ret_
 	const struct evacuate_args *a = e->args;
 	_cleanup_json_ struct json_object *last = NULL;
 	struct step step = { e, g };
+	struct client_queue queue;
 	struct move m;
 	int rc;
 
@@ -177,6 +181,7 @@ static int try_once(struct evacuation *e, struct evacuate_guest *g, double *ret_
 	m.limits.streams = (unsigned int)a->streams;
 	if (a->bandwidth != BANDWIDTH_UNSET)
 		m.limits.bandwidth_bytes_per_s = (int64_t)a->bandwidth;
+	m.queue = queue_args_get(&a->queue, &queue);
 	m.interval_ms = 1000;
 	m.cancel_fd = e->cancel_fd;
 	m.on_prepared = a->exec ? have_vmm_started : NULL;

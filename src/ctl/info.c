@@ -6,6 +6,7 @@
 #include "ctl/client.h"
 #include "ctl/commands.h"
 #include "ctl/json.h"
+#include "ctl/units.h"
 
 static int call_info(struct client *c, const void *arg, struct json_object **ret, struct error *err)
 {
@@ -49,7 +50,22 @@ static unsigned long long mib(struct json_object *o, const char *path)
 }
 
 /* An older daemon has none. */
-static void print_budget(struct json_object *budget)
+static void print_bandwidth(struct json_object *b, const char *title)
+{
+	uint64_t limit;
+
+	if (!b)
+		return;
+	limit = json_count_or(b, "limit_bytes_per_s", 0);
+	printf("%-20s %s/s by bulk", title,
+	       text_bytes((double)json_count_or(b, "bulk_bytes_per_s", 0)).s);
+	printf(", %s/s by faults", text_bytes((double)json_count_or(b, "fault_bytes_per_s", 0)).s);
+	if (limit)
+		printf(", of %s/s", text_bytes((double)limit).s);
+	printf("\n");
+}
+
+void budget_print(struct json_object *budget)
 {
 	struct json_object *pools = json_find(budget, "huge_pages");
 	size_t n = pools ? json_object_array_length(pools) : 0;
@@ -64,7 +80,12 @@ static void print_budget(struct json_object *budget)
 		       i ? "" : "huge pages", mib(pool, "free_bytes"), mib(pool, "promised_bytes"),
 		       (unsigned long long)json_count_or(pool, "page_bytes", 0) >> 10);
 	}
+	print_bandwidth(json_find(budget, "bandwidth_in"), "bandwidth in");
+	print_bandwidth(json_find(budget, "bandwidth_out"), "bandwidth out");
 	print_count(budget, "coming in", "incoming", "max_incoming");
+	if (json_count_or(budget, "queued", 0))
+		printf("%-20s %llu\n", "waiting to come in",
+		       (unsigned long long)json_count_or(budget, "queued", 0));
 	print_count(budget, "leaving", "outgoing", "max_outgoing");
 	print_count(budget, "descriptors", "descriptors", "max_descriptors");
 }
@@ -97,7 +118,7 @@ static void print_info(struct json_object *info)
 	       json_object_get_boolean(json_find(info, "draining")) ? ", and takes no new ones"
 	                                                            : "");
 	if (json_find(info, "budget"))
-		print_budget(json_find(info, "budget"));
+		budget_print(json_find(info, "budget"));
 	print_text(info, "certificate until", "certificate_expiry");
 	if (json_find(info, "last_reload"))
 		printf("%-20s %s: %s\n", "last reload",

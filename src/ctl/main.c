@@ -9,12 +9,12 @@
 #include "util/cleanup.h"
 
 static const struct command *const commands[] = {
-	&check_command,    &info_command,    &migrate_command, &firecracker_command,
-	&evacuate_command, &prepare_command, &start_command,   &switchover_command,
-	&status_command,   &list_command,    &watch_command,   &top_command,
-	&limits_command,   &cancel_command,  &report_command,  &recover_command,
-	&missing_command,  &poison_command,  &run_on_command,  &release_command,
-	&delete_command,   &bench_command,
+	&check_command,    &info_command,        &migrate_command, &firecracker_command,
+	&evacuate_command, &prepare_command,     &start_command,   &switchover_command,
+	&status_command,   &list_command,        &watch_command,   &top_command,
+	&limits_command,   &host_limits_command, &cancel_command,  &report_command,
+	&recover_command,  &missing_command,     &poison_command,  &run_on_command,
+	&release_command,  &delete_command,      &bench_command,
 };
 
 #define N_COMMANDS (sizeof commands / sizeof *commands)
@@ -24,7 +24,7 @@ static void print_usage(FILE *to)
 	fprintf(to, "usage: postcopyctl [--control ADDRESS] [--json] COMMAND [options]\n\n"
 	            "Live migration by postcopy: drive postcopyd, and measure it.\n\n");
 	for (size_t i = 0; i < N_COMMANDS; i++)
-		fprintf(to, "  %-10s %-3s %s\n", commands[i]->name,
+		fprintf(to, "  %-11s %-3s %s\n", commands[i]->name,
 		        commands[i]->operand ? commands[i]->operand : "", commands[i]->summary);
 	fprintf(to,
 	        "\npostcopyctl COMMAND --help says more. Exit status:\n"

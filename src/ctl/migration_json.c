@@ -179,6 +179,7 @@ static void add_limits(struct json_object *o, const Postcopy__V1__Limits *l)
 	set_null(limits, "streams");
 	set_null(limits, "bulk");
 	set_null(limits, "prefetch");
+	set_null(limits, "weight");
 	if (l && l->optional_bandwidth_case)
 		json_set_count(limits, "bandwidth_bytes_per_s", l->bandwidth_bytes_per_s);
 	if (l && l->optional_streams_case)
@@ -187,6 +188,8 @@ static void add_limits(struct json_object *o, const Postcopy__V1__Limits *l)
 		json_set_bool(limits, "bulk", l->bulk);
 	if (l && l->optional_prefetch_case)
 		json_set_bool(limits, "prefetch", l->prefetch);
+	if (l && l->optional_weight_case)
+		json_set_count(limits, "weight", l->weight);
 	json_copy(o, "streams", limits, "streams");
 	json_object_object_add(o, "limits", limits);
 }
@@ -323,11 +326,28 @@ static void add_parties(struct json_object *o, const Postcopy__V1__Parties *p)
 	json_object_object_add(o, "parties", parties);
 }
 
+/* @b may be NULL: it has ended, or an older daemon says it. */
+static void add_bandwidth(struct json_object *o, const Postcopy__V1__Bandwidth *b)
+{
+	struct json_object *bandwidth;
+
+	if (!b) {
+		set_null(o, "bandwidth");
+		return;
+	}
+	bandwidth = json_object_new_object();
+	json_set_count(bandwidth, "share_bytes_per_s", b->share_bytes_per_s);
+	json_set_count(bandwidth, "bulk_bytes_per_s", b->bulk_bytes_per_s);
+	json_set_count(bandwidth, "fault_bytes_per_s", b->fault_bytes_per_s);
+	json_set_count(bandwidth, "weight", b->weight);
+	json_object_object_add(o, "bandwidth", bandwidth);
+}
+
 /* Null where it waits for nothing. */
 static void add_waiting(struct json_object *o, const Postcopy__V1__Waiting *w)
 {
-	static const char *const whats[] = { "unknown", "source", "pause",  "vmstate",
-		                             "load",    "resume", "memory", "destination" };
+	static const char *const whats[] = { "unknown", "source", "pause",       "vmstate", "load",
+		                             "resume",  "memory", "destination", "turn" };
 	unsigned int what = w ? (unsigned int)w->what : 0;
 	struct json_object *waiting;
 
@@ -340,6 +360,7 @@ static void add_waiting(struct json_object *o, const Postcopy__V1__Waiting *w)
 	set_duration(waiting, "elapsed_ms", w->elapsed, 1e3);
 	json_set_count(waiting, "tries", w->tries);
 	set_duration(waiting, "next_try_ms", w->next_try, 1e3);
+	set_count_or_null(waiting, "place", w->place);
 	json_object_object_add(o, "waiting", waiting);
 }
 
@@ -374,6 +395,7 @@ struct json_object *migration_json(const Postcopy__V1__Migration *m)
 	add_parties(o, m->parties);
 	add_waiting(o, m->waiting);
 	add_limited_by(o, m->limited_by);
+	add_bandwidth(o, m->bandwidth);
 	if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_DESTINATION)
 		add_destination(o, m->destination);
 	else if (m->half_case == POSTCOPY__V1__MIGRATION__HALF_SOURCE)
@@ -599,7 +621,17 @@ static struct json_object *reload_json(const Postcopy__V1__Reload *reload)
 	return o;
 }
 
-static struct json_object *budget_json(const Postcopy__V1__Budget *b)
+static struct json_object *bandwidth_json(const Postcopy__V1__HostBandwidth *b)
+{
+	struct json_object *o = json_object_new_object();
+
+	json_set_count(o, "limit_bytes_per_s", b->limit_bytes_per_s);
+	json_set_count(o, "bulk_bytes_per_s", b->bulk_bytes_per_s);
+	json_set_count(o, "fault_bytes_per_s", b->fault_bytes_per_s);
+	return o;
+}
+
+struct json_object *budget_json(const Postcopy__V1__Budget *b)
 {
 	struct json_object *o = json_object_new_object();
 	struct json_object *pools = json_object_new_array();
@@ -618,10 +650,15 @@ static struct json_object *budget_json(const Postcopy__V1__Budget *b)
 	}
 	json_set_count(o, "incoming", b->incoming);
 	json_set_count(o, "max_incoming", b->max_incoming);
+	json_set_count(o, "queued", b->queued);
 	json_set_count(o, "outgoing", b->outgoing);
 	json_set_count(o, "max_outgoing", b->max_outgoing);
 	json_set_count(o, "descriptors", b->descriptors);
 	json_set_count(o, "max_descriptors", b->max_descriptors);
+	if (b->bandwidth_in)
+		json_object_object_add(o, "bandwidth_in", bandwidth_json(b->bandwidth_in));
+	if (b->bandwidth_out)
+		json_object_object_add(o, "bandwidth_out", bandwidth_json(b->bandwidth_out));
 	return o;
 }
 

@@ -6,12 +6,14 @@
  *   {id, role: "source"|"destination", state, state_time, prepare_time, reason,
  *    memory_bytes, page_bytes, backend, vmm_pid,
  *    parties: {uids: [uid...], pid, cgroup, peer}, as prepared; null where none are named
- *    waiting: {for: "source"|"pause"|"vmstate"|"load"|"resume"|"memory"|"destination", elapsed_ms,
- *              tries, next_try_ms: null while it is being tried}, null where it waits for nothing
+ *    waiting: {for: "source"|"pause"|"vmstate"|"load"|"resume"|"memory"|"destination"|"turn",
+ *              elapsed_ms, tries, next_try_ms: null while it is being tried, place: of its turn,
+ * else null}, null where it waits for nothing bandwidth: {share_bytes_per_s: 0 for no limit,
+ * bulk_bytes_per_s, fault_bytes_per_s, weight}, null when it has ended
  *    ...}
  * and at a destination
  *   {source_address, tls, map: "auto"|"eager"|"lazy", streams,
- *    limits: {bandwidth_bytes_per_s, streams, bulk, prefetch},
+ *    limits: {bandwidth_bytes_per_s, streams, bulk, prefetch, weight},
  *    warm: {policy: {max_rounds, max_time_ms, dirty_bytes, catch_up_ms}, refused: why it is not
  * done, warm_ms, rounds, bytes, dirty_bytes, dirty_bytes_per_s, bytes_per_s, catch_up_ms: forecast,
  * dirty_pages_at_switchover}, null where it was not asked for downtime_us: {total, pause, send,
@@ -59,6 +61,7 @@ struct json_object *report_json(const Postcopy__V1__Report *report);
 struct json_object *missing_range_json(const Postcopy__V1__MissingRange *range);
 struct json_object *check_response_json(const Postcopy__V1__CheckResponse *check);
 struct json_object *host_info_json(const Postcopy__V1__HostInfo *info);
+struct json_object *budget_json(const Postcopy__V1__Budget *budget);
 
 /* The state of that name ("postcopy"); 0 where there is none. */
 unsigned int migration_json_state(const char *name);

@@ -38,6 +38,9 @@ static void print_limits(struct json_object *m)
 	printf("  %-12s %s streams", "limits", text_count(streams).s);
 	if (cap)
 		printf(", %s/s", text_bytes((double)cap).s);
+	if (json_count_or(m, "bandwidth.share_bytes_per_s", 0))
+		printf(", %s/s of the host's",
+		       text_bytes((double)json_count_or(m, "bandwidth.share_bytes_per_s", 0)).s);
 	printf(", bulk %s, prefetch %s\n",
 	       json_object_get_boolean(json_find(m, "limits.bulk")) ? "on" : "off",
 	       json_object_get_boolean(json_find(m, "limits.prefetch")) ? "on" : "off");

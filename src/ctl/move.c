@@ -236,7 +236,7 @@ static int prepare_and_start(struct move *m, const char *at_source, const char *
 	}
 	if (!rc)
 		rc = wait_both_attached(m, err);
-	if (rc || !client_start(m->destination.client, m->id, false, NULL, NULL, err))
+	if (rc || !client_start(m->destination.client, m->id, false, NULL, m->queue, NULL, err))
 		return rc;
 	return refused_by(m, &m->destination, err);
 }

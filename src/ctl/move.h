@@ -37,8 +37,9 @@ struct move {
 	const char *source_address;
 	uint64_t attach_timeout_s;
 	struct client_limits limits;
-	unsigned int interval_ms; /* of on_update */
-	int cancel_fd;            /* readable: no more waiting; also the clients' */
+	const struct client_queue *queue; /* NULL: where there is no place it fails */
+	unsigned int interval_ms;         /* of on_update */
+	int cancel_fd;                    /* readable: no more waiting; also the clients' */
 
 	/* Each may be NULL. */
 	int (*on_prepared)(const struct move *m, struct error *err); /* the VMMs may attach */

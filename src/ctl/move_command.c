@@ -15,6 +15,7 @@ struct run {
 	const struct move_steps *steps;
 	struct watch *watch;
 	struct move move;
+	struct client_queue queue;
 };
 
 static int on_absent(const struct move *m, const struct move_side *absent, bool first,
@@ -101,6 +102,7 @@ static void set_up(struct run *run, const char *id, const struct move_args *a, i
 	m->limits.streams = (unsigned int)a->streams;
 	if (a->bandwidth != UINT64_MAX)
 		m->limits.bandwidth_bytes_per_s = (int64_t)a->bandwidth;
+	m->queue = queue_args_get(&a->queue, &run->queue);
 	m->interval_ms = WATCH_INTERVAL_MS;
 	m->cancel_fd = cancel_fd;
 	m->on_update = show;

@@ -5,6 +5,7 @@
 
 #include "ctl/commands.h"
 #include "ctl/move.h"
+#include "ctl/queue_options.h"
 
 struct move_args {
 	const char *from;
@@ -13,6 +14,7 @@ struct move_args {
 	uint64_t attach_timeout_s;
 	uint64_t streams;
 	uint64_t bandwidth;
+	struct queue_args queue;
 };
 
 #define MOVE_ARGS_DEFAULTS                                                                         \
@@ -43,10 +45,14 @@ struct move_args {
 		  "bulk connections, 1 to 16",                                                     \
 		  1,                                                                               \
 		  16 },                                                                            \
-	{                                                                                          \
-		"bandwidth", OPTION_SIZE, (at) + offsetof(struct move_args, bandwidth), "BYTES",   \
-		        "bytes/s that bulk may take, 0 for no cap", 0, INT64_MAX                   \
-	}
+	        { "bandwidth",                                                                     \
+		  OPTION_SIZE,                                                                     \
+		  (at) + offsetof(struct move_args, bandwidth),                                    \
+		  "BYTES",                                                                         \
+		  "bytes/s that bulk may take, 0 for no cap",                                      \
+		  0,                                                                               \
+		  INT64_MAX },                                                                     \
+	        QUEUE_OPTIONS((at) + offsetof(struct move_args, queue))
 
 struct move_steps {
 	/* Before anything is done. @ret: the destination's half of a move that is complete, and is

@@ -28,6 +28,7 @@ struct prepare_args {
 	const char *map;
 	uint64_t streams;
 	uint64_t bandwidth;
+	uint64_t weight;
 	bool bulk;
 	bool prefetch;
 };
@@ -60,6 +61,8 @@ static const struct option_spec prepare_options[] = {
 	{ "bandwidth", OPTION_SIZE, PREPARE(bandwidth), "BYTES",
 	  "destination: bytes/s that bulk may take, 0 for no cap (what the\ndaemon is set to)", 0,
 	  BANDWIDTH_MAX },
+	{ "weight", OPTION_UINT, PREPARE(weight), "N",
+	  "its part of this host's bandwidth against that of others, 1 to 1000\n(100)", 1, 1000 },
 	{ "map", OPTION_CHOICE, PREPARE(map), "auto|eager|lazy",
 	  "destination: map pages into the guest ahead of its touch (auto)",
 	  .choices = { "auto", "eager", "lazy" } },
@@ -119,8 +122,12 @@ static struct client_prepare prepare_request(const char *id, const struct prepar
 	p.limits.streams = (unsigned int)a->streams;
 	if (a->bandwidth != BANDWIDTH_UNSET)
 		p.limits.bandwidth_bytes_per_s = (int64_t)a->bandwidth;
-	p.limits.bulk = a->bulk;
-	p.limits.prefetch = a->prefetch;
+	p.limits.weight = (unsigned int)a->weight;
+	/* A source has no more than that. */
+	if (p.destination) {
+		p.limits.bulk = a->bulk;
+		p.limits.prefetch = a->prefetch;
+	}
 	return p;
 }
 
@@ -200,6 +207,7 @@ const struct command prepare_command = {
 struct limits_args {
 	uint64_t bandwidth;
 	uint64_t streams;
+	uint64_t weight;
 	enum option_switch bulk;
 	enum option_switch prefetch;
 };
@@ -213,6 +221,10 @@ static const struct option_spec limits_options[] = {
 	  "bytes/s that bulk may take, 0 for no cap; faults are never held back", 0,
 	  BANDWIDTH_MAX },
 	{ "streams", OPTION_UINT, LIMITS(streams), "N", "bulk connections, 1 to 16", 1, 16 },
+	{ "weight", OPTION_UINT, LIMITS(weight), "N",
+	  "its part of this host's bandwidth against that of others, 1 to 1000; a\n"
+	  "source's, too",
+	  1, 1000 },
 	{ "bulk", OPTION_ON_OFF, LIMITS(bulk), "on|off", "fetch pages ahead of the guest" },
 	{ "prefetch", OPTION_ON_OFF, LIMITS(prefetch), "on|off",
 	  "fetch the neighbours of faults first" },
@@ -236,13 +248,15 @@ static int limits_run(const struct ctl_common *common, const char *id, const voi
 	const struct limits_args *a = args;
 	struct limits_call call = { id, CLIENT_LIMITS_INIT };
 
-	if (a->bandwidth == BANDWIDTH_UNSET && !a->streams && !a->bulk && !a->prefetch)
-		return command_misused(
-		        &limits_command,
-		        "nothing to change: --bandwidth, --streams, --bulk or --prefetch");
+	if (a->bandwidth == BANDWIDTH_UNSET && !a->streams && !a->weight && !a->bulk &&
+	    !a->prefetch)
+		return command_misused(&limits_command, "nothing to change: --bandwidth, "
+		                                        "--streams, --weight, --bulk or "
+		                                        "--prefetch");
 	if (a->bandwidth != BANDWIDTH_UNSET)
 		call.limits.bandwidth_bytes_per_s = (int64_t)a->bandwidth;
 	call.limits.streams = (unsigned int)a->streams;
+	call.limits.weight = (unsigned int)a->weight;
 	if (a->bulk)
 		call.limits.bulk = a->bulk == SWITCH_ON;
 	if (a->prefetch)
@@ -253,11 +267,76 @@ static int limits_run(const struct ctl_common *common, const char *id, const voi
 const struct command limits_command = {
 	.name = "limits",
 	.operand = "ID",
-	.summary = "Destination: change what a running migration may do.",
+	.summary = "Change what a running migration may do, at its destination.",
 	.options = limits_options,
 	.n_options = sizeof limits_options / sizeof *limits_options,
 	.defaults = &limits_defaults,
 	.args_size = sizeof limits_defaults,
 	.json = true,
 	.run = limits_run,
+};
+
+/* host-limits */
+
+struct host_limits_args {
+	uint64_t in, out;
+};
+
+#define HOST_LIMITS(field) offsetof(struct host_limits_args, field)
+
+static const struct host_limits_args host_limits_defaults = { .in = BANDWIDTH_UNSET,
+	                                                      .out = BANDWIDTH_UNSET };
+
+static const struct option_spec host_limits_options[] = {
+	{ "bandwidth-in", OPTION_SIZE, HOST_LIMITS(in), "BYTES",
+	  "bytes/s of all page streams that come in, 0 for no limit", 0, BANDWIDTH_MAX },
+	{ "bandwidth-out", OPTION_SIZE, HOST_LIMITS(out), "BYTES",
+	  "bytes/s of all that leave, 0 for no limit", 0, BANDWIDTH_MAX },
+};
+
+static int64_t given(uint64_t bandwidth)
+{
+	return bandwidth == BANDWIDTH_UNSET ? -1 : (int64_t)bandwidth;
+}
+
+static int call_host_limits(struct client *c, const void *arg, struct json_object **ret,
+                            struct error *err)
+{
+	const struct host_limits_args *a = arg;
+
+	return client_set_host_limits(c, given(a->in), given(a->out), ret, err);
+}
+
+static int host_limits_run(const struct ctl_common *common, const char *operand, const void *args)
+{
+	_cleanup_json_ struct json_object *budget = NULL;
+	const struct host_limits_args *a = args;
+	int code;
+
+	(void)operand;
+	if (a->in == BANDWIDTH_UNSET && a->out == BANDWIDTH_UNSET)
+		return command_misused(&host_limits_command,
+		                       "nothing to change: --bandwidth-in or --bandwidth-out");
+	code = command_call(&host_limits_command, common, call_host_limits, a, &budget);
+	if (code)
+		return code;
+	if (common->json)
+		json_print(budget);
+	else
+		budget_print(budget);
+	return CTL_OK;
+}
+
+const struct command host_limits_command = {
+	.name = "host-limits",
+	.summary = "What all page streams of this host may take of the network, from now on.",
+	.details =
+	        "Faults are never held back. It holds until the daemon is started again, or the\n"
+	        "configuration is read anew and says something else than before.",
+	.options = host_limits_options,
+	.n_options = sizeof host_limits_options / sizeof *host_limits_options,
+	.defaults = &host_limits_defaults,
+	.args_size = sizeof host_limits_defaults,
+	.json = true,
+	.run = host_limits_run,
 };

@@ -729,8 +729,19 @@ bool pull_bulk_is_on(const struct pull *p)
 
 void pull_set_bandwidth(struct pull *p, uint64_t bytes_per_s)
 {
-	throttle_set(&p->throttle, bytes_per_s, clock_now_ns());
-	pull_work_changed(p);
+	if (throttle_set_cap(&p->throttle, bytes_per_s, clock_now_ns()))
+		pull_work_changed(p);
+}
+
+void pull_set_share(struct pull *p, uint64_t bytes_per_s)
+{
+	if (throttle_set_share(&p->throttle, bytes_per_s, clock_now_ns()))
+		pull_work_changed(p);
+}
+
+bool pull_was_held(struct pull *p)
+{
+	return throttle_was_held(&p->throttle);
 }
 
 void pull_set_prefetch(struct pull *p, bool on)

@@ -262,6 +262,12 @@ void pull_set_prefetch(struct pull *p, bool on);
 /* Cap the pages that bulk asks for, 0: not at all. Faults are never held back. */
 void pull_set_bandwidth(struct pull *p, uint64_t bytes_per_s);
 
+/* The same by the host, for all its migrations; the lower one counts. 0: none. */
+void pull_set_share(struct pull *p, uint64_t bytes_per_s);
+
+/* Whether either of them has kept bulk waiting since this was asked last. */
+bool pull_was_held(struct pull *p);
+
 /*
  * pull_set_streams() - have more or fewer bulk connections, 1..PULL_STREAMS_MAX
  *

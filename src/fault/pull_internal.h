@@ -14,9 +14,9 @@
 #include "fault/fetch.h"
 #include "fault/guesses.h"
 #include "fault/pull.h"
-#include "fault/throttle.h"
 #include "stream/load.h"
 #include "stream/scheduler.h"
+#include "stream/throttle.h"
 #include "stream/window.h"
 
 /* Between two tries to dial: doubled from the first to the last. */

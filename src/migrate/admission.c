@@ -9,7 +9,9 @@
 #include <unistd.h>
 
 #include "migrate/adapter.h"
+#include "migrate/bandwidth.h"
 #include "migrate/budget.h"
+#include "migrate/queue.h"
 #include "util/cleanup.h"
 
 /* Of /proc/PID/cgroup: all hierarchies of a process, a path each. */
@@ -375,15 +377,28 @@ static unsigned int count_under_way(const struct migrations *ms, enum migration_
 	return n;
 }
 
-static int check_incoming(struct migration *m, struct error *err)
+bool admission_has_place(const struct migration *m)
 {
-	unsigned int n = count_under_way(m->owner, MIGRATION_DESTINATION);
 	unsigned int most = m->owner->config.max_incoming;
 
-	if (!most || n < most)
+	return !most || count_under_way(m->owner, MIGRATION_DESTINATION) + queue_ahead(m) < most;
+}
+
+static int check_incoming(struct migration *m, bool may_wait, struct error *err)
+{
+	unsigned int n = count_under_way(m->owner, MIGRATION_DESTINATION), ahead = queue_ahead(m);
+
+	if (admission_has_place(m))
 		return 0;
-	error_set(err, -EUSERS, "%u migrations are coming in (max-incoming): try again later", n);
-	return refuse(m, ADMISSION_REFUSED_INCOMING, -EUSERS, err);
+	if (ahead)
+		error_set(err, -EUSERS,
+		          "%u migrations are coming in (max-incoming), and %u wait for that: try "
+		          "again later, or wait as well",
+		          n, ahead);
+	else
+		error_set(err, -EUSERS,
+		          "%u migrations are coming in (max-incoming): try again later", n);
+	return may_wait ? -EUSERS : refuse(m, ADMISSION_REFUSED_INCOMING, -EUSERS, err);
 }
 
 static unsigned int count_descriptors(void)
@@ -421,16 +436,18 @@ static int check_descriptors(struct migration *m, struct error *err)
 	return refuse(m, ADMISSION_REFUSED_DESCRIPTORS, -EMFILE, err);
 }
 
-int admission_check_start(struct migration *m, const struct migration_warm *warm, struct error *err)
+int admission_check_start(struct migration *m, const struct migration_warm *warm, bool may_wait,
+                          struct error *err)
 {
 	struct budget_guest g = guest_of(m);
-	int rc = check_incoming(m, err);
+	int rc = check_descriptors(m, err);
 
 	g.warm = warm->wanted;
 	if (!rc)
-		rc = check_descriptors(m, err);
-	if (!rc)
 		rc = check_memory(m, &g, migration_vmm_pid(m), err);
+	/* Last: who would wait in vain is told at once. */
+	if (!rc)
+		rc = check_incoming(m, may_wait, err);
 	return rc ? error_prefix(err, "migration \"%s\"", m->params.id) : 0;
 }
 
@@ -489,11 +506,13 @@ void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret)
 		.promised_bytes = promised(ms, NULL, UNIT_BYTES),
 		.incoming = count_under_way(ms, MIGRATION_DESTINATION),
 		.max_incoming = ms->config.max_incoming,
+		.queued = queue_length(ms),
 		.outgoing = count_under_way(ms, MIGRATION_SOURCE),
 		.max_outgoing = ms->config.max_outgoing,
 		.descriptors = count_descriptors(),
 		.max_descriptors = descriptors == RLIM_INFINITY ? 0 : descriptors,
 	};
+	migrations_get_bandwidth(ms, ret->bandwidth);
 	for (const struct migration *m = ms->list; m; m = m->next)
 		if (is_promised(m))
 			add_pools(ms, m, ret);

@@ -32,9 +32,15 @@
 int admission_check_memory(struct migration *m, const struct region_table *table, pid_t vmm,
                            struct error *err);
 
-/* The same before it is started, and what else it takes. Return: 0; -ENOMEM, -EUSERS, -EMFILE. */
-int admission_check_start(struct migration *m, const struct migration_warm *warm,
+/*
+ * The same before it is started, and what else it takes. Return: 0; -ENOMEM, -EMFILE; -EUSERS where
+ * all that it lacks is a place among those that come in: no refusal where it @may_wait for one.
+ */
+int admission_check_start(struct migration *m, const struct migration_warm *warm, bool may_wait,
                           struct error *err);
+
+/* Whether it has one, with those that wait and are before it. */
+bool admission_has_place(const struct migration *m);
 
 /* The same right before its guest is paused at the source. Return: 0; -ENOMEM with @err set. */
 int admission_check_pause(struct migration *m, struct error *err);

@@ -124,6 +124,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.reason = reason_now(m, &wait),
 		.wait = wait,
 		.limited_by = limited_by(m),
+		.bandwidth = m->bandwidth.now,
 		.memory_bytes = m->table.size_bytes,
 		.page_bytes = m->table.n ? m->table.regions[0].page_size : 0,
 		.backend = m->table.n ? memory_name(m->table.regions[0].memory) : "",

@@ -10,7 +10,9 @@
 #include "migrate/adapter.h"
 #include "migrate/admission.h"
 #include "migrate/attach.h"
+#include "migrate/bandwidth.h"
 #include "migrate/destination/destination.h"
+#include "migrate/queue.h"
 #include "migrate/record/keep.h"
 #include "migrate/record/saved.h"
 #include "migrate/record/takeover.h"
@@ -341,6 +343,8 @@ void migrations_set_limits(struct migrations *ms, const struct migrations_config
 	ms->config.max_incoming = config->max_incoming;
 	ms->config.max_outgoing = config->max_outgoing;
 	ms->config.memory_check = config->memory_check;
+	migrations_configure_bandwidth(ms, config);
+	queue_look(ms);
 	ms->config.max_channels = config->max_channels;
 	ms->config.max_vmstate_bytes = config->max_vmstate_bytes;
 	ms->config.max_ended = config->max_ended;
@@ -426,6 +430,9 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	uv_timer_init(loop, &ms->expiry);
 	uv_timer_init(loop, &ms->adapters);
 	uv_timer_init(loop, &ms->waits);
+	uv_timer_init(loop, &ms->queue);
+	uv_timer_init(loop, &ms->bandwidth.timer);
+	migrations_configure_bandwidth(ms, config);
 	ms->expiry.data = ms;
 	ms->news.data = ms;
 	limit_outgoing(ms);
@@ -475,10 +482,14 @@ static void say_what_is_left(const struct migration *m)
 
 void migrations_stop(struct migrations *ms)
 {
+	/* Those that end now make room for nobody. */
+	ms->draining = true;
 	uv_timer_stop(&ms->again);
 	uv_timer_stop(&ms->expiry);
 	uv_timer_stop(&ms->adapters);
 	uv_timer_stop(&ms->waits);
+	uv_timer_stop(&ms->queue);
+	uv_timer_stop(&ms->bandwidth.timer);
 	for (struct migration *m = ms->list; m; m = m->next)
 		say_what_is_left(m);
 	for (struct migration *m = ms->list; m; m = m->next)
@@ -498,6 +509,8 @@ void migrations_close(struct migrations *ms)
 	uv_close((uv_handle_t *)&ms->expiry, NULL);
 	uv_close((uv_handle_t *)&ms->adapters, NULL);
 	uv_close((uv_handle_t *)&ms->waits, NULL);
+	uv_close((uv_handle_t *)&ms->queue, NULL);
+	uv_close((uv_handle_t *)&ms->bandwidth.timer, NULL);
 }
 
 struct migrations *migrations_free(struct migrations *ms)
@@ -518,7 +531,8 @@ static bool same_params(const struct migration_params *a, const struct migration
 	       !strcmp(a->source.host, b->source.host) && !strcmp(a->source.port, b->source.port) &&
 	       a->streams == b->streams && a->bandwidth_bytes_per_s == b->bandwidth_bytes_per_s &&
 	       parties_equal(&a->parties, &b->parties) && a->bulk == b->bulk &&
-	       a->prefetch == b->prefetch && a->map_given == b->map_given && a->map == b->map;
+	       a->prefetch == b->prefetch && a->weight == b->weight &&
+	       a->map_given == b->map_given && a->map == b->map;
 }
 
 static int check_streams(unsigned int streams, struct error *err)
@@ -625,6 +639,8 @@ struct migration *migration_new(struct migrations *ms, const struct migration_pa
 		.bulk = params->bulk,
 		.prefetch_given = true,
 		.prefetch = params->prefetch,
+		.weight_given = true,
+		.weight = params->weight,
 	};
 	m->seq = ++ms->last_seq;
 	m->waits_since_ms = uv_now(ms->loop);
@@ -778,14 +794,15 @@ struct migration *migrations_next(struct migrations *ms, struct migration *m)
 }
 
 int migration_start(struct migration *m, bool switchover, const struct migration_warm *warm,
-                    struct error *err)
+                    const struct migration_turn_wanted *turn, struct error *err)
 {
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": start it at its destination",
 		                 m->params.id);
 	if (m->owner->draining && m->state == MIGRATION_ATTACHED)
 		return refuse_draining(err);
-	return takeover_check(m, err) ? err->code : destination_start(m, switchover, warm, err);
+	return takeover_check(m, err) ? err->code
+	                              : destination_start(m, switchover, warm, turn, err);
 }
 
 int migration_switchover(struct migration *m, struct error *err)
@@ -819,17 +836,36 @@ static void merge_limits(struct migration_limits *to, const struct migration_lim
 		to->bulk = from->bulk;
 	if (from->prefetch_given)
 		to->prefetch = from->prefetch;
+	if (from->weight_given)
+		to->weight = from->weight;
+}
+
+bool migration_limits_are_of_destination(const struct migration_limits *limits)
+{
+	return limits->bandwidth_given || limits->streams_given || limits->bulk_given ||
+	       limits->prefetch_given;
+}
+
+static int check_weight(const struct migration_limits *limits, struct error *err)
+{
+	if (!limits->weight_given ||
+	    (limits->weight >= SHARE_WEIGHT_MIN && limits->weight <= SHARE_WEIGHT_MAX))
+		return 0;
+	return error_set(err, -EINVAL, "weight: %u, must be %u..%u", limits->weight,
+	                 SHARE_WEIGHT_MIN, SHARE_WEIGHT_MAX);
 }
 
 int migration_set_limits(struct migration *m, const struct migration_limits *limits,
                          struct error *err)
 {
-	int rc = 0;
+	int rc = check_weight(limits, err);
 
-	if (m->params.role != MIGRATION_DESTINATION)
-		return error_set(err, -EBUSY, "migration \"%s\": its limits are its destination's",
+	if (m->params.role != MIGRATION_DESTINATION && migration_limits_are_of_destination(limits))
+		return error_set(err, -EBUSY,
+		                 "migration \"%s\": its limits but the weight are its "
+		                 "destination's",
 		                 m->params.id);
-	if (limits->streams_given)
+	if (!rc && limits->streams_given)
 		rc = check_streams(limits->streams, err);
 	if (!rc)
 		rc = takeover_check(m, err);

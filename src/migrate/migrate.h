@@ -30,6 +30,7 @@
 
 #include "fault/pull.h"
 #include "migrate/parties.h"
+#include "migrate/share.h"
 #include "migrate/state.h"
 #include "stream/page_server.h"
 #include "vmm/vmm_server.h"
@@ -60,9 +61,11 @@ struct migrations_config {
 	unsigned int max_migrations;        /* that are not over; 0: no limit but memory's */
 	unsigned int max_incoming;          /* under way here at a time; 0: no limit */
 	unsigned int max_outgoing;          /* the same of sources */
-	bool memory_check;                  /* guests are admitted where there is room for them */
-	unsigned int max_channels;          /* that a VMM's migration has in the store */
-	unsigned int user_store_percent;    /* of the store for VMMs of one user; 0: all */
+	uint64_t bandwidth_in;              /* bytes/s of all page streams; 0: no limit */
+	uint64_t bandwidth_out;
+	bool memory_check;               /* guests are admitted where there is room for them */
+	unsigned int max_channels;       /* that a VMM's migration has in the store */
+	unsigned int user_store_percent; /* of the store for VMMs of one user; 0: all */
 	uint64_t max_vmstate_bytes;
 	uint64_t slow_fault_ns; /* from here on a fault counts as slow; 0: PULL_SLOW_FAULT_NS */
 };
@@ -76,6 +79,7 @@ struct migration_params {
 	enum migration_role role;
 	uint8_t token[TOKEN_BYTES];
 	struct parties parties;
+	uint32_t weight; /* among all that share the host's bandwidth: SHARE_WEIGHT_MIN.._MAX */
 	/* Destination only: */
 	struct conn_target source;
 	unsigned int streams;
@@ -99,6 +103,8 @@ struct migration_limits {
 	bool bulk;
 	bool prefetch_given;
 	bool prefetch;
+	bool weight_given;
+	uint32_t weight; /* a source has this one alone */
 };
 
 /*
@@ -113,6 +119,14 @@ struct migration_warm {
 	uint64_t dirty_bytes; /* so little is missing when a round begins */
 	uint64_t catch_up_ns; /* or it would be here so soon, at the rate of the last round */
 };
+
+/* Of a Start that finds no place among those that come in: whether it waits for one. */
+struct migration_turn_wanted {
+	bool wait;
+	uint32_t priority; /* the higher the earlier: 0..MIGRATION_PRIORITY_MAX */
+};
+
+#define MIGRATION_PRIORITY_MAX 100u
 
 /* How it goes, or went. */
 struct migration_warm_info {
@@ -154,6 +168,13 @@ struct migration_pace {
 	uint64_t queue_us;
 };
 
+/* What it takes of the host's bandwidth (migrate/bandwidth.h), while it moves. */
+struct migration_bandwidth {
+	uint64_t share_bytes_per_s; /* bulk may take so much; 0: no limit */
+	uint64_t bulk_bytes_per_s;  /* and takes so much, of late */
+	uint64_t fault_bytes_per_s;
+};
+
 /* What it stands still for, or its guest does. */
 enum migration_waits {
 	MIGRATION_WAITS_NOT,
@@ -164,6 +185,7 @@ enum migration_waits {
 	MIGRATION_WAITS_RESUME,      /* destination: its VMM has loaded it */
 	MIGRATION_WAITS_MEMORY,      /* destination: pages can't be filled */
 	MIGRATION_WAITS_DESTINATION, /* source: who holds the guest is silent */
+	MIGRATION_WAITS_TURN,        /* destination: others come in first (migrate/queue.h) */
 	MIGRATION_WAITS
 };
 
@@ -173,6 +195,7 @@ struct migration_wait {
 	unsigned int tries; /* of the source, or fills, that came to nothing */
 	uint64_t next_ns;   /* when the source is tried again; 0: it is being tried */
 	int error;          /* of memory: -errno */
+	unsigned int place; /* of its turn: 1 is the next */
 };
 
 /* What keeps memory from coming faster. */
@@ -195,6 +218,7 @@ struct migration_info {
 	const char *reason; /* why failed, cancelled or paused; what it waits for; else empty */
 	struct migration_wait wait;
 	enum migration_limited limited_by;
+	struct migration_bandwidth bandwidth;
 	uint64_t memory_bytes;
 	uint64_t page_bytes; /* 0 before attach */
 	const char *backend; /* of the first region; empty before attach */
@@ -260,6 +284,13 @@ const char *admission_refusal_name(enum admission_refusal refusal);
 /* Sizes of huge pages that this host may have. */
 #define BUDGET_POOLS_MAX 4u
 
+/* What all page streams of one direction take, and may. */
+struct migrations_bandwidth {
+	uint64_t limit_bytes_per_s; /* 0: none */
+	uint64_t bulk_bytes_per_s;
+	uint64_t fault_bytes_per_s;
+};
+
 /* What this host has for guests that come, and what of it is promised. */
 struct migrations_budget {
 	bool memory_check;
@@ -272,8 +303,10 @@ struct migrations_budget {
 		uint64_t promised_bytes;
 	} pools[BUDGET_POOLS_MAX];
 	unsigned int incoming, max_incoming; /* under way; 0: no limit */
+	unsigned int queued;                 /* that wait for their turn to come in */
 	unsigned int outgoing, max_outgoing;
-	uint64_t descriptors, max_descriptors; /* of this process; 0: no limit */
+	uint64_t descriptors, max_descriptors;    /* of this process; 0: no limit */
+	struct migrations_bandwidth bandwidth[2]; /* by role - 1 */
 };
 
 /* The parts of a downtime, as migration_downtime has them. */
@@ -451,7 +484,7 @@ void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret)
  * -EMFILE where there is no room for it; with @err set.
  */
 int migration_start(struct migration *m, bool switchover, const struct migration_warm *warm,
-                    struct error *err);
+                    const struct migration_turn_wanted *turn, struct error *err);
 int migration_switchover(struct migration *m, struct error *err);
 int migration_cancel(struct migration *m, struct error *err);
 
@@ -464,6 +497,16 @@ int migration_cancel(struct migration *m, struct error *err);
  */
 int migration_set_limits(struct migration *m, const struct migration_limits *limits,
                          struct error *err);
+
+/* What of them is not of a source: only its weight is. */
+bool migration_limits_are_of_destination(const struct migration_limits *limits);
+
+/*
+ * migrations_set_bandwidth() - bytes/s of all page streams, 0 for no limit; NULL: as it is
+ *
+ * Until the configuration has another value than now, or the process ends.
+ */
+void migrations_set_bandwidth(struct migrations *ms, const uint64_t *in, const uint64_t *out);
 
 /*
  * migration_set_warm() - while it warms: until when

@@ -9,6 +9,8 @@
 #include "migrate/attach.h"
 #include "migrate/record/keep.h"
 #include "migrate/totals.h"
+#include "migrate/bandwidth.h"
+#include "migrate/queue.h"
 #include "migrate/wait.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -63,6 +65,7 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	probe_migration_state(m->params.id, migration_state_name(m->state),
 	                      migration_state_name(to));
 	m->state = to;
+	queue_leave(m);
 	if (to == MIGRATION_PAUSED)
 		m->owner->totals.pauses++;
 	m->waits_since_ms = uv_now(m->owner->loop);
@@ -70,9 +73,12 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
 	if (to == MIGRATION_SWITCHING)
 		migrations_watch_waits(m->owner);
+	if (to == MIGRATION_WARMING)
+		migrations_watch_bandwidth(m->owner);
 	if (migration_state_is_final(to)) {
 		m->ended_ns = clock_now_ns();
 		totals_note_end(m);
+		queue_look(m->owner);
 	}
 	/* Before anybody hears of it. */
 	migration_save(m);

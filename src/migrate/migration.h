@@ -8,6 +8,8 @@
  *   migration.h        one of them: its fields by owner, its state, the mail between threads
  *   attach.h           what a VMM hands over, judged
  *   admission.h        whether a guest that comes has room here; budget.h has the arithmetic
+ *   bandwidth.h        what all of them may take of the network; share.h has the arithmetic
+ *   queue.h            who waits for a place among those that come in
  *   adapter.h          a VMM for which another process speaks
  *   totals.h           what the daemon's migrations have counted, over all
  *   source/            the source's half: the guest is paused, let go, or run on; its dirty log
@@ -72,6 +74,20 @@ enum conductor_order {
 
 struct vmm_process;
 
+/* Of one that waits to be started (migrate/queue.h). */
+struct migration_turn {
+	uint64_t since_ns; /* 0: it does not */
+	uint32_t priority;
+	bool switchover; /* and what else it is to be started with: warming */
+};
+
+/* What is known of one that moves (migrate/bandwidth.h). */
+struct bandwidth_part {
+	struct share share;
+	struct migration_bandwidth now;
+	uint64_t bulk_seen, faults_seen; /* bytes, that it had counted when it was looked at */
+};
+
 /* An id, and a number where another one of this id has it. */
 #define MIGRATION_KEY_BYTES (MIGRATION_ID_MAX + 16)
 
@@ -112,6 +128,8 @@ struct migration {
 	uint64_t started_ns, resumed_ns, ended_ns;
 	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
 	uint64_t waits_since_ms; /* for its VMM, by the loop's clock */
+	struct bandwidth_part bandwidth;
+	struct migration_limits limits; /* all are given */
 	/* source */
 	struct page_source *source;
 	struct page_source *ended; /* what answers for it when it has ended; NULL: nothing */
@@ -125,7 +143,7 @@ struct migration {
 	struct migration_served served; /* by what source was before */
 	struct migration_pace pace;     /* as it was last */
 	/* destination */
-	struct migration_limits limits; /* all are given */
+	struct migration_turn turn;
 	struct pull *pull;
 	struct migration_downtime downtime;
 	uint64_t loaded_ns;
@@ -190,6 +208,13 @@ struct migrations {
 	uint64_t again_ms;   /* its pause */
 	uv_timer_t adapters; /* for those that are waited for */
 	uv_timer_t waits;    /* for those who are silent (migrate/wait.h) */
+	uv_timer_t queue;    /* for those that wait for their turn (migrate/queue.h) */
+	struct {
+		uint64_t in_bytes_per_s, out_bytes_per_s; /* as they are; 0: no limit */
+		uint64_t configured_in, configured_out;
+		uint64_t looked_ns;
+		uv_timer_t timer;
+	} bandwidth; /* migrate/bandwidth.h */
 };
 
 /* From any thread. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "migrate/adapter.h"
+#include "migrate/queue.h"
 #include "migrate/source/source.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -106,6 +107,10 @@ struct migration_wait migration_get_wait(struct migration *m)
 		return w;
 	if (m->params.role == MIGRATION_SOURCE)
 		return wait_of_source(m);
+	if (queue_has(m))
+		return (struct migration_wait){ .what = MIGRATION_WAITS_TURN,
+			                        .since_ns = m->turn.since_ns,
+			                        .place = queue_ahead(m) + 1 };
 	if (!is_paused(m, &w) && !tries(m, &w) && !switches(m, &w))
 		lacks_memory(m, &w);
 	return w;
@@ -145,6 +150,11 @@ void migration_wait_text(const struct migration *m, const struct migration_wait 
 	*ret = '\0';
 	if (w->what == MIGRATION_WAITS_MEMORY)
 		fills_text(w, s, ret);
+	else if (w->what == MIGRATION_WAITS_TURN)
+		snprintf(ret, WAIT_TEXT_MAX,
+		         "waits for its turn for %llu s, at place %u of %u: as many come in as may "
+		         "(max-incoming, %u)",
+		         s, w->place, queue_length(m->owner), m->owner->config.max_incoming);
 	else if (w->what == MIGRATION_WAITS_DESTINATION)
 		snprintf(ret, WAIT_TEXT_MAX, "the destination is silent for %llu s", s);
 	else if (named && w->what == MIGRATION_WAITS_PAUSE)
@@ -167,7 +177,8 @@ void migration_wait_text(const struct migration *m, const struct migration_wait 
 /* What has its line in the log elsewhere. */
 static bool is_told_elsewhere(enum migration_waits what)
 {
-	return what == MIGRATION_WAITS_SOURCE || what == MIGRATION_WAITS_MEMORY;
+	return what == MIGRATION_WAITS_SOURCE || what == MIGRATION_WAITS_MEMORY ||
+	       what == MIGRATION_WAITS_TURN;
 }
 
 static void look_at(struct migration *m)

@@ -268,6 +268,8 @@ static void set_limits(struct migrations_config *config, const struct daemon *d)
 	config->max_migrations = (unsigned int)o->max_migrations;
 	config->max_incoming = (unsigned int)o->max_incoming;
 	config->max_outgoing = (unsigned int)o->max_outgoing;
+	config->bandwidth_in = o->bandwidth_in;
+	config->bandwidth_out = o->bandwidth_out;
 	config->memory_check = o->memory_check;
 	config->max_channels = (unsigned int)o->max_channels;
 	config->user_store_percent = (unsigned int)o->user_store_percent;

@@ -173,9 +173,10 @@ static int set_number(const struct option_row *row, const char *value, uint64_t 
 		return error_set(err, -EINVAL, "\"%s\" is not a %s", value,
 		                 size ? "size: bytes, or with K, M, G or T behind, like 64M"
 		                      : "whole number");
-	if (errno || n > UINT64_MAX >> shift || n << shift < row->min || n << shift > row->max)
-		return error_set(err, -EINVAL, "%s is not within %" PRIu64 "..%" PRIu64, value,
-		                 row->min, row->max);
+	if (errno || n > UINT64_MAX >> shift || n << shift > row->max ||
+	    (n << shift < row->min && (n || !row->or_zero)))
+		return error_set(err, -EINVAL, "%s is not within %" PRIu64 "..%" PRIu64 "%s", value,
+		                 row->min, row->max, row->or_zero ? ", nor 0" : "");
 	*to = (uint64_t)n << shift;
 	return 0;
 }

@@ -39,6 +39,7 @@ struct option_row {
 	const char *help;
 	const char *fallback; /* the default, as one would write it; NULL: none */
 	uint64_t min, max;
+	bool or_zero; /* below min, and meaning something else */
 	bool is_live; /* SIGHUP changes it */
 	struct option_choice choices[OPTION_CHOICES_MAX];
 };

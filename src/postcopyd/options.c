@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "fault/fetch.h"
+#include "migrate/share.h"
 #include "postcopyd/config_file.h"
 #include "postcopyd/option.h"
 #include "stream/frame.h"
@@ -84,6 +85,12 @@ static const struct option_row table[] = {
 	{ "host", "max-outgoing", OPTION_NUMBER, .is_live = true, AT(max_outgoing), .arg = "N",
 	  .help = "most migrations that leave at a time; 0: no limit", .fallback = "0",
 	  .max = 1000000 },
+	{ "host", "bandwidth-in", OPTION_SIZE, .is_live = true, AT(bandwidth_in), .arg = "BYTES",
+	  .help = "cap on all page streams that come in, each second; 0: none", .fallback = "0",
+	  .or_zero = true, .min = SHARE_HOST_MIN_BYTES_PER_S, .max = 1ull << 50 },
+	{ "host", "bandwidth-out", OPTION_SIZE, .is_live = true, AT(bandwidth_out), .arg = "BYTES",
+	  .help = "cap on all page streams that leave, each second; 0: none", .fallback = "0",
+	  .or_zero = true, .min = SHARE_HOST_MIN_BYTES_PER_S, .max = 1ull << 50 },
 	{ "host", "memory-check", OPTION_SWITCH, .is_live = true, AT(memory_check), .arg = "yes|no",
 	  .help = "take a guest only where there is memory for all of it", .fallback = "yes" },
 

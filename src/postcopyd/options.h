@@ -51,7 +51,8 @@ struct options {
 	uint64_t max_channels;               /* of a VMM */
 	uint64_t user_store_percent;         /* of the service manager's store, of one user */
 	/* [host] */
-	uint64_t max_incoming, max_outgoing; /* migrations under way; 0: no limit */
+	uint64_t max_incoming, max_outgoing;  /* migrations under way; 0: no limit */
+	uint64_t bandwidth_in, bandwidth_out; /* of all page streams; 0: none */
 	bool memory_check;
 	/* [stream] */
 	const char *listen; /* NULL: no source here */

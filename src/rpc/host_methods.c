@@ -226,10 +226,28 @@ static void set_reload(Postcopy__V1__HostInfo *info, const struct rpc_reload *re
 struct budget_message {
 	Postcopy__V1__Budget message;
 	Postcopy__V1__HugePages pools[BUDGET_POOLS_MAX], *pointers[BUDGET_POOLS_MAX];
+	Postcopy__V1__HostBandwidth in, out;
 };
 
-static void set_budget(Postcopy__V1__HostInfo *info, struct migrations *ms,
-                       struct budget_message *t)
+static Postcopy__V1__HostBandwidth bandwidth_message(const struct migrations_bandwidth *b)
+{
+	Postcopy__V1__HostBandwidth m = POSTCOPY__V1__HOST_BANDWIDTH__INIT;
+
+	m.limit_bytes_per_s = b->limit_bytes_per_s;
+	m.bulk_bytes_per_s = b->bulk_bytes_per_s;
+	m.fault_bytes_per_s = b->fault_bytes_per_s;
+	return m;
+}
+
+static void set_bandwidth(struct budget_message *t, const struct migrations_bandwidth b[2])
+{
+	t->in = bandwidth_message(&b[MIGRATION_DESTINATION - 1]);
+	t->out = bandwidth_message(&b[MIGRATION_SOURCE - 1]);
+	t->message.bandwidth_in = &t->in;
+	t->message.bandwidth_out = &t->out;
+}
+
+static void budget_message_init(struct budget_message *t, struct migrations *ms)
 {
 	struct migrations_budget b;
 
@@ -240,6 +258,7 @@ static void set_budget(Postcopy__V1__HostInfo *info, struct migrations *ms,
 	t->message.memory_promised_bytes = b.promised_bytes;
 	t->message.incoming = b.incoming;
 	t->message.max_incoming = b.max_incoming;
+	t->message.queued = b.queued;
 	t->message.outgoing = b.outgoing;
 	t->message.max_outgoing = b.max_outgoing;
 	t->message.descriptors = b.descriptors;
@@ -253,7 +272,7 @@ static void set_budget(Postcopy__V1__HostInfo *info, struct migrations *ms,
 	}
 	t->message.n_huge_pages = b.n_pools;
 	t->message.huge_pages = t->pointers;
-	info->budget = &t->message;
+	set_bandwidth(t, b.bandwidth);
 }
 
 struct addresses {
@@ -304,7 +323,8 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 
 	(void)request;
 	uname(&uts);
-	set_budget(&info, config->migrations, &budget);
+	budget_message_init(&budget, config->migrations);
+	info.budget = &budget.message;
 	set_reload(&info, config->reload, &reload);
 	protocols.page_stream = migrations_protocols.page_stream;
 	protocols.record = migrations_protocols.record;
@@ -327,10 +347,45 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 	return message_pack(&info.base, ret, e);
 }
 
+static int check_bandwidth(uint64_t bytes_per_s, const char *field, struct rpc_error *e)
+{
+	if (!bytes_per_s || bytes_per_s >= SHARE_HOST_MIN_BYTES_PER_S)
+		return 0;
+	return rpc_error_field(e, field, "%llu, must be 0 or at least %u",
+	                       (unsigned long long)bytes_per_s, SHARE_HOST_MIN_BYTES_PER_S);
+}
+
+static int set_host_limits(struct rpc *rpc, const void *request, struct rpc_answer *ret,
+                           struct rpc_error *e)
+{
+	const Postcopy__V1__SetHostLimitsRequest *r = request;
+	const uint64_t *in = r->optional_in_case ? &r->bandwidth_in_bytes_per_s : NULL;
+	const uint64_t *out = r->optional_out_case ? &r->bandwidth_out_bytes_per_s : NULL;
+	struct budget_message budget;
+	int rc = 0;
+
+	if (!in && !out)
+		return rpc_error_field(e, "bandwidth_in_bytes_per_s",
+		                       "nothing is said: neither in nor out");
+	if (in)
+		rc = check_bandwidth(*in, "bandwidth_in_bytes_per_s", e);
+	if (!rc && out)
+		rc = check_bandwidth(*out, "bandwidth_out_bytes_per_s", e);
+	if (rc)
+		return rc;
+	migrations_set_bandwidth(rpc->config.migrations, in, out);
+	budget_message_init(&budget, rpc->config.migrations);
+	return message_pack(&budget.message.base, ret, e);
+}
+
 RPC_UNARY(get_info, postcopy__v1__get_info_request__descriptor);
+RPC_UNARY(set_host_limits, postcopy__v1__set_host_limits_request__descriptor);
 
 const struct grpc_method host_methods[] = {
 	{ .path = "/postcopy.v1.Host/Check", .role = GRPC_READER, .call = check_call },
 	{ .path = "/postcopy.v1.Host/GetInfo", .role = GRPC_READER, .call = get_info_call },
+	{ .path = "/postcopy.v1.Host/SetHostLimits",
+	  .role = GRPC_OPERATOR,
+	  .call = set_host_limits_call },
 	{ .path = NULL },
 };

@@ -134,6 +134,8 @@ static void set_limits(struct migration_message *t, const struct migration_limit
 	l->bulk = from->bulk;
 	l->optional_prefetch_case = POSTCOPY__V1__LIMITS__OPTIONAL_PREFETCH_PREFETCH;
 	l->prefetch = from->prefetch;
+	l->optional_weight_case = POSTCOPY__V1__LIMITS__OPTIONAL_WEIGHT_WEIGHT;
+	l->weight = from->weight;
 	t->destination.limits = l;
 }
 
@@ -378,6 +380,7 @@ static void set_waiting(struct migration_message *t, const struct migration_wait
 		[MIGRATION_WAITS_RESUME] = WAITS_FOR(RESUME),
 		[MIGRATION_WAITS_MEMORY] = WAITS_FOR(MEMORY),
 		[MIGRATION_WAITS_DESTINATION] = WAITS_FOR(DESTINATION),
+		[MIGRATION_WAITS_TURN] = WAITS_FOR(TURN),
 	};
 	uint64_t now_ns = clock_now_ns();
 
@@ -386,6 +389,7 @@ static void set_waiting(struct migration_message *t, const struct migration_wait
 	t->waiting = (Postcopy__V1__Waiting)POSTCOPY__V1__WAITING__INIT;
 	t->waiting.what = whats[from->what];
 	t->waiting.tries = from->tries;
+	t->waiting.place = from->place;
 	t->waiting_elapsed = duration_message(now_ns - from->since_ns);
 	t->waiting.elapsed = &t->waiting_elapsed;
 	if (from->next_ns > now_ns) {
@@ -409,6 +413,20 @@ static Postcopy__V1__LimitedBy limited_message(enum migration_limited limited_by
 	};
 
 	return whats[limited_by];
+}
+
+static void set_bandwidth(struct migration_message *t, const struct migration_info *info)
+{
+	const struct migration_bandwidth *b = &info->bandwidth;
+
+	if (migration_state_is_final(info->state))
+		return;
+	t->bandwidth = (Postcopy__V1__Bandwidth)POSTCOPY__V1__BANDWIDTH__INIT;
+	t->bandwidth.share_bytes_per_s = b->share_bytes_per_s;
+	t->bandwidth.bulk_bytes_per_s = b->bulk_bytes_per_s;
+	t->bandwidth.fault_bytes_per_s = b->fault_bytes_per_s;
+	t->bandwidth.weight = info->limits.weight;
+	t->message.bandwidth = &t->bandwidth;
 }
 
 void migration_message_init(struct migration_message *t, struct migration *m,
@@ -438,6 +456,7 @@ void migration_message_init(struct migration_message *t, struct migration *m,
 	set_parties(t, info.parties);
 	set_waiting(t, &info.wait);
 	message->limited_by = limited_message(info.limited_by);
+	set_bandwidth(t, &info);
 	if (info.role == MIGRATION_SOURCE)
 		set_source(t, &info);
 	else

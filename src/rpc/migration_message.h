@@ -21,6 +21,7 @@ struct migration_message {
 	Google__Protobuf__Duration downtime_total, pause, send, load, resume;
 	Postcopy__V1__Downtime downtime;
 	Postcopy__V1__Parties parties;
+	Postcopy__V1__Bandwidth bandwidth;
 	Postcopy__V1__Waiting waiting;
 	Google__Protobuf__Duration waiting_elapsed, waiting_next;
 	Postcopy__V1__SourceStatus source;

@@ -119,6 +119,11 @@ static int parse_limits(struct rpc *rpc, const Postcopy__V1__Limits *l,
 	ret->prefetch_given =
 	        l->optional_prefetch_case == POSTCOPY__V1__LIMITS__OPTIONAL_PREFETCH_PREFETCH;
 	ret->prefetch = ret->prefetch_given && l->prefetch;
+	ret->weight_given = l->optional_weight_case == POSTCOPY__V1__LIMITS__OPTIONAL_WEIGHT_WEIGHT;
+	ret->weight = ret->weight_given ? l->weight : 0;
+	if (ret->weight_given && (l->weight < SHARE_WEIGHT_MIN || l->weight > SHARE_WEIGHT_MAX))
+		return rpc_error_field(e, "limits.weight", "%u, must be %u..%u", l->weight,
+		                       SHARE_WEIGHT_MIN, SHARE_WEIGHT_MAX);
 	return 0;
 }
 
@@ -134,6 +139,7 @@ static int parse_first_limits(struct rpc *rpc, const Postcopy__V1__Limits *l,
 	                                                  : rpc->config.bandwidth_bytes_per_s;
 	p->bulk = !limits.bulk_given || limits.bulk;
 	p->prefetch = !limits.prefetch_given || limits.prefetch;
+	p->weight = limits.weight_given ? limits.weight : SHARE_WEIGHT_DEFAULT;
 	return rc;
 }
 
@@ -152,15 +158,20 @@ static int parse_source(const char *address, struct conn_target *ret, struct rpc
 }
 
 /* What a source has no use for is a mistake that is better found now. */
-static int check_source_fields(const Postcopy__V1__PrepareRequest *r, struct rpc_error *e)
+static int parse_source_fields(struct rpc *rpc, const Postcopy__V1__PrepareRequest *r,
+                               struct migration_params *p, struct rpc_error *e)
 {
+	struct migration_limits limits;
+	int rc = parse_limits(rpc, r->limits, &limits, e);
+
 	if (*r->source_address)
 		return rpc_error_field(e, "source_address", "is for a destination only");
 	if (r->map)
 		return rpc_error_field(e, "map", "is for a destination only");
-	if (r->limits)
-		return rpc_error_field(e, "limits", "is for a destination only");
-	return 0;
+	if (migration_limits_are_of_destination(&limits))
+		return rpc_error_field(e, "limits", "but the weight are for a destination only");
+	p->weight = limits.weight_given ? limits.weight : SHARE_WEIGHT_DEFAULT;
+	return rc;
 }
 
 static int compare_uids(const void *a, const void *b)
@@ -239,7 +250,7 @@ static int parse_prepare(struct rpc *rpc, const Postcopy__V1__PrepareRequest *r,
 	switch (r->role) {
 	case POSTCOPY__V1__ROLE__ROLE_SOURCE:
 		p->role = MIGRATION_SOURCE;
-		return check_source_fields(r, e);
+		return parse_source_fields(rpc, r, p, e);
 	case POSTCOPY__V1__ROLE__ROLE_DESTINATION:
 		p->role = MIGRATION_DESTINATION;
 		rc = parse_source(r->source_address, &p->source, e);
@@ -355,12 +366,16 @@ static int start(struct rpc *rpc, const void *request, struct rpc_answer *ret, s
 {
 	const Postcopy__V1__StartRequest *r = request;
 	struct migration *m = find_destination(rpc, r->id, e);
+	const struct migration_turn_wanted turn = { r->queue, r->priority };
 	struct migration_warm warm;
 	int rc = m ? parse_warm(r->warm, &warm, e) : e->error.code;
 
+	if (!rc && r->priority > (r->queue ? MIGRATION_PRIORITY_MAX : 0))
+		rc = rpc_error_field(e, "priority", "%u, must be 0..%u, and with queue alone",
+		                     r->priority, MIGRATION_PRIORITY_MAX);
 	if (rc)
 		return rc;
-	rc = migration_start(m, !r->hold_switchover, &warm, &e->error);
+	rc = migration_start(m, !r->hold_switchover, &warm, &turn, &e->error);
 	if (rc == -EBUSY && rpc->draining && !was_started(m))
 		e->reason = REASON(DRAINING);
 	return rc ? refused(m, rc, e) : answer_migration(rpc, m, ret, e);
@@ -406,21 +421,36 @@ static int get_report(struct rpc *rpc, const void *request, struct rpc_answer *r
 	return m ? report_pack(m, rpc->config.stalls, ret, e) : e->error.code;
 }
 
+/* Where the id is a source's alone, its weight can be set. */
+static struct migration *find_limited(struct rpc *rpc, const Postcopy__V1__SetLimitsRequest *r,
+                                      const struct migration_limits *limits, struct rpc_error *e)
+{
+	bool of_destination = r->warm || migration_limits_are_of_destination(limits);
+	struct migrations *ms = rpc->config.migrations;
+
+	if (of_destination || !migrations_find(ms, r->id, MIGRATION_SOURCE, NULL) ||
+	    is_live(migrations_find(ms, r->id, MIGRATION_DESTINATION, NULL), MIGRATION_DESTINATION))
+		return find_destination(rpc, r->id, e);
+	return find_half(rpc, r->id, MIGRATION_SOURCE, e);
+}
+
 static int set_limits(struct rpc *rpc, const void *request, struct rpc_answer *ret,
                       struct rpc_error *e)
 {
 	const Postcopy__V1__SetLimitsRequest *r = request;
-	struct migration *m = find_destination(rpc, r->id, e);
 	struct migration_limits limits;
 	struct migration_warm warm;
-	int rc = m ? 0 : e->error.code;
+	struct migration *m;
+	int rc = parse_limits(rpc, r->limits, &limits, e);
 
-	if (!rc && !r->limits && !r->warm)
-		rc = rpc_error_field(e, "limits", "says nothing");
-	if (!rc)
-		rc = parse_limits(rpc, r->limits, &limits, e);
-	if (!rc)
-		rc = parse_warm(r->warm, &warm, e);
+	if (rc)
+		return rc;
+	m = find_limited(rpc, r, &limits, e);
+	if (!m)
+		return e->error.code;
+	if (!r->limits && !r->warm)
+		return rpc_error_field(e, "limits", "says nothing");
+	rc = parse_warm(r->warm, &warm, e);
 	if (rc)
 		return rc;
 	if (r->warm)

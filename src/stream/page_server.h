@@ -77,6 +77,7 @@ struct page_source_stats {
 	_Atomic uint64_t zero_pages;
 	_Atomic uint64_t unreadable_pages; /* that can't be read: the destination poisons them */
 	_Atomic uint64_t bytes;
+	_Atomic uint64_t bulk_bytes; /* of these */
 	struct pacer_view pace; /* of all bulk to its destination's host */
 	struct load_view load;  /* of the threads that serve bulk */
 };
@@ -198,6 +199,17 @@ void page_source_stop_log(struct page_source *s);
 void page_source_withdraw(struct page_source *s);
 
 const struct page_source_stats *page_source_stats(const struct page_source *s);
+
+/*
+ * page_source_set_share() - what its bulk has of the host's bandwidth, bytes/s; 0: no limit
+ *
+ * Urgent answers are never held back; and a bulk connection is answered every few seconds, however
+ * little that is, or it would be taken for dead.
+ */
+void page_source_set_share(struct page_source *s, uint64_t bytes_per_s);
+
+/* Whether that has kept bulk waiting since this was asked last. */
+bool page_source_was_held(struct page_source *s);
 
 /* When the holder was last heard; CLOCK_MONOTONIC, 0: not by this process. It pings every few s. */
 uint64_t page_source_holder_heard_ns(const struct page_source *s);

@@ -2,6 +2,7 @@
 #include "stream/page_source.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <string.h>
 #include <sys/random.h>
@@ -9,6 +10,7 @@
 #include <openssl/crypto.h>
 
 #include "stream/source_log.h"
+#include "stream/throttle.h"
 #include "tls/names.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
@@ -20,6 +22,13 @@
 #define BULK_RECENT_NS (10 * NSEC_PER_MSEC)
 /* How often a destination hears from us while the VMM pauses. */
 #define PAUSING_SIGN_MS 1000
+
+/*
+ * However small its share, an answer of bulk waits no longer for it: a destination takes who owes
+ * it one and is silent for 5 s for dead. It is looked so often whether the share is another.
+ */
+#define SHARE_WAIT_MS 2000u
+#define SHARE_LOOK_MS 50u
 
 #define PAGES_HEAD (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES)
 
@@ -50,7 +59,8 @@ struct page_source {
 	atomic_bool lost;              /* the memory went with its VMM: nothing will ever be read */
 	_Atomic uint64_t last_bulk_ns; /* when bulk was last answered */
 	struct page_source_stats stats;
-	struct source_log log; /* of what the guest writes */
+	struct throttle throttle; /* bulk's share of what leaves this host */
+	struct source_log log;    /* of what the guest writes */
 
 	/* Under the lock; changed is broadcast with every change. */
 	pthread_mutex_t lock;
@@ -97,6 +107,7 @@ int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
 	atomic_init(&s->refs, 1);
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->changed, NULL);
+	throttle_init(&s->throttle, 0);
 	source_log_init(&s->log, on_log_order, s);
 	*ret = s;
 	return 0;
@@ -133,6 +144,7 @@ struct page_source *page_source_unref(struct page_source *s)
 		memory_free(s->memories[i]);
 	poison_list_free(atomic_load(&s->poisoned));
 	source_log_deinit(&s->log);
+	throttle_deinit(&s->throttle);
 	close_fd(&s->vmstate_fd);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);
@@ -250,6 +262,16 @@ void page_source_set_poisoned(struct page_source *s, struct poison_list *list)
 bool page_source_is_connected(const struct page_source *s)
 {
 	return atomic_load(&s->controls);
+}
+
+void page_source_set_share(struct page_source *s, uint64_t bytes_per_s)
+{
+	throttle_set_share(&s->throttle, bytes_per_s, clock_now_ns());
+}
+
+bool page_source_was_held(struct page_source *s)
+{
+	return throttle_was_held(&s->throttle);
 }
 
 /* News for the owner, who may be gone once it has withdrawn the source. */
@@ -668,8 +690,8 @@ static size_t pack_units(const struct frame_get *get, uint8_t *data, struct fram
 	return (size_t)(to - data);
 }
 
-static void count_answer(struct page_source_stats *stats, const struct frame_pages *pages,
-                         size_t bytes)
+static void count_answer(struct page_source_stats *stats, enum stream_role role,
+                         const struct frame_pages *pages, size_t bytes)
 {
 	uint64_t data = (uint64_t)__builtin_popcountll(pages->data_mask);
 	uint64_t zero = (uint64_t)__builtin_popcountll(pages->zero_mask);
@@ -680,11 +702,30 @@ static void count_answer(struct page_source_stats *stats, const struct frame_pag
 	atomic_fetch_add_explicit(&stats->zero_pages, zero, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->unreadable_pages, lost, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->bytes, bytes, memory_order_relaxed);
+	if (role == STREAM_BULK)
+		atomic_fetch_add_explicit(&stats->bulk_bytes, bytes, memory_order_relaxed);
+}
+
+/* Until its share of the host's bandwidth has room for an answer, or the connection ends. */
+static void wait_for_share(struct page_source *s, const struct conn *c, size_t bytes)
+{
+	uint64_t now_ns = clock_now_ns(), until_ns;
+	uint64_t last_ns = now_ns + SHARE_WAIT_MS * NSEC_PER_MSEC;
+
+	while ((until_ns = throttle_pay(&s->throttle, bytes, now_ns)) && now_ns < last_ns) {
+		struct pollfd end = { .fd = c->fd, .events = POLLRDHUP };
+		uint64_t ms = (until_ns - now_ns) / NSEC_PER_MSEC + 1;
+
+		if (poll(&end, 1, (int)(ms < SHARE_LOOK_MS ? ms : SHARE_LOOK_MS)))
+			return;
+		now_ns = clock_now_ns();
+	}
 }
 
 /* @tx: PAGES_HEAD bytes, then room for a word. */
-static int answer_get(struct page_source *s, struct conn *c, uint64_t request_id,
-                      const struct frame_get *get, uint8_t *tx, struct error *err)
+static int answer_get(struct page_source *s, struct conn *c, enum stream_role role,
+                      uint64_t request_id, const struct frame_get *get, uint8_t *tx,
+                      struct error *err)
 {
 	struct frame_pages pages = { .region = get->region, .first_unit = get->first_unit };
 	size_t len;
@@ -694,8 +735,10 @@ static int answer_get(struct page_source *s, struct conn *c, uint64_t request_id
 		return rc;
 	len = pack_units(get, tx + PAGES_HEAD, &pages);
 	frame_pages_encode(&pages, request_id, tx);
+	if (role == STREAM_BULK)
+		wait_for_share(s, c, PAGES_HEAD + len);
 	/* Before it is sent: who has the answer finds it counted. */
-	count_answer(&s->stats, &pages, PAGES_HEAD + len);
+	count_answer(&s->stats, role, &pages, PAGES_HEAD + len);
 	rc = conn_send(c, tx, PAGES_HEAD + len);
 	return rc ? error_errno(err, rc, "connection") : 0;
 }
@@ -763,7 +806,7 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 		if (!rc)
 			rc = check_get(s, pc->holder, &get, err);
 		if (!rc)
-			rc = answer_get(s, c, h.request_id, &get, tx, err);
+			rc = answer_get(s, c, role, h.request_id, &get, tx, err);
 		if (!rc && role == STREAM_URGENT)
 			wait_for_fault(s, c);
 		else

@@ -119,8 +119,51 @@ static void put_budget(struct openmetrics *om, const struct migrations_budget *b
 		"What guests that were started on their way here have still to receive of it.",
 	};
 
+	static const struct openmetrics_family queued = {
+		"postcopyd_migrations_queued",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"Migrations that wait for their turn to come in (max-incoming).",
+	};
+
+	put_one(om, &queued, b->queued);
 	put_one(om, &available, b->available_bytes);
 	put_one(om, &promised, b->promised_bytes);
+}
+
+static const char *const directions[] = {
+	[MIGRATION_SOURCE - 1] = "out",
+	[MIGRATION_DESTINATION - 1] = "in",
+};
+
+static void put_bandwidth(struct openmetrics *om, const struct migrations_bandwidth b[2])
+{
+	static const struct openmetrics_family limit = {
+		"postcopyd_bandwidth_limit_bytes_per_second",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"What all page streams of the host may take, by direction; 0: no limit.",
+	};
+	static const struct openmetrics_family used = {
+		"postcopyd_bandwidth_bytes_per_second",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"What they take of late, by direction and by bulk and faults.",
+	};
+
+	openmetrics_open(om, &limit);
+	for (unsigned int i = 0; i < 2; i++)
+		openmetrics_integer(om, OPENMETRICS_LABELS({ "direction", directions[i] }),
+		                    b[i].limit_bytes_per_s);
+	openmetrics_open(om, &used);
+	for (unsigned int i = 0; i < 2; i++) {
+		openmetrics_integer(
+		        om, OPENMETRICS_LABELS({ "direction", directions[i] }, { "by", "bulk" }),
+		        b[i].bulk_bytes_per_s);
+		openmetrics_integer(
+		        om, OPENMETRICS_LABELS({ "direction", directions[i] }, { "by", "faults" }),
+		        b[i].fault_bytes_per_s);
+	}
 }
 
 static void put_store(struct openmetrics *om, const struct migrations_totals *t)
@@ -354,4 +397,5 @@ void migration_metrics_put(struct openmetrics *om, const struct migrations_total
 	put_refusals(om, t);
 	put_admission(om, t);
 	put_budget(om, budget);
+	put_bandwidth(om, budget->bandwidth);
 }

@@ -156,8 +156,8 @@ class Control:
             fields["token"] = bytes.fromhex(params["token"])
         elif method == "Start":
             fields["hold_switchover"] = not params.get("switchover", True)
-            if "warm" in params:
-                fields["warm"] = params["warm"]
+            fields.update({name: params[name] for name in ("warm", "queue", "priority")
+                           if name in params})
         elif method == "SetLimits":
             if "warm" in params:
                 fields["warm"] = params.pop("warm")

@@ -34,7 +34,8 @@ def limits(message):
     return {name: getattr(message, name) if message.WhichOneof(oneof) else None
             for oneof, name in (("optional_bandwidth", "bandwidth_bytes_per_s"),
                                 ("optional_streams", "streams"), ("optional_bulk", "bulk"),
-                                ("optional_prefetch", "prefetch"))}
+                                ("optional_prefetch", "prefetch"),
+                                ("optional_weight", "weight"))}
 
 
 def warm_policy(p):
@@ -87,8 +88,8 @@ def parties(p):
 
 def waiting(w):
     return {"for": ("unknown", "source", "pause", "vmstate", "load", "resume", "memory",
-                    "destination")[w.what],
-            "elapsed_ms": us(w.elapsed) / 1e3, "tries": w.tries,
+                    "destination", "turn")[w.what],
+            "elapsed_ms": us(w.elapsed) / 1e3, "tries": w.tries, "place": w.place or None,
             "next_try_ms": field(w, "next_try", lambda next: us(next) / 1e3)}
 
 
@@ -100,12 +101,17 @@ def pace(p):
             "round_trip_us": us(p.round_trip), "queued_us": us(p.queued)}
 
 
+def bandwidth(b):
+    return counters(b, "share_bytes_per_s", "bulk_bytes_per_s", "fault_bytes_per_s", "weight")
+
+
 def migration(m):
     to = {"id": m.id, "role": ROLES[m.role], "state": STATES[m.state], "reason": m.reason,
           "memory_bytes": m.memory_bytes or None, "page_bytes": m.page_bytes or None,
           "backend": m.backend, "vmm_pid": m.vmm_pid or None,
           "parties": field(m, "parties", parties), "waiting": field(m, "waiting", waiting),
-          "limited_by": LIMITED_BY[m.limited_by]}
+          "limited_by": LIMITED_BY[m.limited_by],
+          "bandwidth": field(m, "bandwidth", bandwidth)}
     half = m.WhichOneof("half")
     if half == "destination":
         to.update(destination(m.destination))

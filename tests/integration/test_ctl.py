@@ -332,7 +332,8 @@ def test_limits_are_told_back(host):
                "--streams", 3, "--bulk", "off")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["limits"] == {
-        "bandwidth_bytes_per_s": 100 << 20, "streams": 3, "bulk": False, "prefetch": True}
+        "bandwidth_bytes_per_s": 100 << 20, "streams": 3, "bulk": False, "prefetch": True,
+        "weight": 100}
 
 
 def test_list_has_all_pages_and_only_the_states_asked_for(host):

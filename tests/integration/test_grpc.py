@@ -263,7 +263,7 @@ def all_methods():
 
 def test_garbage_is_refused_by_each_method(client):
     paths = all_methods()
-    assert len(paths) == 23
+    assert len(paths) == 24
     for path in paths:
         for garbage in (b"\x0a\xffx", b"\xff" * 100, b"\x0b\x0c", b"\x00", b"\x00\x00"):
             error = refusal(Code.INVALID_ARGUMENT, raw, client, path, garbage)

@@ -397,7 +397,7 @@ static void test_refusal_is_errno_text_and_reason(void **state)
 	/* What the daemon does not know. */
 	assert_int_equal(client_get_info(c, &m, &err), -EOPNOTSUPP);
 	/* The next success forgets it. */
-	assert_int_equal(client_start(c, "vm7", false, NULL, NULL, &err), 0);
+	assert_int_equal(client_start(c, "vm7", false, NULL, NULL, NULL, &err), 0);
 	assert_string_equal(client_refusal(c)->code, "");
 	assert_null(m);
 	client_free(c);

@@ -471,9 +471,16 @@ static void test_a_source_takes_nothing_of_a_destination(void **state)
 	refused(f, MIGRATIONS "Prepare", &r, GRPC_INVALID_ARGUMENT, "INVALID_FIELD", "map");
 	r.map = POSTCOPY__V1__MAP_POLICY__MAP_POLICY_UNSPECIFIED;
 	r.limits = &limits;
+	limits.optional_weight_case = POSTCOPY__V1__LIMITS__OPTIONAL_WEIGHT_WEIGHT;
+	limits.optional_bulk_case = POSTCOPY__V1__LIMITS__OPTIONAL_BULK_BULK;
+	limits.weight = 7;
 	refused(f, MIGRATIONS "Prepare", &r, GRPC_INVALID_ARGUMENT, "INVALID_FIELD", "limits");
-	r.limits = NULL;
-	/* All is well with it but that this daemon does not listen. */
+	limits.optional_bulk_case = 0;
+	limits.weight = 1001;
+	refused(f, MIGRATIONS "Prepare", &r, GRPC_INVALID_ARGUMENT, "INVALID_FIELD",
+	        "limits.weight");
+	limits.weight = 1000;
+	/* Its weight is its own. All is well with it but that this daemon does not listen. */
 	refused(f, MIGRATIONS "Prepare", &r, GRPC_FAILED_PRECONDITION, "ROLE_UNAVAILABLE",
 	        "--listen");
 }
@@ -515,7 +522,7 @@ static const char *const methods_with_id[] = {
 	MIGRATIONS "SetLimits", MIGRATIONS "GetReport",  MIGRATIONS "ListMissing",
 	MIGRATIONS "Poison",    MIGRATIONS "Delete",     MIGRATIONS "SetToken",
 };
-#define N_METHODS 23 /* of all services */
+#define N_METHODS 24 /* of all services */
 #define N_WITH_ID (sizeof methods_with_id / sizeof *methods_with_id)
 
 static void test_ids_that_are_none_or_unknown(void **state)

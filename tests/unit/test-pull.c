@@ -15,7 +15,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
-#include "fault/throttle.h"
+#include "stream/throttle.h"
 #include "source.h"
 #include "util/clock.h"
 

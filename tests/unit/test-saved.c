@@ -25,6 +25,7 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 		.map_given = true,
 		.map = RESOLVER_MAP_LAZY,
 		.prefetch = true,
+		.weight = SHARE_WEIGHT_MAX,
 		.bandwidth_bytes_per_s = 1ull << 40,
 		.source = { .host = "2001:db8::1", .port = "7000" },
 	};
@@ -37,7 +38,8 @@ static struct saved *make_saved(enum migration_role role, uint32_t n_regions)
 	memset(s->params.parties.cgroup, 'g', sizeof s->params.parties.cgroup - 1);
 	memset(s->params.parties.peer, 'p', sizeof s->params.parties.peer - 1);
 	s->target = (struct conn_target){ .host = "other.example", .port = "7001" };
-	s->limits = (struct migration_limits){ true, 7, true, 5, true, true, true, false };
+	s->limits =
+	        (struct migration_limits){ true, 7, true, 5, true, true, true, false, true, 999 };
 	s->warming = (struct migration_warm){ true, true, 3, 1ull << 40, 5, 6 };
 	s->state = MIGRATION_PAUSED;
 	strcpy(s->reason, "the source is silent");
@@ -107,6 +109,26 @@ static void test_a_record_without_parties_is_read(void **state)
 	assert_int_equal(saved_decode(buf, without, got, NULL), 0);
 	assert_memory_equal(got, s, sizeof *s);
 	assert_false(parties_are_named(&got->params.parties));
+	free(s);
+	free(got);
+	free(buf);
+}
+
+/* A place in the queue is one that has attached and was not started; nobody else's. */
+static void test_who_waits_for_its_turn_does_so_on(void **state)
+{
+	struct saved *s = make_saved(MIGRATION_DESTINATION, 1), *got = malloc(sizeof *got);
+	uint8_t *buf = malloc(RECORD_BYTES_MAX);
+
+	(void)state;
+	s->queued_ns = UINT64_MAX;
+	s->priority = MIGRATION_PRIORITY_MAX;
+	assert_int_equal(saved_decode(buf, saved_encode(s, buf), got, NULL), -EPROTO);
+	s->state = MIGRATION_ATTACHED;
+	assert_int_equal(saved_decode(buf, saved_encode(s, buf), got, NULL), 0);
+	assert_memory_equal(got, s, sizeof *s);
+	s->priority++;
+	assert_int_equal(saved_decode(buf, saved_encode(s, buf), got, NULL), -EPROTO);
 	free(s);
 	free(got);
 	free(buf);
@@ -202,6 +224,7 @@ int main(void)
 		cmocka_unit_test(test_a_record_without_parties_is_read),
 		cmocka_unit_test(test_each_state_and_farewell_has_its_number),
 		cmocka_unit_test(test_newer_major_is_refused_by_name),
+		cmocka_unit_test(test_who_waits_for_its_turn_does_so_on),
 		cmocka_unit_test(test_unknown_fields_are_passed_over),
 		cmocka_unit_test(test_damaged_bytes_do_no_harm),
 	};

@@ -13,6 +13,7 @@
 #include "migrate/admission.h"
 #include "migrate/attach.h"
 #include "migrate/conductor/conductor.h"
+#include "migrate/queue.h"
 #include "migrate/record/keep.h"
 #include "migrate/totals.h"
 #include "util/cleanup.h"
@@ -533,7 +534,7 @@ void destination_news(struct migration *m, unsigned int news)
 }
 
 int destination_start(struct migration *m, bool switchover, const struct migration_warm *warm,
-                      struct error *err)
+                      const struct migration_turn_wanted *turn, struct error *err)
 {
 	int rc;
 
@@ -547,10 +548,16 @@ int destination_start(struct migration *m, bool switchover, const struct migrati
 	}
 	if (m->state != MIGRATION_ATTACHED)
 		return migration_refuse_now(m, "starting (the VMM must be attached)", err);
-	if (admission_check_start(m, warm, err)) {
-		log_migration_warning(m->params.id, "not started: %s", err->text);
-		return err->code;
+	rc = admission_check_start(m, warm, turn->wait, err);
+	if (rc == -EUSERS && turn->wait) {
+		queue_add(m, switchover, warm, turn->priority);
+		return 0;
 	}
+	if (rc) {
+		log_migration_warning(m->params.id, "not started: %s", err->text);
+		return rc;
+	}
+	queue_leave(m);
 	m->warming = *warm;
 	m->warming.hold = !switchover;
 	rc = conductor_start(m);
@@ -608,6 +615,13 @@ int destination_recover(struct migration *m, const struct conn_target *target, s
 	if (m->pull && !migration_state_is_final(m->state))
 		pull_redirect(m->pull, &m->target);
 	return 0;
+}
+
+void destination_fail_attached(struct migration *m, const struct error *why)
+{
+	tell_vmm_failed(m, why);
+	release(m);
+	migration_move(m, MIGRATION_FAILED, "%s", why->text);
 }
 
 int destination_cancel(struct migration *m, struct error *err)

@@ -29,7 +29,9 @@ void destination_give_up(struct migration *m, const struct error *why);
 void destination_vmm_closed(struct migration *m);
 void destination_news(struct migration *m, unsigned int news);
 int destination_start(struct migration *m, bool switchover, const struct migration_warm *warm,
-                      struct error *err);
+                      const struct migration_turn_wanted *turn, struct error *err);
+/* Before it was started: its guest runs on at its source, which knows nothing of it. */
+void destination_fail_attached(struct migration *m, const struct error *why);
 int destination_set_warm(struct migration *m, const struct migration_warm *warm, struct error *err);
 int destination_switchover(struct migration *m, struct error *err);
 int destination_recover(struct migration *m, const struct conn_target *target, struct error *err);

@@ -2,6 +2,8 @@
 /* The half of taking over that leaves things behind. */
 #include "migrate/record/keep.h"
 
+#include "migrate/queue.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -74,7 +76,9 @@ static void put_all(struct migration *m, struct saved *s)
 	memcpy(s->reason, m->reason, sizeof s->reason);
 	put_regions(m, s);
 	put_entries(m, s);
-	s->switchover = m->switchover;
+	s->switchover = queue_has(m) ? m->turn.switchover : m->switchover;
+	s->queued_ns = m->turn.since_ns;
+	s->priority = m->turn.priority;
 	s->memory = m->memory;
 	s->vmm_resumed = source && m->state == MIGRATION_POSTCOPY;
 	s->times.started_ns = m->started_ns;

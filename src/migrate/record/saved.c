@@ -59,6 +59,7 @@ static void put_params(const struct migration_params *p, Postcopy__V1__SavedPara
 	m->bulk_off = !p->bulk;
 	m->prefetch_off = !p->prefetch;
 	m->bandwidth_bytes_per_s = p->bandwidth_bytes_per_s;
+	m->weight = p->weight;
 	m->client = (char *)p->client;
 }
 
@@ -158,10 +159,13 @@ size_t saved_encode(const struct saved *s, void *buf)
 	limits.bandwidth_bytes_per_s = s->limits.bandwidth_bytes_per_s;
 	limits.bulk_off = !s->limits.bulk;
 	limits.prefetch_off = !s->limits.prefetch;
+	limits.weight = s->limits.weight;
 	m.limits = &limits;
 	put_warm(&s->warming, &warm);
 	m.warming = s->warming.wanted ? &warm : NULL;
 	m.times = &times;
+	m.queued = s->queued_ns;
+	m.priority = s->priority;
 	m.state = states[s->state];
 	m.reason = (char *)s->reason;
 	m.n_regions = s->n_regions;
@@ -222,6 +226,15 @@ static int get_parties(const Postcopy__V1__SavedParties *m, struct parties *ret,
 	return 0;
 }
 
+/* None: a daemon has written it that knew of none. */
+static int get_weight(uint32_t weight, uint32_t *ret, struct error *err)
+{
+	if (weight > SHARE_WEIGHT_MAX)
+		return bad("its weight", err);
+	*ret = weight ? weight : SHARE_WEIGHT_DEFAULT;
+	return 0;
+}
+
 static int get_params(const Postcopy__V1__SavedParams *m, struct migration_params *ret,
                       struct error *err)
 {
@@ -243,6 +256,8 @@ static int get_params(const Postcopy__V1__SavedParams *m, struct migration_param
 	ret->bulk = !m->bulk_off;
 	ret->prefetch = !m->prefetch_off;
 	ret->bandwidth_bytes_per_s = m->bandwidth_bytes_per_s;
+	if (get_weight(m->weight, &ret->weight, err))
+		return -EPROTO;
 	snprintf(ret->client, sizeof ret->client, "%s", m->client);
 	if (get_parties(m->parties, &ret->parties, err))
 		return -EPROTO;
@@ -262,7 +277,10 @@ static int get_limits(const Postcopy__V1__SavedLimits *m, struct saved *ret, str
 		.bulk = m ? !m->bulk_off : p->bulk,
 		.prefetch_given = true,
 		.prefetch = m ? !m->prefetch_off : p->prefetch,
+		.weight_given = true,
 	};
+	if (get_weight(m ? m->weight : p->weight, &ret->limits.weight, err))
+		return -EPROTO;
 	if (p->role == MIGRATION_DESTINATION &&
 	    (!ret->limits.streams || ret->limits.streams > PULL_STREAMS_MAX))
 		return bad("its number of streams", err);
@@ -401,5 +419,10 @@ int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *e
 		return bad("its dirty log", err);
 	ret->dirty_log = m->dirty_log;
 	ret->warm = m->warm;
+	if (m->queued && (ret->params.role != MIGRATION_DESTINATION ||
+	                  ret->state != MIGRATION_ATTACHED || m->priority > MIGRATION_PRIORITY_MAX))
+		return bad("its place in the queue", err);
+	ret->queued_ns = m->queued;
+	ret->priority = m->priority;
 	return 0;
 }

@@ -57,6 +57,8 @@ struct saved {
 	bool warm;              /* source: its last harvest is for the holder */
 	enum migration_farewell farewell;
 	struct migration_times times;
+	uint64_t queued_ns; /* destination, attached: it waits for its turn; 0: it does not */
+	uint32_t priority;
 };
 
 /* Into @buf of RECORD_BYTES_MAX, which any migration fits. Return: the length. */

@@ -10,6 +10,8 @@
 #include "migrate/destination/destination.h"
 #include "migrate/record/keep.h"
 #include "migrate/source/source.h"
+#include "migrate/bandwidth.h"
+#include "migrate/queue.h"
 #include "migrate/wait.h"
 #include "util/cleanup.h"
 #include "util/log.h"
@@ -235,7 +237,9 @@ static void restore(struct migration *m, const struct saved *s)
 	memcpy(m->reason, s->reason, sizeof m->reason);
 	m->taken_over = true;
 	m->paused = s->params.role == MIGRATION_SOURCE && s->vmstate_held;
-	m->switchover = s->switchover;
+	m->switchover = s->switchover && !s->queued_ns;
+	m->turn =
+	        (struct migration_turn){ s->queued_ns, s->priority, s->switchover && s->queued_ns };
 	m->memory = s->memory;
 	m->started_ns = s->times.started_ns;
 	m->ended_ns = s->times.ended_ns;
@@ -537,5 +541,7 @@ int migrations_take_over(struct migrations *ms, struct error *err)
 	tell_page_server(ms);
 	drop_strays(ms);
 	migrations_watch_waits(ms);
+	migrations_watch_bandwidth(ms);
+	queue_look(ms);
 	return 0;
 }
