@@ -16,7 +16,7 @@
 #include "ctl/token.h"
 #include "util/clock.h"
 
-#define READY_TIMEOUT_MS 10000
+#define READY_TIMEOUT_MS 30000
 /* From a daemon's last word to its end. */
 #define DEATH_MS 1000
 /* The guest writes or checks all of its memory in this time, and much to spare. */
