@@ -273,14 +273,19 @@ static void interrupt(struct migration *m, enum conductor_order order)
 	pthread_mutex_unlock(&m->lock);
 }
 
-static bool is_poisoning(struct migration *m)
+/* Who ends where it meets the first poisoned page may be faster than the last of them. */
+static const char *where_memory_is(struct migration *m)
 {
-	bool ordered;
+	bool poisoned;
 
 	pthread_mutex_lock(&m->lock);
-	ordered = m->orders & ORDER_POISON;
+	poisoned = m->orders & ORDER_POISON;
 	pthread_mutex_unlock(&m->lock);
-	return ordered;
+	if (poisoned)
+		return "the destination VMM is gone, and the guest with it; what was missing of "
+		       "its memory was being poisoned by command";
+	return "the destination VMM is gone, and the guest with it; its memory is at the source "
+	       "still";
 }
 
 void destination_vmm_closed(struct migration *m)
@@ -306,13 +311,7 @@ void destination_vmm_closed(struct migration *m)
 			return;
 		}
 		interrupt(m, ORDER_STOP);
-		/* Who ends at once where it meets the first may be faster than the last of them. */
-		migration_move(m, MIGRATION_FAILED,
-		               "the destination VMM is gone, and the guest with it; %s",
-		               is_poisoning(m)
-		                       ? "what was missing of its memory was being poisoned by "
-		                         "command"
-		                       : "its memory is at the source still");
+		migration_move(m, MIGRATION_FAILED, "%s", where_memory_is(m));
 		return;
 	default:
 		return;
