@@ -132,7 +132,8 @@ struct migration {
 	struct migration_limits limits; /* all are given */
 	/* source */
 	struct page_source *source;
-	struct page_source *ended; /* what answers for it when it has ended; NULL: nothing */
+	struct stream_holder visitor; /* who was let in last, before the attachment there is */
+	struct page_source *ended;    /* what answers for it when it has ended; NULL: nothing */
 	uint64_t pause_sent_ns;
 	unsigned int dirty_log; /* enum dirty_log_how; 0: none */
 	bool warm;              /* its last harvest is for the holder; from switchover on */

@@ -176,15 +176,17 @@ static void *conn_main(void *arg)
 }
 
 /*
- * So many guests leave already. Who was let in before (it names the attachment that it means) comes
- * in again: its guest may be paused, or be its own by now.
+ * So many guests leave already. Who was let in before comes in again: by the attachment that it
+ * names, for its guest may be paused, or be its own by now; and where its guest has attached anew
+ * since, and it begins again, by who it is.
  */
-static int check_most(struct page_server *server, const struct page_source *source,
+static int check_most(struct page_server *server, struct page_source *source,
                       const struct hello *hello, struct error *err)
 {
 	unsigned int n = 0, most;
 
-	if (hello->role != STREAM_CONTROL || hello->epoch)
+	if (hello->role != STREAM_CONTROL || hello->epoch ||
+	    page_source_has_visited(source, hello->holder))
 		return 0;
 	pthread_mutex_lock(&server->lock);
 	most = server->most;

@@ -131,6 +131,15 @@ int page_source_new_ended(const char *id, const uint8_t token[TOKEN_BYTES], uint
 void page_source_get_holder(struct page_source *s, struct stream_holder *ret);
 
 /*
+ * page_source_get_visitor(), _set_visitor() - who was let in last, of its guest's attachments
+ *
+ * It may come again, however many leave: an attachment that follows another is told who that was,
+ * before page_server_add().
+ */
+void page_source_get_visitor(struct page_source *s, struct stream_holder *ret);
+void page_source_set_visitor(struct page_source *s, const struct stream_holder *visitor);
+
+/*
  * page_source_set_poisoned() - what the source VMM has poisoned: it is served as unreadable
  * @list: taken over
  *
@@ -239,7 +248,8 @@ int page_server_new(struct tcp_listening *listening, struct tls_context *tls,
 
 /*
  * At any time: how many guests leave at a time; 0: no limit. One more destination is refused, but
- * for those that were let in before.
+ * for those that were let in before. The accepter lets them in one after the other: no two of them
+ * take one place.
  */
 void page_server_set_most(struct page_server *server, unsigned int most);
 

@@ -72,6 +72,7 @@ struct page_source {
 	/* From SWITCHING on, and never another; read without the lock while readable. */
 	struct stream_holder holder;
 	bool resumed; /* the guest has run at the holder's: no way back by its word */
+	struct stream_holder visitor;  /* the last that was let in */
 	struct page_source_conn *list; /* connections, from HELLO to end */
 	/* ENDED. */
 	enum source_verdict verdict;
@@ -262,6 +263,26 @@ void page_source_set_poisoned(struct page_source *s, struct poison_list *list)
 bool page_source_is_connected(const struct page_source *s)
 {
 	return atomic_load(&s->controls);
+}
+
+void page_source_get_visitor(struct page_source *s, struct stream_holder *ret)
+{
+	pthread_mutex_lock(&s->lock);
+	*ret = s->visitor;
+	pthread_mutex_unlock(&s->lock);
+}
+
+void page_source_set_visitor(struct page_source *s, const struct stream_holder *visitor)
+{
+	s->visitor = *visitor;
+}
+
+bool page_source_has_visited(struct page_source *s, const uint8_t holder[HOLDER_BYTES])
+{
+	struct stream_holder visitor;
+
+	page_source_get_visitor(s, &visitor);
+	return visitor.bound && !memcmp(visitor.id, holder, HOLDER_BYTES);
 }
 
 void page_source_set_share(struct page_source *s, uint64_t bytes_per_s)
@@ -546,6 +567,8 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 	if (!rc) {
 		ctl->next = s->list;
 		s->list = ctl;
+		s->visitor.bound = true;
+		memcpy(s->visitor.id, hello->holder, HOLDER_BYTES);
 	}
 	pthread_mutex_unlock(&s->lock);
 	if (rc || !ctl->control || s->phase == SOURCE_ENDED)

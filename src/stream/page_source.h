@@ -21,6 +21,8 @@ struct page_source_conn {
 
 struct page_source *page_source_ref(struct page_source *s);
 const char *page_source_id(const struct page_source *s);
+/* Whether it was let in before, to this attachment or the one that this one follows. */
+bool page_source_has_visited(struct page_source *s, const uint8_t holder[HOLDER_BYTES]);
 bool page_source_has_ended(struct page_source *s);
 
 /*

@@ -13,6 +13,7 @@ import pytest
 
 import harness
 import pyvmm
+from stream import CONTROL, dial_stream
 from test_metrics import samples, value
 from test_reload import reread
 from test_warm_destination import UNITS, Warming, page
@@ -240,6 +241,39 @@ def test_who_was_let_in_comes_again(host):
     daemon.call("Recover", id="vm2")
     daemon.call("Switchover", id="vm2")
     source.wait_for_state("vm2", "switching")
+
+
+def test_who_was_let_in_begins_again(host, pki):
+    """Its guest's VMM has attached anew meanwhile, and the place that it had is another's. Its guest would
+    have stayed, though it was promised that it may come again."""
+    source = host.daemon("source", extra=["--max-outgoing", "1"])
+    first, other = b"A" * 16, b"B" * 16
+
+    def dial(migration_id, **fields):
+        connection, reply = dial_stream(source.port, pki.destination, CONTROL, migration_id, **fields)
+        host.later(connection.close)
+        return connection, reply[2][0]
+
+    def refused(migration_id, **fields):
+        with pytest.raises(AssertionError) as caught:
+            dial(migration_id, **fields)
+        return str(caught.value)
+    for migration_id in "vm1", "vm2":
+        source.prepare_source(migration_id)
+    guest = pyvmm.SourceVmm(source, "vm1", bytes(SIZE))
+    source_vmm(host, source, "vm2", SIZE)
+    connection, epoch = dial("vm1", holder=first)
+    source.wait_for_state("vm1", "warming")
+    assert "max-outgoing" in refused("vm2", holder=other)
+    connection.close()
+    source.wait_for_state("vm1", "attached")
+    guest.close()
+    source.wait_for_state("vm1", "prepared")
+    source_vmm(host, source, "vm1", SIZE)
+    dial("vm2", holder=other)
+    assert "attached anew" in refused("vm1", holder=first, epoch=epoch)
+    assert "max-outgoing" in refused("vm1", holder=other)
+    dial("vm1", holder=first)
 
 
 def test_descriptors_run_short(host):

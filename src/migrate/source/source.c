@@ -89,8 +89,10 @@ static int open_source(struct migration *m, struct vmm_attach *attach, struct pa
 /* Takes over @source in any case. */
 static int offer_source(struct migration *m, struct page_source *source, struct error *err)
 {
-	int rc = page_server_add(m->owner->config.page_server, source);
+	int rc;
 
+	page_source_set_visitor(source, &m->visitor);
+	rc = page_server_add(m->owner->config.page_server, source);
 	if (rc) {
 		page_source_unref(source);
 		return error_errno(err, rc, "page server");
@@ -155,6 +157,7 @@ void source_stop(struct migration *m)
 	m->served = info.served;
 	m->pace = info.pace;
 	page_source_withdraw(m->source);
+	page_source_get_visitor(m->source, &m->visitor);
 	page_server_remove(m->owner->config.page_server, m->source, false);
 	m->source = page_source_unref(m->source);
 }
