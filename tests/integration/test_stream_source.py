@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a confused or hostile destination sends to a source daemon: refused with a reason,
 while the migration that is served goes on for the right one."""
+import ctypes
 import errno
 import os
+import pathlib
 import re
 import socket
 import ssl
@@ -423,3 +425,23 @@ def test_single_pages_take_little_memory(served):
     # 63 pages of each it would be, 8 MiB.
     if not sanitizer():
         assert grown < 2048
+
+
+SYS_SCHED_GETATTR = 315
+
+
+def slice_ns(tid):
+    """How long a thread keeps its core when others want it (Linux 6.12; 0 before)."""
+    attr = ctypes.create_string_buffer(48)
+    assert not ctypes.CDLL(None).syscall(SYS_SCHED_GETATTR, tid, attr, len(attr), 0)
+    return struct.unpack_from("=IIQiIQ", attr)[5]
+
+
+def test_who_lets_connections_in_is_woken_at_once(served):
+    """On a busy host a guest would wait for its turn in a queue of all that want to run."""
+    tasks = pathlib.Path("/proc/%d/task" % served.daemon.pid)
+    accept, = (int(task.name) for task in tasks.iterdir()
+               if (task / "comm").read_text() == "accept\n")
+    if not slice_ns(0):
+        pytest.skip("this kernel has no slices of a thread's own (Linux 6.12)")
+    assert slice_ns(accept) == slice_ns(served.daemon.pid) < slice_ns(0)
