@@ -47,12 +47,17 @@ static enum migration_limited limited_by(const struct migration *m)
 		[LOAD_CAP] = MIGRATION_LIMITED_CAP,
 		[LOAD_CPU] = MIGRATION_LIMITED_DESTINATION_CPU,
 	};
+	/* One that waits is waited for by its destination: that says what for. */
+	static const enum migration_limited of_source[] = {
+		[LOAD_UNKNOWN] = MIGRATION_LIMITED_UNKNOWN,
+		[LOAD_WAITS] = MIGRATION_LIMITED_UNKNOWN,
+		[LOAD_CAP] = MIGRATION_LIMITED_CAP,
+		[LOAD_CPU] = MIGRATION_LIMITED_SOURCE_CPU,
+	};
 	bool moves = m->state == MIGRATION_POSTCOPY || m->state == MIGRATION_WARMING;
 
 	if (m->source)
-		return load_limit(&page_source_stats(m->source)->load, clock_now_ns()) == LOAD_CPU
-		               ? MIGRATION_LIMITED_SOURCE_CPU
-		               : MIGRATION_LIMITED_UNKNOWN;
+		return of_source[load_limit(&page_source_stats(m->source)->load, clock_now_ns())];
 	if (!moves || !m->pull)
 		return MIGRATION_LIMITED_UNKNOWN;
 	return pull_bulk_is_on(m->pull) ? of_destination[pull_get_limit(m->pull)]

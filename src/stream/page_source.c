@@ -730,23 +730,26 @@ static void count_answer(struct page_source_stats *stats, enum stream_role role,
 }
 
 /* Until its share of the host's bandwidth has room for an answer, or the connection ends. */
-static void wait_for_share(struct page_source *s, const struct conn *c, size_t bytes)
+static void wait_for_share(struct page_source *s, struct page_source_conn *pc, size_t bytes)
 {
 	uint64_t now_ns = clock_now_ns(), until_ns;
 	uint64_t last_ns = now_ns + SHARE_WAIT_MS * NSEC_PER_MSEC;
+	struct pollfd end = { .fd = pc->conn->fd, .events = POLLRDHUP };
 
+	load_capped(&pc->load, now_ns);
 	while ((until_ns = throttle_pay(&s->throttle, bytes, now_ns)) && now_ns < last_ns) {
-		struct pollfd end = { .fd = c->fd, .events = POLLRDHUP };
 		uint64_t ms = (until_ns - now_ns) / NSEC_PER_MSEC + 1;
+		int n = poll(&end, 1, (int)(ms < SHARE_LOOK_MS ? ms : SHARE_LOOK_MS));
 
-		if (poll(&end, 1, (int)(ms < SHARE_LOOK_MS ? ms : SHARE_LOOK_MS)))
-			return;
 		now_ns = clock_now_ns();
+		if (n)
+			break;
 	}
+	load_go_on(&pc->load, now_ns);
 }
 
 /* @tx: PAGES_HEAD bytes, then room for a word. */
-static int answer_get(struct page_source *s, struct conn *c, enum stream_role role,
+static int answer_get(struct page_source *s, struct page_source_conn *pc, enum stream_role role,
                       uint64_t request_id, const struct frame_get *get, uint8_t *tx,
                       struct error *err)
 {
@@ -759,10 +762,10 @@ static int answer_get(struct page_source *s, struct conn *c, enum stream_role ro
 	len = pack_units(get, tx + PAGES_HEAD, &pages);
 	frame_pages_encode(&pages, request_id, tx);
 	if (role == STREAM_BULK)
-		wait_for_share(s, c, PAGES_HEAD + len);
+		wait_for_share(s, pc, PAGES_HEAD + len);
 	/* Before it is sent: who has the answer finds it counted. */
 	count_answer(&s->stats, role, &pages, PAGES_HEAD + len);
-	rc = conn_send(c, tx, PAGES_HEAD + len);
+	rc = conn_send(pc->conn, tx, PAGES_HEAD + len);
 	return rc ? error_errno(err, rc, "connection") : 0;
 }
 
@@ -829,7 +832,7 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 		if (!rc)
 			rc = check_get(s, pc->holder, &get, err);
 		if (!rc)
-			rc = answer_get(s, c, role, h.request_id, &get, tx, err);
+			rc = answer_get(s, pc, role, h.request_id, &get, tx, err);
 		if (!rc && role == STREAM_URGENT)
 			wait_for_fault(s, c);
 		else

@@ -124,6 +124,17 @@ def test_what_one_does_not_use_the_others_have(host):
     guests.wait_for_shares(guests.destination, vm1=256 << 10, vm2=2 * MIB - (256 << 10))
 
 
+def test_what_holds_it_back_is_told_where_it_is(host):
+    guests = Guests(host, source_extra=["--bandwidth-out", "1M"])
+    guests.start("vm1")
+    harness.eventually(lambda: guests.source.call("Get", id="vm1")["limited_by"] == "cap",
+                       "the source says that it is its cap")
+    harness.eventually(lambda: guests.destination.call("Get", id="vm1")["limited_by"] == "network",
+                       "the destination waits for answers")
+    set_host_limits(guests.source, bandwidth_out_bytes_per_s=0)
+    guests.finish()
+
+
 def test_a_fault_is_answered_while_bulk_starves(host):
     """Its bulk has a page a second: the guest's page is in none of those."""
     guests = Guests(host, source_extra=["--bandwidth-out", "1M"],
