@@ -11,7 +11,9 @@
 #include "util/cleanup.h"
 #include "util/clock.h"
 
-#define LOOK_EVERY_MS 100
+/* Between two looks: doubled from the first to the last. */
+#define LOOK_FIRST_MS 4
+#define LOOK_LAST_MS 100
 #define TELL_EVERY_MS 2000
 #define ADDRESS_MAX 300
 #define STATE_MAX 24
@@ -154,11 +156,13 @@ static void take_back(struct move *m, const struct move_side *absent)
 }
 
 /* Return: 0; -ECANCELED. */
-static int sleep_a_little(const struct move *m)
+static int sleep_a_little(const struct move *m, int *ms)
 {
 	struct pollfd pfd = { .fd = m->cancel_fd, .events = POLLIN };
+	int now_ms = *ms;
 
-	return poll(&pfd, 1, LOOK_EVERY_MS) ? -ECANCELED : 0;
+	*ms = now_ms * 2 < LOOK_LAST_MS ? now_ms * 2 : LOOK_LAST_MS;
+	return poll(&pfd, 1, now_ms) ? -ECANCELED : 0;
 }
 
 /* Whether its VMM is still to attach. */
@@ -190,8 +194,8 @@ static int wait_attached(struct move *m, const struct move_side *s, uint64_t unt
                          struct error *err)
 {
 	uint64_t tell_ns = 0;
+	int nap_ms = LOOK_FIRST_MS, rc;
 	bool absent;
-	int rc;
 
 	while (!(rc = is_absent(m, s, &absent, err)) && absent) {
 		uint64_t now_ns = clock_now_ns();
@@ -209,7 +213,7 @@ static int wait_attached(struct move *m, const struct move_side *s, uint64_t unt
 			take_back(m, s);
 		if (rc)
 			return rc;
-		if (sleep_a_little(m))
+		if (sleep_a_little(m, &nap_ms))
 			return error_set(err, -ECANCELED, "interrupted");
 	}
 	return rc;
