@@ -198,7 +198,7 @@ static int ask(struct bulk *b, uint64_t *ret_until_ns)
 	*ret_until_ns = 0;
 	load_go_on(&b->load, now_ns);
 	if (load_is_due(&b->load, now_ns))
-		load_look(&b->load, &p->load, now_ns, thread_busy_ns());
+		load_look(&b->load, &p->load, now_ns, thread_busy_ns(b->times_fd));
 	if (b->rest.want_mask && scheduler_is_held(p->scheduler))
 		end_word(b, false);
 	while (b->window.n < max && atomic_load(&p->bulk_on) && !is_retired(b)) {
@@ -485,6 +485,9 @@ void *bulk_main(void *arg)
 
 	thread_set_name("bulk");
 	thread_prefer_throughput();
+	/* Early, too: nothing is opened while it fetches. */
+	b->times_fd = thread_open_times();
+	b->load = (struct load){ .looked_ns = 0 };
 	b->caller = (struct resolver_caller){
 		.resolver = &p->resolver, .again = on_again, .woken = on_woken, .arg = b
 	};
@@ -505,5 +508,6 @@ void *bulk_main(void *arg)
 			lose_connection(b, err.text);
 		}
 	}
+	close_fd(&b->times_fd);
 	return NULL;
 }

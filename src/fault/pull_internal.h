@@ -52,6 +52,7 @@ struct bulk {
 	unsigned int window_max; /* GETs in flight, by what was seen: */
 	uint64_t looked_ns, bytes;
 	struct load load;
+	int times_fd;               /* its thread's: thread_busy_ns() */
 	struct scheduler_item rest; /* of a word that is asked for in parts; want_mask 0: none */
 	bool redo;                  /* some part of that word could not be filled */
 	unsigned int refused;       /* fills, because the VMM was changing its mappings */

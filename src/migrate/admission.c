@@ -19,6 +19,8 @@
 #define STAT_BYTES 8192
 #define NUMBER_BYTES 64
 #define FILE_PATH_BYTES (PATH_MAX + 128)
+/* A stream: its connection, and what its thread's time is read from. */
+#define STREAM_DESCRIPTORS 2u
 /* Beside its streams: control, urgent and one that is dialled anew, vmstate, and some to spare. */
 #define MORE_DESCRIPTORS 8u
 
@@ -424,7 +426,8 @@ static uint64_t most_descriptors(void)
 /* A dial that lacks one is tried for again, but a guest that waits for it stands still. */
 static int check_descriptors(struct migration *m, struct error *err)
 {
-	unsigned int n = count_descriptors(), need = m->limits.streams + MORE_DESCRIPTORS;
+	unsigned int n = count_descriptors();
+	unsigned int need = m->limits.streams * STREAM_DESCRIPTORS + MORE_DESCRIPTORS;
 	uint64_t most = most_descriptors();
 
 	if (most == RLIM_INFINITY || n + need <= most)

@@ -729,6 +729,12 @@ static void count_answer(struct page_source_stats *stats, enum stream_role role,
 		atomic_fetch_add_explicit(&stats->bulk_bytes, bytes, memory_order_relaxed);
 }
 
+static void look_at_load(struct page_source *s, struct page_source_conn *pc, uint64_t now_ns)
+{
+	if (load_is_due(&pc->load, now_ns))
+		load_look(&pc->load, &s->stats.load, now_ns, thread_busy_ns(pc->times_fd));
+}
+
 /* Until its share of the host's bandwidth has room for an answer, or the connection ends. */
 static void wait_for_share(struct page_source *s, struct page_source_conn *pc, size_t bytes)
 {
@@ -808,8 +814,7 @@ static void note_bulk(struct page_source *s, struct page_source_conn *pc)
 
 	atomic_store_explicit(&s->last_bulk_ns, now_ns, memory_order_relaxed);
 	pacer_note(&pc->pace, pc->conn, &s->stats.pace);
-	if (load_is_due(&pc->load, now_ns))
-		load_look(&pc->load, &s->stats.load, now_ns, thread_busy_ns());
+	look_at_load(s, pc, now_ns);
 }
 
 static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum stream_role role,
@@ -825,6 +830,7 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 
 	if (!tx)
 		return error_set(err, -ENOMEM, "connection: out of memory");
+	pc->times_fd = role == STREAM_BULK ? thread_open_times() : -1;
 	do {
 		rc = next_get(c, &h, &payload, err);
 		if (!rc)
@@ -838,6 +844,7 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 		else
 			note_bulk(s, pc);
 	} while (!rc);
+	close_fd(&pc->times_fd);
 	return rc;
 }
 _Static_assert(PAGES_HEAD % sizeof(uint64_t) == 0, "the data in a PAGES frame is aligned");

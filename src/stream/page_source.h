@@ -12,7 +12,8 @@ struct page_source_conn {
 	bool control;
 	uint8_t holder[HOLDER_BYTES]; /* who dialled */
 	struct pacer_conn pace;       /* bulk: how fast it may go */
-	struct load load;             /* and what its thread does */
+	struct load load;             /* and what its thread does, */
+	int times_fd;                 /* as thread_busy_ns() tells */
 	/* Under the source's lock. */
 	struct page_source_conn *next;
 	/* Control: */

@@ -2,6 +2,7 @@
 #include "util/thread.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -16,6 +17,8 @@
 #define SHORT_SLICE_NS (100 * NSEC_PER_USEC)
 #define LONG_SLICE_NS (20 * NSEC_PER_MSEC)
 #define UNTOLD (~0ull)
+/* Of schedstat: three numbers. */
+#define TIMES_BYTES 72
 
 static int start(pthread_t *ret, int detach_state, void *(*main)(void *), void *arg)
 {
@@ -92,14 +95,32 @@ void thread_prefer_throughput(void)
 	set_scheduling(SCHED_BATCH, 0, LONG_SLICE_NS);
 }
 
+int thread_open_times(void)
+{
+	int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static bool read_times(int fd, unsigned long long *ret_ran_ns, unsigned long long *ret_waited_ns)
+{
+	char text[TIMES_BYTES];
+	ssize_t n = fd < 0 ? -1 : pread(fd, text, sizeof text - 1, 0);
+
+	if (n <= 0)
+		return false;
+	text[n] = 0;
+	return sscanf(text, "%llu %llu", ret_ran_ns, ret_waited_ns) == 2;
+}
+
 uint64_t thread_own_time_ns(void)
 {
 	/* Since it was first told. Where it is not, now and then, it has not changed. */
 	static _Thread_local unsigned long long first_ns = UNTOLD, waited_ns;
-	_cleanup_fclose_ FILE *f = fopen("/proc/thread-self/schedstat", "re");
-	unsigned long long now_ns;
+	_cleanup_close_ int fd = thread_open_times();
+	unsigned long long ran_ns, now_ns;
 
-	if (f && fscanf(f, "%*u %llu", &now_ns) == 1) {
+	if (read_times(fd, &ran_ns, &now_ns)) {
 		if (first_ns == UNTOLD)
 			first_ns = now_ns;
 		waited_ns = now_ns - first_ns;
@@ -107,12 +128,11 @@ uint64_t thread_own_time_ns(void)
 	return clock_now_ns() - waited_ns;
 }
 
-uint64_t thread_busy_ns(void)
+uint64_t thread_busy_ns(int times_fd)
 {
-	_cleanup_fclose_ FILE *f = fopen("/proc/thread-self/schedstat", "re");
 	unsigned long long ran_ns, waited_ns;
 
-	return f && fscanf(f, "%llu %llu", &ran_ns, &waited_ns) == 2 ? ran_ns + waited_ns : 0;
+	return read_times(times_fd, &ran_ns, &waited_ns) ? ran_ns + waited_ns : 0;
 }
 
 bool thread_is_runnable(pid_t tid)

@@ -38,11 +38,21 @@ void thread_prefer_throughput(void);
 uint64_t thread_own_time_ns(void);
 
 /*
- * thread_busy_ns() - what the calling thread has computed, and waited for a CPU to compute on
+ * thread_open_times() - what the kernel tells of the calling thread's time, for thread_busy_ns()
  *
- * Return: nanoseconds; 0 where the kernel does not tell.
+ * Return: a descriptor, or -errno where it tells nothing.
  */
-uint64_t thread_busy_ns(void);
+int thread_open_times(void);
+
+/*
+ * thread_busy_ns() - what a thread has computed, and waited for a CPU to compute on
+ * @times_fd: of thread_open_times(), in that thread
+ *
+ * It opens and allocates nothing: for the data path.
+ *
+ * Return: nanoseconds; 0 where @times_fd is negative.
+ */
+uint64_t thread_busy_ns(int times_fd);
 
 /* Whether a thread of this process would go on if it had a CPU, and waits for nothing else. */
 bool thread_is_runnable(pid_t tid);

@@ -281,11 +281,11 @@ def test_descriptors_run_short(host):
     prepare(daemon, "vm1", streams=16)
     destination_vmm(host, daemon, "vm1", SIZE)
     open_now = budget(daemon)["descriptors"]
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (open_now + 20, 4096))
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (open_now + 30, 4096))
     with pytest.raises(harness.ControlError) as caught:
         daemon.call("Start", id="vm1")
     assert caught.value.code == "RESOURCE_EXHAUSTED"
-    assert "of %d at most, and this takes 24 more" % (open_now + 20) in caught.value.message
+    assert "of %d at most, and this takes 40 more" % (open_now + 30) in caught.value.message
     assert daemon.state("vm1") == "attached"
 
 

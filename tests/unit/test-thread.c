@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a thread's time is spent on, as the kernel tells. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <errno.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "util/cleanup.h"
+#include "util/clock.h"
+#include "util/thread.h"
+
+/* Until the kernel has counted some of it: a busy host may let us wait, and that counts, too. */
+static void work_until_told(int times_fd, uint64_t before_ns)
+{
+	uint64_t begin_ns = clock_now_ns();
+
+	while (thread_busy_ns(times_fd) == before_ns)
+		assert_true(clock_now_ns() - begin_ns < 60 * NSEC_PER_SEC);
+}
+
+/* Bulk asks for it ten times a second on the data path, where a process may be short of all. */
+static void test_work_is_told_where_nothing_can_be_opened(void **state)
+{
+	_cleanup_close_ int fd = thread_open_times();
+	struct rlimit limit, none;
+	uint64_t before_ns;
+
+	(void)state;
+	if (fd == -ENOENT) {
+		print_message("skipped: this kernel does not tell how long a thread works\n");
+		skip();
+	}
+	assert_true(fd >= 0);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	none = (struct rlimit){ .rlim_cur = 0, .rlim_max = limit.rlim_max };
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	before_ns = thread_busy_ns(fd);
+	assert_int_not_equal(before_ns, 0);
+	work_until_told(fd, before_ns);
+	assert_int_equal(thread_open_times(), -EMFILE);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+static void test_what_can_not_be_told_is_nothing(void **state)
+{
+	(void)state;
+	assert_int_equal(thread_busy_ns(-1), 0);
+	assert_int_equal(thread_busy_ns(-ENOENT), 0);
+}
+
+static void *open_own(void *arg)
+{
+	*(int *)arg = thread_open_times();
+	return NULL;
+}
+
+/* Of who has opened it, and not of who asks. */
+static void test_it_is_the_thread_that_opened_it(void **state)
+{
+	_cleanup_close_ int own = thread_open_times();
+	uint64_t begin_ns = clock_now_ns();
+	int other = -1;
+	pthread_t thread;
+
+	(void)state;
+	if (own == -ENOENT) {
+		print_message("skipped: this kernel does not tell how long a thread works\n");
+		skip();
+	}
+	work_until_told(own, thread_busy_ns(own));
+	assert_int_equal(thread_start(&thread, open_own, &other), 0);
+	pthread_join(thread, NULL);
+	assert_true(other >= 0);
+	/* It ends, a moment after it is joined. */
+	while (thread_busy_ns(other))
+		assert_true(clock_now_ns() - begin_ns < 60 * NSEC_PER_SEC);
+	assert_int_not_equal(thread_busy_ns(own), 0);
+	close(other);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_work_is_told_where_nothing_can_be_opened),
+		cmocka_unit_test(test_what_can_not_be_told_is_nothing),
+		cmocka_unit_test(test_it_is_the_thread_that_opened_it),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
