@@ -185,7 +185,8 @@ static unsigned int window_max(struct bulk *b, uint64_t now_ns)
 
 /*
  * Fill the window, as far as there is work and the cap allows. Return: 0 or -errno;
- * *@ret_until_ns is when the cap allows more, 0 where it is not the cap that ended it.
+ * *@ret_until_ns is when to ask again, 0 where it is not the cap that ended it: at a low one more
+ * often than the cap allows more, so that what the thread waits for is told.
  */
 static int ask(struct bulk *b, uint64_t *ret_until_ns)
 {
@@ -219,8 +220,11 @@ static int ask(struct bulk *b, uint64_t *ret_until_ns)
 			break;
 		}
 	}
-	if (*ret_until_ns)
+	if (*ret_until_ns) {
 		load_capped(&b->load, now_ns);
+		if (*ret_until_ns > now_ns + LOAD_LOOK_NS)
+			*ret_until_ns = now_ns + LOAD_LOOK_NS;
+	}
 	if (!len)
 		return 0;
 	if (!stat_get(&p->stats.bulk_first_ns))

@@ -6,9 +6,10 @@
  * -------------------
  * A thread of bulk is held back by a cap, or works (it computes, or waits for a core to compute
  * on), or waits for its peer. It accounts for its time now and then: what the cap had it wait for
- * it measures, what it worked the kernel tells (thread_busy_ns()), the rest it waited. All threads
- * of a migration move one smoothed view, which anybody may read: two that do it at once may lose
- * the one or the other's part, which is no more than it forgets in the next tenth of a second.
+ * it measures, what it worked the kernel tells (thread_busy_ns()), the rest it waited. While it is
+ * held back it looks as often. All threads of a migration move one smoothed view, which anybody may
+ * read: two that do it at once may lose the one or the other's part, which is no more than it
+ * forgets in the next tenth of a second.
  *
  * Threads: a load is its thread's, a view everybody's.
  */

@@ -750,6 +750,10 @@ static void wait_for_share(struct page_source *s, struct page_source_conn *pc, s
 		now_ns = clock_now_ns();
 		if (n)
 			break;
+		/* It may be long before it answers, and somebody asks what it waits for. */
+		load_go_on(&pc->load, now_ns);
+		look_at_load(s, pc, now_ns);
+		load_capped(&pc->load, now_ns);
 	}
 	load_go_on(&pc->load, now_ns);
 }

@@ -629,6 +629,36 @@ static void test_nothing_is_read_while_the_guest_runs(void **state)
 	end(g);
 }
 
+/* It told so with its answers alone, each of which waited for longer than what is told counts. */
+static void test_a_share_of_next_to_nothing_is_told(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	const struct page_source_stats *stats = page_source_stats(g->source);
+	uint64_t epoch, told_ns, last_ns = 0, begin_ns = clock_now_ns();
+	unsigned int times = 0;
+	struct window w = { 0 };
+	struct conn *control, *bulk;
+
+	(void)state;
+	page_source_set_share(g->source, 1);
+	control = open_control(g, &epoch);
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	switch_over(g, control);
+	for (unsigned int i = 0; i < 3; i++)
+		ask(bulk, &w, 0, i, 1);
+	while (times <= atomic_load(&stats->requests) ||
+	       load_limit(&stats->load, clock_now_ns()) != LOAD_CAP) {
+		told_ns = atomic_load(&stats->load.told_ns);
+		times += told_ns != last_ns;
+		last_ns = told_ns;
+		assert_true(clock_now_ns() - begin_ns < 60 * NSEC_PER_SEC);
+		poll(NULL, 0, 1);
+	}
+	conn_free(bulk);
+	conn_free(control);
+	end(g);
+}
+
 /* What is known of the next answer's masks. */
 static void check_masks(struct conn *c, struct window *w, uint64_t data, uint64_t zero,
                         uint64_t error)
@@ -1756,6 +1786,7 @@ int main(void)
 		SERVER_TEST(test_what_a_running_guest_writes_is_told),
 		SERVER_TEST(test_a_log_ends_with_its_connection),
 		SERVER_TEST(test_nothing_is_read_while_the_guest_runs),
+		SERVER_TEST(test_a_share_of_next_to_nothing_is_told),
 		SERVER_TEST(test_what_can_not_be_read_costs_no_connection),
 		SERVER_TEST(test_what_the_vmm_has_poisoned_is_served_as_unreadable),
 		SERVER_TEST(test_probe_finds_a_path_for_small_packets_only),

@@ -713,6 +713,28 @@ static void test_cap_holds_and_everything_arrives(void **state)
 	stop(&f);
 }
 
+/* It let no thread work, so none told what it waits for: the network was blamed, or nobody. */
+static void test_cap_that_lets_next_to_nothing_through_is_told(void **state)
+{
+	uint64_t begin_ns = clock_now_ns();
+	struct fixture f;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	/* A page in an hour. */
+	pull_set_bandwidth(f.p, 1);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	while (pull_get_limit(f.p) != LOAD_CAP) {
+		assert_true(clock_now_ns() - begin_ns < 60 * NSEC_PER_SEC);
+		poll(NULL, 0, 1);
+	}
+	pull_set_bandwidth(f.p, 0);
+	wait_complete(&f);
+	stop(&f);
+}
+
 /* A fault goes by a cap that lets bulk through next to nothing; a new cap counts at once. */
 static void test_cap_holds_no_fault_back(void **state)
 {
@@ -872,6 +894,7 @@ int main(void)
 		cmocka_unit_test(test_guesses_are_judged_by_the_first_touch),
 		cmocka_unit_test(test_guesses_that_are_mapped_are_not_judged),
 		cmocka_unit_test(test_cap_holds_and_everything_arrives),
+		cmocka_unit_test(test_cap_that_lets_next_to_nothing_through_is_told),
 		cmocka_unit_test(test_cap_holds_no_fault_back),
 		cmocka_unit_test(test_streams_change_while_it_runs),
 		cmocka_unit_test(test_streams_change_all_the_time),
