@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "mem/descriptor.h"
@@ -27,6 +28,7 @@ struct vmm_conn {
 	struct ucred cred; /* of who connected */
 	void *owner;       /* NULL before ATTACH and after disown */
 	bool attached;
+	bool is_newer;     /* it has said what is not known here, and that is told */
 	uint64_t since_ms; /* by the loop's clock */
 };
 
@@ -209,7 +211,7 @@ static int handle_cut_message(struct vmm_conn *conn, const struct vmm_wire_msg *
 
 /*
  * A newer libpostcopy says something of itself. A guest can do without what that offers, and not
- * without its VMM. Return: 0, or -EPROTO from a stranger.
+ * without its VMM, however often it says so: once is told. Return: 0, or -EPROTO from a stranger.
  */
 static int handle_unknown(struct vmm_conn *conn, struct error *err)
 {
@@ -217,11 +219,14 @@ static int handle_unknown(struct vmm_conn *conn, struct error *err)
 
 	if (!conn->attached)
 		return err->code = -EPROTO;
-	error_set(&told, 0,
-	          "%s: its libpostcopy is newer than this postcopyd, and goes without what that "
-	          "offers: upgrade postcopyd",
-	          err->text);
-	refuse(REFUSED_PROTOCOL, &conn->cred, told.text);
+	if (!conn->is_newer) {
+		error_set(&told, 0,
+		          "%s: its libpostcopy is newer than this postcopyd, and goes without what "
+		          "that offers: upgrade postcopyd",
+		          err->text);
+		refuse(REFUSED_PROTOCOL, &conn->cred, told.text);
+	}
+	conn->is_newer = true;
 	*err = ERROR_INIT;
 	return 0;
 }
@@ -246,7 +251,10 @@ static int read_message(struct vmm_conn *conn, struct error *err)
 	return rc;
 }
 
-/* libuv reports a hang-up with an error once, and then no more: all that was said is read here. */
+/*
+ * libuv reports a hang-up with an error once, and then no more: all that was said is read here. It
+ * comes when the peer is closed: there is no more than what its socket held.
+ */
 static int read_last_messages(struct vmm_conn *conn, struct error *err)
 {
 	int rc;
@@ -306,12 +314,17 @@ static void on_readable(uv_poll_t *poll, int status, int events)
 void vmm_conn_catch_up(struct vmm_conn *conn)
 {
 	struct error err = ERROR_INIT;
-	int rc;
+	int said = 0, left, rc;
 
-	do
+	/* All of it, and then whether it has hung up. Who goes on is heard in later turns: it
+	 * might never end. */
+	(void)ioctl(conn->fd, FIONREAD, &said);
+	do {
+		left = said;
+		said -= (int)recv(conn->fd, NULL, 0, MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC);
 		rc = read_message(conn, &err);
-	while (!rc);
-	if (rc != -EAGAIN)
+	} while (!rc && left > 0);
+	if (rc && rc != -EAGAIN)
 		cut_off(conn, rc, &err);
 }
 

@@ -16,8 +16,9 @@
  * this process has no descriptor left, one that is kept for it lets the caller be told so.
  *
  * What a VMM brings is looked at in its own process, too, which may keep us waiting for up to 50 ms
- * beside what the host takes (mem/inspect.h). So one ATTACH is looked at in a turn of the loop, and none in the next: however
- * many come at once, who calls meanwhile waits for one of them and not more.
+ * beside what the host takes (mem/inspect.h). So one ATTACH is looked at in a turn of the loop, and
+ * none in the next: however many come at once, who calls meanwhile waits for one of them and not
+ * more.
  *
  * Threads: all of it runs on the loop's thread.
  */
@@ -127,7 +128,8 @@ uid_t vmm_conn_uid(const struct vmm_conn *conn);
  */
 int vmm_server_adopt(struct vmm_server *server, int fd, void *owner, struct vmm_conn **ret);
 
-/* Take what it has said by now; @conn may be gone after that, and closed() was called then. */
+/* Take what it has said by now, and nothing that it says meanwhile; @conn may be gone after that,
+ * and closed() was called then. */
 void vmm_conn_catch_up(struct vmm_conn *conn);
 
 /* Its socket; borrowed. */
