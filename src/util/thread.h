@@ -23,6 +23,8 @@ void thread_set_name(const char *name);
  * promptness: short work on the way of a switchover: at once when it is woken, for otherwise a
  *             busy vCPU's time slice, some milliseconds, would be part of the downtime
  * throughput: long work that should push nobody aside
+ *
+ * A new thread has its maker's, and the daemon's loop has promptness: who works for long says that.
  */
 void thread_prefer_latency(void);
 void thread_prefer_promptness(void);
