@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include "postcopyd/kept_sockets.h"
 #include "stream/page_server.h"
 #include "util/log.h"
 #include "util/unix_listen.h"
@@ -115,6 +116,8 @@ int listener_pages(struct fd_store *store, const char *address, struct tcp_liste
 	char name[FD_STORE_NAME_BYTES];
 	int rc = take_sockets(store, "pages", ret, err);
 
+	if (!rc && ret->n && address)
+		kept_sockets_compare(ret, "listen", address);
 	if (rc || ret->n || !address)
 		return rc;
 	rc = page_server_listen(address, ret, err);

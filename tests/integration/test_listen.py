@@ -9,7 +9,7 @@ import pytest
 
 import harness
 from control_client import Client
-from keeper import KeptDaemon
+from keeper import KeptDaemon, drop_from_store
 from test_activation import activated, listener
 
 # In the place of this host's own, for the daemon alone.
@@ -72,6 +72,29 @@ def test_all_of_them_outlive_the_process(host):
     assert len(places) == 2 and all(connects(*place.split(":")) for place in places)
     daemon.start()
     assert info(daemon).pages_addresses == places
+
+
+OTHERS = (r'listen \\"both\.test:0\\" is (\S.*) here, but what is listened on are the service '
+          r"manager's sockets: (\S+)\. ")
+
+
+@needs_hosts
+def test_sockets_that_are_not_what_listen_stands_for_are_told(host):
+    """A release that took a name's first address alone has left one; a name gets another address.
+    The stored sockets win, and nothing was said."""
+    daemon = daemon_with_names(host, "both.test:0", kind=KeptDaemon)
+    daemon.crash_and_restart()
+    drop_from_store(daemon, "pages+1")
+    daemon.crash_and_restart()
+    found = harness.eventually(lambda: re.search(OTHERS, daemon.log()), "it is told")
+    assert found[1] == "127.0.0.2, 127.0.0.3" and found[2] == "127.0.0.2:%d" % daemon.port
+    (host.dir / "hosts").write_text("127.0.0.4 both.test\n")
+    daemon.crash_and_restart()
+    found = harness.eventually(lambda: re.search(OTHERS.replace(r"(\S.*)", r"(127\.0\.0\.4)"),
+                                                 daemon.log()), "it is told again")
+    assert found[2] == "127.0.0.2:%d" % daemon.port
+    # Not by the first restart, when they were what it stood for.
+    assert len(re.findall(OTHERS, daemon.log())) == 2
 
 
 @needs_hosts
