@@ -44,6 +44,14 @@ static bool is_repeated(const struct addrinfo *list, const struct addrinfo *ai)
 	return list != ai;
 }
 
+/* What no other host reaches can't be missed by one. */
+static bool all_are_loopback(const struct addrinfo *list)
+{
+	while (list && is_loopback(list->ai_addr))
+		list = list->ai_next;
+	return !list;
+}
+
 static void print_host(const struct addrinfo *ai, char digits[NI_MAXHOST])
 {
 	if (getnameinfo(ai->ai_addr, ai->ai_addrlen, digits, NI_MAXHOST, NULL, 0, NI_NUMERICHOST))
@@ -125,10 +133,11 @@ static int listen_on_all(const struct attempt *a, struct addrinfo *list, struct 
 			continue;
 		print_host(ai, digits);
 		if (ret->n == a->most) {
-			log_warning(
-			        "%s \"%s:%s\": the name has more addresses than are listened on: "
-			        "%s is none of those; name one, or [::] for all",
-			        a->what, a->host, a->port, digits);
+			if (!all_are_loopback(list))
+				log_warning("%s \"%s:%s\": the name has more addresses than are "
+				            "listened on: %s is none of those; name one, or [::] "
+				            "for all",
+				            a->what, a->host, a->port, digits);
 			continue;
 		}
 		if (a->any_port && ret->n)

@@ -134,6 +134,14 @@ def test_a_name_that_no_other_host_reaches_is_told(host):
     assert info(daemon).pages_addresses == ["127.0.1.1:%d" % daemon.port]
 
 
+@needs_hosts
+def test_loopback_addresses_that_are_not_listened_on_are_nobodys_loss(host):
+    """localhost has two on most hosts, and metrics are served at one: it advised to open [::]."""
+    daemon = daemon_with_names(host, "127.0.0.1:0", extra=["--metrics-listen", "both.test:0"])
+    assert "metrics on port" in daemon.log()
+    assert "more addresses than are listened on" not in daemon.log()
+
+
 def test_all_sockets_of_the_managers_are_served(host):
     """A socket unit may have ListenStream= twice: the second was held open and nobody came."""
     pages, more = listener(), listener(address=("127.0.0.2", 0))
