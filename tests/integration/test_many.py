@@ -18,9 +18,6 @@ SIZE = 4 << 20
 # What the daemon remembers of a migration that is over, what its connections' threads leave in the
 # allocator's arenas, and chance.
 KEPT_KIB = 640
-# What the daemon remembers of a migration that is over, what its connections' threads leave in the
-# allocator's arenas, and chance.
-KEPT_KIB = 640
 # Those before bulk begins: the tracer may miss one or two (docs/tracing.md).
 STALLS_MIN = 10
 
