@@ -725,8 +725,8 @@ static void count_answer(struct page_source_stats *stats, enum stream_role role,
 	atomic_fetch_add_explicit(&stats->zero_pages, zero, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->unreadable_pages, lost, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->bytes, bytes, memory_order_relaxed);
-	if (role == STREAM_BULK)
-		atomic_fetch_add_explicit(&stats->bulk_bytes, bytes, memory_order_relaxed);
+	atomic_fetch_add_explicit(role == STREAM_BULK ? &stats->bulk_bytes : &stats->fault_bytes,
+	                          bytes, memory_order_relaxed);
 }
 
 /* Until its share of the host's bandwidth has room for an answer, or the connection ends. */
