@@ -24,10 +24,10 @@ static uint64_t bulk_bytes(const struct migration *m)
 	               : atomic_load(&page_source_stats(m->source)->bulk_bytes);
 }
 
-/* A destination counts the pages that it asks for: what is zero costs less. */
+/* A destination counts what it asks for: what is zero costs less. */
 static uint64_t fault_bytes(const struct migration *m)
 {
-	return m->pull ? stat_get(&pull_stats(m->pull)->faults_remote) << UNIT_SHIFT
+	return m->pull ? stat_get(&pull_stats(m->pull)->fault_units) << UNIT_SHIFT
 	               : atomic_load(&page_source_stats(m->source)->fault_bytes);
 }
 
