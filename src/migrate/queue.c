@@ -62,6 +62,16 @@ void queue_leave(struct migration *m)
 	m->warming = (struct migration_warm){ 0 };
 }
 
+void queue_drop(struct migration *m)
+{
+	if (!queue_has(m))
+		return;
+	queue_leave(m);
+	migration_save(m);
+	log_migration_info(m->params.id, "waits for its turn no more");
+	migration_tell(m, m->reason);
+}
+
 static struct migration *find_first(const struct migrations *ms)
 {
 	struct migration *first = NULL;
