@@ -12,8 +12,10 @@
  *
  * When one ends, or max-incoming is another, the first is started as if it had been asked for
  * now: it is looked at whether there is room once more, and where there is none it fails, and its
- * guest runs on at its source. It leaves the queue by that, by Cancel, and when its VMM goes. Its
- * place is in the record: another process goes on with the queue as it was.
+ * guest runs on at its source. One in each turn of the loop: each takes files of /proc and of
+ * cgroups, a record and a thread, and hundreds may wait. It leaves the queue by that, by Cancel,
+ * and when its VMM goes. Its place is in the record: another process goes on with the queue as it
+ * was.
  *
  * On the loop's thread.
  */
@@ -39,7 +41,7 @@ void queue_leave(struct migration *m);
 /* Who does wait does not any more, and nothing else comes of it. */
 void queue_drop(struct migration *m);
 
-/* There may be a place: soon, and from time to time while anybody waits. */
+/* There may be a place: it is looked soon, and from time to time while anybody waits. */
 void queue_look(struct migrations *ms);
 
 #endif
