@@ -25,7 +25,8 @@
 
 /*
  * However small its share, an answer of bulk waits no longer for it: a destination takes who owes
- * it one and is silent for 5 s for dead. It is looked so often whether the share is another.
+ * it one and is silent for 5 s for dead. It is sent unpaid then: of 256 KiB that makes 128 KiB/s a
+ * connection, below which no share holds it. It is looked so often whether the share is another.
  */
 #define SHARE_WAIT_MS 2000u
 #define SHARE_LOOK_MS 50u
