@@ -78,8 +78,8 @@ struct page_source_stats {
 	_Atomic uint64_t unreadable_pages; /* that can't be read: the destination poisons them */
 	_Atomic uint64_t bytes;
 	_Atomic uint64_t bulk_bytes, fault_bytes; /* of these, by who asked */
-	struct pacer_view pace; /* of all bulk to its destination's host */
-	struct load_view load;  /* of the threads that serve bulk */
+	struct pacer_view pace;                   /* of all bulk to its destination's host */
+	struct load_view load;                    /* of the threads that serve bulk */
 };
 
 /*
