@@ -377,6 +377,8 @@ static size_t ask_for(struct fault_thread *ft, struct fault *f, uint8_t *tx)
 		if (!item.want_mask)
 			continue;
 		len += window_ask(&ft->window, &item, tx + len);
+		stat_add(&ft->pull->stats.fault_units,
+		         (uint64_t)__builtin_popcountll(item.want_mask));
 		f->asked++;
 	}
 	return len;

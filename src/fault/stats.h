@@ -31,6 +31,7 @@ struct pull_stats {
 	_Atomic uint64_t faults_remote;    /* the page was not there: it is asked for */
 	_Atomic uint64_t faults_minor;     /* the page was there already */
 	_Atomic uint64_t faults_coalesced; /* another vCPU waited for the same page */
+	_Atomic uint64_t fault_units;      /* asked for by remote faults: all of a huge page */
 
 	_Atomic uint64_t bulk_bytes;     /* page bytes received by bulk connections */
 	_Atomic uint64_t bulk_first_ns;  /* CLOCK_MONOTONIC of the first bulk GET; 0: none yet */

@@ -24,15 +24,11 @@ static uint64_t bulk_bytes(const struct migration *m)
 	               : atomic_load(&page_source_stats(m->source)->bulk_bytes);
 }
 
-/* A destination counts the pages that it asks for: what is zero costs less. */
+/* A destination counts what it asks for: what is zero costs less. */
 static uint64_t fault_bytes(const struct migration *m)
 {
-	const struct page_source_stats *s;
-
-	if (m->pull)
-		return stat_get(&pull_stats(m->pull)->faults_remote) << UNIT_SHIFT;
-	s = page_source_stats(m->source);
-	return atomic_load(&s->bytes) - atomic_load(&s->bulk_bytes);
+	return m->pull ? stat_get(&pull_stats(m->pull)->fault_units) << UNIT_SHIFT
+	               : atomic_load(&page_source_stats(m->source)->fault_bytes);
 }
 
 static bool was_held(struct migration *m)

@@ -796,13 +796,21 @@ struct migration *migrations_next(struct migrations *ms, struct migration *m)
 int migration_start(struct migration *m, bool switchover, const struct migration_warm *warm,
                     const struct migration_turn_wanted *turn, struct error *err)
 {
+	int rc;
+
 	if (m->params.role != MIGRATION_DESTINATION)
 		return error_set(err, -EBUSY, "migration \"%s\": start it at its destination",
 		                 m->params.id);
-	if (m->owner->draining && m->state == MIGRATION_ATTACHED)
-		return refuse_draining(err);
-	return takeover_check(m, err) ? err->code
-	                              : destination_start(m, switchover, warm, turn, err);
+	rc = takeover_check(m, err);
+	if (rc)
+		return rc;
+	rc = m->owner->draining && m->state == MIGRATION_ATTACHED
+	             ? refuse_draining(err)
+	             : destination_start(m, switchover, warm, turn, err);
+	/* Who was told no may go elsewhere. */
+	if (rc)
+		queue_drop(m);
+	return rc;
 }
 
 int migration_switchover(struct migration *m, struct error *err)

@@ -7,8 +7,16 @@
 #include "util/clock.h"
 #include "util/log.h"
 
-/* For what nobody announces: one that is taken over later. */
+/* For what nobody announces: one that is taken over later, or a place that a VMM's end has left. */
 #define LOOK_MS 1000u
+/* After one was started. Not 0: a timer that a timer sets for now may be run in the same turn. */
+#define NEXT_MS 1u
+
+/* What is not taken over yet can't be started, and holds up nobody. */
+static bool is_in_line(const struct migration *m)
+{
+	return queue_has(m) && !m->left;
+}
 
 static bool is_before(const struct migration *a, const struct migration *b)
 {
@@ -22,7 +30,7 @@ unsigned int queue_ahead(const struct migration *m)
 	unsigned int n = 0;
 
 	for (const struct migration *a = m->owner->list; a; a = a->next)
-		n += a != m && queue_has(a) && is_before(a, m);
+		n += a != m && is_in_line(a) && is_before(a, m);
 	return n;
 }
 
@@ -62,12 +70,22 @@ void queue_leave(struct migration *m)
 	m->warming = (struct migration_warm){ 0 };
 }
 
+void queue_drop(struct migration *m)
+{
+	if (!queue_has(m))
+		return;
+	queue_leave(m);
+	migration_save(m);
+	log_migration_info(m->params.id, "waits for its turn no more");
+	migration_tell(m, m->reason);
+}
+
 static struct migration *find_first(const struct migrations *ms)
 {
 	struct migration *first = NULL;
 
 	for (struct migration *m = ms->list; m; m = m->next)
-		if (queue_has(m) && (!first || is_before(m, first)))
+		if (is_in_line(m) && (!first || is_before(m, first)))
 			first = m;
 	return first;
 }
@@ -87,12 +105,14 @@ static void start(struct migration *m)
 static void on_look(uv_timer_t *timer)
 {
 	struct migrations *ms = timer->data;
-	struct migration *m;
+	struct migration *m = find_first(ms);
 
-	while ((m = find_first(ms)) && !ms->draining && !m->left && admission_has_place(m))
-		start(m);
-	if (!m)
+	if (!queue_length(ms))
 		uv_timer_stop(timer);
+	if (!m || ms->draining || !admission_has_place(m))
+		return;
+	start(m);
+	uv_timer_start(timer, on_look, NEXT_MS, LOOK_MS);
 }
 
 void queue_look(struct migrations *ms)

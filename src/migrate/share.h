@@ -22,7 +22,9 @@
 
 /*
  * Whoever moves has a page a second, whatever it weighs: its bulk ends, and it shows that it waits.
- * Where it comes to more than there is that is what is taken.
+ * Where it comes to more than there is that is what is taken. It is the floor of what is divided: a
+ * source sends an answer of bulk after 2 s all the same, so that each bulk connection has up to
+ * 128 KiB/s there (SHARE_WAIT_MS in stream/page_source.c).
  */
 #define SHARE_MIN_BYTES_PER_S 4096u
 /* The least of a host's bandwidth: below that the floors are most of it. */

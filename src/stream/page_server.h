@@ -77,9 +77,9 @@ struct page_source_stats {
 	_Atomic uint64_t zero_pages;
 	_Atomic uint64_t unreadable_pages; /* that can't be read: the destination poisons them */
 	_Atomic uint64_t bytes;
-	_Atomic uint64_t bulk_bytes; /* of these */
-	struct pacer_view pace; /* of all bulk to its destination's host */
-	struct load_view load;  /* of the threads that serve bulk */
+	_Atomic uint64_t bulk_bytes, fault_bytes; /* of these, by who asked */
+	struct pacer_view pace;                   /* of all bulk to its destination's host */
+	struct load_view load;                    /* of the threads that serve bulk */
 };
 
 /*

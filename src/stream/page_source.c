@@ -25,7 +25,8 @@
 
 /*
  * However small its share, an answer of bulk waits no longer for it: a destination takes who owes
- * it one and is silent for 5 s for dead. It is looked so often whether the share is another.
+ * it one and is silent for 5 s for dead. It is sent unpaid then: of 256 KiB that makes 128 KiB/s a
+ * connection, below which no share holds it. It is looked so often whether the share is another.
  */
 #define SHARE_WAIT_MS 2000u
 #define SHARE_LOOK_MS 50u
@@ -725,8 +726,8 @@ static void count_answer(struct page_source_stats *stats, enum stream_role role,
 	atomic_fetch_add_explicit(&stats->zero_pages, zero, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->unreadable_pages, lost, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats->bytes, bytes, memory_order_relaxed);
-	if (role == STREAM_BULK)
-		atomic_fetch_add_explicit(&stats->bulk_bytes, bytes, memory_order_relaxed);
+	atomic_fetch_add_explicit(role == STREAM_BULK ? &stats->bulk_bytes : &stats->fault_bytes,
+	                          bytes, memory_order_relaxed);
 }
 
 static void look_at_load(struct page_source *s, struct page_source_conn *pc, uint64_t now_ns)

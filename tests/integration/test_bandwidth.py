@@ -16,10 +16,8 @@ from test_metrics import samples, value
 from test_reload import reread
 
 MIB = 1 << 20
-SIZE = 16 * MIB
-# Of one that is to move on for half a minute at its share.
-LONG = 48 * MIB
-LOADED_S = 60  # for a host that has others to run as well
+# At the least that a host's bandwidth may be, 1 MiB/s, it moves for longer than anything is waited for.
+SIZE = 64 * MIB
 PAGE = pyvmm.PAGE
 
 pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
@@ -32,18 +30,19 @@ def set_host_limits(daemon, **fields):
 
 
 class Guests:
-    """Some that move between two daemons, as fast as they may."""
+    """Some that run at the destination already, whose bulk begins when all of them do."""
 
-    def __init__(self, host, source_extra=(), destination_extra=(), size=SIZE):
+    def __init__(self, host, source_extra=(), destination_extra=()):
         self.host = host
         self.source = host.daemon("source", extra=source_extra)
         self.destination = host.daemon("destination", extra=destination_extra)
-        self.content = pyvmm.guest_content(size)
+        self.content = pyvmm.guest_content(SIZE)
         self.vmms = {}
 
-    def start(self, migration_id, source_weight=100, **limits):
+    def add(self, migration_id, source_weight=100, **limits):
         self.source.prepare_source(migration_id, weight=source_weight)
-        self.destination.prepare_destination(migration_id, self.source.address, streams=1, **limits)
+        self.destination.prepare_destination(migration_id, self.source.address, streams=1, bulk=False,
+                                             **limits)
         source = pyvmm.SourceVmm(self.source, migration_id, self.content)
         destination = pyvmm.DestinationVmm(self.destination, migration_id, len(self.content))
         self.host.later(source.close)
@@ -52,6 +51,10 @@ class Guests:
         source.pause()
         destination.load()
         self.vmms[migration_id] = destination
+
+    def move(self):
+        for migration_id in self.vmms:
+            self.destination.call("SetLimits", id=migration_id, bulk=True)
 
     def finish(self):
         for migration_id, vmm in self.vmms.items():
@@ -63,11 +66,12 @@ class Guests:
         return {m["id"]: m for m in daemon.call("List")["migrations"]}
 
     def wait_for_shares(self, daemon, **shares):
+        """A share of 0 is none: no limit."""
         def are():
             now = self.all(daemon)
-            return all(now[key]["bandwidth"]["share_bytes_per_s"] in range(share - 64 * 1024, share + 2)
-                       for key, share in shares.items())
-        harness.eventually(are, "the shares of %s" % shares, LOADED_S)
+            return all(now[key]["bandwidth"]["share_bytes_per_s"] in
+                       range(max(1, share - 64 * 1024), share + 2) for key, share in shares.items())
+        harness.eventually(are, "the shares of %s" % shares)
 
     def moved(self, daemon, count, bytes_of_second):
         """What each has moved while the second has moved so much."""
@@ -76,7 +80,7 @@ class Guests:
         def since():
             now = {key: count(m) - before[key] for key, m in self.all(daemon).items()}
             return now["vm2"] >= bytes_of_second and now
-        return harness.eventually(since, "the second moves", LOADED_S)
+        return harness.eventually(since, "the second moves")
 
 
 def bulk_of(migration):
@@ -89,44 +93,47 @@ def served_of(migration):
 
 @pytest.mark.parametrize("direction", ("in", "out"))
 def test_it_is_shared_by_weight(host, direction):
-    limit = ["--bandwidth-%s" % direction, "2M", *METRICS]
+    limit = ["--bandwidth-%s" % direction, "1M", *METRICS]
     if direction == "in":
-        guests = Guests(host, destination_extra=limit, size=LONG)
-        guests.start("vm1", weight=100)
-        guests.start("vm2", weight=300)
+        guests = Guests(host, destination_extra=limit)
+        guests.add("vm1", weight=100)
+        guests.add("vm2", weight=300)
         daemon, count = guests.destination, bulk_of
     else:
-        guests = Guests(host, source_extra=limit, size=LONG)
-        guests.start("vm1", source_weight=100)
-        guests.start("vm2", source_weight=300)
+        guests = Guests(host, source_extra=limit)
+        guests.add("vm1", source_weight=100)
+        guests.add("vm2", source_weight=300)
         daemon, count = guests.source, served_of
-    guests.wait_for_shares(daemon, vm1=MIB // 2, vm2=3 * MIB // 2)
+    guests.move()
+    guests.wait_for_shares(daemon, vm1=MIB // 4, vm2=3 * MIB // 4)
     moved = guests.moved(daemon, count, 3 * MIB)
-    # An answer of 256 KiB more or less.
-    assert 2 < moved["vm2"] / moved["vm1"] < 4.5, moved
+    # An answer of 256 KiB more or less; and a thread that gets no CPU loses what it did not use.
+    assert 1.5 < moved["vm2"] / moved["vm1"] < 6, moved
     now = budget(daemon)["bandwidth_" + direction]
-    assert now["limit_bytes_per_s"] == 2 * MIB and now["bulk_bytes_per_s"] > 0
-    assert re.search(r"bandwidth %s .* by bulk, .* by faults, of 2\S* MiB/s" % direction, info(daemon))
+    assert now["limit_bytes_per_s"] == MIB and now["bulk_bytes_per_s"] > 0
+    assert re.search(r"bandwidth %s .* by bulk, .* by faults, of 1\S* MiB/s" % direction, info(daemon))
     told = samples(daemon)
-    assert value(told, "postcopyd_bandwidth_limit_bytes_per_second", direction=direction) == 2 * MIB
+    assert value(told, "postcopyd_bandwidth_limit_bytes_per_second", direction=direction) == MIB
     assert value(told, "postcopyd_bandwidth_bytes_per_second", direction=direction, by="bulk") > 0
     # The weights change while they move, and the limit goes.
     daemon.call("SetLimits", id="vm1", weight=300)
-    guests.wait_for_shares(daemon, vm1=MIB, vm2=MIB)
+    guests.wait_for_shares(daemon, vm1=MIB // 2, vm2=MIB // 2)
     set_host_limits(daemon, **{"bandwidth_%s_bytes_per_s" % direction: 0})
     guests.finish()
 
 
 def test_what_one_does_not_use_the_others_have(host):
-    guests = Guests(host, destination_extra=["--bandwidth-in", "2M"])
-    guests.start("vm1", bandwidth_bytes_per_s=256 << 10, weight=1000)
-    guests.start("vm2")
-    guests.wait_for_shares(guests.destination, vm1=256 << 10, vm2=2 * MIB - (256 << 10))
+    guests = Guests(host, destination_extra=["--bandwidth-in", "1M"])
+    guests.add("vm1", bandwidth_bytes_per_s=256 << 10, weight=1000)
+    guests.add("vm2")
+    guests.move()
+    guests.wait_for_shares(guests.destination, vm1=256 << 10, vm2=MIB - (256 << 10))
 
 
 def test_what_holds_it_back_is_told_where_it_is(host):
     guests = Guests(host, source_extra=["--bandwidth-out", "1M"])
-    guests.start("vm1")
+    guests.add("vm1")
+    guests.move()
     harness.eventually(lambda: guests.source.call("Get", id="vm1")["limited_by"] == "cap",
                        "the source says that it is its cap")
     harness.eventually(lambda: guests.destination.call("Get", id="vm1")["limited_by"] == "network",
@@ -139,8 +146,9 @@ def test_a_fault_is_answered_while_bulk_starves(host):
     """Its bulk has a page a second: the guest's page is in none of those."""
     guests = Guests(host, source_extra=["--bandwidth-out", "1M"],
                     destination_extra=["--bandwidth-in", "1M"])
-    guests.start("vm2", weight=1000)
-    guests.start("vm1", weight=1)
+    guests.add("vm2", weight=1000)
+    guests.add("vm1", weight=1)
+    guests.move()
     guests.wait_for_shares(guests.destination, vm1=4096)
     for unit in range(SIZE // PAGE - 1, SIZE // PAGE - 17, -1):
         thread, page = guests.vmms["vm1"].touch(unit)

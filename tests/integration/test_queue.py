@@ -139,14 +139,40 @@ def test_who_finds_no_room_when_its_turn_comes_fails(host):
     assert queue.source.state("vm2") == "attached"
     # Its turn is the next one's.
     queue.source.wait_for_state("vm3", "warming")
-    # Who would wait in vain is told at once.
-    queue.attach("vm4")
+    # Who would wait in vain is told at once, and one that did waits no more.
     reread(queue.daemon, queue.path, "[host]\nmax-incoming=1\nmemory-check=no\n")
-    queue.attach("vm5", too_large())
+    queue.wait("vm4")
+    queue.wait("vm5", size=too_large())
+    queue.attach("vm6", too_large())
     reread(queue.daemon, queue.path, "[host]\nmax-incoming=1\nmemory-check=yes\n")
+    for migration_id in "vm5", "vm6":
+        with pytest.raises(harness.ControlError) as caught:
+            queue.daemon.call("Start", id=migration_id, queue=True)
+        assert caught.value.reason == "OUT_OF_MEMORY"
+    assert queue.places() == ["vm4"]
+
+
+def test_who_is_told_no_waits_no_more(host):
+    """He may have gone elsewhere with it: it was started here all the same when its turn came."""
+    queue = Queue(host, kind=KeptDaemon)
+    queue.wait("vm2", "vm3")
     with pytest.raises(harness.ControlError) as caught:
-        queue.daemon.call("Start", id="vm5", queue=True)
-    assert caught.value.reason == "OUT_OF_MEMORY"
+        queue.daemon.call("Start", id="vm2")
+    assert caught.value.reason == "TOO_MANY"
+    now = queue.daemon.call("Get", id="vm2")
+    assert now["state"] == "attached" and not now["waiting"] and not now["reason"]
+    assert queue.places() == ["vm3"]
+    # Nor in what the next process reads.
+    queue.daemon.kill()
+    queue.daemon.start()
+    harness.eventually(lambda: queue.places() == ["vm3"], "one waits as before")
+    queue.leave("vm1")
+    queue.source.wait_for_state("vm3", "warming")
+    queue.leave("vm3")
+    # Nobody is ahead of it: there is a place, and it is not started.
+    assert queue.daemon.state("vm2") == "attached"
+    queue.daemon.call("Start", id="vm2", switchover=False)
+    queue.source.wait_for_state("vm2", "warming")
 
 
 def test_postcopyctl_waits(host):

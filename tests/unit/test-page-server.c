@@ -440,7 +440,11 @@ static void test_a_whole_migration(void **state)
 	bulk = open_pages(g, STREAM_BULK, epoch);
 	switch_over(g, control);
 	fetch_everything(g, urgent);
+	assert_true(atomic_load(&stats->fault_bytes) > 0 && !atomic_load(&stats->bulk_bytes));
 	fetch_everything(g, bulk);
+	/* The same pages twice: whoever is told what faults took is told no byte of bulk's. */
+	assert_int_equal(atomic_load(&stats->fault_bytes), atomic_load(&stats->bulk_bytes));
+	assert_int_equal(atomic_load(&stats->fault_bytes) * 2, atomic_load(&stats->bytes));
 	assert_int_equal(conn_send_plain(control, FRAME_RESUMED), 0);
 	wait_told(g, RESUMED, 1);
 	assert_int_equal(conn_send_plain(control, FRAME_COMPLETE), 0);

@@ -184,8 +184,8 @@ struct fixture {
 	int complete_fd;
 };
 
-/* A pull and its source. Return: false where this host can't. */
-static bool start_apart(struct fixture *f, enum resolver_map map)
+/* A pull of a page size, and its source. Return: false where this host can't. */
+static bool start_apart_by(struct fixture *f, enum resolver_map map, uint64_t page_size)
 {
 	memset(f, 0, sizeof *f);
 	if (!guest_init(&f->g, POSTCOPY_MEMORY_MEMFD, SIZE))
@@ -193,12 +193,19 @@ static bool start_apart(struct fixture *f, enum resolver_map map)
 	f->s.content = calloc(1, SIZE);
 	fill_content(f->s.content);
 	source_start(&f->s, &f->g);
+	/* As of huge pages, which a host may have none of. */
+	f->g.table.regions[0].page_size = page_size;
 	relay_start(&f->relay, (uint16_t)atoi(f->s.target.port));
 	snprintf(f->s.target.port, sizeof f->s.target.port, "%u", f->relay.port);
 	f->complete_fd = eventfd(0, EFD_CLOEXEC);
 	f->p = make_pull(&f->g, -1, map, &f->complete_fd);
 	assert_non_null(f->p);
 	return true;
+}
+
+static bool start_apart(struct fixture *f, enum resolver_map map)
+{
+	return start_apart_by(f, map, UNIT_BYTES);
 }
 
 static void connect_now(struct fixture *f)
@@ -559,6 +566,30 @@ static void test_page_that_could_not_be_mapped_is_mapped_later(void **state)
 	stop(&f);
 }
 
+/* The host's bandwidth is told what faults take: of a huge page that is all of it. */
+static void test_units_that_a_fault_asks_for_are_counted(void **state)
+{
+	const uint64_t page_sizes[] = { UNIT_BYTES, 2u << 20 };
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		const struct pull_stats *stats;
+		struct toucher t;
+		struct fixture f;
+
+		if (!start_apart_by(&f, RESOLVER_MAP_EAGER, page_sizes[i]))
+			skip();
+		connect_now(&f);
+		stats = pull_stats(f.p);
+		assert_int_equal(pull_start(f.p), 0);
+		touch(&f, &t, 3);
+		touched(&f, &t);
+		assert_int_equal(atomic_load(&stats->faults_remote), 1);
+		assert_int_equal(atomic_load(&stats->fault_units), page_sizes[i] / UNIT_BYTES);
+		stop(&f);
+	}
+}
+
 static void test_page_that_could_not_be_filled_is_asked_for_again(void **state)
 {
 	const struct pull_stats *stats;
@@ -890,6 +921,7 @@ int main(void)
 		cmocka_unit_test(test_fault_on_a_claimed_page_holds_nobody_up),
 		cmocka_unit_test(test_fault_on_a_page_whose_claimer_gives_up_is_asked_again),
 		cmocka_unit_test(test_page_that_could_not_be_mapped_is_mapped_later),
+		cmocka_unit_test(test_units_that_a_fault_asks_for_are_counted),
 		cmocka_unit_test(test_page_that_could_not_be_filled_is_asked_for_again),
 		cmocka_unit_test(test_guesses_are_judged_by_the_first_touch),
 		cmocka_unit_test(test_guesses_that_are_mapped_are_not_judged),

@@ -123,6 +123,8 @@ static void test_who_waits_for_its_turn_does_so_on(void **state)
 	(void)state;
 	s->queued_ns = UINT64_MAX;
 	s->priority = MIGRATION_PRIORITY_MAX;
+	s->switchover = false;
+	s->turn_switchover = true;
 	assert_int_equal(saved_decode(buf, saved_encode(s, buf), got, NULL), -EPROTO);
 	s->state = MIGRATION_ATTACHED;
 	assert_int_equal(saved_decode(buf, saved_encode(s, buf), got, NULL), 0);

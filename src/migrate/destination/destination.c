@@ -560,8 +560,11 @@ int destination_start(struct migration *m, bool switchover, const struct migrati
 	m->warming = *warm;
 	m->warming.hold = !switchover;
 	rc = conductor_start(m);
-	if (rc)
+	if (rc) {
+		/* In its record it may wait for its turn still. */
+		migration_save(m);
 		return error_errno(err, rc, "migration \"%s\": thread", m->params.id);
+	}
 	m->started_ns = clock_now_ns();
 	/* Who warms is asked by the conductor when it is time. */
 	m->switchover = switchover && !warm->wanted;

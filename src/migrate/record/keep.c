@@ -76,9 +76,10 @@ static void put_all(struct migration *m, struct saved *s)
 	memcpy(s->reason, m->reason, sizeof s->reason);
 	put_regions(m, s);
 	put_entries(m, s);
-	s->switchover = queue_has(m) ? m->turn.switchover : m->switchover;
+	s->switchover = m->switchover;
 	s->queued_ns = m->turn.since_ns;
 	s->priority = m->turn.priority;
+	s->turn_switchover = m->turn.switchover;
 	s->memory = m->memory;
 	s->vmm_resumed = source && m->state == MIGRATION_POSTCOPY;
 	s->times.started_ns = m->started_ns;

@@ -166,6 +166,7 @@ size_t saved_encode(const struct saved *s, void *buf)
 	m.times = &times;
 	m.queued = s->queued_ns;
 	m.priority = s->priority;
+	m.turn_switchover = s->turn_switchover;
 	m.state = states[s->state];
 	m.reason = (char *)s->reason;
 	m.n_regions = s->n_regions;
@@ -424,5 +425,6 @@ int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *e
 		return bad("its place in the queue", err);
 	ret->queued_ns = m->queued;
 	ret->priority = m->priority;
+	ret->turn_switchover = m->turn_switchover;
 	return 0;
 }

@@ -59,6 +59,7 @@ struct saved {
 	struct migration_times times;
 	uint64_t queued_ns; /* destination, attached: it waits for its turn; 0: it does not */
 	uint32_t priority;
+	bool turn_switchover; /* it is to be started with that */
 };
 
 /* Into @buf of RECORD_BYTES_MAX, which any migration fits. Return: the length. */

@@ -237,9 +237,8 @@ static void restore(struct migration *m, const struct saved *s)
 	memcpy(m->reason, s->reason, sizeof m->reason);
 	m->taken_over = true;
 	m->paused = s->params.role == MIGRATION_SOURCE && s->vmstate_held;
-	m->switchover = s->switchover && !s->queued_ns;
-	m->turn =
-	        (struct migration_turn){ s->queued_ns, s->priority, s->switchover && s->queued_ns };
+	m->switchover = s->switchover;
+	m->turn = (struct migration_turn){ s->queued_ns, s->priority, s->turn_switchover };
 	m->memory = s->memory;
 	m->started_ns = s->times.started_ns;
 	m->ended_ns = s->times.ended_ns;
