@@ -277,6 +277,13 @@ int fd_store_get(struct fd_store *store, const char *name)
 	return fd < 0 ? -errno : fd;
 }
 
+int fd_store_look(const struct fd_store *store, const char *name)
+{
+	const struct name *at = find_name(store, name);
+
+	return at && at->file ? at->file->fd : -1;
+}
+
 static const char *nth(const struct fd_store *store, const char *prefix, bool unused,
                        unsigned int n)
 {

@@ -469,9 +469,9 @@ def checksum(data):
     return value
 
 
-def rewrite_record(daemon, change):
+def rewrite_record(daemon, change, key="vm1"):
     """As another build of the daemon would have written it: @change(content) -> content."""
-    fd = next(fd for name, fd in daemon.store.fds if name == "record.vm1")
+    fd = next(fd for name, fd in daemon.store.fds if name == "record." + key)
     slots = [os.pread(fd, SLOT_BYTES, at * SLOT_BYTES) for at in (0, 1)]
     heads = [struct.unpack_from("<QQQQ", slot + bytes(32)) for slot in slots]
     newest = max((0, 1), key=lambda at: heads[at][1])
@@ -553,7 +553,8 @@ def test_loaded_may_have_died_with_its_reader(host):
     assert os.pread(destination.memory_fd, SIZE, 0) == content
 
 
-SAVED_STATE_POSTCOPY, SAVED_STATE_NONE = b"\x20\x05", b"\x20\x63"  # field 4; the last one counts
+# Field 4; the last one counts.
+SAVED_STATE_ATTACHED, SAVED_STATE_POSTCOPY, SAVED_STATE_NONE = b"\x20\x02", b"\x20\x05", b"\x20\x63"
 
 
 def test_record_that_makes_no_sense_is_left_with_all_that_is_its(scripted):
@@ -587,3 +588,41 @@ def test_record_that_makes_no_sense_is_left_with_all_that_is_its(scripted):
     thread.join(harness.DEADLINE_S)
     assert page.raw == scripted.content[9 * pyvmm.PAGE:10 * pyvmm.PAGE]
     scripted.finish()
+
+
+@pytest.mark.parametrize("ended", ["before", "after"])
+def test_memory_of_an_unread_record_stays_by_whatever_name(host, ended):
+    """Its entry had the name of a migration that had ended: the next daemon dropped it."""
+    daemon = host.daemon("source", kind=KeptDaemon)
+    content = pyvmm.guest_content(SIZE)
+    snapshot = pyvmm.sealed_memfd(content)
+    host.later(lambda: os.close(snapshot))
+    vmms = []
+    for migration_id in ("first", "vm1"):
+        daemon.prepare_source(migration_id)
+        vmms.append(pyvmm.SourceVmm(daemon, migration_id, content, make=lambda _: os.dup(snapshot)))
+        host.later(vmms[-1].close)
+    daemon.store.settle()
+    assert "mem0.first" in kept(daemon) and "mem0.vm1" not in kept(daemon)
+    if ended == "before":
+        daemon.call("Cancel", id="first")
+    daemon.crash()
+    rewrite_record(daemon, lambda record: record + SAVED_STATE_NONE)
+    daemon.start()
+    if ended == "after":
+        daemon.call("Cancel", id="first")
+    # Nor does anybody get its name.
+    vmms[0].sock.close()
+    harness.eventually(lambda: "vmm.first" not in kept(daemon), "its VMM is let go of")
+    daemon.call("Delete", id="first")
+    daemon.prepare_source("first")
+    again = pyvmm.SourceVmm(daemon, "first", content)
+    host.later(again.close)
+    daemon.store.settle()
+    assert "mem0.first@2" in kept(daemon)
+    daemon.call("Cancel", id="first")
+    daemon.crash()
+    assert "mem0.first" in kept(daemon)
+    rewrite_record(daemon, lambda record: record + SAVED_STATE_ATTACHED)
+    daemon.start()
+    assert daemon.state("vm1") == "attached"
