@@ -307,6 +307,17 @@ const char *fd_store_unused(const struct fd_store *store, const char *prefix, un
 	return nth(store, prefix, true, n);
 }
 
+const char *fd_store_next_unused(const struct fd_store *store, const char *prefix, unsigned int *at)
+{
+	while (store && *at < store->n_names) {
+		const struct name *name = store->names[(*at)++];
+
+		if (!name->used && !strncmp(name->text, prefix, strlen(prefix)))
+			return name->text;
+	}
+	return NULL;
+}
+
 static int tell_manager(const char *what, const char *entry, int fd)
 {
 	char message[MESSAGE_BYTES];

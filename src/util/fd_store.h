@@ -89,6 +89,10 @@ const char *fd_store_name(const struct fd_store *store, const char *prefix, unsi
 /* The same of names that nobody has used: neither got, linked nor added. */
 const char *fd_store_unused(const struct fd_store *store, const char *prefix, unsigned int n);
 
+/* The same, one after the other: *@at is 0 before the first. */
+const char *fd_store_next_unused(const struct fd_store *store, const char *prefix,
+                                 unsigned int *at);
+
 /*
  * fd_store_add() - keep a copy of @fd by this name: printable ASCII without ':'; with '+', as
  * fd_store_get() numbers them

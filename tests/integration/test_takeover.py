@@ -626,3 +626,32 @@ def test_memory_of_an_unread_record_stays_by_whatever_name(host, ended):
     rewrite_record(daemon, lambda record: record + SAVED_STATE_ATTACHED)
     daemon.start()
     assert daemon.state("vm1") == "attached"
+
+
+@pytest.mark.parametrize("make", [pyvmm.SourceVmm, pyvmm.AnonymousSourceVmm],
+                         ids=["memfd", "anonymous"])
+def test_memory_of_an_unread_record_is_not_attached_again(host, make):
+    """It was nobody's, and its holes would have been read as zeroes for the next destination."""
+    daemon = host.daemon("source", kind=KeptDaemon)
+    content = pyvmm.guest_content(SIZE)
+    daemon.prepare_source("vm1")
+    vmm = make(daemon, "vm1", content)
+    host.later(vmm.close)
+    daemon.crash()
+    rewrite_record(daemon, lambda record: record + SAVED_STATE_NONE)
+    daemon.start()
+    daemon.prepare_source("again")
+    regions = [pyvmm.Region(SIZE)]
+    if make is pyvmm.AnonymousSourceVmm:
+        regions = [pyvmm.Region(SIZE, memory=pyvmm.ANONYMOUS, host_addr=vmm.addr,
+                                fd_offset=vmm.addr)]
+    with pyvmm.Socket(daemon.vmm_path) as again:
+        again.send(pyvmm.attach(pyvmm.SOURCE, "again", regions), [vmm.memory_fd])
+        assert "has not taken over" in again.expect_error()[1]
+    # Other memory of this postcopyd's is as good as ever.
+    other = pyvmm.SourceVmm(daemon, "again", content)
+    host.later(other.close)
+    daemon.crash()
+    rewrite_record(daemon, lambda record: record + SAVED_STATE_ATTACHED)
+    daemon.start()
+    assert daemon.state("vm1") == daemon.state("again") == "attached"

@@ -5,8 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "mem/descriptor.h"
 #include "migrate/record/keep.h"
+#include "util/peer.h"
+#include "util/pidfd.h"
 
 /* A key that is not given again. */
 struct unread_key {
@@ -79,6 +80,70 @@ int unread_hold(struct migrations *ms, struct error *err)
 			rc = hold_frozen(store, name, err);
 	}
 	return rc;
+}
+
+static int refuse(const char *name, uint32_t region, struct error *err)
+{
+	return error_set(err, -EBUSY,
+	                 "region %u: its memory is that of a migration which this postcopyd has "
+	                 "not taken over (\"%s\" in the store; its log says why)",
+	                 region, name);
+}
+
+static int check_files(const struct fd_store *store, const struct region_table *table,
+                       const struct descriptor_file *files, struct error *err)
+{
+	const char *name;
+	unsigned int at = 0;
+
+	while ((name = fd_store_next_unused(store, "mem", &at))) {
+		struct descriptor_file file;
+
+		if (descriptor_file(fd_store_look(store, name), &file) || file.frozen)
+			continue;
+		for (uint32_t i = 0; i < table->n; i++)
+			if (descriptor_same_file(&files[i], &file))
+				return refuse(name, i, err);
+	}
+	return 0;
+}
+
+/* Whose socket, or which process. */
+static pid_t pid_of_socket(int fd)
+{
+	struct ucred cred;
+
+	return peer_credentials(fd, &cred) ? 0 : cred.pid;
+}
+
+static const char *find_process(const struct fd_store *store, pid_t vmm)
+{
+	const char *name;
+	unsigned int at = 0;
+
+	while ((name = fd_store_next_unused(store, "vmm.", &at)))
+		if (pid_of_socket(fd_store_look(store, name)) == vmm)
+			return name;
+	at = 0;
+	while ((name = fd_store_next_unused(store, "process.", &at)))
+		if (pidfd_pid(fd_store_look(store, name)) == vmm)
+			return name;
+	return NULL;
+}
+
+int unread_check_attach(const struct migrations *ms, pid_t vmm, const struct region_table *table,
+                        const struct descriptor_file *files, struct error *err)
+{
+	const struct fd_store *store = ms->config.store;
+	const char *process;
+	uint32_t i = 0;
+
+	while (i < table->n && table->regions[i].memory != POSTCOPY_MEMORY_ANONYMOUS)
+		i++;
+	process = vmm && i < table->n ? find_process(store, vmm) : NULL;
+	if (process)
+		return refuse(process, i, err);
+	return check_files(store, table, files, err);
 }
 
 void unread_free(struct migrations *ms)

@@ -11,6 +11,7 @@
 #ifndef MIGRATE_RECORD_UNREAD_H
 #define MIGRATE_RECORD_UNREAD_H
 
+#include "mem/descriptor.h"
 #include "migrate/migration.h"
 
 /* A record of that name can't be read. Return: 0 or -ENOMEM with @err set. */
@@ -25,6 +26,19 @@ int unread_hold(struct migrations *ms, struct error *err);
 
 /* Whether a new migration must not have this key. */
 bool unread_has_key(const struct migrations *ms, const char *key);
+
+/*
+ * unread_check_attach() - is the memory that a VMM brings, whichever migration it was of, in the
+ * store for one that is not taken over?
+ * @files: behind each region of @table
+ *
+ * Its guest may have holes there, that nobody but its record knows of. Of anonymous memory the
+ * store has no more than whose it is: all of that process is refused.
+ *
+ * Return: 0; -EBUSY with @err set.
+ */
+int unread_check_attach(const struct migrations *ms, pid_t vmm, const struct region_table *table,
+                        const struct descriptor_file *files, struct error *err);
 
 void unread_free(struct migrations *ms);
 
