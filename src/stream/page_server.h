@@ -78,8 +78,8 @@ struct page_source_stats {
 	_Atomic uint64_t unreadable_pages; /* that can't be read: the destination poisons them */
 	_Atomic uint64_t bytes;
 	_Atomic uint64_t bulk_bytes; /* of these */
-	struct pacer_view pace; /* of all bulk to its destination's host */
-	struct load_view load;  /* of the threads that serve bulk */
+	struct pacer_view pace;      /* of all bulk to its destination's host */
+	struct load_view load;       /* of the threads that serve bulk */
 };
 
 /*
@@ -267,6 +267,13 @@ int page_server_start(struct page_server *server, struct error *err);
  * Whoever asks for one that is unknown meanwhile is cut off without a word, and so dials again.
  */
 void page_server_set_incomplete(struct page_server *server, bool incomplete);
+
+/*
+ * page_server_await() - the same for this id alone, and for good: another process may have it
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int page_server_await(struct page_server *server, const char *id);
 
 /* Ends all connections and waits for their threads. NULL is allowed. */
 struct page_server *page_server_free(struct page_server *server);

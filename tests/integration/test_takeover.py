@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A daemon dies at each point of a migration, on either side, and the next process goes on: the
 guest only stalls, and each of its pages is right."""
+import contextlib
 import mmap
 import os
 import struct
@@ -655,3 +656,25 @@ def test_memory_of_an_unread_record_is_not_attached_again(host, make):
     rewrite_record(daemon, lambda record: record + SAVED_STATE_ATTACHED)
     daemon.start()
     assert daemon.state("vm1") == daemon.state("again") == "attached"
+
+
+def test_who_asks_for_an_unread_source_asks_again_and_others_are_told(scripted):
+    """All were told to ask again: nobody heard that there was no such migration."""
+    scripted.source.crash()
+    rewrite_record(scripted.source, lambda record: record + SAVED_STATE_NONE)
+    scripted.source.start()
+    scripted.destination.prepare_destination("nobody", scripted.source.address)
+    with contextlib.closing(pyvmm.DestinationVmm(scripted.destination, "nobody", SIZE)):
+        scripted.start("nobody")
+        migration = scripted.destination.wait_for_state("nobody", "failed")
+        assert "unknown here" in migration["reason"]
+    harness.eventually(lambda: "vmm.nobody" not in kept(scripted.destination), "it is let go of")
+    scripted.destination.call("Delete", id="nobody")
+    scripted.start("vm1")
+    scripted.source.wait_for_log("not among those that are taken over by now")
+    scripted.source.crash()
+    rewrite_record(scripted.source, lambda record: record + SAVED_STATE_ATTACHED)
+    scripted.source.start()
+    scripted.source_vmm.pause()
+    scripted.destination_vmm.load()
+    scripted.finish()

@@ -380,7 +380,7 @@ static bool any_is_due(const struct migrations *ms)
 /* Sources that are not there yet are not unknown. */
 static void tell_page_server(struct migrations *ms)
 {
-	bool incomplete = ms->unread.n;
+	bool incomplete = false;
 
 	for (struct migration *m = ms->list; m; m = m->next)
 		incomplete |= m->left && m->params.role == MIGRATION_SOURCE;

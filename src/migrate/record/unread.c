@@ -41,7 +41,15 @@ static int add_key(struct migrations *ms, const char *name, struct error *err)
 
 int unread_note(struct migrations *ms, const char *name, struct error *err)
 {
+	char key[MIGRATION_KEY_BYTES];
+
 	ms->unread.n++;
+	/* It may be a source: whoever asks for it asks again until it is there. */
+	if (ms->config.page_server && keep_key(name, key)) {
+		key[strcspn(key, "@")] = '\0';
+		if (page_server_await(ms->config.page_server, key))
+			return error_set(err, -ENOMEM, "out of memory");
+	}
 	return add_key(ms, name, err);
 }
 
