@@ -399,6 +399,8 @@ static void on_again(uv_timer_t *timer)
 			go_on(m);
 	}
 	tell_page_server(ms);
+	/* It stops looking where nothing moves, and by now something may. */
+	migrations_watch_bandwidth(ms);
 	if (!any_is_due(ms)) {
 		ms->again_ms = 0;
 		return;
