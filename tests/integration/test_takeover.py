@@ -5,6 +5,7 @@ import contextlib
 import mmap
 import os
 import struct
+import subprocess
 import threading
 import time
 
@@ -575,6 +576,13 @@ def test_record_that_makes_no_sense_is_left_with_all_that_is_its(scripted):
     rewrite_record(daemon, lambda content: content + SAVED_STATE_NONE)
     daemon.start()
     daemon.wait_for_log("is left as it is")
+    assert "systemctl restart" in daemon.log()
+    with daemon.control() as control:
+        assert control.client.host("GetInfo").records_left == 1
+    info = subprocess.run([harness.BUILD / "src/ctl/postcopyctl", "info", "--control",
+                           str(daemon.control_path)], capture_output=True, text=True, check=True)
+    # By this line a stop knows what it would lose (systemd/postcopyd-stop).
+    assert "\nrecords left  " in info.stdout
     # Others are served; and a new one of that id takes nothing from it.
     daemon.prepare_destination("other", scripted.source.address)
     daemon.prepare_destination("vm1", scripted.source.address)

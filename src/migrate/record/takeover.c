@@ -118,9 +118,11 @@ static int read_records(struct migrations *ms, struct left **ret, struct error *
 			fd_store_remove(store, name);
 			continue;
 		}
-		log_error("\"%s\" is left as it is, with all that belongs to it, and its guest "
-		          "waits: %s: start the postcopyd that wrote it",
-		          name, err->text);
+		log_error(
+		        "\"%s\" is left as it is, with all that belongs to it, and its guest "
+		        "waits: %s: install the postcopyd that wrote it, then \"systemctl restart "
+		        "postcopyd\"; a stop would lose it",
+		        name, err->text);
 		if (unread_note(ms, name, err))
 			return -ENOMEM;
 		n++;

@@ -154,6 +154,11 @@ int unread_check_attach(const struct migrations *ms, pid_t vmm, const struct reg
 	return check_files(store, table, files, err);
 }
 
+unsigned int migrations_records_left(const struct migrations *ms)
+{
+	return ms->unread.n;
+}
+
 void unread_free(struct migrations *ms)
 {
 	for (struct unread_key *k = ms->unread.keys, *next; k; k = next) {
