@@ -117,6 +117,11 @@ static void print_info(struct json_object *info)
 	       (unsigned long long)json_count_or(info, "migrations_active", 0),
 	       json_object_get_boolean(json_find(info, "draining")) ? ", and takes no new ones"
 	                                                            : "");
+	if (json_count_or(info, "records_left", 0))
+		printf("%-20s %llu that this postcopyd can't read, and whose guests wait: restart "
+		       "into "
+		       "the one that wrote them, do not stop\n",
+		       "records left", (unsigned long long)json_count_or(info, "records_left", 0));
 	if (json_find(info, "budget"))
 		budget_print(json_find(info, "budget"));
 	print_text(info, "certificate until", "certificate_expiry");

@@ -693,6 +693,7 @@ struct json_object *host_info_json(const Postcopy__V1__HostInfo *info)
 	set_time(o, "start_time", info->start_time);
 	json_set_bool(o, "draining", info->draining);
 	json_set_count(o, "migrations_active", info->migrations_active);
+	json_set_count(o, "records_left", info->records_left);
 	set_time(o, "certificate_expiry", info->certificate_expiry);
 	if (*info->config_error)
 		json_set_string(o, "config_error", info->config_error);

@@ -11,6 +11,7 @@
 #include "mem/memory.h"
 #include "mem/probe.h"
 #include "migrate/adapter.h"
+#include "migrate/record/unread.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -179,6 +180,8 @@ int migration_check_attach(const struct migration *m, const struct vmm_attach *a
 		rc = check_overlap(&table, files, err);
 	if (!rc)
 		rc = check_owner(m, attach, &table, files, err);
+	if (!rc)
+		rc = unread_check_attach(m->owner, attach->vmm, &table, files, err);
 	if (!rc)
 		rc = inspect_vmm(attach->vmm, &table, files,
 		                 m->params.role == MIGRATION_DESTINATION, err);

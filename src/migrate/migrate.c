@@ -16,6 +16,7 @@
 #include "migrate/record/keep.h"
 #include "migrate/record/saved.h"
 #include "migrate/record/takeover.h"
+#include "migrate/record/unread.h"
 #include "migrate/source/source.h"
 #include "migrate/totals.h"
 #include "util/cleanup.h"
@@ -521,6 +522,7 @@ struct migrations *migrations_free(struct migrations *ms)
 		next = m->next;
 		migration_free(m);
 	}
+	unread_free(ms);
 	free(ms);
 	return NULL;
 }
@@ -611,7 +613,7 @@ bool migration_has_key(const struct migrations *ms, const char *key)
 static void choose_key(const struct migrations *ms, struct migration *m)
 {
 	snprintf(m->key, sizeof m->key, "%s", m->params.id);
-	for (unsigned int n = 2; migration_has_key(ms, m->key) || takeover_is_left(ms, m->key); n++)
+	for (unsigned int n = 2; migration_has_key(ms, m->key) || unread_has_key(ms, m->key); n++)
 		snprintf(m->key, sizeof m->key, "%s@%u", m->params.id, n);
 }
 

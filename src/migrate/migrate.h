@@ -471,6 +471,9 @@ extern const struct migrations_protocols {
 	unsigned int page_stream, record, vmm;
 } migrations_protocols;
 
+/* Records that could not be read: their guests wait for the postcopyd that wrote them. */
+unsigned int migrations_records_left(const struct migrations *ms);
+
 /* As it is now. Reads files of the kernel's. */
 void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret);
 

@@ -203,13 +203,17 @@ struct migrations {
 	        totals; /* of what the migrations in the list don't know any more */
 	bool draining;
 	uint64_t last_seq;
-	bool store_warned;   /* that the manager's store is nearly full */
-	uv_timer_t expiry;   /* of those for which no VMM comes */
-	uv_timer_t again;    /* for those that could not be taken over yet */
-	uint64_t again_ms;   /* its pause */
-	uv_timer_t adapters; /* for those that are waited for */
-	uv_timer_t waits;    /* for those who are silent (migrate/wait.h) */
-	uv_timer_t queue;    /* for those that wait for their turn (migrate/queue.h) */
+	bool store_warned; /* that the manager's store is nearly full */
+	struct {
+		struct unread_key *keys;
+		unsigned int n; /* records */
+	} unread;               /* migrate/record/unread.h */
+	uv_timer_t expiry;      /* of those for which no VMM comes */
+	uv_timer_t again;       /* for those that could not be taken over yet */
+	uint64_t again_ms;      /* its pause */
+	uv_timer_t adapters;    /* for those that are waited for */
+	uv_timer_t waits;       /* for those who are silent (migrate/wait.h) */
+	uv_timer_t queue;       /* for those that wait for their turn (migrate/queue.h) */
 	struct {
 		uint64_t in_bytes_per_s, out_bytes_per_s; /* as they are; 0: no limit */
 		uint64_t configured_in, configured_out;

@@ -339,6 +339,7 @@ static int get_info(struct rpc *rpc, const void *request, struct rpc_answer *ret
 	info.draining = rpc->draining;
 	info.config_error = (char *)(config->config_error ? config->config_error : "");
 	info.migrations_active = count_active(config->migrations);
+	info.records_left = migrations_records_left(config->migrations);
 	set_listening(&info, &listening, rpc);
 	if (config->certificate_expiry_s)
 		expiry.seconds = config->certificate_expiry_s(config->arg);

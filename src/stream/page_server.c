@@ -47,6 +47,12 @@ struct server_conn {
 /* The longest reply. */
 #define REPLY_MAX (2 * FRAME_HEADER_BYTES + FRAME_PROOF_BYTES + FRAME_HELLO_MAX)
 
+/* An id that another process of ours may know. */
+struct awaited {
+	struct awaited *next;
+	char id[MIGRATION_ID_MAX + 1];
+};
+
 struct page_server {
 	struct tcp_listening listening;
 	int stop_fd;
@@ -59,7 +65,8 @@ struct page_server {
 	struct server_conn *conns;
 	unsigned int n_conns;
 	bool stopping;
-	bool incomplete;              /* some that were left are not taken over yet */
+	bool incomplete; /* some that were left are not taken over yet */
+	struct awaited *awaited;
 	unsigned int most;            /* guests that leave at a time; 0: no limit */
 	struct pacers pacers;         /* has a lock of its own, which is taken last */
 	struct page_source **sources; /* a reference each */
@@ -105,6 +112,15 @@ static bool is_offered(const struct page_server *server, const char *id)
 		if (has_id(server->sources[i], id) && !page_source_has_ended(server->sources[i]))
 			return true;
 	return false;
+}
+
+/* Whether a source that is unknown may be known soon. */
+static bool is_awaited(const struct page_server *server, const char *id)
+{
+	for (const struct awaited *a = server->awaited; a; a = a->next)
+		if (!strcmp(a->id, id))
+			return true;
+	return server->incomplete;
 }
 
 /* Of all that it holds, but its place in the list. */
@@ -207,18 +223,18 @@ static int check_hello(struct server_conn *sc, const struct hello *hello, struct
 {
 	_cleanup_free_ struct hello_reply *reply = malloc(sizeof *reply);
 	struct page_server *server = sc->server;
-	bool incomplete;
+	bool awaited;
 	int rc;
 
 	if (!reply)
 		return error_set(err, -ENOMEM, "the source's daemon: out of memory");
 	pthread_mutex_lock(&server->lock);
 	rc = find_source(server, hello, sc->c->tls, &sc->source);
-	incomplete = server->incomplete;
+	awaited = is_awaited(server, hello->migration_id);
 	pthread_mutex_unlock(&server->lock);
 	if (rc == -ENOMEM)
 		return error_set(err, rc, "the source's daemon: out of memory");
-	if (rc && incomplete)
+	if (rc && awaited)
 		return error_set(err, -ECONNRESET,
 		                 "migration \"%s\": not among those that are taken over by now",
 		                 hello->migration_id);
@@ -479,6 +495,28 @@ void page_server_set_incomplete(struct page_server *server, bool incomplete)
 	pthread_mutex_unlock(&server->lock);
 }
 
+int page_server_await(struct page_server *server, const char *id)
+{
+	struct awaited *a = malloc(sizeof *a);
+
+	if (!a)
+		return -ENOMEM;
+	snprintf(a->id, sizeof a->id, "%s", id);
+	pthread_mutex_lock(&server->lock);
+	a->next = server->awaited;
+	server->awaited = a;
+	pthread_mutex_unlock(&server->lock);
+	return 0;
+}
+
+static void free_awaited(struct page_server *server)
+{
+	for (struct awaited *a = server->awaited, *next; a; a = next) {
+		next = a->next;
+		free(a);
+	}
+}
+
 struct page_server *page_server_free(struct page_server *server)
 {
 	if (!server)
@@ -497,6 +535,7 @@ struct page_server *page_server_free(struct page_server *server)
 	pthread_mutex_unlock(&server->lock);
 	for (size_t i = 0; i < server->n_sources; i++)
 		page_source_unref(server->sources[i]);
+	free_awaited(server);
 	free(server->sources);
 	free(server->reception);
 	close_fd(&server->stop_fd);

@@ -268,6 +268,13 @@ int page_server_start(struct page_server *server, struct error *err);
  */
 void page_server_set_incomplete(struct page_server *server, bool incomplete);
 
+/*
+ * page_server_await() - the same for this id alone, and for good: another process may have it
+ *
+ * Return: 0 or -ENOMEM.
+ */
+int page_server_await(struct page_server *server, const char *id);
+
 /* Ends all connections and waits for their threads. NULL is allowed. */
 struct page_server *page_server_free(struct page_server *server);
 

@@ -183,6 +183,20 @@ static void put_daemon(const struct metrics *m, struct openmetrics *om)
 	}
 }
 
+static void put_records_left(struct openmetrics *om, unsigned int n)
+{
+	static const struct openmetrics_family left = {
+		"postcopyd_records_left",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"Records that this postcopyd can't read: their guests wait for the one that wrote "
+		"them.",
+	};
+
+	openmetrics_open(om, &left);
+	openmetrics_integer(om, OPENMETRICS_NO_LABELS, n);
+}
+
 static char *get_page(void *arg, const char *accept, size_t *ret_len, const char **ret_type)
 {
 	bool classic = !strstr(accept, "application/openmetrics-text");
@@ -199,6 +213,7 @@ static char *get_page(void *arg, const char *accept, size_t *ret_len, const char
 	openmetrics_init(&om, classic);
 	put_daemon(m, &om);
 	migration_metrics_put(&om, &m->totals, &budget, &m->stall);
+	put_records_left(&om, migrations_records_left(m->config.migrations));
 	put_calls(m, &om);
 	put_refused(&om);
 	process_metrics_put(&om, m->started_s);

@@ -277,6 +277,13 @@ int fd_store_get(struct fd_store *store, const char *name)
 	return fd < 0 ? -errno : fd;
 }
 
+int fd_store_look(const struct fd_store *store, const char *name)
+{
+	const struct name *at = find_name(store, name);
+
+	return at && at->file ? at->file->fd : -1;
+}
+
 static const char *nth(const struct fd_store *store, const char *prefix, bool unused,
                        unsigned int n)
 {
@@ -298,6 +305,17 @@ const char *fd_store_name(const struct fd_store *store, const char *prefix, unsi
 const char *fd_store_unused(const struct fd_store *store, const char *prefix, unsigned int n)
 {
 	return nth(store, prefix, true, n);
+}
+
+const char *fd_store_next_unused(const struct fd_store *store, const char *prefix, unsigned int *at)
+{
+	while (store && *at < store->n_names) {
+		const struct name *name = store->names[(*at)++];
+
+		if (!name->used && !strncmp(name->text, prefix, strlen(prefix)))
+			return name->text;
+	}
+	return NULL;
 }
 
 static int tell_manager(const char *what, const char *entry, int fd)

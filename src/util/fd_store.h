@@ -80,11 +80,18 @@ int fd_store_check_room(const struct fd_store *store, unsigned int n, unsigned i
  */
 int fd_store_get(struct fd_store *store, const char *name);
 
+/* The same, borrowed and only to be looked at: the name does not count as used. Return: or -1. */
+int fd_store_look(const struct fd_store *store, const char *name);
+
 /* The name beginning with @prefix, after @n such; or NULL. Valid until it is removed. */
 const char *fd_store_name(const struct fd_store *store, const char *prefix, unsigned int n);
 
 /* The same of names that nobody has used: neither got, linked nor added. */
 const char *fd_store_unused(const struct fd_store *store, const char *prefix, unsigned int n);
+
+/* The same, one after the other: *@at is 0 before the first. */
+const char *fd_store_next_unused(const struct fd_store *store, const char *prefix,
+                                 unsigned int *at);
 
 /*
  * fd_store_add() - keep a copy of @fd by this name: printable ASCII without ':'; with '+', as

@@ -18,6 +18,7 @@
 struct slot {
 	struct record_version version;
 	bool whole;
+	bool empty;   /* nothing was ever written there */
 	bool foreign; /* there is something, but not of this layout */
 };
 
@@ -83,6 +84,7 @@ static struct slot look_at_slot(const uint8_t *data, size_t n)
 	uint64_t sum = get_u64(&r);
 	struct slot s = { .version = { .sequence = sequence, .len = len } };
 
+	s.empty = !n || (n >= sizeof magic && !magic);
 	if (n < SLOT_HEADER_BYTES || !magic)
 		return s;
 	s.foreign = magic != SLOT_MAGIC;
@@ -99,11 +101,13 @@ int record_newest(const uint8_t *const slots[2], const size_t have[2], struct re
 	bool by_second =
 	        second.whole && (!first.whole || second.version.sequence > first.version.sequence);
 
+	if (first.empty && second.empty)
+		return error_set(err, -ENODATA, "record: nothing was written into it");
 	if (!first.whole && !second.whole)
-		return first.foreign || second.foreign
-		               ? error_set(err, -EPROTO,
-		                           "record: of another layout than this daemon's")
-		               : error_set(err, -ENODATA, "record: no version of it is whole");
+		return error_set(err, -EPROTO, "record: %s",
+		                 first.foreign || second.foreign
+		                         ? "of another layout than this daemon's"
+		                         : "no version of it is whole");
 	*ret = by_second ? second.version : first.version;
 	return 0;
 }
@@ -121,7 +125,9 @@ int record_adopt(struct record *r, int fd, void *ret_data, size_t *ret_len, stru
 	for (unsigned int i = 0; i < 2; i++) {
 		ssize_t n = pread(fd, both + i * SLOT_BYTES, SLOT_BYTES, (off_t)(i * SLOT_BYTES));
 
-		have[i] = n < 0 ? 0 : (size_t)n;
+		if (n < 0)
+			return error_errno(err, -errno, "record");
+		have[i] = (size_t)n;
 	}
 	rc = record_newest(slots, have, &newest, err);
 	if (rc)

@@ -43,7 +43,8 @@ struct record_version {
  * record_newest() - which version counts
  * @slots: of either slot what there is, @have bytes
  *
- * Return: 0; -ENODATA where no slot is whole; -EPROTO where it is of another layout; with @err.
+ * Return: 0; -ENODATA where neither was ever written; -EPROTO where none is whole, or of another
+ * layout; with @err.
  */
 int record_newest(const uint8_t *const slots[2], const size_t have[2], struct record_version *ret,
                   struct error *err);
@@ -53,7 +54,7 @@ int record_newest(const uint8_t *const slots[2], const size_t have[2], struct re
  * @fd: a memfd that record_write() wrote; taken over on success only
  * @ret_data: RECORD_BYTES_MAX bytes
  *
- * Return: as record_newest(), or -ENOMEM.
+ * Return: as record_newest(), -ENOMEM, or the errno of reading it; with @err.
  */
 int record_adopt(struct record *r, int fd, void *ret_data, size_t *ret_len, struct error *err);
 

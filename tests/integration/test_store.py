@@ -82,9 +82,10 @@ def complete(destination):
     destination.wait_for_state("vm1", "complete")
 
 
-def make_pair(host, **destination):
-    return [host.daemon("source", allow=["postcopy:destination"], kind=KeptDaemon),
-            host.daemon("destination", allow=["postcopy:source"], kind=KeptDaemon, **destination)]
+def make_pair(host, extra=(), **destination):
+    return [host.daemon("source", allow=["postcopy:destination"], kind=KeptDaemon, extra=extra),
+            host.daemon("destination", allow=["postcopy:source"], kind=KeptDaemon, extra=extra,
+                        **destination)]
 
 
 def test_two_descriptors_of_one_file(host):
@@ -255,8 +256,10 @@ def short_of_descriptors(daemon):
 
 @pytest.mark.parametrize("side", [0, 1], ids=["source", "destination"])
 def test_take_over_that_lacks_descriptors_is_tried_again(host, side):
-    """It was "failed", with the guest running: what it had lacked was there a moment later."""
-    daemons = source, destination = make_pair(host)
+    """It was "failed", with the guest running: what it had lacked was there a moment later. And then
+    it was under no limit of the host's."""
+    daemons = source, destination = make_pair(
+        host, extra=["--bandwidth-in", "64M", "--bandwidth-out", "64M"])
     pieces = [[(pyvmm.memfd(pyvmm.guest_content(pyvmm.PAGE, i)), 0, pyvmm.PAGE)
                for i in range(N_PIECES)],
               [(pyvmm.memfd(size=pyvmm.PAGE), 0, pyvmm.PAGE) for _ in range(N_PIECES)]]
@@ -282,6 +285,8 @@ def test_take_over_that_lacks_descriptors_is_tried_again(host, side):
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (4096, 4096))
     daemon.wait_for_log("taken over as")
     assert not daemon.call("Get", id="vm1")["reason"]
+    harness.eventually(lambda: daemon.call("Get", id="vm1")["bandwidth"]["share_bytes_per_s"],
+                       "it has a share of the host's bandwidth")
     complete(destination)
     for (here, _, _), (there, _, _) in zip(*pieces):
         assert os.pread(here, pyvmm.PAGE, 0) == os.pread(there, pyvmm.PAGE, 0)

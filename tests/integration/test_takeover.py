@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A daemon dies at each point of a migration, on either side, and the next process goes on: the
 guest only stalls, and each of its pages is right."""
+import contextlib
 import mmap
 import os
 import struct
+import subprocess
 import threading
 import time
 
@@ -469,9 +471,9 @@ def checksum(data):
     return value
 
 
-def rewrite_record(daemon, change):
+def rewrite_record(daemon, change, key="vm1"):
     """As another build of the daemon would have written it: @change(content) -> content."""
-    fd = next(fd for name, fd in daemon.store.fds if name == "record.vm1")
+    fd = next(fd for name, fd in daemon.store.fds if name == "record." + key)
     slots = [os.pread(fd, SLOT_BYTES, at * SLOT_BYTES) for at in (0, 1)]
     heads = [struct.unpack_from("<QQQQ", slot + bytes(32)) for slot in slots]
     newest = max((0, 1), key=lambda at: heads[at][1])
@@ -553,7 +555,8 @@ def test_loaded_may_have_died_with_its_reader(host):
     assert os.pread(destination.memory_fd, SIZE, 0) == content
 
 
-SAVED_STATE_POSTCOPY, SAVED_STATE_NONE = b"\x20\x05", b"\x20\x63"  # field 4; the last one counts
+# Field 4; the last one counts.
+SAVED_STATE_ATTACHED, SAVED_STATE_POSTCOPY, SAVED_STATE_NONE = b"\x20\x02", b"\x20\x05", b"\x20\x63"
 
 
 def test_record_that_makes_no_sense_is_left_with_all_that_is_its(scripted):
@@ -573,6 +576,13 @@ def test_record_that_makes_no_sense_is_left_with_all_that_is_its(scripted):
     rewrite_record(daemon, lambda content: content + SAVED_STATE_NONE)
     daemon.start()
     daemon.wait_for_log("is left as it is")
+    assert "systemctl restart" in daemon.log()
+    with daemon.control() as control:
+        assert control.client.host("GetInfo").records_left == 1
+    info = subprocess.run([harness.BUILD / "src/ctl/postcopyctl", "info", "--control",
+                           str(daemon.control_path)], capture_output=True, text=True, check=True)
+    # By this line a stop knows what it would lose (systemd/postcopyd-stop).
+    assert "\nrecords left  " in info.stdout
     # Others are served; and a new one of that id takes nothing from it.
     daemon.prepare_destination("other", scripted.source.address)
     daemon.prepare_destination("vm1", scripted.source.address)
@@ -586,4 +596,93 @@ def test_record_that_makes_no_sense_is_left_with_all_that_is_its(scripted):
     daemon.call("SetLimits", id="vm1", bulk=True)
     thread.join(harness.DEADLINE_S)
     assert page.raw == scripted.content[9 * pyvmm.PAGE:10 * pyvmm.PAGE]
+    scripted.finish()
+
+
+@pytest.mark.parametrize("ended", ["before", "after"])
+def test_memory_of_an_unread_record_stays_by_whatever_name(host, ended):
+    """Its entry had the name of a migration that had ended: the next daemon dropped it."""
+    daemon = host.daemon("source", kind=KeptDaemon)
+    content = pyvmm.guest_content(SIZE)
+    snapshot = pyvmm.sealed_memfd(content)
+    host.later(lambda: os.close(snapshot))
+    vmms = []
+    for migration_id in ("first", "vm1"):
+        daemon.prepare_source(migration_id)
+        vmms.append(pyvmm.SourceVmm(daemon, migration_id, content, make=lambda _: os.dup(snapshot)))
+        host.later(vmms[-1].close)
+    daemon.store.settle()
+    assert "mem0.first" in kept(daemon) and "mem0.vm1" not in kept(daemon)
+    if ended == "before":
+        daemon.call("Cancel", id="first")
+    daemon.crash()
+    rewrite_record(daemon, lambda record: record + SAVED_STATE_NONE)
+    daemon.start()
+    if ended == "after":
+        daemon.call("Cancel", id="first")
+    # Nor does anybody get its name.
+    vmms[0].sock.close()
+    harness.eventually(lambda: "vmm.first" not in kept(daemon), "its VMM is let go of")
+    daemon.call("Delete", id="first")
+    daemon.prepare_source("first")
+    again = pyvmm.SourceVmm(daemon, "first", content)
+    host.later(again.close)
+    daemon.store.settle()
+    assert "mem0.first@2" in kept(daemon)
+    daemon.call("Cancel", id="first")
+    daemon.crash()
+    assert "mem0.first" in kept(daemon)
+    rewrite_record(daemon, lambda record: record + SAVED_STATE_ATTACHED)
+    daemon.start()
+    assert daemon.state("vm1") == "attached"
+
+
+@pytest.mark.parametrize("make", [pyvmm.SourceVmm, pyvmm.AnonymousSourceVmm],
+                         ids=["memfd", "anonymous"])
+def test_memory_of_an_unread_record_is_not_attached_again(host, make):
+    """It was nobody's, and its holes would have been read as zeroes for the next destination."""
+    daemon = host.daemon("source", kind=KeptDaemon)
+    content = pyvmm.guest_content(SIZE)
+    daemon.prepare_source("vm1")
+    vmm = make(daemon, "vm1", content)
+    host.later(vmm.close)
+    daemon.crash()
+    rewrite_record(daemon, lambda record: record + SAVED_STATE_NONE)
+    daemon.start()
+    daemon.prepare_source("again")
+    regions = [pyvmm.Region(SIZE)]
+    if make is pyvmm.AnonymousSourceVmm:
+        regions = [pyvmm.Region(SIZE, memory=pyvmm.ANONYMOUS, host_addr=vmm.addr,
+                                fd_offset=vmm.addr)]
+    with pyvmm.Socket(daemon.vmm_path) as again:
+        again.send(pyvmm.attach(pyvmm.SOURCE, "again", regions), [vmm.memory_fd])
+        assert "has not taken over" in again.expect_error()[1]
+    # Other memory of this postcopyd's is as good as ever.
+    other = pyvmm.SourceVmm(daemon, "again", content)
+    host.later(other.close)
+    daemon.crash()
+    rewrite_record(daemon, lambda record: record + SAVED_STATE_ATTACHED)
+    daemon.start()
+    assert daemon.state("vm1") == daemon.state("again") == "attached"
+
+
+def test_who_asks_for_an_unread_source_asks_again_and_others_are_told(scripted):
+    """All were told to ask again: nobody heard that there was no such migration."""
+    scripted.source.crash()
+    rewrite_record(scripted.source, lambda record: record + SAVED_STATE_NONE)
+    scripted.source.start()
+    scripted.destination.prepare_destination("nobody", scripted.source.address)
+    with contextlib.closing(pyvmm.DestinationVmm(scripted.destination, "nobody", SIZE)):
+        scripted.start("nobody")
+        migration = scripted.destination.wait_for_state("nobody", "failed")
+        assert "unknown here" in migration["reason"]
+    harness.eventually(lambda: "vmm.nobody" not in kept(scripted.destination), "it is let go of")
+    scripted.destination.call("Delete", id="nobody")
+    scripted.start("vm1")
+    scripted.source.wait_for_log("not among those that are taken over by now")
+    scripted.source.crash()
+    rewrite_record(scripted.source, lambda record: record + SAVED_STATE_ATTACHED)
+    scripted.source.start()
+    scripted.source_vmm.pause()
+    scripted.destination_vmm.load()
     scripted.finish()

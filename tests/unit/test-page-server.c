@@ -1173,6 +1173,29 @@ static void test_wrong_id_and_wrong_token_look_the_same(void **state)
 	end(g);
 }
 
+/* Its record may be another process's to read: its destination is not to give up, and others are.
+ */
+static void test_who_asks_for_what_is_awaited_asks_again(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct error err = ERROR_INIT;
+	struct hello *hello;
+	struct conn *c;
+	uint64_t epoch;
+
+	(void)state;
+	assert_int_equal(page_server_await(server, "vm2"), 0);
+	hello = new_hello(g, STREAM_CONTROL, 0);
+	strcpy(hello->migration_id, "vm2");
+	assert_int_equal(dial(hello, &c, &epoch, &err), -ECONNRESET);
+	hello = new_hello(g, STREAM_CONTROL, 0);
+	strcpy(hello->migration_id, "vm3");
+	refused_hello(hello, -EACCES, "unknown here");
+	/* One that is prepared anew is found. */
+	conn_free(open_control(g, &epoch));
+	end(g);
+}
+
 static void test_only_who_knows_the_secret_gets_in(void **state)
 {
 	struct guest *g = new_guest("vm1", 1);
@@ -1800,6 +1823,7 @@ int main(void)
 		SERVER_TEST(test_what_is_open_by_the_token_before_ends),
 		SERVER_TEST(test_requests_beyond_the_table_are_refused),
 		SERVER_TEST(test_wrong_id_and_wrong_token_look_the_same),
+		SERVER_TEST(test_who_asks_for_what_is_awaited_asks_again),
 		SERVER_TEST(test_only_who_knows_the_secret_gets_in),
 		SERVER_TEST(test_another_epoch_is_refused),
 		SERVER_TEST(test_another_guests_shape_is_refused),

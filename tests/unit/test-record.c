@@ -150,6 +150,42 @@ static void test_other_layout_is_told_from_nothing(void **state)
 	record_deinit(&r);
 }
 
+/* Whoever takes what he can't read for nothing throws away what a guest hangs on. */
+static void test_nothing_whole_is_told_from_nothing(void **state)
+{
+	static uint8_t data[RECORD_BYTES_MAX];
+	const off_t slots[] = { 0, 32 + RECORD_BYTES_MAX };
+	struct error err = ERROR_INIT;
+	struct record r, next;
+	int ends[2];
+	size_t len;
+
+	(void)state;
+	assert_int_equal(record_init(&r), 0);
+	assert_int_equal(record_write(&r, first, sizeof first), 0);
+	assert_int_equal(record_write(&r, second, sizeof second), 0);
+	for (unsigned int i = 0; i < 2; i++)
+		assert_int_equal(pwrite(r.fd, "?", 1, slots[i] + 24), 1);
+	assert_int_equal(record_adopt(&next, r.fd, data, &len, &err), -EPROTO);
+	assert_non_null(strstr(err.text, "whole"));
+	/* A length that is no slot's of ours; and a write that stopped within its head. */
+	for (unsigned int i = 0; i < 2; i++)
+		assert_int_equal(pwrite(r.fd, "\xff\xff\xff", 3, slots[i] + 16), 3);
+	assert_int_equal(record_adopt(&next, r.fd, data, &len, &err), -EPROTO);
+	assert_int_equal(ftruncate(r.fd, 12), 0);
+	assert_int_equal(record_adopt(&next, r.fd, data, &len, &err), -EPROTO);
+	/* Zeroes are nothing. */
+	assert_int_equal(ftruncate(r.fd, 0), 0);
+	assert_int_equal(ftruncate(r.fd, slots[1] + 100), 0);
+	assert_int_equal(record_adopt(&next, r.fd, data, &len, &err), -ENODATA);
+	record_deinit(&r);
+
+	assert_int_equal(pipe(ends), 0);
+	assert_int_equal(record_adopt(&next, ends[0], data, &len, &err), -ESPIPE);
+	close(ends[0]);
+	close(ends[1]);
+}
+
 static void test_too_much_is_refused_and_changes_nothing(void **state)
 {
 	static char large[RECORD_BYTES_MAX + 1];
@@ -173,6 +209,7 @@ int main(void)
 		cmocka_unit_test(test_torn_write_leaves_the_version_before),
 		cmocka_unit_test(test_flipped_bit_is_seen),
 		cmocka_unit_test(test_other_layout_is_told_from_nothing),
+		cmocka_unit_test(test_nothing_whole_is_told_from_nothing),
 		cmocka_unit_test(test_too_much_is_refused_and_changes_nothing),
 	};
 

@@ -21,6 +21,16 @@
 
 _Static_assert(MIGRATION_KEY_BYTES + 32 < FD_STORE_NAME_BYTES, "any kind and key make a name");
 
+bool keep_key(const char *name, char key[MIGRATION_KEY_BYTES])
+{
+	const char *dot = strchr(name, '.');
+
+	if (!dot)
+		return false;
+	snprintf(key, MIGRATION_KEY_BYTES, "%.*s", (int)strcspn(dot + 1, "+"), dot + 1);
+	return true;
+}
+
 static void name_fd(const struct migration *m, const char *kind, char name[FD_STORE_NAME_BYTES])
 {
 	snprintf(name, FD_STORE_NAME_BYTES, "%s.%s", kind, m->key);

@@ -5,6 +5,9 @@
 
 #include "migrate/migration.h"
 
+/* The key in a name of the store, "KIND.KEY" or "KIND.KEY+N". Return: false where there is none. */
+bool keep_key(const char *name, char key[MIGRATION_KEY_BYTES]);
+
 /* Give a new migration its record. Return: 0 or -errno with @err set. */
 int migration_save_first(struct migration *m, struct error *err);
 

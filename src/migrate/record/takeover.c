@@ -9,6 +9,7 @@
 #include "migrate/attach.h"
 #include "migrate/destination/destination.h"
 #include "migrate/record/keep.h"
+#include "migrate/record/unread.h"
 #include "migrate/source/source.h"
 #include "migrate/bandwidth.h"
 #include "migrate/queue.h"
@@ -85,20 +86,15 @@ static void insert(struct left **list, struct left *l)
 	*list = l;
 }
 
-static void put_key(const char *name, char key[MIGRATION_KEY_BYTES])
-{
-	name += strlen(RECORD_PREFIX);
-	snprintf(key, MIGRATION_KEY_BYTES, "%.*s", (int)strcspn(name, "+"), name);
-}
-
 /*
  * All records, before anything is done about any of them. One that makes no sense to us may do so
  * to whoever wrote it, and a guest hangs on it: without its userfaultfd it would read zeroes for
  * what has not come. It is left where it is, with all that belongs to it, and holds up no other.
  */
-static int read_records(struct fd_store *store, struct left **ret, struct error *err)
+static int read_records(struct migrations *ms, struct left **ret, struct error *err)
 {
 	_cleanup_(left_free_p) struct left *list = NULL;
+	struct fd_store *store = ms->config.store;
 	const char *name;
 	unsigned int n = 0;
 
@@ -108,7 +104,7 @@ static int read_records(struct fd_store *store, struct left **ret, struct error 
 		int rc = fd < 0 ? error_errno(err, fd, "descriptor") : read_record(fd, &l, err);
 
 		if (!rc) {
-			put_key(name, l->key);
+			keep_key(name, l->key);
 			insert(&list, l);
 			n++;
 			continue;
@@ -122,9 +118,13 @@ static int read_records(struct fd_store *store, struct left **ret, struct error 
 			fd_store_remove(store, name);
 			continue;
 		}
-		log_error("\"%s\" is left as it is, with all that belongs to it, and its guest "
-		          "waits: %s: start the postcopyd that wrote it",
-		          name, err->text);
+		log_error(
+		        "\"%s\" is left as it is, with all that belongs to it, and its guest "
+		        "waits: %s: install the postcopyd that wrote it, then \"systemctl restart "
+		        "postcopyd\"; a stop would lose it",
+		        name, err->text);
+		if (unread_note(ms, name, err))
+			return -ENOMEM;
 		n++;
 	}
 	*ret = steal_ptr(&list);
@@ -378,38 +378,10 @@ static bool any_is_due(const struct migrations *ms)
 	return false;
 }
 
-bool takeover_is_left(const struct migrations *ms, const char *key)
-{
-	const char *name;
-
-	for (unsigned int n = 0; (name = fd_store_name(ms->config.store, RECORD_PREFIX, n)); n++) {
-		char its_key[MIGRATION_KEY_BYTES];
-
-		put_key(name, its_key);
-		if (!strcmp(its_key, key))
-			return true;
-	}
-	return false;
-}
-
-/* The key of a record that is nobody's here, after @n such. */
-static bool unread_key(const struct migrations *ms, unsigned int n, char key[MIGRATION_KEY_BYTES])
-{
-	const char *name;
-
-	for (unsigned int i = 0; (name = fd_store_name(ms->config.store, RECORD_PREFIX, i)); i++) {
-		put_key(name, key);
-		if (!migration_has_key(ms, key) && !n--)
-			return true;
-	}
-	return false;
-}
-
 /* Sources that are not there yet are not unknown. */
 static void tell_page_server(struct migrations *ms)
 {
-	char key[MIGRATION_KEY_BYTES];
-	bool incomplete = unread_key(ms, 0, key);
+	bool incomplete = false;
 
 	for (struct migration *m = ms->list; m; m = m->next)
 		incomplete |= m->left && m->params.role == MIGRATION_SOURCE;
@@ -428,6 +400,8 @@ static void on_again(uv_timer_t *timer)
 			go_on(m);
 	}
 	tell_page_server(ms);
+	/* It stops looking where nothing moves, and by now something may. */
+	migrations_watch_bandwidth(ms);
 	if (!any_is_due(ms)) {
 		ms->again_ms = 0;
 		return;
@@ -481,25 +455,20 @@ static int enlist(struct migrations *ms, struct left *list, struct error *err)
 	return 0;
 }
 
-static bool is_of(const char *name, const char *key)
-{
-	size_t len = strcspn(name, "+"), key_len = strlen(key);
-
-	return len > key_len && name[len - key_len - 1] == '.' &&
-	       !strncmp(name + len - key_len, key, key_len);
-}
-
-/* Whether its name ends in the key of one that is to be taken over still, by us or another. */
+/* Whether one that is to be taken over still counts on it, by its key or as another's entry. */
 static bool is_wanted(const struct migrations *ms, const char *name)
 {
 	char key[MIGRATION_KEY_BYTES];
 
-	for (struct migration *m = ms->list; m; m = m->next)
-		if (is_due(m) && is_of(name, m->key))
+	if (!keep_key(name, key))
+		return false;
+	for (struct migration *m = ms->list; m; m = m->next) {
+		if (is_due(m) && !strcmp(m->key, key))
 			return true;
-	for (unsigned int n = 0; unread_key(ms, n, key); n++)
-		if (is_of(name, key))
-			return true;
+		for (size_t i = 0; m->left && i < VMM_WIRE_FDS_MAX; i++)
+			if (!strcmp(m->left->entries[i], name))
+				return true;
+	}
 	return false;
 }
 
@@ -510,6 +479,9 @@ static void drop_strays(struct migrations *ms)
 		                             "dirty.",  "wp.",     "pagemap.", "vmstate.",
 		                             "poison.", "channel", "process." };
 
+	/* Who could tell what a record that can't be read counts on? */
+	if (ms->unread.n)
+		return;
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
 		unsigned int n = 0;
 		const char *name;
@@ -528,8 +500,10 @@ static void drop_strays(struct migrations *ms)
 int migrations_take_over(struct migrations *ms, struct error *err)
 {
 	_cleanup_(left_free_p) struct left *list = NULL;
-	int rc = read_records(ms->config.store, &list, err);
+	int rc = read_records(ms, &list, err);
 
+	if (!rc)
+		rc = unread_hold(ms, err);
 	if (!rc)
 		rc = enlist(ms, list, err);
 	if (rc)

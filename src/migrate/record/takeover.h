@@ -53,7 +53,7 @@
  * A record that a newer daemon wrote in a way we don't know stops us before anything is touched:
  * all stays in the store, for the newer one to be started again. One that says that it is of a
  * version we know, and makes no sense, may be our fault or its writer's: it stays there alone, with
- * what belongs to it, and the others go on.
+ * what belongs to it, and the others go on (unread.h).
  */
 #ifndef MIGRATE_RECORD_TAKEOVER_H
 #define MIGRATE_RECORD_TAKEOVER_H
@@ -73,9 +73,6 @@ void takeover_try_again(struct migration *m, const struct error *why);
  * Return: 0, also where it has no VMM or it is had already; or -errno with @err set.
  */
 int takeover_adopt_vmm(struct migration *m, struct error *err);
-
-/* Whether the store has a record by this key: a migration's, or one that could not be read. */
-bool takeover_is_left(const struct migrations *ms, const char *key);
 
 /* @m->left goes. */
 void takeover_forget(struct migration *m);
