@@ -253,10 +253,20 @@ static int show_nobody(struct json_object *migration, void *userdata, struct err
 	return 0;
 }
 
-static int follow(struct move *m, struct json_object **ret, struct error *err)
+int move_is_under_way(struct move *m, bool *ret, struct error *err)
+{
+	char state[STATE_MAX];
+	int rc = state_at(m, &m->destination, state, err);
+
+	*ret = !rc && !is_before_start(state);
+	return rc;
+}
+
+int move_follow(struct move *m, struct json_object **ret, struct error *err)
 {
 	const char *state;
 
+	*ret = NULL;
 	if (client_watch(m->destination.client, m->id, m->destination.role, m->interval_ms,
 	                 m->on_update ? m->on_update : show_nobody, m->userdata, ret, err)) {
 		m->lost_sight = true;
@@ -291,5 +301,5 @@ int move_guest(struct move *m, struct json_object **ret, struct error *err)
 		rc = state_at(m, &m->destination, at_destination, err);
 	if (!rc && is_before_start(at_destination))
 		rc = prepare_and_start(m, at_source, at_destination, err);
-	return rc ? rc : follow(m, ret, err);
+	return rc ? rc : move_follow(m, ret, err);
 }

@@ -72,6 +72,13 @@ void move_init(struct move *m, const char *id);
  */
 int move_guest(struct move *m, struct json_object **ret, struct error *err);
 
+/* Whether the destination's half is beyond its start, and has not ended. Return: as move_guest().
+ */
+int move_is_under_way(struct move *m, bool *ret, struct error *err);
+
+/* The rest of move_guest(), of one that was started. */
+int move_follow(struct move *m, struct json_object **ret, struct error *err);
+
 /*
  * move_has_completed() - whether the newest half at a side is that side's, and complete
  * @ret: it; may be NULL

@@ -65,16 +65,21 @@ static int run_move(struct run *run)
 	_cleanup_json_ struct json_object *last = NULL;
 	struct move *m = &run->move;
 	struct error err = ERROR_INIT;
+	bool under_way = false;
 	int rc = 0, code;
 
-	if (run->steps)
+	/* First of all: what ends from now on is followed to that end, and not begun once more. */
+	if (run->steps && !move_is_under_way(m, &under_way, &err) && !under_way)
 		rc = run->steps->find_done(m, run->steps->userdata, &last, &err);
-	else
+	else if (!run->steps)
 		tell_if_done(run);
 	if (rc)
 		return command_failed(run->cmd, &err);
 	run->watch = watch_new(run->common->json);
-	rc = last ? show(last, run, &err) : move_guest(m, &last, &err);
+	if (last)
+		rc = show(last, run, &err);
+	else
+		rc = under_way ? move_follow(m, &last, &err) : move_guest(m, &last, &err);
 	watch_free(run->watch);
 	if (rc == -ECANCELED) {
 		fprintf(stderr,
