@@ -119,8 +119,7 @@ static void print_info(struct json_object *info)
 	                                                            : "");
 	if (json_count_or(info, "records_left", 0))
 		printf("%-20s %llu that this postcopyd can't read, and whose guests wait: restart "
-		       "into "
-		       "the one that wrote them, do not stop\n",
+		       "into the one that wrote them, do not stop\n",
 		       "records left", (unsigned long long)json_count_or(info, "records_left", 0));
 	if (json_find(info, "budget"))
 		budget_print(json_find(info, "budget"));

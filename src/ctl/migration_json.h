@@ -7,9 +7,11 @@
  *    memory_bytes, page_bytes, backend, vmm_pid,
  *    parties: {uids: [uid...], pid, cgroup, peer}, as prepared; null where none are named
  *    waiting: {for: "source"|"pause"|"vmstate"|"load"|"resume"|"memory"|"destination"|"turn",
- *              elapsed_ms, tries, next_try_ms: null while it is being tried, place: of its turn,
- * else null}, null where it waits for nothing bandwidth: {share_bytes_per_s: 0 for no limit,
- * bulk_bytes_per_s, fault_bytes_per_s, weight}, null when it has ended
+ *              elapsed_ms, tries, next_try_ms (null: it is being tried), place (of its turn)},
+ *              null where it waits for nothing
+ *    limited_by: "network"|"cap"|"destination-cpu"|"source-cpu"|"faults", null where not known
+ *    bandwidth: {share_bytes_per_s (0: no limit), bulk_bytes_per_s, fault_bytes_per_s, weight},
+ *              null when it has ended
  *    ...}
  * and at a destination
  *   {source_address, tls, map: "auto"|"eager"|"lazy", streams,

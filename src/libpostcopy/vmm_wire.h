@@ -213,8 +213,7 @@ int vmm_wire_send(int sock, const struct vmm_wire_msg *msg, const int *fds, size
  *
  * Return: 0; -EAGAIN; -EPIPE at end of file; -EPROTO (truncated packet or descriptors
  * too) / -EINVAL / -ENOMSG with @err set; -EMFILE where this process could not take its
- * descriptors, with
- * @err set and nothing but @ret_msg->type of use; or the errno of recvmsg().
+ * descriptors, with @err set and nothing but @ret_msg->type of use; or the errno of recvmsg().
  */
 int vmm_wire_recv(int sock, int flags, struct vmm_wire_msg *ret_msg, int *fds, size_t *ret_n_fds,
                   struct error *err);

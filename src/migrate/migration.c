@@ -7,10 +7,10 @@
 #include <string.h>
 
 #include "migrate/attach.h"
-#include "migrate/record/keep.h"
-#include "migrate/totals.h"
 #include "migrate/bandwidth.h"
 #include "migrate/queue.h"
+#include "migrate/record/keep.h"
+#include "migrate/totals.h"
 #include "migrate/wait.h"
 #include "util/clock.h"
 #include "util/log.h"

@@ -146,8 +146,9 @@ int control_new(uv_loop_t *loop, const struct control_config *config, struct con
 			log_error("gRPC over TCP is not served: %s", err->text);
 			rc = 0;
 		}
-	} else
+	} else {
 		tcp_listening_close(&tcp);
+	}
 	/* Also half open: the caller closes it, lets the loop run on, and frees it. */
 	*ret = c;
 	return rc;

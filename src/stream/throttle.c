@@ -40,26 +40,26 @@ static bool set_rate(struct throttle *t, uint64_t now_ns)
 	return true;
 }
 
-bool throttle_set_cap(struct throttle *t, uint64_t bytes_per_s, uint64_t now_ns)
+/* @limit: the cap, or the share. */
+static bool set_limit(struct throttle *t, uint64_t *limit, uint64_t bytes_per_s, uint64_t now_ns)
 {
 	bool changed;
 
 	pthread_mutex_lock(&t->lock);
-	t->cap = bytes_per_s;
+	*limit = bytes_per_s;
 	changed = set_rate(t, now_ns);
 	pthread_mutex_unlock(&t->lock);
 	return changed;
 }
 
+bool throttle_set_cap(struct throttle *t, uint64_t bytes_per_s, uint64_t now_ns)
+{
+	return set_limit(t, &t->cap, bytes_per_s, now_ns);
+}
+
 bool throttle_set_share(struct throttle *t, uint64_t bytes_per_s, uint64_t now_ns)
 {
-	bool changed;
-
-	pthread_mutex_lock(&t->lock);
-	t->share = bytes_per_s;
-	changed = set_rate(t, now_ns);
-	pthread_mutex_unlock(&t->lock);
-	return changed;
+	return set_limit(t, &t->share, bytes_per_s, now_ns);
 }
 
 bool throttle_was_held(struct throttle *t)

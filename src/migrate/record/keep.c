@@ -2,8 +2,6 @@
 /* The half of taking over that leaves things behind. */
 #include "migrate/record/keep.h"
 
-#include "migrate/queue.h"
-
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
