@@ -663,6 +663,35 @@ static void test_a_share_of_next_to_nothing_is_told(void **state)
 	end(g);
 }
 
+/* Whatever bulk owes: a vCPU stands still. */
+static void test_a_fault_pays_for_no_share(void **state)
+{
+	struct guest *g = new_guest("vm1", 1);
+	struct window of_bulk = { 0 }, of_faults = { 0 };
+	struct conn *control, *bulk, *urgent;
+	uint64_t epoch;
+
+	(void)state;
+	/* One answer of bulk is owed for for hours. */
+	page_source_set_share(g->source, 1);
+	control = open_control(g, &epoch);
+	bulk = open_pages(g, STREAM_BULK, epoch);
+	urgent = open_pages(g, STREAM_URGENT, epoch);
+	switch_over(g, control);
+	ask(bulk, &of_bulk, 0, 0, 1);
+	check_answer(g, bulk, &of_bulk);
+	(void)page_source_was_held(g->source);
+	for (unsigned int i = 0; i < 8; i++) {
+		ask(urgent, &of_faults, 0, 1, 1ull << i);
+		check_answer(g, urgent, &of_faults);
+	}
+	assert_false(page_source_was_held(g->source));
+	conn_free(urgent);
+	conn_free(bulk);
+	conn_free(control);
+	end(g);
+}
+
 /* What is known of the next answer's masks. */
 static void check_masks(struct conn *c, struct window *w, uint64_t data, uint64_t zero,
                         uint64_t error)
@@ -1814,6 +1843,7 @@ int main(void)
 		SERVER_TEST(test_a_log_ends_with_its_connection),
 		SERVER_TEST(test_nothing_is_read_while_the_guest_runs),
 		SERVER_TEST(test_a_share_of_next_to_nothing_is_told),
+		SERVER_TEST(test_a_fault_pays_for_no_share),
 		SERVER_TEST(test_what_can_not_be_read_costs_no_connection),
 		SERVER_TEST(test_what_the_vmm_has_poisoned_is_served_as_unreadable),
 		SERVER_TEST(test_probe_finds_a_path_for_small_packets_only),

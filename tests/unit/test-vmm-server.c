@@ -178,22 +178,32 @@ static void test_who_goes_on_talking_is_heard_in_later_turns(void **state)
 	close_scene(&s);
 }
 
-/* Nor is a hang-up, behind all that was said. */
-static void test_a_hang_up_is_seen_behind_what_was_said(void **state)
+/* @heard: it has read what it was told; else the kernel says ECONNRESET first, once. */
+static void hang_up(bool heard)
 {
 	struct scene s;
+	char told[256];
 	int fd;
 
-	(void)state;
 	open_scene(&s);
 	fd = attached_vmm(&s);
 	for (int i = 0; i < 3; i++)
 		say(fd, VMM_WIRE_RESUMED);
+	while (heard && recv(fd, told, sizeof told, MSG_DONTWAIT) > 0)
+		;
 	close(fd);
 	vmm_conn_catch_up(last_conn);
 	assert_int_equal(messages, 3);
 	assert_int_equal(ends, 1);
 	close_scene(&s);
+}
+
+/* Nor is a hang-up, behind all that was said. */
+static void test_a_hang_up_is_seen_behind_what_was_said(void **state)
+{
+	(void)state;
+	hang_up(true);
+	hang_up(false);
 }
 
 /* A newer libpostcopy that gives hints all the time: it was told each time, in place of others. */
