@@ -129,6 +129,9 @@ static void print_warm(struct json_object *r)
 		       number_at(r, "warm.warm_ms", text_duration, 1000).s,
 		       bytes_at(r, "warm.bytes").s,
 		       count_at(r, "warm.dirty_pages_at_switchover").s);
+	if (json_count_or(r, "warm.given_up_percent", 0))
+		printf("             given up: %s %% of memory would have been dirty again\n",
+		       count_at(r, "warm.given_up_percent").s);
 }
 
 static void print_prefetch(struct json_object *r)

@@ -222,6 +222,7 @@ static void add_warm(struct json_object *o, const Postcopy__V1__WarmStatus *w)
 	json_set_count(warm, "bytes_per_s", w->bytes_per_s);
 	set_duration(warm, "catch_up_ms", w->catch_up, 1e3);
 	json_set_count(warm, "dirty_pages_at_switchover", w->pages_at_switchover);
+	json_set_count(warm, "given_up_percent", w->given_up_percent);
 	json_object_object_add(o, "warm", warm);
 }
 

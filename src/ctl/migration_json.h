@@ -18,7 +18,7 @@
  *    limits: {bandwidth_bytes_per_s, streams, bulk, prefetch, weight},
  *    warm: {policy: {max_rounds, max_time_ms, dirty_bytes, catch_up_ms}, refused: why it is not
  * done, warm_ms, rounds, bytes, dirty_bytes, dirty_bytes_per_s, bytes_per_s, catch_up_ms: forecast,
- * dirty_pages_at_switchover}, null where it was not asked for downtime_us: {total, pause, send,
+ * dirty_pages_at_switchover, given_up_percent}, null where it was not asked for downtime_us: {total, pause, send,
  * load, resume}, resume_time, total_ms, eta_ms,                               from start on; until
  * it is complete bulk_bytes, bulk_bytes_per_s, pages_total, pages_present, pages_poisoned,
  *    pages_zero,

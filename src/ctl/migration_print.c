@@ -227,6 +227,9 @@ static void print_warm(struct json_object *m)
 	       text_bytes(json_number_or(m, "warm.bytes", 0)).s,
 	       text_bytes(json_number_or(m, "warm.dirty_bytes", 0)).s,
 	       text_bytes(json_number_or(m, "warm.dirty_bytes_per_s", 0)).s);
+	if (json_count_or(m, "warm.given_up_percent", 0))
+		printf("  %-12s given up: %s %% of memory would have been dirty again\n", "",
+		       text_count(json_count_or(m, "warm.given_up_percent", 0)).s);
 	if (!strcmp(json_string_or(m, "state", ""), "warming") &&
 	    json_number(m, "warm.catch_up_ms", &catch_up_ms))
 		printf("  %-12s what is missing now would be here in %s\n", "",

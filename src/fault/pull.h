@@ -166,7 +166,9 @@ void pull_warm_forget(struct pull *p);
  */
 bool pull_is_visible(const struct pull *p);
 
+/* The next round; or the same, from where it was held. */
 void pull_warm_go(struct pull *p);
+void pull_warm_go_on(struct pull *p);
 
 /* All that was missing when it began was asked for and answered. */
 bool pull_warm_is_over(struct pull *p);

@@ -104,6 +104,12 @@ void pull_warm_go(struct pull *p)
 	pull_work_changed(p);
 }
 
+void pull_warm_go_on(struct pull *p)
+{
+	scheduler_go_on(p->scheduler);
+	pull_work_changed(p);
+}
+
 bool pull_warm_is_over(struct pull *p)
 {
 	return scheduler_is_over(p->scheduler);

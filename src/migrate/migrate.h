@@ -133,6 +133,7 @@ struct migration_warm_info {
 	char refused[ERROR_TEXT_MAX];  /* why it is not done, though it was wanted; else empty */
 	uint64_t began_ns, ended_ns;   /* 0: not yet */
 	uint32_t rounds;               /* that are over */
+	uint32_t given_up_percent;     /* of memory would have been dirty again; 0: it was not */
 	uint64_t bytes;                /* of pages, received meanwhile */
 	uint64_t dirty_bytes;          /* found at the end of the last round */
 	uint64_t dirty_bytes_per_s;    /* of the guest, in that round */

@@ -174,6 +174,7 @@ static void set_warm(struct migration_message *t, const struct migration_info *i
 	t->catch_up = duration_message(from->catch_up_ns);
 	w->catch_up = from->bytes_per_s ? &t->catch_up : NULL;
 	w->pages_at_switchover = from->switched_dirty_units;
+	w->given_up_percent = from->given_up_percent;
 	t->destination.warm = w;
 }
 

@@ -528,6 +528,13 @@ void scheduler_go(struct scheduler *s)
 	pthread_mutex_unlock(&s->lock);
 }
 
+void scheduler_go_on(struct scheduler *s)
+{
+	pthread_mutex_lock(&s->lock);
+	atomic_store(&s->held, false);
+	pthread_mutex_unlock(&s->lock);
+}
+
 void scheduler_forget(struct scheduler *s)
 {
 	pthread_mutex_lock(&s->lock);

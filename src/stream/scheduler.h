@@ -103,6 +103,8 @@ void scheduler_hold(struct scheduler *s);
  */
 void scheduler_go_round(struct scheduler *s);
 void scheduler_go(struct scheduler *s);
+/* Where it was held: units renewed meanwhile that it has passed are left for the next round. */
+void scheduler_go_on(struct scheduler *s);
 bool scheduler_is_held(const struct scheduler *s);
 
 /* Held: all begins anew, and what was written in rounds before tells nothing. */

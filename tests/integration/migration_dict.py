@@ -49,6 +49,7 @@ def warm(w):
             "warm_ms": field(w, "elapsed", lambda elapsed: us(elapsed) / 1e3),
             "catch_up_ms": field(w, "catch_up", lambda left: us(left) / 1e3),
             "dirty_pages_at_switchover": w.pages_at_switchover,
+            "given_up_percent": w.given_up_percent,
             **counters(w, "rounds", "bytes", "dirty_bytes", "dirty_bytes_per_s", "bytes_per_s")}
 
 

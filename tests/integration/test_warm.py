@@ -38,7 +38,8 @@ def check_warm(ended, rounds=1):
     """It was worth it: not all had to come when the guest was here."""
     warm = ended["warm"]
     assert warm["refused"] == "", warm
-    assert warm["rounds"] >= rounds and warm["dirty_pages_at_switchover"] < ended["pages_total"], warm
+    assert warm["rounds"] >= rounds or warm["given_up_percent"], warm
+    assert warm["dirty_pages_at_switchover"] < ended["pages_total"], warm
 
 
 @pytest.mark.parametrize("dirty_log", ("kvm", "ring", "wp"))

@@ -96,8 +96,8 @@ def test_a_guest_that_stands_still_is_there_at_the_switchover(warming):
     assert ended["warm"]["rounds"] == 1
     assert ended["warm"]["dirty_pages_at_switchover"] == 0
     assert ended["warm"]["refused"] == ""
-    # Each page once, all of them before the pause.
-    assert source.harvests == 2 and len(source.asked) == UNITS // 64
+    # Each page once, all of them before the pause. On a slow host it is looked at amid the round, too.
+    assert 2 <= source.harvests <= 4 and len(source.asked) == UNITS // 64
     assert ended["faults"]["remote"] == 0
 
 
@@ -119,7 +119,7 @@ def test_a_guest_that_writes_all_the_time_is_whole(warming, map_policy, streams)
 @pytest.mark.parametrize("policy", ({}, {"max_rounds": 2}, {"max_time": "600s"}))
 def test_what_was_written_in_a_round_is_not_told_in_the_downtime(warming, policy):
     source = warming.source()
-    written = list(range(0, UNITS, 2))
+    written = list(range(0, UNITS, 4))
     source.hold_answer = lambda source: [source.write(unit, page(unit + 1)) for unit in written]
     vmm = warming.start(source, policy)
     if "max_time" in policy:
@@ -130,6 +130,34 @@ def test_what_was_written_in_a_round_is_not_told_in_the_downtime(warming, policy
     assert ended["warm"]["dirty_pages_at_switchover"] == len(written)
     assert ended["warm"]["dirty_bytes_per_s"] > 0
     assert source.kept == []
+
+
+def test_a_round_is_given_up_where_it_gains_nothing(warming):
+    """A guest that writes all of its memory, over and over, on a path that is slower than that."""
+    source = warming.source()
+    begun = threading.Event()
+    source.hold_answer = lambda source: (begun.set(),
+                                         [source.write(unit, page(unit)) for unit in range(UNITS)])
+    vmm = warming.start(source, {}, bandwidth_bytes_per_s=2 << 20)
+    ended = warming.finish(source, vmm)
+    warm = ended["warm"]
+    assert begun.is_set() and warm["rounds"] == 0 and warm["refused"] == ""
+    assert warm["given_up_percent"] >= 33
+    assert warm["bytes"] < SIZE and source.owed == []
+    assert "its guest writes so fast that %d %% of its memory would be dirty again" % warm[
+        "given_up_percent"] in warming.daemon.log()
+
+
+@pytest.mark.parametrize("policy", ({}, {"max_rounds": 1}))
+def test_a_round_goes_on_where_it_gains_something_or_was_asked_for(warming, policy):
+    """As slow: but the guest writes a fifth of its memory only, or its operator wants that round."""
+    source = warming.source()
+    written = list(range(0, UNITS, 1 if policy else 5))
+    source.hold_answer = lambda source: [source.write(unit, page(unit)) for unit in written]
+    ended = warming.finish(source, warming.start(source, policy, bandwidth_bytes_per_s=4 << 20))
+    assert ended["warm"]["rounds"] == 1 and ended["warm"]["given_up_percent"] == 0
+    assert source.harvests == (2 if policy else 4)
+    assert ended["warm"]["dirty_pages_at_switchover"] == len(written)
 
 
 def test_what_is_written_all_the_time_comes_before_the_rest(warming):

@@ -419,6 +419,36 @@ static void test_what_was_written_lately_goes_first(void **state)
 	finish(&f);
 }
 
+/* Held and renewed amid a round: what it has passed is the next one's, what lies ahead is not. */
+static void test_a_round_goes_on_where_it_was_held(void **state)
+{
+	struct scheduler_item item;
+	struct fixture f;
+
+	(void)state;
+	one_region(&f, 3);
+	scheduler_go_round(f.s);
+	assert_true(scheduler_next(f.s, &item) && item.word == 0);
+	page_state_note_written(f.ps, 0, 0, UINT64_MAX);
+	page_state_claim(f.ps, 0, 0, UINT64_MAX);
+	page_state_publish(f.ps, 0, 0, UINT64_MAX);
+	scheduler_done(f.s, &item);
+	scheduler_hold(f.s);
+	page_state_renew(f.ps, 0, 0, 0xff);
+	scheduler_go_on(f.s);
+	for (uint64_t word = 1; word < 3; word++) {
+		assert_true(scheduler_next(f.s, &item) && item.word == word);
+		page_state_claim(f.ps, 0, word, UINT64_MAX);
+		scheduler_done(f.s, &item);
+	}
+	expect_nothing(&f);
+	assert_true(scheduler_is_over(f.s));
+	scheduler_hold(f.s);
+	scheduler_go_round(f.s);
+	expect(&f, 0, 0, 0xff, SCHEDULER_LINEAR);
+	finish(&f);
+}
+
 /* Between two generations nothing is asked for, and it shows when no answer is due any more. */
 static void test_held_it_hands_out_nothing(void **state)
 {
@@ -597,6 +627,7 @@ int main(void)
 		cmocka_unit_test(test_a_sequence_is_gone_along_by_words),
 		cmocka_unit_test(test_each_thread_has_its_own_stride),
 		cmocka_unit_test(test_what_was_written_lately_goes_first),
+		cmocka_unit_test(test_a_round_goes_on_where_it_was_held),
 		cmocka_unit_test(test_held_it_hands_out_nothing),
 		cmocka_unit_test(test_it_is_over_when_all_is_answered),
 		cmocka_unit_test(test_a_storm_of_faults_loses_no_word),

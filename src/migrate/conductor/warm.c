@@ -12,6 +12,10 @@
  * The last SYNC comes right before SWITCHOVER: what was written in a whole round is told, and taken
  * back here, while the guest still runs, and the downtime has the writes of a few ms to tell.
  *
+ * Where nobody has said when it is enough there is one round, in which what was written is also
+ * told early, twice (forecast.h): where much of memory would be dirty again at its end it is given
+ * up, and the guest switched over at once. What has come by then, and is clean, counts.
+ *
  * Each step of it begins with nobody filling and no answer under way (pull_warm_hold()): a page
  * that was read before the log was cleared would count as newer than it is.
  *
@@ -28,6 +32,7 @@
 #include <string.h>
 
 #include "migrate/admission.h"
+#include "migrate/conductor/forecast.h"
 #include "stream/dirty.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -40,8 +45,9 @@
 /* What is to go on by itself is refused so often, for what may pass, and then goes on without. */
 #define TRIES_MAX 5u
 
-/* Inside: it can't be done, or not now, and @err says why. */
+/* Inside: it can't be done, or not now, and @err says why; what is written is to be looked at. */
 #define WARM_REFUSED 3
+#define WARM_LOOK 4
 
 struct rounds {
 	struct conductor *k;
@@ -51,17 +57,37 @@ struct rounds {
 	uint64_t harvest_ns;    /* what the last one took */
 	uint64_t not_before_ns; /* the next harvest */
 	uint64_t harvested_ns;  /* when the last one was taken */
+	struct forecast forecast;
 };
 
-static struct migration_warm policy(struct migration *m)
+/* What a harvest tells of. */
+struct harvest {
+	uint64_t written; /* units */
+	uint64_t renewed; /* those of them that were here */
+};
+
+/* Whether nobody has said when it is enough. */
+static bool is_default(const struct migration_warm *warm)
+{
+	return !warm->hold && !warm->max_rounds && !warm->max_ns && !warm->dirty_bytes &&
+	       !warm->catch_up_ns;
+}
+
+static struct migration_warm given_policy(struct migration *m)
 {
 	struct migration_warm warm;
 
 	pthread_mutex_lock(&m->lock);
 	warm = m->warming;
 	pthread_mutex_unlock(&m->lock);
-	if (!warm.hold && !warm.max_rounds && !warm.max_ns && !warm.dirty_bytes &&
-	    !warm.catch_up_ns)
+	return warm;
+}
+
+static struct migration_warm policy(struct migration *m)
+{
+	struct migration_warm warm = given_policy(m);
+
+	if (is_default(&warm))
 		warm.max_rounds = 1;
 	return warm;
 }
@@ -80,9 +106,9 @@ static void refuse(struct migration *m, const struct error *why)
 	pthread_mutex_unlock(&m->lock);
 }
 
-/* One DIRTY frame. Return: 0 or -EPROTO with @err set; what was present is added to *@units. */
+/* One DIRTY frame. Return: 0 or -EPROTO with @err set; what it tells of is added to *@harvest. */
 static int take_dirty(struct conductor *k, const struct frame_header *h, const void *payload,
-                      uint64_t *units, bool *ret_last, struct error *err)
+                      struct harvest *harvest, bool *ret_last, struct error *err)
 {
 	struct migration *m = k->m;
 	struct dirty_reader d;
@@ -96,8 +122,10 @@ static int take_dirty(struct conductor *k, const struct frame_header *h, const v
 	rc = dirty_decode(h, payload, &m->table, &d, err);
 	if (rc)
 		return rc;
-	while ((rc = dirty_next(&d, &first, &n, err)) > 0)
-		*units += pull_warm_renew(m->pull, d.region, first, n);
+	while ((rc = dirty_next(&d, &first, &n, err)) > 0) {
+		harvest->written += n;
+		harvest->renewed += pull_warm_renew(m->pull, d.region, first, n);
+	}
 	*ret_last = d.last;
 	return rc;
 }
@@ -107,7 +135,7 @@ static int take_dirty(struct conductor *k, const struct frame_header *h, const v
  * Return: 0 with *@ret_last; or -errno with @err set.
  */
 static int take_harvest(struct conductor *k, struct frame_header *ret, const void **ret_payload,
-                        uint64_t *units, bool *ret_last, struct error *err)
+                        struct harvest *harvest, bool *ret_last, struct error *err)
 {
 	int rc;
 
@@ -117,7 +145,7 @@ static int take_harvest(struct conductor *k, struct frame_header *ret, const voi
 		while (!rc && ret->type == FRAME_PONG);
 		if (rc || ret->type != FRAME_DIRTY)
 			return rc;
-		rc = take_dirty(k, ret, *ret_payload, units, ret_last, err);
+		rc = take_dirty(k, ret, *ret_payload, harvest, ret_last, err);
 		if (rc)
 			return rc;
 	}
@@ -130,16 +158,16 @@ static uint64_t per_second(uint64_t bytes, uint64_t ns)
 }
 
 /* So much of what was here was written since the last harvest, of a guest that runs on. */
-static void note_harvest(struct rounds *r, uint64_t dirty_units)
+static void note_harvest(struct rounds *r, const struct harvest *harvest)
 {
 	struct migration *m = r->k->m;
-	uint64_t now_ns = clock_now_ns();
+	uint64_t now_ns = clock_now_ns(), ns = now_ns - r->harvested_ns;
 
 	pthread_mutex_lock(&m->lock);
 	m->warmed.dirty_bytes = pull_missing(m->pull) << UNIT_SHIFT;
-	m->warmed.dirty_bytes_per_s =
-	        per_second(dirty_units << UNIT_SHIFT, now_ns - r->harvested_ns);
+	m->warmed.dirty_bytes_per_s = per_second(harvest->renewed << UNIT_SHIFT, ns);
 	pthread_mutex_unlock(&m->lock);
+	forecast_note(&r->forecast, ns, harvest->written);
 	r->harvested_ns = now_ns;
 }
 
@@ -149,8 +177,8 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
 	struct migration *m = k->m;
 	bool last, any = !k->late && !pull_is_visible(m->pull) &&
 	                 pull_missing(m->pull) != m->table.units;
-	uint64_t units = 0; /* of a guest that stands still: of no interest */
-	int rc = take_harvest(k, ret, ret_payload, &units, &last, err);
+	struct harvest harvest = { 0 }; /* of a guest that stands still: of no interest */
+	int rc = take_harvest(k, ret, ret_payload, &harvest, &last, err);
 
 	if (!rc && last)
 		rc = conductor_next(m->control, ret, ret_payload, err);
@@ -175,10 +203,11 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
 	return 0;
 }
 
-/* Ask for the harvest of this round. Return: 0; or WARM_REFUSED or -errno with @err set. */
+/* Ask for what was written. Return: 0; or WARM_REFUSED or -errno with @err set. */
 static int sync_round(struct rounds *r, struct error *err)
 {
-	uint64_t begin_ns = clock_now_ns(), units = 0;
+	uint64_t begin_ns = clock_now_ns();
+	struct harvest harvest = { 0 };
 	struct frame_header h;
 	const void *payload;
 	bool last = false;
@@ -186,7 +215,7 @@ static int sync_round(struct rounds *r, struct error *err)
 
 	admission_note_missing(r->k->m);
 	if (!rc)
-		rc = take_harvest(r->k, &h, &payload, &units, &last, err);
+		rc = take_harvest(r->k, &h, &payload, &harvest, &last, err);
 	/* It can't any more. */
 	if (!rc && !last && h.type == FRAME_TRACKED && frame_tracked_decode(&h, payload, err))
 		return WARM_REFUSED;
@@ -194,7 +223,7 @@ static int sync_round(struct rounds *r, struct error *err)
 		rc = error_set(err, -EPROTO, "frame of type %u where DIRTY must come", h.type);
 	r->harvest_ns = clock_now_ns() - begin_ns;
 	if (!rc)
-		note_harvest(r, units);
+		note_harvest(r, &harvest);
 	return rc;
 }
 
@@ -259,6 +288,46 @@ static bool is_converged(struct migration *m)
 	        (!w->dirty_bytes || (w->bytes_per_s && w->catch_up_ns <= warm.catch_up_ns)));
 }
 
+static uint64_t units_here(const struct migration *m)
+{
+	return m->table.units - pull_missing(m->pull);
+}
+
+/* Whether a look at what is written may spare a guest the rest of the one round. */
+static bool is_look_due(struct rounds *r, uint64_t now_ns)
+{
+	struct migration *m = r->k->m;
+	struct migration_warm warm = given_policy(m);
+
+	return is_default(&warm) && !m->warmed.rounds && now_ns >= r->not_before_ns &&
+	       forecast_is_due(&r->forecast, units_here(m), m->table.units);
+}
+
+/* Looked at: whether the round is not worth its end. */
+static bool is_futile(struct rounds *r)
+{
+	struct migration *m = r->k->m;
+	uint64_t here = units_here(m), ns = clock_now_ns() - r->began_ns;
+	unsigned int percent;
+
+	if (!here)
+		here = 1;
+	percent = forecast_percent(&r->forecast,
+	                           (uint64_t)((double)ns * (double)m->table.units / (double)here),
+	                           m->table.units);
+	if (percent < FORECAST_FUTILE_PERCENT)
+		return false;
+	log_migration_info(
+	        m->params.id,
+	        "its guest writes so fast that %u %% of its memory would be dirty again: "
+	        "no more is copied before the switchover",
+	        percent);
+	pthread_mutex_lock(&m->lock);
+	m->warmed.given_up_percent = percent;
+	pthread_mutex_unlock(&m->lock);
+	return true;
+}
+
 /* A round that nobody fetches for is never over. Held, it waits for whoever holds it. */
 static int check_bulk(struct migration *m, struct error *err)
 {
@@ -270,7 +339,7 @@ static int check_bulk(struct migration *m, struct error *err)
 
 /*
  * Until a round is over, or to be ended.
- * Return: 0: it is over; WARM_DONE: that is all; WARM_LOST; WARM_REFUSED; or -errno; with @err set.
+ * Return: 0: it is over; WARM_DONE: that is all; WARM_LOOK; WARM_REFUSED; or -errno; with @err set.
  */
 static int await_round(struct rounds *r, struct error *err)
 {
@@ -290,6 +359,8 @@ static int await_round(struct rounds *r, struct error *err)
 			return 0;
 		if (!over && check_bulk(m, err))
 			return WARM_REFUSED;
+		if (!over && is_look_due(r, now_ns))
+			return WARM_LOOK;
 		given = conductor_wait(m, any,
 		                       over && r->not_before_ns <
 		                                               now_ns + WARM_LOOK_MS * NSEC_PER_MSEC
@@ -303,31 +374,38 @@ static int await_round(struct rounds *r, struct error *err)
 	}
 }
 
-static void begin_round(struct rounds *r)
+/* From now until the next harvest. */
+static void set_pace(struct rounds *r)
 {
-	struct migration *m = r->k->m;
 	uint64_t least_ns = HARVEST_PART * r->harvest_ns;
 
 	if (least_ns < ROUND_MIN_MS * NSEC_PER_MSEC)
 		least_ns = ROUND_MIN_MS * NSEC_PER_MSEC;
+	r->not_before_ns = clock_now_ns() + least_ns;
+	conductor_take_back(r->k->m, ORDER_ROUND);
+}
+
+static void begin_round(struct rounds *r)
+{
+	struct migration *m = r->k->m;
+
 	r->began_ns = clock_now_ns();
 	r->began_bytes = stat_get(&pull_stats(m->pull)->bulk_bytes);
-	r->not_before_ns = r->began_ns + least_ns;
-	conductor_take_back(m, ORDER_ROUND);
+	set_pace(r);
 	pull_warm_go(m->pull);
 }
 
-/* Round after round. Return: WARM_DONE or WARM_REFUSED, held; or -errno; with @err set. */
+/*
+ * To its end, with nobody filling, and what was written known.
+ * Return: 0: it is over; WARM_DONE: that is all; WARM_REFUSED; or -errno; with @err set.
+ */
 static int go_round(struct rounds *r, struct error *err)
 {
 	struct migration *m = r->k->m;
 
-	for (;;) {
-		bool ended, last;
-		int rc;
+	for (begin_round(r);; set_pace(r), pull_warm_go_on(m->pull)) {
+		int rc = await_round(r, err), synced;
 
-		begin_round(r);
-		rc = await_round(r, err);
 		if (rc < 0)
 			return rc;
 		pull_warm_hold(m->pull);
@@ -335,15 +413,29 @@ static int go_round(struct rounds *r, struct error *err)
 			return -ECANCELED;
 		if (rc == WARM_REFUSED)
 			return rc;
-		ended = rc == WARM_DONE;
-		last = ended || is_last_round(m);
 		/* Also at the end: what this tells the downtime need not. */
-		rc = sync_round(r, err);
+		synced = sync_round(r, err);
+		if (synced)
+			return synced;
+		if (rc != WARM_LOOK)
+			return rc;
+		if (is_futile(r))
+			return WARM_DONE;
+	}
+}
+
+/* Round after round. Return: WARM_DONE or WARM_REFUSED, held; or -errno; with @err set. */
+static int go_rounds(struct rounds *r, struct error *err)
+{
+	for (;;) {
+		int rc = go_round(r, err);
+		bool last;
+
 		if (rc)
 			return rc;
-		if (!ended)
-			note_round(r);
-		if (last || is_converged(m))
+		last = is_last_round(r->k->m);
+		note_round(r);
+		if (last || is_converged(r->k->m))
 			return WARM_DONE;
 	}
 }
@@ -418,7 +510,7 @@ static int try_once(struct conductor *k, struct error *err)
 		conductor_note(k->m, "");
 		r.harvested_ns = clock_now_ns();
 		begin_warm(&r);
-		rc = go_round(&r, err);
+		rc = go_rounds(&r, err);
 		if (rc == WARM_DONE)
 			rc = end_warm(&r, err);
 		if (!rc)
