@@ -22,6 +22,8 @@
 #define CONGESTED_FRAMES 1024u
 #define CONGESTED_BYTES (64u << 10)
 
+#define NOT_ANY_MORE "this caller may not connect any more"
+
 struct output {
 	uv_write_t write;
 	uint8_t bytes[];
@@ -276,6 +278,32 @@ static int open_session(struct grpc_connection *c)
 	return 0;
 }
 
+static enum grpc_role role_by_name(const struct grpc_connection *c)
+{
+	switch (tls_pipe_judge(c->tls)) {
+	case TLS_PIPE_ALLOWED:
+		return GRPC_OPERATOR;
+	case TLS_PIPE_LIMITED:
+		return GRPC_READER;
+	default:
+		return GRPC_NOBODY;
+	}
+}
+
+void connection_judge(struct grpc_connection *c)
+{
+	if (c->state != CONNECTION_PREFACE && c->state != CONNECTION_OPEN)
+		return;
+	c->peer.role = c->peer.local ? listener_role_of(&c->server->local, c) : role_by_name(c);
+	if (c->peer.role != GRPC_NOBODY)
+		return;
+	server_refused(c->server, &c->peer, c->peer.local ? REFUSED_GROUP : REFUSED_CERTIFICATE,
+	               NOT_ANY_MORE);
+	session_goaway(c, NGHTTP2_INADEQUATE_SECURITY, NOT_ANY_MORE);
+	c->last_words = true;
+	connection_wake(c);
+}
+
 /* Return: 0 when done, -EAGAIN; -ECONNABORTED where the peer is turned away. */
 static int shake_hands(struct grpc_connection *c)
 {
@@ -291,7 +319,12 @@ static int shake_hands(struct grpc_connection *c)
 		return -ECONNABORTED;
 	}
 	snprintf(c->peer_name, sizeof c->peer_name, "%s", tls_pipe_peer_name(c->tls));
-	c->peer.role = tls_pipe_peer_is_limited(c->tls) ? GRPC_READER : GRPC_OPERATOR;
+	c->peer.role = role_by_name(c);
+	/* Other names came while it shook hands. */
+	if (c->peer.role == GRPC_NOBODY) {
+		server_refused(c->server, &c->peer, REFUSED_CERTIFICATE, NOT_ANY_MORE);
+		return -ECONNABORTED;
+	}
 	return open_session(c);
 }
 

@@ -57,6 +57,14 @@ static enum grpc_role role_of(int fd, const struct ucred *cred, const struct grp
 	return peer_is_allowed(fd, cred, g->readers, g->n_readers) ? GRPC_READER : GRPC_NOBODY;
 }
 
+enum grpc_role listener_role_of(const struct grpc_listener *l, const struct grpc_connection *c)
+{
+	const struct ucred cred = { .uid = c->peer.uid, .gid = c->peer.gid, .pid = c->peer.pid };
+	int fd;
+
+	return uv_fileno(&c->handle, &fd) ? GRPC_NOBODY : role_of(fd, &cred, &l->groups);
+}
+
 static void accept_local(struct grpc_listener *l, int accepted)
 {
 	_cleanup_close_ int fd = accepted;

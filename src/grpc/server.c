@@ -98,6 +98,12 @@ int grpc_server_new(uv_loop_t *loop, const struct grpc_server_config *config,
 	return 0;
 }
 
+void grpc_server_judge(struct grpc_server *s)
+{
+	for (struct grpc_connection *c = s->connections; c; c = c->next)
+		connection_judge(c);
+}
+
 void grpc_server_drain(struct grpc_server *s)
 {
 	if (s->draining)

@@ -83,7 +83,7 @@ struct grpc_call;
 
 /* Who calls. */
 struct grpc_peer {
-	enum grpc_role role; /* since it has connected */
+	enum grpc_role role; /* grpc_server_judge() may change it */
 	bool local;          /* over a unix socket: uid, gid, pid are the kernel's word */
 	uid_t uid;
 	gid_t gid;
@@ -151,6 +151,14 @@ int grpc_server_listen_tls(struct grpc_server *s, const struct grpc_listen_tls *
 
 /* For those who connect from now on; copied. Return: 0 or -ENOMEM: all is as it was. */
 int grpc_server_set_groups(struct grpc_server *s, const struct grpc_groups *groups);
+
+/*
+ * grpc_server_judge() - look at all who are connected by the groups and names of now
+ *
+ * Each has the role that it would have if it connected; whoever would be turned away is, and its
+ * calls with it.
+ */
+void grpc_server_judge(struct grpc_server *s);
 
 /* The TCP port it listens on; 0: none. The listeners' descriptors, borrowed; -1, or n = 0: none. */
 unsigned int grpc_server_port(const struct grpc_server *s);

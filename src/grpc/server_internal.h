@@ -210,6 +210,8 @@ bool share_has_answer(const struct grpc_connection *c);
 /* listener.c */
 
 void listener_init(struct grpc_listener *l, struct grpc_server *s);
+/* What a local connection may do, by the groups as they are now. */
+enum grpc_role listener_role_of(const struct grpc_listener *l, const struct grpc_connection *c);
 void listener_stop(struct grpc_listener *l);
 void listener_close(struct grpc_listener *l);
 
@@ -228,6 +230,8 @@ void connection_turn(struct grpc_connection *c);
 /* Wake it at @at_ns at the latest. */
 void connection_arm(struct grpc_connection *c, uint64_t at_ns);
 void connection_drain(struct grpc_connection *c);
+/* Who may call is told anew: its role is another, or its end has come. */
+void connection_judge(struct grpc_connection *c);
 /* At once; or, from inside it, as soon as it is left. */
 void connection_close(struct grpc_connection *c);
 /* With a last word to each call that runs. */

@@ -39,6 +39,8 @@ void control_set(struct control *c, const struct options *o, const struct groups
 	open_up(o);
 	if (grpc_server_set_groups(rpc_server(c->rpc), &groups))
 		log_error("control-group: out of memory; those of before stay");
+	/* By these, and by the names that its certificates were loaded with. */
+	grpc_server_judge(rpc_server(c->rpc));
 	rpc_set_limits(c->rpc, (unsigned int)o->max_streams, o->bandwidth_bytes_per_s);
 }
 

@@ -564,3 +564,16 @@ int tls_check_peer(const struct tls_context *ctx, SSL *ssl, struct tls_peer *pee
 		                 (const char *)ctx->alpn_wire + 1);
 	return 0;
 }
+
+bool tls_judge_peer(struct tls_context *ctx, const SSL *ssl, struct tls_peer *ret)
+{
+	X509 *cert = SSL_get1_peer_certificate(ssl);
+	bool allowed;
+
+	/* Who loads others frees these. */
+	pthread_mutex_lock(&ctx->lock);
+	allowed = cert && find_name(SSL_CTX_get_ex_data(ctx->server, rules_index), cert, ret);
+	pthread_mutex_unlock(&ctx->lock);
+	X509_free(cert);
+	return allowed;
+}

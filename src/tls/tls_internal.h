@@ -106,4 +106,11 @@ int tls_refusal(const SSL *ssl, const struct tls_peer *peer, struct error *err);
 int tls_check_peer(const struct tls_context *ctx, SSL *ssl, struct tls_peer *peer,
                    struct error *err);
 
+/*
+ * tls_judge_peer() - of a connection that stands, by the names that were loaded last
+ *
+ * Its certificate itself was judged in the handshake. Return: whether it would be let in.
+ */
+bool tls_judge_peer(struct tls_context *ctx, const SSL *ssl, struct tls_peer *ret);
+
 #endif

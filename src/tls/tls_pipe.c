@@ -9,7 +9,7 @@
 #include "tls/tls_internal.h"
 
 struct tls_pipe {
-	const struct tls_context *ctx;
+	struct tls_context *ctx;
 	SSL *ssl;
 	struct tls_key_use key_use;
 	BIO *in;  /* ssl's */
@@ -144,9 +144,13 @@ size_t tls_pipe_take(struct tls_pipe *p, void *buf, size_t size)
 	return 0;
 }
 
-bool tls_pipe_peer_is_limited(const struct tls_pipe *p)
+enum tls_pipe_peer tls_pipe_judge(const struct tls_pipe *p)
 {
-	return p->peer.is_limited;
+	struct tls_peer peer;
+
+	if (!tls_judge_peer(p->ctx, p->ssl, &peer))
+		return TLS_PIPE_REFUSED;
+	return peer.is_limited ? TLS_PIPE_LIMITED : TLS_PIPE_ALLOWED;
 }
 
 const char *tls_pipe_peer_name(const struct tls_pipe *p)

@@ -39,10 +39,17 @@ int tls_pipe_write(struct tls_pipe *p, const void *buf, size_t len);
 size_t tls_pipe_pending(const struct tls_pipe *p);
 size_t tls_pipe_take(struct tls_pipe *p, void *buf, size_t size);
 
-/* After the handshake: whether none of its names is among the allowed ones, but a limited one. */
-bool tls_pipe_peer_is_limited(const struct tls_pipe *p);
+/* Who a peer is: the most that one of its names is. */
+enum tls_pipe_peer {
+	TLS_PIPE_REFUSED, /* it was let in by names of before */
+	TLS_PIPE_LIMITED,
+	TLS_PIPE_ALLOWED,
+};
 
-/* The name that was allowed, or the one that was not. */
+/* After the handshake, and any time later: by the names that the context was loaded with last. */
+enum tls_pipe_peer tls_pipe_judge(const struct tls_pipe *p);
+
+/* The name that was allowed in the handshake, or the one that was not. */
 const char *tls_pipe_peer_name(const struct tls_pipe *p);
 
 #endif

@@ -19,6 +19,7 @@ import stream
 from control_client import Client
 from keeper import KeptDaemon
 from pki import Identity
+from test_grpc import refusal, tcp_target
 
 SIZE = 1 << 20
 PAGE = pyvmm.PAGE
@@ -290,3 +291,53 @@ def test_the_last_name_that_goes_leaves_nobody(host, pki):
     for identity in (pki.controller, pki.stranger):
         with Client(target, identity) as client, pytest.raises(grpc.RpcError):
             client.host("GetInfo")
+
+
+def test_a_connection_that_stands_is_judged_again(host, pki):
+    """An operator whose name was taken out could cancel guests for as long as it stayed connected."""
+    path = host.dir / "own.conf"
+    config = "[control]\ncontrol-listen=127.0.0.1:0\n"
+    path.write_text(config + "control-allow=postcopy:controller\ncontrol-allow=postcopy:stranger\n")
+    daemon = host.daemon("source", identity=pki.server, extra=["--config", path])
+    daemon.prepare_source("vm1")
+    target = tcp_target(daemon)
+    with Client(target, pki.controller) as operator, Client(target, pki.stranger) as other:
+        watch, theirs = (client.migrations("Watch", id="vm1") for client in (operator, other))
+        assert next(watch).id == next(theirs).id == "vm1"
+        reload(daemon, path, config + "control-allow=postcopy:controller\ncontrol-read=postcopy:stranger\n")
+        # On the same connection: what runs goes on, and it changes nothing any more.
+        assert next(theirs).id == "vm1"
+        refusal(grpc.StatusCode.PERMISSION_DENIED, other.migrations, "Cancel", id="vm1")
+        reload(daemon, path, config + "control-allow=postcopy:controller\n")
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in theirs:
+                pass
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        refusal(grpc.StatusCode.UNAVAILABLE, other.migrations, "Get", id="vm1")
+        assert next(watch).id == "vm1" and daemon.state("vm1") == "prepared"
+        operator.migrations("Cancel", id="vm1")
+    assert re.search(r"postcopy:stranger.* may not connect any more", daemon.log())
+    with Client("unix:%s" % daemon.control_path) as root:
+        assert root.host("GetInfo").version
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="other users' processes need root")
+def test_a_local_connection_that_stands_is_judged_again(host):
+    allowed = grp.getgrgid(4)
+    host.dir.chmod(0o755)
+    path = host.dir / "own.conf"
+    path.write_text("[control]\ncontrol-group=%s\n" % allowed.gr_name)
+    daemon = host.daemon("source", extra=["--config", path])
+    daemon.prepare_source("vm1")
+    watching = subprocess.Popen(
+        ["setpriv", "--reuid", "65534", "--regid", str(allowed.gr_gid), "--clear-groups",
+         harness.BUILD / "src/ctl/postcopyctl", "watch", "vm1", "--json", "--control",
+         daemon.control_path], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True)
+    assert "prepared" in watching.stdout.readline()
+    reload(daemon, path, "[control]\ncontrol-read-group=%s\n" % allowed.gr_name)
+    assert watching.poll() is None
+    reload(daemon, path, "")
+    _, told = watching.communicate(timeout=harness.DEADLINE_S)
+    assert watching.returncode != 0 and "may not connect any more" in told
+    assert daemon.state("vm1") == "prepared"
