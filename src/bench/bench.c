@@ -99,6 +99,10 @@ static const struct option_spec bench_specs[] = {
 	  400000 },
 	{ "qdisc", OPTION_CHOICE, BENCH(qdisc), "fifo|prio",
 	  "that queue: one, or three bands by priority (fifo)", .choices = { "fifo", "prio" } },
+	{ "beside", OPTION_UINT, BENCH(beside), "N",
+	  "move so many further guests of the same kind at the same\ntime; they are not measured, "
+	  "but for their faults and total (0)",
+	  0, BENCH_BESIDE_MAX },
 	{ "trace", OPTION_CHOICE, BENCH(trace), "MODE",
 	  "measure the guest's stalls by eBPF: auto, fentry, kprobe,\ntracepoint or off (auto)",
 	  .choices = { "auto", "fentry", "kprobe", "tracepoint", "off" } },
@@ -160,6 +164,7 @@ static int check_host(struct bench *b, struct error *err)
 	const struct bench_options *o = b->options;
 	size_t backend = backend_index(o->backend);
 	uint64_t huge = backends[backend].huge_page_bytes;
+	uint64_t bytes = 2 * (1 + o->beside) * o->memory_bytes; /* of all guests, on both sides */
 	const struct probe_backend *can;
 	struct probe probe;
 	int r;
@@ -169,11 +174,10 @@ static int check_host(struct bench *b, struct error *err)
 	if (o->memory_bytes % (huge ? huge : 4096))
 		return error_set(err, -EINVAL, "--memory is no multiple of the page size, %s",
 		                 text_bytes((double)(huge ? huge : 4096)).s);
-	r = huge ? hugepages_ensure(huge, 2 * o->memory_bytes / huge, o->hugepages, &b->hugepages,
-	                            err)
-	         : host_memory_check(2 * o->memory_bytes + SPARE_BYTES, err);
+	r = huge ? hugepages_ensure(huge, bytes / huge, o->hugepages, &b->hugepages, err)
+	         : host_memory_check(bytes + SPARE_BYTES, err);
 	if (!r && huge && !o->cold)
-		host_memory_warm(2 * o->memory_bytes, huge);
+		host_memory_warm(bytes, huge);
 	if (!r)
 		r = probe_run(&probe, err);
 	if (r < 0)

@@ -32,6 +32,9 @@
 #include "ctl/warm_options.h"
 #include "util/error.h"
 
+/* Guests that may move beside the one that is measured. */
+#define BENCH_BESIDE_MAX 7u
+
 struct bench_options {
 	const char *backend;
 	const char *workload;
@@ -56,6 +59,7 @@ struct bench_options {
 	uint64_t rtt_us;
 	uint64_t queue_ms;
 	uint64_t cross_mbit;
+	uint64_t beside; /* further guests that move at the same time */
 	const char *qdisc;
 	bool floors;
 	bool hugepages;

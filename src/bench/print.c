@@ -51,6 +51,11 @@ static void print_setting(struct json_object *r, size_t runs)
 	printf("  stream     %s bulk connections and an urgent one, %s, map %s\n",
 	       count_at(r, "streams").s, json_string_or(r, "tls", "?"),
 	       json_string_or(r, "map", "?"));
+	if (json_find(r, "beside"))
+		printf("  beside     %s more: fault p99 of the worst %s, total of the slowest "
+		       "%s\n",
+		       count_at(r, "beside.guests").s, duration_at(r, "beside.fault_p99_us").s,
+		       number_at(r, "beside.total_ms", text_duration, 1000).s);
 	if (json_find(r, "link"))
 		printf("  link       %s Mbit/s, round trip %s, queue of %s ms (%s), used %.0f %%\n",
 		       count_at(r, "link.mbit").s, duration_at(r, "link.rtt_us").s,

@@ -40,6 +40,9 @@ int bench_qemu_check(const struct bench_options *o, struct error *err)
 	if (o->native && (o->link_mbit || o->bandwidth_bytes_per_s))
 		return error_set(err, -EINVAL,
 		                 "--link-mbit and --bandwidth are of postcopyd: not with --native");
+	if (o->beside)
+		return error_set(err, -EINVAL,
+		                 "--beside is of minivmm's guests: not with --vmm qemu");
 	if (o->runs > RUNS_MAX)
 		return error_set(err, -EINVAL, "--vmm qemu makes %d --runs at most", RUNS_MAX);
 	return 0;

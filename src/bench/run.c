@@ -171,6 +171,7 @@ int bench_prepare(struct bench *b, const char *id, bool bulk, struct error *err)
 /* One run's own things. */
 struct run {
 	struct bench *b;
+	unsigned int guest; /* 0: the one that is measured; else one beside it */
 	char id[32];
 	struct process source_vmm;
 	struct process destination_vmm;
@@ -186,10 +187,24 @@ struct run {
 	struct progress progress;
 };
 
+/* One side of one guest, in names of files. */
+static void side_name(const struct run *run, bool source, char ret[24])
+{
+	const char *side = source ? "source" : "destination";
+
+	if (run->guest)
+		snprintf(ret, 24, "%s-%u", side, run->guest);
+	else
+		snprintf(ret, 24, "%s", side);
+}
+
 /* Where the guest's progress on one side is written down. */
 static void progress_path(const struct run *run, bool source, char ret[128])
 {
-	snprintf(ret, 128, "%s/%s.progress", run->b->dir, source ? "source" : "destination");
+	char side[24];
+
+	side_name(run, source, side);
+	snprintf(ret, 128, "%s/%s.progress", run->b->dir, side);
 }
 
 static int start_vmm(struct run *run, bool source, struct error *err)
@@ -197,7 +212,7 @@ static int start_vmm(struct run *run, bool source, struct error *err)
 	const struct bench_options *o = run->b->options;
 	const char *side = source ? "source" : "destination";
 	char memory[24], vcpus[24], writes[24], zeroes[24], seed[24], pad[24], think[24];
-	char socket[128], work[128], log[PATH_MAX], name[48];
+	char socket[128], work[128], log[PATH_MAX], name[48], file[24];
 	/* clang-format off */
 	char *const argv[] = {
 		run->b->vmm_path,
@@ -221,8 +236,9 @@ static int start_vmm(struct run *run, bool source, struct error *err)
 	snprintf(pad, sizeof pad, "%" PRIu64, o->vmstate_pad_bytes);
 	snprintf(socket, sizeof socket, "%s/%s.vmm", run->b->dir, side);
 	progress_path(run, source, work);
-	snprintf(log, sizeof log, "%.*s/%s-minivmm.log", PATH_MAX - 64, run->b->log_dir, side);
-	snprintf(name, sizeof name, "the %s's minivmm", side);
+	side_name(run, source, file);
+	snprintf(log, sizeof log, "%.*s/%s-minivmm.log", PATH_MAX - 64, run->b->log_dir, file);
+	snprintf(name, sizeof name, "the %s's minivmm", file);
 	return process_start(source ? &run->source_vmm : &run->destination_vmm, name, argv, log,
 	                     err);
 }
@@ -379,25 +395,22 @@ static void add_cpu(const struct run *run, struct json_object *result)
 	json_object_object_add(result, "cpu_s_per_gib", cpu);
 }
 
-static int migrate(struct run *run, struct error *err)
+static int start(struct run *run, struct error *err)
 {
 	struct client_warm warm;
-	_cleanup_json_ struct json_object *last = NULL;
-	int r;
+	int r = client_start(run->b->destination, run->id, false,
+	                     warm_args_policy(&run->b->options->warm, &warm), NULL, NULL, err);
 
-	/* The source's guest has its memory by now: what this leaves is the destination's. */
-	if (!run->b->options->cold)
-		host_memory_warm(run->b->options->memory_bytes, 0);
-	count_costs(run);
-	run->course.start_us = now_us();
-	r = client_start(run->b->destination, run->id, false,
-	                 warm_args_policy(&run->b->options->warm, &warm), NULL, NULL, err);
-	if (r < 0)
-		return error_prefix(err, "starting");
 	run->moved_ns = clock_now_ns();
-	r = client_watch(run->b->watcher, run->id, NULL, WATCH_INTERVAL_MS, follow, run, &last,
-	                 err);
-	count_costs(run);
+	return r < 0 ? error_prefix(err, "starting") : 0;
+}
+
+static int await_end(struct run *run, struct error *err)
+{
+	_cleanup_json_ struct json_object *last = NULL;
+	int r = client_watch(run->b->watcher, run->id, NULL, WATCH_INTERVAL_MS, follow, run, &last,
+	                     err);
+
 	if (!run->b->quiet)
 		fprintf(stderr, "\r\033[K");
 	if (r < 0)
@@ -407,6 +420,25 @@ static int migrate(struct run *run, struct error *err)
 		                 json_string_or(last, "state", "without a state"),
 		                 json_string_or(last, "reason", "no reason given"));
 	return 0;
+}
+
+/* @runs: the one that is measured, and those beside it. */
+static int migrate(struct run *runs, size_t n, struct error *err)
+{
+	struct bench *b = runs->b;
+	int r = 0;
+
+	/* The source's guest has its memory by now: what this leaves is the destination's. */
+	if (!b->options->cold)
+		host_memory_warm(n * b->options->memory_bytes, 0);
+	count_costs(runs);
+	runs->course.start_us = now_us();
+	for (size_t i = 0; !r && i < n; i++)
+		r = start(&runs[i], err);
+	if (!r)
+		r = await_end(runs, err);
+	count_costs(runs);
+	return r;
 }
 
 /* What the VMMs have said by now: when what was, and the guest's verdict. */
@@ -487,6 +519,46 @@ static int add_work(struct run *run, struct json_object *result, struct error *e
 	return 0;
 }
 
+/* A guest beside the one that is measured: it must be whole as well. */
+static int end_beside(struct run *run, double *fault_p99_us, double *total_ms, struct error *err)
+{
+	_cleanup_json_ struct json_object *verdict = NULL;
+	_cleanup_json_ struct json_object *migration = NULL;
+	int r = await_end(run, err);
+	double value;
+
+	if (!r)
+		r = hear_verdict(run, &verdict, err);
+	if (!r)
+		r = client_get(run->b->destination, run->id, NULL, &migration, err);
+	if (r < 0)
+		return r;
+	if (json_count_or(verdict, "pages_bad", 1))
+		return error_set(err, -EIO, "a guest beside it has bad pages");
+	value = json_number_or(migration, "fault_us.p99", 0);
+	*fault_p99_us = value > *fault_p99_us ? value : *fault_p99_us;
+	value = json_number_or(migration, "total_ms", 0);
+	*total_ms = value > *total_ms ? value : *total_ms;
+	return finish(run, err);
+}
+
+/* All of them; the worst of what they met goes into @result. */
+static int end_all_beside(struct run *others, size_t n, struct json_object *result,
+                          struct error *err)
+{
+	struct json_object *beside = json_object_new_object();
+	double fault_p99_us = 0, total_ms = 0;
+	int r = 0;
+
+	json_object_object_add(result, "beside", beside);
+	for (size_t i = 0; !r && i < n; i++)
+		r = end_beside(&others[i], &fault_p99_us, &total_ms, err);
+	json_set_count(beside, "guests", n);
+	json_set_number(beside, "fault_p99_us", fault_p99_us);
+	json_set_number(beside, "total_ms", total_ms);
+	return r < 0 ? error_prefix(err, "beside it") : 0;
+}
+
 /* A daemon that has closed its connection may have died: what of is the news, then. */
 static int name_the_dead(struct run *run, struct error *err)
 {
@@ -503,38 +575,65 @@ static int name_the_dead(struct run *run, struct error *err)
 	return -EPIPE;
 }
 
-int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, struct error *err)
+static int enter(struct run *run, unsigned int n, struct error *err)
 {
-	_cleanup_json_ struct json_object *result = NULL;
-	struct run run = {
-		.b = b,
-		.source_vmm = PROCESS_INIT,
-		.destination_vmm = PROCESS_INIT,
-		.bulk_on = !b->options->idle_faults,
-	};
 	int r;
 
-	snprintf(run.id, sizeof run.id, "bench-%d-%u", (int)getpid(), n);
-	r = bench_prepare(b, run.id, run.bulk_on, err);
+	if (run->guest)
+		snprintf(run->id, sizeof run->id, "bench-%d-%u-%u", (int)getpid(), n, run->guest);
+	else
+		snprintf(run->id, sizeof run->id, "bench-%d-%u", (int)getpid(), n);
+	r = bench_prepare(run->b, run->id, run->bulk_on, err);
+	return r < 0 ? r : attach_vmms(run, err);
+}
+
+static int run_guests(struct run *runs, size_t n_guests, unsigned int n, struct json_object **ret,
+                      struct error *err)
+{
+	_cleanup_json_ struct json_object *result = NULL;
+	int r = 0;
+
+	for (size_t i = n_guests; !r && i--;)
+		r = enter(&runs[i], n, err);
 	if (!r)
-		r = attach_vmms(&run, err);
+		r = watch_steady_state(runs, err);
 	if (!r)
-		r = watch_steady_state(&run, err);
+		r = migrate(runs, n_guests, err);
 	if (!r)
-		r = migrate(&run, err);
-	if (!r)
-		r = collect(&run, &result, err);
+		r = collect(runs, &result, err);
 	/* Where pages are bad that is the news, not how the VMM ended. */
 	if (!r && bench_result_good(result, NULL)) {
-		r = finish(&run, err);
+		r = finish(runs, err);
 		if (!r)
-			r = add_work(&run, result, err);
+			r = add_work(runs, result, err);
+		if (!r && n_guests > 1)
+			r = end_all_beside(runs + 1, n_guests - 1, result, err);
 	}
-	if (r == -EPIPE)
-		r = name_the_dead(&run, err);
-	process_stop(&run.destination_vmm);
-	process_stop(&run.source_vmm);
 	if (!r)
 		*ret = steal_ptr(&result);
+	return r;
+}
+
+int bench_migrate(struct bench *b, unsigned int n, struct json_object **ret, struct error *err)
+{
+	struct run runs[1 + BENCH_BESIDE_MAX];
+	size_t n_guests = 1 + b->options->beside;
+	int r;
+
+	for (size_t i = 0; i < n_guests; i++)
+		runs[i] = (struct run){
+			.b = b,
+			.guest = (unsigned int)i,
+			.source_vmm = PROCESS_INIT,
+			.destination_vmm = PROCESS_INIT,
+			.bulk_on = !i ? !b->options->idle_faults : true,
+		};
+	r = run_guests(runs, n_guests, n, ret, err);
+	if (r == -EPIPE)
+		r = name_the_dead(runs, err);
+	for (size_t i = n_guests; i--;) {
+		process_stop(&runs[i].destination_vmm);
+		process_stop(&runs[i].source_vmm);
+	}
 	return r;
 }

@@ -96,7 +96,8 @@ def test_bench_prints_its_contract():
     # The guest stood still for the downtime, and not for longer than it all took.
     assert result["steady_accesses_per_s"] > 0
     assert 0 < result["longest_gap_us"] <= result["total_ms"] * 1000 + 1000
-    assert result["work_lost_ms"] <= result["total_ms"] * 1.1
+    # It is counted from the call that starts it on, which takes its time on a busy host.
+    assert result["work_lost_ms"] <= result["total_ms"] * 1.1 + 1000
     assert "warm" not in result
     parts = result["work_lost_parts_ms"]
     assert abs(sum(parts.values()) - result["work_lost_ms"]) < 0.01
@@ -160,6 +161,15 @@ def test_bench_by_a_link(more):
     assert 0 < link["used"] <= 1.05
     if link["rtt_us"]:
         assert result["fault_us"]["p50"] >= link["rtt_us"]
+
+
+@needs_kvm
+def test_bench_of_guests_side_by_side():
+    done = bench("--json", "--vcpus", 1, "--memory", "64M", "--beside", 2)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["beside"]["guests"] == 2
+    assert result["beside"]["fault_p99_us"] > 0 and result["beside"]["total_ms"] > 0
 
 
 @needs_kvm
