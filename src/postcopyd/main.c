@@ -37,7 +37,7 @@
 /* And whether there is more to say of who was turned away. */
 #define REFUSED_LOOK_MS 5000u
 /* What is as large is given back to the kernel as soon as it is freed. */
-#define MAPPED_FROM_BYTES (128 * 1024)
+#define MAPPED_FROM_BYTES (48 * 1024)
 
 enum exit_status {
 	EXIT_OK = 0,

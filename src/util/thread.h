@@ -31,6 +31,13 @@ void thread_prefer_promptness(void);
 void thread_prefer_throughput(void);
 
 /*
+ * thread_give_back_stack() - the memory that the calling thread's stack has taken deeper than now
+ *
+ * For one that has done what goes deep (a TLS handshake), and then lives on for long.
+ */
+void thread_give_back_stack(void);
+
+/*
  * thread_own_time_ns() - the time, without what the calling thread has waited for a CPU
  *
  * For a limit on what it does: a busy host must not make it shorter. What it waits for otherwise (a

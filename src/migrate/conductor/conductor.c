@@ -457,6 +457,7 @@ static int warm(struct conductor *k, struct error *err)
 		if (!rc) {
 			conductor_note(m, "");
 			migration_post(m, NEWS_WARM);
+			thread_give_back_stack();
 			rc = warm_up(k, err);
 		}
 		/* Who has warmed goes on over the very connection on which it did. */
