@@ -201,6 +201,7 @@ static void migration_free(struct migration *m)
 	pull_free(m->pull);
 	page_source_unref(m->source);
 	close_fd(&m->vmstate_fd);
+	admission_forget_place(m);
 	record_deinit(&m->record);
 	dialing_deinit(&m->dialing);
 	takeover_forget(m);

@@ -128,6 +128,11 @@ struct migration {
 	uint64_t started_ns, resumed_ns, ended_ns;
 	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
 	uint64_t waits_since_ms; /* for its VMM, by the loop's clock */
+	struct {
+		pid_t pid; /* of its VMM, when it was looked for; 0: it was not */
+		bool is_legacy;
+		char *cgroup; /* NULL: not known */
+	} counted;            /* where its memory is (migrate/admission.h) */
 	struct bandwidth_part bandwidth;
 	struct migration_limits limits; /* all are given */
 	/* source */

@@ -470,7 +470,7 @@ static enum exit_status daemon_run(struct daemon *d)
 		log_error("%s", err.text);
 		daemon_close(d);
 	} else {
-		thread_prefer_promptness();
+		thread_prefer_control();
 		certificates_init(&d->certificates, &d->loop,
 		                  (struct tls_context *[]){ d->tls, control_tls(d->control) }, 2,
 		                  d->metrics);

@@ -53,13 +53,16 @@ void all_faults(const struct pull_stats *s, struct histogram *ret)
 
 static Postcopy__V1__Latency latency_message(const struct histogram *h)
 {
+	static const unsigned int shares[] = { 500, 900, 990, 999 };
 	Postcopy__V1__Latency l = POSTCOPY__V1__LATENCY__INIT;
+	uint64_t ns[4];
 
+	histogram_quantiles(h, shares, 4, ns);
 	l.count = atomic_load(&h->count);
-	l.p50_ns = histogram_quantile(h, 500);
-	l.p90_ns = histogram_quantile(h, 900);
-	l.p99_ns = histogram_quantile(h, 990);
-	l.p999_ns = histogram_quantile(h, 999);
+	l.p50_ns = ns[0];
+	l.p90_ns = ns[1];
+	l.p99_ns = ns[2];
+	l.p999_ns = ns[3];
 	l.max_ns = atomic_load(&h->max);
 	return l;
 }

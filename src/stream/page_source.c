@@ -352,6 +352,7 @@ static void stop_log(struct page_source *s)
 static void *stop_log_main(void *arg)
 {
 	thread_set_name("stop-log");
+	thread_prefer_promptness();
 	stop_log(arg);
 	return NULL;
 }

@@ -16,6 +16,7 @@
 #define STACK_BYTES (512 * 1024)
 #define STACK_KEPT_PAGES 2u
 #define LATENCY_NICE (-15)
+#define CONTROL_NICE (-10)
 #define SHORT_SLICE_NS (100 * NSEC_PER_USEC)
 #define LONG_SLICE_NS (20 * NSEC_PER_MSEC)
 #define UNTOLD (~0ull)
@@ -90,6 +91,11 @@ void thread_prefer_latency(void)
 void thread_prefer_promptness(void)
 {
 	set_scheduling(SCHED_OTHER, 0, SHORT_SLICE_NS);
+}
+
+void thread_prefer_control(void)
+{
+	set_scheduling(SCHED_OTHER, CONTROL_NICE, SHORT_SLICE_NS);
 }
 
 void thread_prefer_throughput(void)
