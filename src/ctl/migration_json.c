@@ -346,8 +346,9 @@ static void add_bandwidth(struct json_object *o, const Postcopy__V1__Bandwidth *
 /* Null where it waits for nothing. */
 static void add_waiting(struct json_object *o, const Postcopy__V1__Waiting *w)
 {
-	static const char *const whats[] = { "unknown", "source", "pause",       "vmstate", "load",
-		                             "resume",  "memory", "destination", "turn" };
+	static const char *const whats[] = { "unknown", "source",    "pause",  "vmstate",
+		                             "load",    "resume",    "memory", "destination",
+		                             "turn",    "switchover" };
 	unsigned int what = w ? (unsigned int)w->what : 0;
 	struct json_object *waiting;
 
@@ -651,6 +652,7 @@ struct json_object *budget_json(const Postcopy__V1__Budget *b)
 	json_set_count(o, "incoming", b->incoming);
 	json_set_count(o, "max_incoming", b->max_incoming);
 	json_set_count(o, "queued", b->queued);
+	json_set_count(o, "held", b->held);
 	json_set_count(o, "outgoing", b->outgoing);
 	json_set_count(o, "max_outgoing", b->max_outgoing);
 	json_set_count(o, "descriptors", b->descriptors);

@@ -195,6 +195,8 @@ static void print_waiting(struct json_object *m)
 		{ "resume", "its VMM to run the guest" },
 		{ "memory", "memory for pages that have come" },
 		{ "destination", "the destination" },
+		{ "turn", "its turn to come in" },
+		{ "switchover", "somebody to say switchover" },
 	};
 	const char *what = json_string_or(m, "waiting.for", "");
 	uint64_t tries = json_count_or(m, "waiting.tries", 0);

@@ -14,6 +14,7 @@
 #include "migrate/bandwidth.h"
 #include "migrate/budget.h"
 #include "migrate/queue.h"
+#include "migrate/wait.h"
 #include "util/cleanup.h"
 
 /* Of /proc/PID/cgroup: all hierarchies of a process, a path each. */
@@ -531,6 +532,15 @@ static void add_pools(struct migrations *ms, const struct migration *m,
 	}
 }
 
+static unsigned int count_held(const struct migrations *ms)
+{
+	unsigned int n = 0;
+
+	for (struct migration *m = ms->list; m; m = m->next)
+		n += migration_get_wait(m).what == MIGRATION_WAITS_SWITCHOVER;
+	return n;
+}
+
 void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret)
 {
 	uint64_t available = read_available(), descriptors = most_descriptors();
@@ -542,6 +552,7 @@ void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret)
 		.incoming = count_under_way(ms, MIGRATION_DESTINATION),
 		.max_incoming = ms->config.max_incoming,
 		.queued = queue_length(ms),
+		.held = count_held(ms),
 		.outgoing = count_under_way(ms, MIGRATION_SOURCE),
 		.max_outgoing = ms->config.max_outgoing,
 		.descriptors = count_descriptors(),

@@ -183,6 +183,7 @@ struct migration {
 	struct conn_target target;        /* where it is dialled */
 	struct migration_warm warming;    /* whether, and until when */
 	struct migration_warm_info warmed;
+	uint64_t held_since_ns; /* it could be switched over, and is told when; 0: not yet */
 	bool least_missing_known;
 	uint64_t least_missing; /* units: what never was here takes no memory yet */
 	uint64_t epoch;         /* of its guest's attachment; 0: not known yet */

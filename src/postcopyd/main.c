@@ -268,6 +268,7 @@ static void set_limits(struct migrations_config *config, const struct daemon *d)
 	config->max_migrations = (unsigned int)o->max_migrations;
 	config->max_incoming = (unsigned int)o->max_incoming;
 	config->max_outgoing = (unsigned int)o->max_outgoing;
+	config->hold_timeout_ms = o->hold_timeout_s * 1000;
 	config->bandwidth_in = o->bandwidth_in;
 	config->bandwidth_out = o->bandwidth_out;
 	config->memory_check = o->memory_check;

@@ -384,6 +384,7 @@ static void set_waiting(struct migration_message *t, const struct migration_wait
 		[MIGRATION_WAITS_MEMORY] = WAITS_FOR(MEMORY),
 		[MIGRATION_WAITS_DESTINATION] = WAITS_FOR(DESTINATION),
 		[MIGRATION_WAITS_TURN] = WAITS_FOR(TURN),
+		[MIGRATION_WAITS_SWITCHOVER] = WAITS_FOR(SWITCHOVER),
 	};
 	uint64_t now_ns = clock_now_ns();
 

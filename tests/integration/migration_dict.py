@@ -88,7 +88,7 @@ def parties(p):
 
 def waiting(w):
     return {"for": ("unknown", "source", "pause", "vmstate", "load", "resume", "memory",
-                    "destination", "turn")[w.what],
+                    "destination", "turn", "switchover")[w.what],
             "elapsed_ms": us(w.elapsed) / 1e3, "tries": w.tries, "place": w.place or None,
             "next_try_ms": field(w, "next_try", lambda next: us(next) / 1e3)}
 

@@ -58,7 +58,7 @@ def test_tries_before_switchover_are_told_so_too(host):
     harness.eventually(lambda: waits_for(pair.destination) == "source", "what it waits for")
     reason_says(pair.destination, "; trying on")
     pair.proxy.refuse(False)
-    harness.eventually(lambda: waits_for(pair.destination) is None, "that it is over")
+    harness.eventually(lambda: waits_for(pair.destination) == "switchover", "that it is over")
     assert get(pair.destination)["reason"] == ""
     pair.destination.call("Switchover", id="vm1")
     pair.source_vmm.pause()
