@@ -393,6 +393,7 @@ struct json_object *migration_json(const Postcopy__V1__Migration *m)
 	set_count_or_null(o, "page_bytes", m->page_bytes);
 	json_set_string(o, "backend", m->backend);
 	set_count_or_null(o, "vmm_pid", (uint64_t)m->vmm_pid);
+	json_set_string(o, "peer_version", m->peer_version);
 	add_parties(o, m->parties);
 	add_waiting(o, m->waiting);
 	add_limited_by(o, m->limited_by);

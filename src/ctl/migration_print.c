@@ -245,6 +245,7 @@ void migration_print(struct json_object *m)
 	print_memory(m);
 	print_parties(m);
 	print_string(m, "source", "source_address");
+	print_string(m, "peer version", "peer_version");
 	print_string(m, "TLS", "tls");
 	print_limits(m);
 	print_pages(m);

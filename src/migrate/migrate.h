@@ -227,6 +227,7 @@ struct migration_info {
 	const struct region_table *regions;
 	pid_t vmm_pid; /* 0: none attached */
 	const struct parties *parties;
+	const char *peer_version; /* of the other daemon, as it said last; empty: not known */
 	/* CLOCK_REALTIME: when it was prepared, and came to its state. */
 	uint64_t prepared_real_ns;
 	uint64_t state_real_ns;

@@ -107,8 +107,9 @@ struct migration {
 	bool must_go_on; /* its normal course could not be begun again yet */
 	char reason[ERROR_TEXT_MAX];
 	char reason_noted[3 * ERROR_TEXT_MAX]; /* of migration_get_info() */
-	enum migration_waits told_waits;       /* what the log has heard of last: */
-	uint64_t told_wait_ns;                 /* how long that had lasted by then */
+	char version_noted[DAEMON_VERSION_BYTES];
+	enum migration_waits told_waits; /* what the log has heard of last: */
+	uint64_t told_wait_ns;           /* how long that had lasted by then */
 	struct migration_watcher *watchers;
 	struct vmm_conn *vmm; /* who speaks for it; NULL while none is attached */
 	struct vmm_process
@@ -187,6 +188,7 @@ struct migration {
 	bool least_missing_known;
 	uint64_t least_missing; /* units: what never was here takes no memory yet */
 	uint64_t epoch;         /* of its guest's attachment; 0: not known yet */
+	char peer_version[DAEMON_VERSION_BYTES]; /* a source's that has ended: as it was last */
 	/* For the VMM, from NEWS_VMSTATE until the guest runs; and what belongs to it. */
 	int vmstate_fd;
 	uint64_t vmstate_len;

@@ -457,6 +457,7 @@ void migration_message_init(struct migration_message *t, struct migration *m,
 	message->page_bytes = info.page_bytes;
 	message->backend = (char *)info.backend;
 	message->vmm_pid = info.vmm_pid;
+	message->peer_version = (char *)info.peer_version;
 	set_parties(t, info.parties);
 	set_waiting(t, &info.wait);
 	message->limited_by = limited_message(info.limited_by);
