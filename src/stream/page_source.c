@@ -443,7 +443,7 @@ static int say_ended(const struct page_source *s, struct error *err)
 
 	return error_set(err, runs_on ? -EKEYREVOKED : -ESHUTDOWN,
 	                 "migration \"%s\" has ended at the source, %s%s%s", s->id,
-	                 runs_on ? "where its guest runs on" : "which has let go of its guest",
+	                 runs_on ? "where its guest stays" : "which has let go of its guest",
 	                 *s->why ? ": " : "", s->why);
 }
 

@@ -344,7 +344,8 @@ void source_vmm_closed(struct migration *m)
 			break;
 		__attribute__((fallthrough));
 	case MIGRATION_WARMING:
-		migration_move(m, MIGRATION_FAILED, "the source VMM is gone");
+		migration_move(m, MIGRATION_FAILED,
+		               "the source VMM is gone, and its guest with it");
 		let_go(m);
 		return;
 	default:
