@@ -83,6 +83,9 @@ void budget_print(struct json_object *budget)
 	print_bandwidth(json_find(budget, "bandwidth_in"), "bandwidth in");
 	print_bandwidth(json_find(budget, "bandwidth_out"), "bandwidth out");
 	print_count(budget, "coming in", "incoming", "max_incoming");
+	if (json_count_or(budget, "held", 0))
+		printf("%-20s %llu, until Switchover\n", "of these held",
+		       (unsigned long long)json_count_or(budget, "held", 0));
 	if (json_count_or(budget, "queued", 0))
 		printf("%-20s %llu\n", "waiting to come in",
 		       (unsigned long long)json_count_or(budget, "queued", 0));

@@ -347,8 +347,9 @@ static void add_bandwidth(struct json_object *o, const Postcopy__V1__Bandwidth *
 /* Null where it waits for nothing. */
 static void add_waiting(struct json_object *o, const Postcopy__V1__Waiting *w)
 {
-	static const char *const whats[] = { "unknown", "source", "pause",       "vmstate", "load",
-		                             "resume",  "memory", "destination", "turn" };
+	static const char *const whats[] = { "unknown", "source",    "pause",  "vmstate",
+		                             "load",    "resume",    "memory", "destination",
+		                             "turn",    "switchover" };
 	unsigned int what = w ? (unsigned int)w->what : 0;
 	struct json_object *waiting;
 
@@ -393,6 +394,7 @@ struct json_object *migration_json(const Postcopy__V1__Migration *m)
 	set_count_or_null(o, "page_bytes", m->page_bytes);
 	json_set_string(o, "backend", m->backend);
 	set_count_or_null(o, "vmm_pid", (uint64_t)m->vmm_pid);
+	json_set_string(o, "peer_version", m->peer_version);
 	add_parties(o, m->parties);
 	add_waiting(o, m->waiting);
 	add_limited_by(o, m->limited_by);
@@ -652,6 +654,7 @@ struct json_object *budget_json(const Postcopy__V1__Budget *b)
 	json_set_count(o, "incoming", b->incoming);
 	json_set_count(o, "max_incoming", b->max_incoming);
 	json_set_count(o, "queued", b->queued);
+	json_set_count(o, "held", b->held);
 	json_set_count(o, "outgoing", b->outgoing);
 	json_set_count(o, "max_outgoing", b->max_outgoing);
 	json_set_count(o, "descriptors", b->descriptors);

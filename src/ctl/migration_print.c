@@ -195,6 +195,8 @@ static void print_waiting(struct json_object *m)
 		{ "resume", "its VMM to run the guest" },
 		{ "memory", "memory for pages that have come" },
 		{ "destination", "the destination" },
+		{ "turn", "its turn to come in" },
+		{ "switchover", "somebody to say switchover" },
 	};
 	const char *what = json_string_or(m, "waiting.for", "");
 	uint64_t tries = json_count_or(m, "waiting.tries", 0);
@@ -246,6 +248,7 @@ void migration_print(struct json_object *m)
 	print_memory(m);
 	print_parties(m);
 	print_string(m, "source", "source_address");
+	print_string(m, "peer version", "peer_version");
 	print_string(m, "TLS", "tls");
 	print_limits(m);
 	print_pages(m);

@@ -32,6 +32,6 @@ void arrival_note(struct arrival_map *map, uint32_t region, uint64_t word, uint6
 	if (!units)
 		return;
 	atomic_fetch_add_explicit(&c->sum_us, units * us, memory_order_relaxed);
-	atomic_fetch_add_explicit(by_fault ? &c->by_fault : &c->by_bulk, units,
+	atomic_fetch_add_explicit(by_fault ? &c->by_fault : &c->by_bulk, (uint32_t)units,
 	                          memory_order_relaxed);
 }

@@ -19,8 +19,8 @@
 #define ARRIVAL_CELLS_MAX 4096u
 
 struct arrival_cell {
-	_Atomic uint64_t by_fault; /* units */
-	_Atomic uint64_t by_bulk;
+	_Atomic uint32_t by_fault; /* units: of the largest guest a cell has 2^28 */
+	_Atomic uint32_t by_bulk;
 	_Atomic uint64_t sum_us; /* of their times since arrival_map.origin_ns */
 };
 

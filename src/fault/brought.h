@@ -24,7 +24,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define BROUGHT_PLACES 2048u
+#define BROUGHT_PLACES 512u
 #define BROUGHT_PROBES 8u
 
 struct brought_place {

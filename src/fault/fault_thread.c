@@ -233,7 +233,7 @@ static void count_remote(struct pull_stats *stats, const struct fault_record *r)
 	histogram_add(bulk ? &stats->fault_bulk_ns : &stats->fault_idle_ns, d.total_ns);
 	for (unsigned int i = 0; i < FAULT_PHASES; i++)
 		histogram_add(&stats->fault_phase_ns[i], d.ns[i]);
-	fault_ring_add(&stats->records, r);
+	fault_ring_add(stats->records, r);
 	fault_sample_add(&stats->sample, r);
 }
 
@@ -270,7 +270,7 @@ static void finish(struct fault_thread *ft, struct fault *f)
 	} else {
 		histogram_add(&stats->fault_minor_ns, total_ns);
 		if (slow)
-			fault_ring_add(&stats->records, r);
+			fault_ring_add(stats->records, r);
 	}
 	probe_fault_mapped(r->addr, r->tid, total_ns, r->flags);
 	fault_table_remove(&ft->table, f);

@@ -21,12 +21,16 @@
  * there, by the bulk thread, and the answer that comes later is no part of the fault:
  * fault/brought.h tells when. Such a fault's content counts as received when bulk had it in place.
  *
- * Records are kept thrice, each in a place of fixed size: the latest of them in a ring, for who
+ * Records are kept thrice, each in a place of bounded size: the latest of them in a ring, for who
  * joins them with what the kernel saw; the slowest ever in a table; and for a picture of the whole
  * migration a sample of every 2^k-th, from the first to the last, where k grows whenever it is
  * full. One writer, the fault thread; any number of readers at any time. A slot has a sequence
  * number, 0 while it is being written: a reader that finds another number before
  * and after takes nothing. No lock, no allocation.
+ *
+ * Many migrations at a time have all of this each, so what is kept of a record is small (its stamps
+ * count from the first one), and a place that was not needed yet was not touched: it is to lie in
+ * zeroed memory that takes none before that.
  */
 #ifndef FAULT_PHASES_H
 #define FAULT_PHASES_H
@@ -54,8 +58,10 @@ enum fault_flags {
 
 struct fault_record {
 	uint64_t addr; /* of the host page, as the VMM has it; 0 where FAULT_FETCHED */
-	uint32_t tid;  /* of the vCPU, as its own pid namespace counts; 0: the kernel did not say */
-	uint32_t flags; /* enum fault_flags */
+	/* Of the vCPU, as its own pid namespace counts; 0: the kernel did not say. Linux has 22
+	 * bits of them at most. */
+	uint32_t tid;
+	uint32_t flags; /* enum fault_flags, below 2^8 */
 	uint64_t read_ns, asked_ns, sent_ns, received_ns, filled_ns, mapped_ns; /* 0: never */
 };
 
@@ -82,18 +88,31 @@ static inline uint64_t fault_record_total_ns(const struct fault_record *r)
 	return r->mapped_ns > r->read_ns ? r->mapped_ns - r->read_ns : 0;
 }
 
-#define FAULT_RECORD_WORDS (sizeof(struct fault_record) / sizeof(uint64_t))
+/* Of a record that is kept. */
+#define FAULT_SLOT_WORDS 5u
 
+/*
+ * A record that is kept says how long after read_ns each other stamp was, at least 0: to the
+ * nanosecond up to two seconds, and from there on (up to 19 hours) to some 30 us.
+ */
 struct fault_slot {
 	_Atomic uint64_t sequence; /* which record this is, from 1 on; 0: none, or not whole */
-	_Atomic uint64_t words[FAULT_RECORD_WORDS];
+	_Atomic uint64_t words[FAULT_SLOT_WORDS];
 };
 
+/* Powers of two. */
+#define FAULT_RING_MIN 256u
 #define FAULT_RING_MAX 4096u
+/* What is younger is not to be overwritten, as far as there is room. */
+#define FAULT_RING_KEEP_NS 1000000000ull
 
-/* The latest records. */
+/*
+ * The latest records: FAULT_RING_MIN of them; twice as many whenever that many came in less than
+ * FAULT_RING_KEEP_NS, up to FAULT_RING_MAX.
+ */
 struct fault_ring {
-	_Atomic uint64_t n; /* ever */
+	_Atomic uint64_t n;         /* ever */
+	_Atomic unsigned int grown; /* how often it was made twice as large */
 	struct fault_slot slots[FAULT_RING_MAX];
 };
 

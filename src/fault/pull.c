@@ -87,6 +87,8 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	p->config.table.n = 0;
 	memset(p->config.memories, 0, sizeof p->config.memories);
 	p->wake_fd = -1;
+	/* Large: zeroed memory that is not touched takes none, and all of it is given back. */
+	p->stats.records = calloc(1, sizeof *p->stats.records);
 	atomic_init(&p->bulk_on, config->bulk);
 	atomic_init(&p->streams, config->streams);
 	throttle_init(&p->throttle, config->bandwidth_bytes_per_s);
@@ -100,10 +102,12 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 		.stats = &p->stats,
 	};
 	rc = resolver_init(&p->resolver);
+	if (!rc && !p->stats.records)
+		rc = -ENOMEM;
 	if (!rc)
 		rc = events_init(&p->events, &p->resolver, p->config.id);
 	if (rc)
-		error_errno(err, rc, "pull: lock");
+		error_errno(err, rc, "pull");
 	if (!rc) {
 		p->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		if (p->wake_fd < 0)
@@ -205,6 +209,8 @@ void pull_release(struct pull *p)
 		p->config.memories[i] = memory_free(p->config.memories[i]);
 	p->scheduler = scheduler_free(p->scheduler);
 	guesses_deinit(&p->guesses);
+	free(p->stats.records);
+	p->stats.records = NULL;
 	p->state = page_state_free(p->state);
 	close_fd(&p->config.uffd);
 	close_fd(&p->wake_fd);

@@ -59,7 +59,8 @@ struct pull_stats {
 	_Atomic uint64_t faults_slow;   /* of all kinds */
 	struct fault_slow slow;         /* the slowest, whatever counts as slow */
 	struct fault_sample sample;     /* of all remote faults */
-	struct fault_ring records;      /* the latest remote faults, and slow minor ones */
+	struct fault_ring *records;     /* the latest remote faults, and slow minor ones; NULL: no
+	                                 * thread adds to them any more */
 };
 
 static inline void stat_add(_Atomic uint64_t *counter, uint64_t n)

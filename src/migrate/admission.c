@@ -4,14 +4,17 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "migrate/adapter.h"
 #include "migrate/bandwidth.h"
 #include "migrate/budget.h"
 #include "migrate/queue.h"
+#include "migrate/wait.h"
 #include "util/cleanup.h"
 
 /* Of /proc/PID/cgroup: all hierarchies of a process, a path each. */
@@ -96,6 +99,35 @@ static bool is_below(const struct place *p, const struct place *above)
 {
 	return p->hierarchy && p->hierarchy == above->hierarchy &&
 	       parties_cgroup_is_in(p->path, above->path);
+}
+
+/*
+ * Where its VMM is counted, as it was found last: it is read once of each, and not by each that is
+ * admitted. One that was moved meanwhile leaves behind what it was charged.
+ */
+static bool is_counted_in(struct migration *m, const struct place *at)
+{
+	pid_t pid = migration_vmm_pid(m);
+
+	if (m->counted.pid != pid) {
+		struct place vmm;
+
+		find_place(pid, &vmm);
+		admission_forget_place(m);
+		m->counted.pid = pid;
+		m->counted.is_legacy = vmm.hierarchy == &legacy;
+		m->counted.cgroup = vmm.hierarchy ? strdup(vmm.path) : NULL;
+	}
+	return m->counted.cgroup && at->hierarchy &&
+	       m->counted.is_legacy == (at->hierarchy == &legacy) &&
+	       parties_cgroup_is_in(m->counted.cgroup, at->path);
+}
+
+void admission_forget_place(struct migration *m)
+{
+	free(m->counted.cgroup);
+	m->counted.cgroup = NULL;
+	m->counted.pid = 0;
 }
 
 /* The root's path is "/", and nothing in a name. */
@@ -186,12 +218,10 @@ static uint64_t promised(struct migrations *ms, const struct migration *but, uin
 	return bytes;
 }
 
-/* What is charged to a cgroup by a guest whose VMM is counted at @vmm. */
-static uint64_t charge(const struct budget_guest *g, const struct place *vmm,
-                       const struct place *daemon, const struct place *at)
+/* What is charged to a cgroup by a guest; whether its VMM, or the daemon, is counted there. */
+static uint64_t charge(const struct budget_guest *g, bool vmm, bool daemon)
 {
-	return budget_add(is_below(vmm, at) ? budget_charge(g, false) : 0,
-	                  is_below(daemon, at) ? budget_charge(g, true) : 0);
+	return budget_add(vmm ? budget_charge(g, false) : 0, daemon ? budget_charge(g, true) : 0);
 }
 
 static uint64_t charged_by_others(struct migrations *ms, const struct migration *but,
@@ -201,13 +231,11 @@ static uint64_t charged_by_others(struct migrations *ms, const struct migration 
 
 	for (struct migration *m = ms->list; m; m = m->next) {
 		struct budget_guest g;
-		struct place vmm;
 
 		if (m == but || !is_promised(m))
 			continue;
 		g = guest_of(m);
-		find_place(migration_vmm_pid(m), &vmm);
-		bytes = budget_add(bytes, charge(&g, &vmm, daemon, at));
+		bytes = budget_add(bytes, charge(&g, is_counted_in(m, at), is_below(daemon, at)));
 	}
 	return bytes;
 }
@@ -300,7 +328,7 @@ static int check_all_huge(struct migration *m, const struct budget_guest *g, str
 static int check_cgroup(struct migration *m, const struct budget_guest *g, const struct place *vmm,
                         const struct place *daemon, const struct place *at, struct error *err)
 {
-	uint64_t need = charge(g, vmm, daemon, at), others, room;
+	uint64_t need = charge(g, is_below(vmm, at), is_below(daemon, at)), others, room;
 	struct budget_cgroup c;
 
 	if (!need || !read_cgroup(at, &c))
@@ -403,11 +431,16 @@ static int check_incoming(struct migration *m, bool may_wait, struct error *err)
 	return may_wait ? -EUSERS : refuse(m, ADMISSION_REFUSED_INCOMING, -EUSERS, err);
 }
 
+/* The kernel has counted them, since Linux 6.2: of thousands reading each takes milliseconds. */
 static unsigned int count_descriptors(void)
 {
-	DIR *d = opendir("/proc/self/fd");
 	unsigned int n = 0;
+	struct stat st;
+	DIR *d;
 
+	if (!stat("/proc/self/fd", &st) && st.st_size)
+		return (unsigned int)st.st_size;
+	d = opendir("/proc/self/fd");
 	if (!d)
 		return 0;
 	while (readdir(d))
@@ -499,6 +532,15 @@ static void add_pools(struct migrations *ms, const struct migration *m,
 	}
 }
 
+static unsigned int count_held(const struct migrations *ms)
+{
+	unsigned int n = 0;
+
+	for (struct migration *m = ms->list; m; m = m->next)
+		n += migration_get_wait(m).what == MIGRATION_WAITS_SWITCHOVER;
+	return n;
+}
+
 void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret)
 {
 	uint64_t available = read_available(), descriptors = most_descriptors();
@@ -510,6 +552,7 @@ void migrations_get_budget(struct migrations *ms, struct migrations_budget *ret)
 		.incoming = count_under_way(ms, MIGRATION_DESTINATION),
 		.max_incoming = ms->config.max_incoming,
 		.queued = queue_length(ms),
+		.held = count_held(ms),
 		.outgoing = count_under_way(ms, MIGRATION_SOURCE),
 		.max_outgoing = ms->config.max_outgoing,
 		.descriptors = count_descriptors(),

@@ -45,6 +45,9 @@ bool admission_has_place(const struct migration *m);
 /* The same right before its guest is paused at the source. Return: 0; -ENOMEM with @err set. */
 int admission_check_pause(struct migration *m, struct error *err);
 
+/* Where its VMM is counted is looked for anew; what is known of it is freed. */
+void admission_forget_place(struct migration *m);
+
 /* From the conductor: memory that came stays taken, also where it is missing again. */
 void admission_note_missing(struct migration *m);
 

@@ -90,6 +90,18 @@ static const char *reason(const struct migration *m)
 	return m->reason;
 }
 
+static const char *peer_version(struct migration *m)
+{
+	char *to = m->version_noted;
+
+	pthread_mutex_lock(&m->lock);
+	strcpy(to, m->peer_version);
+	pthread_mutex_unlock(&m->lock);
+	if (m->source)
+		page_source_get_visitor_version(m->source, to);
+	return to;
+}
+
 static void join(char *to, size_t size, const char *text)
 {
 	size_t len = strlen(to);
@@ -136,6 +148,7 @@ void migration_get_info(struct migration *m, struct migration_info *ret)
 		.regions = &m->table,
 		.vmm_pid = migration_vmm_pid(m),
 		.parties = &m->params.parties,
+		.peer_version = peer_version(m),
 		.prepared_real_ns = m->prepared_real_ns,
 		.state_real_ns = m->state_real_ns,
 		.pull = m->pull ? pull_stats(m->pull) : NULL,

@@ -201,6 +201,7 @@ static void migration_free(struct migration *m)
 	pull_free(m->pull);
 	page_source_unref(m->source);
 	close_fd(&m->vmstate_fd);
+	admission_forget_place(m);
 	record_deinit(&m->record);
 	dialing_deinit(&m->dialing);
 	takeover_forget(m);
@@ -343,6 +344,7 @@ void migrations_set_limits(struct migrations *ms, const struct migrations_config
 	ms->config.max_migrations = config->max_migrations;
 	ms->config.max_incoming = config->max_incoming;
 	ms->config.max_outgoing = config->max_outgoing;
+	ms->config.hold_timeout_ms = config->hold_timeout_ms;
 	ms->config.memory_check = config->memory_check;
 	migrations_configure_bandwidth(ms, config);
 	queue_look(ms);

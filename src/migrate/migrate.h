@@ -61,7 +61,8 @@ struct migrations_config {
 	unsigned int max_migrations;        /* that are not over; 0: no limit but memory's */
 	unsigned int max_incoming;          /* under way here at a time; 0: no limit */
 	unsigned int max_outgoing;          /* the same of sources */
-	uint64_t bandwidth_in;              /* bytes/s of all page streams; 0: no limit */
+	uint64_t hold_timeout_ms; /* that one waits for a switchover that is to be told; 0: none */
+	uint64_t bandwidth_in;    /* bytes/s of all page streams; 0: no limit */
 	uint64_t bandwidth_out;
 	bool memory_check;               /* guests are admitted where there is room for them */
 	unsigned int max_channels;       /* that a VMM's migration has in the store */
@@ -187,6 +188,7 @@ enum migration_waits {
 	MIGRATION_WAITS_MEMORY,      /* destination: pages can't be filled */
 	MIGRATION_WAITS_DESTINATION, /* source: who holds the guest is silent */
 	MIGRATION_WAITS_TURN,        /* destination: others come in first (migrate/queue.h) */
+	MIGRATION_WAITS_SWITCHOVER,  /* destination: it is held, and could be switched over */
 	MIGRATION_WAITS
 };
 
@@ -226,6 +228,7 @@ struct migration_info {
 	const struct region_table *regions;
 	pid_t vmm_pid; /* 0: none attached */
 	const struct parties *parties;
+	const char *peer_version; /* of the other daemon, as it said last; empty: not known */
 	/* CLOCK_REALTIME: when it was prepared, and came to its state. */
 	uint64_t prepared_real_ns;
 	uint64_t state_real_ns;
@@ -305,6 +308,7 @@ struct migrations_budget {
 	} pools[BUDGET_POOLS_MAX];
 	unsigned int incoming, max_incoming; /* under way; 0: no limit */
 	unsigned int queued;                 /* that wait for their turn to come in */
+	unsigned int held;                   /* of incoming, that wait for Switchover */
 	unsigned int outgoing, max_outgoing;
 	uint64_t descriptors, max_descriptors;    /* of this process; 0: no limit */
 	struct migrations_bandwidth bandwidth[2]; /* by role - 1 */

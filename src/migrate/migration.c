@@ -71,7 +71,7 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 	m->waits_since_ms = uv_now(m->owner->loop);
 	m->state_real_ns = clock_real_ns();
 	snprintf(m->reason, sizeof m->reason, "%s", reason.text);
-	if (to == MIGRATION_SWITCHING)
+	if (to == MIGRATION_WARMING || to == MIGRATION_SWITCHING)
 		migrations_watch_waits(m->owner);
 	if (to == MIGRATION_WARMING)
 		migrations_watch_bandwidth(m->owner);

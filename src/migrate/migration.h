@@ -107,8 +107,9 @@ struct migration {
 	bool must_go_on; /* its normal course could not be begun again yet */
 	char reason[ERROR_TEXT_MAX];
 	char reason_noted[3 * ERROR_TEXT_MAX]; /* of migration_get_info() */
-	enum migration_waits told_waits;       /* what the log has heard of last: */
-	uint64_t told_wait_ns;                 /* how long that had lasted by then */
+	char version_noted[DAEMON_VERSION_BYTES];
+	enum migration_waits told_waits; /* what the log has heard of last: */
+	uint64_t told_wait_ns;           /* how long that had lasted by then */
 	struct migration_watcher *watchers;
 	struct vmm_conn *vmm; /* who speaks for it; NULL while none is attached */
 	struct vmm_process
@@ -128,6 +129,11 @@ struct migration {
 	uint64_t started_ns, resumed_ns, ended_ns;
 	uint64_t prepared_real_ns, state_real_ns, resumed_real_ns;
 	uint64_t waits_since_ms; /* for its VMM, by the loop's clock */
+	struct {
+		pid_t pid; /* of its VMM, when it was looked for; 0: it was not */
+		bool is_legacy;
+		char *cgroup; /* NULL: not known */
+	} counted;            /* where its memory is (migrate/admission.h) */
 	struct bandwidth_part bandwidth;
 	struct migration_limits limits; /* all are given */
 	/* source */
@@ -178,9 +184,11 @@ struct migration {
 	struct conn_target target;        /* where it is dialled */
 	struct migration_warm warming;    /* whether, and until when */
 	struct migration_warm_info warmed;
+	uint64_t held_since_ns; /* it could be switched over, and is told when; 0: not yet */
 	bool least_missing_known;
 	uint64_t least_missing; /* units: what never was here takes no memory yet */
 	uint64_t epoch;         /* of its guest's attachment; 0: not known yet */
+	char peer_version[DAEMON_VERSION_BYTES]; /* a source's that has ended: as it was last */
 	/* For the VMM, from NEWS_VMSTATE until the guest runs; and what belongs to it. */
 	int vmstate_fd;
 	uint64_t vmstate_len;

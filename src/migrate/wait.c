@@ -6,12 +6,15 @@
 #include <string.h>
 
 #include "migrate/adapter.h"
+#include "migrate/destination/destination.h"
 #include "migrate/queue.h"
 #include "migrate/source/source.h"
 #include "util/clock.h"
 #include "util/log.h"
 
 #define LOOK_MS 1000u
+/* As long as somebody may be about to say Switchover nothing stands still. */
+#define HELD_NAMED_MS 60000u
 
 static struct migration_wait wait_of_source(const struct migration *m)
 {
@@ -81,6 +84,20 @@ static bool switches(struct migration *m, struct migration_wait *ret)
 	return ret->what;
 }
 
+/* It keeps its memory and its place here until somebody says Switchover, or ends it. */
+static bool is_held(struct migration *m, struct migration_wait *ret)
+{
+	if (m->state != MIGRATION_WARMING || m->switchover)
+		return false;
+	pthread_mutex_lock(&m->lock);
+	if (m->held_since_ns) {
+		ret->what = MIGRATION_WAITS_SWITCHOVER;
+		ret->since_ns = m->held_since_ns;
+	}
+	pthread_mutex_unlock(&m->lock);
+	return ret->what;
+}
+
 static bool lacks_memory(const struct migration *m, struct migration_wait *ret)
 {
 	struct pull_trouble trouble;
@@ -111,7 +128,7 @@ struct migration_wait migration_get_wait(struct migration *m)
 		return (struct migration_wait){ .what = MIGRATION_WAITS_TURN,
 			                        .since_ns = m->turn.since_ns,
 			                        .place = queue_ahead(m) + 1 };
-	if (!is_paused(m, &w) && !tries(m, &w) && !switches(m, &w))
+	if (!is_paused(m, &w) && !tries(m, &w) && !switches(m, &w) && !is_held(m, &w))
 		lacks_memory(m, &w);
 	return w;
 }
@@ -139,6 +156,22 @@ static void fills_text(const struct migration_wait *w, unsigned long long s,
 		         why, s);
 }
 
+/* @s: for how long it is by now. */
+static void held_text(const struct migration *m, unsigned long long s, char ret[WAIT_TEXT_MAX])
+{
+	unsigned long long most_s = m->owner->config.hold_timeout_ms / 1000;
+
+	if (most_s)
+		snprintf(ret, WAIT_TEXT_MAX,
+		         "held for %llu s, with its place and its memory here, until Switchover; "
+		         "given up after %llu s (hold-timeout)",
+		         s, most_s);
+	else
+		snprintf(ret, WAIT_TEXT_MAX,
+		         "held for %llu s, with its place and its memory here, until Switchover",
+		         s);
+}
+
 void migration_wait_text(const struct migration *m, const struct migration_wait *w,
                          char ret[WAIT_TEXT_MAX])
 {
@@ -146,6 +179,7 @@ void migration_wait_text(const struct migration *m, const struct migration_wait 
 	int pid = (int)migration_vmm_pid(m);
 	/* Of an adapter that is away that is said, and its VMM can't answer. */
 	bool named = s * 1000 >= WAIT_NAMED_MS && !migration_adapter_is_away(m);
+	bool held_long = s * 1000 >= HELD_NAMED_MS;
 
 	*ret = '\0';
 	if (w->what == MIGRATION_WAITS_MEMORY)
@@ -157,6 +191,8 @@ void migration_wait_text(const struct migration *m, const struct migration_wait 
 		         s, w->place, queue_length(m->owner), m->owner->config.max_incoming);
 	else if (w->what == MIGRATION_WAITS_DESTINATION)
 		snprintf(ret, WAIT_TEXT_MAX, "the destination is silent for %llu s", s);
+	else if (held_long && w->what == MIGRATION_WAITS_SWITCHOVER)
+		held_text(m, s, ret);
 	else if (named && w->what == MIGRATION_WAITS_PAUSE)
 		snprintf(ret, WAIT_TEXT_MAX, "the VMM, pid %d, has not answered PAUSE for %llu s",
 		         pid, s);
@@ -174,11 +210,33 @@ void migration_wait_text(const struct migration *m, const struct migration_wait 
 		         pid, s);
 }
 
-/* What has its line in the log elsewhere. */
+/* What has its line in the log elsewhere, or is as somebody wants it. */
 static bool is_told_elsewhere(enum migration_waits what)
 {
 	return what == MIGRATION_WAITS_SOURCE || what == MIGRATION_WAITS_MEMORY ||
-	       what == MIGRATION_WAITS_TURN;
+	       what == MIGRATION_WAITS_TURN || what == MIGRATION_WAITS_SWITCHOVER;
+}
+
+/* Who holds it has forgotten it, as it seems, and others want its place. */
+static bool is_held_too_long(const struct migration *m, const struct migration_wait *w,
+                             uint64_t for_ns)
+{
+	uint64_t most_ms = m->owner->config.hold_timeout_ms;
+
+	return w->what == MIGRATION_WAITS_SWITCHOVER && most_ms &&
+	       for_ns >= most_ms * NSEC_PER_MSEC;
+}
+
+static void give_up_held(struct migration *m)
+{
+	struct error why = ERROR_INIT;
+
+	error_set(
+	        &why, -ETIMEDOUT,
+	        "held for %llu s, and nobody has said Switchover (hold-timeout): given up, and the "
+	        "guest runs on at its source",
+	        (unsigned long long)(m->owner->config.hold_timeout_ms / 1000));
+	destination_give_up(m, &why);
 }
 
 static void look_at(struct migration *m)
@@ -191,6 +249,8 @@ static void look_at(struct migration *m)
 		m->told_waits = w.what;
 		m->told_wait_ns = WAIT_NAMED_MS * NSEC_PER_MSEC / 2;
 	}
+	if (is_held_too_long(m, &w, for_ns))
+		give_up_held(m);
 	if (!w.what || is_told_elsewhere(w.what) || for_ns < 2 * m->told_wait_ns)
 		return;
 	migration_wait_text(m, &w, text);
@@ -207,7 +267,7 @@ static void on_look(uv_timer_t *timer)
 
 	for (struct migration *m = ms->list; m; m = m->next) {
 		look_at(m);
-		more |= m->state >= MIGRATION_SWITCHING && m->state <= MIGRATION_PAUSED;
+		more |= m->state >= MIGRATION_WARMING && m->state <= MIGRATION_PAUSED;
 	}
 	if (!more)
 		uv_timer_stop(timer);

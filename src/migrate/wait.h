@@ -5,7 +5,9 @@
  *
  * A VMM may take as long as it likes: nobody ends a migration for that. But its guest stands still
  * meanwhile, so from WAIT_NAMED_MS on it is in the state's reason, and in the log, again whenever
- * it has lasted twice as long.
+ * it has lasted twice as long. The one thing that does end it is the operator's own limit on how
+ * long it may be held before its switchover (hold-timeout): its guest runs meanwhile, at its
+ * source, while others may wait for the place that it keeps.
  */
 #ifndef MIGRATE_WAIT_H
 #define MIGRATE_WAIT_H

@@ -37,7 +37,7 @@
 /* And whether there is more to say of who was turned away. */
 #define REFUSED_LOOK_MS 5000u
 /* What is as large is given back to the kernel as soon as it is freed. */
-#define MAPPED_FROM_BYTES (128 * 1024)
+#define MAPPED_FROM_BYTES (48 * 1024)
 
 enum exit_status {
 	EXIT_OK = 0,
@@ -268,6 +268,7 @@ static void set_limits(struct migrations_config *config, const struct daemon *d)
 	config->max_migrations = (unsigned int)o->max_migrations;
 	config->max_incoming = (unsigned int)o->max_incoming;
 	config->max_outgoing = (unsigned int)o->max_outgoing;
+	config->hold_timeout_ms = o->hold_timeout_s * 1000;
 	config->bandwidth_in = o->bandwidth_in;
 	config->bandwidth_out = o->bandwidth_out;
 	config->memory_check = o->memory_check;
@@ -470,7 +471,7 @@ static enum exit_status daemon_run(struct daemon *d)
 		log_error("%s", err.text);
 		daemon_close(d);
 	} else {
-		thread_prefer_promptness();
+		thread_prefer_control();
 		certificates_init(&d->certificates, &d->loop,
 		                  (struct tls_context *[]){ d->tls, control_tls(d->control) }, 2,
 		                  d->metrics);

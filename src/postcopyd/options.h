@@ -52,6 +52,7 @@ struct options {
 	uint64_t user_store_percent;         /* of the service manager's store, of one user */
 	/* [host] */
 	uint64_t max_incoming, max_outgoing;  /* migrations under way; 0: no limit */
+	uint64_t hold_timeout_s;              /* before a switchover that is to be told; 0: none */
 	uint64_t bandwidth_in, bandwidth_out; /* of all page streams; 0: none */
 	bool memory_check;
 	/* [stream] */

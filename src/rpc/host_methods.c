@@ -259,6 +259,7 @@ static void budget_message_init(struct budget_message *t, struct migrations *ms)
 	t->message.incoming = b.incoming;
 	t->message.max_incoming = b.max_incoming;
 	t->message.queued = b.queued;
+	t->message.held = b.held;
 	t->message.outgoing = b.outgoing;
 	t->message.max_outgoing = b.max_outgoing;
 	t->message.descriptors = b.descriptors;

@@ -53,13 +53,16 @@ void all_faults(const struct pull_stats *s, struct histogram *ret)
 
 static Postcopy__V1__Latency latency_message(const struct histogram *h)
 {
+	static const unsigned int shares[] = { 500, 900, 990, 999 };
 	Postcopy__V1__Latency l = POSTCOPY__V1__LATENCY__INIT;
+	uint64_t ns[4];
 
+	histogram_quantiles(h, shares, 4, ns);
 	l.count = atomic_load(&h->count);
-	l.p50_ns = histogram_quantile(h, 500);
-	l.p90_ns = histogram_quantile(h, 900);
-	l.p99_ns = histogram_quantile(h, 990);
-	l.p999_ns = histogram_quantile(h, 999);
+	l.p50_ns = ns[0];
+	l.p90_ns = ns[1];
+	l.p99_ns = ns[2];
+	l.p999_ns = ns[3];
 	l.max_ns = atomic_load(&h->max);
 	return l;
 }
@@ -382,6 +385,7 @@ static void set_waiting(struct migration_message *t, const struct migration_wait
 		[MIGRATION_WAITS_MEMORY] = WAITS_FOR(MEMORY),
 		[MIGRATION_WAITS_DESTINATION] = WAITS_FOR(DESTINATION),
 		[MIGRATION_WAITS_TURN] = WAITS_FOR(TURN),
+		[MIGRATION_WAITS_SWITCHOVER] = WAITS_FOR(SWITCHOVER),
 	};
 	uint64_t now_ns = clock_now_ns();
 
@@ -454,6 +458,7 @@ void migration_message_init(struct migration_message *t, struct migration *m,
 	message->page_bytes = info.page_bytes;
 	message->backend = (char *)info.backend;
 	message->vmm_pid = info.vmm_pid;
+	message->peer_version = (char *)info.peer_version;
 	set_parties(t, info.parties);
 	set_waiting(t, &info.wait);
 	message->limited_by = limited_message(info.limited_by);

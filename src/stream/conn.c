@@ -10,7 +10,9 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "util/cleanup.h"
 #include "util/clock.h"
@@ -317,6 +319,22 @@ static bool is_unacknowledged(const struct conn *c)
 	       !ioctl(c->fd, SIOCOUTQ, &bytes) && bytes >= (int)info.tcpi_snd_mss;
 }
 
+/*
+ * A probe has filled buffers that most connections, of single pages and a word now and then, never
+ * will again: of hundreds that is most of their memory.
+ */
+static void give_back(struct conn *c)
+{
+	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+	uintptr_t from = ((uintptr_t)c->rx + page - 1) & ~(page - 1);
+	uintptr_t to = ((uintptr_t)c->rx + FRAME_PAGES_MAX) & ~(page - 1);
+
+	tls_give_back(c->tls);
+	/* Whole pages of it alone, and nothing is being received. */
+	if (!c->rx_have)
+		(void)madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 int conn_probe(struct conn *c, const struct conn_target *target, struct error *err)
 {
 	struct frame_header h = { .type = FRAME_PROBE, .payload_len = FRAME_PROBE_BYTES };
@@ -339,6 +357,7 @@ int conn_probe(struct conn *c, const struct conn_target *target, struct error *e
 		                                target->port)
 		                 : error_errno(err, rc, "source %s:%s: probe", target->host,
 		                               target->port);
+	give_back(c);
 	rc = end_deadline(c);
 	return rc ? error_errno(err, rc, "source %s:%s", target->host, target->port) : 0;
 }
@@ -346,10 +365,13 @@ int conn_probe(struct conn *c, const struct conn_target *target, struct error *e
 int conn_answer_probe(struct conn *c)
 {
 	struct frame_header h = { .type = FRAME_PROBE_REPLY, .payload_len = FRAME_PROBE_BYTES };
+	int rc;
 
 	/* It lies there still, behind its header. */
 	frame_header_encode(&h, c->rx);
-	return conn_send(c, c->rx, FRAME_HEADER_BYTES + FRAME_PROBE_BYTES);
+	rc = conn_send(c, c->rx, FRAME_HEADER_BYTES + FRAME_PROBE_BYTES);
+	give_back(c);
+	return rc;
 }
 
 /* A stranger's connection: there are others to look after. */

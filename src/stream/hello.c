@@ -8,6 +8,7 @@
 #include "util/bytes.h"
 #include "util/cleanup.h"
 
+_Static_assert(sizeof POSTCOPY_VERSION <= DAEMON_VERSION_BYTES, "our own is taken");
 _Static_assert(PROOF_BYTES == TLS_PROOF_BYTES, "a proof is what tls_prove() makes");
 
 /* What a proof stands for, beside its connection. */
@@ -83,6 +84,19 @@ static int table_from_messages(size_t n, Postcopy__V1__StreamRegion *const *list
 	return 0;
 }
 
+/* For people's terminals: what is not what it should be is nothing. */
+static void take_version(const char *said, char ret[DAEMON_VERSION_BYTES])
+{
+	size_t len = strlen(said);
+
+	*ret = '\0';
+	for (size_t i = 0; i < len; i++)
+		if (said[i] <= ' ' || said[i] > '~')
+			return;
+	if (len < DAEMON_VERSION_BYTES)
+		strcpy(ret, said);
+}
+
 static size_t put_frame_header(uint16_t type, size_t payload_len, void *buf)
 {
 	struct frame_header h = { .type = type, .payload_len = (uint32_t)payload_len };
@@ -139,6 +153,7 @@ size_t hello_encode(const struct hello *hello, const uint8_t proof[PROOF_BYTES],
 	m.holder.data = (uint8_t *)hello->holder;
 	m.holder.len = sizeof hello->holder;
 	m.epoch = hello->epoch;
+	m.daemon_version = (char *)POSTCOPY_VERSION;
 	m.n_regions = hello->regions.n;
 	m.regions = list;
 	len = postcopy__v1__stream_hello__pack(&m, (uint8_t *)buf + FRAME_HEADER_BYTES);
@@ -155,6 +170,7 @@ size_t hello_reply_encode(const struct hello_reply *reply, void *buf)
 	m.version = STREAM_VERSION;
 	m.epoch = reply->epoch;
 	m.warm = reply->warm;
+	m.daemon_version = (char *)POSTCOPY_VERSION;
 	m.n_regions = reply->regions.n;
 	m.regions = list;
 	len = postcopy__v1__stream_hello_reply__pack(&m, (uint8_t *)buf + FRAME_HEADER_BYTES);
@@ -211,6 +227,7 @@ int hello_decode(const void *payload, size_t len, struct hello *ret, struct erro
 	strcpy(ret->migration_id, m->migration_id);
 	memcpy(ret->proof, m->proof.data, PROOF_BYTES);
 	memcpy(ret->holder, m->holder.data, HOLDER_BYTES);
+	take_version(m->daemon_version, ret->daemon_version);
 	ret->epoch = m->epoch;
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
 }
@@ -227,5 +244,6 @@ int hello_reply_decode(const void *payload, size_t len, struct hello_reply *ret,
 		return -EPROTO;
 	ret->epoch = m->epoch;
 	ret->warm = m->warm;
+	take_version(m->daemon_version, ret->daemon_version);
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
 }

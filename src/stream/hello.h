@@ -21,6 +21,8 @@
 #define HOLDER_BYTES 16
 #define PROOF_BYTES FRAME_PROOF_BYTES
 #define MIGRATION_ID_MAX POSTCOPY_ID_MAX
+/* Of what an end's daemon says that it is, with its NUL. */
+#define DAEMON_VERSION_BYTES 32
 
 enum stream_role {
 	STREAM_CONTROL = 1,
@@ -38,12 +40,15 @@ struct hello {
 	const char *peer;     /* the name that the source's certificate must have; NULL: any */
 	/* Who is dialled: */
 	uint8_t proof[PROOF_BYTES];
-	struct region_table regions; /* CONTROL only */
+	char daemon_version[DAEMON_VERSION_BYTES]; /* for people; empty: it does not say */
+	struct region_table regions;               /* CONTROL only */
 };
 
 struct hello_reply {
 	uint64_t epoch;
-	bool warm;                   /* CONTROL: it knows TRACK; a daemon of before does not */
+	bool warm; /* CONTROL: it knows TRACK; a daemon of before does not */
+	/* For who has dialled; as the hello's. */
+	char daemon_version[DAEMON_VERSION_BYTES];
 	struct region_table regions; /* CONTROL only */
 };
 

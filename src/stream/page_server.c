@@ -416,8 +416,7 @@ int page_server_listen(const char *address, struct tcp_listening *ret, struct er
 
 	if (rc)
 		return error_prefix(err, "page stream address");
-	return tcp_listen(target.host, target.port, "page stream address", TCP_LISTEN_MAX, ret,
-	                  err);
+	return tcp_listen(target.host, target.port, "page stream address", ret, err);
 }
 
 /* One from the service manager may block, and be no TCP socket. */

@@ -139,6 +139,9 @@ void page_source_get_holder(struct page_source *s, struct stream_holder *ret);
 void page_source_get_visitor(struct page_source *s, struct stream_holder *ret);
 void page_source_set_visitor(struct page_source *s, const struct stream_holder *visitor);
 
+/* What the one that was let in last runs, as it has said; empty: nobody was, or it is older. */
+void page_source_get_visitor_version(struct page_source *s, char ret[DAEMON_VERSION_BYTES]);
+
 /*
  * page_source_set_poisoned() - what the source VMM has poisoned: it is served as unreadable
  * @list: taken over

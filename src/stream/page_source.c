@@ -73,8 +73,9 @@ struct page_source {
 	/* From SWITCHING on, and never another; read without the lock while readable. */
 	struct stream_holder holder;
 	bool resumed; /* the guest has run at the holder's: no way back by its word */
-	struct stream_holder visitor;  /* the last that was let in */
-	struct page_source_conn *list; /* connections, from HELLO to end */
+	struct stream_holder visitor;               /* the last that was let in */
+	char visitor_version[DAEMON_VERSION_BYTES]; /* what it runs, as it has said */
+	struct page_source_conn *list;              /* connections, from HELLO to end */
 	/* ENDED. */
 	enum source_verdict verdict;
 	char why[ERROR_TEXT_MAX];
@@ -352,6 +353,7 @@ static void stop_log(struct page_source *s)
 static void *stop_log_main(void *arg)
 {
 	thread_set_name("stop-log");
+	thread_prefer_promptness();
 	stop_log(arg);
 	return NULL;
 }
@@ -409,6 +411,13 @@ void page_source_get_holder(struct page_source *s, struct stream_holder *ret)
 	pthread_mutex_unlock(&s->lock);
 }
 
+void page_source_get_visitor_version(struct page_source *s, char ret[DAEMON_VERSION_BYTES])
+{
+	pthread_mutex_lock(&s->lock);
+	strcpy(ret, s->visitor_version);
+	pthread_mutex_unlock(&s->lock);
+}
+
 void stream_holder_hex(const struct stream_holder *h, char buf[STREAM_HOLDER_HEX_MAX])
 {
 	*buf = 0;
@@ -434,7 +443,7 @@ static int say_ended(const struct page_source *s, struct error *err)
 
 	return error_set(err, runs_on ? -EKEYREVOKED : -ESHUTDOWN,
 	                 "migration \"%s\" has ended at the source, %s%s%s", s->id,
-	                 runs_on ? "where its guest runs on" : "which has let go of its guest",
+	                 runs_on ? "where its guest stays" : "which has let go of its guest",
 	                 *s->why ? ": " : "", s->why);
 }
 
@@ -570,6 +579,7 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 		s->list = ctl;
 		s->visitor.bound = true;
 		memcpy(s->visitor.id, hello->holder, HOLDER_BYTES);
+		strcpy(s->visitor_version, hello->daemon_version);
 	}
 	pthread_mutex_unlock(&s->lock);
 	if (rc || !ctl->control || s->phase == SOURCE_ENDED)

@@ -28,7 +28,8 @@ struct call_count {
 
 struct metrics {
 	struct metrics_config config;
-	struct http *http;
+	struct http *servers[TCP_LISTEN_MAX]; /* one at each address of the name */
+	unsigned int n_servers;
 	unsigned int port;
 	double started_s;   /* CLOCK_REALTIME */
 	uint64_t loaded_s;  /* the configuration that is in effect, or was found so */
@@ -246,15 +247,18 @@ int metrics_new(uv_loop_t *loop, const struct metrics_config *config, struct met
 	clock_gettime(CLOCK_REALTIME, &now);
 	m->loaded_s = (uint64_t)now.tv_sec;
 	m->started_s = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-	rc = tcp_listen(config->host, config->port, "metrics address", 1, &listening, err);
-	if (!rc) {
-		http.listen_fd = listening.fds[0];
-		m->port = tcp_port(http.listen_fd);
-		rc = http_new(loop, &http, &m->http, err);
+	rc = tcp_listen(config->host, config->port, "metrics address", &listening, err);
+	if (!rc)
+		m->port = tcp_port(listening.fds[0]);
+	while (!rc && m->n_servers < listening.n) {
+		http.listen_fd = listening.fds[m->n_servers];
+		rc = http_new(loop, &http, &m->servers[m->n_servers], err);
+		if (!rc)
+			listening.fds[m->n_servers++] = -1;
 	}
 	if (rc) {
 		tcp_listening_close(&listening);
-		free(m);
+		metrics_close(m);
 		return rc;
 	}
 	*ret = m;
@@ -264,7 +268,11 @@ int metrics_new(uv_loop_t *loop, const struct metrics_config *config, struct met
 int metrics_reload(struct metrics *m, const char *cert_path, const char *key_path,
                    const char *ca_path, struct error *err)
 {
-	return m && m->config.tls ? http_reload(m->http, cert_path, key_path, ca_path, err) : 0;
+	int rc = 0;
+
+	for (unsigned int i = 0; m && m->config.tls && i < m->n_servers && !rc; i++)
+		rc = http_reload(m->servers[i], cert_path, key_path, ca_path, err);
+	return rc;
 }
 
 void metrics_note_reload(struct metrics *m, bool is_good, uint64_t at_real_ns)
@@ -280,7 +288,8 @@ void metrics_close(struct metrics *m)
 {
 	if (!m)
 		return;
-	http_close(m->http);
+	for (unsigned int i = 0; i < m->n_servers; i++)
+		http_close(m->servers[i]);
 	free(m);
 }
 

@@ -126,7 +126,15 @@ static void put_budget(struct openmetrics *om, const struct migrations_budget *b
 		"Migrations that wait for their turn to come in (max-incoming).",
 	};
 
+	static const struct openmetrics_family held = {
+		"postcopyd_migrations_held",
+		OPENMETRICS_GAUGE,
+		NULL,
+		"Of those that come in, that wait for somebody to say Switchover.",
+	};
+
 	put_one(om, &queued, b->queued);
+	put_one(om, &held, b->held);
 	put_one(om, &available, b->available_bytes);
 	put_one(om, &promised, b->promised_bytes);
 }

@@ -157,8 +157,8 @@ static void on_event(void *arg, const struct fault_tracer_event *event)
 	struct stalls *s = arg;
 
 	for (struct entry *e = s->entries; e; e = e->next)
-		if (e->slot == event->slot) {
-			stalls_join(&e->info, &e->stats->records, event);
+		if (e->slot == event->slot && e->stats->records) {
+			stalls_join(&e->info, e->stats->records, event);
 			return;
 		}
 }

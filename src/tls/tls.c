@@ -13,7 +13,7 @@
 /* What goes out in one write(): some of an answer's records, for each connection has such a buffer;
  * and a window of requests. */
 #define ANSWER_BUFFER_BYTES (80 * 1024)
-#define REQUEST_BUFFER_BYTES (16 * 1024)
+#define REQUEST_BUFFER_BYTES (4 * 1024)
 /* What an exported secret is for: it says so itself, and there is one for each use. */
 #define PROOF_LABEL "EXPORTER-postcopy-token"
 
@@ -292,6 +292,14 @@ int tls_write(struct tls *tls, const void *buf, size_t len)
 void tls_set_burst(struct tls *tls, uint32_t bytes)
 {
 	tls->sink.burst_bytes = bytes;
+}
+
+void tls_give_back(struct tls *tls)
+{
+	/* Where they can't be had now, they are when something comes. */
+	if (SSL_free_buffers(tls->ssl) == 1)
+		(void)SSL_alloc_buffers(tls->ssl);
+	ERR_clear_error();
 }
 
 void tls_thread_end(void)

@@ -162,6 +162,14 @@ int tls_write(struct tls *tls, const void *buf, size_t len);
 void tls_set_burst(struct tls *tls, uint32_t bytes);
 
 /*
+ * tls_give_back() - what buffers have taken that are empty now
+ *
+ * Others are there at once, that take no memory before they are used. Where large records have
+ * passed, and small ones follow.
+ */
+void tls_give_back(struct tls *tls);
+
+/*
  * tls_thread_end() - give back what OpenSSL holds for the calling thread
  *
  * For a thread that nobody joins, before it says that it is gone: the library must not be

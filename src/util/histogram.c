@@ -40,26 +40,43 @@ void histogram_add(struct histogram *h, uint64_t value)
 	atomic_fetch_add_explicit(&h->count, 1, memory_order_relaxed);
 }
 
-uint64_t histogram_quantile(const struct histogram *h, unsigned int permille)
+/* How many values lie up to where that share of them ends. */
+static uint64_t rank_of(uint64_t count, unsigned int permille)
+{
+	uint64_t rank = (count * permille + 999) / 1000;
+
+	return rank ? rank : 1;
+}
+
+void histogram_quantiles(const struct histogram *h, const unsigned int *permille, unsigned int n,
+                         uint64_t *ret)
 {
 	uint64_t count = atomic_load_explicit(&h->count, memory_order_relaxed);
 	uint64_t max = atomic_load_explicit(&h->max, memory_order_relaxed);
-	uint64_t rank = (count * permille + 999) / 1000;
+	unsigned int done = 0, i = 0;
 	uint64_t seen = 0;
 
-	if (!count)
-		return 0;
-	if (!rank)
-		rank = 1;
-	for (unsigned int i = 0; i < HISTOGRAM_BUCKETS; i++) {
-		seen += atomic_load_explicit(&h->buckets[i], memory_order_relaxed);
-		if (seen >= rank && i < HISTOGRAM_BUCKETS - 1) {
-			uint64_t upper = histogram_bucket_upper(i);
+	for (; count && done < n; done++) {
+		uint64_t rank = rank_of(count, permille[done]), upper;
 
-			return upper < max ? upper : max;
-		}
+		while (seen < rank && i < HISTOGRAM_BUCKETS - 1)
+			seen += atomic_load_explicit(&h->buckets[i++], memory_order_relaxed);
+		/* The last bucket has no end; nor may it count already what was added since. */
+		if (seen < rank)
+			break;
+		upper = histogram_bucket_upper(i - 1);
+		ret[done] = upper < max ? upper : max;
 	}
-	return max;
+	for (; done < n; done++)
+		ret[done] = max;
+}
+
+uint64_t histogram_quantile(const struct histogram *h, unsigned int permille)
+{
+	uint64_t ret;
+
+	histogram_quantiles(h, &permille, 1, &ret);
+	return ret;
 }
 
 void histogram_merge(struct histogram *to, const struct histogram *from)

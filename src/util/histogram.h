@@ -38,6 +38,10 @@ uint64_t histogram_bucket_upper(unsigned int i);
  */
 uint64_t histogram_quantile(const struct histogram *h, unsigned int permille);
 
+/* The same of @n shares, in ascending order, in one go: of hundreds of histograms it shows. */
+void histogram_quantiles(const struct histogram *h, const unsigned int *permille, unsigned int n,
+                         uint64_t *ret);
+
 /* Adds all of @from to @to. */
 void histogram_merge(struct histogram *to, const struct histogram *from);
 

@@ -117,7 +117,6 @@ static bool is_not_ours(int rc)
 
 struct attempt {
 	const char *host, *port, *what;
-	unsigned int most;
 	bool any_port; /* it is the first socket's */
 };
 
@@ -132,7 +131,7 @@ static int listen_on_all(const struct attempt *a, struct addrinfo *list, struct 
 		if (is_repeated(list, ai))
 			continue;
 		print_host(ai, digits);
-		if (ret->n == a->most) {
+		if (ret->n == TCP_LISTEN_MAX) {
 			if (!all_are_loopback(list))
 				log_warning("%s \"%s:%s\": the name has more addresses than are "
 				            "listened on: %s is none of those; name one, or [::] "
@@ -156,12 +155,12 @@ static int listen_on_all(const struct attempt *a, struct addrinfo *list, struct 
 	return ret->n ? 0 : error_errno(err, fd, "%s \"%s:%s\"", a->what, a->host, a->port);
 }
 
-int tcp_listen(const char *host, const char *port, const char *what, unsigned int most,
-               struct tcp_listening *ret, struct error *err)
+int tcp_listen(const char *host, const char *port, const char *what, struct tcp_listening *ret,
+               struct error *err)
 {
 	_cleanup_(freeaddrinfo_p) struct addrinfo *list = NULL;
 	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
-	struct attempt attempt = { host, port, what, most, !strtoul(port, NULL, 10) };
+	struct attempt attempt = { host, port, what, !strtoul(port, NULL, 10) };
 	struct tcp_listening made;
 	int rc = getaddrinfo(host, port, &hints, &list);
 
@@ -209,7 +208,7 @@ int tcp_listen_at(const char *address, const char *what, struct tcp_listening *r
 		return error_set(err, -EINVAL, "%s \"%s\": not HOST:PORT with a port of 0..65535",
 		                 what, address);
 	*colon = 0;
-	return tcp_listen(host, colon + 1, what, TCP_LISTEN_MAX, ret, err);
+	return tcp_listen(host, colon + 1, what, ret, err);
 }
 
 void tcp_listening_close(struct tcp_listening *l)

@@ -26,15 +26,14 @@ struct tcp_listening {
  * tcp_listen() - listen on all addresses of a name
  * @host, @port: as getaddrinfo() takes them; port 0: one that is free on all of them
  * @what: for messages, "page stream address"
- * @most: of these at most, the others are told; up to TCP_LISTEN_MAX
- * @ret: one at least
+ * @ret: one at least; what is more than TCP_LISTEN_MAX is told
  *
  * Return: 0, or -errno with @err set.
  */
-int tcp_listen(const char *host, const char *port, const char *what, unsigned int most,
-               struct tcp_listening *ret, struct error *err);
+int tcp_listen(const char *host, const char *port, const char *what, struct tcp_listening *ret,
+               struct error *err);
 
-/* The same for "host:port", "[v6]:port", and as many as there are. */
+/* The same for "host:port", "[v6]:port". */
 int tcp_listen_at(const char *address, const char *what, struct tcp_listening *ret,
                   struct error *err);
 

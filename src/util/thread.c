@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -13,7 +14,9 @@
 #include "util/clock.h"
 
 #define STACK_BYTES (512 * 1024)
+#define STACK_KEPT_PAGES 2u
 #define LATENCY_NICE (-15)
+#define CONTROL_NICE (-10)
 #define SHORT_SLICE_NS (100 * NSEC_PER_USEC)
 #define LONG_SLICE_NS (20 * NSEC_PER_MSEC)
 #define UNTOLD (~0ull)
@@ -90,9 +93,31 @@ void thread_prefer_promptness(void)
 	set_scheduling(SCHED_OTHER, 0, SHORT_SLICE_NS);
 }
 
+void thread_prefer_control(void)
+{
+	set_scheduling(SCHED_OTHER, CONTROL_NICE, SHORT_SLICE_NS);
+}
+
 void thread_prefer_throughput(void)
 {
 	set_scheduling(SCHED_BATCH, 0, LONG_SLICE_NS);
+}
+
+void thread_give_back_stack(void)
+{
+	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), end;
+	pthread_attr_t attr;
+	size_t size;
+	void *low;
+
+	if (pthread_getattr_np(pthread_self(), &attr))
+		return;
+	pthread_attr_getstack(&attr, &low, &size);
+	pthread_attr_destroy(&attr);
+	/* Not what this function, and those that it calls, stand on. */
+	end = ((uintptr_t)__builtin_frame_address(0) & ~(page - 1)) - STACK_KEPT_PAGES * page;
+	if (end > (uintptr_t)low)
+		(void)madvise(low, end - (uintptr_t)low, MADV_DONTNEED);
 }
 
 int thread_open_times(void)

@@ -22,13 +22,24 @@ void thread_set_name(const char *name);
  * latency:    short work that a vCPU waits for: at once when it is woken, and before all others
  * promptness: short work on the way of a switchover: at once when it is woken, for otherwise a
  *             busy vCPU's time slice, some milliseconds, would be part of the downtime
+ * control:    the loop's: as promptness, and with a share of a CPU that many guests' faults, at
+ *             "latency", leave for nobody else. Then an operator is answered, and whose turn it is
+ *             to pause or resume a guest need not wait, when guests are under way by the dozen
  * throughput: long work that should push nobody aside
  *
- * A new thread has its maker's, and the daemon's loop has promptness: who works for long says that.
+ * A new thread has its maker's, and most are the loop's: each says what it is.
  */
 void thread_prefer_latency(void);
 void thread_prefer_promptness(void);
+void thread_prefer_control(void);
 void thread_prefer_throughput(void);
+
+/*
+ * thread_give_back_stack() - the memory that the calling thread's stack has taken deeper than now
+ *
+ * For one that has done what goes deep (a TLS handshake), and then lives on for long.
+ */
+void thread_give_back_stack(void);
 
 /*
  * thread_own_time_ns() - the time, without what the calling thread has waited for a CPU

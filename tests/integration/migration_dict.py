@@ -89,7 +89,7 @@ def parties(p):
 
 def waiting(w):
     return {"for": ("unknown", "source", "pause", "vmstate", "load", "resume", "memory",
-                    "destination", "turn")[w.what],
+                    "destination", "turn", "switchover")[w.what],
             "elapsed_ms": us(w.elapsed) / 1e3, "tries": w.tries, "place": w.place or None,
             "next_try_ms": field(w, "next_try", lambda next: us(next) / 1e3)}
 
@@ -109,7 +109,7 @@ def bandwidth(b):
 def migration(m):
     to = {"id": m.id, "role": ROLES[m.role], "state": STATES[m.state], "reason": m.reason,
           "memory_bytes": m.memory_bytes or None, "page_bytes": m.page_bytes or None,
-          "backend": m.backend, "vmm_pid": m.vmm_pid or None,
+          "backend": m.backend, "vmm_pid": m.vmm_pid or None, "peer_version": m.peer_version,
           "parties": field(m, "parties", parties), "waiting": field(m, "waiting", waiting),
           "limited_by": LIMITED_BY[m.limited_by],
           "bandwidth": field(m, "bandwidth", bandwidth)}

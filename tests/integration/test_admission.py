@@ -34,8 +34,10 @@ def memory(size):
         os.posix_fallocate(fd, 0, size)
     return fd
 try:
-    pyvmm.DestinationVmm(daemon, sys.argv[4], int(sys.argv[5]), make=memory)
-    print("attached")
+    vmm = pyvmm.DestinationVmm(daemon, sys.argv[4], int(sys.argv[5]), make=memory)
+    print("attached", flush=True)
+    if "stays" in sys.argv:
+        sys.stdin.read()
 except Exception as told:
     print(told)
 """
@@ -343,10 +345,14 @@ def test_what_the_daemon_writes_is_of_its_cgroup(host, cgroup, limited_daemon):
     assert daemon.state("vm2") == "attached"
 
 
-def attach_within(cgroup, daemon, migration_id, size, *words):
-    done = subprocess.run([sys.executable, "-c", ATTACH_WITHIN, pathlib.Path(__file__).parent,
-                           cgroup, daemon.vmm_path, migration_id, str(size), *words],
-                          capture_output=True, text=True, check=True, timeout=harness.DEADLINE_S)
+def within(cgroup, daemon, migration_id, size, *words):
+    return [sys.executable, "-c", ATTACH_WITHIN, pathlib.Path(__file__).parent, cgroup,
+            daemon.vmm_path, migration_id, str(size), *words]
+
+
+def attach_within(*args):
+    done = subprocess.run(within(*args), capture_output=True, text=True, check=True,
+                          timeout=harness.DEADLINE_S)
     return done.stdout
 
 
@@ -356,6 +362,29 @@ def test_what_the_vmm_takes_is_of_its_cgroup(host, cgroup):
     told = attach_within(cgroup, daemon, "vm1", 2 * LIMIT)
     assert "no room in cgroup" in told and cgroup.name in told and "the daemon's" not in told
     assert attach_within(cgroup, daemon, "vm2", LIMIT // 4) == "attached\n"
+
+
+def test_what_others_there_are_promised_counts(host, cgroup):
+    """Where their VMMs are counted is read once of each."""
+    size = LIMIT * 5 // 8
+    source, daemon = host.daemon("source"), host.daemon("destination")
+    source.prepare_source("vm1")
+    source_vmm(host, source, "vm1", size)
+    daemon.prepare_destination("vm1", source.address)
+    prepare(daemon, "vm2", "vm3")
+    with subprocess.Popen(within(cgroup, daemon, "vm1", size, "stays"), stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "attached\n"
+        # Nobody has said that it comes.
+        assert attach_within(cgroup, daemon, "vm2", size) == "attached\n"
+        daemon.call("Start", id="vm1", switchover=False)
+        source.wait_for_state("vm1", "warming")
+        for _ in range(2):
+            told = attach_within(cgroup, daemon, "vm2", size)
+            assert "no room in cgroup" in told and "160 MiB are promised to other guests" in told
+        # Elsewhere it takes nothing.
+        destination_vmm(host, daemon, "vm3", size)
+        first.stdin.close()
 
 
 def test_what_an_attach_empties_is_free(host, cgroup):

@@ -268,7 +268,7 @@ def test_run_on_here_fences_the_destination(host):
     pair.proxy.refuse(False)
     pair.destination.call("Recover", id="vm1", source_address=pair.source.address)
     failed = pair.destination.wait_for_state("vm1", "failed")
-    assert "has ended at the source, where its guest runs on" in failed["reason"]
+    assert "has ended at the source, where its guest stays" in failed["reason"]
     pair.destination_vmm.expect_failure()
 
 

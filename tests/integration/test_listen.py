@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import socket
+import urllib.request
 
 import pytest
 
@@ -21,6 +22,7 @@ HOSTS = """127.0.0.1 localhost
 127.0.1.1 debian.test
 192.0.2.1 elsewhere.test
 """
+MOST = 8  # TCP_LISTEN_MAX
 ENTER = 'mount --make-rprivate / && mount --bind "$0" /etc/hosts && exec "$@"'
 
 needs_hosts = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"),
@@ -135,10 +137,22 @@ def test_a_name_that_no_other_host_reaches_is_told(host):
 
 
 @needs_hosts
-def test_loopback_addresses_that_are_not_listened_on_are_nobodys_loss(host):
-    """localhost has two on most hosts, and metrics are served at one: it advised to open [::]."""
+def test_metrics_are_served_at_all_addresses_of_a_name(host):
+    """They were at the first alone, while all else was at each."""
     daemon = daemon_with_names(host, "127.0.0.1:0", extra=["--metrics-listen", "both.test:0"])
-    assert "metrics on port" in daemon.log()
+    port = int(re.search(r"metrics on port (\d+)", daemon.log())[1])
+    for address in "127.0.0.2", "127.0.0.3":
+        with urllib.request.urlopen("http://%s:%d/metrics" % (address, port),
+                                    timeout=harness.DEADLINE_S) as page:
+            assert b"postcopyd_build_info" in page.read()
+
+
+@needs_hosts
+def test_loopback_addresses_that_are_not_listened_on_are_nobodys_loss(host):
+    """It advised to open [::]."""
+    many = "".join("127.0.0.%d many.test\n" % n for n in range(2, 2 + MOST + 1))
+    daemon = daemon_with_names(host, "many.test:0", many)
+    assert len(info(daemon).pages_addresses) == MOST
     assert "more addresses than are listened on" not in daemon.log()
 
 

@@ -316,10 +316,17 @@ def test_vmstate_beyond_the_daemon_s_limit_lets_the_guest_run_on(host):
 
 def test_warm_migration_waits_for_switchover(pair):
     vmms = pair.attach("vm1")
+    assert pair.destination.call("Get", id="vm1")["peer_version"] == ""
     pair.start("vm1", switchover=False)
-    assert pair.destination.wait_for_state("vm1", "warming")
+    pair.source.wait_for_state("vm1", "warming")
+    harness.eventually(lambda: pair.destination.call("Get", id="vm1")["waiting"], "it is held")
     pair.destination.call("Switchover", id="vm1")
     pair.finish("vm1", *vmms)
+    # Both say it, and it is known still when all is over.
+    version = subprocess.run([harness.BUILD / "src/postcopyd/postcopyd", "--version"],
+                             capture_output=True, text=True).stdout.split()[1]
+    for daemon in pair.source, pair.destination:
+        assert daemon.call("Get", id="vm1")["peer_version"] == version
 
 
 def test_cancel_before_switchover_lets_the_source_guest_run_on(pair):

@@ -175,6 +175,24 @@ def test_who_is_told_no_waits_no_more(host):
     queue.source.wait_for_state("vm2", "warming")
 
 
+def test_what_is_held_too_long_makes_room(host):
+    """It kept its place, and the memory that it was promised, for as long as nobody looked."""
+    queue = Queue(host, "[host]\nmax-incoming=1\nhold-timeout=0\n")
+    queue.wait("vm2")
+    held = harness.eventually(lambda: queue.daemon.call("Get", id="vm1")["waiting"], "what it waits for")
+    assert held["for"] == "switchover" and held["elapsed_ms"] > 0
+    assert budget(queue.daemon)["held"] == 1
+    assert "of these held        1, until Switchover" in info(queue.daemon)
+    assert value(samples(queue.daemon), "postcopyd_migrations_held") == 1
+    reread(queue.daemon, queue.path, "[host]\nmax-incoming=1\nhold-timeout=1\n")
+    reason = queue.daemon.wait_for_state("vm1", "failed")["reason"]
+    assert "held for 1 s, and nobody has said Switchover (hold-timeout)" in reason
+    queue.daemon.wait_for_log("its turn has come")
+    # Its guest was never asked to pause, and the other is held as long as that, and no longer.
+    queue.source.wait_for_state("vm1", "cancelled")
+    assert "hold-timeout" in queue.daemon.wait_for_state("vm2", "failed")["reason"]
+
+
 def test_postcopyctl_waits(host):
     queue = Queue(host)
     queue.attach("vm2")

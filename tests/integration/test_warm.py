@@ -80,6 +80,7 @@ def test_until_it_is_told(pair):
     vmms = pair.attach("vm1", vcpus=2)
     pair.start("vm1", warm={}, switchover=False)
     await_rounds(pair, 3)
+    assert pair.destination.call("Get", id="vm1")["waiting"]["for"] == "switchover"
     pair.destination.call("Switchover", id="vm1")
     check_warm(pair.finish("vm1", *vmms))
 

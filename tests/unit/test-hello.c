@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "stream/hello.h"
+#include "stream.pb-c.h"
 
 #define SIZE_2M (2ull << 20)
 
@@ -84,6 +85,7 @@ static void test_hello_comes_back(void **state)
 			assert_memory_equal(back->proof, hello->proof, PROOF_BYTES);
 			assert_memory_equal(back->holder, hello->holder, HOLDER_BYTES);
 			assert_true(back->epoch == UINT64_MAX);
+			assert_true(*back->daemon_version);
 			check_same_table(&back->regions, &hello->regions);
 			free(hello);
 		}
@@ -110,10 +112,44 @@ static void test_reply_comes_back(void **state)
 	                 0);
 	assert_true(back->epoch == reply->epoch);
 	assert_true(back->warm);
+	assert_true(*back->daemon_version);
 	check_same_table(&back->regions, &reply->regions);
 	free(back);
 	free(reply);
 	free(buf);
+}
+
+/* What a peer says that it is goes to terminals: nothing but what a version looks like. */
+static void test_a_version_is_a_word_or_nothing(void **state)
+{
+	static const struct {
+		const char *said, *taken;
+	} cases[] = {
+		{ "0.1.0", "0.1.0" },
+		{ "", "" },
+		{ "1.0~rc1+git20261129-1", "1.0~rc1+git20261129-1" },
+		{ "0123456789012345678901234567890", "0123456789012345678901234567890" },
+		{ "01234567890123456789012345678901", "" },
+		{ "0.1 beta", "" },
+		{ "\033[2J", "" },
+		{ "0.1\n", "" },
+		{ "0.1\xc3\xa4", "" },
+	};
+	struct hello_reply *back = calloc(1, sizeof *back);
+
+	(void)state;
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		Postcopy__V1__StreamHelloReply m = POSTCOPY__V1__STREAM_HELLO_REPLY__INIT;
+		uint8_t buf[256];
+		size_t len;
+
+		m.version = STREAM_VERSION;
+		m.daemon_version = (char *)cases[i].said;
+		len = postcopy__v1__stream_hello_reply__pack(&m, buf);
+		assert_int_equal(hello_reply_decode(buf, len, back, NULL), 0);
+		assert_string_equal(back->daemon_version, cases[i].taken);
+	}
+	free(back);
 }
 
 /* Where the host has it mapped is nobody else's business. */
@@ -152,8 +188,9 @@ static void test_every_truncation_is_noticed(void **state)
 		rc = hello_decode(exact, cut, back, &err);
 		free(exact);
 		assert_int_equal(err.code, rc);
+		/* Without what comes last it is one of a daemon from before. */
 		if (!rc)
-			assert_true(back->regions.n < 2);
+			assert_true(back->regions.n < 2 || !*back->daemon_version);
 	}
 	free(back);
 	free(hello);
@@ -326,6 +363,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_hello_comes_back),
 		cmocka_unit_test(test_reply_comes_back),
+		cmocka_unit_test(test_a_version_is_a_word_or_nothing),
 		cmocka_unit_test(test_host_addresses_do_not_travel),
 		cmocka_unit_test(test_every_truncation_is_noticed),
 		cmocka_unit_test(test_fields_out_of_bounds_are_refused),

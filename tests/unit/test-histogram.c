@@ -34,8 +34,22 @@ static uint64_t exact_quantile(const uint64_t *sorted, size_t n, unsigned int pe
 	return sorted[rank ? rank - 1 : 0];
 }
 
+/* All in one go are what each is by itself. */
+static void check_together(const struct histogram *h)
+{
+	unsigned int permille[1001];
+	uint64_t ns[1001];
+
+	for (unsigned int i = 0; i <= 1000; i++)
+		permille[i] = i;
+	histogram_quantiles(h, permille, 1001, ns);
+	for (unsigned int i = 0; i <= 1000; i++)
+		assert_int_equal(ns[i], histogram_quantile(h, i));
+}
+
 static void check_against_exact(const struct histogram *h, uint64_t *values, size_t n)
 {
+	check_together(h);
 	qsort(values, n, sizeof *values, compare);
 	for (unsigned int permille = 0; permille <= 1000; permille++) {
 		uint64_t exact = exact_quantile(values, n, permille);
@@ -111,6 +125,7 @@ static void test_empty_histogram_has_quantile_zero(void **state)
 	(void)state;
 	assert_int_equal(histogram_quantile(&h, 0), 0);
 	assert_int_equal(histogram_quantile(&h, 1000), 0);
+	check_together(&h);
 }
 
 static void test_quantile_does_not_exceed_the_largest_value_seen(void **state)

@@ -1380,7 +1380,7 @@ static void test_a_guest_that_can_not_be_paused(void **state)
 	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
 	wait_told(g, SWITCHOVER, 1);
 	page_source_end(g->source, SOURCE_RUNS_ON, "a vCPU does not stop");
-	expect_error(control, -EKEYREVOKED, "its guest runs on: a vCPU does not stop");
+	expect_error(control, -EKEYREVOKED, "its guest stays: a vCPU does not stop");
 	conn_free(control);
 	end(g);
 }
@@ -1396,7 +1396,7 @@ static void test_cancelled_at_the_source_while_it_is_waited_for(void **state)
 	assert_int_equal(conn_send_plain(control, FRAME_SWITCHOVER), 0);
 	wait_told(g, SWITCHOVER, 1);
 	page_source_end(g->source, SOURCE_RUNS_ON, "by command");
-	expect_error(control, -EKEYREVOKED, "where its guest runs on: by command");
+	expect_error(control, -EKEYREVOKED, "where its guest stays: by command");
 	conn_free(control);
 	end(g);
 }

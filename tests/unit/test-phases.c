@@ -84,7 +84,7 @@ static struct fault_record record(uint64_t i)
 {
 	return (struct fault_record){ .addr = i * 4096,
 		                      .tid = (uint32_t)i,
-		                      .flags = (uint32_t)i,
+		                      .flags = i & 0xff,
 		                      .read_ns = i + 1,
 		                      .asked_ns = i + 2,
 		                      .sent_ns = i + 3,
@@ -120,6 +120,80 @@ static void test_ring_keeps_the_latest(void **state)
 	}
 	assert_false(fault_ring_get(ring, FAULT_RING_MAX + 10, &r));
 	free(ring);
+}
+
+/* One that is read in time loses nothing, and one that is slow takes little. */
+static void test_ring_is_as_large_as_a_second_needs(void **state)
+{
+	struct fault_ring *ring = calloc(1, sizeof *ring);
+	uint64_t ns = 0, n = 0;
+	struct fault_record r;
+
+	(void)state;
+	for (; n < 10 * FAULT_RING_MIN; n++) {
+		r = (struct fault_record){ .read_ns = n + 1, .mapped_ns = ns };
+		ns += FAULT_RING_KEEP_NS / FAULT_RING_MIN + 1;
+		fault_ring_add(ring, &r);
+	}
+	assert_int_equal(fault_ring_first(ring), 9 * FAULT_RING_MIN);
+	/* From here on four times as many in a second. */
+	for (uint64_t until = n + 20 * FAULT_RING_MIN; n < until; n++) {
+		r = (struct fault_record){ .read_ns = ns, .mapped_ns = ns };
+		ns += FAULT_RING_KEEP_NS / FAULT_RING_MIN / 4 + 1;
+		fault_ring_add(ring, &r);
+		/* Also while it grows. */
+		for (uint64_t i = n + 1 - FAULT_RING_MIN; i <= n; i++)
+			assert_true(fault_ring_get(ring, i, &r));
+	}
+	assert_int_equal(fault_ring_first(ring), n - 4 * FAULT_RING_MIN);
+	for (uint64_t i = n - 4 * FAULT_RING_MIN; i < n; i++)
+		assert_true(fault_ring_get(ring, i, &r));
+	assert_false(fault_ring_get(ring, n - 4 * FAULT_RING_MIN - 1, &r));
+	free(ring);
+}
+
+/* A ring of one record, and what is kept of it. */
+static struct fault_record as_kept(const struct fault_record *r)
+{
+	struct fault_ring *ring = calloc(1, sizeof *ring);
+	struct fault_record ret;
+
+	fault_ring_add(ring, r);
+	assert_true(fault_ring_get(ring, 0, &ret));
+	free(ring);
+	return ret;
+}
+
+static void test_a_record_is_kept_with_its_stamps(void **state)
+{
+	const uint64_t second = 1000000000, hour = 3600 * second, at = 1000 * hour;
+	struct fault_record r = { .addr = 0x7fffffffff000,
+		                  .tid = (1u << 22) - 1,
+		                  .flags = FAULT_FETCHED | FAULT_BROUGHT,
+		                  .read_ns = at,
+		                  .sent_ns = at,
+		                  .received_ns = at + 1,
+		                  .filled_ns = at + 2 * second,
+		                  .mapped_ns = at + 3 * hour };
+	struct fault_record k = as_kept(&r);
+
+	(void)state;
+	assert_true(k.addr == r.addr && k.tid == r.tid && k.flags == r.flags);
+	assert_true(k.read_ns == at && k.asked_ns == 0 && k.sent_ns == at);
+	assert_true(k.received_ns == at + 1 && k.filled_ns == at + 2 * second);
+	/* What takes so long is not told to the nanosecond. */
+	assert_true(k.mapped_ns <= r.mapped_ns && r.mapped_ns - k.mapped_ns < 1u << 15);
+	/* Before it was read nothing was for it; and there is a longest time. */
+	r.filled_ns = at - 1;
+	r.mapped_ns = at + 100 * hour;
+	k = as_kept(&r);
+	assert_int_equal(k.filled_ns, at);
+	assert_true(k.mapped_ns > at + 19 * hour && k.mapped_ns < at + 20 * hour);
+	for (uint64_t ns = (1ull << 31) - 3; ns < (1ull << 31) + 3; ns++) {
+		r.mapped_ns = at + ns;
+		k = as_kept(&r);
+		assert_true(k.mapped_ns <= at + ns && at + ns - k.mapped_ns < 1u << 15);
+	}
 }
 
 /* All of them while there is room; then each of every 2^k-th, whenever it is looked. */
@@ -318,6 +392,8 @@ int main(void)
 		cmocka_unit_test(test_missing_stamps_are_empty_phases),
 		cmocka_unit_test(test_each_phase_has_a_name),
 		cmocka_unit_test(test_ring_keeps_the_latest),
+		cmocka_unit_test(test_ring_is_as_large_as_a_second_needs),
+		cmocka_unit_test(test_a_record_is_kept_with_its_stamps),
 		cmocka_unit_test(test_sample_is_of_the_whole_time),
 		cmocka_unit_test(test_slowest_are_kept_in_order),
 		cmocka_unit_test(test_reader_never_sees_half_a_record),

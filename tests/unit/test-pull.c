@@ -299,7 +299,7 @@ static void wait_count(const _Atomic uint64_t *counter, uint64_t n)
 /* The record of the fault on a page. Return: false where there is none. */
 static bool find_record(const struct fixture *f, unsigned int page, struct fault_record *ret)
 {
-	const struct fault_ring *ring = &pull_stats(f->p)->records;
+	const struct fault_ring *ring = pull_stats(f->p)->records;
 	uint64_t addr = (uintptr_t)f->g.addr + (uint64_t)page * UNIT_BYTES;
 
 	for (uint64_t i = fault_ring_first(ring); i < atomic_load(&ring->n); i++)
@@ -326,7 +326,7 @@ static void test_remote_fault_is_told_stamp_by_stamp(void **state)
 	before_ns = clock_now_ns();
 	touch(&f, &t, 5);
 	touched(&f, &t);
-	wait_count(&stats->records.n, 1);
+	wait_count(&stats->records->n, 1);
 	assert_true(find_record(&f, 5, &r));
 	assert_true(before_ns <= r.read_ns && r.read_ns <= r.asked_ns);
 	assert_true(r.asked_ns <= r.sent_ns && r.sent_ns <= r.received_ns);
@@ -394,7 +394,7 @@ static void test_minor_fault_is_told_as_one(void **state)
 	touched(&f, &t);
 	wait_count(&stats->fault_minor_ns.count, 1);
 	assert_int_equal(atomic_load(&stats->faults_minor), 1);
-	assert_int_equal(atomic_load(&stats->records.n), 0);
+	assert_int_equal(atomic_load(&stats->records->n), 0);
 	/* Below what counts as slow, but the slowest there was. */
 	assert_int_equal(fault_slow_get(&stats->slow, r), 1);
 	assert_int_equal(r[0].flags, FAULT_MINOR);
@@ -438,9 +438,9 @@ static void test_fault_ends_when_bulk_brings_its_page(void **state)
 	/* Then bulk has noted when it woke the thread. */
 	assert_true(readable(f.complete_fd, TIMEOUT_MS));
 	awake_ns = clock_now_ns();
-	assert_int_equal(atomic_load(&stats->records.n), 0);
+	assert_int_equal(atomic_load(&stats->records->n), 0);
 	relay_hold(&f.relay, false);
-	wait_count(&stats->records.n, 1);
+	wait_count(&stats->records->n, 1);
 	assert_true(find_record(&f, 700, &r));
 	assert_int_equal(r.flags, FAULT_BROUGHT);
 	assert_true(r.mapped_ns <= awake_ns);

@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -83,12 +84,56 @@ static void test_it_is_the_thread_that_opened_it(void **state)
 	close(other);
 }
 
+#define DEEP_BYTES (256 * 1024)
+
+/* Return: an address in the middle of what it has used, and uses no more. */
+__attribute__((noinline)) static uintptr_t go_deep(void)
+{
+	volatile uint8_t deep[DEEP_BYTES];
+
+	for (size_t i = 0; i < DEEP_BYTES; i += 512)
+		deep[i] = 1;
+	return (uintptr_t)&deep[DEEP_BYTES / 2];
+}
+
+static bool is_there(uintptr_t address)
+{
+	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+	unsigned char there = 0;
+
+	assert_int_equal(mincore((void *)(address & ~(page - 1)), page, &there), 0);
+	return there & 1;
+}
+
+static void *give_back(void *arg)
+{
+	volatile uint64_t kept = 0x0123456789abcdef;
+	uintptr_t address = go_deep();
+	bool was_there = is_there(address);
+
+	thread_give_back_stack();
+	*(bool *)arg = was_there && !is_there(address) && kept == 0x0123456789abcdef;
+	return NULL;
+}
+
+static void test_a_stack_that_was_deep_is_given_back(void **state)
+{
+	bool is_right = false;
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(thread_start(&thread, give_back, &is_right), 0);
+	pthread_join(thread, NULL);
+	assert_true(is_right);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_work_is_told_where_nothing_can_be_opened),
 		cmocka_unit_test(test_what_can_not_be_told_is_nothing),
 		cmocka_unit_test(test_it_is_the_thread_that_opened_it),
+		cmocka_unit_test(test_a_stack_that_was_deep_is_given_back),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -405,9 +405,18 @@ static int conduct_on(struct conductor *k, struct error *err)
 	return rc ? rc : fetch_all(k, err);
 }
 
+void conductor_note_ready(struct migration *m)
+{
+	pthread_mutex_lock(&m->lock);
+	if (m->warming.hold && !m->held_since_ns)
+		m->held_since_ns = clock_now_ns();
+	pthread_mutex_unlock(&m->lock);
+}
+
 /* Until switchover, or until the source says that it has given up. */
 static int stay_warm(struct conductor *k, struct error *err)
 {
+	conductor_note_ready(k->m);
 	while (!conductor_wait(k->m, ORDER_SWITCHOVER | ORDER_STOP | ORDER_CANCEL,
 	                       clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC)) {
 		if (k->m->control && conductor_control_ended(k))
@@ -457,6 +466,7 @@ static int warm(struct conductor *k, struct error *err)
 		if (!rc) {
 			conductor_note(m, "");
 			migration_post(m, NEWS_WARM);
+			thread_give_back_stack();
 			rc = warm_up(k, err);
 		}
 		/* Who has warmed goes on over the very connection on which it did. */

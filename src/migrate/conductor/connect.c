@@ -3,6 +3,7 @@
 #include "migrate/conductor/inside.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "util/clock.h"
 #include "util/log.h"
@@ -76,6 +77,9 @@ int conductor_dial_once(struct conductor *k, struct error *err)
 	rc = conn_dial(&m->dialing, &target, m->owner->config.tls, &k->hello, &c, &k->reply, err);
 	if (rc)
 		return rc;
+	pthread_mutex_lock(&m->lock);
+	strcpy(m->peer_version, k->reply.daemon_version);
+	pthread_mutex_unlock(&m->lock);
 	conductor_set_control(m, c);
 	k->retry_ms = 0;
 	return 0;

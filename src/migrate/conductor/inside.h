@@ -76,6 +76,9 @@ int conductor_connect(struct conductor *k, struct error *err);
 /* The new one, or NULL; the old one is freed. */
 void conductor_set_control(struct migration *m, struct conn *c);
 
+/* It could be switched over from now on: where that is to be told, it is waited for. */
+void conductor_note_ready(struct migration *m);
+
 /* The next frame on the control connection; what is no frame, or ERROR, is a failure. */
 int conductor_next(struct conn *c, struct frame_header *ret, const void **ret_payload,
                    struct error *err);

@@ -254,6 +254,7 @@ static void note_round(struct rounds *r)
 	pthread_mutex_lock(&m->lock);
 	m->warmed.rounds++;
 	pthread_mutex_unlock(&m->lock);
+	conductor_note_ready(m);
 	note_progress(r);
 }
 

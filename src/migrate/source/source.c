@@ -156,6 +156,7 @@ void source_stop(struct migration *m)
 	migration_get_info(m, &info);
 	m->served = info.served;
 	m->pace = info.pace;
+	strcpy(m->peer_version, info.peer_version);
 	page_source_withdraw(m->source);
 	page_source_get_visitor(m->source, &m->visitor);
 	page_server_remove(m->owner->config.page_server, m->source, false);
@@ -343,7 +344,8 @@ void source_vmm_closed(struct migration *m)
 			break;
 		__attribute__((fallthrough));
 	case MIGRATION_WARMING:
-		migration_move(m, MIGRATION_FAILED, "the source VMM is gone");
+		migration_move(m, MIGRATION_FAILED,
+		               "the source VMM is gone, and its guest with it");
 		let_go(m);
 		return;
 	default:
