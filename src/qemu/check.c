@@ -5,9 +5,11 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "qemu/devices.h"
 #include "qemu/inject.h"
 #include "qemu/qemu.h"
 #include "qemu/userfault.h"
+#include "util/cleanup.h"
 
 /* The oldest and the newest that this has been tried with. */
 #define OLDEST_MAJOR 7
@@ -31,8 +33,8 @@ static int check_version(struct session *s, struct check *c)
 	const struct qmp_version *v = qmp_version(s->qmp);
 
 	if (!qmp_is_at_least(s->qmp, OLDEST_MAJOR, OLDEST_MINOR))
-		against(c, "QEMU %d.%d is older than %d.%d", v->major, v->minor, OLDEST_MAJOR,
-		        OLDEST_MINOR);
+		against(c, "QEMU %d.%d is older than %d.%d: move its guest to a newer one first",
+		        v->major, v->minor, OLDEST_MAJOR, OLDEST_MINOR);
 	return 0;
 }
 
@@ -48,9 +50,10 @@ static int check_state(struct session *s, struct check *c, struct error *err)
 	if (rc)
 		return rc;
 	if (migration == QEMU_MIGRATION_ACTIVE)
-		against(c, "a migration of QEMU's own is under way");
+		against(c, "a migration of QEMU's own is under way: wait for its end, or cancel it "
+		           "(migrate_cancel)");
 	if (c->is_source && state.status != QEMU_RUNNING)
-		against(c, "its guest does not run: it is \"%s\"", state.name);
+		against(c, "its guest does not run: it is \"%s\"; continue it first", state.name);
 	if (!c->is_source && state.status != QEMU_INCOMING)
 		against(c,
 		        "it does not wait for a guest: it is \"%s\"; start it with -S "
@@ -78,7 +81,10 @@ static int check_capabilities(struct session *s, struct check *c, struct error *
 		int rc = qemu_capability(s->qmp, needed[i], err);
 
 		if (rc == -ENOENT)
-			against(c, "this QEMU has no migration capability %s", needed[i]);
+			against(c,
+			        "this QEMU has no migration capability %s: it takes one that "
+			        "has, as QEMU has since 5.0",
+			        needed[i]);
 		else if (rc < 0)
 			return rc;
 	}
@@ -111,14 +117,44 @@ static int check_blocks(struct session *s, struct check *c, struct error *err)
 		moved++;
 		other = mapping_find_other(s->pid, &b->mapping, name);
 		/* The daemon itself, of an earlier migration that has just ended. */
-		if (other && strcmp(name, "postcopyd"))
+		if (other && strcmp(name, "postcopyd") && !c->has[DEVICE_VHOST_USER])
 			against(c,
-			        "RAM block %s is also mapped by process %d (%s): vhost-user reads "
-			        "and writes it by itself, past the userfaultfd",
+			        "RAM block %s is also mapped by process %d (%s): it reads and "
+			        "writes it past the userfaultfd, as vhost-user does; end it first",
 			        b->ram.name, (int)other, name);
 	}
 	if (!rc && !moved)
-		against(c, "no RAM block of it can be moved page by page");
+		against(c, "no RAM block of it can be moved page by page: give it a "
+		           "memory-backend-file with share=on (-machine memory-backend=ID)");
+	return rc;
+}
+
+static const char *const device_reasons[DEVICE_KINDS] = {
+	[DEVICE_VFIO] = "the device has guest memory pinned: unplug it first",
+	[DEVICE_VDPA] = "the device has guest memory pinned: unplug it first",
+	[DEVICE_VHOST_USER] =
+	        "its backend, a process of its own, reads and writes guest memory past "
+	        "the userfaultfd: give the guest a device of QEMU's own instead, or of "
+	        "vhost in the kernel",
+};
+
+/* By name, for whom QEMU has them. Return: 0; -errno with @err where QEMU does not answer. */
+static int check_device_names(struct session *s, struct check *c, struct error *err)
+{
+	_cleanup_free_ char *qtree = NULL, *network = NULL;
+	int rc = qemu_human(s->qmp, "info qtree", &qtree, err);
+
+	if (!rc)
+		rc = qemu_human(s->qmp, "info network", &network, err);
+	for (unsigned int kind = 0; !rc && kind < DEVICE_KINDS; kind++) {
+		struct device d;
+
+		if (!devices_find(qtree, network, (enum device_kind)kind, &d))
+			continue;
+		c->has[kind] = true;
+		against(c, "it has a %s device%s%s%s: %s", d.type, *d.id ? " (" : "", d.id,
+		        *d.id ? ")" : "", device_reasons[kind]);
+	}
 	return rc;
 }
 
@@ -127,20 +163,22 @@ static int check_devices(struct session *s, struct check *c)
 {
 	static const struct {
 		const char *link, *what;
+		enum device_kind kind;
 	} devices[] = {
-		{ "/dev/vfio/", "VFIO" },
-		{ "/dev/iommu", "VFIO (iommufd)" },
-		{ "/dev/vhost-vdpa-", "vDPA" },
+		{ "/dev/vfio/", "VFIO", DEVICE_VFIO },
+		{ "/dev/iommu", "VFIO (iommufd)", DEVICE_VFIO },
+		{ "/dev/vhost-vdpa-", "vDPA", DEVICE_VDPA },
 	};
 
 	for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
 		int fd = descriptor_number(s->pid, devices[i].link, true);
 
+		/* It was named before, mostly. */
+		if (fd >= 0 && c->has[devices[i].kind])
+			continue;
 		if (fd >= 0)
-			against(c,
-			        "it has a %s device (descriptor %d): the device has guest memory "
-			        "pinned; unplug it first",
-			        devices[i].what, fd);
+			against(c, "it has a %s device (descriptor %d): %s", devices[i].what, fd,
+			        device_reasons[devices[i].kind]);
 		else if (fd != -ENOENT)
 			against(c,
 			        "can't look at the descriptors of process %d: %s; run as its "
@@ -171,6 +209,8 @@ int check_run(struct session *s, bool is_source, struct check *ret, struct error
 		rc = check_state(s, ret, err);
 	if (!rc)
 		rc = check_capabilities(s, ret, err);
+	if (!rc)
+		rc = check_device_names(s, ret, err);
 	if (!rc)
 		rc = check_devices(s, ret);
 	if (!rc)

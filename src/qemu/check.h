@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "qemu/blocks.h"
+#include "qemu/devices.h"
 #include "qemu/session.h"
 
 #define CHECK_REASONS_MAX 32
@@ -16,6 +17,7 @@ struct check {
 	struct blocks blocks;
 	char reasons[CHECK_REASONS_MAX][ERROR_TEXT_MAX];
 	size_t n_reasons; /* those beyond the maximum are not kept */
+	bool has[DEVICE_KINDS];
 };
 
 /*
