@@ -139,6 +139,7 @@ size_t hello_encode(const struct hello *hello, const uint8_t proof[PROOF_BYTES],
 	m.holder.data = (uint8_t *)hello->holder;
 	m.holder.len = sizeof hello->holder;
 	m.epoch = hello->epoch;
+	m.ahead = hello->ahead;
 	m.n_regions = hello->regions.n;
 	m.regions = list;
 	len = postcopy__v1__stream_hello__pack(&m, (uint8_t *)buf + FRAME_HEADER_BYTES);
@@ -212,6 +213,7 @@ int hello_decode(const void *payload, size_t len, struct hello *ret, struct erro
 	memcpy(ret->proof, m->proof.data, PROOF_BYTES);
 	memcpy(ret->holder, m->holder.data, HOLDER_BYTES);
 	ret->epoch = m->epoch;
+	ret->ahead = m->ahead;
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
 }
 

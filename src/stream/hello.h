@@ -38,6 +38,7 @@ struct hello {
 	const char *peer;     /* the name that the source's certificate must have; NULL: any */
 	/* Who is dialled: */
 	uint8_t proof[PROOF_BYTES];
+	bool ahead;                  /* CONTROL: it takes VMSTATE_AHEAD */
 	struct region_table regions; /* CONTROL only */
 };
 

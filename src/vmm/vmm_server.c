@@ -197,14 +197,20 @@ static int handle_cut_message(struct vmm_conn *conn, const struct vmm_wire_msg *
 {
 	struct error told = ERROR_INIT;
 
-	if (!conn->attached || (msg->type != VMM_WIRE_CHANNEL && msg->type != VMM_WIRE_DIRTY_LOG)) {
+	bool is_spare = msg->type == VMM_WIRE_CHANNEL || msg->type == VMM_WIRE_DIRTY_LOG ||
+	                msg->type == VMM_WIRE_VMSTATE_AHEAD;
+
+	if (!conn->attached || !is_spare) {
 		if (conn->owner)
 			conn->server->config.ops->cut_message(conn->owner, msg->type, why);
 		return -EMFILE;
 	}
 	/* A channel is closed by now, and its VMM sees that; without a log it is no warm phase. */
 	error_set(&told, 0, "%s: %s",
-	          msg->type == VMM_WIRE_CHANNEL ? "a fetch channel" : "a dirty log", why->text);
+	          msg->type == VMM_WIRE_CHANNEL     ? "a fetch channel"
+	          : msg->type == VMM_WIRE_DIRTY_LOG ? "a dirty log"
+	                                            : "a vmstate ahead",
+	          why->text);
 	refuse(REFUSED_RESOURCES, &conn->cred, told.text);
 	return 0;
 }
