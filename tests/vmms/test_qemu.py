@@ -2,6 +2,7 @@
 """A guest of a QEMU as it is, moved by two daemons and postcopy-qemu on each side."""
 import mmap
 import os
+import signal
 import subprocess
 import time
 
@@ -99,9 +100,11 @@ POINTS = [
     ("destination", "after", "getfd", 2),
     ("destination", "before", "closefd", 2), ("destination", "after", "closefd", 2),
     ("destination", "after", "migrate-set-capabilities", 1), ("destination", "after", "stop", 1),
-    ("destination", "after", "getfd", 3), ("destination", "before", "migrate-incoming", 1),
-    ("destination", "after", "migrate-incoming", 1), ("destination", "before", "cont", 1),
-    ("destination", "after", "cont", 1),
+    ("destination", "after", "getfd", 3), ("destination", "after", "getfd", 4),
+    ("destination", "before", "migrate-incoming", 1),
+    ("destination", "after", "migrate-incoming", 1),
+    ("destination", "before", "closefd", 3), ("destination", "after", "closefd", 3),
+    ("destination", "before", "cont", 1), ("destination", "after", "cont", 1),
 ]
 
 
@@ -225,6 +228,31 @@ def test_a_destination_that_dies_before_it_is_loaded_costs_nothing(host, guest_o
     assert move.coming.wait() == 1
     assert source.status() == "running" and migrates_as_ever(source)
     source.check(passes=2)
+
+
+def test_a_qemu_that_hangs_as_it_is_saved_keeps_its_guest(host, guest_of):
+    """As by a disk that does not answer: its adapter waited for ever. What the destination has loaded by then
+    is of no use to anybody."""
+    class Hang(KillAt):
+        def __call__(self, moment, command):
+            if (moment, command) == ("before", "migrate-incoming"):
+                os.kill(move.source.pid, signal.SIGSTOP)
+                self.killed.set()
+            return False
+    move = Move(host, bare_guest(guest_of), kill=("destination", Hang(None, None))).attached()
+    move.start()
+    reason = move.there.wait_for_state("vm1", "failed")["reason"]
+    assert "QEMU has written nothing of its vmstate for 10 s" in reason, reason
+    move.here.wait_for_state("vm1", "failed")
+    assert move.coming.wait() == 1
+    move.destination.wait()
+    # Worth another try, which has the guest run on when its QEMU answers.
+    assert move.leaving.wait() == 75
+    os.kill(move.source.pid, signal.SIGCONT)
+    move.leaving.start()
+    assert move.leaving.wait() == 1 and "the guest runs on here" in move.leaving.log()
+    assert move.source.status() == "running" and migrates_as_ever(move.source)
+    move.source.check(passes=2)
 
 
 def test_a_guest_that_was_paused_by_others_stays_so_when_it_does_not_go(host, guest_of):
