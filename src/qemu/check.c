@@ -28,9 +28,18 @@ static void against(struct check *c, const char *fmt, ...)
 	va_end(ap);
 }
 
-static int check_version(struct session *s, struct check *c)
+/* What must be the same at the other side only whoever sees both can compare: it is printed. */
+static int check_version(struct session *s, struct check *c, struct error *err)
 {
 	const struct qmp_version *v = qmp_version(s->qmp);
+	char *end;
+	int rc = qemu_object_type(s->qmp, "/machine", c->machine, sizeof c->machine, err);
+
+	if (rc)
+		return rc;
+	end = strstr(c->machine, "-machine");
+	if (end)
+		*end = 0;
 
 	if (!qmp_is_at_least(s->qmp, OLDEST_MAJOR, OLDEST_MINOR))
 		against(c, "QEMU %d.%d is older than %d.%d: move its guest to a newer one first",
@@ -81,9 +90,7 @@ static int check_capabilities(struct session *s, struct check *c, struct error *
 		int rc = qemu_capability(s->qmp, needed[i], err);
 
 		if (rc == -ENOENT)
-			against(c,
-			        "this QEMU has no migration capability %s: it takes one that "
-			        "has, as QEMU has since 5.0",
+			against(c, "this QEMU has no migration capability %s: take a newer one",
 			        needed[i]);
 		else if (rc < 0)
 			return rc;
@@ -103,18 +110,18 @@ static int check_capabilities(struct session *s, struct check *c, struct error *
 static int check_blocks(struct session *s, struct check *c, struct error *err)
 {
 	int rc = blocks_read(s->qmp, s->pid, s->pidfd, &c->blocks, err);
-	size_t moved = 0;
+	size_t told = 0;
 
 	for (size_t i = 0; !rc && i < c->blocks.n; i++) {
 		const struct block *b = &c->blocks.list[i];
 		char name[32];
 		pid_t other;
 
+		told += b->way != BLOCK_IN_VMSTATE;
 		if (b->way == BLOCK_REFUSED)
 			against(c, "RAM block %s: %s", b->ram.name, b->why);
 		if (b->way != BLOCK_MOVED)
 			continue;
-		moved++;
 		other = mapping_find_other(s->pid, &b->mapping, name);
 		/* The daemon itself, of an earlier migration that has just ended. */
 		if (other && strcmp(name, "postcopyd") && !c->has[DEVICE_VHOST_USER])
@@ -123,7 +130,7 @@ static int check_blocks(struct session *s, struct check *c, struct error *err)
 			        "writes it past the userfaultfd, as vhost-user does; end it first",
 			        b->ram.name, (int)other, name);
 	}
-	if (!rc && !moved)
+	if (!rc && !told)
 		against(c, "no RAM block of it can be moved page by page: give it a "
 		           "memory-backend-file with share=on (-machine memory-backend=ID)");
 	return rc;
@@ -204,7 +211,7 @@ int check_run(struct session *s, bool is_source, struct check *ret, struct error
 	int rc;
 
 	*ret = (struct check){ .is_source = is_source };
-	rc = check_version(s, ret);
+	rc = check_version(s, ret, err);
 	if (!rc)
 		rc = check_state(s, ret, err);
 	if (!rc)
@@ -236,9 +243,9 @@ void check_print(const struct session *s, const struct check *c, FILE *to)
 {
 	const struct qmp_version *v = qmp_version(s->qmp);
 
-	fprintf(to, "QEMU %d.%d.%d (%s), process %d, as a %s\n", v->major, v->minor, v->micro,
-	        *v->package ? v->package : "built by hand", (int)s->pid,
-	        c->is_source ? "source" : "destination");
+	fprintf(to, "QEMU %d.%d.%d (%s), machine type %s, process %d, as a %s\n", v->major,
+	        v->minor, v->micro, *v->package ? v->package : "built by hand", c->machine,
+	        (int)s->pid, c->is_source ? "source" : "destination");
 	for (size_t i = 0; i < c->blocks.n; i++)
 		print_block(&c->blocks.list[i], to);
 	for (size_t i = 0; i < c->n_reasons; i++)

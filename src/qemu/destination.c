@@ -211,7 +211,11 @@ static int load(struct destination *d, const struct postcopy_event *event, struc
 		qmp_set_patience(d->session->qmp, END_MS);
 		quit(d, 0);
 		(void)postcopy_destination_load_failed(p, failed.text, NULL);
-		return error_set(err, -ECANCELED, "QEMU can't load the guest: %s", failed.text);
+		return error_set(err, -ECANCELED,
+		                 "QEMU can't load the guest: %s (machine type and devices must be "
+		                 "those of the source's, and this QEMU not older: compare what "
+		                 "postcopy-qemu check prints first on both hosts)",
+		                 failed.text);
 	}
 	rc = postcopy_destination_loaded(p, &why);
 	if (rc)
