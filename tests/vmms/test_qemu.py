@@ -3,12 +3,16 @@
 import mmap
 import os
 import signal
+import socket
+import struct
 import subprocess
 import time
+import types
 
 import pytest
 
 import harness
+import pyvmm
 from adapter import Adapter, check
 from keeper import KeptDaemon
 from monitor_proxy import KillAt, Proxy
@@ -228,6 +232,41 @@ def test_a_destination_that_dies_before_it_is_loaded_costs_nothing(host, guest_o
     assert move.coming.wait() == 1
     assert source.status() == "running" and migrates_as_ever(source)
     source.check(passes=2)
+
+
+def await_message(sock, kind, told):
+    """Its first number. How much is ahead until then is added to @told."""
+    while True:
+        data, fds, _, _ = socket.recv_fds(sock, pyvmm.PACKET_MAX, 8)
+        for fd in fds:
+            os.close(fd)
+        got, number = struct.unpack_from("<H6xQ", data)
+        if got == kind:
+            return number
+        if got == pyvmm.VMSTATE_AHEAD:
+            told.append(number)
+
+
+def test_what_is_saved_is_told_as_it_grows_but_for_its_last_byte(host, guest_of):
+    """By which no QEMU comes to the end of its load before it is known that the guest was handed over. The daemon
+    is the test."""
+    path = host.dir / "daemon.vmm"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(harness.DEADLINE_S)
+        adapter = Adapter(host, bare_guest(guest_of).start("a").wait_until_ready(), "source",
+                          types.SimpleNamespace(vmm_path=path), "vm1")
+        daemon, _ = listener.accept()
+    daemon.settimeout(harness.DEADLINE_S)
+    told = []
+    with daemon:
+        await_message(daemon, pyvmm.ATTACH, told)
+        daemon.sendall(pyvmm.packet(pyvmm.ATTACHED))
+        daemon.sendall(pyvmm.packet(pyvmm.PAUSE))
+        length = await_message(daemon, pyvmm.PAUSED, told)
+        assert told == sorted(set(told)) and told[-1] == length - 1
+    adapter.kill()
 
 
 def test_a_qemu_that_hangs_as_it_is_saved_keeps_its_guest(host, guest_of):
