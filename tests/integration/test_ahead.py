@@ -9,6 +9,7 @@ import pytest
 import harness
 import pyvmm
 import stream
+from silent_fs import SilentFile
 from stream import FakeSource
 from test_stream_source import served  # noqa: F401
 
@@ -28,14 +29,16 @@ def hear_ahead(control, length):
     data = b""
     while len(data) < length:
         kind, payload, _ = control.receive()
-        assert kind == stream.VMSTATE_AHEAD
+        assert kind in (stream.VMSTATE_AHEAD, stream.PONG)
         data += payload
     assert len(data) == length
     return data
 
 
 def hear_vmstate(control):
-    kind, payload, _ = control.receive()
+    kind = stream.PONG
+    while kind == stream.PONG:
+        kind, payload, _ = control.receive()
     assert kind == stream.VMSTATE
     length = struct.unpack_from("<Q", payload)[0]
     data = b""
@@ -73,6 +76,8 @@ def test_who_does_not_know_it_is_not_sent_it(served):  # noqa: F811
     served.vmm.expect(pyvmm.PAUSE)
     fd = pyvmm.memfd(VMSTATE)
     say_ahead(served.vmm, fd, len(VMSTATE) - 1)
+    # All that it hears, until the vmstate is there, are signs of life.
+    assert control.receive()[0] == stream.PONG
     finish_pause(served.vmm, VMSTATE)
     assert hear_vmstate(control) == VMSTATE
     os.close(fd)
@@ -98,6 +103,25 @@ def test_one_that_is_of_no_use_costs_nothing(served, case):  # noqa: F811
     assert hear_vmstate(control) == VMSTATE
     os.close(fd)
     control.close()
+
+
+def test_file_of_a_filesystem_that_does_not_answer_hangs_nobody(served):  # noqa: F811
+    """It is read by a thread that holds a lock which the loop takes."""
+    directory = served.host.dir / "silent"
+    control, _ = served.dial(ahead=1)
+    directory.mkdir()
+    silent = SilentFile(directory)
+    served.host.later(silent.close)
+    if silent.fd < 0:
+        pytest.skip(silent.why)
+    control.send(stream.frame(stream.SWITCHOVER))
+    served.vmm.expect(pyvmm.PAUSE)
+    say_ahead(served.vmm, silent.fd, 5)
+    assert control.receive()[0] == stream.PONG
+    finish_pause(served.vmm, VMSTATE)
+    assert hear_vmstate(control) == VMSTATE
+    control.close()
+    assert set(silent.close()) <= {"flush"}
 
 
 def test_it_is_no_vmstate_of_a_guest_that_is_not_paused(served):  # noqa: F811
@@ -221,6 +245,20 @@ def test_a_vmm_may_say_that_it_can_not_load_only_when_it_has_all_of_it(host):
     d.vmm.expect_error()
     d.source.go.set()
     assert "the destination VMM is gone" in d.daemon.wait_for_state("vm1", "failed")["reason"]
+
+
+def test_hints_that_nobody_reads_keep_no_vmstate_out(host):
+    d = Destination(host, [VMSTATE[at:at + 1] for at in range(2000)])
+    harness.eventually(lambda: not d.source.pieces, "all of them have been sent")
+    d.source.go.set()
+    d.daemon.wait_for_state("vm1", "postcopy")
+    kind = pyvmm.VMSTATE_AHEAD
+    while kind == pyvmm.VMSTATE_AHEAD:
+        kind, _, fds = d.vmm.receive()
+        for fd in fds:
+            os.close(fd)
+    assert kind == pyvmm.VMSTATE
+    d.finish()
 
 
 def test_more_ahead_than_a_vmstate_may_be_is_refused(host):

@@ -294,6 +294,28 @@ def test_a_qemu_that_hangs_as_it_is_saved_keeps_its_guest(host, guest_of):
     move.source.check(passes=2)
 
 
+def test_a_qemu_that_does_not_answer_when_it_is_to_end_is_killed(host, guest_of):
+    """It has loaded a part of a guest that does not come: as in a page fault that nobody serves any more."""
+    class Stop(KillAt):
+        def __call__(self, moment, command):
+            if command == "migrate-incoming":
+                os.kill((move.source if moment == "before" else move.destination).pid, signal.SIGSTOP)
+                if moment == "after":
+                    self.killed.set()
+            return False
+    stop = Stop(None, None)
+    move = Move(host, bare_guest(guest_of), kill=("destination", stop)).attached()
+    move.start()
+    assert stop.killed.wait(harness.DEADLINE_S)
+    move.here.call("Cancel", id="vm1")
+    assert move.coming.wait() == 1
+    assert move.destination.wait() == -signal.SIGKILL
+    os.kill(move.source.pid, signal.SIGCONT)
+    assert move.leaving.wait() == 1 and "the guest runs on here" in move.leaving.log()
+    assert move.source.status() == "running"
+    move.source.check(passes=2)
+
+
 def test_a_guest_that_was_paused_by_others_stays_so_when_it_does_not_go(host, guest_of):
     guest = bare_guest(guest_of)
     source = guest.start("a").wait_until_ready()

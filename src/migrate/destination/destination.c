@@ -346,7 +346,7 @@ static void tell_ahead(struct migration *m)
 	pthread_mutex_unlock(&m->lock);
 	if (fd < 0)
 		return;
-	if (m->vmm)
+	if (m->vmm && !vmm_conn_is_behind(m->vmm))
 		(void)vmm_conn_send(m->vmm, &msg, fd);
 	close_fd(&fd);
 }
