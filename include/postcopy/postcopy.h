@@ -161,6 +161,21 @@
  * POSTCOPY_STANDS_WAITING where the memory has still to be handed over, POSTCOPY_STANDS_LOADING
  * where it was taken; VMSTATE comes again in either case.
  *
+ * A vmstate ahead
+ * ---------------
+ * A vmstate that takes a while to be saved, and to be loaded, may be loaded while it is still being
+ * saved: the source says postcopy_source_vmstate_ahead() whenever there is more of it, from
+ * POSTCOPY_EVENT_PAUSE to postcopy_source_paused_fd(), of the same memfd. The destination hears
+ * POSTCOPY_EVENT_VMSTATE_AHEAD. That is a hint, which may not come, or not all of it: no vCPU of it
+ * may ever run, and nothing of it counts, before POSTCOPY_EVENT_VMSTATE has come with all of it.
+ * Nobody delivers pages before that either: who touches one as it loads sleeps until then, or for
+ * good where nothing comes of the migration.
+ *
+ * Who keeps in its descriptor's offset (lseek()) how far it has read what is ahead finds that there
+ * when it was killed and comes again: VMSTATE has the same open file, where it is the same vmstate
+ * and not a second try, whose offset is 0. Read it; do not map or splice() it, for a file that is
+ * in use can't be sealed, and the migration would fail.
+ *
  * Threads: a `struct postcopy` may be used by one thread at a time, and so may a `struct
  * postcopy_channel`; different ones are independent, also a channel of what it was opened
  * on. No call runs callbacks or starts threads.
@@ -257,12 +272,16 @@ enum postcopy_event_type {
 	POSTCOPY_EVENT_DIRTY_LOG_START,
 	POSTCOPY_EVENT_DIRTY,          /**< source: note all that was written, and say the same */
 	POSTCOPY_EVENT_DIRTY_LOG_STOP, /**< source: no more; may come where nothing is logged */
+	/** destination: so much of the vmstate is there already ("A vmstate ahead"); a hint */
+	POSTCOPY_EVENT_VMSTATE_AHEAD,
 };
 
 struct postcopy_event {
 	enum postcopy_event_type type;
-	int vmstate_fd;       /**< VMSTATE: a sealed memfd, owned by the caller; else -1 */
-	uint64_t vmstate_len; /**< VMSTATE: bytes */
+	/** VMSTATE: a sealed memfd, owned by the caller; VMSTATE_AHEAD: a memfd that grows, the
+	 * library's, until the next call with the attachment; else -1 */
+	int vmstate_fd;
+	uint64_t vmstate_len; /**< VMSTATE, VMSTATE_AHEAD: bytes */
 	char reason[320];     /**< FAILED and RESUME: one line */
 	uint32_t n_regions;   /**< ATTRIBUTES: how many the source has */
 	/** ATTRIBUTES: POSTCOPY_REGION_* of each, as attached; by name for who has attached again
@@ -432,6 +451,20 @@ POSTCOPY_API int postcopy_source_paused(struct postcopy *p, const void *vmstate,
  *      pipe, a socket, a file) is read up to its end, which blocks
  */
 POSTCOPY_API int postcopy_source_paused_fd(struct postcopy *p, int fd, struct postcopy_error *err);
+
+/**
+ * postcopy_source_vmstate_ahead() - after POSTCOPY_EVENT_PAUSE: so much of the vmstate is there
+ * @fd: a memfd; borrowed. What is said to be there is not written again.
+ * @len: bytes; the next time it is more
+ *
+ * A hint ("A vmstate ahead"): postcopy_source_paused_fd() follows, with the same memfd, or
+ * postcopy_source_pause_failed(). Keep the last byte back, or the other VMM may have loaded all of
+ * it before it is known to be whole.
+ *
+ * Return: 0; -EINVAL where it was not asked to pause; -EPIPE where the daemon is gone.
+ */
+POSTCOPY_API int postcopy_source_vmstate_ahead(struct postcopy *p, int fd, uint64_t len,
+                                               struct postcopy_error *err);
 
 /**
  * postcopy_source_offer_dirty_log() - this VMM tells what its guest writes

@@ -4,6 +4,11 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "util/clock.h"
+#include "util/log.h"
+
+#define PREPARE_TIMEOUT_S 60
+
 int daemon_error(int rc, const struct postcopy_error *from, struct error *err)
 {
 	return rc ? error_set(err, rc, "%s", from->text) : 0;
@@ -19,6 +24,15 @@ int daemon_attach_again(bool source, const char *socket, const char *id, int pid
 	                                                    &why);
 
 	return daemon_error(rc, &why, err);
+}
+
+bool daemon_may_be_prepared(struct daemon_wait *w, const char *id, const struct error *err)
+{
+	if (!w->until_ns) {
+		w->until_ns = clock_now_ns() + PREPARE_TIMEOUT_S * NSEC_PER_SEC;
+		log_migration_info(id, "waiting for it to be prepared: %s", err->text);
+	}
+	return clock_now_ns() < w->until_ns;
 }
 
 bool daemon_is_passing(int rc, const char *socket)

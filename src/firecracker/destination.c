@@ -318,9 +318,10 @@ static int attach_anew(struct session *s, struct error *err)
 
 	if (rc)
 		return rc;
-	return daemon_error(postcopy_destination_attach_late(s->options->socket, s->options->id,
-	                                                     s->pidfd, &s->postcopy, &why),
-	                    &why, err);
+	rc = postcopy_destination_attach_late(s->options->socket, s->options->id, s->pidfd,
+	                                      &s->postcopy, &why);
+	s->is_unprepared = rc == -ENOENT;
+	return daemon_error(rc, &why, err);
 }
 
 static int attach(struct load *l, struct error *err)
@@ -382,12 +383,15 @@ int destination_run(struct session *s, struct error *err)
 	struct load l = { .session = s, .listen_fd = -1, .sock = -1 };
 	int rc;
 
-	while ((rc = follow(&l, err)) == -EPIPE || rc == -EAGAIN) {
+	do {
 		s->postcopy = postcopy_detach(s->postcopy);
-		end_load(&l);
 		*err = ERROR_INIT;
-	}
-	end_load(&l);
+		s->is_unprepared = false;
+		rc = follow(&l, err);
+		end_load(&l);
+		if (rc == -ENOENT && s->is_unprepared)
+			rc = session_await_prepared(s, err);
+	} while (rc == -EPIPE || rc == -EAGAIN);
 	close_fd(&l.sock);
 	session_remove(s, "vmstate");
 	session_remove(s, "uffd");

@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -17,6 +16,7 @@
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/peer.h"
+#include "util/pidfd.h"
 
 /* Between two looks whether the daemon, or Firecracker, is there. */
 #define LOOK_MS 100
@@ -169,6 +169,15 @@ int session_check_alive(const struct session *s, struct error *err)
 	               : 0;
 }
 
+int session_await_prepared(struct session *s, struct error *err)
+{
+	struct pollfd fd = { .fd = s->pidfd, .events = POLLIN };
+
+	if (!daemon_may_be_prepared(&s->prepared, s->options->id, err))
+		return err->code;
+	return poll(&fd, 1, LOOK_MS) > 0 ? session_check_alive(s, err) : -EAGAIN;
+}
+
 int session_attach_again(struct session *s, enum postcopy_standing *ret_standing, struct error *err)
 {
 	const struct options *o = s->options;
@@ -191,7 +200,7 @@ int session_attach_again(struct session *s, enum postcopy_standing *ret_standing
 void session_kill(const struct session *s)
 {
 	if (s->pidfd >= 0)
-		(void)syscall(SYS_pidfd_send_signal, s->pidfd, SIGKILL, NULL, 0);
+		(void)pidfd_kill(s->pidfd);
 }
 
 int session_await_firecracker(struct session *s, const struct options *o, int timeout_ms,

@@ -28,6 +28,8 @@ struct session {
 	int pidfd;
 	int dir_fd; /* --dir, also when Firecracker has ended */
 	struct postcopy *postcopy;
+	bool is_unprepared; /* the daemon knows no such migration, or not yet */
+	struct daemon_wait prepared;
 };
 
 /* Finds Firecracker's process by its API socket, and --dir, which is made where there is none. */
@@ -64,6 +66,13 @@ void session_remove(const struct session *s, const char *name);
  */
 int session_attach_again(struct session *s, enum postcopy_standing *ret_standing,
                          struct error *err);
+
+/*
+ * session_await_prepared() - where it is unprepared, which @err tells
+ *
+ * Return: -EAGAIN: try again; -ENOENT: it was waited for long enough; -ESRCH.
+ */
+int session_await_prepared(struct session *s, struct error *err);
 
 /* Return: 0; -ESRCH where Firecracker has ended, with @err set. */
 int session_check_alive(const struct session *s, struct error *err);

@@ -104,6 +104,7 @@ static int attach_anew(struct session *s, struct error *err)
 	region.fd = fd;
 	rc = postcopy_source_attach_for(s->options->socket, s->options->id, s->pidfd, &region, 1,
 	                                &s->postcopy, &why);
+	s->is_unprepared = rc == -ENOENT;
 	if (rc && !is_daemon_gone(rc))
 		session_remove(s, "memory");
 	else if (fchmod(fd, ATTACHED_MODE))
@@ -300,10 +301,14 @@ int source_run(struct session *s, struct error *err)
 {
 	int rc;
 
-	while ((rc = follow(s, err)) == -EPIPE || rc == -EAGAIN) {
+	do {
 		s->postcopy = postcopy_detach(s->postcopy);
 		*err = ERROR_INIT;
-	}
+		s->is_unprepared = false;
+		rc = follow(s, err);
+		if (rc == -ENOENT && s->is_unprepared)
+			rc = session_await_prepared(s, err);
+	} while (rc == -EPIPE || rc == -EAGAIN);
 	/* What else fails may be this process alone: the migration goes on, with that file. */
 	if (rc >= 0 || rc == -ECANCELED || rc == -ESRCH)
 		remove_files(s);

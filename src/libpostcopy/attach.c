@@ -220,7 +220,8 @@ static int make(enum vmm_wire_role role, int pidfd, struct postcopy **ret, struc
 		return error_set(err, -ENOMEM, "out of memory");
 	p->role = role;
 	p->state = role == VMM_WIRE_SOURCE ? STATE_RUNNING : STATE_WAITING;
-	p->sock = p->uffd = p->vmstate_fd = p->poison_fd = p->pidfd = p->stage_fd = -1;
+	p->sock = p->uffd = p->vmstate_fd = p->ahead_fd = -1;
+	p->poison_fd = p->pidfd = p->stage_fd = -1;
 	p->hot_sock = -1;
 	if (pid < 0)
 		return error_errno(err, pid, "the VMM's pidfd");
@@ -706,6 +707,7 @@ struct postcopy *postcopy_detach(struct postcopy *p)
 	unregister_regions(p);
 	dirty_release(p);
 	close_fd(&p->vmstate_fd);
+	close_fd(&p->ahead_fd);
 	close_fd(&p->hot_sock);
 	close_fd(&p->poison_fd);
 	close_fd(&p->pidfd);

@@ -37,6 +37,7 @@ struct postcopy {
 	uint64_t pause_asked_ns;
 	/* What was said last, to say it again: source, destination. */
 	int vmstate_fd;
+	int ahead_fd;  /* destination: of the last event; -1: it had none */
 	int poison_fd; /* what is poisoned here; -1: nothing */
 	uint64_t vmstate_len, pause_ns;
 	/* source: what the guest writes, where this VMM tells it (dirty.c) */

@@ -47,6 +47,7 @@ static const struct transition {
 	{ STATE_PAUSED, VMM_WIRE_COMPLETE, STATE_COMPLETE, POSTCOPY_EVENT_COMPLETE },
 	{ STATE_PAUSED, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
 	{ STATE_WAITING, VMM_WIRE_ATTRIBUTES, STATE_WAITING, POSTCOPY_EVENT_ATTRIBUTES },
+	{ STATE_WAITING, VMM_WIRE_VMSTATE_AHEAD, STATE_WAITING, POSTCOPY_EVENT_VMSTATE_AHEAD },
 	{ STATE_WAITING, VMM_WIRE_VMSTATE, STATE_LOADING, POSTCOPY_EVENT_VMSTATE },
 	{ STATE_WAITING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
 	{ STATE_LOADING, VMM_WIRE_ERROR, STATE_FAILED, POSTCOPY_EVENT_FAILED },
@@ -259,6 +260,9 @@ static const struct repeated {
 	{ VMM_WIRE_VMSTATE, STATE_COMPLETE, say_nothing },
 	{ VMM_WIRE_VMSTATE, STATE_FAILED, say_load_failed },
 	{ VMM_WIRE_COMPLETE, STATE_COMPLETE, say_nothing },
+	/* It has all of it, or none: what was ahead is of no use any more. */
+	{ VMM_WIRE_VMSTATE_AHEAD, STATE_LOADING, say_nothing },
+	{ VMM_WIRE_VMSTATE_AHEAD, STATE_FAILED, say_nothing },
 	/* The log ended when the vmstate was taken. */
 	{ VMM_WIRE_LOG_STOP, STATE_PAUSED, say_nothing },
 	{ VMM_WIRE_LOG_STOP, STATE_FAILED, say_nothing },
@@ -336,7 +340,10 @@ static int next_event(struct postcopy *p, int timeout_ms, struct postcopy_event 
 	if (t->event == POSTCOPY_EVENT_RESUME || t->to == STATE_FAILED)
 		dirty_end(p);
 	fill_event(p, t, &msg, ret_event);
+	close_fd(&p->ahead_fd);
 	ret_event->vmstate_fd = steal_fd(&fd);
+	if (t->event == POSTCOPY_EVENT_VMSTATE_AHEAD)
+		p->ahead_fd = ret_event->vmstate_fd;
 	return 0;
 }
 
@@ -477,6 +484,18 @@ static int source_paused_fd(struct postcopy *p, int from, struct error *err)
 	if (!rc)
 		rc = seal_vmstate(from, &fd, &len, err);
 	return rc ? rc : give_vmstate(p, fd, len, err);
+}
+
+int postcopy_source_vmstate_ahead(struct postcopy *p, int fd, uint64_t len,
+                                  struct postcopy_error *err)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_VMSTATE_AHEAD, .vmstate_len = len };
+	struct error e = ERROR_INIT;
+	int rc = require_state(p, STATE_STOPPING, __func__, &e);
+
+	if (!rc)
+		rc = send_message(p, &msg, &fd, 1, &e);
+	return report_error(err, rc, &e);
 }
 
 int postcopy_source_paused_fd(struct postcopy *p, int fd, struct postcopy_error *err)

@@ -42,6 +42,7 @@ static const char *type_name(enum vmm_wire_type type)
 		[VMM_WIRE_LOG_STOP] = "LOG_STOP",
 		[VMM_WIRE_HARVESTED] = "HARVESTED",
 		[VMM_WIRE_MEMORY] = "MEMORY",
+		[VMM_WIRE_VMSTATE_AHEAD] = "VMSTATE_AHEAD",
 	};
 
 	return names[type];
@@ -138,6 +139,7 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 		p = put_u64(p, msg->pause_ns);
 		break;
 	case VMM_WIRE_VMSTATE:
+	case VMM_WIRE_VMSTATE_AHEAD:
 		p = put_u64(p, msg->vmstate_len);
 		break;
 	case VMM_WIRE_ATTRIBUTES:
@@ -399,7 +401,8 @@ static int get_standing(struct reader *r, struct vmm_wire_msg *msg, struct error
 static int check_fd_count(enum vmm_wire_type type, size_t n_fds, struct error *err)
 {
 	bool has_fd = type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
-	              type == VMM_WIRE_CHANNEL || type == VMM_WIRE_POISONED;
+	              type == VMM_WIRE_CHANNEL || type == VMM_WIRE_POISONED ||
+	              type == VMM_WIRE_VMSTATE_AHEAD;
 	bool says_itself =
 	        type == VMM_WIRE_ATTACH || type == VMM_WIRE_DIRTY_LOG || type == VMM_WIRE_MEMORY;
 	size_t want = has_fd ? 1 : 0;
@@ -423,7 +426,7 @@ static int get_header(struct reader *r, enum vmm_wire_type *ret_type, struct err
 		                 "the other side speaks version %u of the VMM protocol, this one "
 		                 "%d: install libpostcopy and postcopyd of the same release",
 		                 version, VMM_WIRE_VERSION);
-	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_MEMORY)
+	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_VMSTATE_AHEAD)
 		return error_set(err, type ? -ENOMSG : -EPROTO, "unknown message type %u", type);
 	if (len != (size_t)(r->end - r->pos))
 		return error_set(err, -EPROTO, "%s says %u bytes of payload, but has %zu",
@@ -460,7 +463,8 @@ int vmm_wire_decode(const void *buf, size_t len, size_t n_fds, struct vmm_wire_m
 		rc = get_harvested(&r, ret_msg, err);
 	else if (type == VMM_WIRE_LOG_START || type == VMM_WIRE_LOG_HARVEST)
 		ret_msg->number = get_u64(&r);
-	else if (type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE)
+	else if (type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
+	         type == VMM_WIRE_VMSTATE_AHEAD)
 		ret_msg->vmstate_len = get_u64(&r);
 	if (type == VMM_WIRE_PAUSED)
 		ret_msg->pause_ns = get_u64(&r);

@@ -19,11 +19,13 @@
  *                           <-   LOG_START, LOG_HARVEST... (numbered), LOG_STOP: where the VMM
  *   HARVESTED (number)      ->   itself notes in its bitmap what the guest writes
  *                           <-   PAUSE: what was written until then is in the bitmap when it says
+ *   VMSTATE_AHEAD (fd)...   ->   (a hint)
  *   POISONED (fd) where some of the guest is, PAUSED (vmstate) / ERROR ->
  *                           <-   RESUME (cancelled in time) or COMPLETE
  *   destination:
  *   CHANNEL (fd), any time  ->
  *                           <-   ATTRIBUTES, where the source's regions have any
+ *                           <-   VMSTATE_AHEAD (fd)... (a hint)
  *                           <-   VMSTATE (fd)
  *   [where the memory is late: MEMORY (table, fds) -> and <- ATTACHED]
  *   LOADED / ERROR, RESUMED / COULD_NOT_RUN ->
@@ -77,6 +79,8 @@ enum vmm_wire_type {
 	VMM_WIRE_LOG_STOP = 18,
 	VMM_WIRE_HARVESTED = 19, /* the answer to START and HARVEST */
 	VMM_WIRE_MEMORY = 20,    /* what an ATTACH with ATTACH_LATE has left out */
+	/* Before PAUSED, and before VMSTATE: what there is of a vmstate already. A hint. */
+	VMM_WIRE_VMSTATE_AHEAD = 21,
 };
 
 /* Of ATTACH. */
@@ -145,6 +149,8 @@ struct vmm_wire_region {
  *   ATTACHED: standing
  *   PAUSED:   vmstate_len, pause_ns (what stopping the vCPUs and saving took); one fd
  *   VMSTATE:  vmstate_len; one fd
+ *   VMSTATE_AHEAD: vmstate_len, so much of it is there; one fd, of which that can be read, and
+ *             which grows. Nothing is final: VMSTATE may be another.
  *   CHANNEL:  one fd: the daemon's end of a fetch channel (libpostcopy/fetch_wire.h)
  *   POISONED: one fd: a sealed memfd of ranges (libpostcopy/poison_wire.h)
  *   ATTRIBUTES: n_regions, and the flags of each of regions; nothing else of them

@@ -202,6 +202,7 @@ static void migration_free(struct migration *m)
 	page_source_unref(m->source);
 	close_fd(&m->vmstate_fd);
 	admission_forget_place(m);
+	close_fd(&m->ahead_fd);
 	record_deinit(&m->record);
 	dialing_deinit(&m->dialing);
 	takeover_forget(m);
@@ -651,7 +652,7 @@ struct migration *migration_new(struct migrations *ms, const struct migration_pa
 	watch_expiry(ms);
 	m->prepared_real_ns = m->state_real_ns = clock_real_ns();
 	m->target = params->source;
-	m->vmstate_fd = -1;
+	m->vmstate_fd = m->ahead_fd = -1;
 	m->record = RECORD_INIT;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->ordered, NULL);

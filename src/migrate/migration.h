@@ -55,6 +55,7 @@ enum migration_news {
 	NEWS_FAREWELL = 1 << 13,  /* so has farewell: write it down */
 	NEWS_TABLE = 1 << 14,     /* the source's regions, for a VMM whose memory is late */
 	NEWS_OFFER = 1 << 15,     /* the vmstate is here, for such a VMM */
+	NEWS_AHEAD = 1 << 17,     /* more of the vmstate is */
 };
 
 /* What the loop asks of the conductor. */
@@ -192,6 +193,9 @@ struct migration {
 	/* For the VMM, from NEWS_VMSTATE until the guest runs; and what belongs to it. */
 	int vmstate_fd;
 	uint64_t vmstate_len;
+	/* What has come of it ahead, and may be nothing; -1: nothing. */
+	int ahead_fd;
+	uint64_t ahead_len;
 	uint64_t switch_sent_ns, vmstate_received_ns, source_pause_ns;
 	struct migration_point timeline[MIGRATION_TIMELINE_MAX];
 	size_t timeline_n;

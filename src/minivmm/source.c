@@ -243,6 +243,7 @@ static int handle_event(struct source *src, struct postcopy_error *err)
 		return stop_logging(src, err);
 	case POSTCOPY_EVENT_NONE:
 	case POSTCOPY_EVENT_VMSTATE:
+	case POSTCOPY_EVENT_VMSTATE_AHEAD:
 	case POSTCOPY_EVENT_ATTRIBUTES:
 		break;
 	}

@@ -91,8 +91,8 @@ static void check_file(struct block *b)
 		b->memory = POSTCOPY_MEMORY_HUGETLB;
 	} else {
 		refuse(b,
-		       "%s is not on a tmpfs or hugetlbfs: absent pages can be trapped there only; "
-		       "mem-path=/dev/shm",
+		       "%s is not on a tmpfs or hugetlbfs, where alone absent pages can be "
+		       "trapped: give it mem-path=/dev/shm",
 		       b->mapping.path);
 	}
 	if (b->way == BLOCK_MOVED && b->ram.total % b->ram.page_size)

@@ -5,9 +5,11 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "qemu/devices.h"
 #include "qemu/inject.h"
 #include "qemu/qemu.h"
 #include "qemu/userfault.h"
+#include "util/cleanup.h"
 
 /* The oldest and the newest that this has been tried with. */
 #define OLDEST_MAJOR 7
@@ -26,13 +28,22 @@ static void against(struct check *c, const char *fmt, ...)
 	va_end(ap);
 }
 
-static int check_version(struct session *s, struct check *c)
+/* What must be the same at the other side only whoever sees both can compare: it is printed. */
+static int check_version(struct session *s, struct check *c, struct error *err)
 {
 	const struct qmp_version *v = qmp_version(s->qmp);
+	char *end;
+	int rc = qemu_object_type(s->qmp, "/machine", c->machine, sizeof c->machine, err);
+
+	if (rc)
+		return rc;
+	end = strstr(c->machine, "-machine");
+	if (end)
+		*end = 0;
 
 	if (!qmp_is_at_least(s->qmp, OLDEST_MAJOR, OLDEST_MINOR))
-		against(c, "QEMU %d.%d is older than %d.%d", v->major, v->minor, OLDEST_MAJOR,
-		        OLDEST_MINOR);
+		against(c, "QEMU %d.%d is older than %d.%d: move its guest to a newer one first",
+		        v->major, v->minor, OLDEST_MAJOR, OLDEST_MINOR);
 	return 0;
 }
 
@@ -48,9 +59,10 @@ static int check_state(struct session *s, struct check *c, struct error *err)
 	if (rc)
 		return rc;
 	if (migration == QEMU_MIGRATION_ACTIVE)
-		against(c, "a migration of QEMU's own is under way");
+		against(c, "a migration of QEMU's own is under way: wait for its end, or cancel it "
+		           "(migrate_cancel)");
 	if (c->is_source && state.status != QEMU_RUNNING)
-		against(c, "its guest does not run: it is \"%s\"", state.name);
+		against(c, "its guest does not run: it is \"%s\"; continue it first", state.name);
 	if (!c->is_source && state.status != QEMU_INCOMING)
 		against(c,
 		        "it does not wait for a guest: it is \"%s\"; start it with -S "
@@ -78,7 +90,8 @@ static int check_capabilities(struct session *s, struct check *c, struct error *
 		int rc = qemu_capability(s->qmp, needed[i], err);
 
 		if (rc == -ENOENT)
-			against(c, "this QEMU has no migration capability %s", needed[i]);
+			against(c, "this QEMU has no migration capability %s: take a newer one",
+			        needed[i]);
 		else if (rc < 0)
 			return rc;
 	}
@@ -97,28 +110,58 @@ static int check_capabilities(struct session *s, struct check *c, struct error *
 static int check_blocks(struct session *s, struct check *c, struct error *err)
 {
 	int rc = blocks_read(s->qmp, s->pid, s->pidfd, &c->blocks, err);
-	size_t moved = 0;
+	size_t told = 0;
 
 	for (size_t i = 0; !rc && i < c->blocks.n; i++) {
 		const struct block *b = &c->blocks.list[i];
 		char name[32];
 		pid_t other;
 
+		told += b->way != BLOCK_IN_VMSTATE;
 		if (b->way == BLOCK_REFUSED)
 			against(c, "RAM block %s: %s", b->ram.name, b->why);
 		if (b->way != BLOCK_MOVED)
 			continue;
-		moved++;
 		other = mapping_find_other(s->pid, &b->mapping, name);
 		/* The daemon itself, of an earlier migration that has just ended. */
-		if (other && strcmp(name, "postcopyd"))
+		if (other && strcmp(name, "postcopyd") && !c->has[DEVICE_VHOST_USER])
 			against(c,
-			        "RAM block %s is also mapped by process %d (%s): vhost-user reads "
-			        "and writes it by itself, past the userfaultfd",
+			        "RAM block %s is also mapped by process %d (%s): it reads and "
+			        "writes it past the userfaultfd, as vhost-user does; end it first",
 			        b->ram.name, (int)other, name);
 	}
-	if (!rc && !moved)
-		against(c, "no RAM block of it can be moved page by page");
+	if (!rc && !told)
+		against(c, "no RAM block of it can be moved page by page: give it a "
+		           "memory-backend-file with share=on (-machine memory-backend=ID)");
+	return rc;
+}
+
+static const char *const device_reasons[DEVICE_KINDS] = {
+	[DEVICE_VFIO] = "the device has guest memory pinned: unplug it first",
+	[DEVICE_VDPA] = "the device has guest memory pinned: unplug it first",
+	[DEVICE_VHOST_USER] =
+	        "its backend, a process of its own, reads and writes guest memory past "
+	        "the userfaultfd: give the guest a device of QEMU's own instead, or of "
+	        "vhost in the kernel",
+};
+
+/* By name, for whom QEMU has them. Return: 0; -errno with @err where QEMU does not answer. */
+static int check_device_names(struct session *s, struct check *c, struct error *err)
+{
+	_cleanup_free_ char *qtree = NULL, *network = NULL;
+	int rc = qemu_human(s->qmp, "info qtree", &qtree, err);
+
+	if (!rc)
+		rc = qemu_human(s->qmp, "info network", &network, err);
+	for (unsigned int kind = 0; !rc && kind < DEVICE_KINDS; kind++) {
+		struct device d;
+
+		if (!devices_find(qtree, network, (enum device_kind)kind, &d))
+			continue;
+		c->has[kind] = true;
+		against(c, "it has a %s device%s%s%s: %s", d.type, *d.id ? " (" : "", d.id,
+		        *d.id ? ")" : "", device_reasons[kind]);
+	}
 	return rc;
 }
 
@@ -127,20 +170,22 @@ static int check_devices(struct session *s, struct check *c)
 {
 	static const struct {
 		const char *link, *what;
+		enum device_kind kind;
 	} devices[] = {
-		{ "/dev/vfio/", "VFIO" },
-		{ "/dev/iommu", "VFIO (iommufd)" },
-		{ "/dev/vhost-vdpa-", "vDPA" },
+		{ "/dev/vfio/", "VFIO", DEVICE_VFIO },
+		{ "/dev/iommu", "VFIO (iommufd)", DEVICE_VFIO },
+		{ "/dev/vhost-vdpa-", "vDPA", DEVICE_VDPA },
 	};
 
 	for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
 		int fd = descriptor_number(s->pid, devices[i].link, true);
 
+		/* It was named before, mostly. */
+		if (fd >= 0 && c->has[devices[i].kind])
+			continue;
 		if (fd >= 0)
-			against(c,
-			        "it has a %s device (descriptor %d): the device has guest memory "
-			        "pinned; unplug it first",
-			        devices[i].what, fd);
+			against(c, "it has a %s device (descriptor %d): %s", devices[i].what, fd,
+			        device_reasons[devices[i].kind]);
 		else if (fd != -ENOENT)
 			against(c,
 			        "can't look at the descriptors of process %d: %s; run as its "
@@ -166,11 +211,13 @@ int check_run(struct session *s, bool is_source, struct check *ret, struct error
 	int rc;
 
 	*ret = (struct check){ .is_source = is_source };
-	rc = check_version(s, ret);
+	rc = check_version(s, ret, err);
 	if (!rc)
 		rc = check_state(s, ret, err);
 	if (!rc)
 		rc = check_capabilities(s, ret, err);
+	if (!rc)
+		rc = check_device_names(s, ret, err);
 	if (!rc)
 		rc = check_devices(s, ret);
 	if (!rc)
@@ -196,9 +243,9 @@ void check_print(const struct session *s, const struct check *c, FILE *to)
 {
 	const struct qmp_version *v = qmp_version(s->qmp);
 
-	fprintf(to, "QEMU %d.%d.%d (%s), process %d, as a %s\n", v->major, v->minor, v->micro,
-	        *v->package ? v->package : "built by hand", (int)s->pid,
-	        c->is_source ? "source" : "destination");
+	fprintf(to, "QEMU %d.%d.%d (%s), machine type %s, process %d, as a %s\n", v->major,
+	        v->minor, v->micro, *v->package ? v->package : "built by hand", c->machine,
+	        (int)s->pid, c->is_source ? "source" : "destination");
 	for (size_t i = 0; i < c->blocks.n; i++)
 		print_block(&c->blocks.list[i], to);
 	for (size_t i = 0; i < c->n_reasons; i++)

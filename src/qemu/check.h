@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "qemu/blocks.h"
+#include "qemu/devices.h"
 #include "qemu/session.h"
 
 #define CHECK_REASONS_MAX 32
@@ -13,9 +14,11 @@
 /* All that speaks against it, so that it can be mended at once. */
 struct check {
 	bool is_source; /* or a destination */
+	char machine[64]; /* its type, with its version */
 	struct blocks blocks;
 	char reasons[CHECK_REASONS_MAX][ERROR_TEXT_MAX];
 	size_t n_reasons; /* those beyond the maximum are not kept */
+	bool has[DEVICE_KINDS];
 };
 
 /*

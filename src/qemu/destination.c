@@ -4,15 +4,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 
 #include "qemu/check.h"
 #include "qemu/qemu.h"
 #include "qemu/userfault.h"
+#include "qemu/vmstate_pipe.h"
 #include "util/cleanup.h"
 #include "util/log.h"
+#include "util/pidfd.h"
 
-/* What an unprivileged user may have: most of a vmstate. */
-#define PIPE_BYTES (1 << 20)
+/* To answer, of a QEMU that is to end: one that has loaded a part may stand in a page fault, for
+ * good. */
+#define END_MS 2000
 
 struct destination {
 	struct session *session;
@@ -21,6 +25,8 @@ struct destination {
 	bool is_here;   /* all of it */
 	bool as_before; /* QEMU's settings have been put back */
 	int pipe;       /* QEMU expects the vmstate from its other end; -1: not yet, or no more */
+	int ahead; /* what there was of it first, by now in the pipe, or some of it; -1: nothing */
+	bool is_loading; /* by that, and by this process */
 };
 
 static const char *id_of(const struct destination *d)
@@ -28,64 +34,93 @@ static const char *id_of(const struct destination *d)
 	return d->session->options->id;
 }
 
-/* All that QEMU takes of it: whether that is enough it says itself. */
-static int pass_on(int vmstate, int pipe, uint64_t len, struct error *err)
-{
-	off_t at = 0;
-
-	while ((uint64_t)at < len) {
-		ssize_t n = splice(vmstate, &at, pipe, NULL, len - (uint64_t)at, 0);
-
-		if (n < 0 && errno == EPIPE)
-			return 0;
-		if (n == 0 || (n < 0 && errno != EINTR))
-			return error_errno(err, n ? -errno : -EIO, "can't read the vmstate");
-	}
-	return 0;
-}
-
 static int expect(struct destination *d, struct error *err)
 {
 	_cleanup_close_ int from = -1, to = -1;
-	int ends[2], rc;
+	int rc = vmstate_pipe_make(&from, &to, err);
 
-	if (pipe2(ends, O_CLOEXEC))
-		return error_errno(err, -errno, "can't make a pipe");
-	from = ends[0];
-	to = ends[1];
-	(void)fcntl(to, F_SETPIPE_SZ, PIPE_BYTES);
-	rc = qemu_expect(d->session->qmp, from, err);
+	if (!rc)
+		rc = qemu_expect(d->session->qmp, from, to, err);
 	if (!rc)
 		d->pipe = steal_fd(&to);
 	return rc;
 }
 
+static bool is_same_file(int a, int b)
+{
+	struct stat x, y;
+
+	return !fstat(a, &x) && !fstat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 /*
- * Where the kernel lets a pipe be so large QEMU has all of it before it begins; else it has to wait
- * for us, and ends where we do: before LOADED, so that the guest runs on at the source.
+ * What QEMU loads while it is still being saved. It can't come to its end by that: the last byte is
+ * not among it. A process that comes after one that was killed waits for all of it.
  */
+static int load_ahead(struct destination *d, const struct postcopy_event *event, struct error *err)
+{
+	struct error refused = ERROR_INIT;
+	int rc;
+
+	if (!d->is_new || d->pipe < 0)
+		return 0;
+	if (d->ahead < 0)
+		d->ahead = fcntl(event->vmstate_fd, F_DUPFD_CLOEXEC, 0);
+	/* The daemon, or the source, has begun again: then it is seen in the end what is true. */
+	if (d->ahead < 0 || !is_same_file(d->ahead, event->vmstate_fd))
+		return 0;
+	/* First: a QEMU that loads has some of it, and who comes after this process counts on that.
+	 */
+	rc = vmstate_pipe_fill(d->pipe, d->ahead, event->vmstate_len, false, err);
+	if (rc || d->is_loading)
+		return rc;
+	rc = qemu_begin_load(d->session->qmp, &refused);
+	d->is_loading = !rc;
+	/* It is asked again when all is there, and its answer told. */
+	return rc == -EREMOTEIO || !rc ? 0 : error_set(err, rc, "%s", refused.text);
+}
+
+/* By this process, and maybe ahead: what is in the pipe must be what it begins with. */
 static int begin_load(struct destination *d, int vmstate, uint64_t len, struct error *err)
 {
-	/* The process before this one may have been killed before QEMU had all. */
-	int rc = d->pipe < 0 ? expect(d, err) : 0, size;
-	bool fits;
+	uint64_t filled = d->ahead < 0 ? 0 : vmstate_pipe_filled(d->ahead);
+	int rc = d->pipe < 0 ? expect(d, err) : 0;
 
 	if (rc)
 		return rc;
-	size = fcntl(d->pipe, F_GETPIPE_SZ);
-	fits = size > 0 && len <= (uint64_t)size;
-	if (!fits)
-		fits = len <= INT32_MAX && fcntl(d->pipe, F_SETPIPE_SZ, (int)len) >= (int)len;
-	if (fits)
-		rc = pass_on(vmstate, d->pipe, len, err);
-	if (fits)
-		close_fd(&d->pipe);
-	if (!rc)
-		rc = qemu_begin_load(d->session->qmp, err);
-	if (!rc && !fits)
-		rc = pass_on(vmstate, d->pipe, len, err);
+	if (filled > len || (filled && !vmstate_begins_alike(d->ahead, vmstate, filled)))
+		return error_set(err, -EIO,
+		                 "the guest was saved a second time at the source while QEMU "
+		                 "loaded it here (something was killed there): try again with "
+		                 "another QEMU here");
+	/* The same open file has it so; of any other this is said now. */
+	if (lseek(vmstate, (off_t)filled, SEEK_SET) < 0)
+		return error_errno(err, -errno, "the vmstate");
+	rc = vmstate_pipe_fill(d->pipe, vmstate, len, false, err);
+	return rc || d->is_loading ? rc : qemu_begin_load(d->session->qmp, err);
+}
+
+/* By a process that was killed. One of a release before had put all of it into its pipe. */
+static int go_on_loading(struct destination *d, int vmstate, uint64_t len, struct error *err)
+{
+	uint64_t filled = vmstate_pipe_filled(vmstate);
+	_cleanup_close_ int pipe = -1;
+
 	close_fd(&d->pipe);
-	return rc;
+	if (filled == len)
+		return 0;
+	pipe = vmstate_pipe_find(d->session->pid);
+	if (pipe == -ENOENT)
+		return 0;
+	if (pipe < 0)
+		return error_errno(err, pipe, "can't look at QEMU's descriptors");
+	/* None: it has begun with another one, for it is told to load when there is some. */
+	if (!filled || filled > len)
+		return error_set(err, -EIO,
+		                 "nobody knows any more how much of the guest QEMU has loaded: try "
+		                 "again with another QEMU here");
+	d->pipe = steal_fd(&pipe);
+	return 0;
 }
 
 /* Begun by this process or the one before; ended when it returns 0. */
@@ -98,18 +133,31 @@ static int await_load(struct destination *d, int vmstate, uint64_t len, struct e
 
 	if (!rc && migration == QEMU_MIGRATION_NONE)
 		rc = begin_load(d, vmstate, len, err);
+	else if (!rc && migration == QEMU_MIGRATION_ACTIVE)
+		rc = go_on_loading(d, vmstate, len, err);
 	d->is_new = false;
-	if (!rc)
-		rc = qemu_await_migration(q, &migration, why, err);
+	if (!rc && d->pipe >= 0)
+		rc = vmstate_pipe_fill(d->pipe, vmstate, len, true, err);
+	close_fd(&d->pipe);
+	if (rc)
+		return rc;
+	/* It is to see the end, should it want more than there is. */
+	qemu_end_input(q);
+	rc = qemu_await_migration(q, &migration, why, err);
 	if (!rc && migration != QEMU_MIGRATION_COMPLETED)
 		rc = error_set(err, -EIO, "%s", why);
 	return rc;
 }
 
-/* No vCPU of it has run, and none will. */
-static void quit(struct destination *d)
+/* No vCPU of it has run, and none will. @rc: of having asked it something before. */
+static void quit(struct destination *d, int rc)
 {
-	(void)qmp_tell(d->session->qmp, "quit", NULL);
+	if (rc != -ETIMEDOUT)
+		rc = qmp_tell(d->session->qmp, "quit", NULL);
+	if (rc == -ETIMEDOUT)
+		(void)pidfd_kill(d->session->pidfd);
+	/* There is nobody any more who has settings. */
+	d->as_before = true;
 }
 
 /*
@@ -136,7 +184,7 @@ static int run_guest(struct destination *d, struct error *err)
 	if (rc == -EREMOTEIO) {
 		rc = postcopy_destination_could_not_run(d->session->postcopy, refused.text, &why);
 		if (!rc)
-			quit(d);
+			quit(d, 0);
 		return rc ? daemon_error(rc, &why, err)
 		          : error_set(err, -ECANCELED, "%s", refused.text);
 	}
@@ -160,9 +208,14 @@ static int load(struct destination *d, const struct postcopy_event *event, struc
 		return error_set(err, rc, "%s", failed.text);
 	if (rc) {
 		/* First: once it has said so the source's guest may run. */
-		quit(d);
+		qmp_set_patience(d->session->qmp, END_MS);
+		quit(d, 0);
 		(void)postcopy_destination_load_failed(p, failed.text, NULL);
-		return error_set(err, -ECANCELED, "QEMU can't load the guest: %s", failed.text);
+		return error_set(err, -ECANCELED,
+		                 "QEMU can't load the guest: %s (machine type and devices must be "
+		                 "those of the source's, and this QEMU not older: compare what "
+		                 "postcopy-qemu check prints first on both hosts)",
+		                 failed.text);
 	}
 	rc = postcopy_destination_loaded(p, &why);
 	if (rc)
@@ -175,12 +228,14 @@ static int load(struct destination *d, const struct postcopy_event *event, struc
 static int give_up(struct destination *d, const char *reason, struct error *err)
 {
 	struct qmp *q = d->session->qmp;
-	enum qemu_migration migration;
+	enum qemu_migration migration = QEMU_MIGRATION_NONE;
 	char why[QEMU_WHY_BYTES];
+	int rc;
 
-	if (!d->may_run && !qemu_migration(q, &migration, why, NULL) &&
-	    migration != QEMU_MIGRATION_NONE)
-		quit(d);
+	qmp_set_patience(q, END_MS);
+	rc = d->may_run ? 0 : qemu_migration(q, &migration, why, NULL);
+	if (rc == -ETIMEDOUT || migration != QEMU_MIGRATION_NONE)
+		quit(d, rc);
 	return error_set(err, -ECANCELED, "the guest does not come: %s", reason);
 }
 
@@ -196,6 +251,8 @@ static int obey(struct destination *d, const struct postcopy_event *event, struc
 	int rc;
 
 	switch (event->type) {
+	case POSTCOPY_EVENT_VMSTATE_AHEAD:
+		return load_ahead(d, event, err);
 	case POSTCOPY_EVENT_VMSTATE:
 		rc = load(d, event, err);
 		close(event->vmstate_fd);
@@ -307,7 +364,7 @@ static int follow(struct destination *d, int rc, struct error *err)
 
 int destination_run(struct session *s, struct error *err)
 {
-	struct destination d = { .session = s, .pipe = -1 };
+	struct destination d = { .session = s, .pipe = -1, .ahead = -1 };
 	int rc;
 
 	/* A QEMU that exits does not read the vmstate. */
@@ -318,6 +375,7 @@ int destination_run(struct session *s, struct error *err)
 	if (!rc || is_daemon_gone(rc))
 		rc = follow(&d, rc, err);
 	close_fd(&d.pipe);
+	close_fd(&d.ahead);
 	if (!session_is_lost(rc))
 		put_back(&d);
 	return rc;

@@ -31,9 +31,9 @@ static long trace(int request, pid_t tid, uintptr_t addr, const void *data)
 	return ptrace((enum __ptrace_request)request, tid, (void *)addr, (void *)data);
 }
 
-static int yama_scope(void)
+static int yama_scope(const char *path)
 {
-	_cleanup_fclose_ FILE *f = fopen("/proc/sys/kernel/yama/ptrace_scope", "re");
+	_cleanup_fclose_ FILE *f = fopen(path, "re");
 	int scope = 0;
 
 	if (f && fscanf(f, "%d", &scope) != 1)
@@ -41,14 +41,15 @@ static int yama_scope(void)
 	return scope;
 }
 
-static int refused(pid_t tid, int rc, struct error *err)
+int inject_explain(pid_t tid, int rc, const char *yama_path, struct error *err)
 {
-	int yama = yama_scope();
+	int yama = yama_scope(yama_path);
 
 	if (rc == -EPERM && yama == 3)
 		return error_set(err, rc,
-		                 "Yama forbids ptrace to everybody (kernel.yama.ptrace_scope = 3, "
-		                 "until the next boot): no guest can come to this host");
+		                 "Yama forbids ptrace to everybody (kernel.yama.ptrace_scope = 3): "
+		                 "no guest can come to this host until it is booted with less "
+		                 "(sysctl.d)");
 	if (rc == -EPERM)
 		return error_set(err, rc,
 		                 "process %d may not be traced: run as its user or as root%s",
@@ -56,6 +57,11 @@ static int refused(pid_t tid, int rc, struct error *err)
 		                 yama ? ", with CAP_SYS_PTRACE (kernel.yama.ptrace_scope is not 0)"
 		                      : "; or another tracer has it");
 	return error_errno(err, rc, "can't trace process %d", (int)tid);
+}
+
+static int refused(pid_t tid, int rc, struct error *err)
+{
+	return inject_explain(tid, rc, "/proc/sys/kernel/yama/ptrace_scope", err);
 }
 
 /* A system call instruction in [start, end); 0: there is none. */

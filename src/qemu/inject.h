@@ -44,6 +44,15 @@
  */
 int inject_syscall(pid_t tid, long number, const uint64_t args[6], long *ret, struct error *err);
 
+/*
+ * inject_explain() - why thread @tid may not be traced, and what to do
+ * @rc: of having tried
+ * @yama_path: the file of kernel.yama.ptrace_scope; there may be none
+ *
+ * Return: @rc.
+ */
+int inject_explain(pid_t tid, int rc, const char *yama_path, struct error *err);
+
 /* Whether the above could be done to @pid: it is seized, and let go. */
 int inject_check(pid_t pid, struct error *err);
 

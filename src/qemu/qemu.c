@@ -13,6 +13,8 @@
 #define BANDWIDTH_DEFAULT (128ll << 20)
 #define PIPE_NAME "postcopy-vmstate"
 #define PIPE_URI "fd:" PIPE_NAME
+/* Its other end, at a destination. */
+#define PIPE_INPUT_NAME "postcopy-vmstate-input"
 #define UNDESCRIBED "suppress-vmdesc"
 #define IGNORE_SHARED "x-ignore-shared"
 #define LOOK_MS 20
@@ -223,10 +225,10 @@ void qemu_take_back_fd(struct qmp *q, const char *name)
 	(void)qmp_ask(q, "closefd", with_text("fdname", name), -1, NULL, NULL);
 }
 
-/* A pipe goes with it, by a name that @command then uses. */
-static struct qmp_command give_pipe(int fd)
+/* One end of a pipe goes with it. */
+static struct qmp_command give_pipe(const char *name, int fd)
 {
-	return (struct qmp_command){ "getfd", with_text("fdname", PIPE_NAME), fd };
+	return (struct qmp_command){ "getfd", with_text("fdname", name), fd };
 }
 
 int qemu_begin_save(struct qmp *q, int fd, struct error *err)
@@ -235,7 +237,7 @@ int qemu_begin_save(struct qmp *q, int fd, struct error *err)
 		set_ignore_shared(true),
 		set_undescribed(true),
 		set_bandwidth(BANDWIDTH_MAX),
-		give_pipe(fd),
+		give_pipe(PIPE_NAME, fd),
 		{ "migrate", with_text("uri", PIPE_URI), -1 },
 	};
 	int rc;
@@ -247,7 +249,7 @@ int qemu_begin_save(struct qmp *q, int fd, struct error *err)
 	return rc;
 }
 
-int qemu_expect(struct qmp *q, int fd, struct error *err)
+int qemu_expect(struct qmp *q, int from, int to, struct error *err)
 {
 	const struct qmp_command commands[] = {
 		set_ignore_shared(true),
@@ -255,7 +257,8 @@ int qemu_expect(struct qmp *q, int fd, struct error *err)
 		set_undescribed(true),
 		/* As -S: what has come stands still until "cont". */
 		{ "stop", NULL, -1 },
-		give_pipe(fd),
+		give_pipe(PIPE_NAME, from),
+		give_pipe(PIPE_INPUT_NAME, to),
 	};
 
 	return qmp_tell_all(q, commands, sizeof commands / sizeof *commands, err);
@@ -275,6 +278,11 @@ int qemu_begin_load(struct qmp *q, struct error *err)
 		json_object_object_add(arguments, "exit-on-error", json_object_new_boolean(false));
 	*qmp_news(q)->migration = 0;
 	return qmp_tell_all(q, commands, sizeof commands / sizeof *commands, err);
+}
+
+void qemu_end_input(struct qmp *q)
+{
+	qemu_take_back_fd(q, PIPE_INPUT_NAME);
 }
 
 int qemu_human(struct qmp *q, const char *line, char **ret, struct error *err)

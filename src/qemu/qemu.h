@@ -63,8 +63,9 @@ void qemu_take_back_fd(struct qmp *q, const char *name);
 
 /*
  * qemu_begin_save() - begin to save its guest into @fd, a pipe
- * qemu_expect() - a guest will be loaded from @fd, a pipe
+ * qemu_expect() - a guest will be loaded from @from, a pipe, whose other end is @to: QEMU has both
  * qemu_begin_load() - what was expected is in the pipe, or comes
+ * qemu_end_input() - nothing more is put into it
  *
  * Without the RAM that is shared (x-ignore-shared), and as fast as can be. What need not be done
  * while the guest stands still is done before. QEMU gets ready and saves other RAM while its guest
@@ -73,8 +74,9 @@ void qemu_take_back_fd(struct qmp *q, const char *name);
  * says to it.
  */
 int qemu_begin_save(struct qmp *q, int fd, struct error *err);
-int qemu_expect(struct qmp *q, int fd, struct error *err);
+int qemu_expect(struct qmp *q, int from, int to, struct error *err);
 int qemu_begin_load(struct qmp *q, struct error *err);
+void qemu_end_input(struct qmp *q);
 
 /* Afterwards: as others expect it. A migration of QEMU's own would leave its RAM behind. */
 void qemu_restore(struct qmp *q, const struct qemu_settings *before);

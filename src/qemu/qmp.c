@@ -20,6 +20,7 @@
 struct qmp {
 	int sock;
 	pid_t peer;
+	unsigned int patience_ms;
 	struct qmp_version version;
 	struct json_tokener *tokener;
 	size_t message_bytes; /* of the one that is not whole yet */
@@ -48,6 +49,11 @@ const struct qmp_version *qmp_version(const struct qmp *q)
 struct qmp_news *qmp_news(struct qmp *q)
 {
 	return &q->news;
+}
+
+void qmp_set_patience(struct qmp *q, unsigned int ms)
+{
+	q->patience_ms = ms;
 }
 
 struct qmp *qmp_close(struct qmp *q)
@@ -214,7 +220,7 @@ static int take_answer(struct qmp *q, const char *name, struct json_object **ret
 {
 	struct json_object **place = &q->answers[(q->taken_id + 1) % QMP_TOGETHER_MAX];
 	struct json_object *failure;
-	int rc = await(q, place, name, ANSWER_MS, err);
+	int rc = await(q, place, name, q->patience_ms, err);
 
 	if (rc)
 		return rc;
@@ -306,6 +312,7 @@ int qmp_open(const char *path, struct qmp **ret, struct error *err)
 	if (!q)
 		return error_set(err, -ENOMEM, "out of memory");
 	q->sock = -1;
+	q->patience_ms = ANSWER_MS;
 	q->tokener = json_tokener_new();
 	if (!q->tokener)
 		return error_set(err, -ENOMEM, "out of memory");

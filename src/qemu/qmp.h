@@ -115,4 +115,7 @@ int qmp_wait(struct qmp *q, int timeout_ms, struct error *err);
 
 struct qmp_news *qmp_news(struct qmp *q);
 
+/* To answer a command, from now on; a minute at first, for "stop" waits for the guest's disks. */
+void qmp_set_patience(struct qmp *q, unsigned int ms);
+
 #endif

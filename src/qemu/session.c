@@ -8,11 +8,9 @@
 #include <sys/signalfd.h>
 
 #include "util/cleanup.h"
-#include "util/clock.h"
 #include "util/log.h"
 #include "util/pidfd.h"
 
-#define PREPARE_TIMEOUT_S 60
 #define DAEMON_RETRY_MS 100
 /* Its sockets are closed a little before it has ended. */
 #define END_MS 2000
@@ -148,11 +146,7 @@ int session_await_prepared(struct session *s, struct error *err)
 {
 	struct wake wake;
 
-	if (!s->prepared_until_ns) {
-		s->prepared_until_ns = clock_now_ns() + PREPARE_TIMEOUT_S * NSEC_PER_SEC;
-		log_migration_info(s->options->id, "waiting for it to be prepared: %s", err->text);
-	}
-	if (clock_now_ns() >= s->prepared_until_ns)
+	if (!daemon_may_be_prepared(&s->prepared, s->options->id, err))
 		return -ENOENT;
 	*err = ERROR_INIT;
 	s->postcopy = postcopy_detach(s->postcopy);

@@ -32,8 +32,7 @@ struct session {
 	int pidfd;
 	int signal_fd;
 	struct qemu_settings settings; /* before us */
-	uint64_t prepared_until_ns; /* the migration may be prepared until then; 0: not waited for
-	                               yet */
+	struct daemon_wait prepared;   /* for that it is */
 	struct postcopy *postcopy;
 };
 
@@ -65,9 +64,6 @@ int session_attach_again(struct session *s, enum postcopy_standing *ret, struct 
 
 /*
  * session_await_prepared() - the daemon does not know the migration, or not yet
- *
- * What starts this, a libvirt's hook say, may be ahead of who prepares the migration. A minute is
- * given for that from session_open() on.
  *
  * Return: 0: try again; -ENOENT, with @err as it was: that is over; and as session_wait().
  */

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "qemu/check.h"
@@ -13,11 +15,14 @@
 /* What an unprivileged user may have: most of a vmstate, so that QEMU seldom waits. */
 #define PIPE_BYTES (1 << 20)
 #define COPY_BYTES (256u << 10)
+/* A QEMU that writes nothing for so long waits for something: a disk, mostly. */
+#define SILENT_MS 10000
 /* Above what any daemon takes: no QEMU fills this host's memory by it. */
 #define VMSTATE_MAX (1ull << 30)
 
 struct source {
 	struct session *session;
+	int saved;        /* its vmstate, as long as the daemon has not taken it; -1: none */
 	bool was_paused;  /* by us, as far as is known: a guest that others have paused stays so */
 	bool handed_over; /* the guest may run at the destination: not here */
 	bool gone;        /* and all of its pages with it */
@@ -47,8 +52,27 @@ static int cont(struct source *src, struct error *err)
 	return rc;
 }
 
-/* All that QEMU writes, up to its end. */
-static int copy_to_end(struct qmp *q, int from, int to, struct error *err)
+/* What QEMU has written; 0 at its end. Return: how many bytes, or -errno. */
+static ssize_t read_some(int from, char *buf, size_t size)
+{
+	struct pollfd pfd = { .fd = from, .events = POLLIN };
+	ssize_t n;
+	int ready;
+
+	do {
+		ready = poll(&pfd, 1, SILENT_MS);
+		n = ready > 0 ? read(from, buf, size) : -1;
+	} while (ready && n < 0 && errno == EINTR);
+	if (!ready)
+		return -ETIMEDOUT;
+	return n < 0 ? -errno : n;
+}
+
+/*
+ * All that QEMU writes, up to its end. The destination's QEMU loads it meanwhile, if the daemons
+ * pass it on; all but the last byte, without which it does not come to its end.
+ */
+static int copy_to_end(struct source *src, int from, int to, struct error *err)
 {
 	_cleanup_free_ char *buf = malloc(COPY_BYTES);
 	uint64_t all = 0;
@@ -56,24 +80,31 @@ static int copy_to_end(struct qmp *q, int from, int to, struct error *err)
 
 	if (!buf)
 		return error_set(err, -ENOMEM, "out of memory");
-	while ((n = read(from, buf, COPY_BYTES)) != 0) {
-		if (n < 0 && errno == EINTR)
-			continue;
+	while ((n = read_some(from, buf, COPY_BYTES)) != 0) {
+		if (n == -ETIMEDOUT)
+			return error_set(err, -ETIMEDOUT,
+			                 "QEMU has written nothing of its vmstate for %u s: it "
+			                 "waits, for a disk that does not answer perhaps (info "
+			                 "block, query-block-jobs), and its guest with it",
+			                 SILENT_MS / 1000);
 		if (n > 0 && (all += (uint64_t)n) > VMSTATE_MAX)
 			return error_set(err, -EFBIG,
 			                 "QEMU's vmstate is larger than %u MiB: has it RAM that is "
 			                 "not shared?",
 			                 (unsigned int)(VMSTATE_MAX >> 20));
 		if (n < 0 || write(to, buf, (size_t)n) != n)
-			return error_errno(err, n < 0 ? -errno : -ENOSPC, "the vmstate");
+			return error_errno(err, n < 0 ? (int)n : -ENOSPC, "the vmstate");
+		/* A hint: who does not hear it has all of it later. */
+		(void)postcopy_source_vmstate_ahead(src->session->postcopy, to, all - 1, NULL);
 	}
 	/* It closes the pipe also where it fails. */
-	return qmp_wait(q, 0, err);
+	return qmp_wait(src->session->qmp, 0, err);
 }
 
 /* The guest is stopped, though not at once, and its vmstate comes into @memfd. */
-static int save_into(struct qmp *q, int memfd, struct error *err)
+static int save_into(struct source *src, int memfd, struct error *err)
 {
+	struct qmp *q = src->session->qmp;
 	_cleanup_close_ int from = -1, to = -1;
 	enum qemu_migration migration;
 	char why[QEMU_WHY_BYTES];
@@ -87,7 +118,7 @@ static int save_into(struct qmp *q, int memfd, struct error *err)
 	rc = qemu_begin_save(q, to, err);
 	close_fd(&to);
 	if (!rc)
-		rc = copy_to_end(q, from, memfd, err);
+		rc = copy_to_end(src, from, memfd, err);
 	if (!rc)
 		rc = qemu_await_migration(q, &migration, why, err);
 	if (!rc && migration != QEMU_MIGRATION_COMPLETED)
@@ -95,16 +126,25 @@ static int save_into(struct qmp *q, int memfd, struct error *err)
 	return rc;
 }
 
+/* Whether it is, by this process, for a daemon that was gone; and the guest has not run since. */
+static bool is_saved(struct source *src)
+{
+	struct qemu_state state;
+
+	return src->saved >= 0 && !qemu_state(src->session->qmp, &state, NULL) &&
+	       !strcmp(state.name, "postmigrate");
+}
+
 static int save(struct source *src, int memfd, struct error *err)
 {
-	int rc = save_into(src->session->qmp, memfd, err);
+	int rc = save_into(src, memfd, err);
 
 	if (rc != -EREMOTEIO)
 		return rc;
 	/* It was saved, or is being saved, for a process that has ended, and what was saved is gone
 	 * with that. QEMU does not save a guest again that has not run since. */
 	rc = cont(src, err);
-	return rc ? rc : save_into(src->session->qmp, memfd, err);
+	return rc ? rc : save_into(src, memfd, err);
 }
 
 static int stay(struct source *src, const char *reason, struct error *err)
@@ -114,32 +154,47 @@ static int stay(struct source *src, const char *reason, struct error *err)
 	return rc ? rc : error_set(err, -ECANCELED, "the guest runs on here: %s", reason);
 }
 
+/* @rc: why it was not saved. */
+static int give_up_pause(struct source *src, int rc, const struct error *failed, struct error *err)
+{
+	struct postcopy *p = src->session->postcopy;
+
+	close_fd(&src->saved);
+	/* When it goes on it finds that nobody reads, and has its guest run on by itself. */
+	if (rc == -ETIMEDOUT)
+		(void)postcopy_source_pause_failed(p, failed->text, NULL);
+	if (session_is_lost(rc))
+		return error_set(err, rc, "%s", failed->text);
+	rc = cont(src, err);
+	if (!rc)
+		(void)postcopy_source_pause_failed(p, failed->text, NULL);
+	return rc;
+}
+
 /* Return: -EPIPE where the daemon is gone: it may have heard, or not, and says so later. */
 static int pause_guest(struct source *src, struct error *err)
 {
-	_cleanup_close_ int memfd =
-	        memfd_create("postcopy-vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	struct postcopy *p = src->session->postcopy;
 	struct postcopy_error why = { 0 };
 	struct error failed = ERROR_INIT;
-	int rc = memfd < 0 ? error_errno(&failed, -errno, "memfd_create") : 0;
+	int rc = 0;
 
 	src->was_paused = true;
-	if (!rc)
-		rc = save(src, memfd, &failed);
-	if (session_is_lost(rc))
-		return error_set(err, rc, "%s", failed.text);
-	if (rc) {
-		rc = cont(src, err);
-		if (!rc)
-			(void)postcopy_source_pause_failed(p, failed.text, NULL);
-		return rc;
+	if (!is_saved(src)) {
+		close_fd(&src->saved);
+		src->saved = memfd_create("postcopy-vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		rc = src->saved < 0 ? error_errno(&failed, -errno, "memfd_create")
+		                    : save(src, src->saved, &failed);
 	}
+	if (rc)
+		return give_up_pause(src, rc, &failed, err);
 	src->handed_over = true;
-	rc = postcopy_source_paused_fd(p, memfd, &why);
-	if (!rc)
+	rc = postcopy_source_paused_fd(p, src->saved, &why);
+	if (!rc) {
 		log_migration_info(id_of(src), "paused, vmstate of %lld bytes",
-		                   (long long)lseek(memfd, 0, SEEK_CUR));
+		                   (long long)lseek(src->saved, 0, SEEK_CUR));
+		close_fd(&src->saved);
+	}
 	return daemon_error(rc, &why, err);
 }
 
@@ -286,7 +341,7 @@ static int follow(struct source *src, struct error *err)
 
 int source_run(struct session *s, struct error *err)
 {
-	struct source src = { .session = s };
+	struct source src = { .session = s, .saved = -1 };
 	int rc = attach(&src, err);
 
 	while (rc == -ENOENT && !(rc = session_await_prepared(s, err)))
@@ -294,6 +349,7 @@ int source_run(struct session *s, struct error *err)
 	if (rc)
 		return rc;
 	rc = follow(&src, err);
+	close_fd(&src.saved);
 	/* Not when the vmstate has been handed over: the daemons have better use of the CPU. */
 	if (!src.gone && !session_is_lost(rc))
 		qemu_restore(s->qmp, &s->settings);

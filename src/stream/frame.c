@@ -39,6 +39,7 @@ static const struct frame_lengths {
 	[FRAME_TRACKED] = { "TRACKED", 4, FRAME_ERROR_MAX },
 	[FRAME_SYNC] = { "SYNC", 0, 0 },
 	[FRAME_DIRTY] = { "DIRTY", FRAME_DIRTY_BYTES, FRAME_DIRTY_MAX },
+	[FRAME_VMSTATE_AHEAD] = { "VMSTATE_AHEAD", 1, FRAME_VMSTATE_DATA_MAX },
 };
 
 void frame_header_encode(const struct frame_header *h, void *buf)

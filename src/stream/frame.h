@@ -23,6 +23,7 @@
  *
  *   CONTROL:  SWITCHOVER -> ; <- VMSTATE, VMSTATE_DATA... ; RESUMED -> ;
  *             COMPLETE -> ; <- COMPLETE_ACK        or    ABORT -> ; <- ABORT_ACK
+ *             SWITCHOVER -> ; <- VMSTATE_AHEAD..., VMSTATE, VMSTATE_DATA...
  *     warm:   TRACK -> ; <- TRACKED ; SYNC -> ; <- DIRTY... or TRACKED ; ... ;
  *             SWITCHOVER -> ; <- DIRTY..., VMSTATE, VMSTATE_DATA...
  *   URGENT, BULK:  GET -> ; <- PAGES
@@ -37,6 +38,10 @@
  * for, and ends with it; but for the last harvest, of the guest that SWITCHOVER has paused: it is
  * kept with the vmstate, and told before it each time that SWITCHOVER is said. A VMSTATE without
  * DIRTY before it says that nothing is known: of what came before, nothing counts.
+ *
+ * A vmstate may come ahead, while it is still being saved, to a destination that has said in HELLO
+ * that it knows VMSTATE_AHEAD: before DIRTY and VMSTATE, and of each SWITCHOVER's answer anew. It
+ * is a hint: VMSTATE_DATA has all of it again, and that alone counts.
  */
 #ifndef STREAM_FRAME_H
 #define STREAM_FRAME_H
@@ -62,7 +67,7 @@
 #define FRAME_ERROR_MAX 512                   /* payload of ERROR and TRACKED */
 #define FRAME_DIRTY_MAX (256u * 1024u)        /* payload of DIRTY */
 #define FRAME_PROBE_BYTES (64u * 1024u)       /* payload of PROBE: many packets, of any MTU */
-#define FRAME_VMSTATE_DATA_MAX (256u * 1024u) /* payload of VMSTATE_DATA */
+#define FRAME_VMSTATE_DATA_MAX (256u * 1024u) /* payload of VMSTATE_DATA and VMSTATE_AHEAD */
 #define FRAME_PAGES_MAX (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES + WORD_UNITS * UNIT_BYTES)
 
 enum frame_type {
@@ -89,6 +94,8 @@ enum frame_type {
 	FRAME_TRACKED = 20,     /* u32 code (0: it is logged; else positive errno), then text */
 	FRAME_SYNC = 21,        /* no payload: what has been written? */
 	FRAME_DIRTY = 22,       /* struct frame_dirty, then runs (stream/dirty.h) */
+	FRAME_VMSTATE_AHEAD =
+	        23, /* bytes: what is there of the vmstate already, from its begin on */
 };
 
 struct frame_header {

@@ -154,6 +154,7 @@ size_t hello_encode(const struct hello *hello, const uint8_t proof[PROOF_BYTES],
 	m.holder.len = sizeof hello->holder;
 	m.epoch = hello->epoch;
 	m.daemon_version = (char *)POSTCOPY_VERSION;
+	m.ahead = hello->ahead;
 	m.n_regions = hello->regions.n;
 	m.regions = list;
 	len = postcopy__v1__stream_hello__pack(&m, (uint8_t *)buf + FRAME_HEADER_BYTES);
@@ -229,6 +230,7 @@ int hello_decode(const void *payload, size_t len, struct hello *ret, struct erro
 	memcpy(ret->holder, m->holder.data, HOLDER_BYTES);
 	take_version(m->daemon_version, ret->daemon_version);
 	ret->epoch = m->epoch;
+	ret->ahead = m->ahead;
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
 }
 

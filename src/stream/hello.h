@@ -41,6 +41,7 @@ struct hello {
 	/* Who is dialled: */
 	uint8_t proof[PROOF_BYTES];
 	char daemon_version[DAEMON_VERSION_BYTES]; /* for people; empty: it does not say */
+	bool ahead;                                /* CONTROL: it takes VMSTATE_AHEAD */
 	struct region_table regions;               /* CONTROL only */
 };
 

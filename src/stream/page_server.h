@@ -152,6 +152,12 @@ void page_source_get_visitor_version(struct page_source *s, char ret[DAEMON_VERS
 void page_source_set_poisoned(struct page_source *s, struct poison_list *list);
 
 /*
+ * page_source_set_ahead() - so much of the vmstate is there before the guest is known to be paused
+ * @fd: a memfd, of which @len bytes can be read, and may be sent; taken over
+ */
+void page_source_set_ahead(struct page_source *s, int fd, uint64_t len);
+
+/*
  * page_source_set_vmstate() - the guest is paused: its memory may be read from now on
  * @fd: a memfd that can't change any more; taken over
  */

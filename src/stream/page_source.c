@@ -82,6 +82,9 @@ struct page_source {
 	int vmstate_fd;
 	uint64_t vmstate_len;
 	uint64_t pause_ns;
+	/* SWITCHING: what there is of it by now; -1: nothing is told */
+	int ahead_fd;
+	uint64_t ahead_len;
 };
 
 static void on_log_order(void *arg);
@@ -106,7 +109,7 @@ int page_source_new(const char *id, const uint8_t token[TOKEN_BYTES],
 		s->memories[i] = memories[i];
 	s->ops = ops;
 	s->arg = arg;
-	s->vmstate_fd = -1;
+	s->vmstate_fd = s->ahead_fd = -1;
 	atomic_init(&s->refs, 1);
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->changed, NULL);
@@ -149,6 +152,7 @@ struct page_source *page_source_unref(struct page_source *s)
 	source_log_deinit(&s->log);
 	throttle_deinit(&s->throttle);
 	close_fd(&s->vmstate_fd);
+	close_fd(&s->ahead_fd);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->lock);
 	OPENSSL_cleanse(s->token, sizeof s->token);
@@ -371,9 +375,20 @@ bool page_source_is_idle(const struct page_source *s)
 	return atomic_load(&s->refs) == 1;
 }
 
+void page_source_set_ahead(struct page_source *s, int fd, uint64_t len)
+{
+	pthread_mutex_lock(&s->lock);
+	close_fd(&s->ahead_fd);
+	s->ahead_fd = fd;
+	s->ahead_len = len;
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+}
+
 void page_source_set_vmstate(struct page_source *s, int fd, uint64_t len, uint64_t pause_ns)
 {
 	pthread_mutex_lock(&s->lock);
+	close_fd(&s->ahead_fd);
 	close_fd(&s->vmstate_fd);
 	s->vmstate_fd = fd;
 	s->vmstate_len = len;
@@ -586,6 +601,7 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 		return rc;
 	reply->regions = s->table;
 	reply->warm = true;
+	ctl->takes_ahead = hello->ahead;
 	/* One that has no memory yet will have what it is told here. */
 	return hello->regions.n ? region_table_same_guest(&s->table, &hello->regions, err) : 0;
 }
@@ -918,18 +934,47 @@ static int wait_or_say_so(struct page_source *s, const struct page_source_conn *
 }
 
 /*
+ * What the VMM has saved by now, while it saves on: what is missing of it when it is whole comes
+ * with all of it. Under the lock, and without it while it is sent.
+ */
+static int send_ahead(struct page_source *s, const struct page_source_conn *ctl, uint8_t *tx,
+                      uint64_t *sent, struct error *err)
+{
+	struct frame_header h = { .type = FRAME_VMSTATE_AHEAD };
+	uint64_t left = s->ahead_len - *sent;
+	ssize_t n =
+	        pread(s->ahead_fd, tx + FRAME_HEADER_BYTES,
+	              left < FRAME_VMSTATE_DATA_MAX ? left : FRAME_VMSTATE_DATA_MAX, (off_t)*sent);
+	int rc;
+
+	if (n <= 0) {
+		*sent = UINT64_MAX;
+		return 0;
+	}
+	*sent += (uint64_t)n;
+	pthread_mutex_unlock(&s->lock);
+	h.payload_len = (uint32_t)n;
+	frame_header_encode(&h, tx);
+	rc = conn_send(ctl->conn, tx, FRAME_HEADER_BYTES + (size_t)n);
+	pthread_mutex_lock(&s->lock);
+	return rc ? error_errno(err, rc, "connection: VMSTATE_AHEAD") : check_control(s, ctl, err);
+}
+
+/*
  * Have the owner pause the guest, unless that was done (a connection before this one), and
  * wait for the vmstate. Return: 0, or why there is none.
  */
-static int wait_vmstate(struct page_source *s, const struct page_source_conn *ctl,
+static int wait_vmstate(struct page_source *s, const struct page_source_conn *ctl, uint8_t *tx,
                         struct error *err)
 {
+	uint64_t sent = ctl->takes_ahead ? 0 : UINT64_MAX;
 	int rc;
 
 	pthread_mutex_lock(&s->lock);
 	rc = bind_holder(s, ctl, err);
 	while (!rc && s->phase == SOURCE_SWITCHING && !s->withdrawn)
-		rc = wait_or_say_so(s, ctl, err);
+		rc = s->ahead_fd >= 0 && s->ahead_len > sent ? send_ahead(s, ctl, tx, &sent, err)
+		                                             : wait_or_say_so(s, ctl, err);
 	if (!rc && s->phase == SOURCE_ENDED)
 		rc = say_ended(s, err);
 	else if (!rc && s->phase != SOURCE_PAUSED)
@@ -939,16 +984,13 @@ static int wait_vmstate(struct page_source *s, const struct page_source_conn *ct
 	return rc;
 }
 
-static int send_vmstate(struct page_source *s, struct conn *c, uint64_t received_ns,
+static int send_vmstate(struct page_source *s, struct conn *c, uint8_t *tx, uint64_t received_ns,
                         struct error *err)
 {
-	_cleanup_free_ uint8_t *tx = malloc(FRAME_HEADER_BYTES + FRAME_VMSTATE_DATA_MAX);
 	struct frame_vmstate head = { .len = s->vmstate_len, .pause_ns = s->pause_ns };
 	uint64_t sent = 0;
 	int rc;
 
-	if (!tx)
-		return error_set(err, -ENOMEM, "connection: out of memory");
 	head.held_ns = clock_now_ns() - received_ns;
 	rc = conn_send(c, tx, frame_vmstate_encode(&head, tx));
 	while (!rc && sent < s->vmstate_len) {
@@ -1070,12 +1112,14 @@ static int answer_plain(struct conn *c, int rc, enum frame_type type, struct err
 static int answer_switchover(struct page_source *s, const struct page_source_conn *ctl,
                              uint64_t received_ns, struct error *err)
 {
-	int rc = wait_vmstate(s, ctl, err);
+	_cleanup_free_ uint8_t *tx = malloc(FRAME_HEADER_BYTES + FRAME_VMSTATE_DATA_MAX);
+	int rc = tx ? wait_vmstate(s, ctl, tx, err)
+	            : error_set(err, -ENOMEM, "connection: out of memory");
 
 	if (!rc)
 		rc = source_log_tell_last(&s->log, ctl->conn, err);
 	if (!rc)
-		rc = send_vmstate(s, ctl->conn, received_ns, err);
+		rc = send_vmstate(s, ctl->conn, tx, received_ns, err);
 	/* Not before: that is downtime. */
 	if (!rc)
 		source_log_stop(&s->log);

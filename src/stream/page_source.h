@@ -17,7 +17,8 @@ struct page_source_conn {
 	/* Under the source's lock. */
 	struct page_source_conn *next;
 	/* Control: */
-	bool superseded; /* by a later one of the same destination: nothing it says counts */
+	bool superseded;  /* by a later one of the same destination: nothing it says counts */
+	bool takes_ahead; /* set once: VMSTATE_AHEAD may be sent */
 };
 
 struct page_source *page_source_ref(struct page_source *s);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -53,6 +54,11 @@ int pidfd_pid(int fd)
 	if (!line || sscanf(line, "\nPid:\t%d", &pid) != 1)
 		return -EINVAL;
 	return pid > 0 ? pid : -ESRCH;
+}
+
+int pidfd_kill(int fd)
+{
+	return syscall(SYS_pidfd_send_signal, fd, SIGKILL, NULL, 0) ? -errno : 0;
 }
 
 bool pidfd_has_ended(int fd)

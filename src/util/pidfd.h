@@ -22,6 +22,9 @@ int pidfd_of(pid_t pid);
  */
 int pidfd_pid(int fd);
 
+/* SIGKILL. Return: 0 or -errno. */
+int pidfd_kill(int fd);
+
 /* Whether all of it has ended. */
 bool pidfd_has_ended(int fd);
 

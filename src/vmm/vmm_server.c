@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -16,6 +17,8 @@
 
 /* How long nothing is accepted where there is not even a descriptor to say so by. */
 #define NO_DESCRIPTOR_MS 100u
+/* Of what a socket's buffer holds (some 200 KiB), counted as the kernel does. */
+#define BEHIND_BYTES (64 << 10)
 
 /* That of an ATTACH and the next: who has called meanwhile is answered in that one. */
 #define REST_TURNS 2u
@@ -92,6 +95,13 @@ uid_t vmm_conn_uid(const struct vmm_conn *conn)
 int vmm_conn_send(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int fd)
 {
 	return vmm_wire_send(conn->fd, msg, &fd, fd >= 0 ? 1 : 0);
+}
+
+bool vmm_conn_is_behind(const struct vmm_conn *conn)
+{
+	int unread = 0;
+
+	return !ioctl(conn->fd, SIOCOUTQ, &unread) && unread > BEHIND_BYTES;
 }
 
 int vmm_conn_send_type(struct vmm_conn *conn, enum vmm_wire_type type)
@@ -197,14 +207,20 @@ static int handle_cut_message(struct vmm_conn *conn, const struct vmm_wire_msg *
 {
 	struct error told = ERROR_INIT;
 
-	if (!conn->attached || (msg->type != VMM_WIRE_CHANNEL && msg->type != VMM_WIRE_DIRTY_LOG)) {
+	bool is_spare = msg->type == VMM_WIRE_CHANNEL || msg->type == VMM_WIRE_DIRTY_LOG ||
+	                msg->type == VMM_WIRE_VMSTATE_AHEAD;
+
+	if (!conn->attached || !is_spare) {
 		if (conn->owner)
 			conn->server->config.ops->cut_message(conn->owner, msg->type, why);
 		return -EMFILE;
 	}
 	/* A channel is closed by now, and its VMM sees that; without a log it is no warm phase. */
 	error_set(&told, 0, "%s: %s",
-	          msg->type == VMM_WIRE_CHANNEL ? "a fetch channel" : "a dirty log", why->text);
+	          msg->type == VMM_WIRE_CHANNEL     ? "a fetch channel"
+	          : msg->type == VMM_WIRE_DIRTY_LOG ? "a dirty log"
+	                                            : "a vmstate ahead",
+	          why->text);
 	refuse(REFUSED_RESOURCES, &conn->cred, told.text);
 	return 0;
 }

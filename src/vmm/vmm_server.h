@@ -138,6 +138,9 @@ int vmm_conn_fd(const struct vmm_conn *conn);
 /* Send a message; @fd is borrowed, -1 for none. Return: 0 or -errno (the VMM will be gone soon). */
 int vmm_conn_send(struct vmm_conn *conn, const struct vmm_wire_msg *msg, int fd);
 
+/* Whether it has left a lot unread of what it was sent: hints would keep what matters out. */
+bool vmm_conn_is_behind(const struct vmm_conn *conn);
+
 /* A message with nothing but its type. */
 int vmm_conn_send_type(struct vmm_conn *conn, enum vmm_wire_type type);
 

@@ -150,7 +150,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	static struct vmm_wire_msg msg;
 
 	/* One that is too long to be read whole. */
-	if (i == VMM_WIRE_MEMORY) {
+	if (i == VMM_WIRE_VMSTATE_AHEAD) {
 		memset(buf, 1, VMM_WIRE_PACKET_MAX + 3);
 		buf[0] = 254;
 		return VMM_WIRE_PACKET_MAX + 3;
@@ -166,9 +166,9 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	msg.regions[0].page_size = msg.regions[0].size = 4096;
 	buf[0] = msg.type == VMM_WIRE_ATTACH || msg.type == VMM_WIRE_PAUSED ||
 	         msg.type == VMM_WIRE_VMSTATE || msg.type == VMM_WIRE_CHANNEL ||
-	         msg.type == VMM_WIRE_POISONED;
+	         msg.type == VMM_WIRE_POISONED || msg.type == VMM_WIRE_VMSTATE_AHEAD;
 	if (msg.type == VMM_WIRE_DIRTY_LOG || msg.type == VMM_WIRE_MEMORY)
 		buf[0] = 2;
 	buf[1] = 1;
-	return msg.type <= VMM_WIRE_MEMORY ? 2 + vmm_wire_encode(&msg, buf + 2) : 0;
+	return msg.type <= VMM_WIRE_VMSTATE_AHEAD ? 2 + vmm_wire_encode(&msg, buf + 2) : 0;
 }

@@ -89,8 +89,9 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		                     .code = 5,
 		                     .text = "it broke\x07" };
 	buf[0] = msg.type == VMM_WIRE_PAUSED || msg.type == VMM_WIRE_VMSTATE ||
-	         msg.type == VMM_WIRE_CHANNEL || msg.type == VMM_WIRE_POISONED;
+	         msg.type == VMM_WIRE_CHANNEL || msg.type == VMM_WIRE_POISONED ||
+	         msg.type == VMM_WIRE_VMSTATE_AHEAD;
 	if (msg.type == VMM_WIRE_DIRTY_LOG)
 		buf[0] = 2;
-	return msg.type <= VMM_WIRE_MEMORY ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
+	return msg.type <= VMM_WIRE_VMSTATE_AHEAD ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
 }

@@ -17,10 +17,10 @@ from harness import DEADLINE_S, Failure
 
 PAGE = 4096
 ATTACH, ATTACHED, ERROR, PAUSE, PAUSED, RESUME, VMSTATE, LOADED, RESUMED, COMPLETE = range(1, 11)
-CHANNEL, ATTRIBUTES, POISONED, COULD_NOT_RUN, MEMORY = 11, 12, 13, 14, 20
+CHANNEL, ATTRIBUTES, POISONED, COULD_NOT_RUN, MEMORY, VMSTATE_AHEAD = 11, 12, 13, 14, 20, 21
 NAMES = ["", "ATTACH", "ATTACHED", "ERROR", "PAUSE", "PAUSED", "RESUME", "VMSTATE", "LOADED",
          "RESUMED", "COMPLETE", "CHANNEL", "ATTRIBUTES", "POISONED", "COULD_NOT_RUN",
-         "DIRTY_LOG", "LOG_START", "LOG_HARVEST", "LOG_STOP", "HARVESTED", "MEMORY"]
+         "DIRTY_LOG", "LOG_START", "LOG_HARVEST", "LOG_STOP", "HARVESTED", "MEMORY", "VMSTATE_AHEAD"]
 SOURCE, DESTINATION = 1, 2
 MEMFD, HUGETLB, GUEST_MEMFD, ANONYMOUS = 1, 2, 3, 4
 NO_FD = 0xFFFFFFFF
@@ -91,6 +91,10 @@ def attach(role, migration_id, regions, uffd_features=0, flags=0, kind=ATTACH):
 
 def paused(vmstate_len, pause_ns=1000):
     return packet(PAUSED, struct.pack("<QQ", vmstate_len, pause_ns))
+
+
+def ahead(length):
+    return packet(VMSTATE_AHEAD, struct.pack("<Q", length))
 
 
 def poisoned(ranges):

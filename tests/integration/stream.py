@@ -21,7 +21,7 @@ VERSION = 3
 
 HELLO, HELLO_REPLY, ERROR, GET, PAGES, SWITCHOVER, VMSTATE, VMSTATE_DATA = range(1, 9)
 RESUMED, COMPLETE, COMPLETE_ACK, ABORT, ABORT_ACK, PING, PONG, PROBE, PROBE_REPLY = range(9, 18)
-PROOF, TRACK, TRACKED, SYNC, DIRTY = range(18, 23)
+PROOF, TRACK, TRACKED, SYNC, DIRTY, VMSTATE_AHEAD = range(18, 24)
 DIRTY_LAST = 1
 CONTROL, URGENT, BULK = 1, 2, 3
 
@@ -57,10 +57,11 @@ def region(guest_phys_addr, size, page_size=UNIT, memory=1):
     return field(1, guest_phys_addr) + field(2, size) + field(3, page_size) + field(4, memory)
 
 
-def hello(role, migration_id, proof=bytes(32), epoch=0, regions=(), version=VERSION, holder=HOLDER):
+def hello(role, migration_id, proof=bytes(32), epoch=0, regions=(), version=VERSION, holder=HOLDER,
+          ahead=None):
     return (field(1, version) + field(2, role) + field(3, migration_id.encode()) +
             fixed64(5, epoch) + b"".join(field(6, r) for r in regions) + field(7, holder) +
-            field(8, proof))
+            field(8, proof) + field(9, ahead))
 
 
 def said(end, role, migration_id, epoch=0, holder=HOLDER, version=VERSION):

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A source whose guest may run elsewhere, and a daemon that comes back to less than it has left."""
+import errno
+
 import pytest
 
 import pyvmm
 from harness import ControlError
 from keeper import KeptDaemon, drop_from_store
 from test_holder import fence, fence_when_silent, told_nothing
-from test_recover import Pair, pytestmark  # noqa: F401
+from test_recover import SIZE, Pair, pytestmark  # noqa: F401
 
 
 @pytest.mark.parametrize("name", ["mem0.vm1", "vmstate.vm1"])
@@ -23,6 +25,14 @@ def test_source_guest_that_has_moved_does_not_run_on_for_want_of_its_memory(host
     assert "not taken over yet" in pair.source.call("Get", id="vm1")["reason"]
     assert told_nothing(pair.source_vmm)
     pair.destination.wait_for_state("vm1", "paused")
+    if name != "mem0.vm1":
+        # Its memory is nobody else's meanwhile: a try to take it over had had it in its hands.
+        pair.source.prepare_source("vm2")
+        with pyvmm.Socket(pair.source.vmm_path) as other:
+            other.send(pyvmm.attach(pyvmm.SOURCE, "vm2", [pyvmm.Region(SIZE)]),
+                       [pair.source_vmm.memory_fd])
+            code, text = other.expect_error()
+        assert code == errno.EBUSY and "not taken over" in text
     # The way out is an operator's word, as where the destination is gone.
     assert fence_when_silent(pair, "RunOn")["state"] == "cancelled"
     pair.source_vmm.expect(pyvmm.RESUME)

@@ -24,8 +24,9 @@
  * keeps its order and two messages; the guest is attached anew once, a daemon without a store is
  * told of the migration anew once; cuts, kills and the like are counted in struct luck;
  * certificates, limits, private memory and time itself (a time limit may be over at any moment) are
- * not there. That the operator who orders "run on here" or "release" has made sure that the holder
- * does not run (does not need it) is taken for granted: it is what the confirmation asks of him.
+ * not there; nor is what comes of a vmstate ahead, by which nobody decides anything. That the
+ * operator who orders "run on here" or "release" has made sure that the holder does not run (does
+ * not need it) is taken for granted: it is what the confirmation asks of him.
  */
 #ifndef MODEL_OWNER_H
 #define MODEL_OWNER_H

@@ -38,6 +38,7 @@ static const struct {
 	{ FRAME_TRACKED, 4, FRAME_ERROR_MAX },
 	{ FRAME_SYNC, 0, 0 },
 	{ FRAME_DIRTY, 16, 256 * 1024 },
+	{ FRAME_VMSTATE_AHEAD, 1, 256 * 1024 },
 };
 #define N_TYPES (sizeof lengths / sizeof *lengths)
 

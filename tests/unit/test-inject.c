@@ -325,6 +325,36 @@ static void who_may_not_be_traced_is_told(void **state)
 	assert_int_equal(inject_check(0x3fffff, &err), -ESRCH);
 }
 
+/* As a host would have it whose sysctl nobody may set here: 3 can't be taken back. */
+static void expect_explained(const char *scope, int rc, const char *part)
+{
+	char path[] = "/tmp/test-inject-XXXXXX";
+	struct error err = ERROR_INIT;
+	int fd = mkstemp(path);
+
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, scope, strlen(scope)), strlen(scope));
+	close(fd);
+	assert_int_equal(inject_explain(1, rc, path, &err), rc);
+	unlink(path);
+	if (!strstr(err.text, part))
+		fail_msg("\"%s\" is not in: %s", part, err.text);
+}
+
+static void yama_s_refusal_is_told_with_what_to_do(void **state)
+{
+	struct error err = ERROR_INIT;
+
+	(void)state;
+	expect_explained("3\n", -EPERM, "until it is booted with less (sysctl.d)");
+	expect_explained("1\n", -EPERM, "with CAP_SYS_PTRACE (kernel.yama.ptrace_scope is not 0)");
+	expect_explained("0\n", -EPERM, "or another tracer has it");
+	expect_explained("?\n", -EPERM, "or another tracer has it");
+	expect_explained("3\n", -ESRCH, "can't trace process 1");
+	assert_int_equal(inject_explain(1, -EPERM, "/no/such/file", &err), -EPERM);
+	assert_non_null(strstr(err.text, "run as its user or as root; or another tracer"));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -332,6 +362,7 @@ int main(void)
 		cmocka_unit_test(arguments_and_errors_are_the_calls),
 		cmocka_unit_test(a_stopped_process_stays_stopped),
 		cmocka_unit_test(who_may_not_be_traced_is_told),
+		cmocka_unit_test(yama_s_refusal_is_told_with_what_to_do),
 	};
 
 	progress = mmap(NULL, sizeof *progress, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,

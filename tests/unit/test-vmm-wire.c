@@ -29,6 +29,7 @@ static const enum vmm_wire_type all_types[] = {
 	VMM_WIRE_RESUMED,       VMM_WIRE_COMPLETE, VMM_WIRE_CHANNEL,   VMM_WIRE_ATTRIBUTES,
 	VMM_WIRE_COULD_NOT_RUN, VMM_WIRE_POISONED, VMM_WIRE_DIRTY_LOG, VMM_WIRE_LOG_START,
 	VMM_WIRE_LOG_HARVEST,   VMM_WIRE_LOG_STOP, VMM_WIRE_HARVESTED, VMM_WIRE_MEMORY,
+	VMM_WIRE_VMSTATE_AHEAD,
 };
 #define N_TYPES (sizeof all_types / sizeof *all_types)
 
@@ -72,7 +73,8 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 	} else if (type == VMM_WIRE_ERROR || type == VMM_WIRE_COULD_NOT_RUN) {
 		m->code = EBUSY;
 		strcpy(m->text, "one is attached already");
-	} else if (type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE) {
+	} else if (type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
+	           type == VMM_WIRE_VMSTATE_AHEAD) {
 		m->vmstate_len = 0x8877665544332211;
 		m->pause_ns = type == VMM_WIRE_PAUSED ? 0x99aabbccddeeff00 : 0;
 		n_fds = 1;
@@ -287,7 +289,7 @@ static void test_header_bounds(void **state)
 	(void)state;
 	for (unsigned int type = 0; type <= UINT16_MAX; type++) {
 		put_u16(buf, (uint16_t)type);
-		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_MEMORY)
+		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_VMSTATE_AHEAD)
 			assert_int_equal(decode(buf, len, 0), type ? -ENOMSG : -EPROTO);
 	}
 	put_u16(buf, VMM_WIRE_PAUSE);

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Page streams between the daemons of two versions; and either libpostcopy at either daemon."""
+import os
+
 import pytest
 
+import pyvmm
 from hosts import OTHER, VERSIONS, Hosts
 from test_migrate import pytestmark  # noqa: F401
 
@@ -32,3 +35,27 @@ def test_hot_hints_of_a_newer_library(host, builds, destination):
     vmms = hosts.attach("N", destination_flags=["hot"])
     hosts.start()
     hosts.finish(vmms)
+
+
+@CROSSED
+def test_a_vmstate_that_is_said_to_be_there_in_part(host, builds, source, destination):
+    """Of a VMM whose library knows that; the daemon of before passes it over, or is not told."""
+    hosts = Hosts(host, builds, source, destination)
+    hosts.source.prepare_source("vm1")
+    hosts.destination.prepare_destination("vm1", hosts.source.address)
+    content, vmstate = pyvmm.guest_content(1 << 20), b"the vmstate"
+    there = pyvmm.SourceVmm(hosts.source, "vm1", content, vmstate)
+    here = pyvmm.DestinationVmm(hosts.destination, "vm1", len(content))
+    host.later(there.close)
+    host.later(here.close)
+    hosts.start()
+    there.expect(pyvmm.PAUSE)
+    fd = pyvmm.memfd(vmstate)
+    there.send(pyvmm.ahead(5), [fd])
+    os.close(fd)
+    fd = pyvmm.sealed_memfd(vmstate)
+    there.send(pyvmm.paused(len(vmstate)), [fd])
+    os.close(fd)
+    assert here.load() == vmstate
+    here.expect(pyvmm.COMPLETE)
+    assert os.pread(here.memory_fd, len(content), 0) == content

@@ -41,16 +41,25 @@ pytestmark = pytest.mark.skipif(pyvmm.can_userfault() is not None,
 
 class Pair:
     def __init__(self, host, kind=harness.Daemon, regions="16", huge=False, jails=(None, None),
-                 **params):
+                 adapters_first=False, **params):
         self.source = host.daemon("source", kind=kind)
         self.destination = host.daemon("destination", kind=kind)
-        self.source.prepare_source("vm1")
-        self.destination.prepare_destination("vm1", self.source.address, **params)
+        if not adapters_first:
+            self.prepare(params)
         self.there = MicroVm(host, self.source, "source", regions=regions, huge=huge, jail=jails[0])
         self.here = MicroVm(host, self.destination, "destination", jail=jails[1])
         self.size = sum(int(size) for size in regions.split(",")) * MIB
+        if adapters_first:
+            for vm in (self.there, self.here):
+                harness.eventually(lambda vm=vm: "waiting for it to be prepared" in vm.said(),
+                                   "the adapter waits")
+            self.prepare(params)
         for daemon in (self.source, self.destination):
             daemon.wait_for_state("vm1", "attached")
+
+    def prepare(self, params):
+        self.source.prepare_source("vm1")
+        self.destination.prepare_destination("vm1", self.source.address, **params)
 
     def start(self, **params):
         self.destination.call("Start", id="vm1", **params)
@@ -78,6 +87,13 @@ class Pair:
 def test_a_guest_moves(host, regions):
     """Where its memory is cut (around the hole for devices) only the destination is told."""
     pair = Pair(host, regions=regions)
+    pair.start()
+    pair.finish()
+
+
+def test_adapters_that_are_there_before_it_is_prepared(host):
+    """As a service that is started at boot; it said that there is no such migration, and was failed."""
+    pair = Pair(host, adapters_first=True)
     pair.start()
     pair.finish()
 

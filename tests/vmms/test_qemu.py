@@ -2,12 +2,17 @@
 """A guest of a QEMU as it is, moved by two daemons and postcopy-qemu on each side."""
 import mmap
 import os
+import signal
+import socket
+import struct
 import subprocess
 import time
+import types
 
 import pytest
 
 import harness
+import pyvmm
 from adapter import Adapter, check
 from keeper import KeptDaemon
 from monitor_proxy import KillAt, Proxy
@@ -99,9 +104,11 @@ POINTS = [
     ("destination", "after", "getfd", 2),
     ("destination", "before", "closefd", 2), ("destination", "after", "closefd", 2),
     ("destination", "after", "migrate-set-capabilities", 1), ("destination", "after", "stop", 1),
-    ("destination", "after", "getfd", 3), ("destination", "before", "migrate-incoming", 1),
-    ("destination", "after", "migrate-incoming", 1), ("destination", "before", "cont", 1),
-    ("destination", "after", "cont", 1),
+    ("destination", "after", "getfd", 3), ("destination", "after", "getfd", 4),
+    ("destination", "before", "migrate-incoming", 1),
+    ("destination", "after", "migrate-incoming", 1),
+    ("destination", "before", "closefd", 3), ("destination", "after", "closefd", 3),
+    ("destination", "before", "cont", 1), ("destination", "after", "cont", 1),
 ]
 
 
@@ -225,6 +232,88 @@ def test_a_destination_that_dies_before_it_is_loaded_costs_nothing(host, guest_o
     assert move.coming.wait() == 1
     assert source.status() == "running" and migrates_as_ever(source)
     source.check(passes=2)
+
+
+def await_message(sock, kind, told):
+    """Its first number. How much is ahead until then is added to @told."""
+    while True:
+        data, fds, _, _ = socket.recv_fds(sock, pyvmm.PACKET_MAX, 8)
+        for fd in fds:
+            os.close(fd)
+        got, number = struct.unpack_from("<H6xQ", data)
+        if got == kind:
+            return number
+        if got == pyvmm.VMSTATE_AHEAD:
+            told.append(number)
+
+
+def test_what_is_saved_is_told_as_it_grows_but_for_its_last_byte(host, guest_of):
+    """By which no QEMU comes to the end of its load before it is known that the guest was handed over. The daemon
+    is the test."""
+    path = host.dir / "daemon.vmm"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(harness.DEADLINE_S)
+        adapter = Adapter(host, bare_guest(guest_of).start("a").wait_until_ready(), "source",
+                          types.SimpleNamespace(vmm_path=path), "vm1")
+        daemon, _ = listener.accept()
+    daemon.settimeout(harness.DEADLINE_S)
+    told = []
+    with daemon:
+        await_message(daemon, pyvmm.ATTACH, told)
+        daemon.sendall(pyvmm.packet(pyvmm.ATTACHED))
+        daemon.sendall(pyvmm.packet(pyvmm.PAUSE))
+        length = await_message(daemon, pyvmm.PAUSED, told)
+        assert told == sorted(set(told)) and told[-1] == length - 1
+    adapter.kill()
+
+
+def test_a_qemu_that_hangs_as_it_is_saved_keeps_its_guest(host, guest_of):
+    """As by a disk that does not answer: its adapter waited for ever. What the destination has loaded by then
+    is of no use to anybody."""
+    class Hang(KillAt):
+        def __call__(self, moment, command):
+            if (moment, command) == ("before", "migrate-incoming"):
+                os.kill(move.source.pid, signal.SIGSTOP)
+                self.killed.set()
+            return False
+    move = Move(host, bare_guest(guest_of), kill=("destination", Hang(None, None))).attached()
+    move.start()
+    reason = move.there.wait_for_state("vm1", "failed")["reason"]
+    assert "QEMU has written nothing of its vmstate for 10 s" in reason, reason
+    move.here.wait_for_state("vm1", "failed")
+    assert move.coming.wait() == 1
+    move.destination.wait()
+    # Worth another try, which has the guest run on when its QEMU answers.
+    assert move.leaving.wait() == 75
+    os.kill(move.source.pid, signal.SIGCONT)
+    move.leaving.start()
+    assert move.leaving.wait() == 1 and "the guest runs on here" in move.leaving.log()
+    assert move.source.status() == "running" and migrates_as_ever(move.source)
+    move.source.check(passes=2)
+
+
+def test_a_qemu_that_does_not_answer_when_it_is_to_end_is_killed(host, guest_of):
+    """It has loaded a part of a guest that does not come: as in a page fault that nobody serves any more."""
+    class Stop(KillAt):
+        def __call__(self, moment, command):
+            if command == "migrate-incoming":
+                os.kill((move.source if moment == "before" else move.destination).pid, signal.SIGSTOP)
+                if moment == "after":
+                    self.killed.set()
+            return False
+    stop = Stop(None, None)
+    move = Move(host, bare_guest(guest_of), kill=("destination", stop)).attached()
+    move.start()
+    assert stop.killed.wait(harness.DEADLINE_S)
+    move.here.call("Cancel", id="vm1")
+    assert move.coming.wait() == 1
+    assert move.destination.wait() == -signal.SIGKILL
+    os.kill(move.source.pid, signal.SIGCONT)
+    assert move.leaving.wait() == 1 and "the guest runs on here" in move.leaving.log()
+    assert move.source.status() == "running"
+    move.source.check(passes=2)
 
 
 def test_a_guest_that_was_paused_by_others_stays_so_when_it_does_not_go(host, guest_of):

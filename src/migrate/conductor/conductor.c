@@ -71,28 +71,110 @@ int conductor_check_stopped(struct migration *m, struct error *err)
 	return 0;
 }
 
-/* Receive the vmstate's bytes into a memfd, sealed. Return: the memfd or -errno. */
-static int receive_vmstate(struct conn *c, uint64_t len, struct error *err)
+/*
+ * Its place stays at the begin: who reads it by that keeps there how far it has come, also for an
+ * adapter after it.
+ */
+static int write_at(int fd, const void *data, size_t len, uint64_t at, struct error *err)
 {
-	_cleanup_close_ int fd = memfd_create("postcopy-vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	uint64_t have = 0;
+	ssize_t n = pwrite(fd, data, len, (off_t)at);
 
-	if (fd < 0)
-		return error_errno(err, -errno, "vmstate: memfd_create");
+	return n == (ssize_t)len ? 0 : error_errno(err, n < 0 ? -errno : -ENOSPC, "vmstate: memfd");
+}
+
+static int make_vmstate_memfd(struct error *err)
+{
+	int fd = memfd_create("postcopy-vmstate", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	return fd < 0 ? error_errno(err, -errno, "vmstate: memfd_create") : fd;
+}
+
+int conductor_take_ahead(struct conductor *k, const struct frame_header *h, const void *payload,
+                         struct error *err)
+{
+	struct migration *m = k->m;
+	int rc;
+
+	if (k->late || m->ahead_len + h->payload_len > m->owner->config.max_vmstate_bytes)
+		return error_set(err, -EPROTO, "vmstate: more is ahead than there can be of it");
+	if (m->ahead_fd < 0) {
+		int fd = make_vmstate_memfd(err);
+
+		if (fd < 0)
+			return fd;
+		pthread_mutex_lock(&m->lock);
+		m->ahead_fd = fd;
+		pthread_mutex_unlock(&m->lock);
+	}
+	rc = write_at(m->ahead_fd, payload, h->payload_len, m->ahead_len, err);
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&m->lock);
+	m->ahead_len += h->payload_len;
+	pthread_mutex_unlock(&m->lock);
+	migration_post(m, NEWS_AHEAD);
+	return 0;
+}
+
+/* Return: what was ahead, and the caller's from now on; -1: nothing was. */
+static int take_what_is_ahead(struct migration *m, uint64_t *ret_len)
+{
+	int fd;
+
+	pthread_mutex_lock(&m->lock);
+	fd = m->ahead_fd;
+	*ret_len = m->ahead_len;
+	m->ahead_fd = -1;
+	m->ahead_len = 0;
+	pthread_mutex_unlock(&m->lock);
+	return fd;
+}
+
+/* Whether @fd has at @at what has come now. */
+static bool is_same(int fd, const void *data, size_t len, uint64_t at)
+{
+	_cleanup_free_ char *there = malloc(len);
+
+	return there && pread(fd, there, len, (off_t)at) == (ssize_t)len &&
+	       !memcmp(there, data, len);
+}
+
+/* A piece of the vmstate at @at of @fd, which has the first @ahead bytes already. */
+static int put_piece(int fd, uint64_t ahead, const char *data, size_t len, uint64_t at,
+                     struct error *err)
+{
+	size_t known = at >= ahead ? 0 : ahead - at < len ? (size_t)(ahead - at) : len;
+
+	/* Its VMM may be loading the other one. It says so itself, if it is. */
+	if (known && !is_same(fd, data, known, at))
+		return error_set(err, -ECONNRESET,
+		                 "the vmstate is not the one of which a part has come before");
+	return known < len ? write_at(fd, data + known, len - known, at + known, err) : 0;
+}
+
+/* Receive the vmstate's bytes into a memfd, sealed. Return: the memfd or -errno. */
+static int receive_vmstate(struct conductor *k, uint64_t len, struct error *err)
+{
+	uint64_t ahead, have = 0;
+	_cleanup_close_ int fd = take_what_is_ahead(k->m, &ahead);
+
+	if (fd < 0 && (fd = make_vmstate_memfd(err)) < 0)
+		return fd;
+	if (ahead > len)
+		return error_set(err, -ECONNRESET, "the vmstate is less than has come before");
 	while (have < len) {
 		struct frame_header h;
 		const void *payload;
-		ssize_t n;
-		int rc = conductor_expect(c, FRAME_VMSTATE_DATA, &h, &payload, err);
+		int rc = conductor_expect(k->m->control, FRAME_VMSTATE_DATA, &h, &payload, err);
 
 		if (rc)
 			return rc;
 		if (h.payload_len > len - have)
 			return error_set(err, -EPROTO, "vmstate: more than its %llu bytes",
 			                 (unsigned long long)len);
-		n = write(fd, payload, h.payload_len);
-		if (n != (ssize_t)h.payload_len)
-			return error_errno(err, n < 0 ? -errno : -ENOSPC, "vmstate: memfd");
+		rc = put_piece(fd, ahead, payload, h.payload_len, have, err);
+		if (rc)
+			return rc;
 		have += h.payload_len;
 	}
 	if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
@@ -107,8 +189,11 @@ static int ask_vmstate(struct conductor *k, struct error *err)
 	struct frame_vmstate vmstate;
 	struct frame_header h;
 	const void *payload;
-	int fd, rc = conductor_say(k, FRAME_SWITCHOVER, err);
+	uint64_t ahead;
+	int fd = take_what_is_ahead(m, &ahead), rc = conductor_say(k, FRAME_SWITCHOVER, err);
 
+	/* Of a connection before this one: it comes anew. */
+	close_fd(&fd);
 	if (!rc)
 		rc = warm_await_vmstate(k, &h, &payload, err);
 	if (!rc)
@@ -119,7 +204,7 @@ static int ask_vmstate(struct conductor *k, struct error *err)
 		return error_set(err, -EFBIG, "vmstate of %llu bytes, at most %llu (--max-vmstate)",
 		                 (unsigned long long)vmstate.len,
 		                 (unsigned long long)m->owner->config.max_vmstate_bytes);
-	fd = receive_vmstate(m->control, vmstate.len, err);
+	fd = receive_vmstate(k, vmstate.len, err);
 	if (fd < 0)
 		return fd;
 	pthread_mutex_lock(&m->lock);
@@ -654,6 +739,8 @@ int conductor_start(struct migration *m)
 	/* Late memory's table is the source's, and may be another when that is attached anew. */
 	if (!k->late)
 		k->hello.regions = m->table;
+	/* It would load before it has any. */
+	k->hello.ahead = !k->late;
 	rc = thread_start(&m->conductor, conductor_main, k);
 	m->conductor_runs = !rc;
 	if (rc)

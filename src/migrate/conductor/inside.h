@@ -118,8 +118,12 @@ enum {
  */
 int warm_up(struct conductor *k, struct error *err);
 
+/* A VMSTATE_AHEAD: its bytes are passed on. Return: 0 or -errno with @err set. */
+int conductor_take_ahead(struct conductor *k, const struct frame_header *h, const void *payload,
+                         struct error *err);
+
 /*
- * warm_await_vmstate() - SWITCHOVER was said: what the source has written, then VMSTATE
+ * warm_await_vmstate() - SWITCHOVER was said: what is ahead, what the source has written, VMSTATE
  *
  * Where it does not know what was written, nothing that came before counts. Return: 0 or -errno
  * with

@@ -152,6 +152,22 @@ static int take_harvest(struct conductor *k, struct frame_header *ret, const voi
 	return 0;
 }
 
+/* The same of SWITCHOVER's answer: what is ahead comes before it. */
+static int take_last_harvest(struct conductor *k, struct frame_header *ret,
+                             const void **ret_payload, bool *ret_last, struct error *err)
+{
+	struct harvest harvest = { 0 }; /* of a guest that stands still: of no interest */
+	int rc;
+
+	while (!(rc = take_harvest(k, ret, ret_payload, &harvest, ret_last, err)) && !*ret_last &&
+	       ret->type == FRAME_VMSTATE_AHEAD) {
+		rc = conductor_take_ahead(k, ret, *ret_payload, err);
+		if (rc)
+			break;
+	}
+	return rc;
+}
+
 static uint64_t per_second(uint64_t bytes, uint64_t ns)
 {
 	return ns ? (uint64_t)((double)bytes * (double)NSEC_PER_SEC / (double)ns) : 0;
@@ -177,8 +193,7 @@ int warm_await_vmstate(struct conductor *k, struct frame_header *ret, const void
 	struct migration *m = k->m;
 	bool last, any = !k->late && !pull_is_visible(m->pull) &&
 	                 pull_missing(m->pull) != m->table.units;
-	struct harvest harvest = { 0 }; /* of a guest that stands still: of no interest */
-	int rc = take_harvest(k, ret, ret_payload, &harvest, &last, err);
+	int rc = take_last_harvest(k, ret, ret_payload, &last, err);
 
 	if (!rc && last)
 		rc = conductor_next(m->control, ret, ret_payload, err);

@@ -254,6 +254,7 @@ static void release(struct migration *m)
 		return;
 	migration_drop_attach(m);
 	close_fd(&m->vmstate_fd);
+	close_fd(&m->ahead_fd);
 }
 
 /* Give the conductor an order that it has to see even where it waits for the network. */
@@ -331,6 +332,23 @@ static void tell_vmm_failed(struct migration *m, const struct error *why)
 
 	if (vmm)
 		vmm_conn_send_error(vmm, why);
+}
+
+/* A hint: whom it does not reach has all of it later. */
+static void tell_ahead(struct migration *m)
+{
+	struct vmm_wire_msg msg = { .type = VMM_WIRE_VMSTATE_AHEAD };
+	int fd;
+
+	pthread_mutex_lock(&m->lock);
+	msg.vmstate_len = m->ahead_len;
+	fd = m->ahead_fd < 0 ? -1 : fcntl(m->ahead_fd, F_DUPFD_CLOEXEC, 0);
+	pthread_mutex_unlock(&m->lock);
+	if (fd < 0)
+		return;
+	if (m->vmm && !vmm_conn_is_behind(m->vmm))
+		(void)vmm_conn_send(m->vmm, &msg, fd);
+	close_fd(&fd);
 }
 
 void destination_give_up(struct migration *m, const struct error *why)
@@ -508,6 +526,8 @@ void destination_news(struct migration *m, unsigned int news)
 	}
 	if (news & NEWS_SWITCHOVER)
 		begin_switchover(m);
+	if ((news & NEWS_AHEAD) && m->state == MIGRATION_SWITCHING)
+		tell_ahead(m);
 	if ((news & NEWS_OFFER) && m->state == MIGRATION_SWITCHING && migration_memory_is_late(m))
 		offer_vmstate(m);
 	if ((news & NEWS_VMSTATE) && m->state == MIGRATION_SWITCHING)

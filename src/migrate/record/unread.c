@@ -2,6 +2,7 @@
 #include "migrate/record/unread.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -98,22 +99,40 @@ static int refuse(const char *name, uint32_t region, struct error *err)
 	                 region, name);
 }
 
-static int check_files(const struct fd_store *store, const struct region_table *table,
+/* What is kept by that name, if anything is. */
+static int check_file(const struct fd_store *store, const char *name,
+                      const struct region_table *table, const struct descriptor_file *files,
+                      struct error *err)
+{
+	struct descriptor_file file;
+	int fd = fd_store_look(store, name);
+
+	if (fd < 0 || descriptor_file(fd, &file) || file.frozen)
+		return 0;
+	for (uint32_t i = 0; i < table->n; i++)
+		if (descriptor_same_file(&files[i], &file))
+			return refuse(name, i, err);
+	return 0;
+}
+
+static int check_files(const struct migrations *ms, const struct region_table *table,
                        const struct descriptor_file *files, struct error *err)
 {
+	const struct fd_store *store = ms->config.store;
+	char text[FD_STORE_NAME_BYTES];
 	const char *name;
 	unsigned int at = 0;
+	int rc = 0;
 
-	while ((name = fd_store_next_unused(store, "mem", &at))) {
-		struct descriptor_file file;
-
-		if (descriptor_file(fd_store_look(store, name), &file) || file.frozen)
-			continue;
-		for (uint32_t i = 0; i < table->n; i++)
-			if (descriptor_same_file(&files[i], &file))
-				return refuse(name, i, err);
-	}
-	return 0;
+	while (!rc && (name = fd_store_next_unused(store, "mem", &at)))
+		rc = check_file(store, name, table, files, err);
+	/* A try that failed has used some of the names of its own. */
+	for (const struct migration *m = ms->list; m && !rc; m = m->next)
+		for (size_t i = 0; m->left && !rc && i < VMM_WIRE_FDS_MAX; i++) {
+			snprintf(text, sizeof text, "mem%zu.%s", i, m->key);
+			rc = check_file(store, text, table, files, err);
+		}
+	return rc;
 }
 
 /* Whose socket, or which process. */
@@ -151,7 +170,7 @@ int unread_check_attach(const struct migrations *ms, pid_t vmm, const struct reg
 	process = vmm && i < table->n ? find_process(store, vmm) : NULL;
 	if (process)
 		return refuse(process, i, err);
-	return check_files(store, table, files, err);
+	return check_files(ms, table, files, err);
 }
 
 unsigned int migrations_records_left(const struct migrations *ms)

@@ -276,6 +276,15 @@ static int on_paused(struct migration *m, const struct vmm_wire_msg *msg, int *f
 	return 0;
 }
 
+/* A hint: one that is of no use costs nobody anything. It is read, and never waited for. */
+static void on_ahead(struct migration *m, const struct vmm_wire_msg *msg, int *fd)
+{
+	bool is_memory = fcntl(*fd, F_GET_SEALS) >= 0;
+
+	if (is_memory && msg->vmstate_len <= m->owner->config.max_vmstate_bytes)
+		page_source_set_ahead(m->source, steal_fd(fd), msg->vmstate_len);
+}
+
 int source_message(struct migration *m, const struct vmm_wire_msg *msg, int fds[VMM_MESSAGE_FDS],
                    struct error *err)
 {
@@ -301,6 +310,11 @@ int source_message(struct migration *m, const struct vmm_wire_msg *msg, int fds[
 	/* Of what was asked for before, too. */
 	if (msg->type == VMM_WIRE_HARVESTED) {
 		source_on_harvested(m, msg);
+		return 0;
+	}
+	if (msg->type == VMM_WIRE_VMSTATE_AHEAD) {
+		if (asked)
+			on_ahead(m, msg, &fds[0]);
 		return 0;
 	}
 	if (msg->type == VMM_WIRE_PAUSED && asked)
