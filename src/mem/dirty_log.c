@@ -256,7 +256,7 @@ static int scan(struct dirty_log *log, uint32_t region, uint64_t flags, struct e
 		for (int i = 0; i < n; i++)
 			set_bits(log, region, (found[i].start - r->host_addr) >> UNIT_SHIFT,
 			         (found[i].end - r->host_addr) >> UNIT_SHIFT);
-		/* A VMM that has ended has no memory to be scanned. */
+		/* That of a VMM that has ended may stand still, or be at its end at once. */
 		if (arg.walk_end <= arg.start)
 			return error_set(err, -ESRCH, "region %u: the source VMM is gone", region);
 		arg.start = arg.walk_end;
@@ -264,13 +264,33 @@ static int scan(struct dirty_log *log, uint32_t region, uint64_t flags, struct e
 	return 0;
 }
 
+/*
+ * PAGEMAP_SCAN succeeds on what a process that has ended had, and finds nothing written; a read of
+ * the same file has no byte. One whose memory is there now had it before, too.
+ */
+static int check_alive(const struct dirty_log *log, uint32_t region, struct error *err)
+{
+	uint64_t entry;
+	off_t at = (off_t)((log->table.regions[region].host_addr >> UNIT_SHIFT) * sizeof entry);
+	ssize_t n = pread(log->fds[DIRTY_LOG_FD_PAGEMAP], &entry, sizeof entry, at);
+
+	if (n == (ssize_t)sizeof entry)
+		return 0;
+	return n < 0 ? error_errno(err, -errno, "region %u: the source VMM's pagemap", region)
+	             : error_set(err, -ESRCH, "region %u: the source VMM is gone", region);
+}
+
 static int scan_all(struct dirty_log *log, uint64_t flags, struct error *err)
 {
 	int rc = 0;
 
-	for (uint32_t i = 0; i < log->table.n && !rc; i++)
-		if (!is_private(log, i))
-			rc = scan(log, i, flags, err);
+	for (uint32_t i = 0; i < log->table.n && !rc; i++) {
+		if (is_private(log, i))
+			continue;
+		rc = scan(log, i, flags, err);
+		if (!rc)
+			rc = check_alive(log, i, err);
+	}
 	return rc;
 }
 
