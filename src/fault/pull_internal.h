@@ -78,6 +78,7 @@ struct fault_thread {
 	/* Whether the source lives: when it was heard last, and since when an answer is due (0:
 	 * none). */
 	uint64_t heard_ns, due_ns;
+	bool has_events, has_answers; /* to be read, as poll() has told last */
 	bool pinged;
 	bool answered;   /* the source, on this connection */
 	bool look_again; /* soon, though nothing may happen: memory could not be had, or a claim */
