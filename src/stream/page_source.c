@@ -32,6 +32,9 @@
 #define SHARE_LOOK_MS 50u
 
 #define PAGES_HEAD (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES)
+/* Answers to faults that are asked for together go out together, as far as one record takes them.
+ */
+#define GATHER_BYTES (16u << 10)
 
 /* In the order in which a migration goes through them; the owner moves it. */
 enum source_phase {
@@ -759,25 +762,50 @@ static void wait_for_share(struct page_source *s, struct page_source_conn *pc, s
 	load_go_on(&pc->load, now_ns);
 }
 
-/* @tx: PAGES_HEAD bytes, then room for a word. */
+/* PAGES that wait to be sent. */
+struct answers {
+	uint8_t *buf; /* FRAME_PAGES_MAX bytes */
+	size_t len;
+};
+
+static int send_answers(struct conn *c, struct answers *a, struct error *err)
+{
+	int rc = a->len ? conn_send(c, a->buf, a->len) : 0;
+
+	a->len = 0;
+	return rc ? error_errno(err, rc, "connection") : 0;
+}
+
+/* Into @a; those that are there go out first where the room is short. */
 static int answer_get(struct page_source *s, struct page_source_conn *pc, enum stream_role role,
-                      uint64_t request_id, const struct frame_get *get, uint8_t *tx,
+                      uint64_t request_id, const struct frame_get *get, struct answers *a,
                       struct error *err)
 {
 	struct frame_pages pages = { .region = get->region, .first_unit = get->first_unit };
+	size_t most = PAGES_HEAD + (size_t)__builtin_popcountll(get->want_mask) * UNIT_BYTES;
+	uint8_t *tx;
 	size_t len;
-	int rc = read_units(s, get, tx + PAGES_HEAD, &pages.error_mask, err);
+	int rc = a->len + most > GATHER_BYTES ? send_answers(pc->conn, a, err) : 0;
 
+	tx = a->buf + a->len;
+	if (!rc)
+		rc = read_units(s, get, tx + PAGES_HEAD, &pages.error_mask, err);
 	if (rc)
 		return rc;
-	len = pack_units(get, tx + PAGES_HEAD, &pages);
+	len = PAGES_HEAD + pack_units(get, tx + PAGES_HEAD, &pages);
 	frame_pages_encode(&pages, request_id, tx);
 	if (role == STREAM_BULK)
-		wait_for_share(s, pc, PAGES_HEAD + len);
+		wait_for_share(s, pc, len);
 	/* Before it is sent: who has the answer finds it counted. */
-	count_answer(&s->stats, role, &pages, PAGES_HEAD + len);
-	rc = conn_send(pc->conn, tx, PAGES_HEAD + len);
-	return rc ? error_errno(err, rc, "connection") : 0;
+	count_answer(&s->stats, role, &pages, len);
+	a->len += len;
+	return 0;
+}
+
+/* Whether the next request is here: several faults that are asked for together are one record. */
+static bool has_get(const struct conn *c)
+{
+	return tls_decrypted(c->tls) >= FRAME_HEADER_BYTES + FRAME_GET_BYTES;
 }
 
 /*
@@ -828,6 +856,7 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 	struct conn *c = pc->conn;
 	/* Aligned so that the data behind the header is aligned for the zero scan. */
 	_cleanup_free_ uint8_t *tx = aligned_alloc(64, (FRAME_PAGES_MAX + 63) / 64 * 64);
+	struct answers answers = { .buf = tx };
 	struct frame_header h;
 	struct frame_get get;
 	const void *payload;
@@ -843,12 +872,18 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 		if (!rc)
 			rc = check_get(s, pc->holder, &get, err);
 		if (!rc)
-			rc = answer_get(s, pc, role, h.request_id, &get, tx, err);
+			rc = answer_get(s, pc, role, h.request_id, &get, &answers, err);
+		if (!rc && role == STREAM_URGENT && has_get(c))
+			continue;
+		if (!rc)
+			rc = send_answers(c, &answers, err);
 		if (!rc && role == STREAM_URGENT)
 			wait_for_fault(s, c);
 		else
 			note_bulk(s, pc);
 	} while (!rc);
+	/* What comes next is why it ends: pages that were asked for before that are good. */
+	(void)send_answers(c, &answers, NULL);
 	close_fd(&pc->times_fd);
 	return rc;
 }
