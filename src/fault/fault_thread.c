@@ -603,7 +603,7 @@ static bool wait_for_news(struct fault_thread *ft)
 		        (struct pollfd){ .fd = fetch_room ? ft->fetches.channels[i] : -1,
 			                 .events = POLLIN };
 	/* Beside bulk all cores are awake anyway, and busy. */
-	thread_spin_poll(fds, FDS_FIXED + n,
+	thread_spin_poll(&ft->spin, fds, FDS_FIXED + n,
 	                 handed || stat_get(&p->stats.bulk_in_flight) ? 0 : SPIN_NS,
 	                 handed           ? 0
 	                 : ft->look_again ? REFILL_MS

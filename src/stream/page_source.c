@@ -809,16 +809,17 @@ static bool has_get(const struct conn *c)
 }
 
 /*
- * Faults come in storms: after an urgent answer the next request is waited for awake, but not
- * while bulk needs the cores.
+ * Faults come in storms: after an urgent answer the next request is waited for awake, where that
+ * pays, but not while bulk needs the cores.
  */
-static void wait_for_fault(struct page_source *s, struct conn *c)
+static void wait_for_fault(struct page_source *s, struct page_source_conn *pc)
 {
 	uint64_t idle_ns =
 	        clock_now_ns() - atomic_load_explicit(&s->last_bulk_ns, memory_order_relaxed);
+	struct pollfd fd = { .fd = pc->conn->fd, .events = POLLIN };
 
-	if (!tls_pending(c->tls) && idle_ns > BULK_RECENT_NS)
-		thread_spin_poll(&(struct pollfd){ .fd = c->fd, .events = POLLIN }, 1, SPIN_NS, 0);
+	if (!tls_pending(pc->conn->tls) && idle_ns > BULK_RECENT_NS)
+		thread_spin_poll(&pc->spin, &fd, 1, SPIN_NS, -1);
 }
 
 /* The next GET; who asks for a sign of life meanwhile, or for large packets, gets them. */
@@ -878,7 +879,7 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 		if (!rc)
 			rc = send_answers(c, &answers, err);
 		if (!rc && role == STREAM_URGENT)
-			wait_for_fault(s, c);
+			wait_for_fault(s, pc);
 		else
 			note_bulk(s, pc);
 	} while (!rc);
