@@ -18,6 +18,9 @@
 
 /* How often it is looked at how many requests there are to be in flight. */
 #define BULK_LOOK_NS (100 * NSEC_PER_MSEC)
+/* GETs are asked for so many at a time: each time is a record, a system call and a wake-up, at both
+ * ends. */
+#define ASK_AT_ONCE 4u
 /* Fills that are refused, until another thread is let on this core. */
 #define REFUSED_YIELD 64u
 /* After a fill that failed for want of memory. */
@@ -202,6 +205,8 @@ static int ask(struct bulk *b, uint64_t *ret_until_ns)
 		load_look(&b->load, &p->load, now_ns, thread_busy_ns(b->times_fd));
 	if (b->rest.want_mask && scheduler_is_held(p->scheduler))
 		end_word(b, false);
+	if (b->window.n > max - ASK_AT_ONCE)
+		return 0;
 	while (b->window.n < max && atomic_load(&p->bulk_on) && !is_retired(b)) {
 		unsigned int units = throttle_take(&p->throttle, now_ns, ret_until_ns);
 		struct scheduler_item item = { 0 };

@@ -528,17 +528,19 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	}
 }
 
+/* Those that are here: TLS may have some that poll() doesn't know of. */
 static void read_answers(struct fault_thread *ft)
 {
 	struct error err = ERROR_INIT;
 	int rc = 0;
 
-	while (ft->conn && !rc) {
+	while (ft->conn && !rc && (ft->has_answers || tls_pending(ft->conn->tls))) {
 		struct scheduler_item item;
 		struct frame_pages pages;
 		struct frame_header h;
 		const void *payload;
 
+		ft->has_answers = false;
 		rc = conn_next_frame(ft->conn, &h, &payload, &err);
 		if (!rc && h.type == FRAME_PONG && ft->pinged) {
 			ft->pinged = false;
@@ -553,11 +555,10 @@ static void read_answers(struct fault_thread *ft)
 			            (const uint8_t *)payload + FRAME_PAGES_BYTES);
 		}
 	}
-	if (ft->conn && rc != -EAGAIN)
+	if (ft->conn && rc && rc != -EAGAIN)
 		lose_connection(ft, err.text);
 	if (!ft->window.n && !ft->pinged)
 		ft->due_ns = 0;
-	pull_check_complete(ft->pull);
 }
 
 /* What others have left for this thread: a new urgent connection, a new fetch channel. */
@@ -602,7 +603,7 @@ static bool wait_for_news(struct fault_thread *ft)
 		        (struct pollfd){ .fd = fetch_room ? ft->fetches.channels[i] : -1,
 			                 .events = POLLIN };
 	/* Beside bulk all cores are awake anyway, and busy. */
-	thread_spin_poll(fds, FDS_FIXED + n,
+	thread_spin_poll(&ft->spin, fds, FDS_FIXED + n,
 	                 handed || stat_get(&p->stats.bulk_in_flight) ? 0 : SPIN_NS,
 	                 handed           ? 0
 	                 : ft->look_again ? REFILL_MS
@@ -612,6 +613,8 @@ static bool wait_for_news(struct fault_thread *ft)
 		uffd_set_nonblocking(p->config.uffd);
 	if (fds[1].revents)
 		ft->heard_ns = clock_now_ns();
+	ft->has_events = fds[0].revents;
+	ft->has_answers = fds[1].revents;
 	ft->look_again = false;
 	for (unsigned int i = 0; i < n; i++)
 		if (fds[FDS_FIXED + i].revents)
@@ -742,11 +745,14 @@ void *fault_thread_main(void *arg)
 		if (wait_for_news(ft))
 			take_deliveries(ft);
 		check_alive(ft);
-		read_events(ft);
+		/* What comes from here on the next poll() tells of: each look is a system call. */
+		if (ft->has_events)
+			read_events(ft);
 		serve_fetches(ft);
 		if (ft->table.n)
 			serve_faults(ft);
 		read_answers(ft);
+		pull_check_complete(p);
 		serve_fetches(ft);
 		/* The answers have made room in the window: nothing else would wake us to use it.
 		 */

@@ -18,6 +18,7 @@
 #include "stream/scheduler.h"
 #include "stream/throttle.h"
 #include "stream/window.h"
+#include "util/thread.h"
 
 /* Between two tries to dial: doubled from the first to the last. */
 #define PULL_RETRY_MIN_MS 50u
@@ -78,6 +79,8 @@ struct fault_thread {
 	/* Whether the source lives: when it was heard last, and since when an answer is due (0:
 	 * none). */
 	uint64_t heard_ns, due_ns;
+	bool has_events, has_answers; /* to be read, as poll() has told last */
+	struct thread_spin spin;
 	bool pinged;
 	bool answered;   /* the source, on this connection */
 	bool look_again; /* soon, though nothing may happen: memory could not be had, or a claim */

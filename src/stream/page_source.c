@@ -32,6 +32,9 @@
 #define SHARE_LOOK_MS 50u
 
 #define PAGES_HEAD (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES)
+/* Answers to faults that are asked for together go out together, as far as one record takes them.
+ */
+#define GATHER_BYTES (16u << 10)
 
 /* In the order in which a migration goes through them; the owner moves it. */
 enum source_phase {
@@ -785,38 +788,64 @@ static void wait_for_share(struct page_source *s, struct page_source_conn *pc, s
 	load_go_on(&pc->load, now_ns);
 }
 
-/* @tx: PAGES_HEAD bytes, then room for a word. */
-static int answer_get(struct page_source *s, struct page_source_conn *pc, enum stream_role role,
-                      uint64_t request_id, const struct frame_get *get, uint8_t *tx,
-                      struct error *err)
-{
-	struct frame_pages pages = { .region = get->region, .first_unit = get->first_unit };
+/* PAGES that wait to be sent. */
+struct answers {
+	uint8_t *buf; /* FRAME_PAGES_MAX bytes */
 	size_t len;
-	int rc = read_units(s, get, tx + PAGES_HEAD, &pages.error_mask, err);
+};
 
-	if (rc)
-		return rc;
-	len = pack_units(get, tx + PAGES_HEAD, &pages);
-	frame_pages_encode(&pages, request_id, tx);
-	if (role == STREAM_BULK)
-		wait_for_share(s, pc, PAGES_HEAD + len);
-	/* Before it is sent: who has the answer finds it counted. */
-	count_answer(&s->stats, role, &pages, PAGES_HEAD + len);
-	rc = conn_send(pc->conn, tx, PAGES_HEAD + len);
+static int send_answers(struct conn *c, struct answers *a, struct error *err)
+{
+	int rc = a->len ? conn_send(c, a->buf, a->len) : 0;
+
+	a->len = 0;
 	return rc ? error_errno(err, rc, "connection") : 0;
 }
 
+/* Into @a; those that are there go out first where the room is short. */
+static int answer_get(struct page_source *s, struct page_source_conn *pc, enum stream_role role,
+                      uint64_t request_id, const struct frame_get *get, struct answers *a,
+                      struct error *err)
+{
+	struct frame_pages pages = { .region = get->region, .first_unit = get->first_unit };
+	size_t most = PAGES_HEAD + (size_t)__builtin_popcountll(get->want_mask) * UNIT_BYTES;
+	uint8_t *tx;
+	size_t len;
+	int rc = a->len + most > GATHER_BYTES ? send_answers(pc->conn, a, err) : 0;
+
+	tx = a->buf + a->len;
+	if (!rc)
+		rc = read_units(s, get, tx + PAGES_HEAD, &pages.error_mask, err);
+	if (rc)
+		return rc;
+	len = PAGES_HEAD + pack_units(get, tx + PAGES_HEAD, &pages);
+	frame_pages_encode(&pages, request_id, tx);
+	if (role == STREAM_BULK)
+		wait_for_share(s, pc, len);
+	/* Before it is sent: who has the answer finds it counted. */
+	count_answer(&s->stats, role, &pages, len);
+	a->len += len;
+	return 0;
+}
+
+/* Whether the next request is here: several faults that are asked for together are one record. */
+static bool has_get(const struct conn *c)
+{
+	return tls_decrypted(c->tls) >= FRAME_HEADER_BYTES + FRAME_GET_BYTES;
+}
+
 /*
- * Faults come in storms: after an urgent answer the next request is waited for awake, but not
- * while bulk needs the cores.
+ * Faults come in storms: after an urgent answer the next request is waited for awake, where that
+ * pays, but not while bulk needs the cores.
  */
-static void wait_for_fault(struct page_source *s, struct conn *c)
+static void wait_for_fault(struct page_source *s, struct page_source_conn *pc)
 {
 	uint64_t idle_ns =
 	        clock_now_ns() - atomic_load_explicit(&s->last_bulk_ns, memory_order_relaxed);
+	struct pollfd fd = { .fd = pc->conn->fd, .events = POLLIN };
 
-	if (!tls_pending(c->tls) && idle_ns > BULK_RECENT_NS)
-		thread_spin_poll(&(struct pollfd){ .fd = c->fd, .events = POLLIN }, 1, SPIN_NS, 0);
+	if (!tls_pending(pc->conn->tls) && idle_ns > BULK_RECENT_NS)
+		thread_spin_poll(&pc->spin, &fd, 1, SPIN_NS, -1);
 }
 
 /* The next GET; who asks for a sign of life meanwhile, or for large packets, gets them. */
@@ -854,6 +883,7 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 	struct conn *c = pc->conn;
 	/* Aligned so that the data behind the header is aligned for the zero scan. */
 	_cleanup_free_ uint8_t *tx = aligned_alloc(64, (FRAME_PAGES_MAX + 63) / 64 * 64);
+	struct answers answers = { .buf = tx };
 	struct frame_header h;
 	struct frame_get get;
 	const void *payload;
@@ -869,12 +899,18 @@ static int serve_pages(struct page_source *s, struct page_source_conn *pc, enum 
 		if (!rc)
 			rc = check_get(s, pc->holder, &get, err);
 		if (!rc)
-			rc = answer_get(s, pc, role, h.request_id, &get, tx, err);
+			rc = answer_get(s, pc, role, h.request_id, &get, &answers, err);
+		if (!rc && role == STREAM_URGENT && has_get(c))
+			continue;
+		if (!rc)
+			rc = send_answers(c, &answers, err);
 		if (!rc && role == STREAM_URGENT)
-			wait_for_fault(s, c);
+			wait_for_fault(s, pc);
 		else
 			note_bulk(s, pc);
 	} while (!rc);
+	/* What comes next is why it ends: pages that were asked for before that are good. */
+	(void)send_answers(c, &answers, NULL);
 	close_fd(&pc->times_fd);
 	return rc;
 }

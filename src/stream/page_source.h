@@ -5,6 +5,7 @@
 
 #include "stream/pacer.h"
 #include "stream/page_server.h"
+#include "util/thread.h"
 
 /* A connection's place; it is in its source's list until it is closed. */
 struct page_source_conn {
@@ -14,6 +15,7 @@ struct page_source_conn {
 	struct pacer_conn pace;       /* bulk: how fast it may go */
 	struct load load;             /* and what its thread does, */
 	int times_fd;                 /* as thread_busy_ns() tells */
+	struct thread_spin spin;      /* urgent */
 	/* Under the source's lock. */
 	struct page_source_conn *next;
 	/* Control: */

@@ -206,6 +206,11 @@ bool tls_pending(const struct tls *tls)
 	return SSL_has_pending(tls->ssl);
 }
 
+size_t tls_decrypted(const struct tls *tls)
+{
+	return (size_t)SSL_pending(tls->ssl);
+}
+
 void tls_set_wait(struct tls *tls, int (*wait)(void *arg, short events, struct error *err),
                   void *arg)
 {

@@ -144,6 +144,9 @@ const char *tls_alert(const struct tls *tls);
 /* Whether tls_read() has bytes that poll() doesn't know of. */
 bool tls_pending(const struct tls *tls);
 
+/* How many bytes tls_read() has in any case, without the socket: the rest of a record. */
+size_t tls_decrypted(const struct tls *tls);
+
 /*
  * tls_write() - all bytes, in records of up to 16 KiB
  *

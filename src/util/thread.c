@@ -20,6 +20,8 @@
 #define SHORT_SLICE_NS (100 * NSEC_PER_USEC)
 #define LONG_SLICE_NS (20 * NSEC_PER_MSEC)
 #define UNTOLD (~0ull)
+/* What a wait that is slept through takes longer. */
+#define WAKE_NS (50 * NSEC_PER_USEC)
 /* Of schedstat: three numbers. */
 #define TIMES_BYTES 72
 
@@ -171,15 +173,17 @@ bool thread_is_runnable(pid_t tid)
 	return f && fscanf(f, "%*d (%*[^)]) %c", &state) == 1 && state == 'R';
 }
 
-int thread_spin_poll(struct pollfd *fds, nfds_t n, uint64_t spin_ns, int timeout_ms)
+int thread_spin_poll(struct thread_spin *s, struct pollfd *fds, nfds_t n, uint64_t spin_ns,
+                     int timeout_ms)
 {
-	uint64_t until_ns = spin_ns ? clock_now_ns() + spin_ns : 0;
+	uint64_t begin_ns = spin_ns ? clock_now_ns() : 0;
+	int rc = 0;
 
-	while (until_ns && clock_now_ns() < until_ns) {
-		int rc = poll(fds, n, 0);
-
-		if (rc)
-			return rc;
-	}
-	return poll(fds, n, timeout_ms);
+	while (spin_ns && s->pays && !rc && clock_now_ns() - begin_ns < spin_ns)
+		rc = poll(fds, n, 0);
+	if (!rc)
+		rc = poll(fds, n, timeout_ms);
+	if (spin_ns)
+		s->pays = rc > 0 && clock_now_ns() - begin_ns < spin_ns + WAKE_NS;
+	return rc;
 }

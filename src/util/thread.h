@@ -70,14 +70,22 @@ uint64_t thread_busy_ns(int times_fd);
 /* Whether a thread of this process would go on if it had a CPU, and waits for nothing else. */
 bool thread_is_runnable(pid_t tid);
 
+/* Whether it pays to wait awake, as the wait before has told. All zero at first. */
+struct thread_spin {
+	bool pays;
+};
+
 /*
- * thread_spin_poll() - poll(), but stay awake for a while first
- * @spin_ns: look without sleeping for so long
+ * thread_spin_poll() - poll(), but stay awake for a while first, where that pays
+ * @spin_ns: look without sleeping for so long; 0: not this time
  *
- * Waking a core that has gone to sleep takes longer than all that a fault needs besides.
+ * Waking a core that has gone to sleep takes longer than all that a fault needs besides. But where
+ * nothing comes within that time, a core was kept from others, on a busy host from the guest that
+ * is to raise the next fault: then the next wait is a sleep, and so on until one is short.
  *
  * Return: as poll() with @timeout_ms.
  */
-int thread_spin_poll(struct pollfd *fds, nfds_t n, uint64_t spin_ns, int timeout_ms);
+int thread_spin_poll(struct thread_spin *s, struct pollfd *fds, nfds_t n, uint64_t spin_ns,
+                     int timeout_ms);
 
 #endif

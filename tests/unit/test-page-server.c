@@ -464,6 +464,56 @@ static void test_a_whole_migration(void **state)
 	end(g);
 }
 
+/* So many GETs as one record. */
+static void ask_together(struct conn *c, struct window *w, const struct scheduler_item *items,
+                         unsigned int n)
+{
+	uint8_t buf[8 * (FRAME_HEADER_BYTES + FRAME_GET_BYTES)];
+	size_t len = 0;
+
+	for (unsigned int i = 0; i < n; i++)
+		len += window_ask(w, &items[i], buf + len);
+	assert_int_equal(conn_send(c, buf, len), 0);
+}
+
+/* Faults that come at once cost one record each way. What is larger is not waited for. */
+static void test_faults_asked_for_together_are_answered_together(void **state)
+{
+	static const unsigned int with_data[8] = { 1, 2, 4, 5, 8, 10, 11, 13 };
+	struct scheduler_item items[8] = { 0 };
+	struct guest *g = new_guest("vm1", 1);
+	struct window w = { 0 };
+	struct conn *control, *urgent;
+	uint64_t epoch;
+
+	(void)state;
+	control = open_control(g, &epoch);
+	switch_over(g, control);
+	urgent = open_pages(g, STREAM_URGENT, epoch);
+	for (unsigned int i = 0; i < 8; i++)
+		items[i].want_mask = 1ull << with_data[i];
+	ask_together(urgent, &w, items, 3);
+	check_answer(g, urgent, &w);
+	assert_true(tls_decrypted(urgent->tls) >=
+	            2 * (FRAME_HEADER_BYTES + FRAME_PAGES_BYTES + UNIT_BYTES));
+	while (w.n)
+		check_answer(g, urgent, &w);
+	assert_int_equal(tls_decrypted(urgent->tls), 0);
+	/* More than a record takes, and one among them that is many. */
+	items[2].want_mask = region_word_mask(&g->table.regions[0], 0);
+	ask_together(urgent, &w, items, 8);
+	while (w.n)
+		check_answer(g, urgent, &w);
+	/* What was asked for before that which can't be is not lost. */
+	items[1].word = g->table.regions[0].words;
+	ask_together(urgent, &w, items, 2);
+	check_answer(g, urgent, &w);
+	expect_error(urgent, -EPROTO, "beyond");
+	conn_free(urgent);
+	conn_free(control);
+	end(g);
+}
+
 static void test_a_lost_control_connection_gets_the_same_vmstate_again(void **state)
 {
 	struct guest *g = new_guest("vm1", 1);
@@ -1838,6 +1888,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		SERVER_TEST(test_a_whole_migration),
+		SERVER_TEST(test_faults_asked_for_together_are_answered_together),
 		SERVER_TEST(test_a_lost_control_connection_gets_the_same_vmstate_again),
 		SERVER_TEST(test_what_a_running_guest_writes_is_told),
 		SERVER_TEST(test_a_log_ends_with_its_connection),

@@ -452,6 +452,39 @@ static void test_fault_ends_when_bulk_brings_its_page(void **state)
 	stop(&f);
 }
 
+/* One read() of the socket brings several: poll() tells of none but the first. */
+static void test_answers_that_come_together_are_all_taken(void **state)
+{
+	const struct page_source_stats *source;
+	struct toucher t[3];
+	struct fixture f;
+	int waiting = 0;
+
+	(void)state;
+	if (!start(&f, RESOLVER_MAP_EAGER))
+		skip();
+	source = page_source_stats(f.s.source);
+	assert_int_equal(pull_start(f.p), 0);
+	relay_hold(&f.relay, true);
+	for (unsigned int i = 0; i < 3; i++) {
+		touch(&f, &t[i], 100 * i);
+		wait_count(&source->requests, i + 1);
+	}
+	/* The first is in the relay's hands, the others are taken from its socket as one. */
+	while (waiting < (int)(2 * UNIT_BYTES)) {
+		poll(NULL, 0, 1);
+		assert_int_equal(ioctl(f.relay.pipes[0].from, FIONREAD, &waiting), 0);
+	}
+	relay_hold(&f.relay, false);
+	for (unsigned int i = 0; i < 3; i++)
+		touched(&f, &t[i]);
+	/* Nor was one taken only when the source was thought to be gone. */
+	assert_int_equal(atomic_load(&pull_stats(f.p)->reconnects), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_complete(&f);
+	stop(&f);
+}
+
 /* The migration is over before the answer has come: the fault is counted still. */
 static void test_fault_whose_answer_never_comes_is_counted(void **state)
 {
@@ -917,6 +950,7 @@ int main(void)
 		cmocka_unit_test(test_what_was_served_is_not_taken_back_by_the_next_process),
 		cmocka_unit_test(test_minor_fault_is_told_as_one),
 		cmocka_unit_test(test_fault_ends_when_bulk_brings_its_page),
+		cmocka_unit_test(test_answers_that_come_together_are_all_taken),
 		cmocka_unit_test(test_fault_whose_answer_never_comes_is_counted),
 		cmocka_unit_test(test_fault_on_a_claimed_page_holds_nobody_up),
 		cmocka_unit_test(test_fault_on_a_page_whose_claimer_gives_up_is_asked_again),

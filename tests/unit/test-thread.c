@@ -127,6 +127,41 @@ static void test_a_stack_that_was_deep_is_given_back(void **state)
 	assert_true(is_right);
 }
 
+/* Awake only while it was good for something the time before. */
+static void test_a_wait_is_awake_where_the_one_before_was_short(void **state)
+{
+	const uint64_t short_ns = NSEC_PER_MSEC, long_ns = 60 * NSEC_PER_SEC;
+	struct thread_spin spin = { 0 };
+	struct pollfd fd = { .events = POLLIN };
+	uint64_t begin_ns;
+	int fds[2];
+
+	(void)state;
+	assert_int_equal(pipe(fds), 0);
+	fd.fd = fds[0];
+	/* Not the first time: that would last a minute. */
+	assert_int_equal(thread_spin_poll(&spin, &fd, 1, long_ns, 0), 0);
+	assert_false(spin.pays);
+	assert_int_equal(write(fds[1], "x", 1), 1);
+	assert_int_equal(thread_spin_poll(&spin, &fd, 1, long_ns, 0), 1);
+	assert_true(spin.pays);
+	assert_int_equal(read(fds[0], &(char){ 0 }, 1), 1);
+	/* Who does not want it learns nothing of it. */
+	assert_int_equal(thread_spin_poll(&spin, &fd, 1, 0, 0), 0);
+	assert_true(spin.pays);
+	begin_ns = clock_now_ns();
+	assert_int_equal(thread_spin_poll(&spin, &fd, 1, short_ns, 0), 0);
+	assert_true(clock_now_ns() - begin_ns >= short_ns);
+	assert_false(spin.pays);
+	/* What comes too late is no reason. */
+	spin.pays = true;
+	assert_int_equal(thread_spin_poll(&spin, &fd, 1, short_ns, 20), 0);
+	assert_false(spin.pays);
+	assert_int_equal(thread_spin_poll(&spin, &fd, 1, long_ns, 0), 0);
+	close(fds[0]);
+	close(fds[1]);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -134,6 +169,7 @@ int main(void)
 		cmocka_unit_test(test_what_can_not_be_told_is_nothing),
 		cmocka_unit_test(test_it_is_the_thread_that_opened_it),
 		cmocka_unit_test(test_a_stack_that_was_deep_is_given_back),
+		cmocka_unit_test(test_a_wait_is_awake_where_the_one_before_was_short),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
