@@ -97,8 +97,12 @@ static void bring_back_left_out(struct fault_thread *ft)
 static bool on_again(void *arg)
 {
 	struct fault_thread *ft = arg;
+	unsigned int before = ft->table.n;
 
 	read_events(ft);
+	/* All may have been served by now, and poll() tells of it no more. */
+	if (ft->table.n > before)
+		ft->came_late = true;
 	return !atomic_load(&ft->pull->stopping);
 }
 
@@ -604,18 +608,19 @@ static bool wait_for_news(struct fault_thread *ft)
 			                 .events = POLLIN };
 	/* Beside bulk all cores are awake anyway, and busy. */
 	thread_spin_poll(&ft->spin, fds, FDS_FIXED + n,
-	                 handed || stat_get(&p->stats.bulk_in_flight) ? 0 : SPIN_NS,
-	                 handed           ? 0
-	                 : ft->look_again ? REFILL_MS
-	                 : ft->conn       ? ALIVE_LOOK_MS
-	                                  : -1);
+	                 handed || ft->came_late || stat_get(&p->stats.bulk_in_flight) ? 0
+	                                                                               : SPIN_NS,
+	                 handed || ft->came_late ? 0
+	                 : ft->look_again        ? REFILL_MS
+	                 : ft->conn              ? ALIVE_LOOK_MS
+	                                         : -1);
 	if (fds[0].revents & POLLERR)
 		uffd_set_nonblocking(p->config.uffd);
 	if (fds[1].revents)
 		ft->heard_ns = clock_now_ns();
 	ft->has_events = fds[0].revents;
 	ft->has_answers = fds[1].revents;
-	ft->look_again = false;
+	ft->look_again = ft->came_late = false;
 	for (unsigned int i = 0; i < n; i++)
 		if (fds[FDS_FIXED + i].revents)
 			fetch_table_read(&ft->fetches, i, &p->config.table);
