@@ -65,10 +65,11 @@
  *     when it returns 0 the page is in guest_memfd: clear its bit with a store-release (an
  *     atomic one, the word is shared with other vCPUs), then enter the guest again;
  *   - on POSTCOPY_EVENT_COMPLETE clear the bits of all pages that are in guest_memfd, as
- *     mincore() tells;
+ *     mincore() tells; the rest goes on by exits;
  *   - no such vCPU sees what is poisoned in the mapping ("Lost pages"). So a fetch that returns
- *     -EHWPOISON, or 0 with no page there by mincore() (all that ever comes has come), is a
- *     machine check: the bit stays, or the guest would read zeroes.
+ *     -EHWPOISON is a machine check, and so is one that returns 0 for a page that is not there
+ *     by mincore() and can't be read by the mapping: its bit stays, or the guest would read
+ *     zeroes. (One that can is a page of zeroes, and is there then.)
  *
  * What KVM itself reads and writes there (a PV clock, the instructions that it emulates) goes by
  * userspace_addr, which is the registered mapping: those are userfaultfd events still.

@@ -2,10 +2,12 @@
 #include "minivmm/userfault.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "minivmm/fail.h"
 #include "minivmm/kvm_abi.h"
@@ -85,14 +87,32 @@ void userfault_present(struct vm *vm, uint64_t addr, uint64_t len)
 		clear_bit(vm, page);
 }
 
-/* Without touching it. All may be said to be here where some was given up. */
+/* A system call reads it: what is poisoned is an error, and no signal. */
+static bool is_readable(const void *at)
+{
+	int fds[2];
+	bool readable;
+
+	if (pipe2(fds, O_CLOEXEC))
+		return false;
+	readable = write(fds[1], at, 1) == 1;
+	close(fds[0]);
+	close(fds[1]);
+	return readable;
+}
+
+/*
+ * A page that is not in the file is zero, and made when it is touched; or it was given up, when all
+ * that ever comes had come. Poison is in the mapping alone.
+ */
 static bool is_here(const struct vm *vm, uint64_t addr, uint64_t len)
 {
 	for (; len; addr += GUEST_PAGE_BYTES, len -= GUEST_PAGE_BYTES) {
+		char *page = (char *)vm->memory.addr + addr;
 		unsigned char resident;
 
-		if (mincore((char *)vm->memory.addr + addr, GUEST_PAGE_BYTES, &resident) ||
-		    !(resident & 1))
+		if (mincore(page, GUEST_PAGE_BYTES, &resident) ||
+		    (!(resident & 1) && !is_readable(page)))
 			return false;
 	}
 	return true;
@@ -110,7 +130,7 @@ int userfault_resolve(struct vcpu *v, uint64_t *ret_gpa, struct postcopy_error *
 		            (unsigned long long)fault.gpa, (unsigned long long)fault.size);
 	rc = postcopy_channel_fetch(v->channel, fault.gpa, fault.size, -1, err);
 	if (!rc && !is_here(v->vm, fault.gpa, fault.size))
-		rc = fail(err, -EHWPOISON, "all of the guest is here, but this page is lost");
+		rc = fail(err, -EHWPOISON, "all of the guest is here, but for this page");
 	if (rc)
 		return rc;
 	atomic_fetch_add(&v->userfaults, 1);
@@ -118,7 +138,7 @@ int userfault_resolve(struct vcpu *v, uint64_t *ret_gpa, struct postcopy_error *
 	return 0;
 }
 
-/* What was poisoned is in no file: its bit stays, and whoever touches it finds out. */
+/* What was given up is in no file: its bit stays, and whoever touches it finds out. */
 int userfault_all_present(struct vm *vm, struct postcopy_error *err)
 {
 	uint64_t step = WORD_BITS * GUEST_PAGE_BYTES;
