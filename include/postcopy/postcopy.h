@@ -56,12 +56,23 @@
  * pages. There the kernel must have KVM userfault, which turns such a fault into
  * KVM_EXIT_MEMORY_FAULT, and the VMM asks for the page itself, over a channel:
  *
+ *   - flag its region POSTCOPY_REGION_BOUND: a destination's attach then tries whether this
+ *     kernel's KVM userfault works, and refuses by -EOPNOTSUPP where it doesn't, with the guest
+ *     still running on the source. Nobody else can know how a memslot was made;
  *   - before the vCPUs exist, set all bits of the memslot's userfault bitmap, and open a
  *     `struct postcopy_channel` for each vCPU thread;
  *   - on KVM_EXIT_MEMORY_FAULT with the userfault flag, postcopy_channel_fetch() the page;
  *     when it returns 0 the page is in guest_memfd: clear its bit with a store-release (an
  *     atomic one, the word is shared with other vCPUs), then enter the guest again;
- *   - on POSTCOPY_EVENT_COMPLETE clear what is left of the bitmap.
+ *   - on POSTCOPY_EVENT_COMPLETE clear the bits of all pages that are in guest_memfd, as
+ *     mincore() tells; the rest goes on by exits;
+ *   - no such vCPU sees what is poisoned in the mapping ("Lost pages"). So a fetch that returns
+ *     -EHWPOISON is a machine check, and so is one that returns 0 for a page that is not there
+ *     by mincore() and can't be read by the mapping: its bit stays, or the guest would read
+ *     zeroes. (One that can is a page of zeroes, and is there then.)
+ *
+ * What KVM itself reads and writes there (a PV clock, the instructions that it emulates) goes by
+ * userspace_addr, which is the registered mapping: those are userfaultfd events still.
  *
  * A fetch may also run ahead of the guest, on any kind of memory: of the pages that a vmstate
  * says are needed first, say. KVM_PRE_FAULT_MEMORY over pages that were fetched is the VMM's
@@ -93,8 +104,9 @@
  *     somebody declares such writers. Pages of hugetlb count as a whole. While it is on, a page's
  *     first write after each harvest takes a fault more.
  *
- * A memslot that is bound to guest_memfd has no dirty log in KVM, and its vCPUs go around what is
- * write-protected: say so by postcopy_source_refuse_dirty_log().
+ * A memslot that is bound to guest_memfd has no dirty log in KVM: say so by
+ * postcopy_source_refuse_dirty_log(). Its vCPUs go around what is write-protected, so where a
+ * region is flagged POSTCOPY_REGION_BOUND that is refused.
  *
  * Private memory
  * --------------
@@ -205,9 +217,11 @@ extern "C" {
 /** A region's flags. */
 #define POSTCOPY_REGION_PRIVATE (1u << 0) /* only the guest can read it; not migrated */
 #define POSTCOPY_REGION_ASKED (1u << 1)   /* destination: its VMM asks for each page ("Adapters") */
+/* its memslot is bound to guest_memfd ("Faults that are no userfaultfd events") */
+#define POSTCOPY_REGION_BOUND (1u << 2)
+/* all there are */
 #define POSTCOPY_REGION_FLAGS                                                                      \
-	(POSTCOPY_REGION_PRIVATE | POSTCOPY_REGION_ASKED) /* all there are                         \
-	                                                   */
+	(POSTCOPY_REGION_PRIVATE | POSTCOPY_REGION_ASKED | POSTCOPY_REGION_BOUND)
 
 struct postcopy;         /* one attachment of one guest to the daemon */
 struct postcopy_channel; /* by which one thread of the VMM asks for pages */

@@ -771,6 +771,7 @@ void *fault_thread_main(void *arg)
 		fetch_table_close(&ft->fetches);
 	} else {
 		finish_brought(ft);
+		serve_fetches(ft); /* what was poisoned is not to be taken for here */
 		fetch_table_finish(&ft->fetches);
 	}
 	return NULL;

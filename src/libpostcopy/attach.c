@@ -19,6 +19,7 @@
 #include "libpostcopy/uffd.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
+#include "util/kvm_userfault.h"
 #include "util/pidfd.h"
 
 /* For late memory to be taken: also by a daemon that is started again, and asks the source again.
@@ -57,7 +58,7 @@ static void fill_region(const struct postcopy_region *r, struct vmm_wire_region 
 {
 	*w = (struct vmm_wire_region){
 		.memory = r->memory,
-		.flags = r->flags,
+		.flags = r->flags & ~POSTCOPY_REGION_BOUND, /* is between us and the VMM */
 		.guest_phys_addr = r->guest_phys_addr,
 		.size = r->size,
 		.page_size = r->page_size,
@@ -267,11 +268,34 @@ static bool is_asked(const struct postcopy_region *regions, size_t n_regions)
 	return n_regions && regions[0].flags & POSTCOPY_REGION_ASKED;
 }
 
+/*
+ * The vCPUs of such a memslot go around the userfaultfd: where KVM does not stop them they would
+ * read zeroes for what is absent.
+ */
+static int check_bound(const struct postcopy *p, struct error *err)
+{
+	_cleanup_close_ int kvm = -1;
+	uint32_t i = 0;
+	int rc;
+
+	while (i < p->n_regions && !(p->regions[i].flags & POSTCOPY_REGION_BOUND))
+		i++;
+	if (i == p->n_regions)
+		return 0;
+	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	rc = kvm < 0 ? error_errno(err, -errno, "can't open /dev/kvm to try KVM userfault")
+	             : kvm_userfault_try(kvm, err);
+	return rc ? error_prefix(err, "region %u: its memslot is bound to guest_memfd", p->place[i])
+	          : 0;
+}
+
 /* @uffd: borrowed; -1: it is made here, where any is wanted. */
 static int register_regions(struct postcopy *p, int uffd, struct error *err)
 {
-	int rc = 0;
+	int rc = check_bound(p, err);
 
+	if (rc)
+		return rc;
 	if (is_asked(p->regions, p->n_regions))
 		return uffd < 0 ? 0
 		                : error_set(err, -EINVAL,

@@ -251,8 +251,15 @@ static uint64_t deadline_of(int timeout_ms)
 	return timeout_ms < 0 ? UINT64_MAX : clock_now_ns() + (uint64_t)timeout_ms * NSEC_PER_MSEC;
 }
 
-static int refused_range(const struct ask *what, struct error *err)
+/* @what as it was asked, with the daemon's @result. */
+static int refused_range(const struct ask *what, int result, struct error *err)
 {
+	if (result == -EHWPOISON)
+		return error_set(err, result,
+		                 "some of the %#llx bytes at %#llx are lost: the source can't read "
+		                 "them",
+		                 (unsigned long long)what->len,
+		                 (unsigned long long)what->guest_phys_addr);
 	return error_set(err, -EINVAL, "can't %s %#llx bytes at %#llx: not within one region",
 	                 what->discard ? "discard" : "fetch", (unsigned long long)what->len,
 	                 (unsigned long long)what->guest_phys_addr);
@@ -283,7 +290,7 @@ static int ask_and_wait(struct postcopy_channel *ch, const struct ask *what, uin
 		return rc;
 	}
 	a->state = ASK_FREE;
-	return a->result ? refused_range(what, err) : 0;
+	return a->result ? refused_range(what, a->result, err) : 0;
 }
 
 static int fetch(struct postcopy_channel *ch, uint64_t guest_phys_addr, uint64_t len,

@@ -156,6 +156,19 @@ static int check_writers(uint32_t writers, struct error *err)
 	return 0;
 }
 
+/* Its vCPUs write past it. */
+static int check_not_bound(const struct postcopy *p, struct error *err)
+{
+	for (size_t i = 0; i < p->n_regions; i++)
+		if (p->regions[i].flags & POSTCOPY_REGION_BOUND)
+			return error_set(err, -EOPNOTSUPP,
+			                 "region %u: its memslot is bound to guest_memfd, whose "
+			                 "vCPUs write past the mapping that would be "
+			                 "write-protected",
+			                 p->place[i]);
+	return 0;
+}
+
 static int open_pagemap(const struct postcopy *p, int *ret_fd, struct error *err)
 {
 	char path[64];
@@ -186,6 +199,8 @@ static int offer_write_protection(struct postcopy *p, int uffd, uint32_t writers
 		                 "no userfaultfd: only the VMM's own process can make one for its "
 		                 "memory");
 	rc = check_writers(writers, err);
+	if (!rc)
+		rc = check_not_bound(p, err);
 	if (!rc)
 		rc = uffd < 0 ? uffd_open_to_log(&own, err) : uffd_adopt_to_log(uffd, err);
 	if (!rc)

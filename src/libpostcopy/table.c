@@ -98,6 +98,11 @@ static int check_region(const struct postcopy_region *r, size_t i, pid_t pid, st
 	if (r->flags & ~POSTCOPY_REGION_FLAGS)
 		return error_set(err, -EINVAL, "region %zu: flags %#x are not known", i,
 		                 r->flags & ~POSTCOPY_REGION_FLAGS);
+	if (r->flags & POSTCOPY_REGION_BOUND && r->memory != POSTCOPY_MEMORY_GUEST_MEMFD)
+		return error_set(err, -EINVAL,
+		                 "region %zu: no memslot can be bound to %s memory, but to "
+		                 "guest_memfd",
+		                 i, table_memory_name(r->memory));
 	rc = check_page_size(r, i, err);
 	if (rc)
 		return rc;

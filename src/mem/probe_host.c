@@ -14,6 +14,7 @@
 #include <linux/tls.h>
 
 #include "util/kernel_abi.h"
+#include "util/kvm_userfault.h"
 
 #define PAGE_BYTES 4096u
 
@@ -177,64 +178,14 @@ static void fact_attributes(const struct probe_env *env, struct probe_row *row)
 		             probe_errno_name(plain), probe_errno_name(protected));
 }
 
-/* Runs `hlt` at guest address 0 in real mode. Return: whether it left for userfault. */
-static bool userfault_exits(const struct probe_env *env, const struct vm *vm)
-{
-	int len = ioctl(env->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-	struct kvm_regs regs = { .rflags = 2 };
-	struct kvm_sregs sregs;
-	struct kvm_run *run;
-	uint64_t flags = 0;
-	bool exits = false;
-
-	if (len <= 0 || ioctl(vm->vcpu, KVM_GET_SREGS, &sregs))
-		return false;
-	sregs.cs.base = 0;
-	sregs.cs.selector = 0;
-	if (ioctl(vm->vcpu, KVM_SET_SREGS, &sregs) || ioctl(vm->vcpu, KVM_SET_REGS, &regs))
-		return false;
-	run = mmap(NULL, (size_t)len, PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu, 0);
-	if (run == MAP_FAILED)
-		return false;
-	if (ioctl(vm->vcpu, KVM_RUN, 0) && errno == EFAULT &&
-	    run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
-		/* struct memory_fault of Linux 6.8 begins with its flags */
-		memcpy(&flags, run->padding, sizeof flags);
-		exits = flags & KVM_MEMORY_EXIT_FLAG_USERFAULT;
-	}
-	munmap(run, (size_t)len);
-	return exits;
-}
-
-/* The flag's bit is not settled: only the exit that it causes tells. */
 static void fact_kvm_userfault(const struct probe_env *env, struct probe_row *row)
 {
-	_cleanup_(vm_deinit) struct vm vm = VM_INIT;
-	struct kvm_userspace_memory_region2 slot = { .flags = KVM_MEM_USERFAULT,
-		                                     .memory_size = PAGE_BYTES };
-	uint64_t bitmap[PAGE_BYTES / 8 / sizeof(uint64_t)] = { 1 };
-	uint64_t address = (uintptr_t)bitmap;
 	struct error err = ERROR_INIT;
 
-	if (vm_init(&vm, env, &err)) {
+	if (env->vm < 0)
+		probe_row_no(row, "%s", env->kvm_err.text);
+	else if (kvm_userfault_try(env->kvm, &err))
 		probe_row_no(row, "%s", err.text);
-		return;
-	}
-	vm.page[0] = 0xf4; /* hlt */
-	slot.userspace_addr = (uintptr_t)vm.page;
-	/* userfault_bitmap, as proposed: the first word after pad1 */
-	memcpy((char *)&slot + offsetof(struct kvm_userspace_memory_region2, guest_memfd) + 8,
-	       &address, sizeof address);
-	if (ioctl(vm.fd, KVM_SET_USER_MEMORY_REGION2, &slot))
-		probe_row_no(
-		        row,
-		        "a memslot with KVM_MEM_USERFAULT: %s (needs the KVM userfault series, "
-		        "not merged; faults of memslots bound to guest_memfd can't be trapped)",
-		        probe_errno_name(-errno));
-	else if (!userfault_exits(env, &vm))
-		probe_row_no(row,
-		             "a memslot with KVM_MEM_USERFAULT was accepted, but a page marked "
-		             "in its bitmap causes no exit");
 	else
 		probe_row_yes(row, "faults of memslots bound to guest_memfd arrive as KVM exits");
 }

@@ -62,9 +62,9 @@ static int check_region(uint32_t index, const struct region *r, struct error *er
 		return error_set(err, -EINVAL, "region %u: memory %u (%s) with page size %llu",
 		                 index, (unsigned int)r->memory, memory_name(r->memory),
 		                 (unsigned long long)r->page_size);
-	if (r->flags & ~POSTCOPY_REGION_FLAGS)
+	if (r->flags & ~REGION_FLAGS)
 		return error_set(err, -EINVAL, "region %u: unknown flags %#x", index,
-		                 r->flags & ~POSTCOPY_REGION_FLAGS);
+		                 r->flags & ~REGION_FLAGS);
 	if (!r->size || r->size % r->page_size)
 		return error_set(
 		        err, -EINVAL,

@@ -34,6 +34,8 @@
 #define WORD_BYTES ((uint64_t)WORD_UNITS * UNIT_BYTES)
 
 #define REGIONS_MAX POSTCOPY_REGIONS_MAX
+/* Those that the daemon hears of: POSTCOPY_REGION_BOUND is between a VMM and the library. */
+#define REGION_FLAGS (POSTCOPY_REGION_PRIVATE | POSTCOPY_REGION_ASKED)
 /* No guest is larger: 52 bits of physical address. */
 #define GUEST_BYTES_MAX (1ull << 52)
 

@@ -37,7 +37,7 @@ static int prepare(struct destination *dst, struct postcopy_error *err)
 
 	if (!rc)
 		rc = vm_add_vcpus(&s->vm, s->boot.vcpus, err);
-	for (unsigned int i = 0; !rc && s->options.userfault && i < s->vm.n_vcpus; i++)
+	for (unsigned int i = 0; !rc && s->options.bound && i < s->vm.n_vcpus; i++)
 		rc = postcopy_channel_open(s->postcopy, &s->vm.vcpus[i].channel, err);
 	if (!rc && s->options.fetch_pages)
 		rc = postcopy_channel_open(s->postcopy, &dst->channel, err);
@@ -88,7 +88,7 @@ static int load(struct destination *dst, const struct postcopy_event *event,
 		return rc;
 	s->boot = dst->state.boot;
 	spare_take(&dst->spare, &s->vm.memory, dst->state.spare);
-	return 0;
+	return session_start_clocks(s, err);
 }
 
 static int name_range(struct session *s, struct image_range r, struct postcopy_error *err)
@@ -182,8 +182,9 @@ static int handle_event(struct destination *dst, struct postcopy_error *err)
 	case POSTCOPY_EVENT_COMPLETE:
 		dst->complete = true;
 		s->touched = image_touched(&s->vm.memory, s->vm.n_vcpus);
-		userfault_all_present(&s->vm);
-		rc = spare_stop(&dst->spare, err);
+		rc = userfault_all_present(&s->vm, err);
+		if (!rc)
+			rc = spare_stop(&dst->spare, err);
 		session_detach(s);
 		return rc ? rc : session_report(s, "complete", NULL, err);
 	case POSTCOPY_EVENT_FAILED:

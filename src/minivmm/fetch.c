@@ -9,6 +9,7 @@
 #include "minivmm/fail.h"
 #include "minivmm/image.h"
 #include "minivmm/kvm_abi.h"
+#include "minivmm/userfault.h"
 
 #define ANSWER_TIMEOUT_MS 30000
 #define PAGES_MAX (POSTCOPY_FETCH_MAX / GUEST_PAGE_BYTES)
@@ -56,6 +57,8 @@ static int take(struct session *s, uint64_t addr, uint64_t len, struct postcopy_
 	int rc = check_in_place(s, addr, len, err);
 
 	s->fetched += len / GUEST_PAGE_BYTES;
+	if (!rc)
+		userfault_present(&s->vm, addr, len);
 	return rc ? rc : prefault(s, addr, len, err);
 }
 

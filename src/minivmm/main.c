@@ -10,6 +10,7 @@
  *   dirty    what the guest writes while it runs
  *   fetch    asking for pages           userfault  vCPU faults as KVM exits
  *   spare    memory that the guest does not use: discarded, or lost
+ *   pv_clock memory that KVM itself writes
  *   guest/   the code that runs in the guest; guest/abi.h says how they talk
  */
 #include <errno.h>

@@ -102,8 +102,12 @@ static const struct spec {
 	  KIND_NUMBER, AT(fetch_pages), .max = 1u << 20 },
 	{ "hot", NULL, "destination: say that what its vCPUs run in and on is needed first",
 	  KIND_FLAG, AT(hot) },
-	{ "userfault", NULL, "destination: vCPU faults as KVM exits (needs KVM userfault)",
-	  KIND_FLAG, AT(userfault) },
+	{ "bound", NULL,
+	  "bind the memslot to guest_memfd; at a destination vCPU faults then are KVM exits (needs "
+	  "KVM userfault)",
+	  KIND_FLAG, AT(bound) },
+	{ "pv-clock", NULL, "have KVM write each vCPU's clock to guest memory", KIND_FLAG,
+	  AT(pv_clock) },
 	{ "private-region", NULL, "say that the guest has private memory, too: it can't migrate",
 	  KIND_FLAG, AT(private_region) },
 	{ "discard", NULL, "discard pages that the guest does not use, all the time", KIND_FLAG,
@@ -217,11 +221,10 @@ static int check(struct options *o, struct postcopy_error *err)
 		return fail(err, -EINVAL, "--memory is not a multiple of 4K");
 	o->page_size = o->backend >> 8;
 	o->backend &= 0xff;
-	if (o->userfault && o->backend != POSTCOPY_MEMORY_GUEST_MEMFD)
-		return fail(err, -EINVAL, "--userfault is for --backend guest_memfd");
-	if ((o->userfault || o->fetch_pages || o->hot) && o->role != ROLE_DESTINATION)
-		return fail(err, -EINVAL,
-		            "--userfault, --fetch and --hot are for --role destination");
+	if (o->bound && o->backend != POSTCOPY_MEMORY_GUEST_MEMFD)
+		return fail(err, -EINVAL, "--bound is for --backend guest_memfd");
+	if ((o->fetch_pages || o->hot) && o->role != ROLE_DESTINATION)
+		return fail(err, -EINVAL, "--fetch and --hot are for --role destination");
 	if (o->discard && (o->role == ROLE_ALONE || o->page_size != GUEST_PAGE_BYTES ||
 	                   o->backend == POSTCOPY_MEMORY_GUEST_MEMFD))
 		return fail(err, -EINVAL,

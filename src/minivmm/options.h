@@ -32,7 +32,8 @@ struct options {
 	uint64_t status_fd;
 	uint64_t fetch_pages;
 	uint64_t hot;            /* boolean */
-	uint64_t userfault;      /* boolean */
+	uint64_t bound;          /* boolean */
+	uint64_t pv_clock;       /* boolean */
 	uint64_t private_region; /* boolean */
 	uint64_t discard;        /* boolean */
 	uint64_t lose_pages;

@@ -96,6 +96,7 @@ void result_collect(const struct vm *vm, unsigned int phase, struct result *ret)
 		ret->pages_checked += v->pages_checked;
 		result_add_bad(ret, v->pages_bad, v->first_bad);
 		add_stats(&ret->stats, &v->stats[phase]);
+		ret->userfaults += atomic_load(&vm->vcpus[i].userfaults);
 	}
 }
 
@@ -149,13 +150,13 @@ int report_result(int fd, const struct result *r, struct postcopy_error *err)
 	snprintf(line, sizeof line,
 	         "{\"event\":\"result\",\"role\":\"%s\",\"vcpus\":%u,\"memory_bytes\":%" PRIu64
 	         ",\"pages_checked\":%" PRIu64 ",\"pages_bad\":%" PRIu64 ",\"first_bad\":%s"
-	         ",\"fetched\":%" PRIu64 ",\"prefaulted\":%" PRIu64 ",\"touched\":%" PRIu64
-	         ",\"accesses\":%" PRIu64 ",\"writes\":%" PRIu64
+	         ",\"fetched\":%" PRIu64 ",\"prefaulted\":%" PRIu64 ",\"userfaults\":%" PRIu64
+	         ",\"touched\":%" PRIu64 ",\"accesses\":%" PRIu64 ",\"writes\":%" PRIu64
 	         ",\"guest_access_us\":{\"count\":%" PRIu64
 	         ",\"p50\":%.3f,\"p90\":%.3f,\"p99\":%.3f,\"p999\":%.3f,\"max\":%.3f}}\n",
 	         r->role, r->vcpus, r->memory_bytes, r->pages_checked, r->pages_bad, first_bad,
-	         r->fetched, r->prefaulted, r->touched, r->stats.accesses, r->stats.writes,
-	         r->stats.timed, quantile_us(r, 500), quantile_us(r, 900), quantile_us(r, 990),
-	         quantile_us(r, 999), ticks_us(r, r->stats.max_ticks));
+	         r->fetched, r->prefaulted, r->userfaults, r->touched, r->stats.accesses,
+	         r->stats.writes, r->stats.timed, quantile_us(r, 500), quantile_us(r, 900),
+	         quantile_us(r, 990), quantile_us(r, 999), ticks_us(r, r->stats.max_ticks));
 	return write_line(fd, line, err);
 }

@@ -24,6 +24,7 @@ struct result {
 	uint64_t first_bad;  /* frame number, or GUEST_NO_PAGE */
 	uint64_t fetched;    /* pages that were asked for before the guest ran */
 	uint64_t prefaulted; /* those of them that KVM has mapped ahead */
+	uint64_t userfaults; /* vCPU faults that were KVM exits */
 	uint64_t touched;    /* data pages, while they came */
 	unsigned int tsc_khz;
 	struct guest_stats stats; /* of all vCPUs */

@@ -13,6 +13,7 @@
 #include "minivmm/dirty.h"
 #include "minivmm/fail.h"
 #include "minivmm/image.h"
+#include "minivmm/pv_clock.h"
 #include "minivmm/report.h"
 #include "minivmm/userfault.h"
 
@@ -67,7 +68,8 @@ int session_init(struct session *s, const struct options *o, struct postcopy_err
 		rc = memory_new((enum postcopy_memory)o->backend, o->memory_bytes, o->page_size,
 		                s->vm.vm_fd, &s->vm.memory, err);
 	if (!rc)
-		rc = o->userfault ? userfault_add_memory(&s->vm, err) : vm_add_memory(&s->vm, err);
+		rc = o->bound ? userfault_add_memory(&s->vm, o->role == ROLE_DESTINATION, err)
+		              : vm_add_memory(&s->vm, err);
 	if (!rc && o->role == ROLE_SOURCE)
 		rc = dirty_prepare(&s->vm, (enum dirty_log)o->dirty_log, err);
 	if (!rc && o->private_region)
@@ -98,6 +100,15 @@ static int load_initial(struct vm *vm, struct postcopy_error *err)
 	return 0;
 }
 
+int session_start_clocks(struct session *s, struct postcopy_error *err)
+{
+	int rc = 0;
+
+	for (unsigned int i = 0; !rc && s->options.pv_clock && i < s->vm.n_vcpus; i++)
+		rc = pv_clock_start(&s->vm.vcpus[i], err);
+	return rc;
+}
+
 int session_start_guest(struct session *s, struct postcopy_error *err)
 {
 	struct vm_status status = { 0 };
@@ -109,6 +120,10 @@ int session_start_guest(struct session *s, struct postcopy_error *err)
 	s->boot.think_ticks = s->options.think_us * s->vm.tsc_khz / 1000;
 	image_load(&s->vm.memory, &s->boot);
 	rc = load_initial(&s->vm, err);
+	if (s->options.pv_clock)
+		pv_clock_mark(&s->vm, s->boot.seed);
+	if (!rc)
+		rc = session_start_clocks(s, err);
 	if (!rc)
 		rc = vm_run(&s->vm, err);
 	while (!rc && status.ready < s->vm.n_vcpus) {
@@ -216,6 +231,7 @@ int session_finish(struct session *s, const char *role, unsigned int phase, uint
 {
 	struct result result;
 	uint64_t image_first = GUEST_NO_PAGE, image_bad;
+	uint64_t clock_first = GUEST_NO_PAGE, clock_bad = 0;
 	int rc;
 
 	result_collect(&s->vm, phase, &result);
@@ -225,6 +241,9 @@ int session_finish(struct session *s, const char *role, unsigned int phase, uint
 	result.touched = s->touched;
 	image_bad = image_check(&s->vm.memory, &s->boot, &image_first);
 	result_add_bad(&result, image_bad, image_first);
+	if (s->options.pv_clock)
+		clock_bad = pv_clock_check(&s->vm, s->boot.seed, &clock_first);
+	result_add_bad(&result, clock_bad, clock_first);
 	result_add_bad(&result, bad, first_bad);
 	if (result.pages_checked != s->boot.data_pages)
 		return fail(err, -EIO, "the guest has checked %llu of its %llu pages",

@@ -38,6 +38,9 @@ size_t session_regions(const struct session *s, struct postcopy_region ret[2]);
 /* Loads the guest, lets it run, and returns when it has initialised its pages. */
 int session_start_guest(struct session *s, struct postcopy_error *err);
 
+/* KVM writes the vCPUs' clocks from now on, where the options want it. They don't run yet. */
+int session_start_clocks(struct session *s, struct postcopy_error *err);
+
 #define SESSION_FOREVER UINT64_MAX
 uint64_t session_now_ms(void);
 

@@ -45,6 +45,10 @@ static int offer_dirty_log(struct session *s, struct postcopy_error *err)
 	case DIRTY_LOG_RING:
 		break;
 	}
+	if (s->options.bound)
+		return postcopy_source_refuse_dirty_log(
+		        s->postcopy,
+		        "KVM has no dirty log of a memslot that is bound to guest_memfd", err);
 	return postcopy_source_offer_dirty_log(s->postcopy, err);
 }
 

@@ -137,6 +137,15 @@ static int machine_check(struct vcpu *v, uint64_t gpa, const char *how)
 	            (unsigned long long)gpa, how);
 }
 
+/* A page that is not here yet; or never will be. */
+static void resolve(struct vcpu *v)
+{
+	uint64_t gpa;
+
+	if (userfault_resolve(v, &gpa, &v->error) == -EHWPOISON)
+		machine_check(v, gpa, "its fetch says so");
+}
+
 static int exit_failed(struct vcpu *v)
 {
 	struct kvm_regs regs = { 0 };
@@ -189,7 +198,7 @@ static void *vcpu_main(void *arg)
 			machine_check(v, (uint64_t)(v->lost - (char *)v->vm->memory.addr),
 			              "SIGBUS");
 		} else if (rc == -EFAULT && userfault_is_exit(v)) {
-			userfault_resolve(v, &v->error);
+			resolve(v);
 		} else if (rc) {
 			if (rc != -EINTR && rc != -EAGAIN)
 				fail_errno(&v->error, rc, "vCPU %u: KVM_RUN", v->index);
@@ -269,19 +278,18 @@ int vcpu_initial_state(struct vcpu *v, struct vcpu_state *ret, struct postcopy_e
 	return 0;
 }
 
-/* Reads or writes the guest's TSC: a list of one MSR. Return: whether KVM did. */
-static bool access_tsc(struct vcpu *v, unsigned long request, uint64_t *tsc)
+bool vcpu_access_msr(struct vcpu *v, unsigned long request, uint32_t index, uint64_t *value)
 {
 	_Alignas(struct kvm_msrs) char
 	        buf[sizeof(struct kvm_msrs) + sizeof(struct kvm_msr_entry)] = { 0 };
 	struct kvm_msrs *msrs = (struct kvm_msrs *)buf;
 
 	msrs->nmsrs = 1;
-	msrs->entries[0].index = MSR_TSC;
-	msrs->entries[0].data = *tsc;
+	msrs->entries[0].index = index;
+	msrs->entries[0].data = *value;
 	if (ioctl(v->fd, request, msrs) != 1)
 		return false;
-	*tsc = msrs->entries[0].data;
+	*value = msrs->entries[0].data;
 	return true;
 }
 
@@ -289,7 +297,7 @@ int vcpu_save(struct vcpu *v, struct vcpu_state *ret, struct postcopy_error *err
 {
 	ret->tsc = 0;
 	if (ioctl(v->fd, KVM_GET_REGS, &ret->regs) || ioctl(v->fd, KVM_GET_SREGS, &ret->sregs) ||
-	    !access_tsc(v, KVM_GET_MSRS, &ret->tsc))
+	    !vcpu_access_msr(v, KVM_GET_MSRS, MSR_TSC, &ret->tsc))
 		return fail_errno(err, -errno, "vCPU %u: can't save its registers", v->index);
 	return 0;
 }
@@ -299,7 +307,8 @@ int vcpu_load(struct vcpu *v, const struct vcpu_state *state, struct postcopy_er
 	uint64_t tsc = state->tsc;
 
 	if (ioctl(v->fd, KVM_SET_SREGS, &state->sregs) ||
-	    ioctl(v->fd, KVM_SET_REGS, &state->regs) || !access_tsc(v, KVM_SET_MSRS, &tsc))
+	    ioctl(v->fd, KVM_SET_REGS, &state->regs) ||
+	    !vcpu_access_msr(v, KVM_SET_MSRS, MSR_TSC, &tsc))
 		return fail_errno(err, -errno, "vCPU %u: can't load its registers", v->index);
 	return 0;
 }

@@ -38,6 +38,7 @@ struct vcpu {
 	struct kvm_dirty_gfn *dirty_ring; /* NULL: it has none; under the log's lock, as is ... */
 	uint32_t dirty_next;              /* ... the entry that comes next */
 	struct postcopy_channel *channel; /* for faults that are KVM exits; else NULL */
+	atomic_ulong userfaults;          /* of which there were so many */
 	pthread_t thread;
 	atomic_int tid;      /* of the thread; 0: it has not begun */
 	char *volatile lost; /* memory that it touched, and that is poisoned; NULL: none */
@@ -62,5 +63,8 @@ int vcpu_initial_state(struct vcpu *v, struct vcpu_state *ret, struct postcopy_e
 
 int vcpu_save(struct vcpu *v, struct vcpu_state *ret, struct postcopy_error *err);
 int vcpu_load(struct vcpu *v, const struct vcpu_state *state, struct postcopy_error *err);
+
+/* @request: KVM_GET_MSRS or KVM_SET_MSRS, of one. Return: whether KVM did. */
+bool vcpu_access_msr(struct vcpu *v, unsigned long request, uint32_t index, uint64_t *value);
 
 #endif

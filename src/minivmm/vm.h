@@ -25,7 +25,7 @@ struct vm {
 	pthread_cond_t changed;
 	bool running;  /* under lock */
 	bool stopping; /* under lock: the workload is told to stop */
-	/* One bit a page that is not here yet; NULL where faults are no KVM exits. */
+	/* One bit a page that vCPUs may not have yet; NULL where faults are no KVM exits. */
 	uint64_t *userfault_bitmap;
 	size_t userfault_words;
 	/* What the guest writes, where that is logged (dirty.c). */

@@ -71,19 +71,6 @@ def test_fetch_on_guest_memfd_fills_by_write(host, daemons):
         assert result["prefaulted"] == result["fetched"]
 
 
-@needs_kvm
-def test_userfault_says_what_this_kernel_lacks(host, daemons):
-    _, destination = daemons
-    destination.prepare_destination("vm1", "127.0.0.1:9")
-    vmm = host.minivmm("destination", destination, "vm1", backend="guest_memfd",
-                       flags=["userfault"])
-    status = vmm.wait()
-    if status != 2:
-        pytest.skip("this kernel has KVM userfault")
-    assert re.search("no KVM userfault|lacks guest_memfd", vmm.log()), vmm.log()
-    assert len(vmm.log().splitlines()) == 1
-
-
 FETCH_DISCARD = 1
 
 

@@ -659,6 +659,18 @@ static void test_fetch_of_a_range_that_is_none(void **state)
 	expect_next_fails(v, -ENOENT);
 }
 
+static void test_fetch_of_a_page_that_is_lost(void **state)
+{
+	struct vmm *v = *state;
+	struct postcopy_error err;
+
+	NEED(v);
+	assert_int_equal(fetch(v, MIB), -ETIMEDOUT);
+	say(v, requested(v, MIB, PAGE), EHWPOISON);
+	assert_int_equal(postcopy_channel_fetch(v->ch, MIB, PAGE, 0, &err), -EHWPOISON);
+	assert_non_null(strstr(err.text, "lost"));
+}
+
 static void test_late_answers_of_others_do_no_harm(void **state)
 {
 	struct vmm *v = *state;
@@ -1038,6 +1050,7 @@ int main(void)
 		DAEMON_TEST(test_without_the_end_nothing_is_promised),
 		VMM_TEST(test_fetch_waits_for_its_answer),
 		VMM_TEST(test_fetch_of_a_range_that_is_none),
+		VMM_TEST(test_fetch_of_a_page_that_is_lost),
 		VMM_TEST(test_late_answers_of_others_do_no_harm),
 		VMM_TEST(test_answers_come_in_any_order),
 		VMM_TEST(test_fetch_keeps_answers_for_next),

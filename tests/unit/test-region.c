@@ -127,7 +127,7 @@ static void test_unknown_flags_are_refused(void **state)
 	(void)state;
 	for (unsigned int bit = 0; bit < 32; bit++) {
 		r.flags = 1u << bit;
-		if (!(r.flags & POSTCOPY_REGION_FLAGS))
+		if (!(r.flags & REGION_FLAGS))
 			refused(&table, &r, -EINVAL, "flags");
 	}
 }

@@ -661,6 +661,7 @@ static void test_region_table_is_checked(void **state)
 	BAD(r[0].memory = 0);
 	BAD(r[0].memory = 5);
 	BAD(r[0].flags = 2);
+	BAD(r[0].flags = POSTCOPY_REGION_BOUND);
 	BAD(r[0].page_size = 0);
 	BAD(r[0].page_size = 8192);
 	BAD(r[0].page_size = 2 * MIB);
@@ -954,6 +955,30 @@ static void test_declared_writers_are_no_match_for_write_protection(void **state
 	region_deinit(&r);
 }
 
+/* Its vCPUs write past what would be protected. The daemon need not know why. */
+static void test_bound_memslot_is_not_write_protected(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	struct fake_daemon d;
+	struct postcopy *p = NULL;
+	struct postcopy_error err;
+	struct vmm_wire_msg m;
+
+	(void)state;
+	r.memory = POSTCOPY_MEMORY_GUEST_MEMFD; /* the daemon's to find out that it is none */
+	r.flags = POSTCOPY_REGION_BOUND;
+	fake_listen(&d);
+	assert_int_equal(fake_attach(&d, &r, &p, &err), 0);
+	assert_int_equal(d.attach.regions[0].flags, 0);
+	assert_int_equal(postcopy_source_offer_write_protection(p, -1, 0, &err), -EOPNOTSUPP);
+	assert_non_null(strstr(err.text, "bound to guest_memfd"));
+	fake_hear(&d, VMM_WIRE_DIRTY_LOG, &m);
+	assert_int_equal(m.how, VMM_WIRE_LOG_NONE);
+	assert_null(postcopy_detach(p));
+	fake_deinit(&d);
+	region_deinit(&r);
+}
+
 /* @type is impossible for a source that runs, or is @paused. */
 static void expect_proto(enum vmm_wire_type type, int paused)
 {
@@ -1216,6 +1241,7 @@ int main(void)
 		cmocka_unit_test(test_source_life),
 		cmocka_unit_test(test_a_pause_comes_after_the_last_report),
 		cmocka_unit_test(test_declared_writers_are_no_match_for_write_protection),
+		cmocka_unit_test(test_bound_memslot_is_not_write_protected),
 		cmocka_unit_test(test_source_refuses_what_does_not_fit),
 		cmocka_unit_test(test_source_that_is_asked_again_says_the_same_again),
 		cmocka_unit_test(test_destination_that_is_asked_again_says_the_same_again),

@@ -8,7 +8,7 @@
  *   0x100000    code
  *   0x180000    struct guest_boot
  *   0x200000    struct guest_vcpu, one each vCPU
- *   0x300000    stacks
+ *   0x300000    stacks, each with its vCPU's clock below it
  *   0x380000    spare: the guest never touches it
  *   0x400000    generation table, u32 a data page
  *   data_start  data pages to the end of memory, shared out between the vCPUs
@@ -42,6 +42,7 @@
 #define GUEST_VCPU_STRIDE 0x10000ull
 #define GUEST_STACK 0x300000ull
 #define GUEST_STACK_STRIDE 0x10000ull
+#define GUEST_CLOCK GUEST_STACK /* the first page of each stack's place, which no stack reaches */
 #define GUEST_SPARE 0x380000ull
 #define GUEST_SPARE_BYTES 0x80000ull
 #define GUEST_GENERATIONS 0x400000ull
