@@ -4,9 +4,10 @@
  *
  * migration (numbers that are not known, or not yet, are null; times of the day are RFC 3339):
  *   {id, role: "source"|"destination", state, state_time, prepare_time, reason,
- *    memory_bytes, page_bytes, backend, vmm_pid,
+ *    memory_bytes, page_bytes, backend, vmm_pid, peer_version: empty where it is not known,
  *    parties: {uids: [uid...], pid, cgroup, peer}, as prepared; null where none are named
- *    waiting: {for: "source"|"pause"|"vmstate"|"load"|"resume"|"memory"|"destination"|"turn",
+ *    waiting: {for: "source"|"pause"|"vmstate"|"load"|"resume"|"memory"|"destination"|"turn"
+ *                   |"switchover",
  *              elapsed_ms, tries, next_try_ms (null: it is being tried), place (of its turn)},
  *              null where it waits for nothing
  *    limited_by: "network"|"cap"|"destination-cpu"|"source-cpu"|"faults", null where not known
@@ -16,12 +17,14 @@
  * and at a destination
  *   {source_address, tls, map: "auto"|"eager"|"lazy", streams,
  *    limits: {bandwidth_bytes_per_s, streams, bulk, prefetch, weight},
- *    warm: {policy: {max_rounds, max_time_ms, dirty_bytes, catch_up_ms}, refused: why it is not
- * done, warm_ms, rounds, bytes, dirty_bytes, dirty_bytes_per_s, bytes_per_s, catch_up_ms: forecast,
- * dirty_pages_at_switchover, given_up_percent}, null where it was not asked for downtime_us: {total, pause, send,
- * load, resume}, resume_time, total_ms, eta_ms,                               from start on; until
- * it is complete bulk_bytes, bulk_bytes_per_s, pages_total, pages_present, pages_poisoned,
- *    pages_zero,
+ *    warm: {policy: {max_rounds, max_time_ms, dirty_bytes, catch_up_ms},
+ *           refused: why it is not done, warm_ms, rounds, bytes, dirty_bytes, dirty_bytes_per_s,
+ *           bytes_per_s, catch_up_ms: forecast, dirty_pages_at_switchover, given_up_percent},
+ *           null where it was not asked for
+ *    downtime_us: {total, pause, send, load, resume}, resume_time, total_ms,
+ *    eta_ms,                                         from start on; until it is complete
+ *    bulk_bytes, bulk_bytes_per_s,
+ *    pages_total, pages_present, pages_poisoned, pages_zero,
  *    fill: {write, memcpy, copy, zero},              pages, by what filled them
  *    faults: {total, remote, minor, coalesced},
  *    fault_us: {count, p50, p90, p99, p999, max},    event read -> resolved, remote faults

@@ -13,7 +13,7 @@
 
 /* All that speaks against it, so that it can be mended at once. */
 struct check {
-	bool is_source; /* or a destination */
+	bool is_source;   /* or a destination */
 	char machine[64]; /* its type, with its version */
 	struct blocks blocks;
 	char reasons[CHECK_REASONS_MAX][ERROR_TEXT_MAX];
