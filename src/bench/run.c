@@ -386,7 +386,9 @@ static void count_costs(struct run *run)
 /* Of the guest's memory, zero pages and all: what it costs to move a guest of that size. */
 static void add_cpu(const struct run *run, struct json_object *result)
 {
-	double gib = (double)run->b->options->memory_bytes / (double)(1ull << 30);
+	/* Of all guests: those beside it are as large, and as far. */
+	double gib = (double)(1 + run->b->options->beside) * (double)run->b->options->memory_bytes /
+	             (double)(1ull << 30);
 	struct json_object *cpu = json_object_new_object();
 
 	json_set_number(cpu, "source", (double)run->source_cpu_ns / NSEC_PER_SEC / gib);

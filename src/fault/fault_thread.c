@@ -63,6 +63,8 @@ static void on_pagefault(void *arg, const struct uffd_msg *msg, uint64_t now_ns)
 	unit -= unit % region_units_per_page(&p->config.table.regions[piece->region]);
 	f = fault_table_find(&ft->table, piece->region, unit);
 	if (f) {
+		/* What nobody had waited for may have been held back for others. */
+		ft->came_late |= !f->waited;
 		f->waited = true;
 		stat_add(&p->stats.faults_coalesced, 1);
 		return;
@@ -71,6 +73,7 @@ static void on_pagefault(void *arg, const struct uffd_msg *msg, uint64_t now_ns)
 		ft->table.left_out = true;
 		return;
 	}
+	ft->came_late = true;
 	f = fault_table_add(&ft->table, piece->region, unit, 0);
 	f->record.read_ns = now_ns;
 	f->record.addr = addr & ~(p->config.table.regions[piece->region].page_size - 1);
@@ -97,12 +100,8 @@ static void bring_back_left_out(struct fault_thread *ft)
 static bool on_again(void *arg)
 {
 	struct fault_thread *ft = arg;
-	unsigned int before = ft->table.n;
 
 	read_events(ft);
-	/* All may have been served by now, and poll() tells of it no more. */
-	if (ft->table.n > before)
-		ft->came_late = true;
 	return !atomic_load(&ft->pull->stopping);
 }
 
@@ -620,7 +619,7 @@ static bool wait_for_news(struct fault_thread *ft)
 		ft->heard_ns = clock_now_ns();
 	ft->has_events = fds[0].revents;
 	ft->has_answers = fds[1].revents;
-	ft->look_again = ft->came_late = false;
+	ft->look_again = false;
 	for (unsigned int i = 0; i < n; i++)
 		if (fds[FDS_FIXED + i].revents)
 			fetch_table_read(&ft->fetches, i, &p->config.table);
@@ -761,6 +760,7 @@ void *fault_thread_main(void *arg)
 		serve_fetches(ft);
 		/* The answers have made room in the window: nothing else would wake us to use it.
 		 */
+		ft->came_late = false;
 		if (ft->table.n)
 			serve_faults(ft);
 		bring_back_left_out(ft);

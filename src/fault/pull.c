@@ -505,6 +505,7 @@ static void *keeper_main(void *arg)
 	unsigned int retry_ms = 0;
 
 	thread_set_name("keeper");
+	thread_prefer_promptness();
 	pthread_mutex_lock(&p->lock);
 	while (!atomic_load(&p->stopping)) {
 		struct error err = ERROR_INIT;

@@ -84,7 +84,7 @@ struct fault_thread {
 	bool pinged;
 	bool answered;   /* the source, on this connection */
 	bool look_again; /* soon, though nothing may happen: memory could not be had, or a claim */
-	bool came_late;  /* a fault, when all had been served: while something was filled */
+	bool came_late;  /* a fault, since all were served last: while something was filled */
 	uint64_t filled_ns, mapped_ns; /* of the fill that is going on; 0: it has woken nobody */
 };
 

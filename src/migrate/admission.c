@@ -103,7 +103,7 @@ static bool is_below(const struct place *p, const struct place *above)
 
 /*
  * Where its VMM is counted, as it was found last: it is read once of each, and not by each that is
- * admitted. One that was moved meanwhile leaves behind what it was charged.
+ * admitted. What can't be read now is looked for again.
  */
 static bool is_counted_in(struct migration *m, const struct place *at)
 {
@@ -114,9 +114,10 @@ static bool is_counted_in(struct migration *m, const struct place *at)
 
 		find_place(pid, &vmm);
 		admission_forget_place(m);
-		m->counted.pid = pid;
 		m->counted.is_legacy = vmm.hierarchy == &legacy;
 		m->counted.cgroup = vmm.hierarchy ? strdup(vmm.path) : NULL;
+		if (m->counted.cgroup)
+			m->counted.pid = pid;
 	}
 	return m->counted.cgroup && at->hierarchy &&
 	       m->counted.is_legacy == (at->hierarchy == &legacy) &&

@@ -36,13 +36,13 @@ static const char *id_of(const struct destination *d)
 
 static int expect(struct destination *d, struct error *err)
 {
-	_cleanup_close_ int from = -1, to = -1;
-	int rc = vmstate_pipe_make(&from, &to, err);
+	_cleanup_close_ int from = -1, to = -1, own = -1;
+	int rc = vmstate_pipe_make(&from, &to, &own, err);
 
 	if (!rc)
 		rc = qemu_expect(d->session->qmp, from, to, err);
 	if (!rc)
-		d->pipe = steal_fd(&to);
+		d->pipe = steal_fd(&own);
 	return rc;
 }
 

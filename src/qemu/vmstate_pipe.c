@@ -19,8 +19,9 @@
 /* An offset of the vmstate: something is being put into the pipe. */
 #define UNDER_WAY ((off_t)1 << 62)
 
-int vmstate_pipe_make(int *ret_from, int *ret_to, struct error *err)
+int vmstate_pipe_make(int *ret_from, int *ret_to, int *ret_own, struct error *err)
 {
+	char path[32];
 	int ends[2];
 
 	if (pipe2(ends, O_CLOEXEC))
@@ -28,9 +29,11 @@ int vmstate_pipe_make(int *ret_from, int *ret_to, struct error *err)
 	*ret_from = ends[0];
 	*ret_to = ends[1];
 	(void)fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES);
-	if (fcntl(ends[1], F_SETFL, O_NONBLOCK) || fchmod(ends[1], PIPE_MODE))
+	if (fchmod(ends[1], PIPE_MODE))
 		return error_errno(err, -errno, "can't mark a pipe");
-	return 0;
+	snprintf(path, sizeof path, "/proc/self/fd/%d", ends[1]);
+	*ret_own = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+	return *ret_own < 0 ? error_errno(err, -errno, "can't open a pipe once more") : 0;
 }
 
 static void closedir_p(DIR **dir)

@@ -21,8 +21,11 @@
 
 #include "util/error.h"
 
-/* Both ends are the caller's. */
-int vmstate_pipe_make(int *ret_from, int *ret_to, struct error *err);
+/*
+ * All of them are the caller's: both ends, for QEMU, and one to write to. That is an open file of
+ * its own, which never waits: QEMU makes those wait that it is given (it takes O_NONBLOCK away).
+ */
+int vmstate_pipe_make(int *ret_from, int *ret_to, int *ret_own, struct error *err);
 
 /* The end to write to, of the one that process @pid has. Return: it; or -ENOENT, -errno. */
 int vmstate_pipe_find(pid_t pid);

@@ -302,7 +302,7 @@ void tls_set_burst(struct tls *tls, uint32_t bytes)
 void tls_give_back(struct tls *tls)
 {
 	/* Where they can't be had now, they are when something comes. */
-	if (SSL_free_buffers(tls->ssl) == 1)
+	if (!SSL_has_pending(tls->ssl) && SSL_free_buffers(tls->ssl) == 1)
 		(void)SSL_alloc_buffers(tls->ssl);
 	ERR_clear_error();
 }

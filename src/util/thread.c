@@ -61,6 +61,9 @@ void thread_set_name(const char *name)
 	pthread_setname_np(pthread_self(), name);
 }
 
+/* SCHED_FLAG_RESET_ON_FORK of linux/sched.h. */
+#define RESET_ON_FORK 0x01u
+
 /* linux/sched/types.h, first version: that header and pthread.h can't be included together. */
 struct scheduling {
 	uint32_t size;
@@ -73,13 +76,16 @@ struct scheduling {
 	uint64_t period_ns;
 };
 
-static void set_scheduling(uint32_t policy, int32_t nice, uint64_t slice_ns)
+/* @flags: SCHED_FLAG_RESET_ON_FORK or 0. Return: whether it is so now. */
+static bool set_scheduling(uint32_t policy, uint64_t flags, int32_t nice, uint64_t slice_ns)
 {
-	struct scheduling s = {
-		.size = sizeof s, .policy = policy, .nice = nice, .runtime_ns = slice_ns
-	};
+	struct scheduling s = { .size = sizeof s,
+		                .policy = policy,
+		                .flags = flags,
+		                .nice = nice,
+		                .runtime_ns = slice_ns };
 
-	(void)!syscall(SYS_sched_setattr, 0, &s, 0);
+	return !syscall(SYS_sched_setattr, 0, &s, 0);
 }
 
 /* A slice that is shorter than another's also ends that at once when we wake (Linux 6.12; older
@@ -87,22 +93,24 @@ static void set_scheduling(uint32_t policy, int32_t nice, uint64_t slice_ns)
 
 void thread_prefer_latency(void)
 {
-	set_scheduling(SCHED_OTHER, LATENCY_NICE, SHORT_SLICE_NS);
+	(void)set_scheduling(SCHED_OTHER, 0, LATENCY_NICE, SHORT_SLICE_NS);
 }
 
 void thread_prefer_promptness(void)
 {
-	set_scheduling(SCHED_OTHER, 0, SHORT_SLICE_NS);
+	(void)set_scheduling(SCHED_OTHER, 0, 0, SHORT_SLICE_NS);
 }
 
 void thread_prefer_control(void)
 {
-	set_scheduling(SCHED_OTHER, CONTROL_NICE, SHORT_SLICE_NS);
+	/* Where that nice is not allowed the call fails as a whole. */
+	if (!set_scheduling(SCHED_OTHER, RESET_ON_FORK, CONTROL_NICE, SHORT_SLICE_NS))
+		thread_prefer_promptness();
 }
 
 void thread_prefer_throughput(void)
 {
-	set_scheduling(SCHED_BATCH, 0, LONG_SLICE_NS);
+	(void)set_scheduling(SCHED_BATCH, 0, 0, LONG_SLICE_NS);
 }
 
 void thread_give_back_stack(void)

@@ -27,7 +27,8 @@ void thread_set_name(const char *name);
  *             to pause or resume a guest need not wait, when guests are under way by the dozen
  * throughput: long work that should push nobody aside
  *
- * A new thread has its maker's, and most are the loop's: each says what it is.
+ * A new thread has its maker's, but none of "control": that is the loop's alone. So who is on the
+ * way of a switchover says what it is.
  */
 void thread_prefer_latency(void);
 void thread_prefer_promptness(void);

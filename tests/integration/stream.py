@@ -61,7 +61,7 @@ def hello(role, migration_id, proof=bytes(32), epoch=0, regions=(), version=VERS
           ahead=None):
     return (field(1, version) + field(2, role) + field(3, migration_id.encode()) +
             fixed64(5, epoch) + b"".join(field(6, r) for r in regions) + field(7, holder) +
-            field(8, proof) + field(9, ahead))
+            field(8, proof) + field(10, ahead))
 
 
 def said(end, role, migration_id, epoch=0, holder=HOLDER, version=VERSION):

@@ -150,7 +150,7 @@ class AheadSource(FakeSource):
 
     def _answer(self, connection, kind, payload, request_id):
         if kind == stream.HELLO:
-            self.takers.append(stream.read_fields(payload).get(9, [0])[0])
+            self.takers.append(stream.read_fields(payload).get(10, [0])[0])
         if kind == stream.SWITCHOVER:
             self.switchovers += 1
             while self.pieces:

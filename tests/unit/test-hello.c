@@ -77,6 +77,7 @@ static void test_hello_comes_back(void **state)
 			size_t len;
 
 			hello->role = roles[i];
+			hello->ahead = i;
 			len = payload_of(hello, buf);
 			if (hello_decode(buf, len, back, &err))
 				fail_msg("%s", err.text);
@@ -86,6 +87,7 @@ static void test_hello_comes_back(void **state)
 			assert_memory_equal(back->holder, hello->holder, HOLDER_BYTES);
 			assert_true(back->epoch == UINT64_MAX);
 			assert_true(*back->daemon_version);
+			assert_int_equal(back->ahead, i > 0);
 			check_same_table(&back->regions, &hello->regions);
 			free(hello);
 		}

@@ -60,6 +60,46 @@ static void *open_own(void *arg)
 	return NULL;
 }
 
+static int own_nice(void)
+{
+	return getpriority(PRIO_PROCESS, (id_t)gettid());
+}
+
+static void *tell_nice(void *arg)
+{
+	*(int *)arg = own_nice();
+	return NULL;
+}
+
+/* What the loop does and how its threads stand; they would push aside what it was not meant for. */
+static void *be_the_loop(void *arg)
+{
+	int *nices = arg;
+	pthread_t thread;
+
+	thread_prefer_control();
+	nices[0] = own_nice();
+	if (!thread_start(&thread, tell_nice, &nices[1]))
+		pthread_join(thread, NULL);
+	return NULL;
+}
+
+static void test_what_the_loop_starts_has_not_its_place(void **state)
+{
+	int nices[2] = { 0, 99 };
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(thread_start(&thread, be_the_loop, nices), 0);
+	pthread_join(thread, NULL);
+	if (!nices[0]) {
+		print_message("skipped: nobody may be raised here\n");
+		skip();
+	}
+	assert_true(nices[0] < 0);
+	assert_int_equal(nices[1], 0);
+}
+
 /* Of who has opened it, and not of who asks. */
 static void test_it_is_the_thread_that_opened_it(void **state)
 {
@@ -168,6 +208,7 @@ int main(void)
 		cmocka_unit_test(test_work_is_told_where_nothing_can_be_opened),
 		cmocka_unit_test(test_what_can_not_be_told_is_nothing),
 		cmocka_unit_test(test_it_is_the_thread_that_opened_it),
+		cmocka_unit_test(test_what_the_loop_starts_has_not_its_place),
 		cmocka_unit_test(test_a_stack_that_was_deep_is_given_back),
 		cmocka_unit_test(test_a_wait_is_awake_where_the_one_before_was_short),
 	};

@@ -22,6 +22,7 @@
 
 struct scene {
 	int from, to, vmstate;
+	int qemus; /* the other descriptor of the end to write to */
 	uint8_t *content;
 };
 
@@ -43,7 +44,10 @@ static int set_up(void **state)
 	for (size_t i = 0; i < LEN; i++)
 		s->content[i] = (uint8_t)(i * 31 + i / 4096);
 	s->vmstate = make_memfd(s->content, LEN);
-	assert_int_equal(vmstate_pipe_make(&s->from, &s->to, &err), 0);
+	s->to = -1;
+	assert_int_equal(vmstate_pipe_make(&s->from, &s->qemus, &s->to, &err), 0);
+	/* As QEMU does with what it is given. */
+	assert_int_equal(fcntl(s->qemus, F_SETFL, 0), 0);
 	*state = s;
 	return 0;
 }
@@ -54,6 +58,7 @@ static int tear_down(void **state)
 
 	close(s->from);
 	close(s->to);
+	close(s->qemus);
 	close(s->vmstate);
 	free(s->content);
 	free(s);
@@ -169,7 +174,8 @@ static void pipes_of_others_are_not_taken_for_it(void **state)
 
 	close(s->from);
 	close(s->to);
-	s->from = s->to = -1;
+	close(s->qemus);
+	s->from = s->to = s->qemus = -1;
 	assert_int_equal(pipe2(other, O_CLOEXEC), 0);
 	assert_int_equal(vmstate_pipe_find(getpid()), -ENOENT);
 	close(other[0]);

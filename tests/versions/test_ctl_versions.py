@@ -38,10 +38,9 @@ def test_postcopyctl(host, builds, version, source, destination):
     ctl = Ctl(builds, version)
     hosts = Hosts(host, builds, source, destination)
     vmms = hosts.attach(version)
-    for daemon, its in ((hosts.source, source), (hosts.destination, destination)):
+    for daemon in (hosts.source, hosts.destination):
         said = ctl.at(daemon, "info")
-        # The release before says no such thing, nor does its postcopyctl know it.
-        assert "version " in said and ("page stream 3, record 3" in said) == (version == its == "N")
+        assert "version " in said and "page stream 3, record 3" in said
         assert ctl.json(daemon, "info")["migrations_active"] == 1
         assert "vm1" in ctl.at(daemon, "list")
         assert "attached" in ctl.at(daemon, "status", "vm1")

@@ -536,6 +536,14 @@ static int confirm_control(struct conductor *k, struct error *err)
 	}
 }
 
+/* It begins, or all of it begins again: nobody is waited for. */
+static void note_unready(struct migration *m)
+{
+	pthread_mutex_lock(&m->lock);
+	m->held_since_ns = 0;
+	pthread_mutex_unlock(&m->lock);
+}
+
 /*
  * Connected, until switchover, and then with a control connection that has just been answered on:
  * what is wrong must be found out before the guest is to be paused. A source guest that was
@@ -550,6 +558,7 @@ static int warm(struct conductor *k, struct error *err)
 		rc = conductor_connect(k, err);
 		if (!rc) {
 			conductor_note(m, "");
+			note_unready(m);
 			migration_post(m, NEWS_WARM);
 			thread_give_back_stack();
 			rc = warm_up(k, err);
