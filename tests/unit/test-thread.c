@@ -124,7 +124,7 @@ static void test_it_is_the_thread_that_opened_it(void **state)
 	close(other);
 }
 
-#define DEEP_BYTES (256 * 1024)
+#define DEEP_BYTES (64 * 1024)
 
 /* Return: an address in the middle of what it has used, and uses no more. */
 __attribute__((noinline)) static uintptr_t go_deep(void)
