@@ -120,6 +120,8 @@ int ch_faults_take_over(struct ch_faults *f, struct error *err)
 	if (rc)
 		return rc;
 	f->seen = true;
+	/* What is noted nobody announces again. */
+	f->again = true;
 	if (ioctl(f->pipe[0], FIONREAD, &left) || !left)
 		return atomic_load(&a->record->asked) ? finish_taking(f, err) : 0;
 	atomic_store(&a->record->asked, false);
@@ -133,6 +135,7 @@ int ch_faults_open_channel(struct ch_faults *f, struct error *err)
 
 	f->channel_ended = false;
 	f->waits = false;
+	f->again = true;
 	return rc ? error_set(err, rc, "%s", a->e.text) : 0;
 }
 
