@@ -20,6 +20,10 @@
 #define SHORT_SLICE_NS (100 * NSEC_PER_USEC)
 #define LONG_SLICE_NS (20 * NSEC_PER_MSEC)
 #define UNTOLD (~0ull)
+/* Of thread_spin::worth: its whole, where it pays, and how many waits it remembers. */
+#define SPIN_ALWAYS 256
+#define SPIN_WORTH 85
+#define SPIN_MEMORY 8
 /* What a wait that is slept through takes longer. */
 #define WAKE_NS (50 * NSEC_PER_USEC)
 /* Of schedstat: three numbers. */
@@ -181,17 +185,25 @@ bool thread_is_runnable(pid_t tid)
 	return f && fscanf(f, "%*d (%*[^)]) %c", &state) == 1 && state == 'R';
 }
 
+bool thread_spin_pays(const struct thread_spin *s)
+{
+	return s->worth >= SPIN_WORTH;
+}
+
 int thread_spin_poll(struct thread_spin *s, struct pollfd *fds, nfds_t n, uint64_t spin_ns,
                      int timeout_ms)
 {
 	uint64_t begin_ns = spin_ns ? clock_now_ns() : 0;
 	int rc = 0;
 
-	while (spin_ns && s->pays && !rc && clock_now_ns() - begin_ns < spin_ns)
+	while (spin_ns && thread_spin_pays(s) && !rc && clock_now_ns() - begin_ns < spin_ns)
 		rc = poll(fds, n, 0);
 	if (!rc)
 		rc = poll(fds, n, timeout_ms);
-	if (spin_ns)
-		s->pays = rc > 0 && clock_now_ns() - begin_ns < spin_ns + WAKE_NS;
+	if (spin_ns) {
+		bool was_short = rc > 0 && clock_now_ns() - begin_ns < spin_ns + WAKE_NS;
+
+		s->worth += ((was_short ? SPIN_ALWAYS : 0) - s->worth) / SPIN_MEMORY;
+	}
 	return rc;
 }

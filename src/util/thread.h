@@ -71,10 +71,13 @@ uint64_t thread_busy_ns(int times_fd);
 /* Whether a thread of this process would go on if it had a CPU, and waits for nothing else. */
 bool thread_is_runnable(pid_t tid);
 
-/* Whether it pays to wait awake, as the wait before has told. All zero at first. */
+/* How often it paid to wait awake of late. All zero at first. */
 struct thread_spin {
-	bool pays;
+	int worth; /* the share of short waits, of 256; the last eight or so count */
 };
+
+/* Whether the next wait is to be awake. */
+bool thread_spin_pays(const struct thread_spin *s);
 
 /*
  * thread_spin_poll() - poll(), but stay awake for a while first, where that pays
@@ -82,7 +85,9 @@ struct thread_spin {
  *
  * Waking a core that has gone to sleep takes longer than all that a fault needs besides. But where
  * nothing comes within that time, a core was kept from others, on a busy host from the guest that
- * is to raise the next fault: then the next wait is a sleep, and so on until one is short.
+ * is to raise the next fault. So a wait is awake while a third of those before it were short: no
+ * less, for a sleep costs half of what a wait in vain does, and not the last alone, for a guest's
+ * faults come in no such order.
  *
  * Return: as poll() with @timeout_ms.
  */

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "util/cleanup.h"
@@ -167,39 +168,74 @@ static void test_a_stack_that_was_deep_is_given_back(void **state)
 	assert_true(is_right);
 }
 
-/* Awake only while it was good for something the time before. */
-static void test_a_wait_is_awake_where_the_one_before_was_short(void **state)
+/* Waits that end at once, or that nothing ends. */
+static void wait_often(struct thread_spin *spin, struct pollfd *fd, unsigned int times)
+{
+	while (times--)
+		(void)thread_spin_poll(spin, fd, 1, 10 * NSEC_PER_USEC, 0);
+}
+
+/* Awake while that was good for something of late. */
+static void test_a_wait_is_awake_where_those_before_were_short(void **state)
 {
 	const uint64_t short_ns = NSEC_PER_MSEC, long_ns = 60 * NSEC_PER_SEC;
-	struct thread_spin spin = { 0 };
-	struct pollfd fd = { .events = POLLIN };
+	struct thread_spin spin = { 0 }, before;
+	struct pollfd never = { .fd = -1 }, ready = { .events = POLLIN };
 	uint64_t begin_ns;
 	int fds[2];
 
 	(void)state;
 	assert_int_equal(pipe(fds), 0);
-	fd.fd = fds[0];
-	/* Not the first time: that would last a minute. */
-	assert_int_equal(thread_spin_poll(&spin, &fd, 1, long_ns, 0), 0);
-	assert_false(spin.pays);
+	ready.fd = fds[0];
 	assert_int_equal(write(fds[1], "x", 1), 1);
-	assert_int_equal(thread_spin_poll(&spin, &fd, 1, long_ns, 0), 1);
-	assert_true(spin.pays);
-	assert_int_equal(read(fds[0], &(char){ 0 }, 1), 1);
-	/* Who does not want it learns nothing of it. */
-	assert_int_equal(thread_spin_poll(&spin, &fd, 1, 0, 0), 0);
-	assert_true(spin.pays);
+	/* Not the first time: that would last a minute. */
+	assert_int_equal(thread_spin_poll(&spin, &never, 1, long_ns, 0), 0);
+	/* One that is short may be chance. */
+	assert_int_equal(thread_spin_poll(&spin, &ready, 1, long_ns, 0), 1);
+	assert_false(thread_spin_pays(&spin));
+	wait_often(&spin, &ready, 20);
+	assert_true(thread_spin_pays(&spin));
+	/* So may one that is not. */
 	begin_ns = clock_now_ns();
-	assert_int_equal(thread_spin_poll(&spin, &fd, 1, short_ns, 0), 0);
+	assert_int_equal(thread_spin_poll(&spin, &never, 1, short_ns, 0), 0);
 	assert_true(clock_now_ns() - begin_ns >= short_ns);
-	assert_false(spin.pays);
-	/* What comes too late is no reason. */
-	spin.pays = true;
-	assert_int_equal(thread_spin_poll(&spin, &fd, 1, short_ns, 20), 0);
-	assert_false(spin.pays);
-	assert_int_equal(thread_spin_poll(&spin, &fd, 1, long_ns, 0), 0);
+	assert_true(thread_spin_pays(&spin));
+	/* Who does not want it learns nothing of it. */
+	before = spin;
+	assert_int_equal(thread_spin_poll(&spin, &never, 1, 0, 0), 0);
+	assert_memory_equal(&spin, &before, sizeof spin);
+	/* Every second is enough, every eighth is not. */
+	for (unsigned int i = 0; i < 20; i++) {
+		wait_often(&spin, &never, 1);
+		wait_often(&spin, &ready, 1);
+	}
+	assert_true(thread_spin_pays(&spin));
+	for (unsigned int i = 0; i < 20; i++) {
+		wait_often(&spin, &ready, 1);
+		wait_often(&spin, &never, 7);
+	}
+	assert_false(thread_spin_pays(&spin));
+	assert_int_equal(thread_spin_poll(&spin, &never, 1, long_ns, 0), 0);
 	close(fds[0]);
 	close(fds[1]);
+}
+
+/* What comes later than a wait awake would have lasted is no reason for one. */
+static void test_what_comes_too_late_does_not_pay(void **state)
+{
+	const struct itimerspec later = { .it_interval.tv_nsec = 2 * NSEC_PER_MSEC,
+		                          .it_value.tv_nsec = 2 * NSEC_PER_MSEC };
+	struct thread_spin spin = { 0 };
+	struct pollfd fd = { .fd = timerfd_create(CLOCK_MONOTONIC, 0), .events = POLLIN };
+
+	(void)state;
+	assert_int_equal(timerfd_settime(fd.fd, 0, &later, NULL), 0);
+	for (unsigned int i = 0; i < 8; i++) {
+		assert_int_equal(read(fd.fd, &(uint64_t){ 0 }, 8), 8);
+		assert_int_equal(thread_spin_poll(&spin, &fd, 1, NSEC_PER_USEC, -1), 1);
+	}
+	assert_false(thread_spin_pays(&spin));
+	close(fd.fd);
 }
 
 int main(void)
@@ -210,7 +246,8 @@ int main(void)
 		cmocka_unit_test(test_it_is_the_thread_that_opened_it),
 		cmocka_unit_test(test_what_the_loop_starts_has_not_its_place),
 		cmocka_unit_test(test_a_stack_that_was_deep_is_given_back),
-		cmocka_unit_test(test_a_wait_is_awake_where_the_one_before_was_short),
+		cmocka_unit_test(test_a_wait_is_awake_where_those_before_were_short),
+		cmocka_unit_test(test_what_comes_too_late_does_not_pay),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
