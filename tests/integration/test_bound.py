@@ -114,6 +114,24 @@ def test_daemon_that_is_killed_meanwhile_costs_the_guest_time_alone(host, trappe
     assert destination_vmm.wait() == 0
 
 
+def test_daemon_that_is_gone_leaves_the_guest_waiting(host, daemons, trapped):
+    """As on an ordinary memslot: no page comes any more, so no vCPU may go on, nor end."""
+    source, destination = daemons
+    source.prepare_source("vm1")
+    destination.prepare_destination("vm1", source.address, bulk=False, prefetch=False)
+    for role, daemon in ("source", source), ("destination", destination):
+        vmm = start_vmm(host, role, daemon, "vm1", vcpus=2, workload="random")
+        vmm.wait_for_event("attached")
+    destination.call("Start", id="vm1")
+    vmm.wait_for_event("resumed")
+    destination.kill()
+    host.processes.remove(destination)
+    vmm.wait_for_event("daemon-gone")
+    vmm.popen.terminate()
+    assert vmm.wait() == 1
+    assert "ended before all of the guest's memory was here" in vmm.log(), vmm.log()
+
+
 def test_lost_pages_are_a_machine_check_and_no_zeroes(host, daemons, trapped):
     """Poison is in the mapping, where no vCPU of a bound memslot looks."""
     source, destination = daemons
