@@ -154,6 +154,29 @@ def test_lost_pages_are_a_machine_check_and_no_zeroes(host, daemons, trapped):
     assert not any(event["event"] == "result" for event in vmm.events)
 
 
+@pytest.mark.parametrize("workload", ["random", "zeroes"])
+@pytest.mark.parametrize("vcpus", [1, 4])
+def test_guest_that_the_kernel_itself_can_not_reach(host, daemons, trapped, check, vcpus, workload):
+    """Its pages are in no direct map: filled by write(), or by memcpy where there is none."""
+    can, why = check["guest_memfd, no direct map"]
+    if not can:
+        pytest.skip("guest_memfd, no direct map: " + why)
+    migration, result = migrate(host, daemons, "vm1", flags=["no-direct-map"], vcpus=vcpus,
+                                workload=workload)
+    assert result["userfaults"] > 2 * vcpus, result
+    fill = migration["fill"]
+    assert sum(fill.values()) == migration["pages_total"], fill
+    assert fill["memcpy" if "pwrite no" in why else "write"] > 0, fill
+
+
+def test_memory_that_the_kernel_can_reach_is_not_taken_for_other(host, daemons, check):
+    if check["guest_memfd, no direct map"][0]:
+        pytest.skip("this kernel has guest_memfd without a direct map")
+    vmm = start_vmm(host, "destination", daemons[1], "vm1", ["no-direct-map"])
+    assert vmm.wait() == CANT
+    assert re.search("stays in this kernel's direct map|lacks guest_memfd", vmm.log()), vmm.log()
+
+
 def test_where_kvm_can_not_trap_them_the_guest_stays(host, daemons, check):
     """Before anything of the guest moves: its destination does not attach."""
     can, why = check["KVM userfault"]
