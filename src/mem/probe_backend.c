@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include "util/kernel_abi.h"
+#include "util/kvm_userfault.h"
 
 #define GMEM_FLAGS (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
 
@@ -428,8 +429,11 @@ void probe_no_direct_map_fill(const struct probe_env *env, struct probe_row *row
 	b.write = write_try(env, b.id, b.guest_memfd_flags);
 	destination_fill(env, &b);
 	/* KVM has no way to it either, but through the file. */
-	if (b.destination.ok)
-		probe_row_yes(row, "for bound memslots: %s", b.destination.detail);
-	else
+	if (!b.destination.ok)
 		probe_row_no(row, "%s", b.destination.detail);
+	else if (kvm_userfault_try(env->kvm, &err))
+		probe_row_no(row, "as a source alone, for its memslots must be bound: %s",
+		             err.text);
+	else
+		probe_row_yes(row, "for bound memslots: %s", b.destination.detail);
 }
