@@ -70,6 +70,8 @@
  *     -EHWPOISON is a machine check, and so is one that returns 0 for a page that is not there
  *     by mincore() and can't be read by the mapping: its bit stays, or the guest would read
  *     zeroes. (One that can is a page of zeroes, and is there then.)
+ *   - a fetch that returns -EPIPE is a page that nobody brings any more: that vCPU waits, as it
+ *     would sleep in its fault on an ordinary memslot.
  *
  * What KVM itself reads and writes there (a PV clock, the instructions that it emulates) goes by
  * userspace_addr, which is the registered mapping: those are userfaultfd events still.

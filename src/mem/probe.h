@@ -123,6 +123,7 @@ enum probe_fact_id {
 	PROBE_KVM_PRE_FAULT,         /* KVM_PRE_FAULT_MEMORY */
 	PROBE_KVM_MEMORY_ATTRIBUTES, /* private / shared ranges */
 	PROBE_KVM_USERFAULT,         /* faults as KVM exits */
+	PROBE_NO_DIRECT_MAP,         /* guest_memfd that the kernel itself can't reach */
 	PROBE_KTLS,
 	PROBE_HUGE_2M, /* huge pages that are free now */
 	PROBE_HUGE_1G,

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include "util/kernel_abi.h"
+#include "util/kvm_userfault.h"
 
 #define GMEM_FLAGS (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
 
@@ -390,4 +391,49 @@ void probe_backend_fill(const struct probe_env *env, enum probe_backend_id id,
 	write_fill(env, ret);
 	source_fill(env, ret);
 	destination_fill(env, ret);
+}
+
+/* Whether the kernel itself has no way to it: the flag's bit means another thing in other trees. */
+static int out_of_reach(const struct probe_env *env, uint64_t flags, struct error *err)
+{
+	_cleanup_(scratch_deinit) struct scratch mem = SCRATCH_INIT;
+	int e = scratch_init(&mem, env, PROBE_GUEST_MEMFD, flags, NULL);
+
+	if (e)
+		return error_set(err, e,
+		                 "KVM_CREATE_GUEST_MEMFD with flag 1<<2: %s (needs the direct map "
+		                 "removal series, not merged)",
+		                 probe_errno_name(e));
+	/* EFAULT, or what madvise() makes of it */
+	if (!madvise(mem.alias, mem.len, MADV_POPULATE_WRITE) ||
+	    (errno != EFAULT && errno != EINVAL))
+		return error_set(err, -EOPNOTSUPP,
+		                 "guest_memfd's flag 1<<2 is something else here: the kernel can "
+		                 "reach its pages");
+	return 0;
+}
+
+void probe_no_direct_map_fill(const struct probe_env *env, struct probe_row *row)
+{
+	struct probe_backend b = {
+		.id = PROBE_GUEST_MEMFD,
+		.page_bytes = PROBE_COPY_BYTES,
+		.guest_memfd_flags = GMEM_FLAGS | GUEST_MEMFD_FLAG_NO_DIRECT_MAP,
+	};
+	struct error err = ERROR_INIT;
+
+	if (out_of_reach(env, b.guest_memfd_flags, &err)) {
+		probe_row_no(row, "%s", err.text);
+		return;
+	}
+	b.write = write_try(env, b.id, b.guest_memfd_flags);
+	destination_fill(env, &b);
+	/* KVM has no way to it either, but through the file. */
+	if (!b.destination.ok)
+		probe_row_no(row, "%s", b.destination.detail);
+	else if (kvm_userfault_try(env->kvm, &err))
+		probe_row_no(row, "as a source alone, for its memslots must be bound: %s",
+		             err.text);
+	else
+		probe_row_yes(row, "for bound memslots: %s", b.destination.detail);
 }

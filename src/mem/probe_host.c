@@ -283,6 +283,7 @@ void probe_host_fill(const struct probe_env *env, struct probe_row rows[PROBE_FA
 		[PROBE_KVM_PRE_FAULT] = { "KVM pre-fault", fact_pre_fault },
 		[PROBE_KVM_MEMORY_ATTRIBUTES] = { "KVM memory attributes", fact_attributes },
 		[PROBE_KVM_USERFAULT] = { "KVM userfault", fact_kvm_userfault },
+		[PROBE_NO_DIRECT_MAP] = { "guest_memfd, no direct map", probe_no_direct_map_fill },
 		[PROBE_KTLS] = { "kTLS", fact_ktls },
 		[PROBE_HUGE_2M] = { "2 MiB pages", fact_huge_2m },
 		[PROBE_HUGE_1G] = { "1 GiB pages", fact_huge_1g },

@@ -117,6 +117,9 @@ void touch_deinit(struct touch *touch);
 void probe_backend_fill(const struct probe_env *env, enum probe_backend_id id,
                         struct probe_backend *ret);
 
+/* guest_memfd whose pages are not in the kernel's direct map, as a destination. */
+void probe_no_direct_map_fill(const struct probe_env *env, struct probe_row *row);
+
 /* Which ABI these results of guest_memfd amount to. */
 enum probe_gmem_abi probe_gmem_abi_of(const struct probe_mode_result modes[PROBE_MODES]);
 

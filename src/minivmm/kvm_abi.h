@@ -51,6 +51,11 @@ struct kvm_pre_fault_memory {
 #define GUEST_MEMFD_FLAG_INIT_SHARED (1ULL << 1)
 #endif
 
+/* Not merged: pages that the kernel itself has no mapping of (v8 to v12, April 2026) */
+#ifndef GUEST_MEMFD_FLAG_NO_DIRECT_MAP
+#define GUEST_MEMFD_FLAG_NO_DIRECT_MAP (1ULL << 2)
+#endif
+
 /*
  * Not merged: faults as KVM exits (J. Houghton, "KVM: Introduce KVM Userfault", v3, June
  * 2025). A header that has it gives the bits; else they are as proposed.

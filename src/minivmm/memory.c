@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "minivmm/fail.h"
+#include "minivmm/guest/abi.h"
 #include "minivmm/kvm_abi.h"
 
 static int make_memfd(uint64_t size, unsigned int flags, int *ret_fd, struct postcopy_error *err)
@@ -28,10 +29,32 @@ static int make_memfd(uint64_t size, unsigned int flags, int *ret_fd, struct pos
 	return 0;
 }
 
-static int make_guest_memfd(int vm_fd, uint64_t size, int *ret_fd, struct postcopy_error *err)
+/* The flag's bit may mean another thing: what the kernel then can't do tells. */
+static int check_no_direct_map(int fd, struct postcopy_error *err)
+{
+	void *at = mmap(NULL, GUEST_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	int rc = 0;
+
+	if (at == MAP_FAILED)
+		return fail_errno(err, -errno, "can't map guest_memfd");
+	/* EFAULT, or what madvise() makes of it */
+	if (!madvise(at, GUEST_PAGE_BYTES, MADV_POPULATE_WRITE) ||
+	    (errno != EFAULT && errno != EINVAL))
+		rc = fail(err, -EOPNOTSUPP,
+		          "--no-direct-map: this kernel takes the flag for something else: it can "
+		          "still reach the memory by itself");
+	munmap(at, GUEST_PAGE_BYTES);
+	return rc;
+}
+
+static int make_guest_memfd(int vm_fd, uint64_t size, bool no_direct_map, int *ret_fd,
+                            struct postcopy_error *err)
 {
 	uint64_t flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED;
-	struct kvm_create_guest_memfd create = { .size = size, .flags = flags };
+	struct kvm_create_guest_memfd create = {
+		.size = size,
+		.flags = flags | (no_direct_map ? GUEST_MEMFD_FLAG_NO_DIRECT_MAP : 0),
+	};
 	int offered = ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_FLAGS);
 
 	if (offered < 0 || (offered & flags) != flags)
@@ -40,13 +63,17 @@ static int make_guest_memfd(int vm_fd, uint64_t size, int *ret_fd, struct postco
 		            "INIT_SHARED, since Linux 6.18 (KVM_CAP_GUEST_MEMFD_FLAGS is %d)",
 		            offered);
 	*ret_fd = ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &create);
+	if (*ret_fd < 0 && errno == EINVAL && no_direct_map)
+		return fail(err, -EOPNOTSUPP,
+		            "--no-direct-map: guest_memfd stays in this kernel's direct map (the "
+		            "series is not merged)");
 	if (*ret_fd < 0)
 		return fail_errno(err, -errno, "can't create a guest_memfd of %llu bytes",
 		                  (unsigned long long)size);
-	return 0;
+	return no_direct_map ? check_no_direct_map(*ret_fd, err) : 0;
 }
 
-static int make_fd(struct memory *m, int vm_fd, struct postcopy_error *err)
+static int make_fd(struct memory *m, bool no_direct_map, int vm_fd, struct postcopy_error *err)
 {
 	switch (m->kind) {
 	case POSTCOPY_MEMORY_MEMFD:
@@ -57,15 +84,15 @@ static int make_fd(struct memory *m, int vm_fd, struct postcopy_error *err)
 		                          (m->page_size == 1u << 30 ? MFD_HUGE_1GB : MFD_HUGE_2MB),
 		                  &m->fd, err);
 	case POSTCOPY_MEMORY_GUEST_MEMFD:
-		return make_guest_memfd(vm_fd, m->size, &m->fd, err);
+		return make_guest_memfd(vm_fd, m->size, no_direct_map, &m->fd, err);
 	case POSTCOPY_MEMORY_ANONYMOUS:
 		return 0;
 	}
 	return fail(err, -EINVAL, "unknown kind of memory %d", (int)m->kind);
 }
 
-int memory_new(enum postcopy_memory kind, uint64_t size, uint64_t page_size, int vm_fd,
-               struct memory *ret, struct postcopy_error *err)
+int memory_new(enum postcopy_memory kind, uint64_t size, uint64_t page_size, bool no_direct_map,
+               int vm_fd, struct memory *ret, struct postcopy_error *err)
 {
 	struct memory m = { .kind = kind, .size = size, .page_size = page_size, .fd = -1 };
 	int flags = MAP_SHARED;
@@ -76,7 +103,7 @@ int memory_new(enum postcopy_memory kind, uint64_t size, uint64_t page_size, int
 		            "--memory of %llu bytes is not a multiple of the backend's %llu byte "
 		            "pages",
 		            (unsigned long long)size, (unsigned long long)page_size);
-	rc = make_fd(&m, vm_fd, err);
+	rc = make_fd(&m, no_direct_map, vm_fd, err);
 	if (rc)
 		return rc;
 	if (kind == POSTCOPY_MEMORY_ANONYMOUS)

@@ -4,6 +4,7 @@
 #define MINIVMM_MEMORY_H
 
 #include <postcopy/postcopy.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct memory {
@@ -18,6 +19,7 @@ struct memory {
 
 /*
  * memory_new() - empty guest memory
+ * @no_direct_map: guest_memfd that the kernel itself can't reach
  * @vm_fd: of KVM, which makes guest_memfd
  *
  * Nothing gives it back but the end of the process: while it is registered for a
@@ -25,8 +27,8 @@ struct memory {
  *
  * Return: 0, -EOPNOTSUPP where this host has no such memory, or another errno.
  */
-int memory_new(enum postcopy_memory kind, uint64_t size, uint64_t page_size, int vm_fd,
-               struct memory *ret, struct postcopy_error *err);
+int memory_new(enum postcopy_memory kind, uint64_t size, uint64_t page_size, bool no_direct_map,
+               int vm_fd, struct memory *ret, struct postcopy_error *err);
 
 /* As libpostcopy wants it. */
 struct postcopy_region memory_region(const struct memory *m);

@@ -106,6 +106,8 @@ static const struct spec {
 	  "bind the memslot to guest_memfd; at a destination vCPU faults then are KVM exits (needs "
 	  "KVM userfault)",
 	  KIND_FLAG, AT(bound) },
+	{ "no-direct-map", NULL, "guest_memfd that the kernel itself can't reach, with --bound",
+	  KIND_FLAG, AT(no_direct_map) },
 	{ "pv-clock", NULL, "have KVM write each vCPU's clock to guest memory", KIND_FLAG,
 	  AT(pv_clock) },
 	{ "private-region", NULL, "say that the guest has private memory, too: it can't migrate",
@@ -223,6 +225,10 @@ static int check(struct options *o, struct postcopy_error *err)
 	o->backend &= 0xff;
 	if (o->bound && o->backend != POSTCOPY_MEMORY_GUEST_MEMFD)
 		return fail(err, -EINVAL, "--bound is for --backend guest_memfd");
+	/* By get_user_pages(): KVM's way to an ordinary memslot's pages, and to its clocks. */
+	if (o->no_direct_map && (!o->bound || o->pv_clock))
+		return fail(err, -EINVAL,
+		            "--no-direct-map is with --bound, and not with --pv-clock");
 	if ((o->fetch_pages || o->hot) && o->role != ROLE_DESTINATION)
 		return fail(err, -EINVAL, "--fetch and --hot are for --role destination");
 	if (o->discard && (o->role == ROLE_ALONE || o->page_size != GUEST_PAGE_BYTES ||

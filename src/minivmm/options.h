@@ -33,6 +33,7 @@ struct options {
 	uint64_t fetch_pages;
 	uint64_t hot;            /* boolean */
 	uint64_t bound;          /* boolean */
+	uint64_t no_direct_map;  /* boolean */
 	uint64_t pv_clock;       /* boolean */
 	uint64_t private_region; /* boolean */
 	uint64_t discard;        /* boolean */

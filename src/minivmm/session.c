@@ -39,7 +39,8 @@ static int add_private(struct session *s, struct postcopy_error *err)
 {
 	const struct memory *m = &s->vm.memory;
 	uint64_t size = m->page_size > PRIVATE_BYTES ? m->page_size : PRIVATE_BYTES;
-	int rc = memory_new(m->kind, size, m->page_size, s->vm.vm_fd, &s->private_memory, err);
+	int rc = memory_new(m->kind, size, m->page_size, false, s->vm.vm_fd, &s->private_memory,
+	                    err);
 
 	s->private_memory.guest_phys_addr = m->size;
 	s->private_memory.flags = POSTCOPY_REGION_PRIVATE;
@@ -66,7 +67,7 @@ int session_init(struct session *s, const struct options *o, struct postcopy_err
 		rc = vm_open(&s->vm, err);
 	if (!rc)
 		rc = memory_new((enum postcopy_memory)o->backend, o->memory_bytes, o->page_size,
-		                s->vm.vm_fd, &s->vm.memory, err);
+		                o->no_direct_map, s->vm.vm_fd, &s->vm.memory, err);
 	if (!rc)
 		rc = o->bound ? userfault_add_memory(&s->vm, o->role == ROLE_DESTINATION, err)
 		              : vm_add_memory(&s->vm, err);

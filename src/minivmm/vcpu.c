@@ -137,13 +137,21 @@ static int machine_check(struct vcpu *v, uint64_t gpa, const char *how)
 	            (unsigned long long)gpa, how);
 }
 
-/* A page that is not here yet; or never will be. */
+/*
+ * A page that is not here yet; or never will be. Where the daemon is gone for good nobody brings
+ * it, and the vCPU waits, as it would in its fault on an ordinary memslot.
+ */
 static void resolve(struct vcpu *v)
 {
 	uint64_t gpa;
+	int rc = userfault_resolve(v, &gpa, &v->error);
 
-	if (userfault_resolve(v, &gpa, &v->error) == -EHWPOISON)
+	if (rc == -EHWPOISON)
 		machine_check(v, gpa, "its fetch says so");
+	if (rc == -EPIPE) {
+		v->error.code = 0;
+		vm_idle(v->vm, IDLE_MS);
+	}
 }
 
 static int exit_failed(struct vcpu *v)

@@ -202,6 +202,14 @@ struct kvm_pre_fault_memory {
 #define GUEST_MEMFD_FLAG_WRITE_SECRET_FREE (1ULL << 3)
 
 /*
+ * Not merged: pages that the kernel itself has no mapping of ("Direct Map Removal Support for
+ * guest_memfd", v8 to v12, April 2026). The same bit as write()'s in another series.
+ */
+#ifndef GUEST_MEMFD_FLAG_NO_DIRECT_MAP
+#define GUEST_MEMFD_FLAG_NO_DIRECT_MAP (1ULL << 2)
+#endif
+
+/*
  * Not merged: faults as KVM exits (J. Houghton, "KVM: Introduce KVM Userfault", v3,
  * June 2025). The bitmap's address takes the first word of pad2, so the ioctl's
  * number stays.

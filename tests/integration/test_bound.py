@@ -44,7 +44,7 @@ def daemons(host):
 
 
 def start_vmm(host, role, daemon, migration_id, flags=(), **options):
-    options = {"memory": "32M", "backend": "guest_memfd", "run_after_complete": 50, **options}
+    options = {"memory": "16M", "backend": "guest_memfd", "run_after_complete": 50, **options}
     return host.minivmm(role, daemon, migration_id, flags=["bound", *flags], **options)
 
 
@@ -69,13 +69,13 @@ def migrate(host, daemons, migration_id, flags=("pv-clock",), prepare=None, fetc
     return migration, result
 
 
+@pytest.mark.parametrize("workload", WORKLOADS)
 @pytest.mark.parametrize("vcpus", [1, 2, 4])
-def test_guest_on_a_bound_memslot_is_whole(host, daemons, trapped, vcpus):
-    for workload in WORKLOADS:
-        migration, result = migrate(host, daemons, workload, vcpus=vcpus, workload=workload)
-        # At least what it runs in, and its control block and stack.
-        assert result["userfaults"] > 2 * vcpus, (workload, result)
-        assert sum(migration["fill"].values()) == migration["pages_total"], workload
+def test_guest_on_a_bound_memslot_is_whole(host, daemons, trapped, vcpus, workload):
+    migration, result = migrate(host, daemons, "vm1", vcpus=vcpus, workload=workload)
+    # At least what it runs in, and its control block and stack.
+    assert result["userfaults"] > 2 * vcpus, result
+    assert sum(migration["fill"].values()) == migration["pages_total"], migration["fill"]
 
 
 def test_pages_that_are_mapped_when_touched(host, daemons, trapped):
@@ -114,6 +114,24 @@ def test_daemon_that_is_killed_meanwhile_costs_the_guest_time_alone(host, trappe
     assert destination_vmm.wait() == 0
 
 
+def test_daemon_that_is_gone_leaves_the_guest_waiting(host, daemons, trapped):
+    """As on an ordinary memslot: no page comes any more, so no vCPU may go on, nor end."""
+    source, destination = daemons
+    source.prepare_source("vm1")
+    destination.prepare_destination("vm1", source.address, bulk=False, prefetch=False)
+    for role, daemon in ("source", source), ("destination", destination):
+        vmm = start_vmm(host, role, daemon, "vm1", vcpus=2, workload="random")
+        vmm.wait_for_event("attached")
+    destination.call("Start", id="vm1")
+    vmm.wait_for_event("resumed")
+    destination.kill()
+    host.processes.remove(destination)
+    vmm.wait_for_event("daemon-gone")
+    vmm.popen.terminate()
+    assert vmm.wait() == 1
+    assert "ended before all of the guest's memory was here" in vmm.log(), vmm.log()
+
+
 def test_lost_pages_are_a_machine_check_and_no_zeroes(host, daemons, trapped):
     """Poison is in the mapping, where no vCPU of a bound memslot looks."""
     source, destination = daemons
@@ -134,6 +152,29 @@ def test_lost_pages_are_a_machine_check_and_no_zeroes(host, daemons, trapped):
     assert vmm.wait() == 1
     assert "machine check" in vmm.log() and "lost" in vmm.log(), vmm.log()
     assert not any(event["event"] == "result" for event in vmm.events)
+
+
+@pytest.mark.parametrize("workload", ["random", "zeroes"])
+@pytest.mark.parametrize("vcpus", [1, 4])
+def test_guest_that_the_kernel_itself_can_not_reach(host, daemons, trapped, check, vcpus, workload):
+    """Its pages are in no direct map: filled by write(), or by memcpy where there is none."""
+    can, why = check["guest_memfd, no direct map"]
+    if not can:
+        pytest.skip("guest_memfd, no direct map: " + why)
+    migration, result = migrate(host, daemons, "vm1", flags=["no-direct-map"], vcpus=vcpus,
+                                workload=workload)
+    assert result["userfaults"] > 2 * vcpus, result
+    fill = migration["fill"]
+    assert sum(fill.values()) == migration["pages_total"], fill
+    assert fill["memcpy" if "pwrite no" in why else "write"] > 0, fill
+
+
+def test_memory_that_the_kernel_can_reach_is_not_taken_for_other(host, daemons, check):
+    if check["guest_memfd, no direct map"][0]:
+        pytest.skip("this kernel has guest_memfd without a direct map")
+    vmm = start_vmm(host, "destination", daemons[1], "vm1", ["no-direct-map"])
+    assert vmm.wait() == CANT
+    assert re.search("stays in this kernel's direct map|lacks guest_memfd", vmm.log()), vmm.log()
 
 
 def test_where_kvm_can_not_trap_them_the_guest_stays(host, daemons, check):

@@ -48,7 +48,7 @@ static void new_guest(struct vm *vm)
 	}
 	image_layout(&boot);
 	assert_int_equal(memory_new(POSTCOPY_MEMORY_ANONYMOUS, boot.memory_bytes, GUEST_PAGE_BYTES,
-	                            vm->vm_fd, &vm->memory, &err),
+	                            false, vm->vm_fd, &vm->memory, &err),
 	                 0);
 	assert_int_equal(vm_add_memory(vm, &err), 0);
 	assert_int_equal(vm_add_vcpus(vm, 1, &err), 0);

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What KVM userfault does in the test kernel (kernel/kvm-userfault.patch), step by step: on a
- * memslot that is bound to guest_memfd, and on an ordinary one. Exits 1 at the first step that is
- * otherwise.
+ * What KVM does in the test kernel, step by step, on a memslot that is bound to guest_memfd and on
+ * an ordinary one. Exits 1 at the first step that is otherwise.
+ *
+ *   kvm-steps userfault        KVM userfault (kernel/kvm-userfault.patch)
+ *   kvm-steps no-direct-map    memory that the kernel can't reach (kernel/gmem-no-direct-map.patch)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +16,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "util/kernel_abi.h"
@@ -27,6 +30,7 @@ static const uint8_t code[] = { 0xa0, 0x00, 0x10, 0xf4, 0xeb, 0xfa };
 
 struct machine {
 	bool bound;
+	bool no_direct_map;
 	int vm;
 	int vcpu;
 	int memory; /* of what the memslot shows */
@@ -105,15 +109,18 @@ static int pre_fault(const struct machine *m, uint64_t gpa)
 static void make(struct machine *m, int kvm)
 {
 	struct kvm_create_guest_memfd create = {
-		.size = SIZE, .flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
+		.size = SIZE,
+		.flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED |
+		         (m->no_direct_map ? GUEST_MEMFD_FLAG_NO_DIRECT_MAP : 0),
 	};
+	bool gmem = m->bound || m->no_direct_map;
 	struct kvm_regs regs = { .rflags = 2 };
 	struct kvm_sregs sregs;
 
 	m->vm = ioctl(kvm, KVM_CREATE_VM, 0);
-	m->memory = m->bound ? ioctl(m->vm, KVM_CREATE_GUEST_MEMFD, &create)
-	                     : memfd_create("memory", MFD_CLOEXEC);
-	need(m->vm >= 0 && m->memory >= 0 && (m->bound || !ftruncate(m->memory, SIZE)), m,
+	m->memory = gmem ? ioctl(m->vm, KVM_CREATE_GUEST_MEMFD, &create)
+	                 : memfd_create("memory", MFD_CLOEXEC);
+	need(m->vm >= 0 && m->memory >= 0 && (gmem || !ftruncate(m->memory, SIZE)), m,
 	     "memory is made");
 	m->map = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, m->memory, 0);
 	m->vcpu = ioctl(m->vm, KVM_CREATE_VCPU, 0);
@@ -132,7 +139,7 @@ static void clear(struct machine *m, unsigned int page)
 	__atomic_fetch_and(&m->bitmap[0], ~(1ull << page), __ATOMIC_RELEASE);
 }
 
-static void check(bool bound, int kvm)
+static void check_userfault(bool bound, int kvm)
 {
 	struct machine m = { .bound = bound };
 
@@ -167,9 +174,50 @@ static void check(bool bound, int kvm)
 	     "no other flag comes along");
 }
 
-int main(void)
+/* Page 1 of it: write(), then what a mapping has made of it. */
+static void check_filling(const struct machine *m)
+{
+	static uint8_t page[PAGE] = { CONTENT };
+	uint8_t *at = m->map + PAGE;
+	struct iovec piece = { at, PAGE };
+	int pipes[2];
+
+	need(madvise(at, PAGE, MADV_POPULATE_WRITE) && (errno == EFAULT || errno == EINVAL), m,
+	     "MADV_POPULATE_WRITE is refused");
+	need(!is_resident(m, 1), m, "and has allocated nothing");
+	need(pwrite(m->memory, page, PAGE, PAGE) == PAGE, m, "write() of an absent page");
+	need(at[0] == CONTENT, m, "is seen by a mapping");
+	need(pwrite(m->memory, page, PAGE, PAGE) < 0 && errno == EEXIST, m,
+	     "then write() is EEXIST");
+	memset(at, CONTENT, PAGE);
+	need(at[1] == CONTENT, m, "memcpy by the mapping goes on");
+	need(!pipe2(pipes, O_CLOEXEC), m, "a pipe is made");
+	need(write(pipes[1], at, 1) == 1, m, "a system call that copies can read it");
+	need(vmsplice(pipes[1], &piece, 1, 0) < 0 && errno == EFAULT, m, "vmsplice() is EFAULT");
+	close(pipes[0]);
+	close(pipes[1]);
+}
+
+static void check_no_direct_map(bool bound, int kvm)
+{
+	struct machine m = { .bound = bound, .no_direct_map = true };
+
+	make(&m, kvm);
+	check_filling(&m);
+	memcpy(m.map, code, sizeof code);
+	need(!set_slot(&m, 0, NULL), &m, "a memslot of it is taken");
+	if (bound)
+		need(reads(&m), &m, "its vCPU runs");
+	else
+		need(ioctl(m.vcpu, KVM_RUN, 0) && errno == EFAULT, &m, "its vCPU's run is EFAULT");
+}
+
+int main(int argc, char **argv)
 {
 	int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	void (*check)(bool bound, int kvm) = argc > 1 && !strcmp(argv[1], "no-direct-map")
+	                                             ? check_no_direct_map
+	                                             : check_userfault;
 
 	if (kvm < 0) {
 		perror("/dev/kvm");
