@@ -181,9 +181,10 @@ struct migration {
 	 */
 	bool may_have_run;
 	bool given_up;
-	enum migration_farewell farewell; /* what the source has still to be told */
-	struct conn_target target;        /* where it is dialled */
-	struct migration_warm warming;    /* whether, and until when */
+	enum migration_farewell farewell;  /* what the source has still to be told */
+	char farewell_why[ERROR_TEXT_MAX]; /* and why, where that is ABORT: the first reason */
+	struct conn_target target;         /* where it is dialled */
+	struct migration_warm warming;     /* whether, and until when */
 	struct migration_warm_info warmed;
 	uint64_t held_since_ns; /* it could be switched over, and is told when; 0: not yet */
 	bool least_missing_known;

@@ -331,6 +331,17 @@ def test_abort_resumes_the_guest_on_the_source(served):
     control.close()
 
 
+def test_what_abort_gives_as_its_reason_is_told_and_can_do_no_harm(served):
+    control, _ = served.switch_over()
+    control.send(stream.frame(stream.ABORT, b"no\n\x1b[2Jroom " + 500 * b"\xff"))
+    assert control.receive()[0] == stream.ABORT_ACK
+    reason = served.daemon.wait_for_state("vm1", "cancelled")["reason"]
+    assert reason.startswith("the destination has given up before it ran: no??[2Jroom ")
+    assert len(reason) < 320
+    served.vmm.expect(pyvmm.RESUME)
+    control.close()
+
+
 def test_guest_is_not_resumed_after_the_destination_has_run_it(served):
     control, epoch = served.switch_over()
     control.send(stream.frame(stream.RESUMED))

@@ -658,6 +658,10 @@ static void give_up(struct conductor *k, const struct error *why)
 	/* Who never was connected has nothing to take back. */
 	abort = !m->may_have_run && m->epoch;
 	m->farewell = abort ? FAREWELL_ABORT : FAREWELL_NONE;
+	/* Where the loop has ended it that was said already, and all that is known here is "stop".
+	 */
+	if (!*m->farewell_why)
+		memcpy(m->farewell_why, why->text, sizeof m->farewell_why);
 	pthread_mutex_unlock(&m->lock);
 	if (!abort) {
 		migration_post(m, NEWS_FAILED);
