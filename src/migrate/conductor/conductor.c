@@ -95,8 +95,13 @@ int conductor_take_ahead(struct conductor *k, const struct frame_header *h, cons
 	struct migration *m = k->m;
 	int rc;
 
-	if (k->late || m->ahead_len + h->payload_len > m->owner->config.max_vmstate_bytes)
-		return error_set(err, -EPROTO, "vmstate: more is ahead than there can be of it");
+	if (k->late)
+		return error_set(err, -EPROTO, "vmstate: it comes ahead, which was not asked for");
+	if (m->ahead_len + h->payload_len > m->owner->config.max_vmstate_bytes)
+		return error_set(err, -EFBIG,
+		                 "vmstate of more than %llu bytes, all that the destination takes: "
+		                 "raise its --max-vmstate",
+		                 (unsigned long long)m->owner->config.max_vmstate_bytes);
 	if (m->ahead_fd < 0) {
 		int fd = make_vmstate_memfd(err);
 
