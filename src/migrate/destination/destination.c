@@ -16,6 +16,7 @@
 #include "migrate/queue.h"
 #include "migrate/record/keep.h"
 #include "migrate/totals.h"
+#include "migrate/trim.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -554,6 +555,7 @@ void destination_news(struct migration *m, unsigned int news)
 		m->conductor_runs = false;
 		migration_save(m);
 		release(m);
+		migrations_trim_later(m->owner);
 	}
 }
 
