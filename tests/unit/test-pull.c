@@ -12,6 +12,7 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <pthread.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -51,6 +52,44 @@ static int wait_for_event(int uffd)
 	(void)ppoll(&event, 1, &(struct timespec){ .tv_sec = TIMEOUT_MS / 1000 }, NULL);
 	errno = EAGAIN;
 	return -1;
+}
+
+/* What the thread "fault" has asked the allocator for, by code that is linked in: ours. */
+static atomic_uint n_allocated;
+
+static void note_allocation(void)
+{
+	char name[16] = "";
+
+	(void)prctl(PR_GET_NAME, name);
+	if (!strcmp(name, "fault"))
+		atomic_fetch_add(&n_allocated, 1);
+}
+
+/* By the linker's --wrap. */
+void *__real_malloc(size_t size);
+void *__wrap_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t size);
+void *__wrap_realloc(void *p, size_t size);
+
+void *__wrap_malloc(size_t size)
+{
+	note_allocation();
+	return __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+	note_allocation();
+	return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *p, size_t size)
+{
+	note_allocation();
+	return __real_realloc(p, size);
 }
 
 /* In place of libc's. */
@@ -909,6 +948,39 @@ static void test_fault_that_comes_within_a_fill_is_served_at_once(void **state)
 	stop(&f);
 }
 
+/* A guest's memory is what the host is short of when it comes: nobody waits for a page by malloc().
+ */
+static void test_faults_allocate_nothing(void **state)
+{
+	static const enum postcopy_memory kinds[] = { POSTCOPY_MEMORY_MEMFD,
+		                                      POSTCOPY_MEMORY_ANONYMOUS };
+	struct toucher t;
+	struct fixture f;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+		if (!start_apart_on(&f, kinds[i], RESOLVER_MAP_LAZY, UNIT_BYTES))
+			skip();
+		connect_now(&f);
+		atomic_store(&n_allocated, 0);
+		assert_int_equal(pull_start(f.p), 0);
+		/* Some of these are zero pages. */
+		for (unsigned int page = 500; page < 520; page++) {
+			touch(&f, &t, page);
+			touched(&f, &t);
+		}
+		/* Others are minor faults. */
+		assert_int_equal(pull_start_bulk(f.p), 0);
+		for (unsigned int page = 0; page < 1000; page += 100) {
+			touch(&f, &t, page);
+			touched(&f, &t);
+		}
+		wait_complete(&f);
+		assert_int_equal(atomic_load(&n_allocated), 0);
+		stop(&f);
+	}
+}
+
 /* Parts of a word are asked for while others of it come by faults, and connections come and go. */
 static void test_streams_change_while_it_runs(void **state)
 {
@@ -1048,6 +1120,7 @@ int main(void)
 		cmocka_unit_test(test_cap_that_lets_next_to_nothing_through_is_told),
 		cmocka_unit_test(test_cap_holds_no_fault_back),
 		cmocka_unit_test(test_fault_that_comes_within_a_fill_is_served_at_once),
+		cmocka_unit_test(test_faults_allocate_nothing),
 		cmocka_unit_test(test_streams_change_while_it_runs),
 		cmocka_unit_test(test_streams_change_all_the_time),
 		cmocka_unit_test(test_connections_lost_between_parts_of_a_word_lose_nothing),
