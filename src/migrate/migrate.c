@@ -435,6 +435,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	uv_timer_init(loop, &ms->adapters);
 	uv_timer_init(loop, &ms->waits);
 	uv_timer_init(loop, &ms->queue);
+	uv_timer_init(loop, &ms->trim);
 	uv_timer_init(loop, &ms->bandwidth.timer);
 	migrations_configure_bandwidth(ms, config);
 	ms->expiry.data = ms;
@@ -454,18 +455,13 @@ static void stop(struct migration *m)
 	}
 }
 
-static bool is_under_way(const struct migration *m)
-{
-	return m->conductor_runs || (m->state >= MIGRATION_WARMING && m->state <= MIGRATION_PAUSED);
-}
-
 unsigned int migrations_drain(struct migrations *ms)
 {
 	unsigned int n = 0;
 
 	ms->draining = true;
 	for (struct migration *m = ms->list; m; m = m->next)
-		n += is_under_way(m);
+		n += migration_is_under_way(m);
 	return n;
 }
 
@@ -477,7 +473,7 @@ static void say_what_is_left(const struct migration *m)
 	if (fd_store_exists(m->owner->config.store))
 		log_migration_info(m->params.id, "parked, %s: the next process goes on",
 		                   migration_state_name(m->state));
-	else if (is_under_way(m))
+	else if (migration_is_under_way(m))
 		log_migration_warning(m->params.id,
 		                      "%s as the daemon ends, and no service manager keeps what "
 		                      "another process would need to go on",
@@ -493,6 +489,7 @@ void migrations_stop(struct migrations *ms)
 	uv_timer_stop(&ms->adapters);
 	uv_timer_stop(&ms->waits);
 	uv_timer_stop(&ms->queue);
+	uv_timer_stop(&ms->trim);
 	uv_timer_stop(&ms->bandwidth.timer);
 	for (struct migration *m = ms->list; m; m = m->next)
 		say_what_is_left(m);
@@ -514,6 +511,7 @@ void migrations_close(struct migrations *ms)
 	uv_close((uv_handle_t *)&ms->adapters, NULL);
 	uv_close((uv_handle_t *)&ms->waits, NULL);
 	uv_close((uv_handle_t *)&ms->queue, NULL);
+	uv_close((uv_handle_t *)&ms->trim, NULL);
 	uv_close((uv_handle_t *)&ms->bandwidth.timer, NULL);
 }
 

@@ -11,6 +11,7 @@
 #include "migrate/queue.h"
 #include "migrate/record/keep.h"
 #include "migrate/totals.h"
+#include "migrate/trim.h"
 #include "migrate/wait.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -79,6 +80,7 @@ void migration_move(struct migration *m, enum migration_state to, const char *re
 		m->ended_ns = clock_now_ns();
 		totals_note_end(m);
 		queue_look(m->owner);
+		migrations_trim_later(m->owner);
 	}
 	/* Before anybody hears of it. */
 	migration_save(m);

@@ -181,9 +181,10 @@ struct migration {
 	 */
 	bool may_have_run;
 	bool given_up;
-	enum migration_farewell farewell; /* what the source has still to be told */
-	struct conn_target target;        /* where it is dialled */
-	struct migration_warm warming;    /* whether, and until when */
+	enum migration_farewell farewell;  /* what the source has still to be told */
+	char farewell_why[ERROR_TEXT_MAX]; /* and why, where that is ABORT: the first reason */
+	struct conn_target target;         /* where it is dialled */
+	struct migration_warm warming;     /* whether, and until when */
 	struct migration_warm_info warmed;
 	uint64_t held_since_ns; /* it could be switched over, and is told when; 0: not yet */
 	bool least_missing_known;
@@ -226,6 +227,7 @@ struct migrations {
 	uv_timer_t adapters;    /* for those that are waited for */
 	uv_timer_t waits;       /* for those who are silent (migrate/wait.h) */
 	uv_timer_t queue;       /* for those that wait for their turn (migrate/queue.h) */
+	uv_timer_t trim;        /* for what those that have ended leave (migrate/trim.h) */
 	struct {
 		uint64_t in_bytes_per_s, out_bytes_per_s; /* as they are; 0: no limit */
 		uint64_t configured_in, configured_out;
@@ -250,6 +252,12 @@ void migration_tell(struct migration *m, const char *reason);
 
 /* Whether the source is out of reach at this moment; else @err says what of it is there. */
 bool migration_source_is_away(struct migration *m, struct error *err);
+
+/* Whether something of it goes on: pages, or a word that the source has still to hear. */
+static inline bool migration_is_under_way(const struct migration *m)
+{
+	return m->conductor_runs || (m->state >= MIGRATION_WARMING && m->state <= MIGRATION_PAUSED);
+}
 
 /* Whether its memory is to come still. */
 static inline bool migration_memory_is_late(const struct migration *m)

@@ -288,8 +288,10 @@ static void print_size(const struct option_row *row, uint64_t n, FILE *to)
 		n /= 1024;
 		suffix++;
 	}
-	fprintf(to, "%s=%" PRIu64 "%.*s\n", row->name, n, suffix ? 1 : 0,
-	        suffix ? &suffixes[suffix - 1] : "");
+	fprintf(to, "%s=%" PRIu64, row->name, n);
+	if (suffix)
+		fputc(suffixes[suffix - 1], to);
+	fputc('\n', to);
 }
 
 static void print_text(const struct option_row *row, const char *text, FILE *to)

@@ -238,8 +238,8 @@ static struct user_regs_struct call_registers(const struct user_regs_struct *own
 static int borrow(pid_t tid, uint64_t code, long number, const uint64_t args[6], long *ret,
                   bool *was_told_to_stop, struct error *err)
 {
-	struct user_regs_struct own, call;
-	uint64_t own_mask, all = ~0ull;
+	struct user_regs_struct own = { 0 }, call;
+	uint64_t own_mask = 0, all = ~0ull;
 	int rc = 0;
 
 	if (trace(PTRACE_GETREGS, tid, 0, &own) ||

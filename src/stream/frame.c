@@ -28,7 +28,7 @@ static const struct frame_lengths {
 	[FRAME_RESUMED] = { "RESUMED", 0, 0 },
 	[FRAME_COMPLETE] = { "COMPLETE", 0, 0 },
 	[FRAME_COMPLETE_ACK] = { "COMPLETE_ACK", 0, 0 },
-	[FRAME_ABORT] = { "ABORT", 0, 0 },
+	[FRAME_ABORT] = { "ABORT", 0, FRAME_ABORT_MAX },
 	[FRAME_ABORT_ACK] = { "ABORT_ACK", 0, 0 },
 	[FRAME_PING] = { "PING", 0, 0 },
 	[FRAME_PONG] = { "PONG", 0, 0 },
@@ -150,6 +150,14 @@ size_t frame_tracked_encode(int code, const char *text, void *buf)
 	return put_told(FRAME_TRACKED, code, text, buf);
 }
 
+size_t frame_abort_encode(const char *why, void *buf)
+{
+	size_t len = strnlen(why, FRAME_ABORT_MAX);
+
+	memcpy(put_header(buf, FRAME_ABORT, len, 0), why, len);
+	return FRAME_HEADER_BYTES + len;
+}
+
 size_t frame_dirty_encode(const struct frame_dirty *dirty, size_t runs_len, void *buf)
 {
 	void *p = put_header(buf, FRAME_DIRTY, FRAME_DIRTY_BYTES + runs_len, 0);
@@ -241,6 +249,12 @@ int frame_tracked_decode(const struct frame_header *h, const void *payload, stru
 	struct reader r = reader_init(payload, h->payload_len);
 
 	return get_u32(&r) ? frame_error_decode(h, payload, err) : 0;
+}
+
+void frame_abort_decode(const struct frame_header *h, const void *payload, struct error *ret)
+{
+	error_set(ret, -ECANCELED, "%.*s", (int)h->payload_len, (const char *)payload);
+	ret->from_peer = true;
 }
 
 int frame_error_decode(const struct frame_header *h, const void *payload, struct error *err)

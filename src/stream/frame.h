@@ -42,6 +42,9 @@
  * A vmstate may come ahead, while it is still being saved, to a destination that has said in HELLO
  * that it knows VMSTATE_AHEAD: before DIRTY and VMSTATE, and of each SWITCHOVER's answer anew. It
  * is a hint: VMSTATE_DATA has all of it again, and that alone counts.
+ *
+ * ABORT's text is for people, and may be empty; it is, to a source that has not said in HELLO_REPLY
+ * that it takes one.
  */
 #ifndef STREAM_FRAME_H
 #define STREAM_FRAME_H
@@ -65,6 +68,7 @@
 #define FRAME_DIRTY_BYTES 16                  /* payload of DIRTY before its runs */
 #define FRAME_HELLO_MAX 32768                 /* payload of HELLO and HELLO_REPLY */
 #define FRAME_ERROR_MAX 512                   /* payload of ERROR and TRACKED */
+#define FRAME_ABORT_MAX 512                   /* payload of ABORT */
 #define FRAME_DIRTY_MAX (256u * 1024u)        /* payload of DIRTY */
 #define FRAME_PROBE_BYTES (64u * 1024u)       /* payload of PROBE: many packets, of any MTU */
 #define FRAME_VMSTATE_DATA_MAX (256u * 1024u) /* payload of VMSTATE_DATA and VMSTATE_AHEAD */
@@ -83,7 +87,7 @@ enum frame_type {
 	FRAME_RESUMED = 9,      /* no payload: the guest runs at the destination */
 	FRAME_COMPLETE = 10,    /* no payload: every page is there */
 	FRAME_COMPLETE_ACK = 11, /* no payload: the source lets go */
-	FRAME_ABORT = 12,     /* no payload: the destination has not run the guest and never will */
+	FRAME_ABORT = 12,     /* text: the destination has not run the guest and never will; why */
 	FRAME_ABORT_ACK = 13, /* no payload: the guest runs on at the source */
 	FRAME_PING = 14,      /* no payload: is the source still there? On an idle connection. */
 	FRAME_PONG = 15,      /* no payload: its answer */
@@ -151,6 +155,8 @@ size_t frame_vmstate_encode(const struct frame_vmstate *vmstate, void *buf);
 size_t frame_proof_encode(const uint8_t proof[FRAME_PROOF_BYTES], void *buf);
 /* @buf: FRAME_HEADER_BYTES + FRAME_ERROR_MAX. Text too long is cut. */
 size_t frame_error_encode(int code, const char *text, void *buf);
+/* @buf: FRAME_HEADER_BYTES + FRAME_ABORT_MAX. Text too long is cut. */
+size_t frame_abort_encode(const char *why, void *buf);
 /* @code: 0: it is logged; else why not. As frame_error_encode(). */
 size_t frame_tracked_encode(int code, const char *text, void *buf);
 /* @runs_len: of the runs that lie behind header and fixed part in @buf already. */
@@ -171,6 +177,9 @@ int frame_dirty_decode(const void *payload, struct frame_dirty *ret, struct erro
 
 /* Return: 0: it is logged; else why not, as frame_error_decode(). */
 int frame_tracked_decode(const struct frame_header *h, const void *payload, struct error *err);
+
+/* Why the destination has given up, in @ret->text; empty where it does not say. */
+void frame_abort_decode(const struct frame_header *h, const void *payload, struct error *ret);
 
 /*
  * The peer's ERROR as ours: always negative, text prefixed "the source says", err->from_peer set.

@@ -47,7 +47,9 @@ struct hello {
 
 struct hello_reply {
 	uint64_t epoch;
-	bool warm; /* CONTROL: it knows TRACK; a daemon of before does not */
+	/* CONTROL, of a source that knows it; a daemon of before does not: */
+	bool warm;       /* TRACK */
+	bool abort_text; /* ABORT with a text */
 	/* For who has dialled; as the hello's. */
 	char daemon_version[DAEMON_VERSION_BYTES];
 	struct region_table regions; /* CONTROL only */

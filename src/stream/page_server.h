@@ -61,7 +61,10 @@ struct page_source_ops {
 	void (*resumed)(void *arg);
 	/* The holder has every page: page_source_end(). All is kept until then. */
 	void (*complete)(void *arg);
-	/* The guest has not run elsewhere and never will: page_source_end(). */
+	/*
+	 * The guest has not run elsewhere and never will: page_source_get_abort_why(), and
+	 * page_source_end().
+	 */
 	void (*aborted)(void *arg);
 	/*
 	 * What is wanted of the VMM's dirty log has changed: page_source_get_log_order(). NULL
@@ -129,6 +132,9 @@ int page_source_new_ended(const char *id, const uint8_t token[TOKEN_BYTES], uint
                           const char *why, struct page_source **ret, struct error *err);
 
 void page_source_get_holder(struct page_source *s, struct stream_holder *ret);
+
+/* Why the destination has given up, as it has said with ABORT; empty: it did not say. */
+void page_source_get_abort_why(struct page_source *s, char ret[ERROR_TEXT_MAX]);
 
 /*
  * page_source_get_visitor(), _set_visitor() - who was let in last, of its guest's attachments

@@ -72,7 +72,9 @@ struct page_source {
 	uint8_t token[TOKEN_BYTES];
 	enum source_phase phase;
 	bool withdrawn;
-	bool aborted; /* by one who held nothing: nobody will */
+	bool aborted;                   /* by one who held nothing: nobody will */
+	char abort_why[ERROR_TEXT_MAX]; /* what the first that said so gave for it; empty: nothing
+	                                 */
 	/* From SWITCHING on, and never another; read without the lock while readable. */
 	struct stream_holder holder;
 	bool resumed; /* the guest has run at the holder's: no way back by its word */
@@ -604,6 +606,7 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 		return rc;
 	reply->regions = s->table;
 	reply->warm = true;
+	reply->abort_text = true;
 	ctl->takes_ahead = hello->ahead;
 	/* One that has no memory yet will have what it is told here. */
 	return hello->regions.n ? region_table_same_guest(&s->table, &hello->regions, err) : 0;
@@ -1053,7 +1056,7 @@ static int send_vmstate(struct page_source *s, struct conn *c, uint8_t *tx, uint
  * ends only what nobody holds.
  */
 static int abort_source(struct page_source *s, const struct page_source_conn *ctl,
-                        struct error *err)
+                        const struct error *why, struct error *err)
 {
 	int rc;
 
@@ -1064,6 +1067,8 @@ static int abort_source(struct page_source *s, const struct page_source_conn *ct
 		               "migration \"%s\": ABORT after the guest ran at the destination",
 		               s->id);
 	if (!rc && s->phase != SOURCE_ENDED) {
+		if (!s->aborted)
+			memcpy(s->abort_why, why->text, sizeof s->abort_why);
 		s->aborted = true;
 		atomic_store(&s->readable, false);
 		source_log_end(&s->log);
@@ -1073,6 +1078,13 @@ static int abort_source(struct page_source *s, const struct page_source_conn *ct
 		return rc;
 	tell(s, s->ops->aborted);
 	return wait_ended(s, SOURCE_RUNS_ON, err);
+}
+
+void page_source_get_abort_why(struct page_source *s, char ret[ERROR_TEXT_MAX])
+{
+	pthread_mutex_lock(&s->lock);
+	memcpy(ret, s->abort_why, sizeof s->abort_why);
+	pthread_mutex_unlock(&s->lock);
 }
 
 /* RESUMED and COMPLETE: the holder's alone, of a guest that was paused for it. */
@@ -1174,10 +1186,11 @@ static int answer_track(struct page_source *s, const struct page_source_conn *ct
 }
 
 static int serve_control_frame(struct page_source *s, const struct page_source_conn *ctl,
-                               const struct frame_header *h, struct error *err)
+                               const struct frame_header *h, const void *payload, struct error *err)
 {
 	struct conn *c = ctl->conn;
 	uint64_t received_ns = clock_now_ns();
+	struct error why;
 	int rc;
 
 	switch (h->type) {
@@ -1196,7 +1209,8 @@ static int serve_control_frame(struct page_source *s, const struct page_source_c
 	case FRAME_COMPLETE:
 		return answer_plain(c, complete_source(s, ctl, err), FRAME_COMPLETE_ACK, err);
 	case FRAME_ABORT:
-		return answer_plain(c, abort_source(s, ctl, err), FRAME_ABORT_ACK, err);
+		frame_abort_decode(h, payload, &why);
+		return answer_plain(c, abort_source(s, ctl, &why, err), FRAME_ABORT_ACK, err);
 	default:
 		return error_set(err, -EPROTO,
 		                 "frame of type %u is not for a control connection now", h->type);
@@ -1223,7 +1237,7 @@ static int serve_control(struct page_source *s, struct page_source_conn *ctl, st
 		rc = conn_next_frame(ctl->conn, &h, &payload, err);
 		note_heard(s, ctl);
 		if (!rc)
-			rc = serve_control_frame(s, ctl, &h, err);
+			rc = serve_control_frame(s, ctl, &h, payload, err);
 	} while (!rc);
 	source_log_leave(&s->log, ctl);
 	atomic_fetch_sub(&s->controls, 1);

@@ -59,6 +59,16 @@ static void check_error(const uint8_t *payload, const struct frame_header *h)
 	FUZZ_CHECK(strlen(err.text) < sizeof err.text && !strpbrk(err.text, "\n\r\x1b"));
 }
 
+static void check_abort(const uint8_t *payload, const struct frame_header *h)
+{
+	uint8_t back[FRAME_HEADER_BYTES + FRAME_ABORT_MAX];
+	struct error why = ERROR_INIT;
+
+	frame_abort_decode(h, payload, &why);
+	FUZZ_CHECK(strlen(why.text) < sizeof why.text && !strpbrk(why.text, "\n\r\x1b"));
+	FUZZ_CHECK(frame_abort_encode(why.text, back) == FRAME_HEADER_BYTES + strlen(why.text));
+}
+
 /* Runs lie in their region, one behind the other, or the frame is refused. */
 static void check_dirty(const uint8_t *payload, const struct frame_header *h)
 {
@@ -115,6 +125,8 @@ int fuzz_one(const uint8_t *data, size_t size)
 		check_get(data, &h);
 	if (h.type == FRAME_ERROR)
 		check_error(data + FRAME_HEADER_BYTES, &h);
+	if (h.type == FRAME_ABORT)
+		check_abort(data + FRAME_HEADER_BYTES, &h);
 	if (h.type == FRAME_TRACKED)
 		FUZZ_CHECK(frame_tracked_decode(&h, data + FRAME_HEADER_BYTES, &err) == err.code &&
 		           err.code <= 0);
@@ -138,7 +150,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		.error_mask = 0x80,
 	};
 	struct frame_vmstate vmstate = { .len = 1 << 20, .pause_ns = 1, .held_ns = 2 };
-	struct frame_header plain = { .type = (uint16_t)(FRAME_HELLO + i - 7) };
+	struct frame_header plain = { .type = (uint16_t)(FRAME_HELLO + i - 8) };
 
 	switch (i) {
 	case 0:
@@ -155,6 +167,8 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		return dirty_seed(buf);
 	case 6:
 		return frame_tracked_encode(0, "", buf);
+	case 7:
+		return frame_abort_encode("no\nway\x1b[2J", buf);
 	default:
 		frame_header_encode(&plain, buf);
 		return plain.type <= FRAME_SYNC ? FRAME_HEADER_BYTES : 0;

@@ -85,9 +85,9 @@ def exported(secret, label, context, length=32):
     return expand(of_label, b"exporter", kind(context).digest(), length)
 
 
-def hello_reply(epoch, regions=(), version=VERSION, warm=None):
+def hello_reply(epoch, regions=(), version=VERSION, warm=None, abort_text=None):
     return (field(1, version) + fixed64(2, epoch) + b"".join(field(3, r) for r in regions) +
-            field(4, warm))
+            field(4, warm) + field(6, abort_text))
 
 
 def read_fields(message):
@@ -274,6 +274,8 @@ class FakeSource:
         self.connections = []
         self.closed = False
         self.warm = None  # a daemon of before, that knows no TRACK
+        self.abort_text = None  # nor an ABORT that says why
+        self.aborts = []  # what was said by each
         self.threads = [threading.Thread(target=self._accept, daemon=True)]
         self.threads[0].start()
 
@@ -341,7 +343,8 @@ class FakeSource:
             role = fields[2][0]
             self.prove(connection, fields)
             connection.send(frame(HELLO_REPLY, hello_reply(
-                self.EPOCH, self.regions if role == CONTROL else (), warm=self.warm)))
+                self.EPOCH, self.regions if role == CONTROL else (), warm=self.warm,
+                abort_text=self.abort_text)))
         elif kind == SWITCHOVER:
             connection.send(frame(VMSTATE, struct.pack("<QQQ", len(self.vmstate), 1000, 2000)))
             connection.send(frame(VMSTATE_DATA, self.vmstate))
@@ -353,6 +356,7 @@ class FakeSource:
             connection.send(frame(COMPLETE_ACK))
             self.completed.set()
         elif kind == ABORT:
+            self.aborts.append(payload.decode())
             connection.send(frame(ABORT_ACK))
         elif kind == PING:
             connection.send(frame(PONG))

@@ -264,4 +264,5 @@ def test_hints_that_nobody_reads_keep_no_vmstate_out(host):
 def test_more_ahead_than_a_vmstate_may_be_is_refused(host):
     piece = bytes(256 << 10)
     d = Destination(host, [piece] * 257)
-    assert "more is ahead" in d.daemon.wait_for_state("vm1", "failed")["reason"]
+    assert d.daemon.wait_for_state("vm1", "failed")["reason"] == \
+        "vmstate of more than %d bytes, all that the destination takes: raise its --max-vmstate" % (64 << 20)

@@ -9,6 +9,7 @@ import pytest
 
 import harness
 import pyvmm
+from keeper import KeptDaemon
 from test_recover import SIZE, Pair
 
 PATIENCE_S = 60
@@ -126,6 +127,49 @@ def test_a_migration_that_is_being_cancelled_says_so(host):
     pair.proxy.refuse(False)
     assert pair.destination.wait_for_state("vm1", "cancelled")["reason"] == "by command"
     pair.source_vmm.expect(pyvmm.RESUME)
+
+
+GAVE_UP = "the destination has given up before it ran: "
+
+
+def test_the_source_hears_that_its_destination_was_cancelled(host):
+    pair = Pair(host)
+    pair.destination.call("Start", id="vm1", switchover=False)
+    pair.source.wait_for_state("vm1", "warming")
+    harness.eventually(lambda: not get(pair.destination)["reason"], "connected")
+    pair.destination.call("Cancel", id="vm1")
+    assert pair.source.wait_for_state("vm1", "cancelled")["reason"] == GAVE_UP + "cancelled by command"
+    pair.source_vmm.expect(pyvmm.RESUME)
+
+
+def test_the_source_hears_why_its_destination_has_given_up(host):
+    """It said that it had, and no more: who looked at the source did not know where to look."""
+    pair = Pair(host)
+    pair.destination.call("Start", id="vm1")
+    pair.source_vmm.pause()
+    pair.destination_vmm.expect(pyvmm.VMSTATE)
+    pair.destination_vmm.sock.close()
+    there = pair.source.wait_for_state("vm1", "cancelled")["reason"]
+    here = pair.destination.wait_for_state("vm1", "failed")["reason"]
+    assert there == GAVE_UP + here
+    assert here == "the destination VMM can't load the vmstate: the destination VMM is gone"
+    pair.source_vmm.expect(pyvmm.RESUME)
+
+
+def test_the_source_hears_from_the_next_process_why_the_one_before_has_given_up(host):
+    pair = Pair(host, destination_kind=KeptDaemon)
+    pair.destination.call("Start", id="vm1")
+    pair.source_vmm.pause()
+    pair.destination_vmm.expect(pyvmm.VMSTATE)
+    pair.proxy.refuse(True)
+    pair.destination_vmm.sock.close()
+    here = pair.destination.wait_for_state("vm1", "failed")["reason"]
+    pair.destination.crash()
+    pair.proxy.refuse(False)
+    pair.destination.start()
+    there = pair.source.wait_for_state("vm1", "cancelled")["reason"]
+    assert here.startswith("the destination VMM can't load the vmstate: the destination VMM is gone")
+    assert there == GAVE_UP + here.split("; ")[0]
 
 
 @pytest.fixture

@@ -311,3 +311,17 @@ def test_vmstate_of_an_impossible_length_is_refused(pulling, length):
     harness.eventually(lambda: re.search(r"vm1.*(VMSTATE|vmstate)", pulling.daemon.log()),
                        "the vmstate is named")
     pulling.serves_another()
+
+
+@pytest.mark.parametrize("takes_it", [None, 1], ids=["older source", "takes it"])
+def test_abort_says_why_to_a_source_that_takes_it(pulling, takes_it):
+    """To an older one a text would be a frame of a wrong length: its guest would stand still."""
+    source = FakeSource(pulling.host.pki.source, pulling.content)
+    source.abort_text = takes_it
+    vmm = pulling.start(source, loads=False)
+    vmm.expect(pyvmm.VMSTATE)
+    vmm.send(pyvmm.packet(pyvmm.ERROR, struct.pack("<II", errno.ENODEV, 14) + b"no such device"))
+    reason = pulling.daemon.wait_for_state("vm1", "failed")["reason"]
+    assert "no such device" in reason
+    harness.eventually(lambda: source.aborts, "ABORT is said")
+    assert source.aborts[0] == (reason if takes_it else "")

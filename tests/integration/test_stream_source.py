@@ -123,6 +123,37 @@ def test_client_without_a_certificate_is_refused(served):
     served.daemon.wait_for_log("certificate")
 
 
+def thread_times(daemon):
+    """What each of its threads has run, in ns, by (number, name)."""
+    times = {}
+    for task in pathlib.Path("/proc/%d/task" % daemon.pid).iterdir():
+        ran_ns = int((task / "schedstat").read_text().split()[0])
+        times[task.name, (task / "comm").read_text().strip()] = ran_ns
+    return times
+
+
+def test_handshakes_of_strangers_are_one_threads(served):
+    """However many dial without a pause: a machine's other CPUs are its guests'."""
+    before = thread_times(served.daemon)
+
+    def knock():
+        for _ in range(25):
+            try:
+                stream.dial(served.daemon.port, None).receive()
+            except (OSError, EOFError):
+                pass
+
+    knocking = [threading.Thread(target=knock) for _ in range(4)]
+    for thread in knocking:
+        thread.start()
+    for thread in knocking:
+        thread.join(DEADLINE_S)
+    after = thread_times(served.daemon)
+    assert after.keys() == before.keys()
+    ran = {name: after[number, name] - before[number, name] for number, name in after}
+    assert ran["accept"] > 9 * (sum(ran.values()) - ran["accept"]), ran
+
+
 def test_certificate_of_another_authority_is_refused(served):
     assert_tls_refused(served, served.pki.forged)
     served.daemon.wait_for_log("certificate")
@@ -327,6 +358,17 @@ def test_abort_resumes_the_guest_on_the_source(served):
     control, _ = served.switch_over()
     control.send(stream.frame(stream.ABORT))
     assert control.receive()[0] == stream.ABORT_ACK
+    served.vmm.expect(pyvmm.RESUME)
+    control.close()
+
+
+def test_what_abort_gives_as_its_reason_is_told_and_can_do_no_harm(served):
+    control, _ = served.switch_over()
+    control.send(stream.frame(stream.ABORT, b"no\n\x1b[2Jroom " + 500 * b"\xff"))
+    assert control.receive()[0] == stream.ABORT_ACK
+    reason = served.daemon.wait_for_state("vm1", "cancelled")["reason"]
+    assert reason.startswith("the destination has given up before it ran: no??[2Jroom ")
+    assert len(reason) < 320
     served.vmm.expect(pyvmm.RESUME)
     control.close()
 

@@ -27,7 +27,7 @@ static const struct {
 	{ FRAME_RESUMED, 0, 0 },
 	{ FRAME_COMPLETE, 0, 0 },
 	{ FRAME_COMPLETE_ACK, 0, 0 },
-	{ FRAME_ABORT, 0, 0 },
+	{ FRAME_ABORT, 0, FRAME_ABORT_MAX },
 	{ FRAME_ABORT_ACK, 0, 0 },
 	{ FRAME_PING, 0, 0 },
 	{ FRAME_PONG, 0, 0 },
@@ -131,6 +131,30 @@ static void test_get_comes_back(void **state)
 	assert_int_equal(back.region, get.region);
 	assert_true(back.first_unit == get.first_unit);
 	assert_true(back.want_mask == get.want_mask);
+}
+
+static void test_abort_says_why_in_one_line(void **state)
+{
+	uint8_t buf[FRAME_HEADER_BYTES + FRAME_ABORT_MAX];
+	char why[2 * FRAME_ABORT_MAX] = "no\nroom";
+	struct error told = ERROR_INIT;
+	struct frame_header h;
+
+	(void)state;
+	assert_int_equal(frame_abort_encode("", buf), FRAME_HEADER_BYTES);
+	assert_int_equal(frame_header_decode(buf, &h, NULL), 0);
+	frame_abort_decode(&h, buf + FRAME_HEADER_BYTES, &told);
+	assert_string_equal(told.text, "");
+	assert_int_equal(frame_abort_encode(why, buf), FRAME_HEADER_BYTES + strlen(why));
+	assert_int_equal(frame_header_decode(buf, &h, NULL), 0);
+	frame_abort_decode(&h, buf + FRAME_HEADER_BYTES, &told);
+	assert_string_equal(told.text, "no?room");
+	assert_true(told.from_peer);
+	memset(why, 'x', sizeof why - 1);
+	assert_int_equal(frame_abort_encode(why, buf), sizeof buf);
+	assert_int_equal(frame_header_decode(buf, &h, NULL), 0);
+	frame_abort_decode(&h, buf + FRAME_HEADER_BYTES, &told);
+	assert_int_equal(strlen(told.text), sizeof told.text - 1);
 }
 
 static void bad_get(const struct frame_get *get, uint32_t reserved, const char *needle)
@@ -344,6 +368,7 @@ int main(void)
 		cmocka_unit_test(test_unknown_types_are_refused),
 		cmocka_unit_test(test_flags_are_reserved),
 		cmocka_unit_test(test_get_comes_back),
+		cmocka_unit_test(test_abort_says_why_in_one_line),
 		cmocka_unit_test(test_bad_gets_are_refused),
 		cmocka_unit_test(test_pages_come_back_with_the_length_of_their_data),
 		cmocka_unit_test(test_bad_pages_are_refused),

@@ -12,6 +12,7 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <pthread.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -33,6 +34,80 @@ static bool fails(atomic_uint *left)
 	return n;
 }
 
+/* A fill that is refused once, and not before another fault has raised its event. */
+static struct {
+	atomic_bool armed;
+	atomic_int thread; /* who fills; 0: nobody yet */
+	atomic_bool looks; /* it has not yet gone to sleep since */
+	const _Atomic uint64_t *n_seen;
+	uint64_t seen_asleep; /* by then */
+} refusal;
+
+static int wait_for_event(int uffd)
+{
+	struct pollfd event = { .fd = uffd, .events = POLLIN };
+
+	atomic_store(&refusal.thread, (int)syscall(SYS_gettid));
+	atomic_store(&refusal.looks, true);
+	(void)ppoll(&event, 1, &(struct timespec){ .tv_sec = TIMEOUT_MS / 1000 }, NULL);
+	errno = EAGAIN;
+	return -1;
+}
+
+/* What the thread "fault" has asked the allocator for, by code that is linked in: ours. */
+static atomic_uint n_allocated;
+
+static void note_allocation(void)
+{
+	char name[16] = "";
+
+	(void)prctl(PR_GET_NAME, name);
+	if (!strcmp(name, "fault"))
+		atomic_fetch_add(&n_allocated, 1);
+}
+
+/* By the linker's --wrap. */
+void *__real_malloc(size_t size);
+void *__wrap_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t size);
+void *__wrap_realloc(void *p, size_t size);
+
+void *__wrap_malloc(size_t size)
+{
+	note_allocation();
+	return __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+	note_allocation();
+	return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *p, size_t size)
+{
+	note_allocation();
+	return __real_realloc(p, size);
+}
+
+/* In place of libc's. */
+int poll(struct pollfd *fds, nfds_t n, int timeout_ms)
+{
+	if (timeout_ms && atomic_load(&refusal.looks) &&
+	    syscall(SYS_gettid) == atomic_load(&refusal.thread)) {
+		refusal.seen_asleep = atomic_load(refusal.n_seen);
+		atomic_store(&refusal.looks, false);
+	}
+	return ppoll(fds, n,
+	             timeout_ms < 0 ? NULL
+	                            : &(struct timespec){ .tv_sec = timeout_ms / 1000,
+	                                                  .tv_nsec = timeout_ms % 1000 *
+	                                                             (long)NSEC_PER_MSEC },
+	             NULL);
+}
+
 /* In place of libc's. */
 int ioctl(int fd, unsigned long request, ...)
 {
@@ -42,6 +117,8 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(ap, request);
 	arg = va_arg(ap, void *);
 	va_end(ap);
+	if (request == UFFDIO_COPY && atomic_exchange(&refusal.armed, false))
+		return wait_for_event(fd);
 	if ((request == UFFDIO_CONTINUE && fails(&continues_to_fail)) ||
 	    (request == UFFDIO_COPY && fails(&copies_to_fail))) {
 		atomic_fetch_add(&failed, 1);
@@ -184,11 +261,12 @@ struct fixture {
 	int complete_fd;
 };
 
-/* A pull of a page size, and its source. Return: false where this host can't. */
-static bool start_apart_by(struct fixture *f, enum resolver_map map, uint64_t page_size)
+/* A pull of a kind of memory and page size, and its source. Return: false where this host can't. */
+static bool start_apart_on(struct fixture *f, enum postcopy_memory kind, enum resolver_map map,
+                           uint64_t page_size)
 {
 	memset(f, 0, sizeof *f);
-	if (!guest_init(&f->g, POSTCOPY_MEMORY_MEMFD, SIZE))
+	if (!guest_init(&f->g, kind, SIZE))
 		return false;
 	f->s.content = calloc(1, SIZE);
 	fill_content(f->s.content);
@@ -201,6 +279,11 @@ static bool start_apart_by(struct fixture *f, enum resolver_map map, uint64_t pa
 	f->p = make_pull(&f->g, -1, map, &f->complete_fd);
 	assert_non_null(f->p);
 	return true;
+}
+
+static bool start_apart_by(struct fixture *f, enum resolver_map map, uint64_t page_size)
+{
+	return start_apart_on(f, POSTCOPY_MEMORY_MEMFD, map, page_size);
 }
 
 static bool start_apart(struct fixture *f, enum resolver_map map)
@@ -292,6 +375,16 @@ static void wait_count(const _Atomic uint64_t *counter, uint64_t n)
 		if (clock_now_ns() > until_ns)
 			fail_msg("%llu, not %llu", (unsigned long long)atomic_load(counter),
 			         (unsigned long long)n);
+		poll(NULL, 0, 1);
+	}
+}
+
+static void wait_set(const atomic_int *what)
+{
+	uint64_t until_ns = clock_now_ns() + TIMEOUT_MS * NSEC_PER_MSEC;
+
+	while (!atomic_load(what)) {
+		assert_true(clock_now_ns() < until_ns);
 		poll(NULL, 0, 1);
 	}
 }
@@ -824,6 +917,70 @@ static void test_cap_holds_no_fault_back(void **state)
 	stop(&f);
 }
 
+/*
+ * Events are read while a fill is refused, and poll() does not tell of them again. The fault waited
+ * for the next news of any kind.
+ */
+static void test_fault_that_comes_within_a_fill_is_served_at_once(void **state)
+{
+	struct toucher t;
+	struct fixture f;
+
+	(void)state;
+	/* What bulk brings the fault thread fills, after all faults. */
+	if (!start_apart_on(&f, POSTCOPY_MEMORY_ANONYMOUS, RESOLVER_MAP_EAGER, UNIT_BYTES))
+		skip();
+	connect_now(&f);
+	refusal.n_seen = &pull_stats(f.p)->faults_remote;
+	atomic_store(&refusal.thread, 0);
+	atomic_store(&refusal.armed, true);
+	/* One page comes, and the next in an hour: no other news. */
+	pull_set_bandwidth(f.p, 1);
+	assert_int_equal(pull_start(f.p), 0);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	wait_set(&refusal.thread);
+	touch(&f, &t, 500);
+	touched(&f, &t);
+	assert_false(atomic_load(&refusal.looks));
+	assert_int_equal(refusal.seen_asleep, 1);
+	pull_set_bandwidth(f.p, 0);
+	wait_complete(&f);
+	stop(&f);
+}
+
+/* A guest's memory is what the host is short of when it comes: nobody waits for a page by malloc().
+ */
+static void test_faults_allocate_nothing(void **state)
+{
+	static const enum postcopy_memory kinds[] = { POSTCOPY_MEMORY_MEMFD,
+		                                      POSTCOPY_MEMORY_ANONYMOUS };
+	struct toucher t;
+	struct fixture f;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+		if (!start_apart_on(&f, kinds[i], RESOLVER_MAP_LAZY, UNIT_BYTES))
+			skip();
+		connect_now(&f);
+		atomic_store(&n_allocated, 0);
+		assert_int_equal(pull_start(f.p), 0);
+		/* Some of these are zero pages. */
+		for (unsigned int page = 500; page < 520; page++) {
+			touch(&f, &t, page);
+			touched(&f, &t);
+		}
+		/* Others are minor faults. */
+		assert_int_equal(pull_start_bulk(f.p), 0);
+		for (unsigned int page = 0; page < 1000; page += 100) {
+			touch(&f, &t, page);
+			touched(&f, &t);
+		}
+		wait_complete(&f);
+		assert_int_equal(atomic_load(&n_allocated), 0);
+		stop(&f);
+	}
+}
+
 /* Parts of a word are asked for while others of it come by faults, and connections come and go. */
 static void test_streams_change_while_it_runs(void **state)
 {
@@ -962,6 +1119,8 @@ int main(void)
 		cmocka_unit_test(test_cap_holds_and_everything_arrives),
 		cmocka_unit_test(test_cap_that_lets_next_to_nothing_through_is_told),
 		cmocka_unit_test(test_cap_holds_no_fault_back),
+		cmocka_unit_test(test_fault_that_comes_within_a_fill_is_served_at_once),
+		cmocka_unit_test(test_faults_allocate_nothing),
 		cmocka_unit_test(test_streams_change_while_it_runs),
 		cmocka_unit_test(test_streams_change_all_the_time),
 		cmocka_unit_test(test_connections_lost_between_parts_of_a_word_lose_nothing),

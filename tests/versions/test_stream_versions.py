@@ -38,6 +38,26 @@ def test_hot_hints_of_a_newer_library(host, builds, destination):
 
 
 @CROSSED
+def test_a_destination_that_gives_up(host, builds, source, destination):
+    """Why is said to a source that takes it; to one of before it would be a frame of a wrong length."""
+    hosts = Hosts(host, builds, source, destination)
+    hosts.source.prepare_source("vm1")
+    hosts.destination.prepare_destination("vm1", hosts.source.address)
+    content = pyvmm.guest_content(1 << 20)
+    there = pyvmm.SourceVmm(hosts.source, "vm1", content)
+    here = pyvmm.DestinationVmm(hosts.destination, "vm1", len(content))
+    host.later(there.close)
+    host.later(here.close)
+    hosts.start()
+    there.pause()
+    here.expect(pyvmm.VMSTATE)
+    here.sock.close()
+    there.expect(pyvmm.RESUME)
+    reason = hosts.source.wait_for_state("vm1", "cancelled")["reason"]
+    assert reason == "the destination has given up before it ran"
+
+
+@CROSSED
 def test_a_vmstate_that_is_said_to_be_there_in_part(host, builds, source, destination):
     """Of a VMM whose library knows that; the daemon of before passes it over, or is not told."""
     hosts = Hosts(host, builds, source, destination)

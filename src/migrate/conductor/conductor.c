@@ -95,8 +95,13 @@ int conductor_take_ahead(struct conductor *k, const struct frame_header *h, cons
 	struct migration *m = k->m;
 	int rc;
 
-	if (k->late || m->ahead_len + h->payload_len > m->owner->config.max_vmstate_bytes)
-		return error_set(err, -EPROTO, "vmstate: more is ahead than there can be of it");
+	if (k->late)
+		return error_set(err, -EPROTO, "vmstate: it comes ahead, which was not asked for");
+	if (m->ahead_len + h->payload_len > m->owner->config.max_vmstate_bytes)
+		return error_set(err, -EFBIG,
+		                 "vmstate of more than %llu bytes, all that the destination takes: "
+		                 "raise its --max-vmstate",
+		                 (unsigned long long)m->owner->config.max_vmstate_bytes);
 	if (m->ahead_fd < 0) {
 		int fd = make_vmstate_memfd(err);
 
@@ -658,6 +663,10 @@ static void give_up(struct conductor *k, const struct error *why)
 	/* Who never was connected has nothing to take back. */
 	abort = !m->may_have_run && m->epoch;
 	m->farewell = abort ? FAREWELL_ABORT : FAREWELL_NONE;
+	/* Where the loop has ended it that was said already, and all that is known here is "stop".
+	 */
+	if (!*m->farewell_why)
+		memcpy(m->farewell_why, why->text, sizeof m->farewell_why);
 	pthread_mutex_unlock(&m->lock);
 	if (!abort) {
 		migration_post(m, NEWS_FAILED);

@@ -54,12 +54,25 @@ int conductor_expect(struct conn *c, enum frame_type type, struct frame_header *
 	return 0;
 }
 
+/* To a source that takes it, also why. */
+static int say_abort(struct conductor *k)
+{
+	uint8_t tx[FRAME_HEADER_BYTES + FRAME_ABORT_MAX];
+	struct migration *m = k->m;
+	size_t len;
+
+	pthread_mutex_lock(&m->lock);
+	len = frame_abort_encode(k->reply.abort_text ? m->farewell_why : "", tx);
+	pthread_mutex_unlock(&m->lock);
+	return conn_send(m->control, tx, len);
+}
+
 int conductor_say(struct conductor *k, enum frame_type say, struct error *err)
 {
 	int rc;
 
 	conn_set_receive_timeout(k->m->control, SILENT_MS);
-	rc = conn_send_plain(k->m->control, say);
+	rc = say == FRAME_ABORT ? say_abort(k) : conn_send_plain(k->m->control, say);
 	return rc ? error_errno(err, rc, "control connection") : 0;
 }
 

@@ -16,6 +16,7 @@
 #include "migrate/queue.h"
 #include "migrate/record/keep.h"
 #include "migrate/totals.h"
+#include "migrate/trim.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -91,9 +92,11 @@ void destination_detach(struct migration *m)
 }
 
 /* The conductor is to end, and the source to run its guest on: so it will be, whoever does it. */
-static void expect_abort(struct migration *m)
+static void expect_abort(struct migration *m, const char *why)
 {
 	pthread_mutex_lock(&m->lock);
+	if (!*m->farewell_why)
+		snprintf(m->farewell_why, sizeof m->farewell_why, "%s", why);
 	if (m->epoch && !m->may_have_run)
 		m->farewell = FAREWELL_ABORT;
 	pthread_mutex_unlock(&m->lock);
@@ -102,12 +105,15 @@ static void expect_abort(struct migration *m)
 /* The VMM has not run the guest and won't: the source may go on. */
 static void give_back(struct migration *m, const char *what, const char *why)
 {
+	struct error said = ERROR_INIT;
+
+	error_set(&said, 0, "the destination VMM %s: %s", what, why);
 	pthread_mutex_lock(&m->lock);
 	m->may_have_run = false;
 	pthread_mutex_unlock(&m->lock);
-	expect_abort(m);
+	expect_abort(m, said.text);
 	migration_order(m, ORDER_CANCEL);
-	migration_move(m, MIGRATION_FAILED, "the destination VMM %s: %s", what, why);
+	migration_move(m, MIGRATION_FAILED, "%s", said.text);
 }
 
 static void fail_load(struct migration *m, const char *why)
@@ -300,7 +306,7 @@ void destination_vmm_closed(struct migration *m)
 		return;
 	case MIGRATION_WARMING:
 	case MIGRATION_SWITCHING:
-		expect_abort(m);
+		expect_abort(m, "the destination VMM is gone");
 		interrupt(m, ORDER_CANCEL);
 		migration_move(m, MIGRATION_FAILED, "the destination VMM is gone");
 		return;
@@ -353,7 +359,7 @@ static void tell_ahead(struct migration *m)
 
 void destination_give_up(struct migration *m, const struct error *why)
 {
-	expect_abort(m);
+	expect_abort(m, why->text);
 	migration_order(m, ORDER_CANCEL);
 	/* By the connection that is there, if any: the guest stands still. */
 	dialing_interrupt(&m->dialing);
@@ -549,6 +555,7 @@ void destination_news(struct migration *m, unsigned int news)
 		m->conductor_runs = false;
 		migration_save(m);
 		release(m);
+		migrations_trim_later(m->owner);
 	}
 }
 
@@ -660,7 +667,7 @@ int destination_cancel(struct migration *m, struct error *err)
 		return 0;
 	case MIGRATION_WARMING:
 	case MIGRATION_SWITCHING:
-		expect_abort(m);
+		expect_abort(m, "cancelled by command");
 		migration_save(m);
 		interrupt(m, ORDER_CANCEL);
 		/* It is when the source has heard of it, or for long has not. */
@@ -756,14 +763,16 @@ void destination_attached_again(struct migration *m)
 
 void destination_adapter_late(struct migration *m, const char *why)
 {
+	struct error said = ERROR_INIT;
+
 	if (m->may_have_run) {
 		fail_load(m, why);
 		return;
 	}
-	expect_abort(m);
+	error_set(&said, 0, "the destination VMM can't be given the vmstate: %s", why);
+	expect_abort(m, said.text);
 	migration_order(m, ORDER_CANCEL);
-	migration_move(m, MIGRATION_FAILED, "the destination VMM can't be given the vmstate: %s",
-	               why);
+	migration_move(m, MIGRATION_FAILED, "%s", said.text);
 }
 
 int destination_go_on(struct migration *m)
@@ -780,6 +789,10 @@ int destination_go_on(struct migration *m)
 		m->orders |= ORDER_SWITCHOVER;
 	if (!over && m->farewell == FAREWELL_ABORT)
 		m->orders |= ORDER_CANCEL;
+	/* What the process before has met the record knows only of one that is over. */
+	if (m->farewell == FAREWELL_ABORT)
+		snprintf(m->farewell_why, sizeof m->farewell_why, "%s",
+		         over && *m->reason ? m->reason : "its daemon has ended meanwhile");
 	m->goodbye_only = over;
 	if (over ? m->farewell != FAREWELL_NONE : !waits)
 		rc = conductor_start(m);

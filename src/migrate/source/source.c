@@ -411,6 +411,7 @@ static void finish(struct migration *m, const char *why)
 static void on_aborted_by_destination(struct migration *m)
 {
 	struct error why = ERROR_INIT;
+	char told[ERROR_TEXT_MAX];
 
 	/* That, then, was its reason; the guest was never paused. */
 	if (region_table_check_readable(&m->table, &why)) {
@@ -420,7 +421,9 @@ static void on_aborted_by_destination(struct migration *m)
 			vmm_conn_send_error(m->vmm, &why);
 		return;
 	}
-	migration_move(m, MIGRATION_CANCELLED, "the destination has given up before it ran");
+	page_source_get_abort_why(m->source, told);
+	migration_move(m, MIGRATION_CANCELLED, "the destination has given up before it ran%s%s",
+	               *told ? ": " : "", told);
 	run_on(m, m->reason);
 }
 
