@@ -24,12 +24,12 @@
 #define MIB (1ull << 20)
 
 static const enum vmm_wire_type all_types[] = {
-	VMM_WIRE_ATTACH,        VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,     VMM_WIRE_PAUSE,
-	VMM_WIRE_PAUSED,        VMM_WIRE_RESUME,   VMM_WIRE_VMSTATE,   VMM_WIRE_LOADED,
-	VMM_WIRE_RESUMED,       VMM_WIRE_COMPLETE, VMM_WIRE_CHANNEL,   VMM_WIRE_ATTRIBUTES,
-	VMM_WIRE_COULD_NOT_RUN, VMM_WIRE_POISONED, VMM_WIRE_DIRTY_LOG, VMM_WIRE_LOG_START,
-	VMM_WIRE_LOG_HARVEST,   VMM_WIRE_LOG_STOP, VMM_WIRE_HARVESTED, VMM_WIRE_MEMORY,
-	VMM_WIRE_VMSTATE_AHEAD,
+	VMM_WIRE_ATTACH,        VMM_WIRE_ATTACHED,     VMM_WIRE_ERROR,     VMM_WIRE_PAUSE,
+	VMM_WIRE_PAUSED,        VMM_WIRE_RESUME,       VMM_WIRE_VMSTATE,   VMM_WIRE_LOADED,
+	VMM_WIRE_RESUMED,       VMM_WIRE_COMPLETE,     VMM_WIRE_CHANNEL,   VMM_WIRE_ATTRIBUTES,
+	VMM_WIRE_COULD_NOT_RUN, VMM_WIRE_POISONED,     VMM_WIRE_DIRTY_LOG, VMM_WIRE_LOG_START,
+	VMM_WIRE_LOG_HARVEST,   VMM_WIRE_LOG_STOP,     VMM_WIRE_HARVESTED, VMM_WIRE_MEMORY,
+	VMM_WIRE_VMSTATE_AHEAD, VMM_WIRE_OFFER_SHARDS, VMM_WIRE_SHARDS,
 };
 #define N_TYPES (sizeof all_types / sizeof *all_types)
 
@@ -90,6 +90,11 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 		m->number = 0x0123456789abcdef;
 		m->code = EIO;
 		strcpy(m->text, "why");
+	} else if (type == VMM_WIRE_OFFER_SHARDS) {
+		m->n_shards = 0x89abcdef;
+	} else if (type == VMM_WIRE_SHARDS) {
+		m->n_shards = SHARDS_MAX;
+		n_fds = SHARDS_MAX - 1;
 	} else if (type == VMM_WIRE_ATTRIBUTES) {
 		m->n_regions = 3;
 		for (uint32_t i = 0; i < m->n_regions; i++)
@@ -289,7 +294,7 @@ static void test_header_bounds(void **state)
 	(void)state;
 	for (unsigned int type = 0; type <= UINT16_MAX; type++) {
 		put_u16(buf, (uint16_t)type);
-		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_VMSTATE_AHEAD)
+		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_TYPE_LAST)
 			assert_int_equal(decode(buf, len, 0), type ? -ENOMSG : -EPROTO);
 	}
 	put_u16(buf, VMM_WIRE_PAUSE);
@@ -299,6 +304,32 @@ static void test_header_bounds(void **state)
 	put_u16(buf + 2, VMM_WIRE_VERSION);
 	put_u32(buf + 4, UINT32_MAX);
 	assert_int_equal(decode(buf, len, 0), -EPROTO);
+}
+
+/* One is what there is without; and each of the others has its descriptor. */
+static void test_shards_bounds(void **state)
+{
+	struct vmm_wire_msg m = { .type = VMM_WIRE_SHARDS };
+
+	(void)state;
+	for (uint32_t n = 0; n <= SHARDS_MAX + 2; n++) {
+		bool good = n >= 2 && n <= SHARDS_MAX;
+
+		m.n_shards = n;
+		for (size_t n_fds = 0; n_fds <= SHARDS_MAX + 1; n_fds++)
+			assert_int_equal(decode_message(&m, n_fds),
+			                 good && n_fds + 1 == n ? 0 : -EPROTO);
+	}
+	m.n_shards = UINT32_MAX;
+	assert_int_equal(decode_message(&m, 1), -EPROTO);
+	/* A newer daemon may offer more than are possible here. */
+	m.type = VMM_WIRE_OFFER_SHARDS;
+	assert_int_equal(decode_message(&m, 0), 0);
+	m.n_shards = 2;
+	assert_int_equal(decode_message(&m, 0), 0);
+	assert_int_equal(decode_message(&m, 1), -EPROTO);
+	m.n_shards = 1;
+	assert_int_equal(decode_message(&m, 0), -EPROTO);
 }
 
 static void test_attach_bounds(void **state)
@@ -1107,6 +1138,32 @@ static struct postcopy *attach_destination(struct fake_daemon *d, const struct p
 	return p;
 }
 
+/* Of a newer daemon: right after ATTACHED, and later. Nothing of it is an event, or stays open. */
+static void test_what_is_not_known_is_passed_over(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	uint8_t packet[VMM_WIRE_HEADER_BYTES + 4] = { 0 };
+	struct postcopy *p = NULL;
+	struct fake_daemon d;
+	size_t before;
+
+	(void)state;
+	put_u32(put_u16(put_u16(packet, VMM_WIRE_TYPE_LAST + 1), VMM_WIRE_VERSION), 4);
+	fake_listen(&d);
+	assert_int_equal(fake_attach(&d, &r, &p, NULL), 0);
+	before = open_fds();
+	send_raw(d.sock, packet, sizeof packet, 0);
+	send_raw(d.sock, packet, sizeof packet, 3);
+	expect_no_event(p);
+	send_raw(d.sock, packet, sizeof packet, 1);
+	fake_say(&d, VMM_WIRE_PAUSE);
+	expect_event(p, POSTCOPY_EVENT_PAUSE);
+	assert_int_equal(open_fds(), before);
+	postcopy_detach(p);
+	fake_deinit(&d);
+	region_deinit(&r);
+}
+
 static void test_destination_that_is_asked_again_says_the_same_again(void **state)
 {
 	struct postcopy_region r = memfd_region();
@@ -1228,6 +1285,7 @@ int main(void)
 		cmocka_unit_test(test_truncation_at_every_length),
 		cmocka_unit_test(test_wrong_descriptor_counts),
 		cmocka_unit_test(test_header_bounds),
+		cmocka_unit_test(test_shards_bounds),
 		cmocka_unit_test(test_attach_bounds),
 		cmocka_unit_test(test_descriptor_indexes),
 		cmocka_unit_test(test_error_bounds),
@@ -1244,6 +1302,7 @@ int main(void)
 		cmocka_unit_test(test_bound_memslot_is_not_write_protected),
 		cmocka_unit_test(test_source_refuses_what_does_not_fit),
 		cmocka_unit_test(test_source_that_is_asked_again_says_the_same_again),
+		cmocka_unit_test(test_what_is_not_known_is_passed_over),
 		cmocka_unit_test(test_destination_that_is_asked_again_says_the_same_again),
 		cmocka_unit_test(test_failed_load_is_said_again),
 		cmocka_unit_test(test_refused_attach_tells_the_reason),
