@@ -123,6 +123,21 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	return 0;
 }
 
+int pull_take_shards(struct pull *p, const int *uffds, unsigned int n, int journals_fd,
+                     struct error *err)
+{
+	(void)p;
+	(void)uffds;
+	(void)n;
+	(void)journals_fd;
+	return error_set(err, -EOPNOTSUPP, "pull: more than one userfaultfd is not supported");
+}
+
+size_t pull_journals_bytes(unsigned int n)
+{
+	return n > 1 ? (n - 1) * (size_t)PAGE_STATE_ROOM_BYTES : 0;
+}
+
 static void shutdown_all(struct pull *p)
 {
 	pthread_mutex_lock(&p->lock);
