@@ -9,6 +9,8 @@
  *
  *   VMM                          daemon
  *   ATTACH (table, fds)     ->
+ *                           <-   OFFER_SHARDS, to some destinations: how many userfaultfds may
+ *   SHARDS (fds)            ->   watch the memory, instead of the one of ATTACH
  *                           <-   ATTACHED, or ERROR and the socket closes
  *   An adapter, that speaks for a VMM, names it by its pidfd. When it has lost its connection:
  *   ATTACH again (pidfd)    ->
@@ -23,8 +25,6 @@
  *   POISONED (fd) where some of the guest is, PAUSED (vmstate) / ERROR ->
  *                           <-   RESUME (cancelled in time) or COMPLETE
  *   destination:
- *                           <-   OFFER_SHARDS, right after ATTACHED: how many userfaultfds it
- *   SHARDS (fds)            ->   would have watch the memory, instead of one
  *   CHANNEL (fd), any time  ->
  *                           <-   ATTRIBUTES, where the source's regions have any
  *                           <-   VMSTATE_AHEAD (fd)... (a hint)
@@ -39,12 +39,12 @@
  * POISONED, PAUSED, MEMORY, LOADED, RESUMED and what failed to load or to run are then said again.
  *
  * Who answers OFFER_SHARDS has made that many userfaultfds in its own process, but one, and moved
- * to each its part of the memory (util/shards.h) from the one of ATTACH. That is done when the
- * offer is read, which is before VMSTATE: nothing of the guest can touch its memory before. Who
- * does not know the offer, or can't do it, says nothing, and all stays with the one. A daemon that
- * could not keep the answer, or was started again before it had, offers again at any time, and who
- * has moved its memory answers with the same. What lies between costs nothing: who faults in a
- * part whose userfaultfd the daemon has not got yet waits.
+ * to each its part of the memory (util/shards.h) from the one of ATTACH. It comes before ATTACHED,
+ * and is dealt with before that is told to the VMM: for a moment a part is watched by none of them,
+ * and who touched it then would read zeroes. Who does not know the offer, or can't do it, says
+ * nothing, and all stays with the one. A daemon that could not keep the answer, or was started
+ * again before it had, offers again at any time: who has moved its memory says so again, and nobody
+ * moves it then. Who faults in a part whose userfaultfd the daemon has not got yet waits for that.
  *
  * Library and daemon may be of different releases. A type that one end does not know it passes
  * over, with its descriptors: so what is new is an offer or a hint, that a migration can do
