@@ -26,13 +26,14 @@ struct event_journal {
 	_Atomic uint32_t current;          /* which one counts; the other one is being made */
 	struct journal_map maps[2];
 };
-_Static_assert(sizeof(struct event_journal) <= PAGE_STATE_ROOM_BYTES, "it fits its room");
+_Static_assert(sizeof(struct event_journal) <= EVENTS_ROOM_BYTES, "it fits its room");
 
 #define INTERRUPT_SIGNAL SIGURG
 
-int events_init(struct events *e, struct resolver *resolver, const char *id)
+int events_init(struct events *e, struct resolver *resolver, unsigned int shard, const char *id)
 {
 	e->resolver = resolver;
+	e->shard = &resolver->shards[shard];
 	e->id = id;
 	return -pthread_mutex_init(&e->lock, NULL);
 }
@@ -50,7 +51,7 @@ static struct journal_map *current_map(struct event_journal *j)
 /* The event in @slot, in a copy of the map, which then takes the place of the old one. */
 static void change_map(struct events *e, const struct uffd_msg *msg, unsigned int slot)
 {
-	struct resolver *r = e->resolver;
+	struct resolver_shard *s = e->shard;
 	uint32_t other = 1 - atomic_load(&e->journal->current);
 	struct journal_map *next = &e->journal->maps[other];
 	int rc;
@@ -58,18 +59,18 @@ static void change_map(struct events *e, const struct uffd_msg *msg, unsigned in
 	/* By the process before this one. */
 	if (slot < atomic_load(&current_map(e->journal)->applied))
 		return;
-	next->map = r->addrmap;
+	next->map = s->addrmap;
 	if (msg->event == UFFD_EVENT_UNMAP)
 		rc = addrmap_unmap(&next->map, msg->arg.remove.start, msg->arg.remove.end);
 	else
 		rc = addrmap_move(&next->map, msg->arg.remap.from, msg->arg.remap.to,
 		                  msg->arg.remap.len);
 	atomic_store(&next->applied, slot + 1);
-	pthread_rwlock_wrlock(&r->map_lock);
+	pthread_rwlock_wrlock(&s->map_lock);
 	atomic_store(&e->journal->current, other);
-	r->addrmap = next->map;
-	r->map_changes++;
-	pthread_rwlock_unlock(&r->map_lock);
+	s->addrmap = next->map;
+	s->map_changes++;
+	pthread_rwlock_unlock(&s->map_lock);
 	if (rc)
 		log_migration_error(e->id,
 		                    "guest memory is mapped in more than %d pieces: some "
@@ -82,7 +83,7 @@ static void apply(struct events *e, const struct uffd_msg *msg, unsigned int slo
 {
 	switch (msg->event) {
 	case UFFD_EVENT_REMOVE:
-		resolver_discard(e->resolver, msg->arg.remove.start, msg->arg.remove.end);
+		resolver_discard(e->resolver, e->shard, msg->arg.remove.start, msg->arg.remove.end);
 		return;
 	case UFFD_EVENT_UNMAP:
 	case UFFD_EVENT_REMAP:
@@ -114,9 +115,9 @@ static bool is_piece(const struct region_table *table, const struct addrmap_piec
 	       p->host_addr <= UINT64_MAX - p->len;
 }
 
-int events_open(struct events *e, struct page_state *state, struct error *err)
+int events_open(struct events *e, void *room, struct error *err)
 {
-	struct event_journal *j = e->journal = page_state_room(state);
+	struct event_journal *j = e->journal = room;
 	uint32_t current = atomic_load(&j->current);
 	bool good = current < 2;
 
@@ -132,18 +133,18 @@ int events_open(struct events *e, struct page_state *state, struct error *err)
 
 void events_take_up(struct events *e)
 {
-	struct resolver *r = e->resolver;
+	struct resolver_shard *s = e->shard;
 	struct event_journal *j = e->journal;
 
 	/* Read into a page that is not there, an event could be lost after all. */
 	(void)mlock(j, sizeof *j);
 	if (!atomic_load(&j->ready)) {
 		atomic_store(&j->current, 0);
-		j->maps[0].map = r->addrmap;
+		j->maps[0].map = s->addrmap;
 		atomic_store(&j->ready, 1);
 		return;
 	}
-	r->addrmap = current_map(j)->map;
+	s->addrmap = current_map(j)->map;
 	for (unsigned int i = 0; i < EVENTS_MAX; i++) {
 		if (j->slots[i].event && j->slots[i].event != UFFD_EVENT_PAGEFAULT)
 			apply(e, &j->slots[i], i, true);
@@ -177,7 +178,7 @@ void events_interrupt(pthread_t reader)
 static ssize_t read_now(struct events *e, void *buf, size_t len)
 {
 	struct iovec iov = { buf, len };
-	struct pollfd fd = { .fd = e->resolver->uffd, .events = POLLIN };
+	struct pollfd fd = { .fd = e->shard->uffd, .events = POLLIN };
 	ssize_t n;
 
 	/* Memory that its VMM asks for is trapped by nobody that we could hear. */
@@ -244,7 +245,7 @@ void events_let_go(struct events *e)
 /* First that nobody is in such a call; then, as its event was taken under the lock, the lock. */
 bool events_settled(struct events *e)
 {
-	bool quiet = uffd_is_quiet(e->resolver->uffd);
+	bool quiet = uffd_is_quiet(e->shard->uffd);
 
 	events_hold(e);
 	events_let_go(e);

@@ -49,7 +49,7 @@ static void on_pagefault(void *arg, const struct uffd_msg *msg, uint64_t now_ns)
 	struct fault_thread *ft = arg;
 	struct pull *p = ft->pull;
 	uint64_t addr = msg->arg.pagefault.address;
-	const struct addrmap_piece *piece = addrmap_find(&p->resolver.addrmap, addr);
+	const struct addrmap_piece *piece = addrmap_find(&p->resolver.shards[0].addrmap, addr);
 	struct fault *f;
 	uint64_t unit;
 
@@ -94,7 +94,7 @@ static void bring_back_left_out(struct fault_thread *ft)
 		return;
 	/* First: what is left out from here on comes after. */
 	ft->table.left_out = false;
-	resolver_wake_all(&ft->pull->resolver);
+	resolver_wake_all(&ft->pull->resolver.shards[0]);
 }
 
 static bool on_again(void *arg)

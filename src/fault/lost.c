@@ -108,7 +108,7 @@ size_t pull_missing_ranges(const struct pull *p, struct pull_place *at, struct p
  */
 static int poison_front(struct pull *p, uint32_t region, uint64_t *unit, uint64_t end)
 {
-	struct resolver *r = &p->resolver;
+	struct resolver_shard *s = resolver_shard_of(&p->resolver, region, *unit);
 	uint64_t page_size = p->config.table.regions[region].page_size;
 	uint64_t per_page = page_size >> UNIT_SHIFT, all = UINT64_MAX;
 	uint64_t most = per_page > POISON_UNITS ? per_page : POISON_UNITS;
@@ -125,15 +125,15 @@ static int poison_front(struct pull *p, uint32_t region, uint64_t *unit, uint64_
 		end = first + most;
 	if (there < end) /* in mid-page: that page is poisoned, too */
 		end = there + (per_page - there % per_page) % per_page;
-	pthread_rwlock_rdlock(&r->map_lock);
-	mapped = addrmap_locate(&r->addrmap, region, first << UNIT_SHIFT,
+	pthread_rwlock_rdlock(&s->map_lock);
+	mapped = addrmap_locate(&s->addrmap, region, first << UNIT_SHIFT,
 	                        (end - first) << UNIT_SHIFT, &addr, &skip);
 	if (mapped)
-		rc = uffd_poison(r->uffd, addr, mapped, &done);
+		rc = uffd_poison(s->uffd, addr, mapped, &done);
 	/* The kernel takes no range that two VMAs share (madvise() on a part makes them two). */
 	if (mapped > page_size && rc == UFFD_UNMAPPED)
-		rc = uffd_poison(r->uffd, addr, page_size, &done);
-	pthread_rwlock_unlock(&r->map_lock);
+		rc = uffd_poison(s->uffd, addr, page_size, &done);
+	pthread_rwlock_unlock(&s->map_lock);
 	/* Absent is what lies behind the end of a truncated file: it is as good as poisoned. */
 	if (!mapped) /* nobody can touch it */
 		*unit = end;

@@ -40,11 +40,11 @@ static int open_state(struct pull *p, const struct pull_config *config, struct e
 	                 : page_state_adopt(&config->table, config->state_fd, &p->state, err);
 
 	p->config.table = config->table;
-	addrmap_init(&p->resolver.addrmap, &p->config.table);
+	addrmap_init(&p->resolver.shards[0].addrmap, &p->config.table);
 	if (config->pieces.n)
-		p->resolver.addrmap = config->pieces;
+		p->resolver.shards[0].addrmap = config->pieces;
 	if (!rc)
-		rc = events_open(&p->events, p->state, err);
+		rc = events_open(&p->events, page_state_room(p->state), err);
 	if (!rc)
 		rc = scheduler_new(&p->config.table, p->state, &p->scheduler, err);
 	if (!rc && guesses_init(&p->guesses, &p->config.table))
@@ -62,7 +62,7 @@ int pull_take_memory(struct pull *p, const struct pull_config *config, struct er
 		return rc;
 	arrival_init(&p->arrival, &p->config.table);
 	p->resolver.state = p->state;
-	p->resolver.uffd = p->config.uffd = config->uffd;
+	p->resolver.shards[0].uffd = p->config.uffd = config->uffd;
 	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
 	/* In this order: a discard that was taken settles what it names. */
 	events_take_up(&p->events);
@@ -97,7 +97,7 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	p->resolver = (struct resolver){
 		.table = &p->config.table,
 		.memories = p->config.memories,
-		.uffd = -1,
+		.shards[0].uffd = -1,
 		.map = config->map,
 		.stats = &p->stats,
 	};
@@ -105,7 +105,7 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	if (!rc && !p->stats.records)
 		rc = -ENOMEM;
 	if (!rc)
-		rc = events_init(&p->events, &p->resolver, p->config.id);
+		rc = events_init(&p->events, &p->resolver, 0, p->config.id);
 	if (rc)
 		error_errno(err, rc, "pull");
 	if (!rc) {
@@ -560,7 +560,7 @@ static void start_fault_thread(struct pull *p, int *rc)
 		return;
 	p->fault.pull = p;
 	arrival_begin(&p->arrival, clock_now_ns());
-	resolver_wake_all(&p->resolver);
+	resolver_wake_all(&p->resolver.shards[0]);
 	*rc = thread_start(&p->fault.thread, fault_thread_main, &p->fault);
 	p->fault.runs = !*rc;
 }
@@ -676,12 +676,13 @@ static int unregister_all(struct pull *p)
 	bool by_parts = false;
 
 	for (;;) {
-		uint64_t changes = resolver_map_changes(&p->resolver);
-		int rc = resolver_unregister(&p->resolver, by_parts);
+		uint64_t changes = resolver_map_changes(&p->resolver.shards[0]);
+		int rc = resolver_unregister(&p->resolver, &p->resolver.shards[0], by_parts);
 
 		if (rc < 0)
 			return rc;
-		if (!events_settled(&p->events) || resolver_map_changes(&p->resolver) != changes)
+		if (!events_settled(&p->events) ||
+		    resolver_map_changes(&p->resolver.shards[0]) != changes)
 			nanosleep(&pause, NULL);
 		else if (rc != UFFD_UNMAPPED || by_parts)
 			return 0;
@@ -733,7 +734,7 @@ int pull_finish(struct pull *p, struct error *err)
 	if (rc)
 		return error_errno(err, rc, "UFFDIO_UNREGISTER");
 	/* Some kernels wake nobody where MINOR alone was registered. */
-	resolver_wake_all(&p->resolver);
+	resolver_wake_all(&p->resolver.shards[0]);
 	pull_stop(p);
 	return 0;
 }

@@ -50,9 +50,9 @@ struct pull_config {
 	struct region_table table;
 	struct addrmap pieces; /* where it is mapped; empty: each region at its host_addr */
 	struct memory *memories[REGIONS_MAX];
-	int uffd;     /* -1: its VMM asks for its pages (POSTCOPY_REGION_ASKED) */
-	int state_fd; /* a page state to go on from (borrowed); -1: all is missing */
-	unsigned int n_shards;           /* 0 or 1: one userfaultfd */
+	int uffd;              /* -1: its VMM asks for its pages (POSTCOPY_REGION_ASKED) */
+	int state_fd;          /* a page state to go on from (borrowed); -1: all is missing */
+	unsigned int n_shards; /* 0 or 1: one userfaultfd */
 	int shard_uffds[SHARDS_MAX - 1]; /* of shards 1..n_shards-1; the pull's on success */
 	/*
 	 * With n_shards > 1: memfd of pull_journals_bytes(), borrowed, a copy is kept. Zeroed at
@@ -98,7 +98,8 @@ int pull_take_memory(struct pull *p, const struct pull_config *config, struct er
  * Once; the memory is there (pull_new() with a table, or pull_take_memory()); before pull_start()
  * or after, while nothing is finished. On success @uffds are the pull's. By the owner only.
  *
- * Return: 0; -EOPNOTSUPP, -EINVAL or the errno of what failed, with @err set: then all is as before.
+ * Return: 0; -EOPNOTSUPP, -EINVAL or the errno of what failed, with @err set: then all is as
+ * before.
  */
 int pull_take_shards(struct pull *p, const int *uffds, unsigned int n, int journals_fd,
                      struct error *err);
