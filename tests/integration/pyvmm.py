@@ -18,9 +18,11 @@ from harness import DEADLINE_S, Failure
 PAGE = 4096
 ATTACH, ATTACHED, ERROR, PAUSE, PAUSED, RESUME, VMSTATE, LOADED, RESUMED, COMPLETE = range(1, 11)
 CHANNEL, ATTRIBUTES, POISONED, COULD_NOT_RUN, MEMORY, VMSTATE_AHEAD = 11, 12, 13, 14, 20, 21
+OFFER_SHARDS, SHARDS = 22, 23
 NAMES = ["", "ATTACH", "ATTACHED", "ERROR", "PAUSE", "PAUSED", "RESUME", "VMSTATE", "LOADED",
          "RESUMED", "COMPLETE", "CHANNEL", "ATTRIBUTES", "POISONED", "COULD_NOT_RUN",
-         "DIRTY_LOG", "LOG_START", "LOG_HARVEST", "LOG_STOP", "HARVESTED", "MEMORY", "VMSTATE_AHEAD"]
+         "DIRTY_LOG", "LOG_START", "LOG_HARVEST", "LOG_STOP", "HARVESTED", "MEMORY", "VMSTATE_AHEAD",
+         "OFFER_SHARDS", "SHARDS"]
 SOURCE, DESTINATION = 1, 2
 MEMFD, HUGETLB, GUEST_MEMFD, ANONYMOUS = 1, 2, 3, 4
 NO_FD = 0xFFFFFFFF
@@ -171,7 +173,14 @@ class Socket:
         self.sock.sendmsg([data], rights)
 
     def receive(self):
-        """(type, payload, descriptors); type 0 at end of file."""
+        """(type, payload, descriptors); type 0 at end of file. As a library does that does not know it,
+        OFFER_SHARDS is passed over: whether it comes is up to the host's CPUs."""
+        while True:
+            kind, payload, fds = self.receive_any()
+            if kind != OFFER_SHARDS:
+                return kind, payload, fds
+
+    def receive_any(self):
         try:
             data, fds, _, _ = socket.recv_fds(self.sock, PACKET_MAX, 8)
         except ConnectionResetError:
