@@ -32,17 +32,32 @@ void resolver_deinit(struct resolver *r)
 		pthread_rwlock_destroy(&r->shards[i].map_lock);
 }
 
+static struct shards_region shards_region(const struct resolver *r, uint32_t region)
+{
+	const struct region *of = &r->table->regions[region];
+
+	return (struct shards_region){ .index = region,
+		                       .size = of->size,
+		                       .page_size = of->page_size };
+}
+
 struct resolver_shard *resolver_shard_of(struct resolver *r, uint32_t region, uint64_t unit)
 {
 	unsigned int n = atomic_load(&r->n_shards);
-	const struct region *of = &r->table->regions[region];
-	const struct shards_region shards_region = {
-		.index = region,
-		.size = of->size,
-		.page_size = of->page_size,
-	};
+	struct shards_region of = shards_region(r, region);
 
-	return &r->shards[n == 1 ? 0 : shards_of(n, &shards_region, unit << UNIT_SHIFT)];
+	return &r->shards[n == 1 ? 0 : shards_of(n, &of, unit << UNIT_SHIFT)];
+}
+
+void resolver_part(const struct resolver *r, unsigned int shard, uint32_t region,
+                   uint64_t *ret_first, uint64_t *ret_end)
+{
+	struct shards_region of = shards_region(r, region);
+	uint64_t begin, end;
+
+	shards_part(atomic_load(&r->n_shards), &of, shard, &begin, &end);
+	*ret_first = begin >> UNIT_SHIFT;
+	*ret_end = end >> UNIT_SHIFT;
 }
 
 /* The same by bytes. */

@@ -132,6 +132,10 @@ void resolver_deinit(struct resolver *r);
  */
 struct resolver_shard *resolver_shard_of(struct resolver *r, uint32_t region, uint64_t unit);
 
+/* The units of a region that one of them has: [*@ret_first, *@ret_end), or none. */
+void resolver_part(const struct resolver *r, unsigned int shard, uint32_t region,
+                   uint64_t *ret_first, uint64_t *ret_end);
+
 /*
  * resolver_fill() - fill, publish, map and wake what is still missing of a batch
  * @ret_filled: the units that this call filled; the others were there
