@@ -302,10 +302,18 @@ static int hand_over(struct bulk *b, const struct resolver_batch *batch, uint64_
 static int fill_batch(struct bulk *b, const struct resolver_batch *batch, uint64_t *ret_filled)
 {
 	const struct region *region = &b->pull->config.table.regions[batch->region];
+	uint64_t filled;
+	int rc;
 
-	return region->memory == POSTCOPY_MEMORY_ANONYMOUS
-	               ? hand_over(b, batch, ret_filled)
-	               : resolver_fill(&b->caller, batch, ret_filled);
+	if (region->memory != POSTCOPY_MEMORY_ANONYMOUS)
+		return resolver_fill(&b->caller, batch, ret_filled);
+	*ret_filled = 0;
+	/* Whose it was may have changed meanwhile. */
+	do {
+		rc = hand_over(b, batch, &filled);
+		*ret_filled |= filled;
+	} while (rc == -EXDEV);
+	return rc;
 }
 
 /* What a fill has come to. */

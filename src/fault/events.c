@@ -48,10 +48,23 @@ static struct journal_map *current_map(struct event_journal *j)
 	return &j->maps[atomic_load(&j->current)];
 }
 
+/* The other map takes its place. */
+static void turn_over(struct events *e, uint32_t other)
+{
+	struct resolver_shard *s = e->shard;
+
+	if (!e->alone)
+		pthread_rwlock_wrlock(&s->map_lock);
+	atomic_store(&e->journal->current, other);
+	s->addrmap = e->journal->maps[other].map;
+	s->map_changes++;
+	if (!e->alone)
+		pthread_rwlock_unlock(&s->map_lock);
+}
+
 /* The event in @slot, in a copy of the map, which then takes the place of the old one. */
 static void change_map(struct events *e, const struct uffd_msg *msg, unsigned int slot)
 {
-	struct resolver_shard *s = e->shard;
 	uint32_t other = 1 - atomic_load(&e->journal->current);
 	struct journal_map *next = &e->journal->maps[other];
 	int rc;
@@ -59,18 +72,14 @@ static void change_map(struct events *e, const struct uffd_msg *msg, unsigned in
 	/* By the process before this one. */
 	if (slot < atomic_load(&current_map(e->journal)->applied))
 		return;
-	next->map = s->addrmap;
+	next->map = e->shard->addrmap;
 	if (msg->event == UFFD_EVENT_UNMAP)
 		rc = addrmap_unmap(&next->map, msg->arg.remove.start, msg->arg.remove.end);
 	else
 		rc = addrmap_move(&next->map, msg->arg.remap.from, msg->arg.remap.to,
 		                  msg->arg.remap.len);
 	atomic_store(&next->applied, slot + 1);
-	pthread_rwlock_wrlock(&s->map_lock);
-	atomic_store(&e->journal->current, other);
-	s->addrmap = next->map;
-	s->map_changes++;
-	pthread_rwlock_unlock(&s->map_lock);
+	turn_over(e, other);
 	if (rc)
 		log_migration_error(e->id,
 		                    "guest memory is mapped in more than %d pieces: some "
@@ -152,6 +161,30 @@ void events_take_up(struct events *e)
 	}
 }
 
+void events_keep_part(struct events *e, unsigned int n)
+{
+	const struct region_table *table = e->resolver->table;
+	uint32_t other = 1 - atomic_load(&e->journal->current);
+	struct journal_map *next = &e->journal->maps[other];
+
+	events_hold(e);
+	next->map = e->shard->addrmap;
+	for (uint32_t i = 0; i < table->n; i++) {
+		const struct shards_region region = { .index = i,
+			                              .size = table->regions[i].size,
+			                              .page_size = table->regions[i].page_size };
+		uint64_t begin, end;
+
+		shards_part(n, &region, (unsigned int)(e->shard - e->resolver->shards), &begin,
+		            &end);
+		addrmap_keep(&next->map, i, begin, end);
+	}
+	/* All slots are clear. */
+	atomic_store(&next->applied, 0);
+	turn_over(e, other);
+	events_let_go(e);
+}
+
 static void do_nothing(int signal)
 {
 	(void)signal;
@@ -220,6 +253,26 @@ static size_t read_batch(struct events *e,
 	return n;
 }
 
+/*
+ * Where an event may be one of a change: nobody uses the map until it is in it. The kernel looks at
+ * the address that an ioctl names, and not by which userfaultfd its memory is watched: with several
+ * of them another's memory may be at that place as soon as the event is taken. Where there is but
+ * one, it refuses all ioctls until the event of that is taken, too.
+ */
+static void begin_alone(struct events *e)
+{
+	e->alone = atomic_load(&e->resolver->n_shards) > 1 && !uffd_is_quiet(e->shard->uffd);
+	if (e->alone)
+		pthread_rwlock_wrlock(&e->shard->map_lock);
+}
+
+static void end_alone(struct events *e)
+{
+	if (e->alone)
+		pthread_rwlock_unlock(&e->shard->map_lock);
+	e->alone = false;
+}
+
 void events_read(struct events *e,
                  void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns), void *arg)
 {
@@ -227,7 +280,9 @@ void events_read(struct events *e,
 
 	do {
 		events_hold(e);
+		begin_alone(e);
 		n = read_batch(e, fault, arg);
+		end_alone(e);
 		events_let_go(e);
 	} while (n == EVENTS_MAX);
 }

@@ -49,6 +49,7 @@ struct events {
 
 	pthread_mutex_t lock; /* held from taking events until they are applied */
 	struct event_journal *journal;
+	bool alone;     /* the reader has the map's lock, to write */
 	bool no_nowait; /* this kernel reads a userfaultfd without RWF_NOWAIT only */
 };
 
@@ -72,6 +73,10 @@ int events_open(struct events *e, void *room, struct error *err);
  * address map is what the VMM has made of it since.
  */
 void events_take_up(struct events *e);
+
+/* Of its map only its shard's part, where there are @n shards. By the reader, or before it reads.
+ */
+void events_keep_part(struct events *e, unsigned int n);
 
 void events_reader_begin(void);
 

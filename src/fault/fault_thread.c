@@ -216,7 +216,9 @@ static void fill_handed(struct fault_thread *ft)
 
 	if (!h)
 		return;
-	if (h->left) {
+	if (pull_fault_thread_of(ft->pull, h->batch.region, h->batch.word * WORD_UNITS) != ft) {
+		rc = -EXDEV;
+	} else if (h->left) {
 		struct resolver_batch part = next_part(h);
 
 		rc = resolver_fill(&ft->bulk_caller, &part, &filled);
@@ -525,10 +527,15 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	uint64_t received_ns = clock_now_ns(), filled;
 	int rc;
 
+	/* It was asked for before there were several threads: it is another's to ask for. */
+	if (pull_fault_thread_of(p, item->region, unit) != ft)
+		return;
 	if (f)
 		probe_fault_answered(f->record.addr, f->region, f->first_unit);
 	ft->filled_ns = ft->mapped_ns = 0;
 	rc = resolver_fill(&ft->caller, &batch, &filled);
+	if (ft->index && atomic_load(&p->fetching))
+		pull_wake_fault_thread(&p->faults[0]);
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             true, received_ns);
 	pull_tell_poisoned(p, item, filled);
@@ -587,12 +594,23 @@ static void read_answers(struct fault_thread *ft)
 		ft->due_ns = 0;
 }
 
+static void divide(struct fault_thread *ft, unsigned int n)
+{
+	struct pull *p = ft->pull;
+
+	pull_divide_now(ft, n);
+	pthread_mutex_lock(&p->lock);
+	p->divide_into = 0;
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+}
+
 /* What others have left for this thread: a new urgent connection, a new fetch channel. */
 static void take_deliveries(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
 	int channels[FETCH_CHANNELS_MAX];
-	unsigned int n;
+	unsigned int n, divide_into;
 
 	pthread_mutex_lock(&p->lock);
 	if (!ft->conn && ft->urgent.ready) {
@@ -602,7 +620,10 @@ static void take_deliveries(struct fault_thread *ft)
 	n = ft->index ? 0 : p->n_channels_new;
 	memcpy(channels, p->channels_new, n * sizeof *channels);
 	p->n_channels_new -= n;
+	divide_into = ft->index ? 0 : p->divide_into;
 	pthread_mutex_unlock(&p->lock);
+	if (divide_into)
+		divide(ft, divide_into);
 	for (unsigned int i = 0; i < n; i++)
 		if (fetch_table_add_channel(&ft->fetches, channels[i]))
 			log_migration_warning(p->config.id, "more than %u fetch channels",
@@ -654,13 +675,18 @@ static bool wait_for_news(struct fault_thread *ft)
 static void serve_fetches(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
+	uint64_t discarded;
 
 	if (!ft->fetches.n)
 		return;
 	/* Before looking: a fill that comes after the look wakes us again. */
 	atomic_store(&p->fetching, true);
-	stat_add(&p->stats.fill_zero, fetch_table_serve(&ft->fetches, &p->config.table, p->state,
-	                                                &ft->table, clock_now_ns()));
+	discarded = fetch_table_serve(&ft->fetches, &p->config.table, p->state, &ft->table,
+	                              clock_now_ns());
+	stat_add(&p->stats.fill_zero, discarded);
+	/* Somebody may wait there for what is zero now. */
+	for (unsigned int i = 1; i < pull_n_faults(p) && discarded; i++)
+		pull_wake_fault_thread(&p->faults[i]);
 	if (!ft->fetches.n)
 		atomic_store(&p->fetching, false);
 }
@@ -757,11 +783,27 @@ static void only_read_events(struct fault_thread *ft)
 	say(p, &ft->ends);
 }
 
+/* Return: false where it is not wanted after all. */
+static bool wait_to_begin(struct fault_thread *ft)
+{
+	struct pull *p = ft->pull;
+	bool may;
+
+	pthread_mutex_lock(&p->lock);
+	while (!ft->may_begin && !atomic_load(&ft->done))
+		pthread_cond_wait(&p->changed, &p->lock);
+	may = ft->may_begin;
+	pthread_mutex_unlock(&p->lock);
+	return may;
+}
+
 void *fault_thread_main(void *arg)
 {
 	struct fault_thread *ft = arg;
 	struct pull *p = ft->pull;
 
+	if (!wait_to_begin(ft))
+		return NULL;
 	thread_set_name("fault");
 	thread_prefer_latency();
 	events_reader_begin();
@@ -779,6 +821,7 @@ void *fault_thread_main(void *arg)
 		if (ft->has_events)
 			read_events(ft);
 		serve_fetches(ft);
+		pull_take_mail(ft);
 		if (ft->table.n)
 			serve_faults(ft);
 		read_answers(ft);
@@ -786,7 +829,8 @@ void *fault_thread_main(void *arg)
 		serve_fetches(ft);
 		/* The answers have made room in the window: nothing else would wake us to use it.
 		 */
-		ft->came_late = false;
+		ft->came_late =
+		        atomic_load(&ft->mail.waits) && !fault_table_fetched_full(&ft->table);
 		if (ft->table.n)
 			serve_faults(ft);
 		bring_back_left_out(ft);

@@ -15,6 +15,39 @@
 #include "util/thread.h"
 
 /*
+ * What it is to the source. An older one keeps few urgent connections of a migration, and one more
+ * ends the oldest: there all but the first are as bulk's, of which it takes more than we have. They
+ * are served alike, but what waits there goes before.
+ */
+static enum stream_role role_of(const struct fault_thread *ft)
+{
+	unsigned int urgents = atomic_load(&ft->pull->urgents);
+
+	/* One may be lost, and the source does not know it yet. */
+	return ft->index && 2 * (ft->index + 1) > urgents ? STREAM_BULK : STREAM_URGENT;
+}
+
+static int dial_as_it_may(struct fault_thread *ft, struct conn **ret, struct error *err)
+{
+	enum stream_role role = role_of(ft);
+	struct pull *p = ft->pull;
+	int rc = pull_dial(p, &p->dialing, role, ret, err);
+
+	/* Its reply may have told that it is another source by now. */
+	if (!rc && role != role_of(ft)) {
+		*ret = conn_free(*ret);
+		role = role_of(ft);
+		rc = pull_dial(p, &p->dialing, role, ret, err);
+	}
+	if (!rc && role == STREAM_BULK) {
+		rc = pull_settle_conn(*ret, STREAM_URGENT, err);
+		if (rc)
+			*ret = conn_free(*ret);
+	}
+	return rc;
+}
+
+/*
  * An urgent connection in place of one that is lost. Where the source was silent it may be the path
  * that lets small packets through only: then that is the reason that is told; the connection is
  * used all the same, for the guest has nothing better.
@@ -24,7 +57,7 @@ static int dial_urgent(struct fault_thread *ft, struct conn **ret, struct error 
 	struct pull *p = ft->pull;
 	struct conn_target target = pull_target(p);
 	struct error why = ERROR_INIT;
-	int rc = pull_dial(p, &p->dialing, STREAM_URGENT, ret, err);
+	int rc = dial_as_it_may(ft, ret, err);
 
 	if (rc || !atomic_exchange(&ft->silent, false))
 		return rc;
@@ -36,7 +69,7 @@ static int dial_urgent(struct fault_thread *ft, struct conn **ret, struct error 
 		return 0;
 	*ret = conn_free(*ret);
 	log_migration_warning(p->config.id, "%s", why.text);
-	return pull_dial(p, &p->dialing, STREAM_URGENT, ret, err);
+	return dial_as_it_may(ft, ret, err);
 }
 
 void pull_note_unconnected_locked(struct fault_thread *ft)

@@ -32,6 +32,7 @@ static void init_shared(struct pull *p)
 		p->faults[i].index = i;
 		p->faults[i].shard = &p->resolver.shards[i];
 		p->faults[i].wake_fd = -1;
+		p->faults[i].may_begin = !i;
 	}
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
 		dialing_init(&p->bulks[i].dialing);
@@ -64,6 +65,9 @@ int pull_take_memory(struct pull *p, const struct pull_config *config, struct er
 {
 	int rc = open_state(p, config, err);
 
+	if (!rc && config->n_shards > 1)
+		rc = pull_open_shards(p, config->shard_uffds, config->n_shards, config->journals_fd,
+		                      err);
 	/* Until all is well the descriptors are the caller's. */
 	if (rc)
 		return rc;
@@ -73,12 +77,16 @@ int pull_take_memory(struct pull *p, const struct pull_config *config, struct er
 	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
 	/* In this order: a discard that was taken settles what it names. */
 	events_take_up(&p->faults[0].events);
+	if (config->n_shards > 1)
+		pull_divide(p, config->n_shards);
 	if (config->state_fd >= 0) {
 		resolver_settle(&p->resolver);
 		/* Unlike the rest of the statistics these tell of the guest. */
 		atomic_store(&p->stats.pages_poisoned, page_state_count_poisoned(p->state));
 	}
 	scheduler_set_prefetch(p->scheduler, config->prefetch);
+	if (config->n_shards > 1)
+		pull_begin_shards(p);
 	return 0;
 }
 
@@ -126,21 +134,6 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	}
 	*ret = p;
 	return 0;
-}
-
-int pull_take_shards(struct pull *p, const int *uffds, unsigned int n, int journals_fd,
-                     struct error *err)
-{
-	(void)p;
-	(void)uffds;
-	(void)n;
-	(void)journals_fd;
-	return error_set(err, -EOPNOTSUPP, "pull: more than one userfaultfd is not supported");
-}
-
-size_t pull_journals_bytes(unsigned int n)
-{
-	return n > 1 ? (n - 1) * (size_t)PAGE_STATE_ROOM_BYTES : 0;
 }
 
 static void shutdown_all(struct pull *p)
@@ -249,6 +242,7 @@ void pull_release(struct pull *p)
 	free(p->stats.records);
 	p->stats.records = NULL;
 	p->state = page_state_free(p->state);
+	pull_unmap_journals(p);
 	/* These came when the fault thread had ended. */
 	while (p->n_channels_new) {
 		int fd = p->channels_new[--p->n_channels_new];
@@ -316,6 +310,8 @@ int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct c
 	hello.role = role;
 	hello.regions.n = 0;
 	rc = conn_dial(d, &target, p->tls, &hello, ret, reply, err);
+	if (!rc)
+		atomic_store(&p->urgents, reply->urgents);
 	free(reply);
 	if (rc)
 		return rc;
@@ -373,7 +369,15 @@ int pull_connect(struct pull *p, const struct conn_target *target, struct tls_co
 	atomic_store(&p->tls_known, true);
 	for (unsigned int i = 0; i < atomic_load(&p->streams) && !rc; i++)
 		rc = connect_to(p, STREAM_BULK, &p->bulks[i].conn, err);
-	return rc;
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&p->lock);
+	p->connected = true;
+	pthread_mutex_unlock(&p->lock);
+	/* The urgent connections of further fault threads: ahead of time, if they can be. */
+	if (pull_n_faults(p) > 1)
+		(void)pull_start_keeper(p);
+	return 0;
 }
 
 void pull_connect_later(struct pull *p, const struct conn_target *target, struct tls_context *tls,
@@ -520,8 +524,7 @@ enum load_limit pull_get_limit(const struct pull *p)
 	return limit == LOAD_WAITS && !stat_get(&p->stats.bulk_in_flight) ? LOAD_UNKNOWN : limit;
 }
 
-/* Return: 0 or -errno. */
-static int start_fault_thread(struct fault_thread *ft)
+int pull_start_fault_thread(struct fault_thread *ft)
 {
 	int rc;
 
@@ -544,7 +547,7 @@ int pull_start(struct pull *p)
 	if (!p->faults[0].runs)
 		arrival_begin(&p->arrival, clock_now_ns());
 	for (unsigned int i = 0; i < pull_n_faults(p) && !rc; i++)
-		rc = start_fault_thread(&p->faults[i]);
+		rc = pull_start_fault_thread(&p->faults[i]);
 	if (!rc)
 		rc = pull_start_keeper(p);
 	if (!rc) {

@@ -78,6 +78,17 @@ struct urgent {
 	char stall[ERROR_TEXT_MAX]; /* why; empty while it is there */
 };
 
+/*
+ * Pages that a fetch waits for, left by the first fault thread for another, which asks for them.
+ * Under pull->lock, but for waits.
+ */
+#define FETCH_MAIL_MAX 64u
+struct fetch_mail {
+	atomic_bool waits; /* there are some */
+	unsigned int n;
+	struct pull_place pages[FETCH_MAIL_MAX];
+};
+
 /* One for each userfaultfd: its number is its shard's. */
 struct fault_thread {
 	struct pull *pull;
@@ -90,8 +101,10 @@ struct fault_thread {
 	_Atomic unsigned int n_handed; /* bulk threads that wait for it */
 	atomic_bool silent;            /* its connection was lost because nothing came */
 	atomic_bool small_only;        /* and then packets of full size did not get through */
+	struct fetch_mail mail;
 	pthread_t thread;
-	bool runs;
+	bool runs;           /* written under pull->lock */
+	bool may_begin;      /* under pull->lock */
 	bool only_reads;     /* under pull->lock: it fills nothing any more */
 	bool ends;           /* under pull->lock: nor does it read events */
 	atomic_bool done;    /* it is to end */
@@ -127,6 +140,9 @@ struct pull {
 	                           */
 	atomic_bool tls_known;
 	uint64_t missing_at_release;
+	char *journals; /* of shard 1 and up: EVENTS_ROOM_BYTES each; NULL: there is one shard */
+	size_t journals_bytes;
+	_Atomic unsigned int urgents; /* how many urgent connections the source keeps; 0: one */
 
 	atomic_bool stopping;
 	atomic_bool completed;
@@ -154,8 +170,10 @@ struct pull {
 	struct dialing dialing; /* the keeper's, and pull_connect()'s before that runs */
 	pthread_t keeper;
 	bool keeper_runs;
-	bool started;      /* each stream is to have a thread */
-	bool bulk_started; /* which may begin */
+	bool connected;           /* pull_connect() was of use */
+	unsigned int divide_into; /* so many shards, by the first fault thread; 0: nothing to do */
+	bool started;             /* each stream is to have a thread */
+	bool bulk_started;        /* which may begin */
 
 	struct fault_thread faults[SHARDS_MAX]; /* of which resolver.n_shards are there */
 	struct bulk bulks[PULL_STREAMS_MAX];
@@ -177,6 +195,35 @@ static inline unsigned int pull_n_faults(const struct pull *p)
 {
 	return atomic_load(&p->resolver.n_shards);
 }
+
+/* Return: 0 or -errno. */
+int pull_start_fault_thread(struct fault_thread *ft);
+
+/*
+ * pull_open_shards() - make ready for further userfaultfds; nothing is divided yet
+ *
+ * As pull_take_shards(). On success @uffds are the pull's.
+ */
+int pull_open_shards(struct pull *p, const int *uffds, unsigned int n, int journals_fd,
+                     struct error *err);
+void pull_unmap_journals(struct pull *p);
+
+/*
+ * pull_divide() - from here on there are @n shards, which were opened
+ *
+ * By the first fault thread, or before it is started. What processes before have left in the
+ * journals of the others is taken up; that of the first one was.
+ */
+void pull_divide(struct pull *p, unsigned int n);
+
+/* The same, with what the first fault thread has in hand of what is another's by then. */
+void pull_divide_now(struct fault_thread *ft, unsigned int n);
+
+/* The others begin, or will by pull_start(). */
+void pull_begin_shards(struct pull *p);
+
+/* What the first fault thread has left for @ft, as far as there is room for it. */
+void pull_take_mail(struct fault_thread *ft);
 
 /* Which one a unit is for. */
 struct fault_thread *pull_fault_thread_of(struct pull *p, uint32_t region, uint64_t unit);

@@ -12,6 +12,19 @@
 #define CLAIM_UNITS 16u
 #define CLAIM_MASK ((1ull << CLAIM_UNITS) - 1)
 
+/* Who writes goes first: readers come one after the other, and each is short. */
+static int init_map_lock(pthread_rwlock_t *lock)
+{
+	pthread_rwlockattr_t attr;
+	int rc;
+
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	rc = -pthread_rwlock_init(lock, &attr);
+	pthread_rwlockattr_destroy(&attr);
+	return rc;
+}
+
 int resolver_init(struct resolver *r)
 {
 	int rc = 0;
@@ -21,7 +34,7 @@ int resolver_init(struct resolver *r)
 	for (unsigned int i = 0; i < SHARDS_MAX && !rc; i++) {
 		if (i)
 			r->shards[i].uffd = -1;
-		rc = -pthread_rwlock_init(&r->shards[i].map_lock, NULL);
+		rc = init_map_lock(&r->shards[i].map_lock);
 	}
 	return rc;
 }

@@ -171,6 +171,7 @@ size_t hello_reply_encode(const struct hello_reply *reply, void *buf)
 	m.version = STREAM_VERSION;
 	m.epoch = reply->epoch;
 	m.warm = reply->warm;
+	m.urgent_connections = reply->urgents;
 	m.daemon_version = (char *)POSTCOPY_VERSION;
 	m.n_regions = reply->regions.n;
 	m.regions = list;
@@ -246,6 +247,7 @@ int hello_reply_decode(const void *payload, size_t len, struct hello_reply *ret,
 		return -EPROTO;
 	ret->epoch = m->epoch;
 	ret->warm = m->warm;
+	ret->urgents = m->urgent_connections;
 	take_version(m->daemon_version, ret->daemon_version);
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
 }

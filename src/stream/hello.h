@@ -48,6 +48,8 @@ struct hello {
 struct hello_reply {
 	uint64_t epoch;
 	bool warm; /* CONTROL: it knows TRACK; a daemon of before does not */
+	/* How many urgent connections of one migration it keeps; 0: a daemon of before, one. */
+	uint32_t urgents;
 	/* For who has dialled; as the hello's. */
 	char daemon_version[DAEMON_VERSION_BYTES];
 	struct region_table regions; /* CONTROL only */
