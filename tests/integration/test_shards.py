@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import resource
+import struct
 
 import pytest
 
@@ -14,7 +15,7 @@ from keeper import KeptDaemon
 from pyvmm import PAGE
 from test_migrate import Pair, assert_guest_is_whole, attach, pytestmark as needs_kvm
 from test_reload import reread
-from test_takeover import kept
+from test_takeover import SLOT_BYTES, kept
 
 MIB = 1 << 20
 # Eight pieces of 2 MiB: as many parts as there can be.
@@ -84,6 +85,16 @@ class Divided:
             daemon.wait_for_state("vm1", "complete")
         harness.eventually(lambda: kept(self.destination) <= {"record.vm1", "vmm.vm1"},
                            "the store has let go of %s" % kept(self.destination))
+
+
+def record_major(daemon):
+    """Of the newest slot of its record: what a daemon has to know that goes on from it."""
+    fd = next(fd for name, fd in daemon.store.fds if name == "record.vm1")
+    slots = [os.pread(fd, SLOT_BYTES, at * SLOT_BYTES) for at in (0, 1)]
+    newest = max(slots, key=lambda slot: struct.unpack_from("<QQ", slot + bytes(16))[1])
+    # Its first field.
+    assert newest[32] == 8
+    return newest[33]
 
 
 # What is offered.
@@ -194,7 +205,10 @@ def test_each_part_is_served(host, n):
                                       *("uffd%d.vm1" % shard for shard in range(1, n))}
     pair.run()
     pair.touch_all()
+    # Older daemons are not to touch it, and when it is over may be put in this one's place.
+    assert record_major(pair.destination) == 4
     pair.finish()
+    assert record_major(pair.destination) == 3
 
 
 def test_a_vmm_that_divides_it_late_is_served(host):
@@ -234,8 +248,9 @@ def test_a_vmm_may_make_fewer(host):
 def test_an_older_vmm_is_served_by_the_one_it_has(host):
     """It has passed over what it does not know; what was held for it in the store is free again."""
     pair = Divided(host, 8, most=24)
+    assert record_major(pair.destination) == 4
     pair.run()
-    harness.eventually(lambda: pair.destination.state("vm1") == "postcopy", "it runs")
+    harness.eventually(lambda: record_major(pair.destination) == 3, "nothing is offered any more")
     pair.n = 1
     pair.touch_all()
     pair.finish()
@@ -268,9 +283,10 @@ def test_killed_with_the_answer_unread(host):
     pair.finish()
 
 
-def test_killed_when_it_had_taken_the_answer_and_not_written_it_down(host):
+@pytest.mark.parametrize("said", [False, True])
+def test_killed_when_it_had_taken_the_answer_and_not_written_it_down(host, said):
     """Kept are some of them, as a process has left them that was killed in between: the VMM says again
-    what it has said."""
+    what it has said. It may have been asked already, by one that was killed as well."""
     pair = Divided(host, 4)
     pair.vmm.divide()
     pair.destination.crash()
@@ -278,9 +294,12 @@ def test_killed_when_it_had_taken_the_answer_and_not_written_it_down(host):
         pair.destination.store.fds.append(("uffd%d.vm1" % shard, os.dup(uffd)))
     journals = pyvmm.memfd(size=1 << 16)
     pair.destination.store.fds.append(("journals.vm1", journals))
+    if said:
+        pair.vmm.say_shards()
     pair.destination.start()
-    assert pair.vmm.expect_offer() == 4
-    pair.vmm.say_shards()
+    if not said:
+        assert pair.vmm.expect_offer() == 4
+        pair.vmm.say_shards()
     pair.expect_taken()
     pair.run()
     pair.touch_all()
@@ -343,15 +362,18 @@ def test_killed_and_offered_again_to_a_guest_that_runs(host):
 
 
 @pytest.mark.parametrize("crash", [False, True])
-def test_an_answer_that_finds_no_descriptors_is_asked_for_again(host, crash):
+@pytest.mark.parametrize("room, lacking", [(0, "more userfaultfds: SHARDS: its descriptors could not be taken"),
+                                           (3, "3 userfaultfds can't be taken yet")])
+def test_an_answer_that_finds_no_descriptors_is_asked_for_again(host, room, lacking, crash):
     """Also of a guest that is loaded and runs by then: nobody else could serve it."""
     pair = Divided(host, 4)
     pair.vmm.divide()
     pid, limit = pair.destination.pid, resource.RLIMIT_NOFILE
     before = resource.prlimit(pid, limit)
-    resource.prlimit(pid, limit, (3, before[1]))
+    most = max(int(fd) for fd in os.listdir("/proc/%d/fd" % pid)) + 1 + room if room else 3
+    resource.prlimit(pid, limit, (most, before[1]))
     pair.vmm.say_shards()
-    pair.destination.wait_for_log("more userfaultfds: SHARDS: its descriptors could not be taken")
+    pair.destination.wait_for_log(lacking)
     resource.prlimit(pid, limit, before)
     assert pair.vmm.expect_offer() == 4
     pair.run()
