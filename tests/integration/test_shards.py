@@ -363,14 +363,16 @@ def test_killed_and_offered_again_to_a_guest_that_runs(host):
 
 @pytest.mark.parametrize("crash", [False, True])
 @pytest.mark.parametrize("room, lacking", [(0, "more userfaultfds: SHARDS: its descriptors could not be taken"),
-                                           (3, "3 userfaultfds can't be taken yet")])
+                                           (3, "4 userfaultfds can't be taken yet")])
 def test_an_answer_that_finds_no_descriptors_is_asked_for_again(host, room, lacking, crash):
     """Also of a guest that is loaded and runs by then: nobody else could serve it."""
     pair = Divided(host, 4)
     pair.vmm.divide()
     pid, limit = pair.destination.pid, resource.RLIMIT_NOFILE
     before = resource.prlimit(pid, limit)
-    most = max(int(fd) for fd in os.listdir("/proc/%d/fd" % pid)) + 1 + room if room else 3
+    used = {int(fd) for fd in os.listdir("/proc/%d/fd" % pid)}
+    # The lowest numbers are given first.
+    most = next(n for n in range(3, 1024) if n - sum(fd < n for fd in used) == room)
     resource.prlimit(pid, limit, (most, before[1]))
     pair.vmm.say_shards()
     pair.destination.wait_for_log(lacking)

@@ -2,6 +2,7 @@
 #include "migrate/destination/shards.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -100,6 +101,14 @@ void shards_ask_again(struct migration *m)
 	uv_timer_start(&ms->offers, on_again, AGAIN_MS, 0);
 }
 
+/* A check that found none for itself says that they are no userfaultfds. */
+static bool lacks_descriptors(int fd)
+{
+	_cleanup_close_ int spare = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+	return spare < 0;
+}
+
 /* As that of ATTACH was. */
 static int check_fds(const struct migration *m, unsigned int n, const int *fds, struct error *err)
 {
@@ -107,6 +116,8 @@ static int check_fds(const struct migration *m, unsigned int n, const int *fds, 
 
 	for (unsigned int i = 1; i < n && !rc; i++) {
 		rc = uffd_check(fds[i - 1], m->shards.uffd_features, false, err);
+		if (rc && lacks_descriptors(fds[i - 1]))
+			rc = error_set(err, -EMFILE, "no descriptor to look at them by");
 		if (rc)
 			error_prefix(err, "shard %u", i);
 	}
