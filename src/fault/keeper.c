@@ -139,7 +139,10 @@ static void dial_now(struct fault_thread *ft)
 	if (!rc) {
 		u->lost = false;
 		u->ready = c;
-		stat_add(&p->stats.reconnects, 1);
+		/* That of a further one has been none yet. */
+		if (!ft->index || u->was_there)
+			stat_add(&p->stats.reconnects, 1);
+		u->was_there = true;
 		pull_wake_fault_thread(ft);
 	}
 	p->config.connection(p->config.arg);

@@ -69,6 +69,7 @@ struct bulk {
 struct urgent {
 	struct conn *ready; /* dialled by the keeper for the fault thread */
 	bool lost;
+	bool was_there;             /* one that the keeper has dialled */
 	bool useful;                /* an answer has come on the one before */
 	bool planned;               /* the next dial, for next_dial_ns */
 	unsigned int retry_ms;      /* of pull_next_pause_ms() */

@@ -81,8 +81,9 @@ int pull_open_shards(struct pull *p, const int *uffds, unsigned int n, int journ
 {
 	int rc = check(p, n, err);
 
-	if (!rc)
-		rc = map_journals(p, n, journals_fd, err);
+	if (rc)
+		return rc;
+	rc = map_journals(p, n, journals_fd, err);
 	for (unsigned int i = 1; i < n && !rc; i++) {
 		struct fault_thread *ft = &p->faults[i];
 
