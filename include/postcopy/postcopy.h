@@ -21,12 +21,20 @@
  *                        postcopy_destination_resumed(); on
  *                        POSTCOPY_EVENT_COMPLETE every page is there.
  *
- * The library creates the userfaultfd, registers the regions in the mode their
+ * The library creates the userfaultfd(s), registers the regions in the mode their
  * memory needs, and keeps its own copy of it open: closing the last reference
  * would let absent pages read as zeroes. Before that it discards what the regions hold: a page that
  * is there before the guest has come would never be fetched. Absent pages may be touched by any
  * thread of the VMM, from attach on; it sleeps until the page is there (before
  * POSTCOPY_EVENT_VMSTATE nobody delivers pages, so don't wait for such a thread).
+ *
+ * Where the daemon offers it (its option fault-threads), postcopy_destination_attach() divides
+ * large regions among up to 8 userfaultfds, each of which a thread of the daemon's serves: many
+ * vCPUs fault at a time, and one would be what they all wait for. The VMM has nothing to do. It
+ * takes so many descriptors, and until POSTCOPY_EVENT_COMPLETE a region is as many mappings to the
+ * kernel as it has parts: mremap() over more than one of them is EFAULT (before Linux 6.17). A VMM
+ * that moves guest memory so attaches by postcopy_destination_register() and
+ * postcopy_destination_attach_registered(), which never divide any.
  *
  * While attached on the destination, until POSTCOPY_EVENT_COMPLETE:
  *   - anonymous memory: madvise(MADV_DONTNEED, MADV_FREE) discards, as ever: a page that had

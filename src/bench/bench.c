@@ -20,6 +20,7 @@
 #include "ctl/json.h"
 #include "ctl/units.h"
 #include "mem/probe.h"
+#include "util/shards.h"
 
 #define IDLE_FAULTS_WITH_FLOORS 500
 #define DEFAULT_STREAMS_MAX 4
@@ -103,6 +104,9 @@ static const struct option_spec bench_specs[] = {
 	  "move so many further guests of the same kind at the same\ntime; they are not measured, "
 	  "but for their faults and total (0)",
 	  0, BENCH_BESIDE_MAX },
+	{ "fault-threads", OPTION_UINT, BENCH(fault_threads), "N",
+	  "threads and userfaultfds that serve a guest's faults; 0: one for\nfour CPUs (0)", 0,
+	  SHARDS_MAX },
 	{ "trace", OPTION_CHOICE, BENCH(trace), "MODE",
 	  "measure the guest's stalls by eBPF: auto, fentry, kprobe,\ntracepoint or off (auto)",
 	  .choices = { "auto", "fentry", "kprobe", "tracepoint", "off" } },

@@ -59,7 +59,8 @@ struct bench_options {
 	uint64_t rtt_us;
 	uint64_t queue_ms;
 	uint64_t cross_mbit;
-	uint64_t beside; /* further guests that move at the same time */
+	uint64_t beside;        /* further guests that move at the same time */
+	uint64_t fault_threads; /* the destination's daemon's; 0: as many as it likes */
 	const char *qdisc;
 	bool floors;
 	bool hugepages;

@@ -43,6 +43,10 @@ int bench_qemu_check(const struct bench_options *o, struct error *err)
 	if (o->beside)
 		return error_set(err, -EINVAL,
 		                 "--beside is of minivmm's guests: not with --vmm qemu");
+	if (o->fault_threads > 1)
+		return error_set(err, -EINVAL,
+		                 "--fault-threads is of minivmm's guests: not with --vmm qemu, "
+		                 "whose userfaultfd is one");
 	if (o->runs > RUNS_MAX)
 		return error_set(err, -EINVAL, "--vmm qemu makes %d --runs at most", RUNS_MAX);
 	return 0;

@@ -55,6 +55,7 @@ static void add_options(struct json_object *result, const struct bench_options *
 	json_set_count(result, "seed", o->seed);
 	json_set_count(result, "vmstate_pad_bytes", o->vmstate_pad_bytes);
 	json_set_count(result, "idle_faults", o->idle_faults);
+	json_set_count(result, "fault_threads", o->fault_threads);
 }
 
 /* The daemon's, and those that users ask for: before switchover no guest is there to have one. */

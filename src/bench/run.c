@@ -106,11 +106,12 @@ static int start_source(struct bench *b, struct error *err)
 static int start_destination(struct bench *b, struct error *err)
 {
 	struct paths p;
+	char fault_threads[24];
 	/* clang-format off */
 	char *const argv[] = {
 		b->daemon_path, "--config", "/dev/null",
 		"--control", p.control, "--vmm", p.vmm, "--cert", p.cert, "--key", p.key,
-		"--ca", p.ca, "--allow-peer", PKI_SOURCE_NAME,
+		"--ca", p.ca, "--allow-peer", PKI_SOURCE_NAME, "--fault-threads", fault_threads,
 		"--trace", (char *)b->options->trace, "--ready-fd", PROCESS_STATUS_FD_TEXT,
 		NULL,
 	};
@@ -118,6 +119,8 @@ static int start_destination(struct bench *b, struct error *err)
 	unsigned int port;
 	int r;
 
+	snprintf(fault_threads, sizeof fault_threads, "%llu",
+	         (unsigned long long)b->options->fault_threads);
 	paths_init(&p, b, "destination", PKI_DESTINATION_CERT, PKI_DESTINATION_KEY);
 	r = process_start(&b->destination_daemon, "the destination's postcopyd", argv, p.log, err);
 	if (!r)

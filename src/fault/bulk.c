@@ -53,7 +53,8 @@ static void on_woken(void *arg, uint32_t region, uint64_t first_unit, uint64_t f
 {
 	struct bulk *b = arg;
 
-	brought_note(&b->pull->brought, region, first_unit, filled_ns, mapped_ns);
+	brought_note(&pull_fault_thread_of(b->pull, region, first_unit)->brought, region,
+	             first_unit, filled_ns, mapped_ns);
 }
 
 /* A part of a word is answered, or given up. With the last one the word is settled. */
@@ -118,12 +119,11 @@ static void dial(struct bulk *b)
 {
 	struct pull *p = b->pull;
 	struct error err = ERROR_INIT;
-	uint64_t until_ns;
 	struct conn *c;
 	int rc;
 
 	pthread_mutex_lock(&p->lock);
-	pull_back_off_locked(p, &b->retry_ms, &until_ns);
+	pull_back_off_locked(p, &b->retry_ms);
 	pthread_mutex_unlock(&p->lock);
 	if (atomic_load(&p->stopping) || is_retired(b))
 		return;
@@ -273,19 +273,22 @@ static void end_guess(struct pull *p, const struct scheduler_item *item, uint64_
  */
 static int hand_over(struct bulk *b, const struct resolver_batch *batch, uint64_t *ret_filled)
 {
+	struct fault_thread *ft =
+	        pull_fault_thread_of(b->pull, batch->region, batch->word * WORD_UNITS);
+	unsigned int waits_for = ft->index + 1;
 	uint64_t begin_ns = clock_now_ns();
 	struct handed *h = &b->handed;
-	struct pull *p = b->pull;
 
 	h->batch = *batch;
 	h->left = batch->data_mask | batch->zero_mask | batch->error_mask;
 	h->done = 0;
-	atomic_store(&h->waits, true);
+	atomic_store(&h->waits_for, waits_for);
 	/* While there is one it does not sleep. */
-	if (!atomic_fetch_add(&p->n_handed, 1))
-		pull_wake_fault_thread(p);
-	if (atomic_load(&p->fault.refuses) && atomic_exchange(&h->waits, false)) {
-		atomic_fetch_sub(&p->n_handed, 1);
+	if (!atomic_fetch_add(&ft->n_handed, 1))
+		pull_wake_fault_thread(ft);
+	if (atomic_load(&ft->refuses) &&
+	    atomic_compare_exchange_strong(&h->waits_for, &waits_for, 0)) {
+		atomic_fetch_sub(&ft->n_handed, 1);
 		h->rc = -ECANCELED;
 	} else {
 		while (sem_wait(&h->filled))
@@ -299,10 +302,18 @@ static int hand_over(struct bulk *b, const struct resolver_batch *batch, uint64_
 static int fill_batch(struct bulk *b, const struct resolver_batch *batch, uint64_t *ret_filled)
 {
 	const struct region *region = &b->pull->config.table.regions[batch->region];
+	uint64_t filled;
+	int rc;
 
-	return region->memory == POSTCOPY_MEMORY_ANONYMOUS
-	               ? hand_over(b, batch, ret_filled)
-	               : resolver_fill(&b->caller, batch, ret_filled);
+	if (region->memory != POSTCOPY_MEMORY_ANONYMOUS)
+		return resolver_fill(&b->caller, batch, ret_filled);
+	*ret_filled = 0;
+	/* Whose it was may have changed meanwhile. */
+	do {
+		rc = hand_over(b, batch, &filled);
+		*ret_filled |= filled;
+	} while (rc == -EXDEV);
+	return rc;
 }
 
 /* What a fill has come to. */
@@ -317,7 +328,7 @@ static void fill_done(struct bulk *b, const struct frame_pages *pages,
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             false, now_ns);
 	if (atomic_load(&p->fetching))
-		pull_wake_fault_thread(p);
+		pull_wake_fault_thread(&p->faults[0]);
 	atomic_store_explicit(&p->stats.bulk_last_ns, now_ns, memory_order_relaxed);
 	settle(b, item, !rc || rc == -ESRCH);
 	if (!rc || rc == -ESRCH) {

@@ -26,13 +26,14 @@ struct event_journal {
 	_Atomic uint32_t current;          /* which one counts; the other one is being made */
 	struct journal_map maps[2];
 };
-_Static_assert(sizeof(struct event_journal) <= PAGE_STATE_ROOM_BYTES, "it fits its room");
+_Static_assert(sizeof(struct event_journal) <= EVENTS_ROOM_BYTES, "it fits its room");
 
 #define INTERRUPT_SIGNAL SIGURG
 
-int events_init(struct events *e, struct resolver *resolver, const char *id)
+int events_init(struct events *e, struct resolver *resolver, unsigned int shard, const char *id)
 {
 	e->resolver = resolver;
+	e->shard = &resolver->shards[shard];
 	e->id = id;
 	return -pthread_mutex_init(&e->lock, NULL);
 }
@@ -47,10 +48,23 @@ static struct journal_map *current_map(struct event_journal *j)
 	return &j->maps[atomic_load(&j->current)];
 }
 
+/* The other map takes its place. */
+static void turn_over(struct events *e, uint32_t other)
+{
+	struct resolver_shard *s = e->shard;
+
+	if (!e->alone)
+		pthread_rwlock_wrlock(&s->map_lock);
+	atomic_store(&e->journal->current, other);
+	s->addrmap = e->journal->maps[other].map;
+	s->map_changes++;
+	if (!e->alone)
+		pthread_rwlock_unlock(&s->map_lock);
+}
+
 /* The event in @slot, in a copy of the map, which then takes the place of the old one. */
 static void change_map(struct events *e, const struct uffd_msg *msg, unsigned int slot)
 {
-	struct resolver *r = e->resolver;
 	uint32_t other = 1 - atomic_load(&e->journal->current);
 	struct journal_map *next = &e->journal->maps[other];
 	int rc;
@@ -58,18 +72,14 @@ static void change_map(struct events *e, const struct uffd_msg *msg, unsigned in
 	/* By the process before this one. */
 	if (slot < atomic_load(&current_map(e->journal)->applied))
 		return;
-	next->map = r->addrmap;
+	next->map = e->shard->addrmap;
 	if (msg->event == UFFD_EVENT_UNMAP)
 		rc = addrmap_unmap(&next->map, msg->arg.remove.start, msg->arg.remove.end);
 	else
 		rc = addrmap_move(&next->map, msg->arg.remap.from, msg->arg.remap.to,
 		                  msg->arg.remap.len);
 	atomic_store(&next->applied, slot + 1);
-	pthread_rwlock_wrlock(&r->map_lock);
-	atomic_store(&e->journal->current, other);
-	r->addrmap = next->map;
-	r->map_changes++;
-	pthread_rwlock_unlock(&r->map_lock);
+	turn_over(e, other);
 	if (rc)
 		log_migration_error(e->id,
 		                    "guest memory is mapped in more than %d pieces: some "
@@ -82,7 +92,7 @@ static void apply(struct events *e, const struct uffd_msg *msg, unsigned int slo
 {
 	switch (msg->event) {
 	case UFFD_EVENT_REMOVE:
-		resolver_discard(e->resolver, msg->arg.remove.start, msg->arg.remove.end);
+		resolver_discard(e->resolver, e->shard, msg->arg.remove.start, msg->arg.remove.end);
 		return;
 	case UFFD_EVENT_UNMAP:
 	case UFFD_EVENT_REMAP:
@@ -114,9 +124,9 @@ static bool is_piece(const struct region_table *table, const struct addrmap_piec
 	       p->host_addr <= UINT64_MAX - p->len;
 }
 
-int events_open(struct events *e, struct page_state *state, struct error *err)
+int events_open(struct events *e, void *room, struct error *err)
 {
-	struct event_journal *j = e->journal = page_state_room(state);
+	struct event_journal *j = e->journal = room;
 	uint32_t current = atomic_load(&j->current);
 	bool good = current < 2;
 
@@ -132,23 +142,47 @@ int events_open(struct events *e, struct page_state *state, struct error *err)
 
 void events_take_up(struct events *e)
 {
-	struct resolver *r = e->resolver;
+	struct resolver_shard *s = e->shard;
 	struct event_journal *j = e->journal;
 
 	/* Read into a page that is not there, an event could be lost after all. */
 	(void)mlock(j, sizeof *j);
 	if (!atomic_load(&j->ready)) {
 		atomic_store(&j->current, 0);
-		j->maps[0].map = r->addrmap;
+		j->maps[0].map = s->addrmap;
 		atomic_store(&j->ready, 1);
 		return;
 	}
-	r->addrmap = current_map(j)->map;
+	s->addrmap = current_map(j)->map;
 	for (unsigned int i = 0; i < EVENTS_MAX; i++) {
 		if (j->slots[i].event && j->slots[i].event != UFFD_EVENT_PAGEFAULT)
 			apply(e, &j->slots[i], i, true);
 		clear(&j->slots[i]);
 	}
+}
+
+void events_keep_part(struct events *e, unsigned int n)
+{
+	const struct region_table *table = e->resolver->table;
+	uint32_t other = 1 - atomic_load(&e->journal->current);
+	struct journal_map *next = &e->journal->maps[other];
+
+	events_hold(e);
+	next->map = e->shard->addrmap;
+	for (uint32_t i = 0; i < table->n; i++) {
+		const struct shards_region region = { .index = i,
+			                              .size = table->regions[i].size,
+			                              .page_size = table->regions[i].page_size };
+		uint64_t begin, end;
+
+		shards_part(n, &region, (unsigned int)(e->shard - e->resolver->shards), &begin,
+		            &end);
+		addrmap_keep(&next->map, i, begin, end);
+	}
+	/* All slots are clear. */
+	atomic_store(&next->applied, 0);
+	turn_over(e, other);
+	events_let_go(e);
 }
 
 static void do_nothing(int signal)
@@ -177,7 +211,7 @@ void events_interrupt(pthread_t reader)
 static ssize_t read_now(struct events *e, void *buf, size_t len)
 {
 	struct iovec iov = { buf, len };
-	struct pollfd fd = { .fd = e->resolver->uffd, .events = POLLIN };
+	struct pollfd fd = { .fd = e->shard->uffd, .events = POLLIN };
 	ssize_t n;
 
 	/* Memory that its VMM asks for is trapped by nobody that we could hear. */
@@ -219,6 +253,26 @@ static size_t read_batch(struct events *e,
 	return n;
 }
 
+/*
+ * Where an event may be one of a change: nobody uses the map until it is in it. The kernel looks at
+ * the address that an ioctl names, and not by which userfaultfd its memory is watched: with several
+ * of them another's memory may be at that place as soon as the event is taken. Where there is but
+ * one, it refuses all ioctls until the event of that is taken, too.
+ */
+static void begin_alone(struct events *e)
+{
+	e->alone = atomic_load(&e->resolver->n_shards) > 1 && !uffd_is_quiet(e->shard->uffd);
+	if (e->alone)
+		pthread_rwlock_wrlock(&e->shard->map_lock);
+}
+
+static void end_alone(struct events *e)
+{
+	if (e->alone)
+		pthread_rwlock_unlock(&e->shard->map_lock);
+	e->alone = false;
+}
+
 void events_read(struct events *e,
                  void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns), void *arg)
 {
@@ -226,7 +280,9 @@ void events_read(struct events *e,
 
 	do {
 		events_hold(e);
+		begin_alone(e);
 		n = read_batch(e, fault, arg);
+		end_alone(e);
 		events_let_go(e);
 	} while (n == EVENTS_MAX);
 }
@@ -244,7 +300,7 @@ void events_let_go(struct events *e)
 /* First that nobody is in such a call; then, as its event was taken under the lock, the lock. */
 bool events_settled(struct events *e)
 {
-	bool quiet = uffd_is_quiet(e->resolver->uffd);
+	bool quiet = uffd_is_quiet(e->shard->uffd);
 
 	events_hold(e);
 	events_let_go(e);

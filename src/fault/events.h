@@ -38,27 +38,33 @@
 /* Events that one read() takes. */
 #define EVENTS_MAX 32u
 
+/* What a journal takes. */
+#define EVENTS_ROOM_BYTES PAGE_STATE_ROOM_BYTES
+
 struct events {
 	/* Set at birth. */
 	struct resolver *resolver;
-	const char *id; /* of the migration, for the log */
+	struct resolver_shard *shard; /* whose userfaultfd, and whose map */
+	const char *id;               /* of the migration, for the log */
 
 	pthread_mutex_t lock; /* held from taking events until they are applied */
 	struct event_journal *journal;
+	bool alone;     /* the reader has the map's lock, to write */
 	bool no_nowait; /* this kernel reads a userfaultfd without RWF_NOWAIT only */
 };
 
-/* @resolver: initialised. Return: 0 or -errno. */
-int events_init(struct events *e, struct resolver *resolver, const char *id);
+/* @resolver: initialised; @shard: of it, by its number. Return: 0 or -errno. */
+int events_init(struct events *e, struct resolver *resolver, unsigned int shard, const char *id);
 void events_deinit(struct events *e);
 
 /*
  * events_open() - what the process before has left, looked at and not touched
+ * @room: EVENTS_ROOM_BYTES, aligned to pages, in a memfd that survives the process; zeroed at first
  *
  * It is believed no more than anything else that is read: whatever lies there, no place of ours is
  * written for it. Return: 0; -EPROTO with @err set.
  */
-int events_open(struct events *e, struct page_state *state, struct error *err);
+int events_open(struct events *e, void *room, struct error *err);
 
 /*
  * events_take_up() - before anything is filled or read: where the process before was
@@ -67,6 +73,10 @@ int events_open(struct events *e, struct page_state *state, struct error *err);
  * address map is what the VMM has made of it since.
  */
 void events_take_up(struct events *e);
+
+/* Of its map only its shard's part, where there are @n shards. By the reader, or before it reads.
+ */
+void events_keep_part(struct events *e, unsigned int n);
 
 void events_reader_begin(void);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The fault thread: from an event of the userfaultfd to the vCPU running again.
+ * A fault thread: from an event of its userfaultfd to the vCPU running again.
  *
  * One round: wait for an event, an answer, or news from the pull; read all events into
  * the fault table; ask for what is new; take all answers that are there. Events come
@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "fault/uffd.h"
+#include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
 #include "util/probes.h"
@@ -49,7 +50,7 @@ static void on_pagefault(void *arg, const struct uffd_msg *msg, uint64_t now_ns)
 	struct fault_thread *ft = arg;
 	struct pull *p = ft->pull;
 	uint64_t addr = msg->arg.pagefault.address;
-	const struct addrmap_piece *piece = addrmap_find(&p->resolver.addrmap, addr);
+	const struct addrmap_piece *piece = addrmap_find(&ft->shard->addrmap, addr);
 	struct fault *f;
 	uint64_t unit;
 
@@ -84,7 +85,7 @@ static void on_pagefault(void *arg, const struct uffd_msg *msg, uint64_t now_ns)
 
 static void read_events(struct fault_thread *ft)
 {
-	events_read(&ft->pull->events, on_pagefault, ft);
+	events_read(&ft->events, on_pagefault, ft);
 }
 
 /* There is room again: who found none raises its event anew, as others do who have an entry. */
@@ -94,7 +95,7 @@ static void bring_back_left_out(struct fault_thread *ft)
 		return;
 	/* First: what is left out from here on comes after. */
 	ft->table.left_out = false;
-	resolver_wake_all(&ft->pull->resolver);
+	resolver_wake_all(ft->shard);
 }
 
 static bool on_again(void *arg)
@@ -114,6 +115,7 @@ static void begin_listening(struct fault_thread *ft)
 
 static void lose_connection(struct fault_thread *ft, const char *why)
 {
+	struct urgent *u = &ft->urgent;
 	struct pull *p = ft->pull;
 	struct scheduler_item item;
 	struct conn *c = ft->conn;
@@ -122,12 +124,12 @@ static void lose_connection(struct fault_thread *ft, const char *why)
 		;
 	pthread_mutex_lock(&p->lock);
 	ft->conn = NULL;
-	p->urgent_lost = true;
-	if (ft->answered || !p->lost_ns)
-		p->lost_ns = clock_now_ns();
-	p->dials_failed = 0;
-	snprintf(p->stall, sizeof p->stall, "%s", why);
-	p->urgent_useful = ft->answered;
+	u->lost = true;
+	if (ft->answered || !u->lost_ns)
+		u->lost_ns = clock_now_ns();
+	u->dials_failed = 0;
+	snprintf(u->stall, sizeof u->stall, "%s", why);
+	u->useful = ft->answered;
 	pthread_cond_broadcast(&p->changed);
 	pthread_mutex_unlock(&p->lock);
 	conn_free(c);
@@ -163,14 +165,14 @@ static void on_bulk_woken(void *arg, uint32_t region, uint64_t first_unit, uint6
 {
 	struct fault_thread *ft = arg;
 
-	brought_note(&ft->pull->brought, region, first_unit, filled_ns, mapped_ns);
+	brought_note(&ft->brought, region, first_unit, filled_ns, mapped_ns);
 }
 
 /* The bulk thread goes on. */
-static void give_back_handed(struct pull *p, struct handed *h, int rc)
+static void give_back_handed(struct fault_thread *ft, struct handed *h, int rc)
 {
 	h->rc = rc;
-	atomic_fetch_sub(&p->n_handed, 1);
+	atomic_fetch_sub(&ft->n_handed, 1);
 	sem_post(&h->filled);
 }
 
@@ -179,12 +181,12 @@ static struct handed *next_handed(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
 
-	if (!atomic_load(&p->n_handed))
+	if (!atomic_load(&ft->n_handed))
 		return NULL;
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
 		struct handed *h = &p->bulks[ft->next_handed++ % PULL_STREAMS_MAX].handed;
 
-		if (atomic_load(&h->waits))
+		if (atomic_load(&h->waits_for) == ft->index + 1)
 			return h;
 	}
 	return NULL;
@@ -214,7 +216,9 @@ static void fill_handed(struct fault_thread *ft)
 
 	if (!h)
 		return;
-	if (h->left) {
+	if (pull_fault_thread_of(ft->pull, h->batch.region, h->batch.word * WORD_UNITS) != ft) {
+		rc = -EXDEV;
+	} else if (h->left) {
 		struct resolver_batch part = next_part(h);
 
 		rc = resolver_fill(&ft->bulk_caller, &part, &filled);
@@ -223,8 +227,24 @@ static void fill_handed(struct fault_thread *ft)
 	}
 	if (h->left && !rc)
 		return;
-	atomic_store(&h->waits, false);
-	give_back_handed(ft->pull, h, rc);
+	atomic_store(&h->waits_for, 0);
+	give_back_handed(ft, h, rc);
+}
+
+/* What has one writer at a time. Return: whether end_note() is due. */
+static bool begin_note(struct pull *p)
+{
+	bool others = pull_n_faults(p) > 1;
+
+	if (others)
+		pthread_mutex_lock(&p->notes_lock);
+	return others;
+}
+
+static void end_note(struct pull *p, bool begun)
+{
+	if (begun)
+		pthread_mutex_unlock(&p->notes_lock);
 }
 
 static void count_remote(struct pull_stats *stats, const struct fault_record *r)
@@ -261,9 +281,10 @@ static void finish(struct fault_thread *ft, struct fault *f)
 	struct pull_stats *stats = &ft->pull->stats;
 	const struct fault_record *r = &f->record;
 	uint64_t total_ns = fault_record_total_ns(r);
-	bool slow = total_ns >= stat_get(&stats->slow_fault_ns);
+	bool slow = total_ns >= stat_get(&stats->slow_fault_ns), begun;
 
 	judge_guess(ft, f);
+	begun = begin_note(ft->pull);
 	/* Before it is counted: who sees the count finds the record. */
 	fault_slow_add(&stats->slow, r);
 	if (slow)
@@ -275,6 +296,7 @@ static void finish(struct fault_thread *ft, struct fault *f)
 		if (slow)
 			fault_ring_add(stats->records, r);
 	}
+	end_note(ft->pull, begun);
 	probe_fault_mapped(r->addr, r->tid, total_ns, r->flags);
 	fault_table_remove(&ft->table, f);
 }
@@ -288,7 +310,7 @@ static bool take_note(struct fault_thread *ft, struct fault *f)
 	struct fault_record *r = &f->record;
 	uint64_t filled_ns, mapped_ns;
 
-	if (!brought_take(&ft->pull->brought, f->region, f->first_unit, &filled_ns, &mapped_ns) ||
+	if (!brought_take(&ft->brought, f->region, f->first_unit, &filled_ns, &mapped_ns) ||
 	    mapped_ns < r->read_ns)
 		return false;
 	r->flags |= FAULT_BROUGHT;
@@ -327,6 +349,7 @@ static void look_first(struct fault_thread *ft, struct fault *f, bool present)
 {
 	struct pull *p = ft->pull;
 	uint64_t word = f->first_unit / WORD_UNITS;
+	bool begun;
 
 	f->seen = true;
 	/* Others were counted when their event was read. */
@@ -342,7 +365,9 @@ static void look_first(struct fault_thread *ft, struct fault *f, bool present)
 	stat_add(&p->stats.faults_remote, 1);
 	if (scheduler_is_asked(p->scheduler, f->region, word))
 		stat_add(&p->stats.prefetch_late, 1);
+	begun = begin_note(p);
 	scheduler_note_fault(p->scheduler, f->region, f->first_unit, f->record.tid);
+	end_note(p, begun);
 }
 
 /* The units of a fault's page in the word of its next_unit. */
@@ -502,10 +527,15 @@ static void take_answer(struct fault_thread *ft, const struct frame_pages *pages
 	uint64_t received_ns = clock_now_ns(), filled;
 	int rc;
 
+	/* It was asked for before there were several threads: it is another's to ask for. */
+	if (pull_fault_thread_of(p, item->region, unit) != ft)
+		return;
 	if (f)
 		probe_fault_answered(f->record.addr, f->region, f->first_unit);
 	ft->filled_ns = ft->mapped_ns = 0;
 	rc = resolver_fill(&ft->caller, &batch, &filled);
+	if (ft->index && atomic_load(&p->fetching))
+		pull_wake_fault_thread(&p->faults[0]);
 	arrival_note(&p->arrival, item->region, item->word, (uint64_t)__builtin_popcountll(filled),
 	             true, received_ns);
 	pull_tell_poisoned(p, item, filled);
@@ -564,23 +594,36 @@ static void read_answers(struct fault_thread *ft)
 		ft->due_ns = 0;
 }
 
+static void divide(struct fault_thread *ft, unsigned int n)
+{
+	struct pull *p = ft->pull;
+
+	pull_divide_now(ft, n);
+	pthread_mutex_lock(&p->lock);
+	p->divide_into = 0;
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+}
+
 /* What others have left for this thread: a new urgent connection, a new fetch channel. */
 static void take_deliveries(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
 	int channels[FETCH_CHANNELS_MAX];
-	unsigned int n;
+	unsigned int n, divide_into;
 
 	pthread_mutex_lock(&p->lock);
-	if (!ft->conn && p->urgent_ready) {
-		ft->conn = p->urgent_ready;
-		p->urgent_ready = NULL;
+	if (!ft->conn && ft->urgent.ready) {
+		ft->conn = steal_ptr(&ft->urgent.ready);
 		begin_listening(ft);
 	}
-	n = p->n_channels_new;
+	n = ft->index ? 0 : p->n_channels_new;
 	memcpy(channels, p->channels_new, n * sizeof *channels);
-	p->n_channels_new = 0;
+	p->n_channels_new -= n;
+	divide_into = ft->index ? 0 : p->divide_into;
 	pthread_mutex_unlock(&p->lock);
+	if (divide_into)
+		divide(ft, divide_into);
 	for (unsigned int i = 0; i < n; i++)
 		if (fetch_table_add_channel(&ft->fetches, channels[i]))
 			log_migration_warning(p->config.id, "more than %u fetch channels",
@@ -593,12 +636,12 @@ static bool wait_for_news(struct fault_thread *ft)
 	struct pull *p = ft->pull;
 	bool fetch_room = fetch_table_has_room(&ft->fetches);
 	struct pollfd fds[FDS_FIXED + FETCH_CHANNELS_MAX] = {
-		{ .fd = p->config.uffd, .events = POLLIN },
+		{ .fd = ft->shard->uffd, .events = POLLIN },
 		{ .fd = ft->conn ? ft->conn->fd : -1, .events = POLLIN },
-		{ .fd = p->wake_fd, .events = POLLIN },
+		{ .fd = ft->wake_fd, .events = POLLIN },
 	};
 	unsigned int n = ft->fetches.n_channels;
-	bool handed = atomic_load(&p->n_handed);
+	bool handed = atomic_load(&ft->n_handed);
 	uint64_t drained;
 
 	for (unsigned int i = 0; i < n; i++)
@@ -614,7 +657,7 @@ static bool wait_for_news(struct fault_thread *ft)
 	                 : ft->conn              ? ALIVE_LOOK_MS
 	                                         : -1);
 	if (fds[0].revents & POLLERR)
-		uffd_set_nonblocking(p->config.uffd);
+		uffd_set_nonblocking(ft->shard->uffd);
 	if (fds[1].revents)
 		ft->heard_ns = clock_now_ns();
 	ft->has_events = fds[0].revents;
@@ -625,20 +668,25 @@ static bool wait_for_news(struct fault_thread *ft)
 			fetch_table_read(&ft->fetches, i, &p->config.table);
 	if (!fds[2].revents)
 		return false;
-	(void)!read(p->wake_fd, &drained, sizeof drained);
+	(void)!read(ft->wake_fd, &drained, sizeof drained);
 	return true;
 }
 
 static void serve_fetches(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
+	uint64_t discarded;
 
 	if (!ft->fetches.n)
 		return;
 	/* Before looking: a fill that comes after the look wakes us again. */
 	atomic_store(&p->fetching, true);
-	stat_add(&p->stats.fill_zero, fetch_table_serve(&ft->fetches, &p->config.table, p->state,
-	                                                &ft->table, clock_now_ns()));
+	discarded = fetch_table_serve(&ft->fetches, &p->config.table, p->state, &ft->table,
+	                              clock_now_ns());
+	stat_add(&p->stats.fill_zero, discarded);
+	/* Somebody may wait there for what is zero now. */
+	for (unsigned int i = 1; i < pull_n_faults(p) && discarded; i++)
+		pull_wake_fault_thread(&p->faults[i]);
 	if (!ft->fetches.n)
 		atomic_store(&p->fetching, false);
 }
@@ -656,8 +704,8 @@ static void check_alive(struct fault_thread *ft)
 	if (!ft->conn)
 		return;
 	if (ft->due_ns && now_ns - since_ns > PULL_SILENT_MS * NSEC_PER_MSEC) {
-		atomic_store(&ft->pull->silent, true);
-		lose_connection(ft, atomic_load(&ft->pull->small_only)
+		atomic_store(&ft->silent, true);
+		lose_connection(ft, atomic_load(&ft->small_only)
 		                            ? "full-size packets from the source do not get "
 		                              "through: path MTU (a firewall that drops ICMP?)"
 		                            : "the source is silent");
@@ -692,9 +740,13 @@ static void refuse_handed(struct fault_thread *ft)
 	struct pull *p = ft->pull;
 
 	atomic_store(&ft->refuses, true);
-	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
-		if (atomic_exchange(&p->bulks[i].handed.waits, false))
-			give_back_handed(p, &p->bulks[i].handed, -ECANCELED);
+	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
+		struct handed *h = &p->bulks[i].handed;
+		unsigned int waits_for = ft->index + 1;
+
+		if (atomic_compare_exchange_strong(&h->waits_for, &waits_for, 0))
+			give_back_handed(ft, h, -ECANCELED);
+	}
 }
 
 static void say(struct pull *p, bool *what)
@@ -713,8 +765,8 @@ static void only_read_events(struct fault_thread *ft)
 {
 	struct pull *p = ft->pull;
 	struct pollfd fds[] = {
-		{ .fd = p->config.uffd, .events = POLLIN },
-		{ .fd = p->wake_fd, .events = POLLIN },
+		{ .fd = ft->shard->uffd, .events = POLLIN },
+		{ .fd = ft->wake_fd, .events = POLLIN },
 	};
 	uint64_t drained;
 
@@ -723,12 +775,26 @@ static void only_read_events(struct fault_thread *ft)
 	while (!atomic_load(&ft->done)) {
 		(void)poll(fds, 2, -1);
 		if (fds[0].revents & POLLERR)
-			uffd_set_nonblocking(p->config.uffd);
+			uffd_set_nonblocking(ft->shard->uffd);
 		if (fds[1].revents)
-			(void)!read(p->wake_fd, &drained, sizeof drained);
+			(void)!read(ft->wake_fd, &drained, sizeof drained);
 		read_events(ft);
 	}
 	say(p, &ft->ends);
+}
+
+/* Return: false where it is not wanted after all. */
+static bool wait_to_begin(struct fault_thread *ft)
+{
+	struct pull *p = ft->pull;
+	bool may;
+
+	pthread_mutex_lock(&p->lock);
+	while (!ft->may_begin && !atomic_load(&ft->done))
+		pthread_cond_wait(&p->changed, &p->lock);
+	may = ft->may_begin;
+	pthread_mutex_unlock(&p->lock);
+	return may;
 }
 
 void *fault_thread_main(void *arg)
@@ -736,6 +802,8 @@ void *fault_thread_main(void *arg)
 	struct fault_thread *ft = arg;
 	struct pull *p = ft->pull;
 
+	if (!wait_to_begin(ft))
+		return NULL;
 	thread_set_name("fault");
 	thread_prefer_latency();
 	events_reader_begin();
@@ -753,6 +821,7 @@ void *fault_thread_main(void *arg)
 		if (ft->has_events)
 			read_events(ft);
 		serve_fetches(ft);
+		pull_take_mail(ft);
 		if (ft->table.n)
 			serve_faults(ft);
 		read_answers(ft);
@@ -760,7 +829,8 @@ void *fault_thread_main(void *arg)
 		serve_fetches(ft);
 		/* The answers have made room in the window: nothing else would wake us to use it.
 		 */
-		ft->came_late = false;
+		ft->came_late =
+		        atomic_load(&ft->mail.waits) && !fault_table_fetched_full(&ft->table);
 		if (ft->table.n)
 			serve_faults(ft);
 		bring_back_left_out(ft);

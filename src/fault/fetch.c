@@ -114,18 +114,27 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
 }
 
 /* Where all of the guest's faults come this way, they are no guesses: they have the whole table. */
-static void fault_missing(struct fetch *f, uint64_t per_page, bool asked,
-                          const struct page_state *state, struct fault_table *faults,
+static void fault_missing(const struct fetch_table *t, struct fetch *f, uint64_t per_page,
+                          bool asked, const struct page_state *state, struct fault_table *faults,
                           uint64_t now_ns)
 {
 	while (f->faulted_to < f->end &&
 	       !(asked ? fault_table_full(faults) : fault_table_fetched_full(faults))) {
 		uint64_t unit = f->faulted_to;
 		struct fault *fault;
+		int elsewhere = 0;
 
-		f->faulted_to += per_page;
 		if (page_state_page_present(state, f->region, unit) ||
-		    fault_table_find(faults, f->region, unit))
+		    fault_table_find(faults, f->region, unit)) {
+			f->faulted_to += per_page;
+			continue;
+		}
+		if (t->elsewhere)
+			elsewhere = t->elsewhere(t->arg, f->region, unit);
+		if (elsewhere < 0)
+			return;
+		f->faulted_to += per_page;
+		if (elsewhere)
 			continue;
 		fault = fault_table_add(faults, f->region, unit, asked ? 0 : FAULT_FETCHED);
 		fault->record.read_ns = now_ns;
@@ -154,7 +163,7 @@ uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *reg
 			discarded += resolver_discard_units(state, f->region, f->present_to, f->end,
 			                                    false);
 		else
-			fault_missing(f, per_page, asked, state, faults, now_ns);
+			fault_missing(t, f, per_page, asked, state, faults, now_ns);
 		while (f->present_to < f->end && is_present(state, f, f->present_to)) {
 			f->poisoned |= !f->discard &&
 			               page_state_page_poisoned(state, f->region, f->present_to);
@@ -173,6 +182,12 @@ uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *reg
 		answer(t, channel, tag, code);
 	}
 	return discarded;
+}
+
+void fetch_table_fault_anew(struct fetch_table *t)
+{
+	for (unsigned int i = 0; i < t->n; i++)
+		t->fetches[i].faulted_to = t->fetches[i].present_to;
 }
 
 void fetch_table_lose(struct fetch_table *t, uint32_t region, uint64_t unit)

@@ -6,7 +6,7 @@
  * all of them are present. A discard makes zero what is missing, and is answered when what others
  * were filling meanwhile is in place: then nothing of the range is ever filled again, and what the
  * VMM punches out of its memory stays out. A hot range is told to the scheduler, and that is all.
- * Owned by the fault thread.
+ * Owned by the first fault thread.
  */
 #ifndef FAULT_FETCH_H
 #define FAULT_FETCH_H
@@ -35,6 +35,12 @@ struct fetch_table {
 	unsigned int n;
 	struct fetch fetches[FETCHES_MAX];
 	struct scheduler *scheduler; /* who is told of hot ranges; NULL: nobody */
+	/*
+	 * With several fault threads: have another one ask for a page, where that is its business.
+	 * Return: 1: it will; 0: it is ours; -1: not now. NULL: all is ours.
+	 */
+	int (*elsewhere)(void *arg, uint32_t region, uint64_t first_unit);
+	void *arg;
 };
 
 static inline bool fetch_table_has_room(const struct fetch_table *t)
@@ -62,6 +68,9 @@ void fetch_table_read(struct fetch_table *t, unsigned int channel,
  */
 uint64_t fetch_table_serve(struct fetch_table *t, const struct region_table *regions,
                            struct page_state *state, struct fault_table *faults, uint64_t now_ns);
+
+/* The fault table has lost entries: those that are lacking are made again. */
+void fetch_table_fault_anew(struct fetch_table *t);
 
 /*
  * fetch_table_lose() - a unit has no content at the source, and its place here can't be poisoned

@@ -106,9 +106,9 @@ size_t pull_missing_ranges(const struct pull *p, struct pull_place *at, struct p
  *
  * Return: as the ioctls.
  */
-static int poison_front(struct pull *p, uint32_t region, uint64_t *unit, uint64_t end)
+static int poison_front(struct pull *p, struct resolver_shard *s, uint32_t region, uint64_t *unit,
+                        uint64_t end)
 {
-	struct resolver *r = &p->resolver;
 	uint64_t page_size = p->config.table.regions[region].page_size;
 	uint64_t per_page = page_size >> UNIT_SHIFT, all = UINT64_MAX;
 	uint64_t most = per_page > POISON_UNITS ? per_page : POISON_UNITS;
@@ -125,15 +125,15 @@ static int poison_front(struct pull *p, uint32_t region, uint64_t *unit, uint64_
 		end = first + most;
 	if (there < end) /* in mid-page: that page is poisoned, too */
 		end = there + (per_page - there % per_page) % per_page;
-	pthread_rwlock_rdlock(&r->map_lock);
-	mapped = addrmap_locate(&r->addrmap, region, first << UNIT_SHIFT,
+	pthread_rwlock_rdlock(&s->map_lock);
+	mapped = addrmap_locate(&s->addrmap, region, first << UNIT_SHIFT,
 	                        (end - first) << UNIT_SHIFT, &addr, &skip);
 	if (mapped)
-		rc = uffd_poison(r->uffd, addr, mapped, &done);
+		rc = uffd_poison(s->uffd, addr, mapped, &done);
 	/* The kernel takes no range that two VMAs share (madvise() on a part makes them two). */
 	if (mapped > page_size && rc == UFFD_UNMAPPED)
-		rc = uffd_poison(r->uffd, addr, page_size, &done);
-	pthread_rwlock_unlock(&r->map_lock);
+		rc = uffd_poison(s->uffd, addr, page_size, &done);
+	pthread_rwlock_unlock(&s->map_lock);
 	/* Absent is what lies behind the end of a truncated file: it is as good as poisoned. */
 	if (!mapped) /* nobody can touch it */
 		*unit = end;
@@ -144,21 +144,37 @@ static int poison_front(struct pull *p, uint32_t region, uint64_t *unit, uint64_
 	return rc;
 }
 
-/* All pages that lack something, from @unit on and before @end. Return: 0 or -errno. */
-static int poison_range(struct pull *p, uint32_t region, uint64_t unit, uint64_t end)
+/* All pages of one shard that lack something, from @unit on and before @end. */
+static int poison_part(struct pull *p, struct fault_thread *ft, uint32_t region, uint64_t unit,
+                       uint64_t end)
 {
 	int rc = UFFD_DONE;
 
 	while (unit < end && rc >= 0 && rc != UFFD_VMM_GONE) {
-		events_hold(&p->events);
-		rc = poison_front(p, region, &unit, end);
-		events_let_go(&p->events);
+		events_hold(&ft->events);
+		rc = poison_front(p, ft->shard, region, &unit, end);
+		events_let_go(&ft->events);
 		if (rc == UFFD_AGAIN)
 			sched_yield(); /* the fault thread reads the event */
 	}
 	if (rc == UFFD_VMM_GONE)
 		return -ESRCH;
 	return rc < 0 ? rc : 0;
+}
+
+/* The same of all shards. Return: 0 or -errno. */
+static int poison_range(struct pull *p, uint32_t region, uint64_t unit, uint64_t end)
+{
+	int rc = 0;
+
+	for (unsigned int i = 0; i < pull_n_faults(p) && !rc; i++) {
+		uint64_t first, past;
+
+		resolver_part(&p->resolver, i, region, &first, &past);
+		rc = poison_part(p, &p->faults[i], region, first > unit ? first : unit,
+		                 past < end ? past : end);
+	}
+	return rc;
 }
 
 /*

@@ -24,8 +24,16 @@
 static void init_shared(struct pull *p)
 {
 	pthread_mutex_init(&p->lock, NULL);
+	pthread_mutex_init(&p->notes_lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
 	dialing_init(&p->dialing);
+	for (unsigned int i = 0; i < SHARDS_MAX; i++) {
+		p->faults[i].pull = p;
+		p->faults[i].index = i;
+		p->faults[i].shard = &p->resolver.shards[i];
+		p->faults[i].wake_fd = -1;
+		p->faults[i].may_begin = !i;
+	}
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
 		dialing_init(&p->bulks[i].dialing);
 		sem_init(&p->bulks[i].handed.filled, 0, 0);
@@ -40,16 +48,16 @@ static int open_state(struct pull *p, const struct pull_config *config, struct e
 	                 : page_state_adopt(&config->table, config->state_fd, &p->state, err);
 
 	p->config.table = config->table;
-	addrmap_init(&p->resolver.addrmap, &p->config.table);
+	addrmap_init(&p->resolver.shards[0].addrmap, &p->config.table);
 	if (config->pieces.n)
-		p->resolver.addrmap = config->pieces;
+		p->resolver.shards[0].addrmap = config->pieces;
 	if (!rc)
-		rc = events_open(&p->events, p->state, err);
+		rc = events_open(&p->faults[0].events, page_state_room(p->state), err);
 	if (!rc)
 		rc = scheduler_new(&p->config.table, p->state, &p->scheduler, err);
 	if (!rc && guesses_init(&p->guesses, &p->config.table))
 		rc = error_set(err, -ENOMEM, "pull: out of memory");
-	p->fault.fetches.scheduler = p->scheduler;
+	p->faults[0].fetches.scheduler = p->scheduler;
 	return rc;
 }
 
@@ -57,21 +65,28 @@ int pull_take_memory(struct pull *p, const struct pull_config *config, struct er
 {
 	int rc = open_state(p, config, err);
 
+	if (!rc && config->n_shards > 1)
+		rc = pull_open_shards(p, config->shard_uffds, config->n_shards, config->journals_fd,
+		                      err);
 	/* Until all is well the descriptors are the caller's. */
 	if (rc)
 		return rc;
 	arrival_init(&p->arrival, &p->config.table);
 	p->resolver.state = p->state;
-	p->resolver.uffd = p->config.uffd = config->uffd;
+	p->resolver.shards[0].uffd = config->uffd;
 	memcpy(p->config.memories, config->memories, sizeof p->config.memories);
 	/* In this order: a discard that was taken settles what it names. */
-	events_take_up(&p->events);
+	events_take_up(&p->faults[0].events);
+	if (config->n_shards > 1)
+		pull_divide(p, config->n_shards);
 	if (config->state_fd >= 0) {
 		resolver_settle(&p->resolver);
 		/* Unlike the rest of the statistics these tell of the guest. */
 		atomic_store(&p->stats.pages_poisoned, page_state_count_poisoned(p->state));
 	}
 	scheduler_set_prefetch(p->scheduler, config->prefetch);
+	if (config->n_shards > 1)
+		pull_begin_shards(p);
 	return 0;
 }
 
@@ -83,10 +98,8 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	if (!p)
 		return error_set(err, -ENOMEM, "pull: out of memory");
 	p->config = *config;
-	p->config.uffd = -1;
 	p->config.table.n = 0;
 	memset(p->config.memories, 0, sizeof p->config.memories);
-	p->wake_fd = -1;
 	/* Large: zeroed memory that is not touched takes none, and all of it is given back. */
 	p->stats.records = calloc(1, sizeof *p->stats.records);
 	atomic_init(&p->bulk_on, config->bulk);
@@ -97,20 +110,20 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 	p->resolver = (struct resolver){
 		.table = &p->config.table,
 		.memories = p->config.memories,
-		.uffd = -1,
+		.shards[0].uffd = -1,
 		.map = config->map,
 		.stats = &p->stats,
 	};
 	rc = resolver_init(&p->resolver);
+	for (unsigned int i = 0; i < SHARDS_MAX && !rc; i++)
+		rc = events_init(&p->faults[i].events, &p->resolver, i, p->config.id);
 	if (!rc && !p->stats.records)
 		rc = -ENOMEM;
-	if (!rc)
-		rc = events_init(&p->events, &p->resolver, p->config.id);
 	if (rc)
 		error_errno(err, rc, "pull");
 	if (!rc) {
-		p->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-		if (p->wake_fd < 0)
+		p->faults[0].wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		if (p->faults[0].wake_fd < 0)
 			rc = error_errno(err, -errno, "pull: eventfd");
 	}
 	if (!rc && config->table.n)
@@ -126,8 +139,9 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
 static void shutdown_all(struct pull *p)
 {
 	pthread_mutex_lock(&p->lock);
-	if (p->fault.conn)
-		conn_shutdown(p->fault.conn);
+	for (unsigned int i = 0; i < pull_n_faults(p); i++)
+		if (p->faults[i].conn)
+			conn_shutdown(p->faults[i].conn);
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		if (p->bulks[i].conn)
 			conn_shutdown(p->bulks[i].conn);
@@ -150,7 +164,8 @@ void pull_cancel(struct pull *p)
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		dialing_cancel(&p->bulks[i].dialing);
 	shutdown_all(p);
-	pull_wake_fault_thread(p);
+	for (unsigned int i = 0; i < pull_n_faults(p); i++)
+		pull_wake_fault_thread(&p->faults[i]);
 }
 
 static void join_fillers(struct pull *p)
@@ -166,14 +181,16 @@ static void join_fillers(struct pull *p)
 }
 
 /* Until the fault thread says so, though its VMM may keep it waiting. */
-static void await_fault_thread(struct pull *p, const bool *says)
+static void await_fault_thread(struct fault_thread *ft, const bool *says)
 {
+	struct pull *p = ft->pull;
+
 	pthread_mutex_lock(&p->lock);
-	while (p->fault.runs && !*says) {
+	while (ft->runs && !*says) {
 		const struct timespec at = until(INTERRUPT_MS);
 
 		if (pthread_cond_clockwait(&p->changed, &p->lock, CLOCK_MONOTONIC, &at))
-			events_interrupt(p->fault.thread);
+			events_interrupt(ft->thread);
 	}
 	pthread_mutex_unlock(&p->lock);
 }
@@ -182,27 +199,40 @@ void pull_stop_filling(struct pull *p)
 {
 	pull_cancel(p);
 	/* In this order: a bulk thread may wait for what it has handed over. */
-	await_fault_thread(p, &p->fault.only_reads);
+	for (unsigned int i = 0; i < pull_n_faults(p); i++)
+		await_fault_thread(&p->faults[i], &p->faults[i].only_reads);
 	join_fillers(p);
 }
 
 void pull_stop(struct pull *p)
 {
 	pull_stop_filling(p);
-	atomic_store(&p->fault.done, true);
-	pull_wake_fault_thread(p);
-	await_fault_thread(p, &p->fault.ends);
-	if (p->fault.runs)
-		pthread_join(p->fault.thread, NULL);
-	p->fault.runs = false;
+	for (unsigned int i = 0; i < pull_n_faults(p); i++) {
+		struct fault_thread *ft = &p->faults[i];
+
+		atomic_store(&ft->done, true);
+		pull_wake_fault_thread(ft);
+		await_fault_thread(ft, &ft->ends);
+		if (ft->runs)
+			pthread_join(ft->thread, NULL);
+		pthread_mutex_lock(&p->lock);
+		ft->runs = false;
+		pthread_mutex_unlock(&p->lock);
+	}
 }
 
 void pull_release(struct pull *p)
 {
 	pull_stop(p);
 	p->missing_at_release = pull_missing(p);
-	p->fault.conn = conn_free(p->fault.conn);
-	p->urgent_ready = conn_free(p->urgent_ready);
+	for (unsigned int i = 0; i < SHARDS_MAX; i++) {
+		struct fault_thread *ft = &p->faults[i];
+
+		ft->conn = conn_free(ft->conn);
+		ft->urgent.ready = conn_free(ft->urgent.ready);
+		close_fd(&ft->shard->uffd);
+		close_fd(&ft->wake_fd);
+	}
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		p->bulks[i].conn = conn_free(p->bulks[i].conn);
 	for (uint32_t i = 0; i < p->config.table.n; i++)
@@ -212,8 +242,7 @@ void pull_release(struct pull *p)
 	free(p->stats.records);
 	p->stats.records = NULL;
 	p->state = page_state_free(p->state);
-	close_fd(&p->config.uffd);
-	close_fd(&p->wake_fd);
+	pull_unmap_journals(p);
 	/* These came when the fault thread had ended. */
 	while (p->n_channels_new) {
 		int fd = p->channels_new[--p->n_channels_new];
@@ -230,7 +259,8 @@ struct pull *pull_free(struct pull *p)
 	if (!p)
 		return NULL;
 	pull_release(p);
-	events_deinit(&p->events);
+	for (unsigned int i = 0; i < SHARDS_MAX; i++)
+		events_deinit(&p->faults[i].events);
 	resolver_deinit(&p->resolver);
 	throttle_deinit(&p->throttle);
 	dialing_deinit(&p->dialing);
@@ -239,12 +269,13 @@ struct pull *pull_free(struct pull *p)
 		sem_destroy(&p->bulks[i].handed.filled);
 	}
 	pthread_cond_destroy(&p->changed);
+	pthread_mutex_destroy(&p->notes_lock);
 	pthread_mutex_destroy(&p->lock);
 	free(p);
 	return NULL;
 }
 
-static struct conn_target target_now(struct pull *p)
+struct conn_target pull_target(struct pull *p)
 {
 	struct conn_target target;
 
@@ -254,8 +285,7 @@ static struct conn_target target_now(struct pull *p)
 	return target;
 }
 
-/* How the connection waits, by what it is for. */
-static int settle(struct conn *c, enum stream_role role, struct error *err)
+int pull_settle_conn(struct conn *c, enum stream_role role, struct error *err)
 {
 	int rc = 0;
 
@@ -272,7 +302,7 @@ int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct c
 {
 	struct hello_reply *reply = malloc(sizeof *reply);
 	struct hello hello = p->hello;
-	struct conn_target target = target_now(p);
+	struct conn_target target = pull_target(p);
 	int rc;
 
 	if (!reply)
@@ -280,10 +310,12 @@ int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct c
 	hello.role = role;
 	hello.regions.n = 0;
 	rc = conn_dial(d, &target, p->tls, &hello, ret, reply, err);
+	if (!rc)
+		atomic_store(&p->urgents, reply->urgents);
 	free(reply);
 	if (rc)
 		return rc;
-	rc = settle(*ret, role, err);
+	rc = pull_settle_conn(*ret, role, err);
 	if (rc)
 		*ret = conn_free(*ret);
 	return rc;
@@ -292,7 +324,7 @@ int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct c
 /* Dial, see that pages can come at all, and show the connection to pull_cancel(). */
 static int connect_to(struct pull *p, enum stream_role role, struct conn **slot, struct error *err)
 {
-	struct conn_target target = target_now(p);
+	struct conn_target target = pull_target(p);
 	struct conn *c, *old;
 	int rc = atomic_load(&p->stopping) ? error_set(err, -ECANCELED, "cancelled")
 	                                   : pull_dial(p, &p->dialing, role, &c, err);
@@ -307,7 +339,7 @@ static int connect_to(struct pull *p, enum stream_role role, struct conn **slot,
 	rc = conn_probe(c, &target, err);
 	/* The probe has left it as conn_dial() does. */
 	if (!rc)
-		rc = settle(c, role, err);
+		rc = pull_settle_conn(c, role, err);
 	return rc;
 }
 
@@ -328,25 +360,34 @@ int pull_connect(struct pull *p, const struct conn_target *target, struct tls_co
 	int rc;
 
 	set_peer(p, target, tls, hello, epoch);
-	rc = connect_to(p, STREAM_URGENT, &p->fault.conn, err);
+	rc = connect_to(p, STREAM_URGENT, &p->faults[0].conn, err);
 	if (rc)
 		return rc;
 	if (!atomic_load(&p->tls_known))
 		snprintf(p->tls_description, sizeof p->tls_description, "%s",
-		         tls_description(p->fault.conn->tls));
+		         tls_description(p->faults[0].conn->tls));
 	atomic_store(&p->tls_known, true);
 	for (unsigned int i = 0; i < atomic_load(&p->streams) && !rc; i++)
 		rc = connect_to(p, STREAM_BULK, &p->bulks[i].conn, err);
-	return rc;
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&p->lock);
+	p->connected = true;
+	pthread_mutex_unlock(&p->lock);
+	/* The urgent connections of further fault threads: ahead of time, if they can be. */
+	if (pull_n_faults(p) > 1)
+		(void)pull_start_keeper(p);
+	return 0;
 }
 
 void pull_connect_later(struct pull *p, const struct conn_target *target, struct tls_context *tls,
                         const struct hello *hello, uint64_t epoch)
 {
 	set_peer(p, target, tls, hello, epoch);
-	p->urgent_lost = true;
-	p->lost_ns = clock_now_ns();
-	snprintf(p->stall, sizeof p->stall, "not connected yet");
+	pthread_mutex_lock(&p->lock);
+	for (unsigned int i = 0; i < pull_n_faults(p); i++)
+		pull_note_unconnected_locked(&p->faults[i]);
+	pthread_mutex_unlock(&p->lock);
 }
 
 void pull_redirect(struct pull *p, const struct conn_target *target)
@@ -370,22 +411,26 @@ void pull_wait_locked(struct pull *p, unsigned int timeout_ms)
 		;
 }
 
-void pull_back_off_locked(struct pull *p, unsigned int *retry_ms, uint64_t *until_ns)
+unsigned int pull_next_pause_ms(unsigned int *retry_ms)
 {
-	uint64_t now_ns = clock_now_ns();
 	unsigned int ms;
 
-	*until_ns = 0;
 	if (!*retry_ms) {
 		*retry_ms = PULL_RETRY_MIN_MS;
-		return;
+		return 0;
 	}
 	/* By up to a half more: a source that comes back is not met by all at once. */
-	ms = *retry_ms + (unsigned int)(now_ns / 1024 % (*retry_ms / 2 + 1));
-	*until_ns = now_ns + ms * NSEC_PER_MSEC;
-	pull_wait_locked(p, ms);
-	*until_ns = 0;
+	ms = *retry_ms + (unsigned int)(clock_now_ns() / 1024 % (*retry_ms / 2 + 1));
 	*retry_ms = *retry_ms * 2 < PULL_RETRY_MAX_MS ? *retry_ms * 2 : PULL_RETRY_MAX_MS;
+	return ms;
+}
+
+void pull_back_off_locked(struct pull *p, unsigned int *retry_ms)
+{
+	unsigned int ms = pull_next_pause_ms(retry_ms);
+
+	if (ms)
+		pull_wait_locked(p, ms);
 }
 
 void pull_work_changed(struct pull *p)
@@ -396,9 +441,14 @@ void pull_work_changed(struct pull *p)
 	pthread_mutex_unlock(&p->lock);
 }
 
-void pull_wake_fault_thread(struct pull *p)
+void pull_wake_fault_thread(struct fault_thread *ft)
 {
-	(void)!write(p->wake_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
+	(void)!write(ft->wake_fd, &(uint64_t){ 1 }, sizeof(uint64_t));
+}
+
+struct fault_thread *pull_fault_thread_of(struct pull *p, uint32_t region, uint64_t unit)
+{
+	return &p->faults[resolver_shard_of(&p->resolver, region, unit) - p->resolver.shards];
 }
 
 void pull_check_complete(struct pull *p)
@@ -474,80 +524,18 @@ enum load_limit pull_get_limit(const struct pull *p)
 	return limit == LOAD_WAITS && !stat_get(&p->stats.bulk_in_flight) ? LOAD_UNKNOWN : limit;
 }
 
-/*
- * An urgent connection in place of one that is lost. Where the source was silent it may be the path
- * that lets small packets through only: then that is the reason that is told; the connection is
- * used all the same, for the guest has nothing better.
- */
-static int dial_urgent(struct pull *p, struct conn **ret, struct error *err)
+int pull_start_fault_thread(struct fault_thread *ft)
 {
-	struct conn_target target = target_now(p);
-	struct error why = ERROR_INIT;
-	int rc = pull_dial(p, &p->dialing, STREAM_URGENT, ret, err);
+	int rc;
 
-	if (rc || !atomic_exchange(&p->silent, false))
-		return rc;
-	rc = conn_probe(*ret, &target, &why);
-	atomic_store(&p->small_only, rc == -ETIMEDOUT);
-	if (!rc)
-		rc = settle(*ret, STREAM_URGENT, err);
-	if (!rc)
+	if (ft->runs)
 		return 0;
-	*ret = conn_free(*ret);
-	log_migration_warning(p->config.id, "%s", why.text);
-	return pull_dial(p, &p->dialing, STREAM_URGENT, ret, err);
-}
-
-/* Dial a new urgent connection whenever the fault thread has lost its own. */
-static void *keeper_main(void *arg)
-{
-	struct pull *p = arg;
-	unsigned int retry_ms = 0;
-
-	thread_set_name("keeper");
-	thread_prefer_promptness();
-	pthread_mutex_lock(&p->lock);
-	while (!atomic_load(&p->stopping)) {
-		struct error err = ERROR_INIT;
-		struct conn *c = NULL;
-		int rc;
-
-		if (!p->urgent_lost) {
-			pthread_cond_wait(&p->changed, &p->lock);
-			continue;
-		}
-		if (p->urgent_useful)
-			retry_ms = 0;
-		p->urgent_useful = false;
-		pull_back_off_locked(p, &retry_ms, &p->next_dial_ns);
-		if (atomic_load(&p->stopping))
-			break;
-		pthread_mutex_unlock(&p->lock);
-		rc = dial_urgent(p, &c, &err);
-		pthread_mutex_lock(&p->lock);
-		snprintf(p->stall, sizeof p->stall, "%s", err.text);
-		p->dials_failed += rc != 0;
-		if (!rc) {
-			p->urgent_lost = false;
-			p->urgent_ready = c;
-			stat_add(&p->stats.reconnects, 1);
-			pull_wake_fault_thread(p);
-		}
-		p->config.connection(p->config.arg);
-	}
-	pthread_mutex_unlock(&p->lock);
-	return NULL;
-}
-
-static void start_fault_thread(struct pull *p, int *rc)
-{
-	if (p->fault.runs)
-		return;
-	p->fault.pull = p;
-	arrival_begin(&p->arrival, clock_now_ns());
-	resolver_wake_all(&p->resolver);
-	*rc = thread_start(&p->fault.thread, fault_thread_main, &p->fault);
-	p->fault.runs = !*rc;
+	resolver_wake_all(ft->shard);
+	pthread_mutex_lock(&ft->pull->lock);
+	rc = thread_start(&ft->thread, fault_thread_main, ft);
+	ft->runs = !rc;
+	pthread_mutex_unlock(&ft->pull->lock);
+	return rc;
 }
 
 int pull_start(struct pull *p)
@@ -556,11 +544,12 @@ int pull_start(struct pull *p)
 
 	/* Before the first page can be seen: a process after this one must not take it back. */
 	page_state_note_visible(p->state);
-	start_fault_thread(p, &rc);
-	if (!rc && !p->keeper_runs) {
-		rc = thread_start(&p->keeper, keeper_main, p);
-		p->keeper_runs = !rc;
-	}
+	if (!p->faults[0].runs)
+		arrival_begin(&p->arrival, clock_now_ns());
+	for (unsigned int i = 0; i < pull_n_faults(p) && !rc; i++)
+		rc = pull_start_fault_thread(&p->faults[i]);
+	if (!rc)
+		rc = pull_start_keeper(p);
 	if (!rc) {
 		pthread_mutex_lock(&p->lock);
 		p->started = true;
@@ -646,7 +635,7 @@ int pull_add_channel(struct pull *p, int fd)
 		close(fd);
 		return -EMFILE;
 	}
-	pull_wake_fault_thread(p);
+	pull_wake_fault_thread(&p->faults[0]);
 	return 0;
 }
 
@@ -655,24 +644,45 @@ int pull_add_channel(struct pull *p, int fd)
  * a call that was under way raises its event even after the end. The fault thread reads them. Only
  * then is a piece that the kernel does not take as one looked at in parts.
  */
-static int unregister_all(struct pull *p)
+static int unregister(struct pull *p, struct fault_thread *ft)
 {
 	const struct timespec pause = { .tv_nsec = FINISH_LOOK_NS };
 	bool by_parts = false;
 
 	for (;;) {
-		uint64_t changes = resolver_map_changes(&p->resolver);
-		int rc = resolver_unregister(&p->resolver, by_parts);
+		uint64_t changes = resolver_map_changes(ft->shard);
+		int rc = resolver_unregister(&p->resolver, ft->shard, by_parts);
 
 		if (rc < 0)
 			return rc;
-		if (!events_settled(&p->events) || resolver_map_changes(&p->resolver) != changes)
+		if (!events_settled(&ft->events) || resolver_map_changes(ft->shard) != changes)
 			nanosleep(&pause, NULL);
 		else if (rc != UFFD_UNMAPPED || by_parts)
 			return 0;
 		else
 			by_parts = true;
 	}
+}
+
+static int unregister_all(struct pull *p)
+{
+	int rc = 0;
+
+	for (unsigned int i = 0; i < pull_n_faults(p) && !rc; i++)
+		rc = unregister(p, &p->faults[i]);
+	return rc;
+}
+
+static void hold_events(struct pull *p)
+{
+	for (unsigned int i = 0; i < pull_n_faults(p); i++)
+		events_hold(&p->faults[i].events);
+}
+
+static void let_events_go(struct pull *p)
+{
+	for (unsigned int i = 0; i < pull_n_faults(p); i++)
+		events_let_go(&p->faults[i].events);
 }
 
 static bool not_now(void *arg)
@@ -695,9 +705,9 @@ static int place_staged(struct pull *p)
 	int rc;
 
 	do {
-		events_hold(&p->events);
+		hold_events(p);
 		rc = resolver_place_staged(&caller, &region, &offset);
-		events_let_go(&p->events);
+		let_events_go(p);
 		if (rc == -ECANCELED) {
 			nanosleep(&soon, NULL); /* the fault thread reads the event */
 		} else if (rc < 0 && rc != -ESRCH) {
@@ -718,7 +728,8 @@ int pull_finish(struct pull *p, struct error *err)
 	if (rc)
 		return error_errno(err, rc, "UFFDIO_UNREGISTER");
 	/* Some kernels wake nobody where MINOR alone was registered. */
-	resolver_wake_all(&p->resolver);
+	for (unsigned int i = 0; i < pull_n_faults(p); i++)
+		resolver_wake_all(p->faults[i].shard);
 	pull_stop(p);
 	return 0;
 }
@@ -760,17 +771,6 @@ void pull_set_prefetch(struct pull *p, bool on)
 void pull_set_slow_fault(struct pull *p, uint64_t ns)
 {
 	atomic_store_explicit(&p->stats.slow_fault_ns, ns, memory_order_relaxed);
-}
-
-void pull_get_connection(struct pull *p, struct pull_connection *ret)
-{
-	pthread_mutex_lock(&p->lock);
-	ret->lost = p->urgent_lost;
-	ret->dials_failed = p->dials_failed;
-	ret->since_ns = p->lost_ns;
-	ret->next_ns = p->next_dial_ns;
-	snprintf(ret->why, sizeof ret->why, "%s", p->stall);
-	pthread_mutex_unlock(&p->lock);
 }
 
 const struct pull_stats *pull_stats(const struct pull *p)

@@ -39,6 +39,7 @@
 #include "fault/resolver.h"
 #include "stream/conn.h"
 #include "stream/load.h"
+#include "util/shards.h"
 
 #define PULL_STREAMS_MAX 16u
 
@@ -49,8 +50,15 @@ struct pull_config {
 	struct region_table table;
 	struct addrmap pieces; /* where it is mapped; empty: each region at its host_addr */
 	struct memory *memories[REGIONS_MAX];
-	int uffd;     /* -1: its VMM asks for its pages (POSTCOPY_REGION_ASKED) */
-	int state_fd; /* a page state to go on from (borrowed); -1: all is missing */
+	int uffd;              /* -1: its VMM asks for its pages (POSTCOPY_REGION_ASKED) */
+	int state_fd;          /* a page state to go on from (borrowed); -1: all is missing */
+	unsigned int n_shards; /* 0 or 1: one userfaultfd */
+	int shard_uffds[SHARDS_MAX - 1]; /* of shards 1..n_shards-1; the pull's on success */
+	/*
+	 * With n_shards > 1: memfd of pull_journals_bytes(), borrowed, a copy is kept. Zeroed at
+	 * first, or of the process before.
+	 */
+	int journals_fd;
 	enum resolver_map map;
 	unsigned int streams;           /* 1..PULL_STREAMS_MAX */
 	uint64_t bandwidth_bytes_per_s; /* of bulk at most; 0: no cap */
@@ -80,6 +88,24 @@ int pull_new(const struct pull_config *config, struct pull **ret, struct error *
  * all that may follow.
  */
 int pull_take_memory(struct pull *p, const struct pull_config *config, struct error *err);
+
+/*
+ * pull_take_shards() - its VMM has moved parts of its memory to further userfaultfds
+ * @uffds: of shards 1..@n-1 (util/shards.h)
+ * @n: how many shards there are by now, 2..SHARDS_MAX
+ * @journals_fd: as pull_config's
+ *
+ * Once; the memory is there (pull_new() with a table, or pull_take_memory()); before pull_start()
+ * or after, while nothing is finished. On success @uffds are the pull's. By the owner only.
+ *
+ * Return: 0; -EOPNOTSUPP, -EINVAL or the errno of what failed, with @err set: then all is as
+ * before.
+ */
+int pull_take_shards(struct pull *p, const int *uffds, unsigned int n, int journals_fd,
+                     struct error *err);
+
+/* Of the memfd that the journals of @n shards take (fault/events.h), bytes; 0 for one shard. */
+size_t pull_journals_bytes(unsigned int n);
 
 /*
  * pull_release() - stop all threads and close everything but the statistics

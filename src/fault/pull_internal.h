@@ -27,11 +27,15 @@
 #define PULL_SILENT_MS 5000u
 
 /*
- * An answer with anonymous memory, which the fault thread alone fills (fault/resolver.h). No lock:
- * a bulk thread that has lost its core with it would hold up all faults.
+ * An answer with anonymous memory, which its shard's fault thread alone fills (fault/resolver.h).
+ * No lock: a bulk thread that has lost its core with it would hold up all faults.
  */
 struct handed {
-	atomic_bool waits; /* who clears it has it: the fault thread, or who takes it back */
+	/*
+	 * For which fault thread: 1 + its index; 0: for none. Who clears it has it: that thread, or
+	 * who takes it back.
+	 */
+	_Atomic unsigned int waits_for;
 	sem_t filled; /* posted by the fault thread, when the rest is the bulk thread's again */
 	struct resolver_batch batch;
 	uint64_t left; /* units that were not tried yet */
@@ -61,10 +65,47 @@ struct bulk {
 	struct handed handed;
 };
 
+/* The urgent connection that a fault thread lacks; under pull->lock. */
+struct urgent {
+	struct conn *ready; /* dialled by the keeper for the fault thread */
+	bool lost;
+	bool was_there;             /* one that the keeper has dialled */
+	bool useful;                /* an answer has come on the one before */
+	bool planned;               /* the next dial, for next_dial_ns */
+	unsigned int retry_ms;      /* of pull_next_pause_ms() */
+	unsigned int dials_failed;  /* since it was lost */
+	uint64_t lost_ns;           /* over one before it the source had answered */
+	uint64_t next_dial_ns;      /* 0: none is waited for */
+	char stall[ERROR_TEXT_MAX]; /* why; empty while it is there */
+};
+
+/*
+ * Pages that a fetch waits for, left by the first fault thread for another, which asks for them.
+ * Under pull->lock, but for waits.
+ */
+#define FETCH_MAIL_MAX 64u
+struct fetch_mail {
+	atomic_bool waits; /* there are some */
+	unsigned int n;
+	struct pull_place pages[FETCH_MAIL_MAX];
+};
+
+/* One for each userfaultfd: its number is its shard's. */
 struct fault_thread {
 	struct pull *pull;
+	unsigned int index;
+	struct resolver_shard *shard;
+	struct events events;
+	int wake_fd; /* eventfd: it looks around */
+	struct urgent urgent;
+	struct brought brought;        /* bulk's notes for it */
+	_Atomic unsigned int n_handed; /* bulk threads that wait for it */
+	atomic_bool silent;            /* its connection was lost because nothing came */
+	atomic_bool small_only;        /* and then packets of full size did not get through */
+	struct fetch_mail mail;
 	pthread_t thread;
-	bool runs;
+	bool runs;           /* written under pull->lock */
+	bool may_begin;      /* under pull->lock */
 	bool only_reads;     /* under pull->lock: it fills nothing any more */
 	bool ends;           /* under pull->lock: nor does it read events */
 	atomic_bool done;    /* it is to end */
@@ -72,7 +113,7 @@ struct fault_thread {
 	struct conn *conn;   /* changed under pull->lock */
 	struct window window;
 	struct fault_table table;
-	struct fetch_table fetches;
+	struct fetch_table fetches; /* the first one's; the others have none */
 	struct resolver_caller caller;
 	struct resolver_caller bulk_caller; /* for what bulk threads have handed over */
 	unsigned int next_handed;           /* whose turn it is */
@@ -94,13 +135,15 @@ struct pull {
 	struct page_state *state;
 	struct scheduler *scheduler;
 	struct resolver resolver;
-	struct events events;
 	struct tls_context *tls;
 	struct hello hello;
 	char tls_description[64]; /* written once, before tls_known is set: others read it any time
 	                           */
 	atomic_bool tls_known;
 	uint64_t missing_at_release;
+	char *journals; /* of shard 1 and up: EVENTS_ROOM_BYTES each; NULL: there is one shard */
+	size_t journals_bytes;
+	_Atomic unsigned int urgents; /* how many urgent connections the source keeps; 0: one */
 
 	atomic_bool stopping;
 	atomic_bool completed;
@@ -115,43 +158,76 @@ struct pull {
 	_Atomic uint64_t told_failed_ns;                       /* so, of fills */
 	_Atomic uint64_t failing_ns, failed_ns; /* fills, since when and when last; 0: none */
 	_Atomic int fill_error;                 /* of the last of these */
-	atomic_bool silent;     /* the urgent connection was lost because nothing came */
-	atomic_bool small_only; /* and then packets of full size did not get through */
-	atomic_bool fetching;   /* the VMM waits for a fetch: the fault thread looks after fills */
-	_Atomic unsigned int n_handed; /* bulk threads that wait for the fault thread */
-	int wake_fd;                   /* eventfd: the fault thread looks around */
+	atomic_bool
+	        fetching; /* the VMM waits for a fetch: the first fault thread looks after fills */
 
 	/* Under the lock. */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;    /* broadcast when any of these, stopping, or the work changes */
 	struct conn_target target; /* where the source is */
 	uint64_t work;             /* bumped where bulk may find something to do again */
-	struct conn *urgent_ready; /* dialled by the keeper for the fault thread */
-	bool urgent_lost;
-	unsigned int dials_failed;            /* since it was lost */
-	uint64_t lost_ns;                     /* over one before it the source had answered */
-	uint64_t next_dial_ns;                /* 0: none is waited for */
-	char stall[ERROR_TEXT_MAX];           /* why; empty while it is there */
-	bool urgent_useful;                   /* an answer has come on the one before */
-	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the fault thread */
+	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the first fault thread */
 	unsigned int n_channels_new;
 	struct dialing dialing; /* the keeper's, and pull_connect()'s before that runs */
 	pthread_t keeper;
 	bool keeper_runs;
-	bool started;      /* each stream is to have a thread */
-	bool bulk_started; /* which may begin */
+	bool connected;           /* pull_connect() was of use */
+	unsigned int divide_into; /* so many shards, by the first fault thread; 0: nothing to do */
+	bool started;             /* each stream is to have a thread */
+	bool bulk_started;        /* which may begin */
 
-	struct fault_thread fault;
+	struct fault_thread faults[SHARDS_MAX]; /* of which resolver.n_shards are there */
 	struct bulk bulks[PULL_STREAMS_MAX];
-	struct brought brought; /* bulk's notes for the fault thread */
 	struct guesses guesses;
 	struct arrival_map arrival;
 	struct load_view load; /* of all bulk threads */
+	/* With several fault threads: what of the statistics, and hints, has one writer at a time.
+	 */
+	pthread_mutex_t notes_lock;
 	struct pull_stats stats;
 };
 
 void *fault_thread_main(void *arg);
 void *bulk_main(void *arg);
+void *keeper_main(void *arg);
+
+/* How many fault threads there are, or are to be. */
+static inline unsigned int pull_n_faults(const struct pull *p)
+{
+	return atomic_load(&p->resolver.n_shards);
+}
+
+/* Return: 0 or -errno. */
+int pull_start_fault_thread(struct fault_thread *ft);
+
+/*
+ * pull_open_shards() - make ready for further userfaultfds; nothing is divided yet
+ *
+ * As pull_take_shards(). On success @uffds are the pull's.
+ */
+int pull_open_shards(struct pull *p, const int *uffds, unsigned int n, int journals_fd,
+                     struct error *err);
+void pull_unmap_journals(struct pull *p);
+
+/*
+ * pull_divide() - from here on there are @n shards, which were opened
+ *
+ * By the first fault thread, or before it is started. What processes before have left in the
+ * journals of the others is taken up; that of the first one was.
+ */
+void pull_divide(struct pull *p, unsigned int n);
+
+/* The same, with what the first fault thread has in hand of what is another's by then. */
+void pull_divide_now(struct fault_thread *ft, unsigned int n);
+
+/* The others begin, or will by pull_start(). */
+void pull_begin_shards(struct pull *p);
+
+/* What the first fault thread has left for @ft, as far as there is room for it. */
+void pull_take_mail(struct fault_thread *ft);
+
+/* Which one a unit is for. */
+struct fault_thread *pull_fault_thread_of(struct pull *p, uint32_t region, uint64_t unit);
 
 /* Have a thread for each stream; the lock is held. Return: 0 or -errno. */
 int pull_start_bulk_locked(struct pull *p);
@@ -160,6 +236,18 @@ int pull_start_bulk_locked(struct pull *p);
  * Map a word of what came before the guest ran here. Return: false where there is none left.
  */
 bool pull_map_ahead(struct pull *p, const struct resolver_caller *caller);
+
+/* Where the source is, now. */
+struct conn_target pull_target(struct pull *p);
+
+/* There is to be a keeper. Any thread. Return: 0 or -errno. */
+int pull_start_keeper(struct pull *p);
+
+/* Its urgent connection was not dialled yet: the keeper will. The lock is held. */
+void pull_note_unconnected_locked(struct fault_thread *ft);
+
+/* How the connection waits, by what it is for. Return: 0 or -errno with @err set. */
+int pull_settle_conn(struct conn *c, enum stream_role role, struct error *err);
 
 /* Open one connection of the pull. Return: as conn_dial(). */
 int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct conn **ret,
@@ -171,18 +259,20 @@ void pull_stop_filling(struct pull *p);
 /* Wait on the condition for at most @timeout_ms, or until stopping. The lock is held. */
 void pull_wait_locked(struct pull *p, unsigned int timeout_ms);
 
+/* How long to wait before a try to dial: as pull_back_off_locked(), which waits, too. */
+unsigned int pull_next_pause_ms(unsigned int *retry_ms);
+
 /*
  * Before a try to dial. @retry_ms 0 (nothing was tried yet, or what came of the try before was
- * of use): not at all; the next waits longer. The lock is held. @until_ns: until when, while it
- * waits; else 0.
+ * of use): not at all; the next waits longer. The lock is held.
  */
-void pull_back_off_locked(struct pull *p, unsigned int *retry_ms, uint64_t *until_ns);
+void pull_back_off_locked(struct pull *p, unsigned int *retry_ms);
 
 /* Bulk may find something to do again. */
 void pull_work_changed(struct pull *p);
 
-/* Have the fault thread look around. */
-void pull_wake_fault_thread(struct pull *p);
+/* Have a fault thread look around. */
+void pull_wake_fault_thread(struct fault_thread *ft);
 
 /* Call after each fill: says in the log what of @filled is poisoned, or can't be. */
 void pull_tell_poisoned(struct pull *p, const struct scheduler_item *item, uint64_t filled);

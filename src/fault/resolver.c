@@ -12,15 +12,71 @@
 #define CLAIM_UNITS 16u
 #define CLAIM_MASK ((1ull << CLAIM_UNITS) - 1)
 
+/* Who writes goes first: readers come one after the other, and each is short. */
+static int init_map_lock(pthread_rwlock_t *lock)
+{
+	pthread_rwlockattr_t attr;
+	int rc;
+
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	rc = -pthread_rwlock_init(lock, &attr);
+	pthread_rwlockattr_destroy(&attr);
+	return rc;
+}
+
 int resolver_init(struct resolver *r)
 {
-	addrmap_init(&r->addrmap, r->table);
-	return -pthread_rwlock_init(&r->map_lock, NULL);
+	int rc = 0;
+
+	atomic_init(&r->n_shards, 1);
+	addrmap_init(&r->shards[0].addrmap, r->table);
+	for (unsigned int i = 0; i < SHARDS_MAX && !rc; i++) {
+		if (i)
+			r->shards[i].uffd = -1;
+		rc = init_map_lock(&r->shards[i].map_lock);
+	}
+	return rc;
 }
 
 void resolver_deinit(struct resolver *r)
 {
-	pthread_rwlock_destroy(&r->map_lock);
+	for (unsigned int i = 0; i < SHARDS_MAX; i++)
+		pthread_rwlock_destroy(&r->shards[i].map_lock);
+}
+
+static struct shards_region shards_region(const struct resolver *r, uint32_t region)
+{
+	const struct region *of = &r->table->regions[region];
+
+	return (struct shards_region){ .index = region,
+		                       .size = of->size,
+		                       .page_size = of->page_size };
+}
+
+struct resolver_shard *resolver_shard_of(struct resolver *r, uint32_t region, uint64_t unit)
+{
+	unsigned int n = atomic_load(&r->n_shards);
+	struct shards_region of = shards_region(r, region);
+
+	return &r->shards[n == 1 ? 0 : shards_of(n, &of, unit << UNIT_SHIFT)];
+}
+
+void resolver_part(const struct resolver *r, unsigned int shard, uint32_t region,
+                   uint64_t *ret_first, uint64_t *ret_end)
+{
+	struct shards_region of = shards_region(r, region);
+	uint64_t begin, end;
+
+	shards_part(atomic_load(&r->n_shards), &of, shard, &begin, &end);
+	*ret_first = begin >> UNIT_SHIFT;
+	*ret_end = end >> UNIT_SHIFT;
+}
+
+/* The same by bytes. */
+static struct resolver_shard *shard_at(struct resolver *r, uint32_t region, uint64_t offset)
+{
+	return resolver_shard_of(r, region, offset >> UNIT_SHIFT);
 }
 
 const uint8_t resolver_zeroes[UNIT_BYTES];
@@ -30,45 +86,45 @@ const uint8_t resolver_zeroes[UNIT_BYTES];
  * is left alone. Return: UFFD_DONE where it is mapped as well, UFFD_EXISTS where it has to be
  * mapped still, or as uffd_zeropage().
  */
-static int make_zero_page(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
-                          uint64_t len)
+static int make_zero_page(struct resolver *r, int uffd, uint32_t region, uint64_t offset,
+                          uint64_t addr, uint64_t len)
 {
 	int rc = memory_touch(r->memories[region], offset);
 	uint64_t done;
 
 	if (rc == -EOPNOTSUPP)
-		return uffd_zeropage(r->uffd, addr, len, &done);
+		return uffd_zeropage(uffd, addr, len, &done);
 	return rc ? rc : UFFD_EXISTS;
 }
 
 /* Who touches the page at @addr gets SIGBUS. Return: as the ioctls. */
-static int poison_once(struct resolver *r, uint64_t addr, uint64_t len)
+static int poison_once(int uffd, uint64_t addr, uint64_t len)
 {
 	uint64_t done;
-	int rc = uffd_poison(r->uffd, addr, len, &done);
+	int rc = uffd_poison(uffd, addr, len, &done);
 
 	/* It is poisoned already; or its file has been truncated, and who touches it gets the same.
 	 */
-	return rc == UFFD_EXISTS || rc == UFFD_ABSENT ? uffd_wake(r->uffd, addr, len) : rc;
+	return rc == UFFD_EXISTS || rc == UFFD_ABSENT ? uffd_wake(uffd, addr, len) : rc;
 }
 
 /* A page of private memory that is whole, from its stage. Return: as the ioctls. */
-static int place_staged(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
-                        uint64_t len)
+static int place_staged(struct resolver *r, int uffd, uint32_t region, uint64_t offset,
+                        uint64_t addr, uint64_t len)
 {
 	struct memory *m = r->memories[region];
 	uint64_t done;
-	int rc = uffd_copy(r->uffd, addr, memory_staged(m, offset), len, &done);
+	int rc = uffd_copy(uffd, addr, memory_staged(m, offset), len, &done);
 
 	if (rc == UFFD_DONE)
 		stat_add(&r->stats->fill_copy, len >> UNIT_SHIFT);
 	if (rc == UFFD_DONE || rc == UFFD_EXISTS)
 		memory_unstage(m, offset, len);
-	return rc == UFFD_EXISTS ? uffd_wake(r->uffd, addr, len) : rc;
+	return rc == UFFD_EXISTS ? uffd_wake(uffd, addr, len) : rc;
 }
 
 /* One try at one mapped page. Return: as the ioctls. */
-static int map_once(struct resolver *r, uint32_t region, uint64_t offset, uint64_t addr,
+static int map_once(struct resolver *r, int uffd, uint32_t region, uint64_t offset, uint64_t addr,
                     uint64_t len)
 {
 	bool anonymous = r->table->regions[region].memory == POSTCOPY_MEMORY_ANONYMOUS;
@@ -76,21 +132,21 @@ static int map_once(struct resolver *r, uint32_t region, uint64_t offset, uint64
 	int rc;
 
 	if (page_state_page_poisoned(r->state, region, offset >> UNIT_SHIFT))
-		return poison_once(r, addr, len);
+		return poison_once(uffd, addr, len);
 	if (region_is_staged(&r->table->regions[region]))
-		return place_staged(r, region, offset, addr, len);
+		return place_staged(r, uffd, region, offset, addr, len);
 	/* Anonymous memory has no page cache: what is present is mapped, or zero. */
 	if (anonymous) {
-		rc = uffd_zeropage(r->uffd, addr, len, &done);
-		return rc == UFFD_EXISTS ? uffd_wake(r->uffd, addr, len) : rc;
+		rc = uffd_zeropage(uffd, addr, len, &done);
+		return rc == UFFD_EXISTS ? uffd_wake(uffd, addr, len) : rc;
 	}
-	rc = uffd_continue(r->uffd, addr, len, &done);
+	rc = uffd_continue(uffd, addr, len, &done);
 	if (rc == UFFD_ABSENT) {
-		rc = make_zero_page(r, region, offset, addr, len);
+		rc = make_zero_page(r, uffd, region, offset, addr, len);
 		if (rc == UFFD_EXISTS)
-			rc = uffd_continue(r->uffd, addr, len, &done);
+			rc = uffd_continue(uffd, addr, len, &done);
 	}
-	return rc == UFFD_EXISTS ? uffd_wake(r->uffd, addr, len) : rc;
+	return rc == UFFD_EXISTS ? uffd_wake(uffd, addr, len) : rc;
 }
 
 /*
@@ -119,11 +175,13 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
 	int rc;
 
 	for (;;) {
-		pthread_rwlock_rdlock(&r->map_lock);
-		rc = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip) == len
-		             ? map_once(r, region, offset, addr, len)
+		struct resolver_shard *s = resolver_shard_of(r, region, first_unit);
+
+		pthread_rwlock_rdlock(&s->map_lock);
+		rc = addrmap_locate(&s->addrmap, region, offset, len, &addr, &skip) == len
+		             ? map_once(r, s->uffd, region, offset, addr, len)
 		             : UFFD_UNMAPPED;
-		pthread_rwlock_unlock(&r->map_lock);
+		pthread_rwlock_unlock(&s->map_lock);
 		if (rc == UFFD_AGAIN) {
 			if (!caller->again(caller->arg))
 				return -ECANCELED;
@@ -143,18 +201,18 @@ int resolver_map_page(const struct resolver_caller *caller, uint32_t region, uin
 static int map_run(const struct resolver_caller *caller, uint32_t region, uint64_t offset,
                    uint64_t len)
 {
-	struct resolver *r = caller->resolver;
+	struct resolver_shard *s = shard_at(caller->resolver, region, offset);
 	int rc = UFFD_DONE;
 
 	while (len && rc >= 0 && rc != UFFD_VMM_GONE) {
 		uint64_t addr, skip, done = 0, mapped;
 
-		pthread_rwlock_rdlock(&r->map_lock);
-		mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
-		rc = mapped ? uffd_continue(r->uffd, addr, mapped, &done) : UFFD_DONE;
+		pthread_rwlock_rdlock(&s->map_lock);
+		mapped = addrmap_locate(&s->addrmap, region, offset, len, &addr, &skip);
+		rc = mapped ? uffd_continue(s->uffd, addr, mapped, &done) : UFFD_DONE;
 		if (rc == UFFD_UNMAPPED && mapped > UNIT_BYTES)
-			rc = uffd_continue(r->uffd, addr, UNIT_BYTES, &done);
-		pthread_rwlock_unlock(&r->map_lock);
+			rc = uffd_continue(s->uffd, addr, UNIT_BYTES, &done);
+		pthread_rwlock_unlock(&s->map_lock);
 		if (!mapped)
 			break;
 		done += skip;
@@ -215,11 +273,12 @@ bool resolver_shows_touch(const struct resolver *r, uint32_t region)
 /* Whether the VMM has the unit mapped, as far as its events have told. */
 static bool is_mapped(struct resolver *r, uint32_t region, uint64_t offset)
 {
+	struct resolver_shard *s = shard_at(r, region, offset);
 	uint64_t addr, skip, len;
 
-	pthread_rwlock_rdlock(&r->map_lock);
-	len = addrmap_locate(&r->addrmap, region, offset, UNIT_BYTES, &addr, &skip);
-	pthread_rwlock_unlock(&r->map_lock);
+	pthread_rwlock_rdlock(&s->map_lock);
+	len = addrmap_locate(&s->addrmap, region, offset, UNIT_BYTES, &addr, &skip);
+	pthread_rwlock_unlock(&s->map_lock);
 	return len;
 }
 
@@ -274,21 +333,22 @@ static uint64_t missing_front(const struct resolver *r, uint32_t region, uint64_
 static int copy_front(struct resolver *r, uint32_t region, uint64_t offset, const uint8_t *data,
                       uint64_t len, uint64_t *ret_done)
 {
+	struct resolver_shard *s = shard_at(r, region, offset);
 	uint64_t addr, skip, mapped;
 	int rc = UFFD_UNMAPPED;
 
 	*ret_done = 0;
-	pthread_rwlock_rdlock(&r->map_lock);
+	pthread_rwlock_rdlock(&s->map_lock);
 	len = missing_front(r, region, offset, len);
-	mapped = addrmap_locate(&r->addrmap, region, offset, len, &addr, &skip);
+	mapped = addrmap_locate(&s->addrmap, region, offset, len, &addr, &skip);
 	if (!len)
 		rc = UFFD_EXISTS;
 	else if (mapped && !skip)
-		rc = uffd_copy(r->uffd, addr, data, mapped, ret_done);
+		rc = uffd_copy(s->uffd, addr, data, mapped, ret_done);
 	/* The kernel takes no range that two VMAs share (madvise() on a part makes them two). */
 	if (rc == UFFD_UNMAPPED && !skip && mapped > UNIT_BYTES)
-		rc = uffd_copy(r->uffd, addr, data, UNIT_BYTES, ret_done);
-	pthread_rwlock_unlock(&r->map_lock);
+		rc = uffd_copy(s->uffd, addr, data, UNIT_BYTES, ret_done);
+	pthread_rwlock_unlock(&s->map_lock);
 	stat_add(&r->stats->fill_copy, *ret_done >> UNIT_SHIFT);
 	return rc;
 }
@@ -679,11 +739,11 @@ uint64_t resolver_discard_units(struct page_state *state, uint32_t region, uint6
 	return n;
 }
 
-/* Only the fault thread changes the addrmap, and this is the fault thread: no lock to read it. */
-void resolver_discard(struct resolver *r, uint64_t start, uint64_t end)
+/* Only its fault thread changes an addrmap, and this is it: no lock to read it. */
+void resolver_discard(struct resolver *r, struct resolver_shard *s, uint64_t start, uint64_t end)
 {
-	for (uint32_t i = 0; i < r->addrmap.n; i++) {
-		const struct addrmap_piece *p = &r->addrmap.pieces[i];
+	for (uint32_t i = 0; i < s->addrmap.n; i++) {
+		const struct addrmap_piece *p = &s->addrmap.pieces[i];
 		uint64_t from = start > p->host_addr ? start : p->host_addr;
 		uint64_t to = end < p->host_addr + p->len ? end : p->host_addr + p->len;
 
@@ -751,12 +811,12 @@ void resolver_settle(struct resolver *r)
 			settle_word(r, i, word);
 }
 
-void resolver_wake_all(struct resolver *r)
+void resolver_wake_all(struct resolver_shard *s)
 {
-	pthread_rwlock_rdlock(&r->map_lock);
-	for (uint32_t i = 0; i < r->addrmap.n; i++)
-		uffd_wake(r->uffd, r->addrmap.pieces[i].host_addr, r->addrmap.pieces[i].len);
-	pthread_rwlock_unlock(&r->map_lock);
+	pthread_rwlock_rdlock(&s->map_lock);
+	for (uint32_t i = 0; i < s->addrmap.n; i++)
+		uffd_wake(s->uffd, s->addrmap.pieces[i].host_addr, s->addrmap.pieces[i].len);
+	pthread_rwlock_unlock(&s->map_lock);
 }
 
 /* Of a range that is not all of one kind, what is registered still. */
@@ -773,32 +833,32 @@ static int unregister_parts(int uffd, uint64_t addr, uint64_t len, uint64_t page
 	return unregister_parts(uffd, addr + half, len - half, page_size);
 }
 
-int resolver_unregister(struct resolver *r, bool by_parts)
+int resolver_unregister(struct resolver *r, struct resolver_shard *s, bool by_parts)
 {
 	int rc = 0;
 
-	pthread_rwlock_rdlock(&r->map_lock);
-	for (uint32_t i = 0; i < r->addrmap.n; i++) {
-		const struct addrmap_piece *p = &r->addrmap.pieces[i];
+	pthread_rwlock_rdlock(&s->map_lock);
+	for (uint32_t i = 0; i < s->addrmap.n; i++) {
+		const struct addrmap_piece *p = &s->addrmap.pieces[i];
 		uint64_t page_size = r->table->regions[p->region].page_size;
-		int result = by_parts ? unregister_parts(r->uffd, p->host_addr, p->len, page_size)
-		                      : uffd_unregister(r->uffd, p->host_addr, p->len);
+		int result = by_parts ? unregister_parts(s->uffd, p->host_addr, p->len, page_size)
+		                      : uffd_unregister(s->uffd, p->host_addr, p->len);
 
 		if (result < 0 && rc >= 0)
 			rc = result;
 		else if (result == UFFD_UNMAPPED && !rc)
 			rc = UFFD_UNMAPPED;
 	}
-	pthread_rwlock_unlock(&r->map_lock);
+	pthread_rwlock_unlock(&s->map_lock);
 	return rc;
 }
 
-uint64_t resolver_map_changes(struct resolver *r)
+uint64_t resolver_map_changes(struct resolver_shard *s)
 {
 	uint64_t changes;
 
-	pthread_rwlock_rdlock(&r->map_lock);
-	changes = r->map_changes;
-	pthread_rwlock_unlock(&r->map_lock);
+	pthread_rwlock_rdlock(&s->map_lock);
+	changes = s->map_changes;
+	pthread_rwlock_unlock(&s->map_lock);
 	return changes;
 }

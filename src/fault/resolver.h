@@ -46,10 +46,20 @@
 #include "mem/addrmap.h"
 #include "mem/memory.h"
 #include "mem/page_state.h"
+#include "util/shards.h"
 
 enum resolver_map {
 	RESOLVER_MAP_EAGER,
 	RESOLVER_MAP_LAZY,
+};
+
+/* A userfaultfd, and where the part of guest memory is mapped that it watches (util/shards.h). */
+struct resolver_shard {
+	int uffd; /* set at birth; -1: its VMM asks for its pages */
+
+	pthread_rwlock_t map_lock;
+	struct addrmap addrmap;
+	uint64_t map_changes; /* how often the VMM has changed its mappings */
 };
 
 struct resolver {
@@ -57,13 +67,11 @@ struct resolver {
 	const struct region_table *table;
 	struct page_state *state;
 	struct memory *const *memories;
-	int uffd;
 	enum resolver_map map;
 	struct pull_stats *stats;
 
-	pthread_rwlock_t map_lock;
-	struct addrmap addrmap;
-	uint64_t map_changes; /* how often the VMM has changed its mappings */
+	_Atomic unsigned int n_shards; /* 1; then perhaps more, once */
+	struct resolver_shard shards[SHARDS_MAX];
 };
 
 /*
@@ -111,9 +119,22 @@ extern const uint8_t resolver_zeroes[UNIT_BYTES];
  */
 int resolver_place_staged(const struct resolver_caller *caller, uint32_t *region, uint64_t *offset);
 
-/* All but addrmap and map_lock is set by the caller. Return: 0 or -errno. */
+/*
+ * All that is set at birth is set by the caller. There is one shard, which has all regions where
+ * the table says. Return: 0 or -errno.
+ */
 int resolver_init(struct resolver *r);
 void resolver_deinit(struct resolver *r);
+
+/*
+ * Whose a unit is. A word, and a host page, is one shard's as a whole: whatever works on such a
+ * stretch asks for its shard once.
+ */
+struct resolver_shard *resolver_shard_of(struct resolver *r, uint32_t region, uint64_t unit);
+
+/* The units of a region that one of them has: [*@ret_first, *@ret_end), or none. */
+void resolver_part(const struct resolver *r, unsigned int shard, uint32_t region,
+                   uint64_t *ret_first, uint64_t *ret_end);
 
 /*
  * resolver_fill() - fill, publish, map and wake what is still missing of a batch
@@ -153,14 +174,14 @@ int resolver_map_ahead(const struct resolver_caller *caller, uint32_t region, ui
                        uint64_t present);
 
 /*
- * resolver_discard() - UFFD_EVENT_REMOVE of a range of host addresses
+ * resolver_discard() - UFFD_EVENT_REMOVE of a range of host addresses, from a shard's userfaultfd
  *
  * What is missing of anonymous memory is zero from now on, and present: also what is claimed. Of
  * shared memory the event proves nothing: MADV_DONTNEED leaves the file's content, which is the
  * source's, MADV_FREE fails, and so does MADV_REMOVE under a seal; there a page is discarded by
- * resolver_discard_units() only. By the fault thread.
+ * resolver_discard_units() only. By the shard's fault thread.
  */
-void resolver_discard(struct resolver *r, uint64_t start, uint64_t end);
+void resolver_discard(struct resolver *r, struct resolver_shard *s, uint64_t start, uint64_t end);
 
 /*
  * resolver_discard_units() - what is missing of [@first, @end) of a region is zero from now on
@@ -182,7 +203,7 @@ uint64_t resolver_discard_units(struct page_state *state, uint32_t region, uint6
 void resolver_settle(struct resolver *r);
 
 /* Have every thread that waits look again: those whose page is missing raise a new event. */
-void resolver_wake_all(struct resolver *r);
+void resolver_wake_all(struct resolver_shard *s);
 
 /*
  * resolver_unregister() - every page is present: no more watching
@@ -192,8 +213,8 @@ void resolver_wake_all(struct resolver *r);
  * UFFD_UNMAPPED where nothing was done about some piece, for the kernel has something else there
  * than the address map says; or -errno.
  */
-int resolver_unregister(struct resolver *r, bool by_parts);
+int resolver_unregister(struct resolver *r, struct resolver_shard *s, bool by_parts);
 
-uint64_t resolver_map_changes(struct resolver *r);
+uint64_t resolver_map_changes(struct resolver_shard *s);
 
 #endif

@@ -15,6 +15,7 @@
 
 #include "libpostcopy/internal.h"
 #include "libpostcopy/poison.h"
+#include "libpostcopy/split.h"
 #include "libpostcopy/table.h"
 #include "libpostcopy/uffd.h"
 #include "util/cleanup.h"
@@ -186,10 +187,17 @@ static int send_attach(struct postcopy *p, struct vmm_wire_msg *msg, struct erro
 static int await_attached(struct postcopy *p, const char *id, enum vmm_wire_standing *ret,
                           struct error *err)
 {
+	uint64_t deadline_ns = clock_now_ns() + TIMEOUT_S * NSEC_PER_SEC;
 	struct vmm_wire_msg msg;
 	_cleanup_close_ int fd = -1;
-	int rc = receive_message(p, clock_now_ns() + TIMEOUT_S * NSEC_PER_SEC, &msg, &fd, err);
+	int rc;
 
+	/* Before it returns, and the memory may be touched. */
+	do {
+		rc = receive_message(p, deadline_ns, &msg, &fd, err);
+		if (!rc && msg.type == VMM_WIRE_OFFER_SHARDS)
+			rc = split_memory(p, msg.n_shards, err);
+	} while (!rc && msg.type == VMM_WIRE_OFFER_SHARDS);
 	if (rc == -ETIMEDOUT)
 		return error_set(err, rc,
 		                 "postcopyd has not answered the attach of \"%s\" for %d s", id,
@@ -224,6 +232,8 @@ static int make(enum vmm_wire_role role, int pidfd, struct postcopy **ret, struc
 	p->sock = p->uffd = p->vmstate_fd = p->ahead_fd = -1;
 	p->poison_fd = p->pidfd = p->stage_fd = -1;
 	p->hot_sock = -1;
+	for (unsigned int i = 0; i < SHARDS_MAX - 1; i++)
+		p->shard_uffds[i] = -1;
 	if (pid < 0)
 		return error_errno(err, pid, "the VMM's pidfd");
 	p->vmm = pid;
@@ -330,11 +340,7 @@ static int register_regions(struct postcopy *p, int uffd, struct error *err)
 
 static void unregister_regions(struct postcopy *p)
 {
-	while (p->n_registered) {
-		p->n_registered--;
-		uffd_unregister(p->uffd, p->registered[p->n_registered].addr,
-		                p->registered[p->n_registered].size);
-	}
+	split_unregister(p);
 	close_fd(&p->stage_fd);
 	close_fd(&p->uffd);
 }
@@ -407,6 +413,7 @@ static int attach(enum vmm_wire_role role, const char *path, const char *id, int
 		rc = connect_daemon(path, &p->sock, err);
 	if (!rc && role == VMM_WIRE_DESTINATION)
 		rc = register_regions(p, -1, err);
+	p->uffd_is_own = !rc && p->uffd >= 0;
 	if (!rc)
 		rc = hand_over(p, id, err);
 	if (!rc)

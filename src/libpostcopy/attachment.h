@@ -62,7 +62,12 @@ struct postcopy {
 	/* destination: our own copy. Were the daemon's the last one, its death would let
 	   absent pages read as zeroes. */
 	int uffd;
+	bool uffd_is_own; /* made here, for the attach that is under way */
 	uint64_t uffd_features;
+	/* Where its memory is divided (split.c): how many have a part, 0: all is uffd's; and those
+	   of shard 1, 2... */
+	uint32_t n_shards;
+	int shard_uffds[SHARDS_MAX - 1];
 	struct postcopy_region regions[POSTCOPY_REGIONS_MAX]; /* by name, where they have any */
 	size_t n_regions;
 	/* destination: where units of private huge pages gather until the daemon can place a page,

@@ -14,6 +14,7 @@
 
 #include "libpostcopy/attachment.h"
 #include "libpostcopy/internal.h"
+#include "libpostcopy/split.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 
@@ -260,6 +261,13 @@ static const struct repeated {
 	{ VMM_WIRE_VMSTATE, STATE_COMPLETE, say_nothing },
 	{ VMM_WIRE_VMSTATE, STATE_FAILED, say_load_failed },
 	{ VMM_WIRE_COMPLETE, STATE_COMPLETE, say_nothing },
+	/* What was answered, or not, when it attached. */
+	{ VMM_WIRE_OFFER_SHARDS, STATE_WAITING, split_say },
+	{ VMM_WIRE_OFFER_SHARDS, STATE_LOADING, split_say },
+	{ VMM_WIRE_OFFER_SHARDS, STATE_LOADED, split_say },
+	{ VMM_WIRE_OFFER_SHARDS, STATE_RESUMED, split_say },
+	{ VMM_WIRE_OFFER_SHARDS, STATE_COMPLETE, say_nothing },
+	{ VMM_WIRE_OFFER_SHARDS, STATE_FAILED, say_nothing },
 	/* It has all of it, or none: what was ahead is of no use any more. */
 	{ VMM_WIRE_VMSTATE_AHEAD, STATE_LOADING, say_nothing },
 	{ VMM_WIRE_VMSTATE_AHEAD, STATE_FAILED, say_nothing },

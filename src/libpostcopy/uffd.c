@@ -252,6 +252,13 @@ int uffd_register(int fd, const struct postcopy_region *r, size_t index, uint32_
 	return rc;
 }
 
+int uffd_trap_again(int fd, void *addr, uint64_t size, uint32_t mode)
+{
+	const struct postcopy_region r = { .host_addr = addr, .size = size };
+
+	return try_register(fd, &r, mode);
+}
+
 void uffd_unregister(int fd, const void *addr, uint64_t size)
 {
 	struct uffdio_range range = { .start = (uintptr_t)addr, .len = size };

@@ -57,6 +57,9 @@ int uffd_empty_file(const struct postcopy_region *region, size_t index, struct e
 int uffd_register(int fd, const struct postcopy_region *region, size_t index, uint32_t *ret_mode,
                   struct error *err);
 
+/* Part of a region that was, and is trapped by nobody at the moment. Return: 0 or -errno. */
+int uffd_trap_again(int fd, void *addr, uint64_t size, uint32_t mode);
+
 void uffd_unregister(int fd, const void *addr, uint64_t size);
 
 #endif

@@ -43,6 +43,8 @@ static const char *type_name(enum vmm_wire_type type)
 		[VMM_WIRE_HARVESTED] = "HARVESTED",
 		[VMM_WIRE_MEMORY] = "MEMORY",
 		[VMM_WIRE_VMSTATE_AHEAD] = "VMSTATE_AHEAD",
+		[VMM_WIRE_OFFER_SHARDS] = "OFFER_SHARDS",
+		[VMM_WIRE_SHARDS] = "SHARDS",
 	};
 
 	return names[type];
@@ -157,6 +159,10 @@ size_t vmm_wire_encode(const struct vmm_wire_msg *msg, void *buf)
 	case VMM_WIRE_LOG_START:
 	case VMM_WIRE_LOG_HARVEST:
 		p = put_u64(p, msg->number);
+		break;
+	case VMM_WIRE_OFFER_SHARDS:
+	case VMM_WIRE_SHARDS:
+		p = put_u32(p, msg->n_shards);
 		break;
 	case VMM_WIRE_ATTACHED:
 		if (msg->standing)
@@ -374,6 +380,22 @@ static int get_dirty_log(struct reader *r, size_t n_fds, struct vmm_wire_msg *ms
 	return get_reason(r, msg, err);
 }
 
+static int get_shards(struct reader *r, size_t n_fds, struct vmm_wire_msg *msg, struct error *err)
+{
+	uint32_t most = msg->type == VMM_WIRE_SHARDS ? SHARDS_MAX : UINT32_MAX;
+
+	msg->n_shards = get_u32(r);
+	if (r->failed)
+		return 0;
+	if (msg->n_shards < 2 || msg->n_shards > most)
+		return error_set(err, -EPROTO, "%s of %u; 2 to %u are possible",
+		                 type_name(msg->type), msg->n_shards, most);
+	if (msg->type == VMM_WIRE_SHARDS && n_fds != msg->n_shards - 1)
+		return error_set(err, -EPROTO, "SHARDS of %u came with %zu descriptors; it has %u",
+		                 msg->n_shards, n_fds, msg->n_shards - 1);
+	return 0;
+}
+
 static int get_attributes(struct reader *r, struct vmm_wire_msg *msg, struct error *err)
 {
 	uint32_t n = get_u32(r);
@@ -397,14 +419,14 @@ static int get_standing(struct reader *r, struct vmm_wire_msg *msg, struct error
 	return 0;
 }
 
-/* How many descriptors a type travels with; ATTACH, DIRTY_LOG and MEMORY say so themselves. */
+/* How many descriptors a type travels with; some say so themselves. */
 static int check_fd_count(enum vmm_wire_type type, size_t n_fds, struct error *err)
 {
 	bool has_fd = type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||
 	              type == VMM_WIRE_CHANNEL || type == VMM_WIRE_POISONED ||
 	              type == VMM_WIRE_VMSTATE_AHEAD;
-	bool says_itself =
-	        type == VMM_WIRE_ATTACH || type == VMM_WIRE_DIRTY_LOG || type == VMM_WIRE_MEMORY;
+	bool says_itself = type == VMM_WIRE_ATTACH || type == VMM_WIRE_DIRTY_LOG ||
+	                   type == VMM_WIRE_MEMORY || type == VMM_WIRE_SHARDS;
 	size_t want = has_fd ? 1 : 0;
 
 	if (n_fds > VMM_WIRE_FDS_MAX || (!says_itself && n_fds != want))
@@ -426,7 +448,7 @@ static int get_header(struct reader *r, enum vmm_wire_type *ret_type, struct err
 		                 "the other side speaks version %u of the VMM protocol, this one "
 		                 "%d: install libpostcopy and postcopyd of the same release",
 		                 version, VMM_WIRE_VERSION);
-	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_VMSTATE_AHEAD)
+	if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_TYPE_LAST)
 		return error_set(err, type ? -ENOMSG : -EPROTO, "unknown message type %u", type);
 	if (len != (size_t)(r->end - r->pos))
 		return error_set(err, -EPROTO, "%s says %u bytes of payload, but has %zu",
@@ -461,6 +483,8 @@ int vmm_wire_decode(const void *buf, size_t len, size_t n_fds, struct vmm_wire_m
 		rc = get_dirty_log(&r, n_fds, ret_msg, err);
 	else if (type == VMM_WIRE_HARVESTED)
 		rc = get_harvested(&r, ret_msg, err);
+	else if (type == VMM_WIRE_OFFER_SHARDS || type == VMM_WIRE_SHARDS)
+		rc = get_shards(&r, n_fds, ret_msg, err);
 	else if (type == VMM_WIRE_LOG_START || type == VMM_WIRE_LOG_HARVEST)
 		ret_msg->number = get_u64(&r);
 	else if (type == VMM_WIRE_PAUSED || type == VMM_WIRE_VMSTATE ||

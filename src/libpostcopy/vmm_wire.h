@@ -9,6 +9,8 @@
  *
  *   VMM                          daemon
  *   ATTACH (table, fds)     ->
+ *                           <-   OFFER_SHARDS, to some destinations: how many userfaultfds may
+ *   SHARDS (fds)            ->   watch the memory, instead of the one of ATTACH
  *                           <-   ATTACHED, or ERROR and the socket closes
  *   An adapter, that speaks for a VMM, names it by its pidfd. When it has lost its connection:
  *   ATTACH again (pidfd)    ->
@@ -36,6 +38,14 @@
  * again where it does not know the answer: PAUSE, VMSTATE and COMPLETE may come twice, and
  * POISONED, PAUSED, MEMORY, LOADED, RESUMED and what failed to load or to run are then said again.
  *
+ * Who answers OFFER_SHARDS has made that many userfaultfds in its own process, but one, and moved
+ * to each its part of the memory (util/shards.h) from the one of ATTACH. It comes before ATTACHED,
+ * and is dealt with before that is told to the VMM: for a moment a part is watched by none of them,
+ * and who touched it then would read zeroes. Who does not know the offer, or can't do it, says
+ * nothing, and all stays with the one. A daemon that could not keep the answer, or was started
+ * again before it had, offers again at any time: who has moved its memory says so again, and nobody
+ * moves it then. Who faults in a part whose userfaultfd the daemon has not got yet waits for that.
+ *
  * Library and daemon may be of different releases. A type that one end does not know it passes
  * over, with its descriptors: so what is new is an offer or a hint, that a migration can do
  * without, or the answer to what is new. Anything else takes another version.
@@ -50,6 +60,7 @@
 
 #include "postcopy/postcopy.h"
 #include "util/error.h"
+#include "util/shards.h"
 
 #define VMM_WIRE_VERSION 1
 #define VMM_WIRE_HEADER_BYTES 8
@@ -81,6 +92,10 @@ enum vmm_wire_type {
 	VMM_WIRE_MEMORY = 20,    /* what an ATTACH with ATTACH_LATE has left out */
 	/* Before PAUSED, and before VMSTATE: what there is of a vmstate already. A hint. */
 	VMM_WIRE_VMSTATE_AHEAD = 21,
+	VMM_WIRE_OFFER_SHARDS = 22, /* several userfaultfds may watch the memory */
+	VMM_WIRE_SHARDS = 23,       /* they do */
+	/* The last of those that are known here. */
+	VMM_WIRE_TYPE_LAST = VMM_WIRE_SHARDS,
 };
 
 /* Of ATTACH. */
@@ -158,6 +173,9 @@ struct vmm_wire_region {
  *   DIRTY_LOG: how; text, where it is NONE
  *   LOG_START, LOG_HARVEST: number
  *   HARVESTED: number; code (0: it is done; else positive errno), text
+ *   OFFER_SHARDS: n_shards, 2 or more: so many at most
+ *   SHARDS:   n_shards, 2..SHARDS_MAX and not more than were offered; n_shards - 1 descriptors, the
+ *             userfaultfds of shard 1, 2...; that of ATTACH is shard 0's
  */
 struct vmm_wire_msg {
 	enum vmm_wire_type type;
@@ -172,6 +190,7 @@ struct vmm_wire_msg {
 	uint64_t pause_ns;
 	uint32_t how; /* enum vmm_wire_dirty_log */
 	uint64_t number;
+	uint32_t n_shards;
 	uint32_t code;
 	char text[ERROR_TEXT_MAX];
 };

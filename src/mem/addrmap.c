@@ -49,6 +49,30 @@ uint64_t addrmap_locate(const struct addrmap *map, uint32_t region, uint64_t off
 	return best_len;
 }
 
+/* Return: false where nothing is left. */
+static bool clip(struct addrmap_piece *p, uint64_t begin, uint64_t end)
+{
+	uint64_t first = p->offset > begin ? p->offset : begin;
+	uint64_t last = p->offset + p->len < end ? p->offset + p->len : end;
+
+	if (first >= last)
+		return false;
+	p->host_addr += first - p->offset;
+	p->offset = first;
+	p->len = last - first;
+	return true;
+}
+
+void addrmap_keep(struct addrmap *map, uint32_t region, uint64_t begin, uint64_t end)
+{
+	for (uint32_t i = 0; i < map->n;) {
+		if (map->pieces[i].region == region && !clip(&map->pieces[i], begin, end))
+			map->pieces[i] = map->pieces[--map->n];
+		else
+			i++;
+	}
+}
+
 /* Cut a piece in two at @at, which lies inside it. */
 static int split(struct addrmap *map, uint32_t i, uint64_t at)
 {

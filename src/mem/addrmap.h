@@ -45,6 +45,9 @@ const struct addrmap_piece *addrmap_find(const struct addrmap *map, uint64_t hos
 uint64_t addrmap_locate(const struct addrmap *map, uint32_t region, uint64_t offset, uint64_t len,
                         uint64_t *ret_host_addr, uint64_t *ret_skip);
 
+/* Of a region only its bytes [begin, end). */
+void addrmap_keep(struct addrmap *map, uint32_t region, uint64_t begin, uint64_t end);
+
 /* munmap(): forget [start, end). Return: 0 or -ENOSPC where there are too many pieces. */
 int addrmap_unmap(struct addrmap *map, uint64_t start, uint64_t end);
 

@@ -135,7 +135,7 @@ int descriptor_check_userfaultfd(int fd, struct error *err)
 	if (descriptor_identify(fd) == DESCRIPTOR_USERFAULTFD)
 		return 0;
 	descriptor_name(fd, name, sizeof name);
-	return error_set(err, -EINVAL, "the first descriptor (%s) is no userfaultfd", name);
+	return error_set(err, -EINVAL, "the userfaultfd's descriptor (%s) is no userfaultfd", name);
 }
 
 int descriptor_file(int fd, struct descriptor_file *ret)

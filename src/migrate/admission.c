@@ -24,6 +24,10 @@
 #define FILE_PATH_BYTES (PATH_MAX + 128)
 /* A stream: its connection, and what its thread's time is read from. */
 #define STREAM_DESCRIPTORS 2u
+/* A further shard: its connection, and one that is dialled anew; what wakes its thread. */
+#define SHARD_DESCRIPTORS 3u
+/* And when it comes: its userfaultfd, and the store's copy. */
+#define SHARD_UFFDS 2u
 /* Beside its streams: control, urgent and one that is dialled anew, vmstate, and some to spare. */
 #define MORE_DESCRIPTORS 8u
 
@@ -457,11 +461,30 @@ static uint64_t most_descriptors(void)
 	return getrlimit(RLIMIT_NOFILE, &limit) ? RLIM_INFINITY : limit.rlim_cur;
 }
 
+/* Beside its streams, and one userfaultfd. */
+static unsigned int need_descriptors(const struct migration *m)
+{
+	unsigned int more = m->shards.n > 1 ? m->shards.n - 1 : 0;
+
+	return m->limits.streams * STREAM_DESCRIPTORS + more * SHARD_DESCRIPTORS + MORE_DESCRIPTORS;
+}
+
+unsigned int admission_shards(struct migration *m, unsigned int n)
+{
+	uint64_t have = count_descriptors() + need_descriptors(m), most = most_descriptors();
+
+	if (most == RLIM_INFINITY)
+		return n;
+	while (n > 1 && have + (n - 1) * (SHARD_DESCRIPTORS + SHARD_UFFDS) + 1 > most)
+		n--;
+	return n;
+}
+
 /* A dial that lacks one is tried for again, but a guest that waits for it stands still. */
 static int check_descriptors(struct migration *m, struct error *err)
 {
 	unsigned int n = count_descriptors();
-	unsigned int need = m->limits.streams * STREAM_DESCRIPTORS + MORE_DESCRIPTORS;
+	unsigned int need = need_descriptors(m);
 	uint64_t most = most_descriptors();
 
 	if (most == RLIM_INFINITY || n + need <= most)

@@ -39,6 +39,12 @@ int admission_check_memory(struct migration *m, const struct region_table *table
 int admission_check_start(struct migration *m, const struct migration_warm *warm, bool may_wait,
                           struct error *err);
 
+/*
+ * How many userfaultfds, of @n that are wanted, this process has descriptors for, beside what
+ * admission_check_start() will look for. Return: 1..@n.
+ */
+unsigned int admission_shards(struct migration *m, unsigned int n);
+
 /* Whether it has one, with those that wait and are before it. */
 bool admission_has_place(const struct migration *m);
 

@@ -12,6 +12,7 @@
 #include "migrate/attach.h"
 #include "migrate/bandwidth.h"
 #include "migrate/destination/destination.h"
+#include "migrate/destination/shards.h"
 #include "migrate/queue.h"
 #include "migrate/record/keep.h"
 #include "migrate/record/saved.h"
@@ -162,7 +163,10 @@ static int on_attach(void *arg, struct vmm_conn *conn, struct vmm_attach *attach
 	m->vmm = conn;
 	m->taken_over = false;
 	*ret_owner = m;
+	shards_plan(m, vmm_wire_has_uffd(attach->msg));
 	migration_move(m, MIGRATION_ATTACHED, "%s", "");
+	/* It is answered before the VMM is told that it is attached. */
+	shards_offer(m);
 	return 0;
 }
 
@@ -185,13 +189,15 @@ static int on_memory(void *owner, struct vmm_attach *attach, struct error *err)
 	return destination_memory(owner, attach, err);
 }
 
-/* Of a destination none is missed: MEMORY is said again, LOADED and RESUMED have no descriptor. */
+/* MEMORY of a destination is said again by itself; LOADED and RESUMED have no descriptor. */
 static void on_cut_message(void *owner, enum vmm_wire_type type, const struct error *why)
 {
 	struct migration *m = owner;
 
 	if (m->params.role == MIGRATION_SOURCE)
 		source_cut_message(m, type, why);
+	else if (type == VMM_WIRE_SHARDS)
+		shards_ask_again(m);
 }
 
 static void migration_free(struct migration *m)
@@ -347,6 +353,7 @@ void migrations_set_limits(struct migrations *ms, const struct migrations_config
 	ms->config.max_outgoing = config->max_outgoing;
 	ms->config.hold_timeout_ms = config->hold_timeout_ms;
 	ms->config.memory_check = config->memory_check;
+	ms->config.fault_threads = config->fault_threads;
 	migrations_configure_bandwidth(ms, config);
 	queue_look(ms);
 	ms->config.max_channels = config->max_channels;
@@ -436,6 +443,7 @@ int migrations_new(uv_loop_t *loop, const struct migrations_config *config, stru
 	uv_timer_init(loop, &ms->waits);
 	uv_timer_init(loop, &ms->queue);
 	uv_timer_init(loop, &ms->trim);
+	uv_timer_init(loop, &ms->offers);
 	uv_timer_init(loop, &ms->bandwidth.timer);
 	migrations_configure_bandwidth(ms, config);
 	ms->expiry.data = ms;
@@ -490,6 +498,7 @@ void migrations_stop(struct migrations *ms)
 	uv_timer_stop(&ms->waits);
 	uv_timer_stop(&ms->queue);
 	uv_timer_stop(&ms->trim);
+	uv_timer_stop(&ms->offers);
 	uv_timer_stop(&ms->bandwidth.timer);
 	for (struct migration *m = ms->list; m; m = m->next)
 		say_what_is_left(m);
@@ -512,6 +521,7 @@ void migrations_close(struct migrations *ms)
 	uv_close((uv_handle_t *)&ms->waits, NULL);
 	uv_close((uv_handle_t *)&ms->queue, NULL);
 	uv_close((uv_handle_t *)&ms->trim, NULL);
+	uv_close((uv_handle_t *)&ms->offers, NULL);
 	uv_close((uv_handle_t *)&ms->bandwidth.timer, NULL);
 }
 

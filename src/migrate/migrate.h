@@ -64,6 +64,7 @@ struct migrations_config {
 	uint64_t hold_timeout_ms; /* that one waits for a switchover that is to be told; 0: none */
 	uint64_t bandwidth_in;    /* bytes/s of all page streams; 0: no limit */
 	uint64_t bandwidth_out;
+	unsigned int fault_threads;      /* of a guest that comes, 1..SHARDS_MAX; 0: by the CPUs */
 	bool memory_check;               /* guests are admitted where there is room for them */
 	unsigned int max_channels;       /* that a VMM's migration has in the store */
 	unsigned int user_store_percent; /* of the store for VMMs of one user; 0: all */

@@ -13,7 +13,7 @@
  *   adapter.h          a VMM for which another process speaks
  *   totals.h           what the daemon's migrations have counted, over all
  *   source/            the source's half: the guest is paused, let go, or run on; its dirty log
- *   destination/       the destination's half: attach, vmstate, resume; late memory
+ *   destination/       the destination's half: attach, vmstate, resume; late memory; shards
  *   conductor/         a destination's own thread: connect, warm, switch over, complete
  *   record/            what the next process has: the record, descriptors, and how it goes on
  *
@@ -155,6 +155,14 @@ struct migration {
 	struct pull *pull;
 	struct migration_downtime downtime;
 	uint64_t loaded_ns;
+	/* The userfaultfds that watch its memory (destination/shards.h). */
+	struct {
+		unsigned int offered;   /* so many, and the VMM has not answered; 0: none are */
+		bool held;              /* the store has room for them, or them */
+		unsigned int n;         /* that there are; 0: the one of ATTACH */
+		bool again;             /* the answer could not be taken: it is asked again */
+		uint64_t uffd_features; /* of ATTACH, as its VMM says; 0: not known here */
+	} shards;
 	/* Before the point of no return: for the adapter, or for late memory. */
 	bool vmstate_waits;
 	bool switchover;   /* by command: now, or as soon as it is warm */
@@ -228,6 +236,7 @@ struct migrations {
 	uv_timer_t waits;       /* for those who are silent (migrate/wait.h) */
 	uv_timer_t queue;       /* for those that wait for their turn (migrate/queue.h) */
 	uv_timer_t trim;        /* for what those that have ended leave (migrate/trim.h) */
+	uv_timer_t offers;      /* for those that are asked again (destination/shards.h) */
 	struct {
 		uint64_t in_bytes_per_s, out_bytes_per_s; /* as they are; 0: no limit */
 		uint64_t configured_in, configured_out;

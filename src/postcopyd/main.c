@@ -272,6 +272,7 @@ static void set_limits(struct migrations_config *config, const struct daemon *d)
 	config->bandwidth_in = o->bandwidth_in;
 	config->bandwidth_out = o->bandwidth_out;
 	config->memory_check = o->memory_check;
+	config->fault_threads = (unsigned int)o->fault_threads;
 	config->max_channels = (unsigned int)o->max_channels;
 	config->user_store_percent = (unsigned int)o->user_store_percent;
 	config->max_vmstate_bytes = o->max_vmstate_bytes;

@@ -12,6 +12,7 @@
 #include "postcopyd/option.h"
 #include "stream/frame.h"
 #include "util/cleanup.h"
+#include "util/shards.h"
 
 #define HELP_COLUMN 30
 
@@ -97,6 +98,9 @@ static const struct option_row table[] = {
 	  .or_zero = true, .min = SHARE_HOST_MIN_BYTES_PER_S, .max = 1ull << 50 },
 	{ "host", "memory-check", OPTION_SWITCH, .is_live = true, AT(memory_check), .arg = "yes|no",
 	  .help = "take a guest only where there is memory for all of it", .fallback = "yes" },
+	{ "host", "fault-threads", OPTION_NUMBER, .is_live = true, AT(fault_threads), .arg = "N",
+	  .help = "threads that serve the faults of a guest that comes; 0: one for four CPUs",
+	  .fallback = "0", .max = SHARDS_MAX },
 
 	{ "stream", "listen", OPTION_ADDRESS, AT(listen), .arg = "HOST:PORT",
 	  .help = "serve page streams here; port 0: any; none: be no source", .fallback = "none" },

@@ -55,6 +55,7 @@ struct options {
 	uint64_t hold_timeout_s;              /* before a switchover that is to be told; 0: none */
 	uint64_t bandwidth_in, bandwidth_out; /* of all page streams; 0: none */
 	bool memory_check;
+	uint64_t fault_threads; /* of a guest that comes; 0: by the CPUs */
 	/* [stream] */
 	const char *listen; /* NULL: no source here */
 	uint64_t max_streams;

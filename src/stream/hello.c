@@ -172,6 +172,7 @@ size_t hello_reply_encode(const struct hello_reply *reply, void *buf)
 	m.epoch = reply->epoch;
 	m.warm = reply->warm;
 	m.abort_text = reply->abort_text;
+	m.urgent_connections = reply->urgents;
 	m.daemon_version = (char *)POSTCOPY_VERSION;
 	m.n_regions = reply->regions.n;
 	m.regions = list;
@@ -248,6 +249,7 @@ int hello_reply_decode(const void *payload, size_t len, struct hello_reply *ret,
 	ret->epoch = m->epoch;
 	ret->warm = m->warm;
 	ret->abort_text = m->abort_text;
+	ret->urgents = m->urgent_connections;
 	take_version(m->daemon_version, ret->daemon_version);
 	return table_from_messages(m->n_regions, m->regions, &ret->regions, err);
 }

@@ -50,6 +50,8 @@ struct hello_reply {
 	/* CONTROL, of a source that knows it; a daemon of before does not: */
 	bool warm;       /* TRACK */
 	bool abort_text; /* ABORT with a text */
+	/* How many urgent connections of one migration it keeps; 0: a daemon of before, one. */
+	uint32_t urgents;
 	/* For who has dialled; as the hello's. */
 	char daemon_version[DAEMON_VERSION_BYTES];
 	struct region_table regions; /* CONTROL only */

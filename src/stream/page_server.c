@@ -20,15 +20,15 @@
 /*
  * Connections of one migration, by role; one more takes the place of the oldest: who knows the
  * token dials anew because the one before is of no more use. 16 bulk streams, and as many that are
- * lost and nobody has noticed.
+ * lost and nobody has noticed; and so with those that a guest's faults come by.
  */
 static const unsigned int conns_max[] = {
 	[STREAM_CONTROL] = 4,
-	[STREAM_URGENT] = 4,
+	[STREAM_URGENT] = PAGE_SOURCE_URGENTS,
 	[STREAM_BULK] = 32,
 };
 /* Of one migration, those included that have been cut and are ending. */
-#define CONNS_OF_SOURCE_MAX 80u
+#define CONNS_OF_SOURCE_MAX 104u
 
 /* One connection that was let in; in the server's list until its thread ends. */
 struct server_conn {

@@ -40,10 +40,15 @@
 #include "stream/pacer.h"
 #include "stream/poison_list.h"
 #include "stream/source_log.h"
+#include "util/shards.h"
 #include "util/tcp_listen.h"
 
 #define STREAM_HOLDER_NAME_MAX 128
 #define STREAM_HOLDER_TEXT_MAX (STREAM_HOLDER_NAME_MAX + 16)
+
+/* Urgent connections of one migration that are kept: one for each fault thread; twice, for such as
+ * are lost and nobody has noticed. */
+#define PAGE_SOURCE_URGENTS (2 * SHARDS_MAX)
 
 struct page_source;
 struct page_server;

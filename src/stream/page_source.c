@@ -579,7 +579,7 @@ int page_source_open(struct page_source *s, const struct hello *hello, struct co
 {
 	int rc;
 
-	*reply = (struct hello_reply){ .epoch = s->epoch };
+	*reply = (struct hello_reply){ .epoch = s->epoch, .urgents = PAGE_SOURCE_URGENTS };
 	*ctl = (struct page_source_conn){ .conn = c, .control = hello->role == STREAM_CONTROL };
 	memcpy(ctl->holder, hello->holder, HOLDER_BYTES);
 	if (*s->peer && !tls_peer_is(c->tls, s->peer))

@@ -207,18 +207,19 @@ static int handle_cut_message(struct vmm_conn *conn, const struct vmm_wire_msg *
 {
 	struct error told = ERROR_INIT;
 
-	bool is_spare = msg->type == VMM_WIRE_CHANNEL || msg->type == VMM_WIRE_DIRTY_LOG ||
-	                msg->type == VMM_WIRE_VMSTATE_AHEAD;
+	bool is_shards = msg->type == VMM_WIRE_SHARDS;
+	bool is_spare = is_shards || msg->type == VMM_WIRE_CHANNEL ||
+	                msg->type == VMM_WIRE_DIRTY_LOG || msg->type == VMM_WIRE_VMSTATE_AHEAD;
 
-	if (!conn->attached || !is_spare) {
-		if (conn->owner)
-			conn->server->config.ops->cut_message(conn->owner, msg->type, why);
+	if (conn->owner && (!is_spare || is_shards))
+		conn->server->config.ops->cut_message(conn->owner, msg->type, why);
+	if (!conn->attached || !is_spare)
 		return -EMFILE;
-	}
 	/* A channel is closed by now, and its VMM sees that; without a log it is no warm phase. */
 	error_set(&told, 0, "%s: %s",
 	          msg->type == VMM_WIRE_CHANNEL     ? "a fetch channel"
 	          : msg->type == VMM_WIRE_DIRTY_LOG ? "a dirty log"
+	          : is_shards                       ? "more userfaultfds"
 	                                            : "a vmstate ahead",
 	          why->text);
 	refuse(REFUSED_RESOURCES, &conn->cred, told.text);

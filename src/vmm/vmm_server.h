@@ -37,7 +37,7 @@
 #define VMM_ROOT_SPARE 16u
 
 /* Descriptors that a message after ATTACH has at most. */
-#define VMM_MESSAGE_FDS 2
+#define VMM_MESSAGE_FDS (SHARDS_MAX - 1)
 
 struct vmm_conn;
 struct vmm_server;
@@ -78,7 +78,7 @@ struct vmm_server_ops {
 	int (*memory)(void *owner, struct vmm_attach *attach, struct error *err);
 	/*
 	 * A message of that type came, but not its descriptors: this process had no room for them
-	 * (@why). The VMM is told and cut off after this.
+	 * (@why). The VMM is told and cut off after this, but for SHARDS, which can be asked again.
 	 */
 	void (*cut_message)(void *owner, enum vmm_wire_type type, const struct error *why);
 	/* The VMM, or its adapter, is gone; @conn is void after this. */

@@ -59,20 +59,20 @@ static bool take_up(struct page_state *state)
 	static struct pull_stats stats;
 	struct memory *memories[REGIONS_MAX] = { NULL };
 	struct resolver r = {
-		.table = &f.table, .memories = memories, .uffd = -1, .stats = &stats
+		.table = &f.table, .memories = memories, .shards[0].uffd = -1, .stats = &stats
 	};
 	struct error err = ERROR_INIT;
 	struct events e = { 0 };
 	bool taken;
 
-	FUZZ_CHECK(!resolver_init(&r) && !events_init(&e, &r, "fuzz"));
+	FUZZ_CHECK(!resolver_init(&r) && !events_init(&e, &r, 0, "fuzz"));
 	r.state = state;
-	taken = !events_open(&e, state, &err);
+	taken = !events_open(&e, page_state_room(state), &err);
 	if (taken) {
 		events_take_up(&e);
-		FUZZ_CHECK(r.addrmap.n <= ADDRMAP_PIECES_MAX);
-		for (uint32_t i = 0; i < r.addrmap.n; i++) {
-			const struct addrmap_piece *p = &r.addrmap.pieces[i];
+		FUZZ_CHECK(r.shards[0].addrmap.n <= ADDRMAP_PIECES_MAX);
+		for (uint32_t i = 0; i < r.shards[0].addrmap.n; i++) {
+			const struct addrmap_piece *p = &r.shards[0].addrmap.pieces[i];
 
 			FUZZ_CHECK(p->region < f.table.n);
 			FUZZ_CHECK(p->offset + p->len <= f.table.regions[p->region].size);

@@ -18,6 +18,7 @@ static void check_saved(const struct saved *s)
 	FUZZ_CHECK(p->role == MIGRATION_SOURCE || p->role == MIGRATION_DESTINATION);
 	FUZZ_CHECK(s->state < MIGRATION_STATES && s->farewell <= FAREWELL_ABORT);
 	FUZZ_CHECK(s->n_regions <= REGIONS_MAX);
+	FUZZ_CHECK(s->shards <= SHARDS_MAX && s->shards_offered <= SHARDS_MAX);
 	if (p->role == MIGRATION_DESTINATION) {
 		FUZZ_CHECK(p->streams && p->streams <= PULL_STREAMS_MAX);
 		FUZZ_CHECK(s->limits.streams && s->limits.streams <= PULL_STREAMS_MAX);
@@ -63,6 +64,8 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	s.holder = (struct stream_holder){ .bound = i % 2, .name = "host2" };
 	s.times = (struct migration_times){ 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 };
 	s.n_regions = i;
+	s.shards = i == 2 ? 8 : 0;
+	s.shards_offered = i ? 0 : 2;
 	for (uint32_t n = 0; n < i; n++) {
 		s.regions[n] = (struct vmm_wire_region){ POSTCOPY_MEMORY_MEMFD, .size = 1u << 30 };
 		snprintf(s.entries[n], sizeof s.entries[n], "mem%u.vm-6", n);

@@ -150,7 +150,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	static struct vmm_wire_msg msg;
 
 	/* One that is too long to be read whole. */
-	if (i == VMM_WIRE_VMSTATE_AHEAD) {
+	if (i == VMM_WIRE_TYPE_LAST) {
 		memset(buf, 1, VMM_WIRE_PACKET_MAX + 3);
 		buf[0] = 254;
 		return VMM_WIRE_PACKET_MAX + 3;
@@ -160,6 +160,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		                     .id = "vm-7",
 		                     .n_regions = 1,
 		                     .vmstate_len = 1,
+		                     .n_shards = 3,
 		                     .how = VMM_WIRE_LOG_BY_KERNEL,
 		                     .code = 5,
 		                     .text = "no" };
@@ -167,8 +168,9 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	buf[0] = msg.type == VMM_WIRE_ATTACH || msg.type == VMM_WIRE_PAUSED ||
 	         msg.type == VMM_WIRE_VMSTATE || msg.type == VMM_WIRE_CHANNEL ||
 	         msg.type == VMM_WIRE_POISONED || msg.type == VMM_WIRE_VMSTATE_AHEAD;
-	if (msg.type == VMM_WIRE_DIRTY_LOG || msg.type == VMM_WIRE_MEMORY)
+	if (msg.type == VMM_WIRE_DIRTY_LOG || msg.type == VMM_WIRE_MEMORY ||
+	    msg.type == VMM_WIRE_SHARDS)
 		buf[0] = 2;
 	buf[1] = 1;
-	return msg.type <= VMM_WIRE_VMSTATE_AHEAD ? 2 + vmm_wire_encode(&msg, buf + 2) : 0;
+	return msg.type <= VMM_WIRE_TYPE_LAST ? 2 + vmm_wire_encode(&msg, buf + 2) : 0;
 }

@@ -20,6 +20,8 @@ static void check_msg(const struct vmm_wire_msg *msg, size_t n_fds)
 	}
 	if (msg->type == VMM_WIRE_DIRTY_LOG)
 		FUZZ_CHECK(msg->how == n_fds);
+	if (msg->type == VMM_WIRE_SHARDS)
+		FUZZ_CHECK(msg->n_shards <= SHARDS_MAX && msg->n_shards == n_fds + 1);
 	if (msg->type == VMM_WIRE_ERROR || msg->type == VMM_WIRE_DIRTY_LOG ||
 	    msg->type == VMM_WIRE_HARVESTED)
 		FUZZ_CHECK(strlen(msg->text) < sizeof msg->text && !strpbrk(msg->text, "\n\r\x1b"));
@@ -86,6 +88,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 		                     .n_regions = 1,
 		                     .how = VMM_WIRE_LOG_BY_KERNEL,
 		                     .number = 9,
+		                     .n_shards = 4,
 		                     .code = 5,
 		                     .text = "it broke\x07" };
 	buf[0] = msg.type == VMM_WIRE_PAUSED || msg.type == VMM_WIRE_VMSTATE ||
@@ -93,5 +96,7 @@ size_t fuzz_seed(unsigned int i, uint8_t *buf)
 	         msg.type == VMM_WIRE_VMSTATE_AHEAD;
 	if (msg.type == VMM_WIRE_DIRTY_LOG)
 		buf[0] = 2;
-	return msg.type <= VMM_WIRE_VMSTATE_AHEAD ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
+	if (msg.type == VMM_WIRE_SHARDS)
+		buf[0] = 3;
+	return msg.type <= VMM_WIRE_TYPE_LAST ? 1 + vmm_wire_encode(&msg, buf + 1) : 0;
 }

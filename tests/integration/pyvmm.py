@@ -18,9 +18,11 @@ from harness import DEADLINE_S, Failure
 PAGE = 4096
 ATTACH, ATTACHED, ERROR, PAUSE, PAUSED, RESUME, VMSTATE, LOADED, RESUMED, COMPLETE = range(1, 11)
 CHANNEL, ATTRIBUTES, POISONED, COULD_NOT_RUN, MEMORY, VMSTATE_AHEAD = 11, 12, 13, 14, 20, 21
+OFFER_SHARDS, SHARDS = 22, 23
 NAMES = ["", "ATTACH", "ATTACHED", "ERROR", "PAUSE", "PAUSED", "RESUME", "VMSTATE", "LOADED",
          "RESUMED", "COMPLETE", "CHANNEL", "ATTRIBUTES", "POISONED", "COULD_NOT_RUN",
-         "DIRTY_LOG", "LOG_START", "LOG_HARVEST", "LOG_STOP", "HARVESTED", "MEMORY", "VMSTATE_AHEAD"]
+         "DIRTY_LOG", "LOG_START", "LOG_HARVEST", "LOG_STOP", "HARVESTED", "MEMORY", "VMSTATE_AHEAD",
+         "OFFER_SHARDS", "SHARDS"]
 SOURCE, DESTINATION = 1, 2
 MEMFD, HUGETLB, GUEST_MEMFD, ANONYMOUS = 1, 2, 3, 4
 NO_FD = 0xFFFFFFFF
@@ -37,6 +39,7 @@ UFFD_USER_MODE_ONLY = 1
 MAP_FIXED = 0x10
 UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
+UFFDIO_UNREGISTER = 0x8010AA01
 UFFD_API = 0xAA
 UFFD_MODE_MISSING, UFFD_MODE_MINOR = 1, 4
 UFFD_EVENT_REMOVE = 1 << 3
@@ -97,6 +100,10 @@ def ahead(length):
     return packet(VMSTATE_AHEAD, struct.pack("<Q", length))
 
 
+def shards(n):
+    return packet(SHARDS, struct.pack("<I", n))
+
+
 def poisoned(ranges):
     """The records of (region, first page, pages)."""
     return b"".join(struct.pack("<IIQQ", region, 0, first * PAGE, n * PAGE)
@@ -144,12 +151,34 @@ def userfaultfd(addr, size, mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR, features=U
     return fd
 
 
+def empty_userfaultfd(features=UFFD_FEATURES):
+    """One that watches nothing yet."""
+    fd = libc.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "userfaultfd")
+    handshake(fd, features)
+    return fd
+
+
 def handshake(uffd, features):
     fcntl.ioctl(uffd, UFFDIO_API, struct.pack("<QQQ", UFFD_API, features, 0))
 
 
 def register(uffd, addr, size, mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR):
     fcntl.ioctl(uffd, UFFDIO_REGISTER, struct.pack("<QQQQ", addr, size, mode, 0))
+
+
+def unregister(uffd, addr, size):
+    fcntl.ioctl(uffd, UFFDIO_UNREGISTER, struct.pack("<QQ", addr, size))
+
+
+def shard_part(n, shard, size, page_size=PAGE, index=0):
+    """Which bytes of a region, from and up to, one of n userfaultfds watches (src/util/shards.c)."""
+    piece = max(page_size, 2 << 20)
+    count = size // piece
+    if count < n:
+        return (0, size) if index % n == shard else (0, 0)
+    return count * shard // n * piece, size if shard + 1 == n else count * (shard + 1) // n * piece
 
 
 class Socket:
@@ -171,7 +200,14 @@ class Socket:
         self.sock.sendmsg([data], rights)
 
     def receive(self):
-        """(type, payload, descriptors); type 0 at end of file."""
+        """(type, payload, descriptors); type 0 at end of file. As a library does that does not know it,
+        OFFER_SHARDS is passed over: whether it comes is up to the host's CPUs."""
+        while True:
+            kind, payload, fds = self.receive_any()
+            if kind != OFFER_SHARDS:
+                return kind, payload, fds
+
+    def receive_any(self):
         try:
             data, fds, _, _ = socket.recv_fds(self.sock, PACKET_MAX, 8)
         except ConnectionResetError:
@@ -277,6 +313,9 @@ class DestinationVmm(Socket):
                         uffd_mode=UFFD_MODE_MISSING | UFFD_MODE_MINOR)
         self.send(attach(DESTINATION, migration_id, [region], UFFD_FEATURES),
                   [self.uffd, self.memory_fd])
+        self.await_attached()
+
+    def await_attached(self):
         self.expect(ATTACHED)
 
     def load(self):
@@ -321,6 +360,43 @@ class DestinationVmm(Socket):
             os.close(self.uffd)
             os.close(self.memory_fd)
             self.uffd = -1
+
+
+class DividedVmm(DestinationVmm):
+    """A destination that divides its memory among as many userfaultfds as it is offered, as libpostcopy
+    does, and says so when it is told to."""
+
+    def await_attached(self):
+        self.offer = self.expect_offer()
+        self.expect(ATTACHED)
+
+    def expect_offer(self):
+        kind, payload, _ = self.receive_any()
+        if kind != OFFER_SHARDS:
+            raise Failure("%s where OFFER_SHARDS was due" % (NAMES[kind] or "end of file"))
+        return struct.unpack("<I", payload)[0]
+
+    def divide(self, n=None):
+        n = n or self.offer
+        self.shards = [empty_userfaultfd() for _ in range(n - 1)]
+        for shard, uffd in enumerate(self.shards, 1):
+            begin, end = shard_part(n, shard, self.size)
+            unregister(self.uffd, self.addr + begin, end - begin)
+            register(uffd, self.addr + begin, end - begin)
+
+    def say_shards(self):
+        self.send(shards(len(self.shards) + 1), self.shards)
+
+    def units_of_all(self, n):
+        """A page of each part, and its last one."""
+        parts = [shard_part(n, shard, self.size) for shard in range(n)]
+        return [unit for begin, end in parts for unit in ((begin // PAGE) + 3, end // PAGE - 1)]
+
+    def close(self):
+        super().close()
+        for uffd in getattr(self, "shards", ()):
+            os.close(uffd)
+        self.shards = []
 
 
 def can_userfault():

@@ -504,10 +504,10 @@ def test_record_of_a_newer_build_with_unknown_fields_is_taken_up(scripted):
 def test_record_of_an_unknown_major_version_is_left_for_the_newer_build(scripted):
     scripted.destination.crash()
     before = scripted.destination.store.names()
-    rewrite_record(scripted.destination, lambda content: content + b"\x08\x04\x12\x050.9.0")
+    rewrite_record(scripted.destination, lambda content: content + b"\x08\x05\x12\x050.9.0")
     with pytest.raises(harness.Failure) as caught:
         scripted.destination.start()
-    assert "postcopyd 0.9.0 wrote it, in version 4" in str(caught.value)
+    assert "postcopyd 0.9.0 wrote it, in version 5" in str(caught.value)
     scripted.destination.store.settle()
     assert scripted.destination.store.names() == before
     # The build that knows it is started again.

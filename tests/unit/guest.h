@@ -18,6 +18,11 @@
 #include "mem/memory.h"
 #include "util/kernel_abi.h"
 
+/* Where it is to be mapped, if that is free. */
+#ifndef GUEST_ADDR
+#define GUEST_ADDR NULL
+#endif
+
 struct guest {
 	struct region_table table;
 	int kvm, vm; /* guest_memfd: what it hangs on */
@@ -52,7 +57,7 @@ static inline int guest_trap(struct guest *g, enum postcopy_memory kind, struct 
 	uint64_t features;
 	int rc;
 
-	g->addr = mmap(NULL, g->size, PROT_READ | PROT_WRITE,
+	g->addr = mmap(GUEST_ADDR, g->size, PROT_READ | PROT_WRITE,
 	               g->fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, g->fd, 0);
 	if (g->addr == MAP_FAILED)
 		return error_errno(err, -errno, "mmap");

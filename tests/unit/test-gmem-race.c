@@ -158,7 +158,7 @@ static bool race_init(struct race *r, enum postcopy_memory kind, enum resolver_m
 	r->resolver = (struct resolver){ .table = &r->guest.table,
 		                         .state = r->ps,
 		                         .memories = &r->memory,
-		                         .uffd = r->guest.uffd,
+		                         .shards[0].uffd = r->guest.uffd,
 		                         .map = map,
 		                         .stats = &r->stats };
 	assert_int_equal(resolver_init(&r->resolver), 0);

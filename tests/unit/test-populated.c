@@ -405,7 +405,7 @@ static struct resolver *make_resolver(const struct guest *g, struct memory **m,
 	*r = (struct resolver){ .table = &g->table,
 		                .state = ps,
 		                .memories = m,
-		                .uffd = g->uffd,
+		                .shards[0].uffd = g->uffd,
 		                .map = RESOLVER_MAP_EAGER,
 		                .stats = stats };
 	assert_int_equal(resolver_init(r), 0);

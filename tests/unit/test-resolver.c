@@ -72,18 +72,18 @@ static bool take_event(struct fixture *f, uint64_t *ret_fault_addr)
 			*ret_fault_addr = msg.arg.pagefault.address & ~(uint64_t)(UNIT_BYTES - 1);
 		break;
 	case UFFD_EVENT_REMOVE:
-		resolver_discard(&f->r, msg.arg.remove.start, msg.arg.remove.end);
+		resolver_discard(&f->r, &f->r.shards[0], msg.arg.remove.start, msg.arg.remove.end);
 		break;
 	case UFFD_EVENT_UNMAP:
-		pthread_rwlock_wrlock(&f->r.map_lock);
-		addrmap_unmap(&f->r.addrmap, msg.arg.remove.start, msg.arg.remove.end);
-		pthread_rwlock_unlock(&f->r.map_lock);
+		pthread_rwlock_wrlock(&f->r.shards[0].map_lock);
+		addrmap_unmap(&f->r.shards[0].addrmap, msg.arg.remove.start, msg.arg.remove.end);
+		pthread_rwlock_unlock(&f->r.shards[0].map_lock);
 		break;
 	case UFFD_EVENT_REMAP:
-		pthread_rwlock_wrlock(&f->r.map_lock);
-		addrmap_move(&f->r.addrmap, msg.arg.remap.from, msg.arg.remap.to,
+		pthread_rwlock_wrlock(&f->r.shards[0].map_lock);
+		addrmap_move(&f->r.shards[0].addrmap, msg.arg.remap.from, msg.arg.remap.to,
 		             msg.arg.remap.len);
-		pthread_rwlock_unlock(&f->r.map_lock);
+		pthread_rwlock_unlock(&f->r.shards[0].map_lock);
 		break;
 	default:
 		fail_msg("event %u", msg.event);
@@ -176,7 +176,7 @@ static uint8_t *make_memory(enum postcopy_memory memory, size_t size, bool huge,
 static void stop(struct fixture *f)
 {
 	if (f->ps) {
-		assert_true(resolver_unregister(&f->r, false) >= 0);
+		assert_true(resolver_unregister(&f->r, &f->r.shards[0], false) >= 0);
 		resolver_deinit(&f->r);
 	}
 	page_state_free(f->ps);
@@ -198,7 +198,7 @@ static void init_resolver(struct fixture *f, enum resolver_map map)
 		.table = &f->table,
 		.state = f->ps,
 		.memories = f->memories,
-		.uffd = f->uffd,
+		.shards[0].uffd = f->uffd,
 		.map = map,
 		.stats = &f->stats,
 	};
@@ -1319,7 +1319,7 @@ static void unmap_between(enum postcopy_memory memory)
 	touch(fixture, &t, 9);
 	wait_fault(fixture);
 	assert_false(page_state_want(fixture->ps, 0, 9));
-	assert_null(addrmap_find(&fixture->r.addrmap, (uintptr_t)page_at(fixture, 4)));
+	assert_null(addrmap_find(&fixture->r.shards[0].addrmap, (uintptr_t)page_at(fixture, 4)));
 	assert_true(fill(fixture, 0, 0xffff, 0, 1) == 0xffff);
 	touched(&t, 10);
 	for (unsigned int i = 0; i < 16; i++) {
@@ -1395,11 +1395,11 @@ static void test_a_fill_before_the_map_knows_of_a_move_is_tried_again(void **sta
 	assert_int_equal(page_state_claimed(fixture->ps, 0, 0), 0x4);
 	assert_int_equal(page_state_present(fixture->ps, 0, 0), 0x4);
 
-	pthread_rwlock_wrlock(&fixture->r.map_lock);
-	assert_int_equal(addrmap_move(&fixture->r.addrmap, msg.arg.remap.from, msg.arg.remap.to,
-	                              msg.arg.remap.len),
+	pthread_rwlock_wrlock(&fixture->r.shards[0].map_lock);
+	assert_int_equal(addrmap_move(&fixture->r.shards[0].addrmap, msg.arg.remap.from,
+	                              msg.arg.remap.to, msg.arg.remap.len),
 	                 0);
-	pthread_rwlock_unlock(&fixture->r.map_lock);
+	pthread_rwlock_unlock(&fixture->r.shards[0].map_lock);
 	fixture->guest = m.to;
 	assert_int_equal(resolver_fill(&fixture->caller, &b, &filled), 0);
 	assert_int_equal(filled, 0x3);
@@ -1627,13 +1627,14 @@ static void test_unregister_finds_what_is_left(void **state)
 	assert_true(take_event(fixture, NULL));
 	changed(&c);
 	/* As if nobody had told: a record without what the VMM has unmapped. */
-	addrmap_init(&fixture->r.addrmap, &fixture->table);
+	addrmap_init(&fixture->r.shards[0].addrmap, &fixture->table);
 	hole = mmap(page_at(fixture, 2), UNIT_BYTES, PROT_READ, MAP_PRIVATE | MAP_FIXED, exe, 0);
 	assert_true(hole == page_at(fixture, 2));
 	for (uint64_t word = 0; word < PAGES / WORD_UNITS; word++)
 		fill(fixture, word, 0, UINT64_MAX, 0);
-	assert_int_equal(resolver_unregister(&fixture->r, false), UFFD_UNMAPPED);
-	assert_true(resolver_unregister(&fixture->r, true) >= 0);
+	assert_int_equal(resolver_unregister(&fixture->r, &fixture->r.shards[0], false),
+	                 UFFD_UNMAPPED);
+	assert_true(resolver_unregister(&fixture->r, &fixture->r.shards[0], true) >= 0);
 	for (uint64_t unit = 5; unit < PAGES; unit++)
 		check_page(fixture, unit, 0);
 	no_more_events(fixture);
@@ -1648,7 +1649,7 @@ static void test_unregistered_holes_read_as_zeroes(void **state)
 	for (uint64_t word = 0; word < PAGES / WORD_UNITS; word++)
 		fill(fixture, word, 0xff, ~0xffull, 3);
 	assert_int_equal(page_state_missing(fixture->ps), 0);
-	assert_int_equal(resolver_unregister(&fixture->r, false), 0);
+	assert_int_equal(resolver_unregister(&fixture->r, &fixture->r.shards[0], false), 0);
 	check_page(fixture, 0, 3);
 	check_page(fixture, 8, 0);
 	check_page(fixture, PAGES - 1, 0);
@@ -1678,20 +1679,20 @@ static void test_a_journal_that_makes_no_sense_is_refused(void **state)
 	f.uffd = -1;
 	assert_int_equal(region_table_add(&f.table, &region, &err), 0);
 	init_resolver(&f, RESOLVER_MAP_EAGER);
-	assert_int_equal(events_init(&e, &f.r, "id"), 0);
+	assert_int_equal(events_init(&e, &f.r, 0, "id"), 0);
 	journal = page_state_room(f.ps);
-	assert_int_equal(events_open(&e, f.ps, &err), 0);
+	assert_int_equal(events_open(&e, journal, &err), 0);
 	events_take_up(&e);
 	assert_int_equal(journal[READY], 1);
 	assert_int_equal(journal[N], 1);
-	assert_int_equal(events_open(&e, f.ps, &err), 0);
+	assert_int_equal(events_open(&e, journal, &err), 0);
 	journal[CURRENT] = 2;
-	assert_int_equal(events_open(&e, f.ps, &err), -EPROTO);
+	assert_int_equal(events_open(&e, journal, &err), -EPROTO);
 	journal[CURRENT] = 0;
 	journal[N] = ADDRMAP_PIECES_MAX + 1;
-	assert_int_equal(events_open(&e, f.ps, &err), -EPROTO);
+	assert_int_equal(events_open(&e, journal, &err), -EPROTO);
 	journal[N] = 1;
-	assert_int_equal(events_open(&e, f.ps, &err), 0);
+	assert_int_equal(events_open(&e, journal, &err), 0);
 	events_deinit(&e);
 	resolver_deinit(&f.r);
 	page_state_free(f.ps);

@@ -164,11 +164,54 @@ static void test_newer_major_is_refused_by_name(void **state)
 
 	(void)state;
 	assert_int_equal(buf[0], 0x08);
-	assert_int_equal(buf[1], SAVED_MAJOR);
+	assert_int_equal(buf[1], SAVED_MAJOR_LEAST);
 	buf[1] = SAVED_MAJOR + 1;
 	assert_int_equal(saved_decode(buf, len, got, &err), -EPROTONOSUPPORT);
-	assert_non_null(strstr(err.text, "in version 4"));
+	assert_non_null(strstr(err.text, "in version 5"));
 	free(s);
+	free(got);
+	free(buf);
+}
+
+/* Of a guest with one userfaultfd an older daemon can take over; of others it must not. */
+static void test_several_userfaultfds_are_of_a_newer_major(void **state)
+{
+	static const struct {
+		unsigned int shards, offered;
+		enum migration_role role;
+		uint32_t n_regions;
+		uint8_t major; /* 0: it makes no sense */
+	} cases[] = {
+		{ 0, 0, MIGRATION_DESTINATION, 1, 3 }, { 2, 0, MIGRATION_DESTINATION, 1, 4 },
+		{ 8, 0, MIGRATION_DESTINATION, 1, 4 }, { 0, 8, MIGRATION_DESTINATION, 1, 4 },
+		{ 1, 0, MIGRATION_DESTINATION, 1, 0 }, { 9, 0, MIGRATION_DESTINATION, 1, 0 },
+		{ 0, 1, MIGRATION_DESTINATION, 1, 0 }, { 0, 9, MIGRATION_DESTINATION, 1, 0 },
+		{ 2, 0, MIGRATION_DESTINATION, 0, 0 }, { 2, 0, MIGRATION_SOURCE, 1, 0 },
+		{ 0, 2, MIGRATION_SOURCE, 1, 0 },
+	};
+	struct saved *got = malloc(sizeof *got);
+	uint8_t *buf = malloc(RECORD_BYTES_MAX);
+	size_t one = 0;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		struct saved *s = make_saved(cases[i].role, cases[i].n_regions);
+		size_t len;
+
+		s->shards = cases[i].shards;
+		s->shards_offered = cases[i].offered;
+		len = saved_encode(s, buf);
+		if (!i)
+			one = len;
+		assert_int_equal(saved_decode(buf, len, got, NULL), cases[i].major ? 0 : -EPROTO);
+		if (cases[i].major) {
+			assert_int_equal(buf[1], cases[i].major);
+			assert_memory_equal(got, s, sizeof *s);
+			/* A number of two bytes that most records have not. */
+			assert_int_equal(len, one + (i ? 3 : 0));
+		}
+		free(s);
+	}
 	free(got);
 	free(buf);
 }
@@ -226,6 +269,7 @@ int main(void)
 		cmocka_unit_test(test_a_record_without_parties_is_read),
 		cmocka_unit_test(test_each_state_and_farewell_has_its_number),
 		cmocka_unit_test(test_newer_major_is_refused_by_name),
+		cmocka_unit_test(test_several_userfaultfds_are_of_a_newer_major),
 		cmocka_unit_test(test_who_waits_for_its_turn_does_so_on),
 		cmocka_unit_test(test_unknown_fields_are_passed_over),
 		cmocka_unit_test(test_damaged_bytes_do_no_harm),

@@ -6,8 +6,10 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -22,7 +24,7 @@
 /* More than a socket holds, and than anybody would say in earnest. */
 #define MESSAGES_MAX 1000u
 
-static unsigned int attached, messages, ends;
+static unsigned int attached, messages, ends, cut;
 static struct vmm_conn *last_conn;
 /* Who answers each message by another, without end; -1: nobody. */
 static int talker = -1;
@@ -56,6 +58,14 @@ static int message(void *owner, const struct vmm_wire_msg *msg, int *fd, struct 
 	return 0;
 }
 
+static void cut_message(void *owner, enum vmm_wire_type type, const struct error *why)
+{
+	(void)owner;
+	assert_int_equal(type, VMM_WIRE_SHARDS);
+	assert_int_equal(why->code, -EMFILE);
+	cut++;
+}
+
 static void closed(void *owner)
 {
 	(void)owner;
@@ -65,6 +75,7 @@ static void closed(void *owner)
 static const struct vmm_server_ops ops = {
 	.attach = attach,
 	.message = message,
+	.cut_message = cut_message,
 	.closed = closed,
 };
 
@@ -96,7 +107,7 @@ static void open_scene(struct scene *s)
 	struct vmm_server_config config = { .ops = &ops, .arg = &attached };
 	struct error err = ERROR_INIT;
 
-	attached = messages = ends = 0;
+	attached = messages = ends = cut = 0;
 	talker = -1;
 	s->address = (struct sockaddr_un){ .sun_family = AF_UNIX };
 	snprintf(s->address.sun_path, sizeof s->address.sun_path, "/tmp/test-vmm-server-%d",
@@ -257,6 +268,32 @@ static void test_who_leaves_hints_unread_is_behind_until_they_are_read(void **st
 	close_scene(&s);
 }
 
+/* Its userfaultfds did not come: they are in its hands still, and the owner can ask again. */
+static void test_shards_without_descriptors_cost_no_vmm(void **state)
+{
+	static const struct vmm_wire_msg msg = { .type = VMM_WIRE_SHARDS, .n_shards = 2 };
+	struct rlimit limit, none;
+	struct scene s;
+	int fd;
+
+	(void)state;
+	open_scene(&s);
+	fd = attached_vmm(&s);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	none = (struct rlimit){ .rlim_cur = 0, .rlim_max = limit.rlim_max };
+	for (int lacking = 1; lacking >= 0; lacking--) {
+		assert_int_equal(vmm_wire_send(fd, &msg, &fd, 1), 0);
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, lacking ? &none : &limit), 0);
+		vmm_conn_catch_up(last_conn);
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+		assert_int_equal(ends, 0);
+		assert_int_equal(cut, 1);
+		assert_int_equal(messages, lacking ? 0 : 1);
+	}
+	close(fd);
+	close_scene(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -265,6 +302,7 @@ int main(void)
 		cmocka_unit_test(test_a_hang_up_is_seen_behind_what_was_said),
 		cmocka_unit_test(test_what_is_not_known_is_told_once_and_costs_no_vmm),
 		cmocka_unit_test(test_who_leaves_hints_unread_is_behind_until_they_are_read),
+		cmocka_unit_test(test_shards_without_descriptors_cost_no_vmm),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

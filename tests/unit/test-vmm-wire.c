@@ -9,27 +9,34 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "libpostcopy/vmm_wire.h"
 #include "util/bytes.h"
+#include "util/kernel_abi.h"
+#include "util/shards.h"
 
 #define MIB (1ull << 20)
 
 static const enum vmm_wire_type all_types[] = {
-	VMM_WIRE_ATTACH,        VMM_WIRE_ATTACHED, VMM_WIRE_ERROR,     VMM_WIRE_PAUSE,
-	VMM_WIRE_PAUSED,        VMM_WIRE_RESUME,   VMM_WIRE_VMSTATE,   VMM_WIRE_LOADED,
-	VMM_WIRE_RESUMED,       VMM_WIRE_COMPLETE, VMM_WIRE_CHANNEL,   VMM_WIRE_ATTRIBUTES,
-	VMM_WIRE_COULD_NOT_RUN, VMM_WIRE_POISONED, VMM_WIRE_DIRTY_LOG, VMM_WIRE_LOG_START,
-	VMM_WIRE_LOG_HARVEST,   VMM_WIRE_LOG_STOP, VMM_WIRE_HARVESTED, VMM_WIRE_MEMORY,
-	VMM_WIRE_VMSTATE_AHEAD,
+	VMM_WIRE_ATTACH,        VMM_WIRE_ATTACHED,     VMM_WIRE_ERROR,     VMM_WIRE_PAUSE,
+	VMM_WIRE_PAUSED,        VMM_WIRE_RESUME,       VMM_WIRE_VMSTATE,   VMM_WIRE_LOADED,
+	VMM_WIRE_RESUMED,       VMM_WIRE_COMPLETE,     VMM_WIRE_CHANNEL,   VMM_WIRE_ATTRIBUTES,
+	VMM_WIRE_COULD_NOT_RUN, VMM_WIRE_POISONED,     VMM_WIRE_DIRTY_LOG, VMM_WIRE_LOG_START,
+	VMM_WIRE_LOG_HARVEST,   VMM_WIRE_LOG_STOP,     VMM_WIRE_HARVESTED, VMM_WIRE_MEMORY,
+	VMM_WIRE_VMSTATE_AHEAD, VMM_WIRE_OFFER_SHARDS, VMM_WIRE_SHARDS,
 };
 #define N_TYPES (sizeof all_types / sizeof *all_types)
 
@@ -90,6 +97,11 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 		m->number = 0x0123456789abcdef;
 		m->code = EIO;
 		strcpy(m->text, "why");
+	} else if (type == VMM_WIRE_OFFER_SHARDS) {
+		m->n_shards = 0x89abcdef;
+	} else if (type == VMM_WIRE_SHARDS) {
+		m->n_shards = SHARDS_MAX;
+		n_fds = SHARDS_MAX - 1;
 	} else if (type == VMM_WIRE_ATTRIBUTES) {
 		m->n_regions = 3;
 		for (uint32_t i = 0; i < m->n_regions; i++)
@@ -289,7 +301,7 @@ static void test_header_bounds(void **state)
 	(void)state;
 	for (unsigned int type = 0; type <= UINT16_MAX; type++) {
 		put_u16(buf, (uint16_t)type);
-		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_VMSTATE_AHEAD)
+		if (type < VMM_WIRE_ATTACH || type > VMM_WIRE_TYPE_LAST)
 			assert_int_equal(decode(buf, len, 0), type ? -ENOMSG : -EPROTO);
 	}
 	put_u16(buf, VMM_WIRE_PAUSE);
@@ -299,6 +311,32 @@ static void test_header_bounds(void **state)
 	put_u16(buf + 2, VMM_WIRE_VERSION);
 	put_u32(buf + 4, UINT32_MAX);
 	assert_int_equal(decode(buf, len, 0), -EPROTO);
+}
+
+/* One is what there is without; and each of the others has its descriptor. */
+static void test_shards_bounds(void **state)
+{
+	struct vmm_wire_msg m = { .type = VMM_WIRE_SHARDS };
+
+	(void)state;
+	for (uint32_t n = 0; n <= SHARDS_MAX + 2; n++) {
+		bool good = n >= 2 && n <= SHARDS_MAX;
+
+		m.n_shards = n;
+		for (size_t n_fds = 0; n_fds <= SHARDS_MAX + 1; n_fds++)
+			assert_int_equal(decode_message(&m, n_fds),
+			                 good && n_fds + 1 == n ? 0 : -EPROTO);
+	}
+	m.n_shards = UINT32_MAX;
+	assert_int_equal(decode_message(&m, 1), -EPROTO);
+	/* A newer daemon may offer more than are possible here. */
+	m.type = VMM_WIRE_OFFER_SHARDS;
+	assert_int_equal(decode_message(&m, 0), 0);
+	m.n_shards = 2;
+	assert_int_equal(decode_message(&m, 0), 0);
+	assert_int_equal(decode_message(&m, 1), -EPROTO);
+	m.n_shards = 1;
+	assert_int_equal(decode_message(&m, 0), -EPROTO);
 }
 
 static void test_attach_bounds(void **state)
@@ -703,6 +741,8 @@ static void test_region_table_is_checked(void **state)
 struct fake_daemon {
 	char path[64];
 	bool destination;
+	uint32_t offers; /* shards; 0: it offers none */
+	void *cut;       /* a page that is other memory by then; NULL: none */
 	int listener;
 	int sock;
 	struct vmm_wire_msg attach;
@@ -724,13 +764,30 @@ static void fake_listen(struct fake_daemon *d)
 	assert_int_equal(listen(d->listener, 1), 0);
 }
 
+/* What no userfaultfd can trap. */
+static void cut_page(int uffd, void *at)
+{
+	struct uffdio_range range = { .start = (uintptr_t)at, .len = 4096 };
+	int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+
+	/* Or who changes the mapping would wait for somebody to read that. */
+	assert_int_equal(ioctl(uffd, UFFDIO_UNREGISTER, &range), 0);
+	assert_ptr_not_equal(mmap(at, 4096, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0), MAP_FAILED);
+	close(fd);
+}
+
 /* Return: NULL where the VMM was told what the test wants. */
 static void *fake_accept(void *arg)
 {
 	struct fake_daemon *d = arg;
+	struct vmm_wire_msg offer = { .type = VMM_WIRE_OFFER_SHARDS, .n_shards = d->offers };
 
 	d->sock = accept4(d->listener, NULL, NULL, SOCK_CLOEXEC);
 	if (vmm_wire_recv(d->sock, 0, &d->attach, d->fds, &d->n_fds, NULL))
+		return d;
+	if (d->cut)
+		cut_page(d->fds[0], d->cut);
+	if (d->offers && vmm_wire_send(d->sock, &offer, NULL, 0))
 		return d;
 	return vmm_wire_send(d->sock, &d->answer, NULL, 0) ? d : NULL;
 }
@@ -1092,7 +1149,8 @@ static void test_source_that_is_asked_again_says_the_same_again(void **state)
 }
 
 /* Return: an attached destination, or NULL where there can be none. */
-static struct postcopy *attach_destination(struct fake_daemon *d, const struct postcopy_region *r)
+static struct postcopy *attach_offered(struct fake_daemon *d, const struct postcopy_region *r,
+                                       uint32_t offers)
 {
 	struct postcopy_error err = { 0 };
 	struct postcopy *p = NULL;
@@ -1100,11 +1158,43 @@ static struct postcopy *attach_destination(struct fake_daemon *d, const struct p
 
 	fake_listen(d);
 	d->destination = true;
+	d->offers = offers;
 	rc = fake_attach(d, r, &p, &err);
 	if (rc)
 		printf("%s\n", err.text);
 	assert_true(!rc || rc == -EPERM || rc == -EOPNOTSUPP);
 	return p;
+}
+
+/* Of a newer daemon: right after ATTACHED, and later. Nothing of it is an event, or stays open. */
+static void test_what_is_not_known_is_passed_over(void **state)
+{
+	struct postcopy_region r = memfd_region();
+	uint8_t packet[VMM_WIRE_HEADER_BYTES + 4] = { 0 };
+	struct postcopy *p = NULL;
+	struct fake_daemon d;
+	size_t before;
+
+	(void)state;
+	put_u32(put_u16(put_u16(packet, VMM_WIRE_TYPE_LAST + 1), VMM_WIRE_VERSION), 4);
+	fake_listen(&d);
+	assert_int_equal(fake_attach(&d, &r, &p, NULL), 0);
+	before = open_fds();
+	send_raw(d.sock, packet, sizeof packet, 0);
+	send_raw(d.sock, packet, sizeof packet, 3);
+	expect_no_event(p);
+	send_raw(d.sock, packet, sizeof packet, 1);
+	fake_say(&d, VMM_WIRE_PAUSE);
+	expect_event(p, POSTCOPY_EVENT_PAUSE);
+	assert_int_equal(open_fds(), before);
+	postcopy_detach(p);
+	fake_deinit(&d);
+	region_deinit(&r);
+}
+
+static struct postcopy *attach_destination(struct fake_daemon *d, const struct postcopy_region *r)
+{
+	return attach_offered(d, r, 0);
 }
 
 static void test_destination_that_is_asked_again_says_the_same_again(void **state)
@@ -1140,6 +1230,305 @@ static void test_destination_that_is_asked_again_says_the_same_again(void **stat
 	postcopy_detach(p);
 	fake_deinit(&d);
 	region_deinit(&r);
+}
+
+/* Memory divided among several userfaultfds. */
+
+#define DIVIDED_BYTES (16 * MIB)
+
+static struct postcopy_region divided_region(enum postcopy_memory memory)
+{
+	int fd = memory == POSTCOPY_MEMORY_MEMFD ? memfd_create("guest", MFD_CLOEXEC) : -1;
+	void *addr;
+
+	assert_true(fd < 0 || !ftruncate(fd, (off_t)DIVIDED_BYTES));
+	addr = mmap(NULL, DIVIDED_BYTES, PROT_READ | PROT_WRITE,
+	            fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+	assert_ptr_not_equal(addr, MAP_FAILED);
+	return (struct postcopy_region){ .memory = memory,
+		                         .size = DIVIDED_BYTES,
+		                         .page_size = 4096,
+		                         .host_addr = addr,
+		                         .fd = fd };
+}
+
+static void divided_deinit(struct postcopy_region *r)
+{
+	munmap(r->host_addr, DIVIDED_BYTES);
+	if (r->fd >= 0)
+		close(r->fd);
+}
+
+/* SHARDS, as it was answered. The descriptors of all shards, that of ATTACH included. */
+static uint32_t hear_shards(struct fake_daemon *d, int uffds[SHARDS_MAX])
+{
+	struct vmm_wire_msg m;
+	size_t n = 0;
+
+	uffds[0] = d->fds[0];
+	assert_int_equal(vmm_wire_recv(d->sock, 0, &m, uffds + 1, &n, NULL), 0);
+	assert_int_equal(m.type, VMM_WIRE_SHARDS);
+	assert_int_equal(n, m.n_shards - 1);
+	return m.n_shards;
+}
+
+static void expect_silence(struct fake_daemon *d)
+{
+	char byte;
+
+	assert_int_equal(recv(d->sock, &byte, 1, MSG_DONTWAIT | MSG_PEEK), -1);
+	assert_int_equal(errno, EAGAIN);
+}
+
+static void close_shards(const int *uffds, uint32_t n)
+{
+	for (uint32_t i = 1; i < n; i++)
+		close(uffds[i]);
+}
+
+static void *touch(void *at)
+{
+	return (void *)(uintptr_t) * (volatile uint8_t *)at;
+}
+
+/* Who touches an absent page there waits for whoever reads this userfaultfd, and gets @content. */
+static void expect_trapped(const struct postcopy_region *r, uint64_t offset, int uffd,
+                           uint8_t content)
+{
+	struct pollfd pfd = { .fd = uffd, .events = POLLIN };
+	void *at = (char *)r->host_addr + offset, *got;
+	struct uffd_msg event = { 0 };
+	_Alignas(4096) uint8_t page[4096];
+	pthread_t thread;
+
+	memset(page, content, sizeof page);
+	assert_int_equal(pthread_create(&thread, NULL, touch, at), 0);
+	assert_int_equal(poll(&pfd, 1, 10000), 1);
+	assert_int_equal(read(uffd, &event, sizeof event), sizeof event);
+	assert_int_equal(event.event, UFFD_EVENT_PAGEFAULT);
+	assert_int_equal(event.arg.pagefault.address, (uintptr_t)at);
+	if (r->fd >= 0) {
+		struct uffdio_continue c = { .range = { (uintptr_t)at, 4096 } };
+
+		assert_int_equal(pwrite(r->fd, page, sizeof page, (off_t)offset), sizeof page);
+		assert_int_equal(ioctl(uffd, UFFDIO_CONTINUE, &c), 0);
+	} else {
+		struct uffdio_copy c = { .dst = (uintptr_t)at,
+			                 .src = (uintptr_t)page,
+			                 .len = 4096 };
+
+		assert_int_equal(ioctl(uffd, UFFDIO_COPY, &c), 0);
+	}
+	assert_int_equal(pthread_join(thread, &got), 0);
+	assert_int_equal((uintptr_t)got, content);
+}
+
+/* At both ends of each part. */
+static void expect_divided(const struct postcopy_region *r, const int *uffds, uint32_t n)
+{
+	const struct shards_region whole = { 0, r->size, r->page_size };
+	uint64_t at = 0;
+
+	for (uint32_t shard = 0; shard < n; shard++) {
+		uint64_t begin, end;
+
+		shards_part(n, &whole, shard, &begin, &end);
+		assert_int_equal(begin, at);
+		assert_true(end > begin);
+		expect_trapped(r, begin, uffds[shard], (uint8_t)(1 + shard));
+		expect_trapped(r, end - 4096, uffds[shard], (uint8_t)(101 + shard));
+		at = end;
+	}
+	assert_int_equal(at, r->size);
+}
+
+/* With the daemon's copies open still: nothing is trapped, of whichever shard. */
+static void expect_not_trapped(const struct postcopy_region *r)
+{
+	for (uint64_t at = 4096; at < r->size; at += MIB)
+		assert_null(touch((char *)r->host_addr + at));
+}
+
+static void check_divided(enum postcopy_memory memory, uint32_t offers, uint32_t want)
+{
+	struct postcopy_region r = divided_region(memory);
+	size_t before = open_fds();
+	int uffds[SHARDS_MAX];
+	struct fake_daemon d;
+	struct postcopy *p = attach_offered(&d, &r, offers);
+
+	if (!p)
+		skip();
+	assert_int_equal(hear_shards(&d, uffds), want);
+	expect_divided(&r, uffds, want);
+	expect_no_event(p);
+	postcopy_detach(p);
+	expect_not_trapped(&r);
+	close_shards(uffds, want);
+	fake_deinit(&d);
+	assert_int_equal(open_fds(), before);
+	divided_deinit(&r);
+}
+
+static void test_memory_is_divided_as_it_is_offered(void **state)
+{
+	(void)state;
+	check_divided(POSTCOPY_MEMORY_MEMFD, 2, 2);
+	check_divided(POSTCOPY_MEMORY_MEMFD, 5, 5);
+	check_divided(POSTCOPY_MEMORY_ANONYMOUS, 4, 4);
+	/* A newer daemon may offer more. */
+	check_divided(POSTCOPY_MEMORY_ANONYMOUS, UINT32_MAX, SHARDS_MAX);
+}
+
+/* A daemon that was started again may have lost the answer with the process before. */
+static void test_shards_are_said_again(void **state)
+{
+	static const struct vmm_wire_msg offer = { .type = VMM_WIRE_OFFER_SHARDS, .n_shards = 2 };
+	struct postcopy_region r = divided_region(POSTCOPY_MEMORY_MEMFD);
+	int uffds[SHARDS_MAX], again[SHARDS_MAX];
+	struct vmm_wire_msg m;
+	struct fake_daemon d;
+	struct postcopy *p = attach_offered(&d, &r, 3);
+
+	(void)state;
+	if (!p)
+		skip();
+	assert_int_equal(hear_shards(&d, uffds), 3);
+	for (int stage = 0; stage < 4; stage++) {
+		if (stage == 1) {
+			fake_say(&d, VMM_WIRE_VMSTATE);
+			expect_event(p, POSTCOPY_EVENT_VMSTATE);
+		} else if (stage == 2) {
+			assert_int_equal(postcopy_destination_loaded(p, NULL), 0);
+			fake_hear(&d, VMM_WIRE_LOADED, &m);
+		} else if (stage == 3) {
+			assert_int_equal(postcopy_destination_resumed(p, NULL), 0);
+			fake_hear(&d, VMM_WIRE_RESUMED, &m);
+		}
+		assert_int_equal(vmm_wire_send(d.sock, &offer, NULL, 0), 0);
+		expect_no_event(p);
+		assert_int_equal(hear_shards(&d, again), 3);
+		if (!stage)
+			expect_divided(&r, again, 3);
+		close_shards(again, 3);
+	}
+	fake_say(&d, VMM_WIRE_COMPLETE);
+	expect_event(p, POSTCOPY_EVENT_COMPLETE);
+	assert_int_equal(vmm_wire_send(d.sock, &offer, NULL, 0), 0);
+	expect_no_event(p);
+	expect_silence(&d);
+	postcopy_detach(p);
+	close_shards(uffds, 3);
+	fake_deinit(&d);
+	divided_deinit(&r);
+}
+
+/* Once attached its memory may be touched, and who does so between two userfaultfds reads zeroes.
+ */
+static void test_attached_memory_is_not_divided(void **state)
+{
+	static const struct vmm_wire_msg offer = { .type = VMM_WIRE_OFFER_SHARDS, .n_shards = 4 };
+	struct postcopy_region r = divided_region(POSTCOPY_MEMORY_MEMFD);
+	struct fake_daemon d;
+	struct postcopy *p = attach_destination(&d, &r);
+
+	(void)state;
+	if (!p)
+		skip();
+	assert_int_equal(vmm_wire_send(d.sock, &offer, NULL, 0), 0);
+	expect_no_event(p);
+	expect_silence(&d);
+	expect_trapped(&r, r.size - 4096, d.fds[0], 7);
+	postcopy_detach(p);
+	fake_deinit(&d);
+	divided_deinit(&r);
+}
+
+/* Its userfaultfd was made by somebody else, who may rely on its being the only one. */
+static void test_a_given_userfaultfd_is_not_divided(void **state)
+{
+	struct postcopy_region r = divided_region(POSTCOPY_MEMORY_ANONYMOUS);
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	struct postcopy *p = NULL;
+	struct fake_daemon d;
+	pthread_t thread;
+	void *failed;
+
+	(void)state;
+	if (uffd < 0)
+		skip();
+	fake_listen(&d);
+	d.offers = 4;
+	assert_int_equal(postcopy_destination_register(-1, uffd, &r, 1, &p, NULL), 0);
+	assert_int_equal(pthread_create(&thread, NULL, fake_accept, &d), 0);
+	assert_int_equal(postcopy_destination_attach_registered(p, d.path, "vm7", NULL), 0);
+	assert_int_equal(pthread_join(thread, &failed), 0);
+	assert_null(failed);
+	expect_silence(&d);
+	expect_trapped(&r, r.size - 4096, uffd, 7);
+	postcopy_detach(p);
+	close(uffd);
+	fake_deinit(&d);
+	divided_deinit(&r);
+}
+
+/* So many descriptors may be open, and one more for each step of a plain attach. */
+static void limit_descriptors(rlim_t more)
+{
+	struct rlimit limit;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	limit.rlim_cur = more ? open_fds() + more : limit.rlim_max;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+/* It has no descriptor for all of them: then it is as it was, and none is left open. */
+static void test_where_it_can_not_be_divided_all_is_as_before(void **state)
+{
+	struct postcopy_region r = divided_region(POSTCOPY_MEMORY_MEMFD);
+	size_t before = open_fds();
+	struct fake_daemon d;
+	struct postcopy *p;
+
+	(void)state;
+	limit_descriptors(8);
+	p = attach_offered(&d, &r, SHARDS_MAX);
+	limit_descriptors(0);
+	if (!p)
+		skip();
+	expect_silence(&d);
+	expect_trapped(&r, 0, d.fds[0], 6);
+	expect_trapped(&r, r.size - 4096, d.fds[0], 7);
+	postcopy_detach(p);
+	fake_deinit(&d);
+	assert_int_equal(open_fds(), before);
+	divided_deinit(&r);
+}
+
+/* Memory that nobody traps any more must not be taken for a guest's. */
+static void test_a_part_that_is_lost_fails_the_attach(void **state)
+{
+	struct postcopy_region r = divided_region(POSTCOPY_MEMORY_MEMFD);
+	struct postcopy_error err = { 0 };
+	size_t before = open_fds();
+	struct postcopy *p = NULL;
+	struct fake_daemon d;
+	int rc;
+
+	(void)state;
+	fake_listen(&d);
+	d.destination = true;
+	d.offers = 2;
+	d.cut = (char *)r.host_addr + r.size - 4096;
+	rc = fake_attach(&d, &r, &p, &err);
+	if (rc == -EPERM || rc == -EOPNOTSUPP)
+		skip();
+	assert_true(rc < 0);
+	assert_non_null(strstr(err.text, "UFFDIO_REGISTER"));
+	assert_null(p);
+	fake_deinit(&d);
+	assert_int_equal(open_fds(), before);
+	divided_deinit(&r);
 }
 
 static void test_failed_load_is_said_again(void **state)
@@ -1228,6 +1617,7 @@ int main(void)
 		cmocka_unit_test(test_truncation_at_every_length),
 		cmocka_unit_test(test_wrong_descriptor_counts),
 		cmocka_unit_test(test_header_bounds),
+		cmocka_unit_test(test_shards_bounds),
 		cmocka_unit_test(test_attach_bounds),
 		cmocka_unit_test(test_descriptor_indexes),
 		cmocka_unit_test(test_error_bounds),
@@ -1244,7 +1634,14 @@ int main(void)
 		cmocka_unit_test(test_bound_memslot_is_not_write_protected),
 		cmocka_unit_test(test_source_refuses_what_does_not_fit),
 		cmocka_unit_test(test_source_that_is_asked_again_says_the_same_again),
+		cmocka_unit_test(test_what_is_not_known_is_passed_over),
 		cmocka_unit_test(test_destination_that_is_asked_again_says_the_same_again),
+		cmocka_unit_test(test_memory_is_divided_as_it_is_offered),
+		cmocka_unit_test(test_shards_are_said_again),
+		cmocka_unit_test(test_attached_memory_is_not_divided),
+		cmocka_unit_test(test_a_given_userfaultfd_is_not_divided),
+		cmocka_unit_test(test_where_it_can_not_be_divided_all_is_as_before),
+		cmocka_unit_test(test_a_part_that_is_lost_fails_the_attach),
 		cmocka_unit_test(test_failed_load_is_said_again),
 		cmocka_unit_test(test_refused_attach_tells_the_reason),
 		cmocka_unit_test(test_anonymous_source_passes_its_own_memory),

@@ -6,15 +6,27 @@ from test_migrate import assert_guest_is_whole, attach
 
 OTHER = {"N": "N-1", "N-1": "N"}
 VERSIONS = tuple(OTHER)
+# With one userfaultfd, also on hosts of many CPUs: of more an older daemon knows nothing, and refuses the record.
+ONE = "--fault-threads=1"
+
+
+def set_version(daemon, builds, version):
+    """What it is when it is started next."""
+    daemon.command[0] = builds[version] / "src/postcopyd/postcopyd"
+    daemon.command = [word for word in daemon.command if word != ONE]
+    if version == "N":
+        daemon.command.append(ONE)
 
 
 class Hosts:
     """A daemon of some version at each end, and guests whose VMM is of some version."""
 
-    def __init__(self, host, builds, source, destination, kind=harness.Daemon):
+    def __init__(self, host, builds, source, destination, kind=harness.Daemon, newer=ONE):
+        """@newer: an option of a destination of this version."""
         self.host, self.builds = host, builds
         self.source = host.daemon("source", kind=kind, build=builds[source])
-        self.destination = host.daemon("destination", kind=kind, build=builds[destination])
+        self.destination = host.daemon("destination", kind=kind, build=builds[destination],
+                                       extra=[newer] if destination == "N" else [])
 
     def attach(self, vmm, prepare=None, **options):
         """What a VMM's own vmstate is like is its own business: it is of one version at both ends."""

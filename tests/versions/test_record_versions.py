@@ -4,7 +4,7 @@ import pytest
 
 import harness
 
-from hosts import OTHER, VERSIONS, Hosts
+from hosts import OTHER, VERSIONS, Hosts, set_version
 from keeper import KeptDaemon
 from test_admission import destination_vmm, source_vmm
 from test_migrate import pytestmark  # noqa: F401
@@ -14,7 +14,7 @@ def replace(daemon, builds, version):
     """As a package does it: the next process finds in the manager's store what the last one left."""
     daemon.crash()
     taken = daemon.log().count("taken over")
-    daemon.command[0] = builds[version] / "src/postcopyd/postcopyd"
+    set_version(daemon, builds, version)
     daemon.start()
     assert daemon.log().count("taken over") == taken + 1
 
@@ -69,7 +69,7 @@ def test_record_of_one_that_waits_for_its_turn(host, builds, first):
     destination.call("Start", id="vm1", switchover=False)
     assert destination.call("Start", id="vm2", queue=True)["waiting"]["for"] == "turn"
     destination.crash()
-    destination.command[0] = builds[OTHER[first]] / "src/postcopyd/postcopyd"
+    set_version(destination, builds, OTHER[first])
     destination.start()
     waiting = harness.eventually(lambda: destination.call("Get", id="vm2")["waiting"], "it waits on")
     assert waiting["for"] == "turn"

@@ -28,6 +28,18 @@ def test_page_stream_and_library(host, builds, source, destination, vmm, warm):
         assert migration["warm"]["refused"] == "" and migration["warm"]["rounds"] >= 1, migration
 
 
+@pytest.mark.parametrize("source", VERSIONS)
+@pytest.mark.parametrize("vmm", VERSIONS)
+@pytest.mark.parametrize("warm", [None, {"max_rounds": 2}], ids=["plain", "warm"])
+def test_several_userfaultfds(host, builds, source, vmm, warm):
+    """An older library passes the offer over; an older source has room for one urgent connection."""
+    hosts = Hosts(host, builds, source, "N", newer="--fault-threads=4")
+    vmms = hosts.attach(vmm, vcpus=2)
+    hosts.start(**({"warm": warm} if warm else {}))
+    hosts.finish(vmms)
+    assert ("4 userfaultfds watch" in hosts.destination.log()) == (vmm == "N")
+
+
 @pytest.mark.parametrize("destination", VERSIONS)
 def test_hot_hints_of_a_newer_library(host, builds, destination):
     """An older daemon ignores them."""

@@ -13,6 +13,7 @@
 #include "migrate/admission.h"
 #include "migrate/attach.h"
 #include "migrate/conductor/conductor.h"
+#include "migrate/destination/shards.h"
 #include "migrate/queue.h"
 #include "migrate/record/keep.h"
 #include "migrate/totals.h"
@@ -40,6 +41,7 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, const str
 		.id = m->params.id,
 		.uffd = has_uffd ? attach->fds[0] : -1,
 		.state_fd = state_fd,
+		.journals_fd = -1,
 		.map = m->params.map,
 		.streams = m->limits.streams,
 		.bandwidth_bytes_per_s = m->limits.bandwidth_bytes_per_s,
@@ -69,8 +71,11 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, const str
 	if (pieces)
 		config.pieces = *pieces;
 	if (!rc)
+		rc = shards_take_up(m, &config, err);
+	if (!rc)
 		rc = m->pull ? pull_take_memory(m->pull, &config, err)
 		             : pull_new(&config, &m->pull, err);
+	shards_taken_up(&config, rc);
 	if (rc) {
 		migration_free_memories(config.memories);
 		return rc;
@@ -78,6 +83,7 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, const str
 	if (has_uffd)
 		attach->fds[0] = -1;
 	m->table = config.table;
+	m->shards.uffd_features = attach->msg->uffd_features;
 	if (m->owner->config.slow_fault_ns)
 		pull_set_slow_fault(m->pull, m->owner->config.slow_fault_ns);
 	return state_fd < 0 ? keep_page_state(m, err) : 0;
@@ -86,6 +92,7 @@ int destination_attach(struct migration *m, struct vmm_attach *attach, const str
 void destination_detach(struct migration *m)
 {
 	m->pull = pull_free(m->pull);
+	shards_forget(m);
 	if (migration_memory_is_late(m))
 		m->table = (struct region_table){ 0 };
 	m->memory = MIGRATION_MEMORY_ATTACHED;
@@ -209,6 +216,8 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 
 	if (msg->type == VMM_WIRE_CHANNEL)
 		return add_channel(m, fd, err);
+	if (msg->type == VMM_WIRE_SHARDS)
+		return shards_answered(m, msg->n_shards, fd, err);
 	/* It crossed our own last word. */
 	if (migration_state_is_final(m->state))
 		return 0;
@@ -218,6 +227,7 @@ int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int
 		return 0;
 	if (msg->type == VMM_WIRE_LOADED && has_vmstate && !m->loaded_ns) {
 		m->loaded_ns = clock_now_ns();
+		shards_declined(m);
 		migration_save(m);
 		return 0;
 	}
@@ -804,6 +814,8 @@ int destination_go_on(struct migration *m)
 		vmm_conn_catch_up(m->vmm);
 	else if (!over && !m->process)
 		destination_vmm_closed(m);
+	/* Before the vmstate: behind that a VMM may run its guest. */
+	shards_offer(m);
 	if (m->vmstate_fd >= 0 && m->vmm && !migration_state_is_final(m->state))
 		(void)send_vmstate(m);
 	return 0;

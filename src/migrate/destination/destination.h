@@ -19,6 +19,7 @@ void destination_detach(struct migration *m);
  */
 int destination_take_over(struct migration *m, struct vmm_attach *attach, struct error *err);
 int destination_go_on(struct migration *m);
+/* @fd: VMM_MESSAGE_FDS of them */
 int destination_message(struct migration *m, const struct vmm_wire_msg *msg, int *fd,
                         struct error *err);
 /* MEMORY: what was late (late.c). */

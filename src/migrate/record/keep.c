@@ -77,6 +77,7 @@ static void put_regions(const struct migration *m, struct saved *s)
 static void put_all(struct migration *m, struct saved *s)
 {
 	bool source = m->params.role == MIGRATION_SOURCE;
+	bool over = migration_state_is_final(m->state);
 
 	s->params = m->params;
 	s->limits = m->limits;
@@ -89,6 +90,8 @@ static void put_all(struct migration *m, struct saved *s)
 	s->priority = m->turn.priority;
 	s->turn_switchover = m->turn.switchover;
 	s->memory = m->memory;
+	s->shards = over ? 0 : m->shards.n;
+	s->shards_offered = over ? 0 : m->shards.offered;
 	s->vmm_resumed = source && m->state == MIGRATION_POSTCOPY;
 	s->times.started_ns = m->started_ns;
 	s->times.ended_ns = m->ended_ns;
@@ -211,6 +214,12 @@ static size_t entries_beside(const struct migration *m)
 	return 2 + (m->params.role == MIGRATION_DESTINATION);
 }
 
+/* All userfaultfds but the first, and the journals. */
+static size_t entries_of_shards(unsigned int n)
+{
+	return n > 1 ? n : 0;
+}
+
 /* Of the store, with its VMM, which may have no memory yet: as check_room() looks for it. */
 static size_t entries_of(const struct migration *m)
 {
@@ -218,7 +227,8 @@ static size_t entries_of(const struct migration *m)
 
 	if (!m->n_fds && (!migration_has_vmm(m) || migration_state_is_final(m->state)))
 		return n;
-	return n + entries_beside(m) + (m->dirty_log ? DIRTY_LOG_FDS : 0);
+	return n + entries_beside(m) + (m->dirty_log ? DIRTY_LOG_FDS : 0) +
+	       entries_of_shards(m->shards.n ? m->shards.n : m->shards.offered);
 }
 
 /* Other users' guests find room as well. Return: 0; -EDQUOT with @err set. */
@@ -251,15 +261,20 @@ static int check_room(const struct migration *m, size_t n, uid_t uid, struct err
 	                           uid ? fd_store_max(store) / SPARE_PART : 0, err);
 }
 
-/* The vmstate is kept when there may be no way back: it must fit then. */
-int migration_hold_room(struct migration *m, struct error *err)
+static int hold(struct migration *m, const char *kind, struct error *err)
 {
 	char name[FD_STORE_NAME_BYTES];
 	int rc;
 
-	name_fd(m, "vmstate", name);
+	name_fd(m, kind, name);
 	rc = fd_store_hold(m->owner->config.store, name);
 	return rc ? error_errno(err, rc, "room for \"%s\"", name) : 0;
+}
+
+/* The vmstate is kept when there may be no way back: it must fit then. */
+int migration_hold_room(struct migration *m, struct error *err)
+{
+	return hold(m, "vmstate", err);
 }
 
 /* The descriptors of a table. */
@@ -298,6 +313,82 @@ int migration_keep_late(struct migration *m, const struct vmm_attach *attach, st
 	int rc = check_room(m, attach->n_fds, m->vmm_uid, err);
 
 	return rc ? rc : keep_memory(m, attach, err);
+}
+
+/* "uffd1" and so on. */
+static const char *shard_kind(unsigned int shard, char kind[16])
+{
+	snprintf(kind, 16, "uffd%u", shard);
+	return kind;
+}
+
+int migration_hold_shards(struct migration *m, unsigned int n, struct error *err)
+{
+	struct fd_store *store = m->owner->config.store;
+	char kind[16];
+	int rc;
+
+	if (!fd_store_exists(store))
+		return 0;
+	rc = check_room(m, entries_of_shards(n), m->vmm_uid, err);
+	for (unsigned int i = 1; i < n && !rc; i++)
+		rc = hold(m, shard_kind(i, kind), err);
+	if (!rc)
+		rc = hold(m, "journals", err);
+	m->shards.held = !rc;
+	if (rc)
+		migration_drop_shards(m);
+	return rc;
+}
+
+int migration_keep_shards(struct migration *m, const int *uffds, unsigned int n, int journals_fd,
+                          struct error *err)
+{
+	char kind[16];
+	int rc = migration_keep_fd(m, "journals", journals_fd, err);
+
+	for (unsigned int i = 1; i < n && !rc; i++)
+		rc = migration_keep_fd(m, shard_kind(i, kind), uffds[i - 1], err);
+	if (rc)
+		migration_drop_shards(m);
+	/* Its VMM may have made fewer than it might. */
+	for (unsigned int i = n; i < SHARDS_MAX && !rc; i++)
+		migration_drop_fds(m, shard_kind(i, kind));
+	return rc;
+}
+
+void migration_drop_shards(struct migration *m)
+{
+	char kind[16];
+
+	for (unsigned int i = 1; i < SHARDS_MAX; i++)
+		migration_drop_fds(m, shard_kind(i, kind));
+	migration_drop_fds(m, "journals");
+	m->shards.held = false;
+}
+
+int migration_take_shards(struct migration *m, unsigned int n, int uffds[SHARDS_MAX - 1],
+                          int *ret_journals_fd, struct error *err)
+{
+	char kind[16];
+	int rc = 0;
+
+	for (unsigned int i = 0; i < SHARDS_MAX - 1; i++)
+		uffds[i] = -1;
+	*ret_journals_fd = migration_take_fd(m, "journals");
+	if (*ret_journals_fd < 0)
+		rc = error_errno(err, *ret_journals_fd, "\"journals.%s\"", m->key);
+	for (unsigned int i = 1; i < n && !rc; i++) {
+		uffds[i - 1] = migration_take_fd(m, shard_kind(i, kind));
+		if (uffds[i - 1] < 0)
+			rc = error_errno(err, uffds[i - 1], "\"%s.%s\"", kind, m->key);
+	}
+	for (unsigned int i = 0; i < SHARDS_MAX - 1 && rc; i++)
+		if (uffds[i] >= 0)
+			close_fd(&uffds[i]);
+	if (rc && *ret_journals_fd >= 0)
+		close_fd(ret_journals_fd);
+	return rc;
 }
 
 static const char *const log_kinds[DIRTY_LOG_FDS] = {
@@ -367,6 +458,7 @@ void migration_drop_attach(struct migration *m)
 		const char *channel;
 
 		migration_drop_fds(m, "uffd");
+		migration_drop_shards(m);
 		migration_drop_fds(m, "pages");
 		while ((channel = migration_channel(m, 0)))
 			fd_store_remove(m->owner->config.store, channel);

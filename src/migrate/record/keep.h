@@ -40,6 +40,19 @@ void migration_drop_attach(struct migration *m);
 int migration_hold_room(struct migration *m, struct error *err);
 
 /*
+ * Room for the userfaultfds of shards 1..@n-1 and what belongs to them; they, and a memfd for their
+ * journals (fault/pull.h). Return: 0; -EUSERS, -EDQUOT and others with @err set, and then nothing
+ * of it is held or kept.
+ */
+int migration_hold_shards(struct migration *m, unsigned int n, struct error *err);
+int migration_keep_shards(struct migration *m, const int *uffds, unsigned int n, int journals_fd,
+                          struct error *err);
+void migration_drop_shards(struct migration *m);
+/* What the process before has kept of them. Return: 0; or -errno with @err set. */
+int migration_take_shards(struct migration *m, unsigned int n, int uffds[SHARDS_MAX - 1],
+                          int *ret_journals_fd, struct error *err);
+
+/*
  * The dirty log's descriptors (mem/dirty_log.h): beside the rest, for a guest can do without.
  * Return: 0; -EUSERS, -EDQUOT and others with @err set.
  */

@@ -152,7 +152,8 @@ size_t saved_encode(const struct saved *s, void *buf)
 	put_params(&s->params, &params, &parties);
 	put_regions(s, regions, list);
 	put_times(&s->times, &times);
-	m.major = SAVED_MAJOR;
+	/* Parts of its memory are, or may be, watched by what an older daemon knows nothing of. */
+	m.major = s->shards || s->shards_offered ? SAVED_MAJOR : SAVED_MAJOR_LEAST;
 	m.written_by = POSTCOPY_VERSION;
 	m.params = &params;
 	limits.streams = s->limits.streams;
@@ -181,6 +182,8 @@ size_t saved_encode(const struct saved *s, void *buf)
 	m.holder_name = (char *)s->holder.name;
 	m.switchover = s->switchover;
 	m.memory = (Postcopy__V1__SavedMemory)s->memory;
+	m.shards = s->shards;
+	m.shards_offered = s->shards_offered;
 	m.vmm_resumed = s->vmm_resumed;
 	m.vmstate_held = s->vmstate_held;
 	m.vmstate_len = s->vmstate_len;
@@ -349,6 +352,23 @@ static int get_state(const Postcopy__V1__SavedMigration *m, struct saved *ret, s
 	return 0;
 }
 
+static bool is_shards(uint32_t n)
+{
+	return !n || (n >= 2 && n <= SHARDS_MAX);
+}
+
+static int get_shards(const Postcopy__V1__SavedMigration *m, struct saved *ret, struct error *err)
+{
+	bool any = m->shards || m->shards_offered;
+
+	if (!is_shards(m->shards) || !is_shards(m->shards_offered) ||
+	    (any && ret->params.role != MIGRATION_DESTINATION) || (m->shards && !m->n_regions))
+		return bad("its number of userfaultfds", err);
+	ret->shards = m->shards;
+	ret->shards_offered = m->shards_offered;
+	return 0;
+}
+
 static void get_times(const Postcopy__V1__SavedTimes *m, struct migration_times *ret)
 {
 	if (!m)
@@ -402,6 +422,8 @@ int saved_decode(const void *buf, size_t len, struct saved *ret, struct error *e
 		rc = get_entries(m, ret, err);
 	if (!rc)
 		rc = get_state(m, ret, err);
+	if (!rc)
+		rc = get_shards(m, ret, err);
 	if (rc)
 		return rc;
 	snprintf(ret->reason, sizeof ret->reason, "%s", m->reason);

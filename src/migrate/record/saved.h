@@ -11,7 +11,9 @@
 #include "vmm/vmm_server.h"
 
 /* A daemon refuses what a newer major has written; unknown fields of its own major it drops. */
-#define SAVED_MAJOR 3
+#define SAVED_MAJOR 4
+/* What is written where nothing of a newer one is needed to go on: an older daemon may. */
+#define SAVED_MAJOR_LEAST 3
 
 /* What a destination has still to tell the source, however long that takes. */
 enum migration_farewell {
@@ -43,6 +45,9 @@ struct saved {
 	char reason[ERROR_TEXT_MAX];
 	uint32_t n_regions; /* 0: no VMM was attached, or memory is LATE */
 	enum migration_memory memory;
+	unsigned int shards; /* destination: userfaultfds of its memory; 0: one */
+	unsigned int
+	        shards_offered; /* its VMM may divide it among so many; 0: it was not offered */
 	struct vmm_wire_region regions[REGIONS_MAX];
 	/* What the store's manager calls the descriptor of an index; empty: "mem<index>.<key>". */
 	char entries[VMM_WIRE_FDS_MAX][FD_STORE_NAME_BYTES];

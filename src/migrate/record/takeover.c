@@ -240,6 +240,8 @@ static void restore(struct migration *m, const struct saved *s)
 	m->switchover = s->switchover;
 	m->turn = (struct migration_turn){ s->queued_ns, s->priority, s->turn_switchover };
 	m->memory = s->memory;
+	m->shards.n = s->shards;
+	m->shards.offered = s->shards_offered;
 	m->started_ns = s->times.started_ns;
 	m->ended_ns = s->times.ended_ns;
 	m->pause_sent_ns = s->times.pause_sent_ns;
@@ -475,9 +477,9 @@ static bool is_wanted(const struct migrations *ms, const char *name)
 /* What belongs to no migration: its record was not there yet, or not any more. */
 static void drop_strays(struct migrations *ms)
 {
-	static const char *const kinds[] = { "vmm.",    "mem",     "uffd.",    "pages.",
+	static const char *const kinds[] = { "vmm.",    "mem",     "uffd",     "pages.",
 		                             "dirty.",  "wp.",     "pagemap.", "vmstate.",
-		                             "poison.", "channel", "process." };
+		                             "poison.", "channel", "process.", "journals." };
 
 	/* Who could tell what a record that can't be read counts on? */
 	if (ms->unread.n)

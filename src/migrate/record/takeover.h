@@ -15,6 +15,8 @@
  *   mem0...   the guest's memory, by its place among the ATTACH's descriptors; where that is an
  *             open file which is kept already, the record has the entry's name
  *   uffd      destination: the userfaultfd
+ *   uffd1..., journals   destination: those of further shards (util/shards.h), and what "pages" has
+ *             of the first one's events of theirs
  *   pages     destination: the page state (mem/page_state.h), and with it the userfaultfd's
  *             events that are being applied and where guest memory is mapped (fault/events.h)
  *   dirty, wp, pagemap   source: the dirty log's bitmap, and what the kernel keeps it by
