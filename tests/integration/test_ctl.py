@@ -173,6 +173,19 @@ def test_bench_of_guests_side_by_side():
 
 
 @needs_kvm
+def test_bench_with_several_fault_threads(tmp_path):
+    done = bench("--json", "--fault-threads", 3, "--keep-logs", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["fault_threads"] == 3
+    assert any("3 userfaultfds watch" in log.read_text() for log in tmp_path.iterdir())
+
+
+def test_bench_refuses_fault_threads_of_a_qemu():
+    done = bench("--vmm", "qemu", "--fault-threads", 2)
+    assert done.returncode == 2 and "--fault-threads" in done.stderr
+
+
+@needs_kvm
 def test_bench_by_a_warm_migration(tmp_path):
     report = tmp_path / "report.html"
     done = bench("--json", "--warm-rounds", 2, "--dirty-rate", "64M", "--report", report)
