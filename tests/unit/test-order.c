@@ -22,7 +22,7 @@
 
 #define WORDS 1024u /* 256 MiB */
 #define UNITS (WORDS * WORD_UNITS)
-#define IN_FLIGHT 16u  /* requests: two connections */
+#define IN_FLIGHT 16u /* requests: two connections */
 #define PAGE_NS 3300u /* on the link: 10 Gbit/s */
 #define ROUND_TRIP_NS 200000u
 #define THINK_NS 20000u /* between two accesses */
