@@ -4,12 +4,12 @@
  *
  * Theory of operation
  * -------------------
- * One thread reads them, the fault thread. Who changes the mappings (madvise(), munmap(), mremap())
- * sleeps in the kernel until its event has been read, and meanwhile every ioctl that fills or maps
- * is refused (EAGAIN). So the reader never waits for anything but events, and lives longer than
- * whatever may meet that refusal, and longer than the registration: a call that was under way when
- * UFFDIO_UNREGISTER took the range still raises its event afterwards. When there is none of these
- * any more the kernel tells: uffd_is_quiet().
+ * One thread reads them, the fault thread of its shard. Who changes the mappings (madvise(),
+ * munmap(), mremap()) sleeps in the kernel until its event has been read, and meanwhile every ioctl
+ * that fills or maps is refused (EAGAIN). So the reader never waits for anything but events, and
+ * lives longer than whatever may meet that refusal, and longer than the registration: a call that
+ * was under way when UFFDIO_UNREGISTER took the range still raises its event afterwards. When there
+ * is none of these any more the kernel tells: uffd_is_quiet().
  *
  * The VMM shares the open file, so it may make it blocking at any time, and take an event away
  * between poll() and read(): the reader says of each single read that it is not to wait
@@ -23,6 +23,14 @@
  * in the page state or in the map. The next process applies what it finds in the slots, in order,
  * before anything is filled: a discard may be repeated, and of a change of the map the map itself
  * says that it is in it. Page faults are forgotten: who waits is woken, and raises a new one.
+ *
+ * With several userfaultfds each has a journal. What is in two of them has no order, and needs
+ * none: a range lies in one shard, and its discards and moves are told there. But memory of one may
+ * move to where another's was. So the event of a change is taken while nobody uses the map that it
+ * changes (begin_alone()). That there is one the kernel tells before it is taken. Only a change
+ * that begins and is told between that look and the read is taken as before; it would take a bulk
+ * thread that has looked an address up and then stands still, until the VMM has moved memory of
+ * another shard there.
  *
  * Threads: events_read() by the fault thread, which calls events_reader_begin() first. Others by
  * any.

@@ -7,14 +7,15 @@
  * One pull serves one migration. It owns the destination's memory (userfaultfd,
  * memories, page state) and these threads:
  *
- *   fault thread   reads the userfaultfd, asks over the urgent connection, fills and
- *                  maps what comes back. One thread does all of it, so that a fault costs two
- *                  wake-ups: its event and its answer. It never does anything for bulk.
+ *   fault threads  1..8, one for each userfaultfd: reads it, asks over its own urgent connection,
+ *                  fills and maps what comes back. One thread does all of it, so that a fault
+ *                  costs two wake-ups: its event and its answer. For bulk it does nothing but to
+ *                  fill what it alone may (fault/resolver.h).
  *   bulk threads   1..16, each with its connection: ask for what the scheduler says, as far as
  *                  the cap on bandwidth lets them, with a window of requests in flight, fill,
  *                  map ahead. They come and go while the pull runs.
- *   keeper         opens the urgent connection again when it is lost, so that the fault
- *                  thread never blocks on a dial and goes on resolving what is here.
+ *   keeper         opens urgent connections again when they are lost, so that no fault
+ *                  thread ever blocks on a dial: it goes on resolving what is here.
  *
  * They meet in the page state (atomics) and the scheduler only. A lost connection is
  * dialled again by itself with growing pauses, and what it had asked for is asked again.
@@ -22,6 +23,11 @@
  * pull_new() -> pull_connect() (warming) -> [pull_take_memory(), where the VMM has its memory only
  * when it has read its vmstate] -> pull_start() (the source is paused, faults are
  * served) -> pull_start_bulk() -> complete is signalled -> pull_finish() -> pull_free().
+ *
+ * Its VMM may have moved parts of its memory to further userfaultfds (util/shards.h): by
+ * pull_take_shards(), at any time, or in the config of a process that takes over. What of them was
+ * found out by the first one until then is given up, and found out anew by each its own
+ * (fault/shards.c).
  *
  * Warm, between pull_connect() and pull_start(): pull_warm() has bulk fetch while the guest runs at
  * the source, and nothing of it is visible here (fault/prefill.h). When it is over, or has been

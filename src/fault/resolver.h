@@ -33,9 +33,14 @@
  * kernel makes a fill wait for an event, the discard takes units that the fill has claimed: it
  * finds them present, and leaves them. Of shared memory a madvise() discards nothing.
  *
- * Threads: the fault thread and, but for anonymous memory, the bulk threads, each with its own
+ * Shards: guest memory may be watched by several userfaultfds, each its part (util/shards.h). Each
+ * has its address map, of its part alone. An ioctl goes by the userfaultfd of the unit: it would
+ * work by any other, for the kernel looks at the place only, but would wake nobody. Anonymous
+ * memory is filled by the fault thread of its shard.
+ *
+ * Threads: the fault threads and, but for anonymous memory, the bulk threads, each with its own
  * resolver_caller.
- * map_lock guards the addrmap: readers hold it over one ioctl, the fault thread writes.
+ * map_lock guards the addrmap: readers hold it over one ioctl, its shard's fault thread writes.
  */
 #ifndef FAULT_RESOLVER_H
 #define FAULT_RESOLVER_H

@@ -209,6 +209,7 @@ static void migration_free(struct migration *m)
 	close_fd(&m->vmstate_fd);
 	admission_forget_place(m);
 	close_fd(&m->ahead_fd);
+	shards_forget(m);
 	record_deinit(&m->record);
 	dialing_deinit(&m->dialing);
 	takeover_forget(m);

@@ -70,6 +70,7 @@ enum conductor_order {
 	ORDER_FAREWELL = 1 << 8,      /* farewell is written down */
 	ORDER_ROUND = 1 << 9,         /* from the pull: a round may be over */
 	ORDER_MEMORY = 1 << 10,       /* what was late is here */
+	ORDER_SHARDS = 1 << 11,       /* shard_mail has changed */
 	ORDER_PARK = 1 << 5,          /* with STOP: another process goes on, say nothing */
 };
 
@@ -206,6 +207,14 @@ struct migration {
 	int ahead_fd;
 	uint64_t ahead_len;
 	uint64_t switch_sent_ns, vmstate_received_ns, source_pause_ns;
+	/* Destination: further userfaultfds, for the conductor to take while it runs. */
+	struct {
+		unsigned int n; /* as pull_take_shards() has it; 0: nothing */
+		int uffds[SHARDS_MAX - 1];
+		int journals_fd;
+		bool owed; /* the VMM was offered some, and may have divided its memory by now */
+		bool sure; /* it has */
+	} shard_mail;
 	struct migration_point timeline[MIGRATION_TIMELINE_MAX];
 	size_t timeline_n;
 	struct conn *control; /* the conductor's, to cut it */

@@ -179,7 +179,7 @@ class Vmm:
         with pyvmm.Socket(self.source.vmm_path) as sock:
             sock.send(pyvmm.attach(pyvmm.SOURCE, self.source.id, [Region(SIZE)]), [self.guest])
             sock.expect(pyvmm.ATTACHED)
-            sock.send(pyvmm.packet(self.rng.randrange(20), self.rng.randbytes(16)))
+            sock.send(pyvmm.packet(self.rng.randrange(25), self.rng.randbytes(16)))
             sock.receive()
 
 

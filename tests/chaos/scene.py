@@ -134,6 +134,8 @@ class Scene:
         self.host = host
         self.rng = random.Random(seed)
         self.daemons = []
+        threads = ["--fault-threads", str(self.rng.choice([1, 2, 4]))]
+        options["extra"] = [*options.get("extra", ()), *threads]
         for side, other in (("source", "destination"), ("destination", "source")):
             if link:
                 options.update(listen=ADDRESSES[side] + ":0", prefix=link.enter(side))

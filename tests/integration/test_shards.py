@@ -33,7 +33,7 @@ class Divided:
     """Two daemons, a source that stands still, and a destination whose memory is divided when the
     test says so."""
 
-    def __init__(self, host, n, vmm=pyvmm.DividedVmm, size=SIZE, **daemon):
+    def __init__(self, host, n, vmm=pyvmm.DividedVmm, size=SIZE, prepare=None, **daemon):
         self.n = n
         self.size = size
         self.content = pyvmm.guest_content(size)
@@ -41,7 +41,7 @@ class Divided:
         self.destination = host.daemon("destination", allow=["postcopy:source"], extra=threads(n),
                                        **{"kind": KeptDaemon, **daemon})
         self.source.prepare_source("vm1")
-        self.destination.prepare_destination("vm1", self.source.address, bulk=False)
+        self.destination.prepare_destination("vm1", self.source.address, bulk=False, **(prepare or {}))
         self.source_vmm = pyvmm.SourceVmm(self.source, "vm1", self.content)
         self.vmm = vmm(self.destination, "vm1", size)
         host.later(self.source_vmm.close)
@@ -358,6 +358,43 @@ def test_killed_and_offered_again_to_a_guest_that_runs(host):
     pair.vmm.say_shards()
     for unit, thread, page in waiting:
         pair.expect_page(unit, thread, page)
+    pair.finish()
+
+
+def test_the_watch_does_not_end_while_a_part_is_nobody_s(host):
+    """All pages are here, and who touches one in a part whose userfaultfd the daemon lacks would have
+    waited for good. (Pages that are mapped ahead are: the kernel lets any userfaultfd of a process do that.)"""
+    pair = Divided(host, 4, prepare={"map": "lazy"})
+    pair.vmm.divide()
+    pid, limit = pair.destination.pid, resource.RLIMIT_NOFILE
+    before = resource.prlimit(pid, limit)
+    resource.prlimit(pid, limit, (3, before[1]))
+    pair.vmm.say_shards()
+    pair.destination.wait_for_log("more userfaultfds: SHARDS: its descriptors could not be taken")
+    resource.prlimit(pid, limit, before)
+    assert pair.vmm.expect_offer() == 4
+    pair.run()
+    pair.destination.call("SetLimits", id="vm1", bulk=True)
+    harness.eventually(lambda: pair.destination.call("Get", id="vm1")["pages_present"] == SIZE // PAGE,
+                       "every page is here")
+    unit = SIZE // PAGE - 1
+    thread, page = pair.vmm.touch(unit)
+    # As soon as it could be: some looks of the conductor's.
+    thread.join(1)
+    assert thread.is_alive() and pair.destination.state("vm1") == "postcopy"
+    pair.vmm.say_shards()
+    pair.expect_page(unit, thread, page)
+    pair.finish()
+
+
+def test_a_vmm_that_does_not_answer_the_next_process_is_waited_for_a_while(host):
+    """It may be one that has never heard of it."""
+    pair = Divided(host, 4)
+    pair.crash()
+    assert pair.vmm.expect_offer() == 4
+    pair.run()
+    pair.n = 1
+    pair.touch_all()
     pair.finish()
 
 

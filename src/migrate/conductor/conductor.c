@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 
 #include "migrate/conductor/inside.h"
+#include "migrate/destination/shards.h"
 #include "util/cleanup.h"
 #include "util/clock.h"
 #include "util/log.h"
@@ -21,6 +22,8 @@
 #define GOODBYE_FOR_MS 30000u
 /* Between two tries to have a thread that could not be had. */
 #define THREAD_RETRY_MS 1000u
+/* For a VMM to say again that its memory is divided, if it is. */
+#define SHARDS_FOR_MS 10000u
 /* The first distance between two points of the timeline; doubled whenever it is full. */
 #define TIMELINE_STEP_MS 5u
 
@@ -283,12 +286,42 @@ void conductor_take_back(struct migration *m, enum conductor_order order)
 	pthread_mutex_unlock(&m->lock);
 }
 
-/* The source is gone for good. Return: what the migration ends with; 0 where it has to go on. */
-static int poison(struct migration *m, struct error *err)
+/* Further userfaultfds that have come. What can't be taken now is tried for again. */
+static void take_shards(struct conductor *k)
 {
+	struct migration *m = k->m;
+	struct error err = ERROR_INIT;
+	unsigned int n;
+
+	pthread_mutex_lock(&m->lock);
+	m->orders &= ~(unsigned int)ORDER_SHARDS;
+	n = m->shard_mail.n;
+	pthread_mutex_unlock(&m->lock);
+	if (!n)
+		return;
+	/* As long as there is any nobody else touches it. */
+	if (pull_take_shards(m->pull, m->shard_mail.uffds, n, m->shard_mail.journals_fd, &err)) {
+		if (!k->shards_told)
+			log_migration_warning(m->params.id,
+			                      "%u userfaultfds can't be taken yet: %s; trying on",
+			                      n, err.text);
+		k->shards_told = true;
+		return;
+	}
+	for (unsigned int i = 1; i < n; i++)
+		m->shard_mail.uffds[i - 1] = -1;
+	shards_mail_close(m);
+	shards_log(m, n);
+}
+
+/* The source is gone for good. Return: what the migration ends with; 0 where it has to go on. */
+static int poison(struct conductor *k, struct error *err)
+{
+	struct migration *m = k->m;
 	uint64_t units;
 	int rc = 0;
 
+	take_shards(k);
 	/* It may be back by now: then nothing is lost. */
 	if (!migration_source_is_away(m, err))
 		rc = -EOPNOTSUPP;
@@ -348,16 +381,51 @@ static int wait_resumed(struct conductor *k, struct error *err)
 	bool reconnected;
 	int given;
 
-	do
-		given = wait_connected(k, ORDER_RESUMED | ORDER_STOP | ORDER_CANCEL | ORDER_POISON,
-		                       clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC, &reconnected,
-		                       err);
-	while (!given);
+	do {
+		take_shards(k);
+		given = wait_connected(
+		        k, ORDER_RESUMED | ORDER_STOP | ORDER_CANCEL | ORDER_POISON | ORDER_SHARDS,
+		        clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC, &reconnected, err);
+	} while (!given || given == ORDER_SHARDS);
 	if (given < 0)
 		return given;
 	if (given & (ORDER_STOP | ORDER_CANCEL))
 		return conductor_check_stopped(m, err);
-	return given & ORDER_POISON ? poison(m, err) : 0;
+	return given & ORDER_POISON ? poison(k, err) : 0;
+}
+
+/* Whether parts of the memory may be watched by what we have not got. */
+static bool are_shards_owed(struct migration *m, bool patient)
+{
+	bool owed;
+
+	pthread_mutex_lock(&m->lock);
+	owed = m->shard_mail.n || (m->shard_mail.owed && (m->shard_mail.sure || patient));
+	pthread_mutex_unlock(&m->lock);
+	return owed;
+}
+
+/*
+ * Every page is here. But who touches one of such a part waits still, and nobody else would let it
+ * go. A VMM that was asked by a process before may be an older one, and never answer.
+ */
+static int settle_shards(struct conductor *k, struct error *err)
+{
+	uint64_t until_ns = clock_now_ns() + SHARDS_FOR_MS * NSEC_PER_MSEC;
+	struct migration *m = k->m;
+	bool reconnected;
+	int given = 0;
+
+	take_shards(k);
+	while (are_shards_owed(m, clock_now_ns() < until_ns) && !(given & ORDER_STOP)) {
+		given = wait_connected(k, ORDER_SHARDS | ORDER_STOP,
+		                       clock_now_ns() + WARM_LOOK_MS * NSEC_PER_MSEC, &reconnected,
+		                       err);
+		if (given < 0)
+			return given;
+		take_shards(k);
+	}
+	return given & ORDER_STOP ? conductor_check_stopped(m, err) : 0;
 }
 
 /* Postcopy: the guest runs; until every page is present. */
@@ -372,21 +440,24 @@ static int fetch_all(struct conductor *k, struct error *err)
 	note_point(k);
 	do {
 		have_bulk(k);
+		take_shards(k);
 		/* A source that can't be told now is told when it is there again. */
 		if (tell && m->control)
 			(void)conn_send_plain(m->control, FRAME_RESUMED);
-		given = wait_connected(k, ORDER_PULL_COMPLETE | ORDER_STOP | ORDER_POISON,
-		                       clock_now_ns() + k->timeline_step_ns, &tell, err);
+		given = wait_connected(
+		        k, ORDER_PULL_COMPLETE | ORDER_STOP | ORDER_POISON | ORDER_SHARDS,
+		        clock_now_ns() + k->timeline_step_ns, &tell, err);
 		note_point(k);
 		if (given < 0)
 			return given;
 		if (given & ORDER_STOP)
 			return conductor_check_stopped(m, err);
-		rc = given == ORDER_POISON ? poison(m, err) : 0;
+		rc = given & ORDER_POISON && !(given & ORDER_PULL_COMPLETE) ? poison(k, err) : 0;
 		if (rc)
 			return rc;
 	} while (!(given & ORDER_PULL_COMPLETE));
-	return pull_finish(m->pull, err);
+	rc = settle_shards(k, err);
+	return rc ? rc : pull_finish(m->pull, err);
 }
 
 /* What the source has not acknowledged. */
@@ -491,6 +562,7 @@ static int conduct_on(struct conductor *k, struct error *err)
 
 	k->handed_on = true;
 	pull_connect_later(m->pull, &target, m->owner->config.tls, &k->hello, m->epoch);
+	take_shards(k);
 	rc = start_again(k, err);
 	return rc ? rc : fetch_all(k, err);
 }
@@ -637,6 +709,7 @@ static int conduct(struct conductor *k, struct error *err)
 		rc = await_memory(k, err);
 	if (rc)
 		return rc;
+	take_shards(k);
 	/* All that the guest will need here is had before it can run here. */
 	rc = pull_start(m->pull);
 	if (rc)

@@ -25,6 +25,7 @@ struct conductor {
 	uint64_t bulk_ns;          /* when a lacking bulk thread is tried for; 0: none lacks */
 	enum migration_farewell farewell; /* there is nothing else to do */
 	bool late;                        /* its VMM has its memory when it has read the vmstate */
+	bool shards_told;                 /* that further userfaultfds can't be taken yet */
 	bool handed_on;       /* the vmstate, to the loop: the guest may run here at any moment */
 	struct error refused; /* the source's last word, that it wants no more of this */
 };

@@ -269,6 +269,7 @@ static void release(struct migration *m)
 	if (!migration_state_is_final(m->state))
 		return;
 	migration_drop_attach(m);
+	shards_mail_close(m);
 	close_fd(&m->vmstate_fd);
 	close_fd(&m->ahead_fd);
 }

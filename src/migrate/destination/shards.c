@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -56,6 +57,16 @@ static unsigned int fit_table(const struct region_table *table, unsigned int n)
 	return n;
 }
 
+/* For the conductor: what it has to wait for. */
+static void note_owed(struct migration *m)
+{
+	pthread_mutex_lock(&m->lock);
+	m->shard_mail.owed = m->shards.offered;
+	m->shard_mail.sure = m->shards.again;
+	pthread_mutex_unlock(&m->lock);
+	migration_order(m, ORDER_SHARDS);
+}
+
 void shards_plan(struct migration *m, bool uffd)
 {
 	struct error why = ERROR_INIT;
@@ -71,6 +82,7 @@ void shards_plan(struct migration *m, bool uffd)
 		log_migration_info(m->params.id, "%u userfaultfd%s instead of %u: %s", n,
 		                   n > 1 ? "s" : "", wanted(m->owner), why.text);
 	m->shards.offered = n > 1 ? n : 0;
+	note_owed(m);
 }
 
 void shards_offer(struct migration *m)
@@ -97,6 +109,7 @@ void shards_ask_again(struct migration *m)
 	if (!m->shards.offered)
 		return;
 	m->shards.again = true;
+	note_owed(m);
 	ms->offers.data = ms;
 	uv_timer_start(&ms->offers, on_again, AGAIN_MS, 0);
 }
@@ -134,6 +147,50 @@ static int make_journals(unsigned int n, int *ret_fd, struct error *err)
 	return 0;
 }
 
+void shards_log(const struct migration *m, unsigned int n)
+{
+	log_migration_info(m->params.id, "%u userfaultfds watch the guest's memory", n);
+}
+
+void shards_mail_close(struct migration *m)
+{
+	unsigned int n;
+
+	pthread_mutex_lock(&m->lock);
+	n = m->shard_mail.n;
+	m->shard_mail.n = 0;
+	pthread_mutex_unlock(&m->lock);
+	for (unsigned int i = 1; i < n; i++)
+		if (m->shard_mail.uffds[i - 1] >= 0)
+			close_fd(&m->shard_mail.uffds[i - 1]);
+	if (n)
+		close_fd(&m->shard_mail.journals_fd);
+}
+
+/* To the pull's owner. Return: 0; or -errno with @err set. */
+static int hand_over(struct migration *m, unsigned int n, int *fds, int *journals_fd,
+                     struct error *err)
+{
+	int rc;
+
+	if (!m->conductor_runs) {
+		rc = pull_take_shards(m->pull, fds, n, *journals_fd, err);
+		if (!rc)
+			shards_log(m, n);
+	} else {
+		pthread_mutex_lock(&m->lock);
+		memcpy(m->shard_mail.uffds, fds, (n - 1) * sizeof *fds);
+		m->shard_mail.journals_fd = steal_fd(journals_fd);
+		m->shard_mail.n = n;
+		pthread_mutex_unlock(&m->lock);
+		rc = 0;
+	}
+	for (unsigned int i = 1; i < n && !rc; i++)
+		fds[i - 1] = -1;
+	note_owed(m);
+	return rc;
+}
+
 /* Kept, written down, used. Return: 0; or -errno with @err set, and all is as before. */
 static int take(struct migration *m, unsigned int n, int *fds, struct error *err)
 {
@@ -151,17 +208,14 @@ static int take(struct migration *m, unsigned int n, int *fds, struct error *err
 	m->shards.n = n;
 	m->shards.offered = 0;
 	migration_save(m);
-	rc = pull_take_shards(m->pull, fds, n, journals_fd, err);
+	rc = hand_over(m, n, fds, &journals_fd, err);
 	if (rc) {
 		m->shards.n = 0;
 		m->shards.offered = offered;
 		migration_save(m);
 		migration_drop_shards(m);
-		return rc;
 	}
-	for (unsigned int i = 1; i < n; i++)
-		fds[i - 1] = -1;
-	return 0;
+	return rc;
 }
 
 /* For want of what may be there a moment later, of this process or in the store. */
@@ -198,8 +252,6 @@ int shards_answered(struct migration *m, unsigned int n, int *fds, struct error 
 		shards_ask_again(m);
 		return 0;
 	}
-	if (!rc)
-		log_migration_info(m->params.id, "%u userfaultfds watch the guest's memory", n);
 	return rc;
 }
 
@@ -209,6 +261,7 @@ void shards_declined(struct migration *m)
 	if (!m->shards.offered || m->taken_over || m->shards.again)
 		return;
 	m->shards.offered = 0;
+	note_owed(m);
 	migration_drop_shards(m);
 }
 
@@ -223,6 +276,7 @@ int shards_take_up(struct migration *m, struct pull_config *config, struct error
 		return migration_take_shards(m, m->shards.n, config->shard_uffds,
 		                             &config->journals_fd, err);
 	}
+	note_owed(m);
 	/* What was kept and not written down is said again. */
 	if (m->shards.offered) {
 		migration_drop_shards(m);
@@ -244,7 +298,9 @@ void shards_taken_up(struct pull_config *config, int rc)
 
 void shards_forget(struct migration *m)
 {
+	shards_mail_close(m);
 	m->shards.n = m->shards.offered = 0;
 	m->shards.again = false;
 	m->shards.uffd_features = 0;
+	note_owed(m);
 }

@@ -17,6 +17,9 @@
  * offers again, and a VMM that has divided it says so again. The descriptors are kept before the
  * record counts on them, and that before they are used. An answer for which there is no room now is
  * asked for again until there is: nobody else could serve those parts.
+ *
+ * The pull has one owner at a time: while the conductor runs, that takes them, by mail; and it does
+ * not end the watch over a guest whose VMM may have divided its memory without our knowing how.
  */
 #ifndef MIGRATE_DESTINATION_SHARDS_H
 #define MIGRATE_DESTINATION_SHARDS_H
@@ -46,6 +49,12 @@ void shards_declined(struct migration *m);
 /* What the process before had of them, into @config; afterwards with pull_new()'s @rc. */
 int shards_take_up(struct migration *m, struct pull_config *config, struct error *err);
 void shards_taken_up(struct pull_config *config, int rc);
+
+/* There are so many, by now. */
+void shards_log(const struct migration *m, unsigned int n);
+
+/* What the conductor was given to take: it has, or nobody will. */
+void shards_mail_close(struct migration *m);
 
 /* As if no VMM had ever attached. */
 void shards_forget(struct migration *m);
