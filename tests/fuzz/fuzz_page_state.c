@@ -53,8 +53,19 @@ static void set_up(void)
 	FUZZ_CHECK(f.now != MAP_FAILED && f.good);
 }
 
-/* As a process does it that takes over. Return: whether it took it. */
-static bool take_up(struct page_state *state)
+static void check_map(const struct addrmap *map)
+{
+	FUZZ_CHECK(map->n <= ADDRMAP_PIECES_MAX);
+	for (uint32_t i = 0; i < map->n; i++) {
+		const struct addrmap_piece *p = &map->pieces[i];
+
+		FUZZ_CHECK(p->region < f.table.n);
+		FUZZ_CHECK(p->offset + p->len <= f.table.regions[p->region].size);
+	}
+}
+
+/* As a process does it that takes over: of one of two shards. Return: whether it took it. */
+static bool take_up(struct page_state *state, unsigned int shard)
 {
 	static struct pull_stats stats;
 	struct memory *memories[REGIONS_MAX] = { NULL };
@@ -65,17 +76,18 @@ static bool take_up(struct page_state *state)
 	struct events e = { 0 };
 	bool taken;
 
-	FUZZ_CHECK(!resolver_init(&r) && !events_init(&e, &r, 0, "fuzz"));
+	FUZZ_CHECK(!resolver_init(&r) && !events_init(&e, &r, shard, "fuzz"));
 	r.state = state;
 	taken = !events_open(&e, page_state_room(state), &err);
 	if (taken) {
 		events_take_up(&e);
-		FUZZ_CHECK(r.shards[0].addrmap.n <= ADDRMAP_PIECES_MAX);
-		for (uint32_t i = 0; i < r.shards[0].addrmap.n; i++) {
-			const struct addrmap_piece *p = &r.shards[0].addrmap.pieces[i];
-
-			FUZZ_CHECK(p->region < f.table.n);
-			FUZZ_CHECK(p->offset + p->len <= f.table.regions[p->region].size);
+		check_map(&r.shards[shard].addrmap);
+		if (shard) {
+			events_keep_part(&e, 2);
+			check_map(&r.shards[1].addrmap);
+			/* They are small: each is one's as a whole. */
+			for (uint32_t i = 0; i < r.shards[1].addrmap.n; i++)
+				FUZZ_CHECK(r.shards[1].addrmap.pieces[i].region == 1);
 		}
 	} else {
 		FUZZ_CHECK(err.code < 0 && *err.text);
@@ -101,7 +113,8 @@ static void apply_patches(const uint8_t *data, size_t size)
 static void check_state(struct page_state *state)
 {
 	FUZZ_CHECK(page_state_missing(state) <= f.table.units);
-	take_up(state);
+	take_up(state, 0);
+	take_up(state, 1);
 	FUZZ_CHECK(page_state_missing(state) <= f.table.units);
 	for (uint32_t i = 0; i < f.table.n; i++)
 		for (uint64_t word = 0; word < f.table.regions[i].words; word++)
@@ -118,7 +131,7 @@ int fuzz_one(const uint8_t *data, size_t size)
 
 	if (!f.state) {
 		set_up();
-		FUZZ_CHECK(take_up(f.state));
+		FUZZ_CHECK(take_up(f.state, 0));
 		memcpy(f.good, f.now, f.bytes);
 	}
 	memcpy(f.now, f.good, f.bytes);

@@ -29,7 +29,8 @@
  *
  * What is left out: more than one fault and one discard at a time; mremap() and munmap(); pages
  * that can't be read at the source; what the memory was before (mem/memory.c sees to it that it is
- * empty).
+ * empty). And further userfaultfds: a host page is one's alone (util/shards.h), so it comes as
+ * here, whichever fault thread it has; that it gets another one (fault/shards.c) is not in it.
  */
 #ifndef MODEL_PAGES_H
 #define MODEL_PAGES_H

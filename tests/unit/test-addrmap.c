@@ -228,12 +228,43 @@ static void test_too_many_pieces_are_an_error_and_the_map_stays_good(void **stat
 	assert_int_equal(map.n, 0);
 }
 
+/* Of each region a part alone, however its pieces lie. */
+static void test_what_is_kept_is_what_lies_in_the_part(void **state)
+{
+	static const unsigned int from[REGIONS] = { 10, 0, 5 }, to[REGIONS] = { 25, 65, 5 };
+	struct region_table table;
+	struct addrmap map;
+	unsigned int kept = 0;
+
+	(void)state;
+	make_table(&table);
+	addrmap_init(&map, &table);
+	/* A hole in the part, and a piece across its end that lies elsewhere. */
+	assert_int_equal(addrmap_unmap(&map, addr_of(12), addr_of(14)), 0);
+	assert_int_equal(addrmap_move(&map, addr_of(20), addr_of(150), 10 * UNIT_BYTES), 0);
+	for (uint32_t i = 0; i < REGIONS; i++)
+		addrmap_keep(&map, i, from[i] * UNIT_BYTES, to[i] * UNIT_BYTES);
+	for (uint64_t page = 0; page < SPACE_PAGES; page++) {
+		const struct addrmap_piece *p = addrmap_find(&map, addr_of(page));
+		uint64_t of = p ? (p->offset + addr_of(page) - p->host_addr) / UNIT_BYTES : 0;
+
+		kept += p != NULL;
+		if (p)
+			assert_true(of >= from[p->region] && of < to[p->region]);
+	}
+	/* 15 without the hole, all of the second, nothing of the third. */
+	assert_int_equal(kept, 13 + 65);
+	assert_ptr_equal(addrmap_find(&map, addr_of(155)), NULL);
+	assert_non_null(addrmap_find(&map, addr_of(154)));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_random_changes_agree_with_a_model),
 		cmocka_unit_test(test_locate_does_not_round),
 		cmocka_unit_test(test_too_many_pieces_are_an_error_and_the_map_stays_good),
+		cmocka_unit_test(test_what_is_kept_is_what_lies_in_the_part),
 	};
 
 	return cmocka_run_group_tests_name("addrmap", tests, NULL, NULL);

@@ -105,6 +105,7 @@ static void test_reply_comes_back(void **state)
 	(void)state;
 	reply->epoch = 0x0123456789abcdef;
 	reply->warm = true;
+	reply->urgents = UINT32_MAX;
 	fill_table(&reply->regions, REGIONS_MAX);
 	len = hello_reply_encode(reply, buf);
 	assert_int_equal(frame_header_decode(buf, &h, NULL), 0);
@@ -114,6 +115,7 @@ static void test_reply_comes_back(void **state)
 	                 0);
 	assert_true(back->epoch == reply->epoch);
 	assert_true(back->warm);
+	assert_int_equal(back->urgents, UINT32_MAX);
 	assert_true(*back->daemon_version);
 	check_same_table(&back->regions, &reply->regions);
 	free(back);
