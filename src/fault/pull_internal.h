@@ -168,7 +168,8 @@ struct pull {
 	uint64_t work;             /* bumped where bulk may find something to do again */
 	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the first fault thread */
 	unsigned int n_channels_new;
-	struct dialing dialing; /* the keeper's, and pull_connect()'s before that runs */
+	struct dialing connecting; /* pull_connect()'s */
+	struct dialing dialing;    /* the keeper's */
 	pthread_t keeper;
 	bool keeper_runs;
 	bool connected;           /* pull_connect() was of use */
