@@ -26,6 +26,7 @@ static void init_shared(struct pull *p)
 	pthread_mutex_init(&p->lock, NULL);
 	pthread_mutex_init(&p->notes_lock, NULL);
 	pthread_cond_init(&p->changed, NULL);
+	dialing_init(&p->connecting);
 	dialing_init(&p->dialing);
 	for (unsigned int i = 0; i < SHARDS_MAX; i++) {
 		p->faults[i].pull = p;
@@ -160,6 +161,7 @@ static struct timespec until(unsigned int ms)
 void pull_cancel(struct pull *p)
 {
 	atomic_store(&p->stopping, true);
+	dialing_cancel(&p->connecting);
 	dialing_cancel(&p->dialing);
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		dialing_cancel(&p->bulks[i].dialing);
@@ -263,6 +265,7 @@ struct pull *pull_free(struct pull *p)
 		events_deinit(&p->faults[i].events);
 	resolver_deinit(&p->resolver);
 	throttle_deinit(&p->throttle);
+	dialing_deinit(&p->connecting);
 	dialing_deinit(&p->dialing);
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++) {
 		dialing_deinit(&p->bulks[i].dialing);
@@ -301,15 +304,20 @@ int pull_dial(struct pull *p, struct dialing *d, enum stream_role role, struct c
               struct error *err)
 {
 	struct hello_reply *reply = malloc(sizeof *reply);
-	struct hello hello = p->hello;
 	struct conn_target target = pull_target(p);
+	struct tls_context *tls;
+	struct hello hello;
 	int rc;
 
 	if (!reply)
 		return error_set(err, -ENOMEM, "connection: out of memory");
+	pthread_mutex_lock(&p->lock);
+	hello = p->hello;
+	tls = p->tls;
+	pthread_mutex_unlock(&p->lock);
 	hello.role = role;
 	hello.regions.n = 0;
-	rc = conn_dial(d, &target, p->tls, &hello, ret, reply, err);
+	rc = conn_dial(d, &target, tls, &hello, ret, reply, err);
 	if (!rc)
 		atomic_store(&p->urgents, reply->urgents);
 	free(reply);
@@ -327,7 +335,7 @@ static int connect_to(struct pull *p, enum stream_role role, struct conn **slot,
 	struct conn_target target = pull_target(p);
 	struct conn *c, *old;
 	int rc = atomic_load(&p->stopping) ? error_set(err, -ECANCELED, "cancelled")
-	                                   : pull_dial(p, &p->dialing, role, &c, err);
+	                                   : pull_dial(p, &p->connecting, role, &c, err);
 
 	if (rc)
 		return rc;
@@ -348,10 +356,10 @@ static void set_peer(struct pull *p, const struct conn_target *target, struct tl
 {
 	pthread_mutex_lock(&p->lock);
 	p->target = *target;
-	pthread_mutex_unlock(&p->lock);
 	p->tls = tls;
 	p->hello = *hello;
 	p->hello.epoch = epoch;
+	pthread_mutex_unlock(&p->lock);
 }
 
 int pull_connect(struct pull *p, const struct conn_target *target, struct tls_context *tls,
@@ -395,6 +403,7 @@ void pull_redirect(struct pull *p, const struct conn_target *target)
 	pthread_mutex_lock(&p->lock);
 	p->target = *target;
 	pthread_mutex_unlock(&p->lock);
+	dialing_interrupt(&p->connecting);
 	dialing_interrupt(&p->dialing);
 	for (unsigned int i = 0; i < PULL_STREAMS_MAX; i++)
 		dialing_interrupt(&p->bulks[i].dialing);

@@ -143,7 +143,6 @@ struct pull {
 	uint64_t missing_at_release;
 	char *journals; /* of shard 1 and up: EVENTS_ROOM_BYTES each; NULL: there is one shard */
 	size_t journals_bytes;
-	_Atomic unsigned int urgents; /* how many urgent connections the source keeps; 0: one */
 
 	atomic_bool stopping;
 	atomic_bool completed;
@@ -153,6 +152,7 @@ struct pull {
 	atomic_bool maps;             /* what came so is mapped ahead: */
 	_Atomic uint64_t maps_word;   /* next, of all words of the regions in turn */
 	_Atomic unsigned int streams; /* written under the lock */
+	_Atomic unsigned int urgents; /* how many urgent connections the source keeps; 0: one */
 	struct throttle throttle;
 	_Atomic uint64_t told_poisoned_ns, told_unpoisoned_ns; /* in the log; 0: not yet */
 	_Atomic uint64_t told_failed_ns;                       /* so, of fills */
@@ -168,13 +168,14 @@ struct pull {
 	uint64_t work;             /* bumped where bulk may find something to do again */
 	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the first fault thread */
 	unsigned int n_channels_new;
-	struct dialing dialing; /* the keeper's, and pull_connect()'s before that runs */
+	unsigned int divide_into;  /* so many shards, by the first fault thread; 0: nothing to do */
+	struct dialing connecting; /* pull_connect()'s */
+	struct dialing dialing;    /* the keeper's */
 	pthread_t keeper;
 	bool keeper_runs;
-	bool connected;           /* pull_connect() was of use */
-	unsigned int divide_into; /* so many shards, by the first fault thread; 0: nothing to do */
-	bool started;             /* each stream is to have a thread */
-	bool bulk_started;        /* which may begin */
+	bool connected;    /* pull_connect() was of use */
+	bool started;      /* each stream is to have a thread */
+	bool bulk_started; /* which may begin */
 
 	struct fault_thread faults[SHARDS_MAX]; /* of which resolver.n_shards are there */
 	struct bulk bulks[PULL_STREAMS_MAX];
