@@ -32,7 +32,7 @@
  * large regions among up to 8 userfaultfds, each of which a thread of the daemon's serves: many
  * vCPUs fault at a time, and one would be what they all wait for. The VMM has nothing to do. It
  * takes so many descriptors, and until POSTCOPY_EVENT_COMPLETE a region is as many mappings to the
- * kernel as it has parts: mremap() over more than one of them is EFAULT (before Linux 6.17). A VMM
+ * kernel as it has parts: mremap() over more than one of them is EFAULT. A VMM
  * that moves guest memory so attaches by postcopy_destination_register() and
  * postcopy_destination_attach_registered(), which never divide any.
  *
@@ -78,8 +78,9 @@
  *     -EHWPOISON is a machine check, and so is one that returns 0 for a page that is not there
  *     by mincore() and can't be read by the mapping: its bit stays, or the guest would read
  *     zeroes. (One that can is a page of zeroes, and is there then.)
- *   - a fetch that returns -EPIPE is a page that nobody brings any more: that vCPU waits, as it
- *     would sleep in its fault on an ordinary memslot.
+ *   - a fetch that returns -EPIPE: nobody answers on this channel any more. While the daemon is
+ *     attached open another; where that is no way the vCPU waits, as it would sleep in its fault on
+ *     an ordinary memslot. Its bit stays: to enter with it cleared would be to read zeroes.
  *
  * What KVM itself reads and writes there (a PV clock, the instructions that it emulates) goes by
  * userspace_addr, which is the registered mapping: those are userfaultfd events still.

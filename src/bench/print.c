@@ -48,7 +48,7 @@ static void print_setting(struct json_object *r, size_t runs)
 	       bytes_at(r, "memory_bytes").s, json_string_or(r, "backend", "?"),
 	       bytes_at(r, "page_bytes").s, count_at(r, "vcpus").s,
 	       json_string_or(r, "workload", "?"), count_at(r, "write_percent").s);
-	printf("  stream     %s bulk connections and an urgent one, %s, map %s\n",
+	printf("  stream     %s bulk connections and urgent ones, %s, map %s\n",
 	       count_at(r, "streams").s, json_string_or(r, "tls", "?"),
 	       json_string_or(r, "map", "?"));
 	if (json_find(r, "beside"))

@@ -247,7 +247,7 @@ void bench_qemu_print(struct json_object *result)
 	       json_string_or(result, "backend", "?"),
 	       text_count(json_count_or(result, "vcpus", 0)).s,
 	       json_string_or(result, "accel", "?"));
-	printf("  QEMU       %s; postcopyd with %s bulk connections and an urgent one\n",
+	printf("  QEMU       %s; postcopyd with %s bulk connections and urgent ones\n",
 	       json_string_or(result, "version", "?"),
 	       text_count(json_count_or(result, "streams", 0)).s);
 	printf("  host       Linux %s, %s CPUs, %s\n", json_string_or(result, "host.kernel", "?"),

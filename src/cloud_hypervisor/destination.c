@@ -19,14 +19,31 @@
 #define LOAD_MS 60000u
 /* For the first page that Cloud Hypervisor asks for: it begins at once. */
 #define FIRST_FAULT_MS 5000u
-/* Where something is to be tried again. */
+/* Where something is to be tried again; a channel that the daemon does not take. */
 #define AGAIN_MS 1
+#define CHANNEL_RETRY_MS 500
 
 struct destination {
 	struct adapter *adapter;
 	struct ch_faults faults;
 	bool failed; /* the daemon has said so */
 };
+
+static void heed(struct destination *d, const struct postcopy_event *event)
+{
+	struct adapter *a = d->adapter;
+
+	if (event->vmstate_fd >= 0)
+		close(event->vmstate_fd);
+	if (event->type == POSTCOPY_EVENT_COMPLETE) {
+		log_migration_info(a->id, "every page is here");
+		atomic_store(&a->record->complete, true);
+	}
+	if (event->type == POSTCOPY_EVENT_FAILED) {
+		log_migration_error(a->id, "%s", event->reason);
+		d->failed = true;
+	}
+}
 
 /* The daemon's next event while its answer is not what is waited for. */
 static void note_event(struct destination *d)
@@ -40,16 +57,7 @@ static void note_event(struct destination *d)
 		a->attachment = postcopy_detach(a->attachment);
 		return;
 	}
-	if (event.vmstate_fd >= 0)
-		close(event.vmstate_fd);
-	if (event.type == POSTCOPY_EVENT_COMPLETE) {
-		log_migration_info(a->id, "every page is here");
-		atomic_store(&a->record->complete, true);
-	}
-	if (event.type == POSTCOPY_EVENT_FAILED) {
-		log_migration_error(a->id, "%s", event.reason);
-		d->failed = true;
-	}
+	heed(d, &event);
 }
 
 /*
@@ -309,9 +317,8 @@ static void repeat(struct destination *d, enum postcopy_standing standing)
 
 	if (standing == POSTCOPY_STANDS_WAITING || standing == POSTCOPY_STANDS_LOADING) {
 		/* VMSTATE comes again, for it has not heard that it was loaded. */
-		if (!postcopy_next_event(a->attachment, CH_STREAM_TIMEOUT_MS, &event, &a->e) &&
-		    event.vmstate_fd >= 0)
-			close(event.vmstate_fd);
+		if (!postcopy_next_event(a->attachment, CH_STREAM_TIMEOUT_MS, &event, &a->e))
+			heed(d, &event);
 		say(a, postcopy_destination_loaded);
 	}
 	if (ch_record_phase(a->record) == CH_PHASE_RUNS && standing != POSTCOPY_STANDS_RESUMED)
@@ -331,6 +338,23 @@ static void come_back(struct destination *d)
 		log_migration_warning(a->id, "%s", err.text);
 }
 
+/* By which pages are asked for, as long as any have to be. Return: false where it is to be tried
+ * again. */
+static bool have_channel(struct destination *d)
+{
+	struct adapter *a = d->adapter;
+	struct error err = ERROR_INIT;
+
+	if (atomic_load(&a->record->complete) || d->faults.channel)
+		return true;
+	if (!a->attachment)
+		come_back(d);
+	/* One may end alone: the daemon that was started again has not found it in its store. */
+	else if (ch_faults_open_channel(&d->faults, &err))
+		log_migration_warning(a->id, "%s", err.text);
+	return d->faults.channel;
+}
+
 /* The guest runs, or is about to: until Cloud Hypervisor has all of its pages, and the daemon too.
  */
 static int serve(struct destination *d)
@@ -344,9 +368,7 @@ static int serve(struct destination *d)
 
 		if (f->channel_ended)
 			ch_faults_close_channel(f);
-		if (!a->attachment && !atomic_load(&a->record->complete))
-			come_back(d);
-		rc = turn(d, false, -1, &err);
+		rc = turn(d, false, have_channel(d) ? -1 : CHANNEL_RETRY_MS, &err);
 		/* What it says makes no sense: it can't be answered. Else it is tried again. */
 		if (rc)
 			log_migration_error(a->id, "%s", err.text);

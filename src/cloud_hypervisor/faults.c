@@ -142,7 +142,9 @@ int ch_faults_open_channel(struct ch_faults *f, struct error *err)
 void ch_faults_close_channel(struct ch_faults *f)
 {
 	f->channel = postcopy_channel_close(f->channel);
+	f->channel_ended = false;
 	f->waits = false;
+	f->again = true;
 }
 
 /*

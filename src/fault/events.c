@@ -231,7 +231,7 @@ static ssize_t read_now(struct events *e, void *buf, size_t len)
 /* Take one batch. Return: how many events it had. */
 static size_t read_batch(struct events *e,
                          void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns),
-                         void *arg)
+                         void *arg, bool *changed)
 {
 	struct uffd_msg *slots = e->journal->slots;
 	uint64_t now_ns;
@@ -244,6 +244,7 @@ static size_t read_batch(struct events *e,
 	n = len > 0 ? (size_t)len / sizeof *slots : 0;
 	now_ns = clock_now_ns();
 	for (unsigned int i = 0; i < n; i++) {
+		*changed |= slots[i].event != UFFD_EVENT_PAGEFAULT;
 		if (slots[i].event == UFFD_EVENT_PAGEFAULT)
 			fault(arg, &slots[i], now_ns);
 		else
@@ -273,18 +274,20 @@ static void end_alone(struct events *e)
 	e->alone = false;
 }
 
-void events_read(struct events *e,
+bool events_read(struct events *e,
                  void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns), void *arg)
 {
+	bool changed = false;
 	size_t n;
 
 	do {
 		events_hold(e);
 		begin_alone(e);
-		n = read_batch(e, fault, arg);
+		n = read_batch(e, fault, arg, &changed);
 		end_alone(e);
 		events_let_go(e);
 	} while (n == EVENTS_MAX);
+	return changed;
 }
 
 void events_hold(struct events *e)

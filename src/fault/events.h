@@ -91,8 +91,10 @@ void events_reader_begin(void);
 /*
  * events_read() - take all events there are; never waits for one
  * @fault: called with each page fault
+ *
+ * Return: whether any was of something else: a discard, or a change of the map.
  */
-void events_read(struct events *e,
+bool events_read(struct events *e,
                  void (*fault)(void *arg, const struct uffd_msg *msg, uint64_t now_ns), void *arg);
 
 /*

@@ -85,7 +85,11 @@ static void on_pagefault(void *arg, const struct uffd_msg *msg, uint64_t now_ns)
 
 static void read_events(struct fault_thread *ft)
 {
-	events_read(&ft->events, on_pagefault, ft);
+	struct pull *p = ft->pull;
+
+	/* What is discarded here somebody may fetch there. */
+	if (events_read(&ft->events, on_pagefault, ft) && ft->index && atomic_load(&p->fetching))
+		pull_wake_fault_thread(&p->faults[0]);
 }
 
 /* There is room again: who found none raises its event anew, as others do who have an entry. */

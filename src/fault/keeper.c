@@ -126,6 +126,7 @@ static void dial_now(struct fault_thread *ft)
 	struct urgent *u = &ft->urgent;
 	struct error err = ERROR_INIT;
 	struct pull *p = ft->pull;
+	uint64_t peer = p->peers;
 	struct conn *c = NULL;
 	int rc;
 
@@ -134,6 +135,11 @@ static void dial_now(struct fault_thread *ft)
 	rc = dial_urgent(ft, &c, &err);
 	pthread_mutex_lock(&p->lock);
 	u->planned = false;
+	/* It is another attachment's by now. */
+	if (!rc && peer != p->peers) {
+		conn_free(c);
+		return;
+	}
 	snprintf(u->stall, sizeof u->stall, "%s", err.text);
 	u->dials_failed += rc != 0;
 	if (!rc) {
@@ -195,10 +201,17 @@ void pull_get_connection(struct pull *p, struct pull_connection *ret)
 	const struct urgent *worst = &p->faults[0].urgent;
 
 	pthread_mutex_lock(&p->lock);
-	/* Before its thread runs nobody lacks the connection of a further one. */
-	for (unsigned int i = 1; i < pull_n_faults(p); i++)
-		if (p->faults[i].runs && is_worse(&p->faults[i].urgent, worst))
-			worst = &p->faults[i].urgent;
+	ret->away = worst->lost && worst->dials_failed;
+	for (unsigned int i = 1; i < pull_n_faults(p); i++) {
+		const struct urgent *u = &p->faults[i].urgent;
+
+		/* Before its thread runs nobody lacks the connection of a further one. */
+		if (!p->faults[i].runs)
+			continue;
+		ret->away = ret->away && u->lost && u->dials_failed;
+		if (is_worse(u, worst))
+			worst = u;
+	}
 	ret->lost = worst->lost;
 	ret->dials_failed = worst->dials_failed;
 	ret->since_ns = worst->lost_ns;

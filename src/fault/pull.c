@@ -359,7 +359,24 @@ static void set_peer(struct pull *p, const struct conn_target *target, struct tl
 	p->tls = tls;
 	p->hello = *hello;
 	p->hello.epoch = epoch;
+	p->peers++;
 	pthread_mutex_unlock(&p->lock);
+}
+
+/* What was dialled ahead for fault threads that don't run yet is the attachment's of before. */
+static void drop_ready(struct pull *p)
+{
+	struct conn *stale[SHARDS_MAX] = { NULL };
+
+	pthread_mutex_lock(&p->lock);
+	for (unsigned int i = 1; i < pull_n_faults(p); i++) {
+		stale[i] = steal_ptr(&p->faults[i].urgent.ready);
+		pull_note_unconnected_locked(&p->faults[i]);
+	}
+	pthread_cond_broadcast(&p->changed);
+	pthread_mutex_unlock(&p->lock);
+	for (unsigned int i = 1; i < SHARDS_MAX; i++)
+		conn_free(stale[i]);
 }
 
 int pull_connect(struct pull *p, const struct conn_target *target, struct tls_context *tls,
@@ -368,6 +385,7 @@ int pull_connect(struct pull *p, const struct conn_target *target, struct tls_co
 	int rc;
 
 	set_peer(p, target, tls, hello, epoch);
+	drop_ready(p);
 	rc = connect_to(p, STREAM_URGENT, &p->faults[0].conn, err);
 	if (rc)
 		return rc;

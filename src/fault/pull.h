@@ -213,7 +213,9 @@ void pull_warm_stop(struct pull *p);
 
 /* Whether the guest's faults can be asked for. */
 struct pull_connection {
-	bool lost;
+	bool lost; /* that of some fault thread; the rest of this is of the one that lacks it
+	              longest */
+	bool away; /* those of all are, and all have been dialled in vain: nothing comes any more */
 	unsigned int dials_failed;
 	uint64_t since_ns;        /* one over which the source had answered was lost */
 	uint64_t next_ns;         /* when it is dialled again; 0: it is being dialled */

@@ -165,6 +165,7 @@ struct pull {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;    /* broadcast when any of these, stopping, or the work changes */
 	struct conn_target target; /* where the source is */
+	uint64_t peers;            /* how often another one was named */
 	uint64_t work;             /* bumped where bulk may find something to do again */
 	int channels_new[FETCH_CHANNELS_MAX]; /* fetch channels for the first fault thread */
 	unsigned int n_channels_new;

@@ -397,13 +397,15 @@ void probe_backend_fill(const struct probe_env *env, enum probe_backend_id id,
 static int out_of_reach(const struct probe_env *env, uint64_t flags, struct error *err)
 {
 	_cleanup_(scratch_deinit) struct scratch mem = SCRATCH_INIT;
-	int e = scratch_init(&mem, env, PROBE_GUEST_MEMFD, flags, NULL);
+	struct error why = ERROR_INIT;
+	int e = scratch_init(&mem, env, PROBE_GUEST_MEMFD, flags, &why);
 
-	if (e)
+	if (e == -EINVAL)
 		return error_set(err, e,
-		                 "KVM_CREATE_GUEST_MEMFD with flag 1<<2: %s (needs the direct map "
-		                 "removal series, not merged)",
-		                 probe_errno_name(e));
+		                 "KVM_CREATE_GUEST_MEMFD with flag 1<<2: EINVAL (needs the direct "
+		                 "map removal series, not merged)");
+	if (e)
+		return error_set(err, e, "%s", why.text);
 	/* EFAULT, or what madvise() makes of it */
 	if (!madvise(mem.alias, mem.len, MADV_POPULATE_WRITE) ||
 	    (errno != EFAULT && errno != EINVAL))

@@ -103,11 +103,11 @@ bool migration_source_is_away(struct migration *m, struct error *err)
 	pull_get_connection(m->pull, &c);
 	if (!c.lost)
 		error_set(err, -EBUSY, "the source is connected");
-	else if (!c.dials_failed)
-		error_set(
-		        err, -EBUSY,
-		        "the source is being dialled, and has not failed to answer yet; try again");
-	return c.lost && c.dials_failed;
+	else if (!c.away)
+		error_set(err, -EBUSY,
+		          "the source is being dialled, and has not failed to answer yet; or it is "
+		          "connected in part; try again");
+	return c.away;
 }
 
 int migration_refuse_now(const struct migration *m, const char *what, struct error *err)

@@ -330,7 +330,10 @@ static int follow(struct source *src, struct error *err)
 	while (!rc && !src->gone) {
 		struct wake wake;
 
-		rc = session_wait(s, -1, &wake, err);
+		/* First: what was heard while the guest was paused nobody announces again. */
+		rc = fence(src, err);
+		if (!rc)
+			rc = session_wait(s, -1, &wake, err);
 		if (!rc)
 			rc = fence(src, err);
 		if (!rc && wake.daemon)

@@ -3,6 +3,7 @@
 #ifndef TESTS_UNIT_RELAY_H
 #define TESTS_UNIT_RELAY_H
 
+#include <stdatomic.h>
 #include <arpa/inet.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -31,6 +32,7 @@ struct relay {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	bool hold;
+	atomic_bool refuses; /* who connects is cut off at once */
 };
 
 static inline void *pipe_main(void *arg)
@@ -78,8 +80,13 @@ static inline void *relay_main(void *arg)
 	int fd;
 
 	while ((fd = accept4(r->listen_fd, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
-		int server = dial(r->server_port);
+		int server;
 
+		if (atomic_load(&r->refuses)) {
+			close(fd);
+			continue;
+		}
+		server = dial(r->server_port);
 		pthread_mutex_lock(&r->lock);
 		assert_true(r->n_pipes < 2 * RELAY_CONNS);
 		start_pipe(r, server, fd, r->n_pipes == 0);

@@ -208,6 +208,29 @@ static void half_a_request_waits_for_its_other_half(void **state)
 	assert_answered_once();
 }
 
+/* The daemon has let go of the channel; then it says that every page is there. */
+static void what_a_channel_that_ended_was_asked_is_answered(void **state)
+{
+	struct adapter a = make_adapter();
+	struct error err = ERROR_INIT;
+	struct ch_faults f;
+
+	(void)state;
+	world.record->complete = false;
+	ask(1);
+	ch_faults_init(&f, &a);
+	assert_int_equal(ch_faults_take_over(&f, &err), 0);
+	assert_int_equal(ch_faults_serve(&f, &err), 0);
+	assert_true(world.record->asked);
+	f.channel_ended = true;
+	ch_faults_close_channel(&f);
+	world.record->complete = true;
+	assert_true(is_called(&f));
+	assert_int_equal(ch_faults_serve(&f, &err), 0);
+	assert_answered_once();
+	ch_faults_end(&f);
+}
+
 static void what_is_no_memory_is_refused(void **state)
 {
 	(void)state;
@@ -221,6 +244,7 @@ int main(void)
 		cmocka_unit_test_setup(each_request_is_answered_once_whenever_the_process_ends,
 		                       set_up),
 		cmocka_unit_test_setup(half_a_request_waits_for_its_other_half, set_up),
+		cmocka_unit_test_setup(what_a_channel_that_ended_was_asked_is_answered, set_up),
 		cmocka_unit_test_setup(what_is_no_memory_is_refused, set_up),
 	};
 

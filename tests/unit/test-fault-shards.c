@@ -695,6 +695,70 @@ static void test_one_connection_of_several_is_lost(void **state)
 	stop(&f);
 }
 
+static struct pull_connection await_failed_dial(struct fixture *f)
+{
+	uint64_t until_ns = clock_now_ns() + TIMEOUT_MS * NSEC_PER_MSEC;
+	struct pull_connection c;
+
+	do {
+		assert_true(clock_now_ns() < until_ns);
+		pull_get_connection(f->p, &c);
+	} while (!c.dials_failed);
+	return c;
+}
+
+/* Pages of the others come still: what is given up for lost then would be lost by us. */
+static void test_a_source_that_refuses_one_connection_is_not_away(void **state)
+{
+	struct pull_connection c;
+	struct fixture f;
+
+	(void)state;
+	start(&f, POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_EAGER, 2, AT_BIRTH);
+	wait_threads("serve-urgent", 2);
+	atomic_store(&f.relay.refuses, true);
+	relay_cut(&f.relay, 3);
+	c = await_failed_dial(&f);
+	assert_true(c.lost);
+	assert_false(c.away);
+	relay_cut(&f.relay, 0);
+	do
+		pull_get_connection(f.p, &c);
+	while (!c.away);
+	atomic_store(&f.relay.refuses, false);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	finish(&f);
+	stop(&f);
+}
+
+/* The source's guest was attached anew while it warmed: what was dialled ahead is to the one
+ * before. */
+static void test_connections_ahead_are_of_the_attachment_that_counts(void **state)
+{
+	const struct pull_stats *stats;
+	struct fixture f;
+
+	(void)state;
+	set_up(&f, POSTCOPY_MEMORY_MEMFD, RESOLVER_MAP_EAGER, 4);
+	move_parts(&f);
+	f.p = make(&f, -1, 4);
+	stats = pull_stats(f.p);
+	connect_now(&f);
+	wait_threads("serve-urgent", 4);
+	/* As it ends them. */
+	for (unsigned int i = 0; i < 6; i++)
+		relay_cut(&f.relay, i);
+	wait_threads("serve-urgent", 0);
+	connect_now(&f);
+	wait_threads("serve-urgent", 4);
+	assert_int_equal(pull_start(f.p), 0);
+	check_parts(&f, 1);
+	assert_int_equal(atomic_load(&stats->faults_remote), 4);
+	assert_int_equal(pull_start_bulk(f.p), 0);
+	finish(&f);
+	stop(&f);
+}
+
 /* The source is away: all are lost, one of them tells. It is back: all are there. */
 static void test_all_connections_are_lost(void **state)
 {
@@ -938,6 +1002,8 @@ int main(void)
 		cmocka_unit_test(test_mremap_to_where_another_shards_was),
 		cmocka_unit_test(test_mremap_of_two_shards_all_the_time),
 		cmocka_unit_test(test_one_connection_of_several_is_lost),
+		cmocka_unit_test(test_a_source_that_refuses_one_connection_is_not_away),
+		cmocka_unit_test(test_connections_ahead_are_of_the_attachment_that_counts),
 		cmocka_unit_test(test_all_connections_are_lost),
 		cmocka_unit_test(test_events_in_several_journals_are_taken_up),
 		cmocka_unit_test(test_the_next_process_goes_on_with_all_maps),

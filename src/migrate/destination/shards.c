@@ -111,7 +111,9 @@ void shards_ask_again(struct migration *m)
 	m->shards.again = true;
 	note_owed(m);
 	ms->offers.data = ms;
-	uv_timer_start(&ms->offers, on_again, AGAIN_MS, 0);
+	/* It is everybody's: who answers badly all the time does not put it off. */
+	if (!uv_is_active((uv_handle_t *)&ms->offers))
+		uv_timer_start(&ms->offers, on_again, AGAIN_MS, 0);
 }
 
 /* A check that found none for itself says that they are no userfaultfds. */
