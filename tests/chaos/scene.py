@@ -44,12 +44,17 @@ class Memory:
 
     @staticmethod
     def _candidates(pid):
-        """A neighbour of its kind may be one with it in the kernel's eyes."""
+        """A neighbour of its kind may be one with it in the kernel's eyes; and where several
+        userfaultfds watch it, it is as many mappings, one behind the other."""
         with open("/proc/%d/maps" % pid) as maps:
-            for line in maps:
-                start, end = (int(at, 16) for at in line.split()[0].split("-"))
-                if end - start >= MEMORY_BYTES:
-                    yield from (start, end - MEMORY_BYTES)
+            ranges = [[int(at, 16) for at in line.split()[0].split("-")] for line in maps]
+        for i, (start, end) in enumerate(ranges):
+            for later_start, later_end in ranges[i + 1:]:
+                if later_start != end:
+                    break
+                end = later_end
+            if end - start >= MEMORY_BYTES:
+                yield from (start, end - MEMORY_BYTES)
 
     def _is_guest(self, start):
         try:
