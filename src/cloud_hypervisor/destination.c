@@ -26,7 +26,8 @@
 struct destination {
 	struct adapter *adapter;
 	struct ch_faults faults;
-	bool failed; /* the daemon has said so */
+	bool failed;        /* the daemon has said so */
+	uint64_t reopen_ns; /* not before: another channel where one has ended alone */
 };
 
 static void heed(struct destination *d, const struct postcopy_event *event)
@@ -350,7 +351,7 @@ static bool have_channel(struct destination *d)
 	if (!a->attachment)
 		come_back(d);
 	/* One may end alone: the daemon that was started again has not found it in its store. */
-	else if (ch_faults_open_channel(&d->faults, &err))
+	else if (clock_now_ns() >= d->reopen_ns && ch_faults_open_channel(&d->faults, &err))
 		log_migration_warning(a->id, "%s", err.text);
 	return d->faults.channel;
 }
@@ -366,8 +367,11 @@ static int serve(struct destination *d)
 	while (!d->failed && (f->sock >= 0 || !atomic_load(&a->record->complete))) {
 		int rc;
 
-		if (f->channel_ended)
+		if (f->channel_ended) {
 			ch_faults_close_channel(f);
+			/* One that takes no more of them would be asked all the time. */
+			d->reopen_ns = clock_now_ns() + CHANNEL_RETRY_MS * NSEC_PER_MSEC;
+		}
 		rc = turn(d, false, have_channel(d) ? -1 : CHANNEL_RETRY_MS, &err);
 		/* What it says makes no sense: it can't be answered. Else it is tried again. */
 		if (rc)
