@@ -40,6 +40,33 @@ static const enum vmm_wire_type all_types[] = {
 };
 #define N_TYPES (sizeof all_types / sizeof *all_types)
 
+/* Three regions, which are all different. */
+static void sample_table(enum vmm_wire_type type, struct vmm_wire_msg *m)
+{
+	m->role = VMM_WIRE_DESTINATION;
+	strcpy(m->id, "vm-7.a_B");
+	m->uffd_features = 0x123456789abcdef0;
+	m->n_regions = 3;
+	for (uint32_t i = 0; i < m->n_regions; i++)
+		m->regions[i] = (struct vmm_wire_region){
+			.memory = i + 1,
+			.flags = 0xf0 + i,
+			.guest_phys_addr = 0x1122334455667788 + i,
+			.size = 0x2233445566778899 + i,
+			.page_size = 4096 + i,
+			.host_addr = 0x33445566778899aa + i,
+			.fd_offset = 0x445566778899aabb + i,
+			.fd_index = i < 2 ? i + 1 : VMM_WIRE_NO_FD,
+			.uffd_mode = 5 + i,
+		};
+	m->attach_flags = VMM_WIRE_ATTACH_NAMES;
+	if (type == VMM_WIRE_ATTACH)
+		m->attach_flags |= VMM_WIRE_ATTACH_PIDFD;
+	strcpy(m->regions[0].name, "/objects/mem0");
+	memset(m->regions[1].name, 'n', POSTCOPY_REGION_NAME_MAX);
+	strcpy(m->regions[2].name, "v");
+}
+
 /*
  * A message of the type with every one of its fields set, and all other bytes zero.
  *
@@ -52,28 +79,7 @@ static size_t sample(enum vmm_wire_type type, struct vmm_wire_msg *m)
 	memset(m, 0, sizeof *m);
 	m->type = type;
 	if (type == VMM_WIRE_ATTACH || type == VMM_WIRE_MEMORY) {
-		m->role = VMM_WIRE_DESTINATION;
-		strcpy(m->id, "vm-7.a_B");
-		m->uffd_features = 0x123456789abcdef0;
-		m->n_regions = 3;
-		for (uint32_t i = 0; i < m->n_regions; i++)
-			m->regions[i] = (struct vmm_wire_region){
-				.memory = i + 1,
-				.flags = 0xf0 + i,
-				.guest_phys_addr = 0x1122334455667788 + i,
-				.size = 0x2233445566778899 + i,
-				.page_size = 4096 + i,
-				.host_addr = 0x33445566778899aa + i,
-				.fd_offset = 0x445566778899aabb + i,
-				.fd_index = i < 2 ? i + 1 : VMM_WIRE_NO_FD,
-				.uffd_mode = 5 + i,
-			};
-		m->attach_flags = VMM_WIRE_ATTACH_NAMES;
-		if (type == VMM_WIRE_ATTACH)
-			m->attach_flags |= VMM_WIRE_ATTACH_PIDFD;
-		strcpy(m->regions[0].name, "/objects/mem0");
-		memset(m->regions[1].name, 'n', POSTCOPY_REGION_NAME_MAX);
-		strcpy(m->regions[2].name, "v");
+		sample_table(type, m);
 		n_fds = type == VMM_WIRE_ATTACH ? 4 : 3;
 	} else if (type == VMM_WIRE_ATTACHED) {
 		m->standing = VMM_WIRE_STANDS_LOADED;
