@@ -23,6 +23,7 @@
 #include "libpostcopy/fetch_wire.h"
 
 #define PAGES 2048u
+#include "await.h"
 #include "source.h"
 #include "util/clock.h"
 
@@ -195,18 +196,6 @@ static void touched(const struct fixture *f, struct act *a)
 {
 	finished(a, "a thread that waits for a page");
 	assert_memory_equal(a->seen, f->s.content + (a->at - f->g.addr), sizeof a->seen);
-}
-
-static void wait_count(const _Atomic uint64_t *counter, uint64_t n)
-{
-	uint64_t until_ns = clock_now_ns() + TIMEOUT_MS * NSEC_PER_MSEC;
-
-	while (atomic_load(counter) < n) {
-		if (clock_now_ns() > until_ns)
-			fail_msg("%llu, not %llu", (unsigned long long)atomic_load(counter),
-			         (unsigned long long)n);
-		poll(NULL, 0, 1);
-	}
 }
 
 static int open_channel(const struct fixture *f)

@@ -9,7 +9,6 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <dirent.h>
 #include <pthread.h>
 #include <sys/uio.h>
 
@@ -27,6 +26,7 @@
 #include "fault/events.h"
 #include "libpostcopy/fetch_wire.h"
 #include "relay.h"
+#include "await.h"
 #include "source.h"
 #include "util/clock.h"
 
@@ -316,53 +316,6 @@ static void check_parts(const struct fixture *f, unsigned int page)
 {
 	for (unsigned int i = 0; i < f->n; i++)
 		check_page(f, bound(f, i) + page * UNIT_BYTES);
-}
-
-/* Threads of this process that are named so. */
-static unsigned int count_threads(const char *name)
-{
-	DIR *dir = opendir("/proc/self/task");
-	unsigned int n = 0;
-	struct dirent *d;
-
-	while ((d = readdir(dir))) {
-		char path[300], comm[32] = "";
-		FILE *file;
-
-		snprintf(path, sizeof path, "/proc/self/task/%s/comm", d->d_name);
-		file = *d->d_name == '.' ? NULL : fopen(path, "r");
-		/* It may have ended since. */
-		if (!file)
-			continue;
-		if (fgets(comm, sizeof comm, file) && !strncmp(comm, name, strlen(name)))
-			n++;
-		fclose(file);
-	}
-	closedir(dir);
-	return n;
-}
-
-static void wait_threads(const char *name, unsigned int n)
-{
-	uint64_t until_ns = clock_now_ns() + TIMEOUT_MS * NSEC_PER_MSEC;
-
-	while (count_threads(name) != n) {
-		if (clock_now_ns() > until_ns)
-			fail_msg("%u threads \"%s\", not %u", count_threads(name), name, n);
-		poll(NULL, 0, 1);
-	}
-}
-
-static void wait_count(const _Atomic uint64_t *counter, uint64_t n)
-{
-	uint64_t until_ns = clock_now_ns() + TIMEOUT_MS * NSEC_PER_MSEC;
-
-	while (atomic_load(counter) < n) {
-		if (clock_now_ns() > until_ns)
-			fail_msg("%llu, not %llu", (unsigned long long)atomic_load(counter),
-			         (unsigned long long)n);
-		poll(NULL, 0, 1);
-	}
 }
 
 /* The VMM's end of a fetch channel. */

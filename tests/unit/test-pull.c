@@ -9,12 +9,12 @@
 #include <stdint.h>
 #include <cmocka.h>
 
-#include <dirent.h>
 #include <pthread.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include "relay.h"
+#include "await.h"
 #include "source.h"
 #include "stream/throttle.h"
 #include "util/clock.h"
@@ -236,19 +236,6 @@ static void touched(const struct fixture *f, struct toucher *t)
 	pthread_join(t->thread, NULL);
 	close(t->done_fd);
 	assert_memory_equal(t->seen, f->s.content + offset, UNIT_BYTES);
-}
-
-/* Until a counter that another thread moves is there. */
-static void wait_count(const _Atomic uint64_t *counter, uint64_t n)
-{
-	uint64_t until_ns = clock_now_ns() + TIMEOUT_MS * NSEC_PER_MSEC;
-
-	while (atomic_load(counter) < n) {
-		if (clock_now_ns() > until_ns)
-			fail_msg("%llu, not %llu", (unsigned long long)atomic_load(counter),
-			         (unsigned long long)n);
-		poll(NULL, 0, 1);
-	}
 }
 
 static void wait_set(const atomic_int *what)
@@ -678,41 +665,6 @@ static void test_guesses_that_are_mapped_are_not_judged(void **state)
 	assert_int_equal(atomic_load(&stats->prefetch_watched), 0);
 	assert_int_equal(stats_wasted(stats), 0);
 	stop(&f);
-}
-
-/* Threads of this process that are named so. */
-static unsigned int count_threads(const char *name)
-{
-	DIR *dir = opendir("/proc/self/task");
-	unsigned int n = 0;
-	struct dirent *d;
-
-	while ((d = readdir(dir))) {
-		char path[300], comm[32] = "";
-		FILE *f;
-
-		snprintf(path, sizeof path, "/proc/self/task/%s/comm", d->d_name);
-		f = *d->d_name == '.' ? NULL : fopen(path, "r");
-		/* It may have ended since. */
-		if (!f)
-			continue;
-		if (fgets(comm, sizeof comm, f) && !strncmp(comm, name, strlen(name)))
-			n++;
-		fclose(f);
-	}
-	closedir(dir);
-	return n;
-}
-
-static void wait_threads(const char *name, unsigned int n)
-{
-	uint64_t until_ns = clock_now_ns() + TIMEOUT_MS * NSEC_PER_MSEC;
-
-	while (count_threads(name) != n) {
-		if (clock_now_ns() > until_ns)
-			fail_msg("%u threads \"%s\", not %u", count_threads(name), name, n);
-		poll(NULL, 0, 1);
-	}
 }
 
 /* Never above the cap, whatever the host is busy with; and everything comes. */
